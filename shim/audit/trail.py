@@ -1,0 +1,234 @@
+"""The trail: takes events at once, and gives them to every sink in its own time.
+
+`record` does no I/O, never waits and never raises; a queue per sink stands between, so that a slow or
+broken sink holds up neither the requests nor the other sinks. Its bound is the one place where an event
+can be lost, and each loss is counted and said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from shim.audit.coalesce import Coalescer
+from shim.audit.events import Event, EventsLost, Repeatable
+from shim.audit.lines import say_on_stderr
+
+BATCH = 64
+SWEEP_SECONDS = 1.0
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 60.0
+FINISHING_RETRY_SECONDS = 0.2
+
+
+class SinkGone(Exception):
+    """Raised by a sink that can never be written to again."""
+
+
+class Sink(Protocol):
+    """Where events are written to."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def write(self, events: Sequence[Event]) -> None:
+        """Write all of the events, in order; they are at most `BATCH`. Where it raises, the same events
+        come again later, but after `SinkGone`. It runs on the event loop: what blocks belongs into a
+        thread."""
+
+    async def close(self) -> None:
+        """Nothing more comes; have everything written when this returns."""
+
+
+class Trail:
+    """Everything that is recorded, on its way to the sinks.
+
+    `capacity`: events that may wait for one sink. `clock`: seconds, monotonic, for the coalescer;
+    `now`: seconds since the epoch, for the trail's own events. `complain`: told what can't go to a sink.
+
+    To be used from the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        sinks: Iterable[Sink],
+        coalescer: Coalescer | None = None,
+        *,
+        capacity: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        complain: Callable[[str], None] = say_on_stderr,
+    ) -> None:
+        self._queues = tuple(_Queue(sink, capacity, now, complain) for sink in sinks)
+        self._coalescer = coalescer or Coalescer()
+        self._clock = clock
+        self._complain = complain
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+        self._faults = 0
+
+    def start(self) -> None:
+        """Begin to write, on the running event loop. What was recorded before is not lost."""
+        self._tasks = tuple(asyncio.create_task(queue.run()) for queue in self._queues)
+        self._sweeper = asyncio.create_task(self._sweep_on())
+
+    def record(self, event: Event) -> None:
+        """Have the event written, or counted if many of its kind come at once."""
+        try:
+            if isinstance(event, Repeatable):
+                for one in self._coalescer.offer(event, self._clock()):
+                    self._put(one)
+            else:
+                self._put(event)
+        except Exception as fault:  # noqa: BLE001 - a request never fails for its record
+            self._faults += 1
+            if self._faults == 1:
+                with suppress(Exception):
+                    self._complain(f"an event could not be recorded: {fault!r}")
+
+    def sweep(self) -> None:
+        """Write the summaries that are due. Done each second once the trail is started."""
+        for summary in self._coalescer.due(self._clock()):
+            self._put(summary)
+
+    def lost(self) -> dict[str, int]:
+        """Events that each sink has not got and will not get, by its name."""
+        return {queue.sink.name: queue.lost + self._faults for queue in self._queues}
+
+    async def close(self, within: float = 5.0) -> None:
+        """Write everything that is held back or waits, for at most `within` seconds in all."""
+        if self._closed:
+            return
+        for summary in self._coalescer.drain():
+            self._put(summary, beyond_capacity=True)
+        self._closed = True
+        if self._sweeper is None:
+            self.start()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for queue in self._queues:
+            queue.finish()
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=within)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for queue in self._queues:
+            queue.say_what_is_left()
+
+    def _put(self, event: Event, *, beyond_capacity: bool = False) -> None:
+        for queue in self._queues:
+            if self._closed:
+                queue.lose(event)
+            else:
+                queue.put(event, beyond_capacity=beyond_capacity)
+
+    async def _sweep_on(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.sweep()
+
+
+class _Queue:
+    """What waits for one sink. An event leaves it when the sink has written it."""
+
+    def __init__(
+        self, sink: Sink, capacity: int, now: Callable[[], float], complain: Callable[[str], None]
+    ) -> None:
+        self.sink = sink
+        self.lost = 0
+        self._capacity = capacity
+        self._now = now
+        self._complain = complain
+        self._events: deque[Event] = deque()
+        self._untold = 0
+        self._wake = asyncio.Event()
+        self._finish = asyncio.Event()
+        self._retry = FIRST_RETRY_SECONDS
+        self._failing = False
+        self._gone = False
+
+    def put(self, event: Event, *, beyond_capacity: bool) -> None:
+        full = len(self._events) >= self._capacity and not beyond_capacity
+        if full or self._gone:
+            self.lose(event)
+            return
+        self._events.append(event)
+        self._wake.set()
+
+    def lose(self, event: Event) -> None:
+        count = event.count if isinstance(event, Repeatable) else 1
+        self.lost += count
+        self._untold += count
+
+    def finish(self) -> None:
+        self._finish.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._events:
+                await self._write_some()
+            if self._finish.is_set():
+                await self._close_sink()
+                return
+
+    def say_what_is_left(self) -> None:
+        for event in self._events:
+            self.lose(event)
+        self._events.clear()
+        if self._untold:
+            self._complain(f"{self._untold} events could not be written to {self.sink.name}")
+            self._untold = 0
+
+    async def _write_some(self) -> None:
+        batch = [self._events[i] for i in range(min(BATCH, len(self._events)))]
+        try:
+            await self.sink.write(batch)
+        except SinkGone as fault:
+            self._give_up(fault)
+            return
+        except Exception as fault:  # noqa: BLE001 - whatever a sink raises
+            await self._wait_after(fault)
+            return
+        for _ in batch:
+            self._events.popleft()
+        if self._failing:
+            self._failing = False
+            self._retry = FIRST_RETRY_SECONDS
+            self._complain(f"{self.sink.name} can be written to again")
+        if self._untold:
+            told, self._untold = self._untold, 0
+            self._events.append(EventsLost(time=self._now(), sink=self.sink.name, count=told))
+        await asyncio.sleep(0)  # other work comes between two batches
+
+    async def _wait_after(self, fault: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            self._complain(f"{self.sink.name} can't be written to, will be tried again: {fault!r}")
+        if self._finish.is_set():
+            await asyncio.sleep(FINISHING_RETRY_SECONDS)
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._finish.wait(), self._retry)
+        self._retry = min(self._retry * 2, LAST_RETRY_SECONDS)
+
+    def _give_up(self, fault: SinkGone) -> None:
+        self._gone = True
+        self._complain(f"{self.sink.name} is not written to any more: {fault}")
+        while self._events:
+            self.lose(self._events.popleft())
+
+    async def _close_sink(self) -> None:
+        try:
+            await self.sink.close()
+        except Exception as fault:  # noqa: BLE001 - whatever a sink raises
+            self._complain(f"{self.sink.name} could not be closed: {fault!r}")

@@ -1,0 +1,1 @@
+"""The commands, one file each; `shim.cli` puts them on the command line."""

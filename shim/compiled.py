@@ -1,0 +1,100 @@
+"""From settings to what the data plane runs on: policy, limits, addresses. Done once, before the first
+connection."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+
+from shim.proxy.limits import Limits
+from shim.proxy.pool import Address
+from shim.settings import Settings
+from shim.trust.addresses import Address as IPAddress
+from shim.trust.addresses import AddressList, parse_entry
+from shim.trust.fields import FieldNames
+from shim.trust.identity import Role
+from shim.trust.policy import Policy, Proof
+from shim.trust.target import Paths
+
+
+def policy_of(
+    settings: Settings,
+    *,
+    number: int = 0,
+    resolved: Mapping[str, frozenset[IPAddress]] | None = None,
+    suspended: bool = False,
+) -> Policy:
+    """The policy that these settings ask for. `resolved` has the addresses of the whitelist's host names;
+    `suspended` believes nobody."""
+    proof = settings.public_path_proof
+    return Policy(
+        number=number,
+        whitelist=AddressList(map(parse_entry, settings.reverse_proxy_whitelist), resolved),
+        hops=AddressList(map(parse_entry, settings.forwarding_hops)),
+        paths=Paths(settings.base_path, settings.public_paths),
+        names=_names(settings),
+        groups_separator=settings.groups_separator,
+        secrets=tuple(secret.get_secret_value().encode() for secret in settings.proxy_secret),
+        public_path_proof=None if proof == "none" else Proof(proof),
+        refuse_unlisted=settings.untrusted_peers == "reject",
+        require_identity=settings.require_identity,
+        required=_required(settings),
+        admin_groups=frozenset(settings.admin_groups),
+        create_admin_closed=settings.provisioning,
+        suspended=suspended,
+        max_fields=settings.max_headers,
+    )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The bounds that these settings ask for."""
+    return Limits(
+        header_bytes=settings.max_header_bytes,
+        head_timeout=settings.head_timeout,
+        body_timeout=settings.body_timeout,
+        stall_timeout=settings.stall_timeout,
+        idle_timeout=settings.idle_timeout,
+        connect_timeout=settings.connect_timeout,
+        answer_timeout=settings.answer_timeout,
+        upstream_idle_timeout=settings.upstream_idle_timeout,
+        max_connections=settings.max_connections,
+        max_upstream_connections=settings.max_upstream_connections,
+        max_waiting=settings.max_waiting,
+    )
+
+
+def upstream_address(settings: Settings) -> Address:
+    """Where Navidrome is."""
+    upstream = settings.upstream
+    tls = None
+    if upstream.tls:
+        authority = settings.upstream_ca
+        tls = ssl.create_default_context(cafile=None if authority is None else str(authority))
+    return Address(upstream.host, upstream.port, upstream.path, tls)
+
+
+def _names(settings: Settings) -> FieldNames:
+    roles = {
+        Role.USERNAME: settings.username_header,
+        Role.NAME: settings.name_header,
+        Role.EMAIL: settings.email_header,
+        Role.GROUPS: settings.groups_header,
+        Role.UID: settings.uid_header,
+        Role.JWT: settings.jwt_header,
+    }
+    return FieldNames(
+        roles,
+        settings.identity_prefixes,
+        settings.reverse_proxy_user_header,
+        settings.proxy_secret_header,
+    )
+
+
+def _required(settings: Settings) -> frozenset[Role]:
+    """What an identity may not lack, since the policy reads it."""
+    required = set()
+    if settings.provisioning:
+        required.add(Role.UID)
+    if settings.allowed_groups or settings.admin_groups or settings.library_groups:
+        required.add(Role.GROUPS)
+    return frozenset(required)

@@ -1,0 +1,1 @@
+"""The control plane: health, readiness, metrics, and who may ask for them."""

@@ -1,0 +1,117 @@
+"""The control plane as an application: `/healthz`, `/readyz`, `/metrics`.
+
+Every route but `/healthz` belongs to the guarded router, so that a new one is closed until somebody opens
+it. Every answer is JSON, metrics aside, and says no more than the asker may know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shim.control.access import Access
+from shim.control.health import HealthSource, is_ready
+
+SECURITY_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Access) -> FastAPI:
+    """The application, to be served on the control plane's listener and on the private channel."""
+    app = FastAPI(
+        title="navidrome-shim",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(_open_routes(access))
+    app.include_router(_guarded_routes(health, metrics, access))
+    _answer_faults(app)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+def _open_routes(access: Access) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(access.addressed)])
+
+    @router.api_route("/healthz", methods=["GET", "HEAD"])
+    async def healthz() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    return router
+
+
+def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Access) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(access.allowed)])
+
+    @router.api_route("/readyz", methods=["GET", "HEAD"])
+    async def readyz() -> Response:
+        checks = health.checks()
+        ready = is_ready(checks)
+        found = {
+            check.name: {"state": check.state, "detail": check.detail, "remedy": check.remedy}
+            for check in checks
+        }
+        return JSONResponse({"ready": ready, "checks": found}, status_code=200 if ready else 503)
+
+    @router.get("/metrics")
+    def read_metrics(request: Request) -> Response:  # no coroutine: in a thread, it reads /proc
+        encode, media_type = choose_encoder(request.headers.get("Accept", ""))
+        return Response(encode(metrics), media_type=media_type)
+
+    return router
+
+
+class SecurityHeaders:
+    """Puts `SECURITY_HEADERS` on every answer that doesn't bring its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _answer_faults(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def refused(_request: Request, fault: HTTPException) -> Response:
+        return _error(fault.status_code, fault.detail, fault.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(_request: Request, fault: RequestValidationError) -> Response:
+        wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
+        return _error(422, "; ".join(wrong))
+
+    @app.exception_handler(Exception)
+    async def failed(_request: Request, _fault: Exception) -> Response:
+        # Made outside of the middleware, since that may be what failed.
+        return _error(500, "the shim itself failed here; its log says how", SECURITY_HEADERS)
+
+
+def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    word = HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return JSONResponse({"error": word, "detail": detail}, status_code=status, headers=headers)

@@ -1,0 +1,121 @@
+"""What Prometheus reads: the data plane's counters, named and labelled.
+
+Nothing is counted here. The figures are read when somebody asks, so that they cost nobody else anything.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from shim.proxy.counters import Counters
+from shim.trust.reasons import OUTCOMES
+
+
+def metrics_of(
+    counters: Counters, *, version: str, events_lost: Callable[[], Mapping[str, int]] = dict
+) -> CollectorRegistry:
+    """A registry with all metrics of this process; other parts may register theirs beside them.
+
+    `events_lost`: by the name of each sink of the audit trail, the events that it did not get.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(ProxyCollector(counters))
+    registry.register(BuildCollector(version))
+    registry.register(TrailCollector(events_lost))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+class ProxyCollector(Collector):
+    """Reads `Counters`. Every outcome has its row, also one of zero: a row that first appears with its
+    first request is no increase to Prometheus, and an alert on it would not fire."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._counters
+        requests = CounterMetricFamily(
+            "shim_requests",
+            "Requests by what was decided.",
+            labels=("verdict", "reason", "path_class"),
+        )
+        for outcome, count in zip(OUTCOMES, counters.requests, strict=True):
+            requests.add_metric((outcome.verdict, outcome.reason, outcome.path_class), count)
+        yield requests
+
+        failures = CounterMetricFamily(
+            "shim_upstream_failures",
+            "Requests answered 502, 503 or 504 instead of by Navidrome.",
+            labels=("reason",),
+        )
+        for word, count in dict(counters.failures).items():
+            failures.add_metric((word,), count)
+        yield failures
+
+        yield CounterMetricFamily(
+            "shim_upstream_retries",
+            "Requests sent once more, since a kept connection was closed.",
+            counters.retries,
+        )
+        yield CounterMetricFamily(
+            "shim_clients_refused", "Connections beyond the limit.", counters.clients_refused
+        )
+        for name, text, value in (
+            (
+                "shim_client_connections",
+                "Open connections of clients.",
+                counters.client_connections,
+            ),
+            ("shim_streams_open", "Answers that are being sent.", counters.streams_open),
+            ("shim_tunnels_open", "Open WebSocket tunnels.", counters.tunnels_open),
+            (
+                "shim_upstream_connections",
+                "Open connections to Navidrome.",
+                counters.upstream_connections,
+            ),
+            (
+                "shim_upstream_idle_connections",
+                "Of these, the unused ones.",
+                counters.upstream_idle,
+            ),
+            (
+                "shim_upstream_waiting_requests",
+                "Requests that wait for a connection to Navidrome.",
+                counters.upstream_waiting,
+            ),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+
+
+class BuildCollector(Collector):
+    """Says which build this is."""
+
+    def __init__(self, version: str) -> None:
+        self._labels = {"version": version, "python": platform.python_version()}
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("shim_build", "The build that runs.", self._labels)
+
+
+class TrailCollector(Collector):
+    """Says what the audit trail could not write."""
+
+    def __init__(self, events_lost: Callable[[], Mapping[str, int]]) -> None:
+        self._events_lost = events_lost
+
+    def collect(self) -> Iterator[Metric]:
+        lost = CounterMetricFamily(
+            "shim_audit_events_lost",
+            "Events that a sink of the audit trail did not get.",
+            labels=("sink",),
+        )
+        for sink, count in self._events_lost().items():
+            lost.add_metric((sink,), count)
+        yield lost

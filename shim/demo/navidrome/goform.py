@@ -1,0 +1,42 @@
+"""The forms in which Go writes ids, times and JSON. No other formatting lives here."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+
+ZERO_TIME = "0001-01-01T00:00:00Z"
+"""Go's zero `time.Time`, which a column left out of a `PUT` is reset to."""
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def new_id(length: int = 22) -> str:
+    """A random id of base-62 digits: 22 for entities, 10 for shares."""
+    return "".join(secrets.choice(_DIGITS) for _ in range(length))
+
+
+def time_text(seconds: float) -> str:
+    """Unix seconds as `time.RFC3339Nano`, whose fraction ends in no zero."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
+
+
+def is_time(text: str) -> bool:
+    """Whether Go's `time.Time` would unmarshal this text."""
+    return _RFC3339.fullmatch(text) is not None
+
+
+def json_bytes(value: Json) -> bytes:
+    """Compact JSON as `json.Marshal` gives it: UTF-8, with `<`, `>` and `&` escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate(_ESCAPED).encode("utf-8", "replace")

@@ -1,0 +1,86 @@
+"""What `/readyz` and `check` say of the parts, with what to do where one is not well."""
+
+from __future__ import annotations
+
+from shim.control.health import Check, State
+from shim.settings import Settings, warnings
+from shim.trust.addresses import AddressList, parse_entry
+from shim.watch.names import NameState
+from shim.watch.upstream import UpstreamWatch
+
+
+def health_checks(
+    settings: Settings, names: tuple[NameState, ...], upstream: UpstreamWatch
+) -> tuple[Check, ...]:
+    """One check for each part."""
+    return (
+        _whitelist(settings, names),
+        _navidrome(settings, upstream),
+        _base_path(settings, upstream),
+    )
+
+
+def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
+    entries = settings.reverse_proxy_whitelist
+    if not entries:
+        return Check(
+            "whitelist",
+            State.WARNING,
+            "nobody is listed: no identity is believed",
+            "Set SHIM_REVERSE_PROXY_WHITELIST to the edge's address, network or host name.",
+        )
+    lost = [name for name in names if not name.addresses]
+    if lost:
+        said = "; ".join(f"{name.host}: {name.fault or 'no address'}" for name in lost)
+        state = State.FAILING if len(lost) == len(entries) else State.WARNING
+        return Check(
+            "whitelist",
+            state,
+            f"not resolved, so it lists nobody: {said}",
+            "Check the name, and that this machine's name server knows it.",
+        )
+    stale = [name for name in names if name.fault]
+    if stale:
+        said = "; ".join(f"{name.host}: {name.fault}" for name in stale)
+        return Check(
+            "whitelist",
+            State.WARNING,
+            f"the last answer is still used: {said}",
+            "Check this machine's name server.",
+        )
+    if AddressList(map(parse_entry, entries)).everybody:
+        return Check(
+            "whitelist",
+            State.WARNING,
+            "every address of a family is listed: whoever reaches the shim can name any user",
+            "List the edge alone.",
+        )
+    remarks = [text for text in warnings(settings) if "WHITELIST" in text]
+    if remarks:
+        return Check("whitelist", State.WARNING, " ".join(remarks), "List what is meant.")
+    resolved = [f"{n.host} = {', '.join(sorted(map(str, n.addresses)))}" for n in names]
+    return Check("whitelist", State.OK, "; ".join((", ".join(entries), *resolved)))
+
+
+def _navidrome(settings: Settings, upstream: UpstreamWatch) -> Check:
+    state = upstream.state
+    if state.reached:
+        return Check("navidrome", State.OK, f"{settings.upstream} {state.detail}")
+    return Check(
+        "navidrome",
+        State.FAILING,
+        f"{settings.upstream} is not reached: {state.detail}",
+        "Start Navidrome, or set SHIM_UPSTREAM to where it listens.",
+    )
+
+
+def _base_path(settings: Settings, upstream: UpstreamWatch) -> Check:
+    if upstream.contradicts:
+        return Check(
+            "base_path",
+            State.FAILING,
+            f"Navidrome's base path is {upstream.state.base_path}, SHIM_BASE_PATH says "
+            f"{settings.base_path}: nobody is believed",
+            "Set SHIM_BASE_PATH to what Navidrome's ND_BASEURL says.",
+        )
+    return Check("base_path", State.OK, settings.base_path)

@@ -1,0 +1,106 @@
+"""The chunked coding, read strictly and written plainly (RFC 9112 §7.1).
+
+The decoder is pure: it is fed in any slicing and gives the body's pieces and where the message ended,
+which httptools can't say. Extensions and trailers are bounded in bytes and dropped.
+"""
+
+from __future__ import annotations
+
+import re
+
+from shim.trust.fields import TEXT, TOKEN
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_LONGEST_CHUNK = 2**63 - 1
+_LONGEST_LINE = 4096
+_MOST_EXTRAS = 16384  # bytes of extensions and trailers in one message
+
+
+class ChunkedError(ValueError):
+    """The body is not in chunked coding."""
+
+
+class ChunkedDecoder:
+    """Reads one chunked body. `done` is set once its last line was seen."""
+
+    __slots__ = ("_end", "_extras", "_left", "_line", "_trailers", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._left = 0  # bytes of the chunk at hand that are still to come
+        self._end = 0  # bytes of the line end after a chunk that are still to come
+        self._line = b""  # a line that is not whole yet
+        self._trailers = False
+        self._extras = 0
+
+    def feed(self, data: bytes) -> tuple[list[bytes], int]:
+        """The body's pieces in `data`, and how many bytes of it belong to this message (all of them
+        unless `done`). Raises `ChunkedError`."""
+        pieces: list[bytes] = []
+        at, end = 0, len(data)
+        while at < end and not self.done:
+            if self._left:
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                self._left -= len(piece)
+                at += len(piece)
+                self._end = 2 if not self._left else 0
+            elif self._end:
+                if data[at] != (13 if self._end == 2 else 10):
+                    raise ChunkedError("a chunk does not end in CRLF")
+                self._end -= 1
+                at += 1
+            else:
+                at = self._read_line(data, at)
+        return pieces, at
+
+    def _read_line(self, data: bytes, at: int) -> int:
+        stop = data.find(b"\n", at)
+        part = data[at:] if stop < 0 else data[at : stop + 1]
+        self._line += part
+        if len(self._line) > _LONGEST_LINE:
+            raise ChunkedError("a chunk's line or a trailer is too long")
+        if stop < 0:
+            return len(data)
+        line, self._line = self._line, b""
+        if line[-2:] != b"\r\n":
+            raise ChunkedError("a line does not end in CRLF")
+        if self._trailers:
+            self._read_trailer(line[:-2])
+        else:
+            self._read_size(line[:-2])
+        return stop + 1
+
+    def _read_size(self, line: bytes) -> None:
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise ChunkedError("a chunk's size is no hexadecimal number")
+        self._count(len(line) - len(match[1]))
+        self._left = int(match[1], 16)
+        if self._left > _LONGEST_CHUNK:
+            raise ChunkedError("a chunk is longer than 2^63-1 bytes")
+        self._trailers = not self._left
+
+    def _read_trailer(self, line: bytes) -> None:
+        if not line:
+            self.done = True
+            return
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name.translate(None, TOKEN) or value.translate(None, TEXT):
+            raise ChunkedError("a trailer is not: name, colon, value")
+        self._count(len(line) + 2)
+
+    def _count(self, extra: int) -> None:
+        self._extras += extra
+        if self._extras > _MOST_EXTRAS:
+            raise ChunkedError("too many bytes of chunk extensions and trailers")
+
+
+def encode_chunk(pieces: list[bytes]) -> bytes:
+    """The pieces as one chunk; nothing for no bytes, since an empty chunk would end the body."""
+    size = sum(map(len, pieces))
+    if not size:
+        return b""
+    return b"%x\r\n%b\r\n" % (size, b"".join(pieces))

@@ -1,0 +1,45 @@
+"""What the data plane counts: plain integers, so that counting costs it an addition.
+
+The metrics page reads them; nobody else writes them.
+"""
+
+from __future__ import annotations
+
+from shim.trust.reasons import OUTCOMES
+
+
+class Counters:
+    """Totals since the start, and gauges of now.
+
+    `requests` has one total per `shim.trust.reasons.OUTCOMES` row, by `Outcome.index`.
+    `failures` has one total per word that an answer of 502, 503 or 504 was given for.
+    """
+
+    __slots__ = (
+        "client_connections",
+        "clients_refused",
+        "failures",
+        "requests",
+        "retries",
+        "streams_open",
+        "tunnels_open",
+        "upstream_connections",
+        "upstream_idle",
+        "upstream_waiting",
+    )
+
+    def __init__(self) -> None:
+        self.requests: list[int] = [0] * len(OUTCOMES)
+        self.failures: dict[str, int] = {}
+        self.client_connections = 0
+        self.clients_refused = 0
+        self.streams_open = 0
+        self.tunnels_open = 0
+        self.upstream_connections = 0
+        self.upstream_idle = 0
+        self.upstream_waiting = 0
+        self.retries = 0
+
+    def failed(self, word: str) -> None:
+        """Count one answer that the upstream's failure cost."""
+        self.failures[word] = self.failures.get(word, 0) + 1

@@ -1,0 +1,137 @@
+"""What every connection of the data plane shares, and the clock that ends what takes too long.
+
+Deadlines are compared by one sweep instead of one timer for each connection: setting one costs a request
+an assignment, and each is at most `TICK` seconds late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from shim.proxy.counters import Counters
+from shim.proxy.gate import AccountGate
+from shim.proxy.limits import Limits
+from shim.trust.decide import Decision
+from shim.trust.policy import Policy
+from shim.trust.remember import RememberedDecisions
+
+if TYPE_CHECKING:
+    from shim.proxy.pool import UpstreamPool
+
+TICK = 0.5
+NEVER = math.inf
+
+
+class Observer(Protocol):
+    """Hears of every request worth a line. Nothing here may block or raise."""
+
+    @property
+    def wants_access(self) -> bool:
+        """Whether `accessed` is to be called."""
+
+    def judged(self, decision: Decision, request_id: str) -> None:
+        """A request was stripped or rejected."""
+
+    def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
+        """A request got one of the shim's own answers, since Navidrome gave none. `word` says why."""
+
+    def accessed(
+        self, decision: Decision, request_id: str, status: int, sent: int, seconds: float
+    ) -> None:
+        """An answer was given. `sent` is in bytes, as written to the client."""
+
+    def upstream_up(self) -> None:
+        """Navidrome answers again."""
+
+    def upstream_down(self, why: str) -> None:
+        """Navidrome can't be reached."""
+
+
+class Timed(Protocol):
+    """A connection with deadlines, in the plane's time."""
+
+    deadline: float
+    stall_deadline: float
+
+    def expired(self) -> None:
+        """The deadline of its phase has passed."""
+
+    def stalled(self) -> None:
+        """What was written has not been taken in time."""
+
+
+class DataPlane:
+    """The parts that a connection is given.
+
+    `decisions` serves the policy in force, and is replaced by `enforce`. `gate` is None without
+    provisioning. `own` is the pool that leads to the control plane, None without one, and
+    `own_lines` the header lines that only a request through it carries. `now` is the loop's time in
+    seconds, as of the last tick.
+    """
+
+    __slots__ = (
+        "_ticker",
+        "counters",
+        "decisions",
+        "gate",
+        "limits",
+        "now",
+        "observer",
+        "own",
+        "own_lines",
+        "pool",
+        "timed",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        counters: Counters,
+        observer: Observer,
+        gate: AccountGate | None = None,
+    ) -> None:
+        self.decisions = RememberedDecisions(policy)
+        self.limits = limits
+        self.counters = counters
+        self.observer = observer
+        self.gate = gate
+        self.pool: UpstreamPool
+        self.own: UpstreamPool | None = None
+        self.own_lines = b""
+        self.timed: set[Timed] = set()
+        self.now = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def enforce(self, policy: Policy) -> None:
+        """Judge from now on by this policy. Requests under way go on as they were decided."""
+        self.decisions = RememberedDecisions(policy)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the clock."""
+        self.now = loop.time()
+        self._ticker = loop.call_later(TICK, self._tick, loop)
+
+    def stop(self) -> None:
+        """Stop the clock, and close what the pools hold."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for pool in self._pools():
+            pool.close()
+
+    def _pools(self) -> Iterable[UpstreamPool]:
+        return (self.pool,) if self.own is None else (self.pool, self.own)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticker = loop.call_later(TICK, self._tick, loop)
+        now = self.now = loop.time()
+        for connection in list(self.timed):
+            if connection.deadline < now:
+                connection.expired()
+            if connection.stall_deadline < now:
+                connection.stalled()
+        for pool in self._pools():
+            pool.sweep(now)

@@ -1,0 +1,202 @@
+"""The connections to Navidrome.
+
+Invariants: a connection is in `_idle` only between two requests, with reading on, no byte left over and
+no wish to close; `_open` counts those that are connected or connecting; `_waiting` holds, in order, the
+clients that were promised a connection, each at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from shim.proxy.upstream import Upstream
+
+if TYPE_CHECKING:
+    from shim.proxy.plane import DataPlane
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an upstream listens: a host and a port, or the path of a Unix socket. `tls` is the context
+    to speak TLS with."""
+
+    host: str = "127.0.0.1"
+    port: int = 4533
+    path: str | None = None
+    tls: ssl.SSLContext | None = None
+
+
+class Client(Protocol):
+    """Who waits for a connection."""
+
+    def attach(self, upstream: Upstream) -> None:
+        """Here is the connection: send the request."""
+
+    def unserved(self, word: str, status: int) -> None:
+        """There will be none. `word` says why."""
+
+
+class UpstreamPool:
+    """Connections to one address: as many as are needed, up to the limit, the last used first."""
+
+    __slots__ = (
+        "_address",
+        "_idle",
+        "_open",
+        "_plane",
+        "_tasks",
+        "_waiting",
+        "closed",
+        "down",
+        "reports",
+    )
+
+    def __init__(self, plane: DataPlane, address: Address, *, reports: bool = True) -> None:
+        self._plane = plane
+        self._address = address
+        self._idle: list[Upstream] = []
+        self._waiting: dict[Client, None] = {}
+        self._open = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closed = False
+        self.down = False
+        self.reports = reports
+
+    def take(self) -> Upstream | None:
+        """A connection that is ready now, or None. It is the caller's until it is released or lost."""
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.closing:
+                self._count()
+                return upstream
+        return None
+
+    def ask(self, client: Client) -> None:
+        """Get `client` a connection: it is attached later, or told that it goes unserved."""
+        if self.closed or len(self._waiting) >= self._plane.limits.max_waiting:
+            client.unserved("pool_exhausted", 503)
+            return
+        self._waiting[client] = None
+        self._count()
+        if self._open < self._plane.limits.max_upstream_connections:
+            self._connect()
+
+    def forget(self, client: Client) -> None:
+        """The client waits no longer."""
+        self._waiting.pop(client, None)
+        self._count()
+
+    def release(self, upstream: Upstream) -> None:
+        """Take a connection back, for the next request."""
+        if self.closed:
+            upstream.close()
+        elif self._waiting:
+            client = next(iter(self._waiting))
+            self.forget(client)
+            client.attach(upstream)
+        else:
+            upstream.idle_since = self._plane.now
+            self._idle.append(upstream)
+            self._count()
+
+    def lost(self, upstream: Upstream) -> None:
+        """The connection is gone."""
+        self._open -= 1
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+        self._count()
+        self._refill()
+
+    def answered(self) -> None:
+        """Navidrome gave an answer: it is there."""
+        if self.down:
+            self.down = False
+            if self.reports:
+                self._plane.observer.upstream_up()
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        oldest = now - self._plane.limits.upstream_idle_timeout
+        while self._idle and self._idle[0].idle_since < oldest:
+            self._idle.pop(0).close()
+        self._count()
+
+    def close(self) -> None:
+        """Close what is idle, and everything that comes back."""
+        self.closed = True
+        for task in self._tasks:
+            task.cancel()
+        for upstream in self._idle:
+            upstream.close()
+        self._idle.clear()
+
+    def _refill(self) -> None:
+        room = self._open < self._plane.limits.max_upstream_connections
+        if room and not self.closed and len(self._waiting) > len(self._tasks):
+            self._connect()
+
+    def _connect(self) -> None:
+        self._open += 1
+        self._count()
+        task = asyncio.get_running_loop().create_task(self._open_one())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open_one(self) -> None:
+        limit = self._plane.limits.connect_timeout
+        try:
+            async with asyncio.timeout(limit):
+                upstream = await _open(self._address, self._make)
+        except TimeoutError:
+            self._failed("connect_timeout", 504, f"no connection within {limit:g} s")
+        except (OSError, ssl.SSLError) as error:
+            self._failed("connect_failed", 502, _why(error))
+        else:
+            self.release(upstream)
+
+    def _make(self) -> Upstream:
+        return Upstream(self._plane, self)
+
+    def _failed(self, word: str, status: int, why: str) -> None:
+        self._open -= 1
+        if not self.down:
+            self.down = True
+            if self.reports:
+                self._plane.observer.upstream_down(why)
+        # Whoever waits for a connection being made is told; the others are tried for once more.
+        if self._waiting:
+            client = next(iter(self._waiting))
+            self.forget(client)
+            client.unserved(word, status)
+        self._count()
+        self._refill()
+
+    def _count(self) -> None:
+        if self.reports:
+            counters = self._plane.counters
+            counters.upstream_connections = self._open
+            counters.upstream_idle = len(self._idle)
+            counters.upstream_waiting = len(self._waiting)
+
+
+async def _open(address: Address, make: Callable[[], Upstream]) -> Upstream:
+    loop = asyncio.get_running_loop()
+    tls = address.tls
+    host = address.host if tls is not None else None
+    if address.path is not None:
+        _, upstream = await loop.create_unix_connection(
+            make, address.path, ssl=tls, server_hostname=host
+        )
+    else:
+        _, upstream = await loop.create_connection(
+            make, address.host, address.port, ssl=tls, server_hostname=host
+        )
+    return upstream
+
+
+def _why(error: OSError) -> str:
+    return f"{type(error).__name__}: {error.strerror or error}"

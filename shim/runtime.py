@@ -1,0 +1,287 @@
+"""The one place where the parts are put together, and the order in which they start and stop.
+
+The data plane's application is nothing but a lifespan: it starts what a process needs, hands the plane to
+every connection, and stops it again. The control plane's server runs inside it and stops last, so that
+health and metrics can be read until the last answer is out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from socket import socket
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+import shim
+from shim.audit.events import ConfigurationInForce, PolicyChanged, Started, Stopped
+from shim.audit.lines import Lines
+from shim.audit.log import LogSink, configure_log
+from shim.audit.observer import TrailObserver
+from shim.audit.trail import Trail
+from shim.compiled import limits_of, policy_of, upstream_address
+from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.app import create_app
+from shim.control.health import Check
+from shim.control.metrics import metrics_of
+from shim.health import health_checks
+from shim.proxy.counters import Counters
+from shim.proxy.downstream import Downstream
+from shim.proxy.limits import Limits
+from shim.proxy.plane import DataPlane
+from shim.proxy.pool import Address as UpstreamAddress
+from shim.proxy.pool import UpstreamPool
+from shim.settings import Endpoint, Settings, warnings
+from shim.sockets import bind, raise_descriptor_limit
+from shim.trust.addresses import Address
+from shim.watch.names import NameWatch
+from shim.watch.upstream import UpstreamWatch
+
+UPSTREAM_WATCH_SECONDS = 15.0
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are somebody else's: two of them run in one loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Runtime:
+    """Everything that one process runs. `serve` is its life."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.counters = Counters()
+        self._lines = Lines(sys.stdout.fileno())
+        configure_log(self._lines, log_format=settings.log_format, level=settings.log_level)
+        self.trail = Trail((LogSink(self._lines),))
+        self.names = NameWatch(policy_of(settings).whitelist.hosts, settings.whitelist_keep_seconds)
+        ca = settings.upstream_ca
+        self.upstream = UpstreamWatch(
+            settings.upstream, None if ca is None else str(ca), settings.base_path
+        )
+        observer = TrailObserver(
+            self.trail, str(settings.upstream), wants_access=settings.access_log
+        )
+        limits, self._limit_note = _within_descriptors(limits_of(settings))
+        self.plane = DataPlane(policy_of(settings), limits, self.counters, observer)
+        self.plane.pool = UpstreamPool(self.plane, upstream_address(settings))
+        self._channel_secret = secrets.token_urlsafe(32)
+        self._started_at = time.monotonic()
+        self._cause = "stopped"
+        self._data: _Server
+        self._control: _Server
+
+    def checks(self) -> tuple[Check, ...]:
+        """How the parts are, for `/readyz`."""
+        return health_checks(self.settings, self.names.states, self.upstream)
+
+    def serve(self) -> None:
+        """Listen, and serve until a signal says stop. Raises OSError where it can't listen."""
+        settings = self.settings
+        data = bind(settings.listen, settings.listen_socket_mode)
+        control = bind(settings.control_listen, settings.listen_socket_mode)
+        channel = bind(Endpoint("127.0.0.1", 0))
+        try:
+            uvicorn_loop = uvicorn.Config(
+                _nothing, loop="uvloop", log_config=None
+            ).get_loop_factory()
+            with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+                runner.run(self._serve(data, control, channel))
+        finally:
+            for listener, endpoint in ((data, settings.listen), (control, settings.control_listen)):
+                listener.close()
+                if endpoint.path is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        Path(endpoint.path).unlink()
+            channel.close()
+            self._lines.close(2.0)
+
+    async def _serve(self, data: socket, control: socket, channel: socket) -> None:
+        settings = self.settings
+        self._control_sockets = [control, channel]
+        host, port = channel.getsockname()
+        self.plane.own = UpstreamPool(self.plane, UpstreamAddress(host, port), reports=False)
+        self.plane.own_lines = (
+            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode()
+        )
+        self._bound = (_bound(settings.listen, data), _bound(settings.control_listen, control))
+        config = uvicorn.Config(
+            self._application,
+            http=cast("Any", Downstream),
+            interface="asgi3",
+            lifespan="on",
+            server_header=False,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(settings.grace_timeout)),
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+        )
+        self._data = _Server(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
+        await self._data.serve(sockets=[data])
+        if not self._data.started:
+            raise RuntimeError("the shim did not start; the log says why")
+
+    def _stop(self, cause: str) -> None:
+        if self._data.should_exit:
+            self._abort_clients()
+        self._cause = cause
+        self._data.should_exit = True
+
+    def _abort_clients(self) -> int:
+        left = [c for c in self.plane.timed if isinstance(c, Downstream)]
+        for client in left:
+            client.abort()
+        return len(left)
+
+    async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The data plane's ASGI application: its lifespan. HTTP never gets here."""
+        assert scope["type"] == "lifespan"
+        await receive()
+        async with self._running():
+            scope["state"]["plane"] = self.plane
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        self.trail.start()
+        await asyncio.gather(self.names.look_up(), self.upstream.ask())
+        self._enforce("start")
+        self.plane.start(loop)
+        tasks = [
+            asyncio.create_task(self._serve_control()),
+            asyncio.create_task(
+                self.names.run(
+                    settings.whitelist_refresh_seconds, lambda: self._enforce("whitelist")
+                )
+            ),
+            asyncio.create_task(
+                self.upstream.run(UPSTREAM_WATCH_SECONDS, lambda: self._enforce("base_path"))
+            ),
+        ]
+        self._say_started()
+        try:
+            yield
+        finally:
+            aborted = self._abort_clients()
+            for task in tasks[1:]:
+                task.cancel()
+            self.plane.stop()
+            self._control.should_exit = True
+            await asyncio.gather(*tasks, return_exceptions=True)
+            uptime = time.monotonic() - self._started_at
+            self.trail.record(
+                Stopped(
+                    time=time.time(),
+                    cause=self._cause,
+                    uptime_seconds=round(uptime, 3),
+                    aborted_connections=aborted,
+                )
+            )
+            await self.trail.close()
+
+    async def _serve_control(self) -> None:
+        settings = self.settings
+        token = settings.control_token
+        access = Access(
+            channel_secret=self._channel_secret,
+            token=None if token is None else token.get_secret_value(),
+            hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
+        )
+        metrics = metrics_of(self.counters, version=shim.__version__, events_lost=self.trail.lost)
+        app = create_app(health=self, metrics=metrics, access=access)
+        config = uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, proxy_headers=False
+        )
+        self._control = _Server(config)
+        await self._control.serve(sockets=self._control_sockets)
+
+    def _enforce(self, subject: str) -> None:
+        """Put a new policy in force where what was looked up differs from what is enforced."""
+        old = self.plane.decisions.policy
+        new = policy_of(
+            self.settings,
+            number=old.number + 1,
+            resolved=self.names.answers(),
+            suspended=self.upstream.contradicts,
+        )
+        before, after = _addresses(old.whitelist.resolved), _addresses(new.whitelist.resolved)
+        if before == after and old.suspended == new.suspended:
+            return
+        self.plane.enforce(new)
+        self.trail.record(
+            PolicyChanged(
+                time=time.time(),
+                subject=subject,
+                number=new.number,
+                added=tuple(sorted(after - before)),
+                removed=tuple(sorted(before - after)),
+                detail=self.upstream.state.detail if old.suspended != new.suspended else "",
+                alarm=new.suspended,
+            )
+        )
+
+    def _say_started(self) -> None:
+        settings, now = self.settings, time.time()
+        said = tuple(f"{name}={value}" for name, value in settings.public().items() if value)
+        self.trail.record(
+            ConfigurationInForce(
+                time=now, settings=said, warnings=(*warnings(settings), *self._limit_note)
+            )
+        )
+        listen, control = self._bound
+        self.trail.record(
+            Started(
+                time=now,
+                version=shim.__version__,
+                listen=listen,
+                control_listen=control,
+                process=os.getpid(),
+            )
+        )
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that is never called."""
+
+
+def _within_descriptors(limits: Limits) -> tuple[Limits, tuple[str, ...]]:
+    """The limits, with client connections capped below half of the files that may be open, and what to
+    say of it."""
+    descriptors = raise_descriptor_limit()
+    most = max(16, descriptors // 2 - 1)
+    if limits.max_connections <= most:
+        return limits, ()
+    note = f"client connections are capped at {most}, below half of {descriptors} open files"
+    return replace(limits, max_connections=most), (note,)
+
+
+def _bound(endpoint: Endpoint, listener: socket) -> str:
+    if endpoint.path is not None:
+        return str(endpoint)
+    host, port = listener.getsockname()[:2]
+    return str(Endpoint(host, port))
+
+
+def _addresses(resolved: Mapping[str, frozenset[Address]]) -> set[str]:
+    return {f"{host}={address}" for host, found in resolved.items() for address in found}

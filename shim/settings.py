@@ -1,0 +1,159 @@
+"""The settings' entrance: read everything, or say everything that is wrong with it.
+
+`load` is the one place where the environment, the `.env` file and the files of secrets are read. The
+settings themselves, with names, defaults and meanings, are the table in `settings_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from shim import settings_places as places
+from shim import settings_values as values
+from shim.settings_checks import contradictions, warnings
+from shim.settings_model import SETTINGS, Setting, Settings
+from shim.settings_places import Endpoint, Upstream
+from shim.settings_source import FILE_SUFFIX, Catalogue, Fault, Variable, read, shown
+
+__all__ = [
+    "ALIASES",
+    "SETTINGS",
+    "Endpoint",
+    "Fault",
+    "Setting",
+    "Settings",
+    "SettingsError",
+    "Upstream",
+    "load",
+    "warnings",
+]
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used. `faults` are all of them; the text has one line for each."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A variable of Navidrome's own that says what a setting of ours says.
+
+    Navidrome's list of trusted sources is none: it names who may speak to Navidrome (the shim), not who
+    may speak to the shim (the edge).
+    """
+
+    name: str
+    field: str
+    read: Callable[[str], str]
+    same: Callable[[str], str]
+
+
+ALIASES = (
+    Alias("ND_BASEURL", "base_path", places.base_path_of_url, places.base_path),
+    Alias("ND_EXTAUTH_USERHEADER", "reverse_proxy_user_header", values.header_name, str.lower),
+    Alias("ND_REVERSEPROXYUSERHEADER", "reverse_proxy_user_header", values.header_name, str.lower),
+)
+
+_CATALOGUE = Catalogue(
+    names=frozenset(each.name for each in SETTINGS),
+    secrets=frozenset(each.name for each in SETTINGS if each.secret),
+    foreign=frozenset(alias.name for alias in ALIASES),
+)
+_BY_FIELD = {each.field: each for each in SETTINGS}
+
+
+def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
+    """The settings in `environ` and, where it lacks a name, in `env_file`, which may be missing.
+
+    Raises `SettingsError` with every fault at once: names that are no setting, values that cannot be
+    read, values that contradict each other.
+    """
+    found, faults = read(environ, env_file, _CATALOGUE)
+    chosen = _chosen(found, faults)
+    settings = _model(chosen, faults)
+    faults += _contradictions(settings, chosen, _unread(faults))
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Variable]:
+    """The variable that speaks for each field: the setting's own, or else an alias. What is empty and has
+    no default is not set."""
+    chosen: dict[str, Variable] = {}
+    for each in SETTINGS:
+        variable = found.get(each.name)
+        if variable is None:
+            continue
+        text = variable.text if each.secret else variable.text.strip()
+        if text or each.default is not None:
+            chosen[each.field] = Variable(variable.name, text, variable.origin)
+    for alias in ALIASES:
+        other = found.get(alias.name)
+        if other is None or not other.text.strip():  # Navidrome takes an empty variable for none
+            continue
+        try:
+            text = alias.read(other.text.strip())
+        except ValueError as error:
+            faults.append(Fault(other.name, other.origin, shown(other.text), str(error)))
+            continue
+        own = chosen.setdefault(alias.field, Variable(other.name, text, other.origin))
+        if _differ(own.text, text, alias):
+            expected = f"expected what {own.name} ({own.origin}) says, {shown(own.text)}, or only one of them"
+            faults.append(Fault(other.name, other.origin, shown(other.text), expected))
+    return chosen
+
+
+def _differ(own: str, other: str, alias: Alias) -> bool:
+    try:
+        return alias.same(own) != alias.same(other)
+    except ValueError:  # a fault of its own
+        return False
+
+
+def _model(chosen: Mapping[str, Variable], faults: list[Fault]) -> Settings:
+    """The model of what can be read; what cannot has its default in it."""
+    texts = {field: variable.text for field, variable in chosen.items()}
+    try:
+        return Settings.model_validate(texts)
+    except ValidationError as error:
+        wrong = {str(each["loc"][0]): each for each in error.errors(include_url=False)}
+    for field, each in wrong.items():
+        variable = chosen[field]
+        cause = each.get("ctx", {}).get("error")
+        value = None if _BY_FIELD[field].secret else shown(variable.text)
+        faults.append(Fault(variable.name, variable.origin, value, str(cause or each["msg"])))
+    return Settings.model_validate({f: text for f, text in texts.items() if f not in wrong})
+
+
+def _unread(faults: Iterable[Fault]) -> frozenset[str]:
+    """The fields whose value is not what was meant, since something is wrong with the variable."""
+    names = {fault.name for fault in faults} | {
+        fault.name.removesuffix(FILE_SUFFIX) for fault in faults
+    }
+    fields = {each.field for each in SETTINGS if each.name in names}
+    return frozenset(fields | {alias.field for alias in ALIASES if alias.name in names})
+
+
+def _contradictions(
+    settings: Settings, chosen: Mapping[str, Variable], unread: frozenset[str]
+) -> Iterable[Fault]:
+    written = settings.public()
+    for each in contradictions(settings):
+        if unread.isdisjoint(each.fields):
+            first = _BY_FIELD[each.fields[0]]
+            variable = chosen.get(first.field)
+            value = written[first.name]
+            yield Fault(
+                variable.name if variable else first.name,
+                variable.origin if variable else "default" if value else "not set",
+                shown(value) if value and not first.secret else None,
+                each.expected,
+            )

@@ -1,0 +1,89 @@
+"""The sockets that the shim listens on, bound by itself.
+
+A Unix socket gets the mode of the settings before anybody can connect, since whoever reaches it is a
+trusted peer; one that was left behind is removed only if nobody answers on it. `[::]` takes IPv4 too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import stat
+from pathlib import Path
+
+from shim.settings import Endpoint
+
+BACKLOG = 2048
+
+
+def bind(endpoint: Endpoint, mode: int = 0o660) -> socket.socket:
+    """A bound, non-blocking socket for this endpoint; uvicorn listens on it. `mode` is a Unix socket's.
+
+    Raises OSError with a sentence that names the endpoint."""
+    try:
+        if endpoint.path is not None:
+            return _bind_unix(endpoint.path, mode)
+        return _bind_tcp(endpoint.host, endpoint.port)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot listen on {endpoint}: {error.strerror or error}"
+        ) from error
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the limit of open files to the most that this process may have, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    v6 = ":" in host
+    listener = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if v6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _bind_unix(path: str, mode: int) -> socket.socket:
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o777 & ~mode)
+    try:
+        listener.bind(path)
+        Path(path).chmod(mode)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    listener.setblocking(False)
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            raise FileExistsError(17, f"{path} is there and is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+        else:
+            raise OSError(98, f"somebody else listens on {path}")

@@ -1,0 +1,196 @@
+"""One header line: its grammar, and what kind of field it is.
+
+A line is admitted by one strict expression (token, colon, value of visible characters, blanks and bytes
+from 0x80), which is never laxer than llhttp's. Three kinds of name matter here and are told apart by
+how they are compared:
+
+- identity headers, the user header, the secret's: found by their *folded* name (lower case, every
+  character outside a-z0-9 becomes "-"), believed only under their *exact* one, in any case;
+- framing and hop-by-hop fields: found by their exact name alone, an alias of one is an attack;
+- fields that tell of the client's address: removed under any alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum, auto
+
+from shim.trust.identity import Role, read_text
+from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
+
+TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# RFC 9110 §5.5: visible characters, blank, tab and obs-text.
+TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+BLANKS = b" \t"
+
+_FOLD = bytes(
+    c + 32 if 65 <= c <= 90 else c if 97 <= c <= 122 or 48 <= c <= 57 else 45 for c in range(256)
+)
+
+
+class Kind(IntEnum):
+    """What becomes of a field."""
+
+    PASS = auto()  # end-to-end: forwarded as it is
+    DROP = auto()  # hop-by-hop, or a client's address that is not to be believed
+    HOST = auto()
+    LENGTH = auto()
+    CODING = auto()  # Transfer-Encoding
+    CONNECTION = auto()
+    UPGRADE = auto()
+    EXPECT = auto()
+    WEBSOCKET = auto()  # Sec-WebSocket-Key and -Version: forwarded, and looked at for an upgrade
+    ORIGIN = auto()
+    FETCH_SITE = auto()
+    FORWARDED_FOR = auto()
+    FORWARDED_PROTO = auto()
+    FORWARDED_HOST = auto()
+    FORWARDED = auto()
+    FORWARDED_OTHER = auto()  # X-Forwarded-Port, -Prefix …: kept from listed peers only
+    IDENTITY = auto()
+    USER = auto()  # Navidrome's user header
+    SECRET = auto()
+    ALIAS = auto()  # of an identity header, the user header or the secret's
+    FRAMING_ALIAS = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Field:
+    """A header line, read. Treated as frozen, and equal to itself alone, so that what a few remembered
+    lines come to can be remembered by them.
+
+    `name` is lower case, `value` is trimmed, `wire` is the line as it is forwarded, with its line end. On
+    an identity header that the policy reads `role` is set, and `claim` is its text, or why it is none.
+    """
+
+    kind: Kind
+    name: bytes
+    value: bytes
+    wire: bytes
+    role: Role | None = None
+    claim: str | Refused | None = None
+
+    @property
+    def sent_name(self) -> str:
+        """The name in the case in which it was sent."""
+        return self.wire.partition(b":")[0].decode("ascii")
+
+
+_EXACT: dict[bytes, Kind] = {
+    b"host": Kind.HOST,
+    b"content-length": Kind.LENGTH,
+    b"transfer-encoding": Kind.CODING,
+    b"connection": Kind.CONNECTION,
+    b"upgrade": Kind.UPGRADE,
+    b"expect": Kind.EXPECT,
+    # RFC 9110 §7.6.1, and what older proxies use
+    b"keep-alive": Kind.DROP,
+    b"proxy-connection": Kind.DROP,
+    b"proxy-authorization": Kind.DROP,
+    b"te": Kind.DROP,
+    b"trailer": Kind.DROP,
+    b"http2-settings": Kind.DROP,
+    b"sec-websocket-key": Kind.WEBSOCKET,
+    b"sec-websocket-version": Kind.WEBSOCKET,
+    b"origin": Kind.ORIGIN,
+    b"sec-fetch-site": Kind.FETCH_SITE,
+    b"x-forwarded-for": Kind.FORWARDED_FOR,
+    b"x-forwarded-proto": Kind.FORWARDED_PROTO,
+    b"x-forwarded-host": Kind.FORWARDED_HOST,
+    b"forwarded": Kind.FORWARDED,
+}
+_FRAMING = frozenset(
+    {
+        b"content-length",
+        b"transfer-encoding",
+        b"host",
+        b"connection",
+        b"upgrade",
+        b"expect",
+        b"te",
+        b"trailer",
+    }
+)
+# Navidrome believes the first two of them; the rest are their kin at other proxies.
+_CLIENT_ADDRESS = frozenset(
+    {b"true-client-ip", b"x-real-ip", b"cf-connecting-ip", b"x-client-ip", b"x-cluster-client-ip"}
+)
+_FORWARDED_FAMILY = (b"x-forwarded-", b"forwarded")
+
+
+def fold(name: bytes) -> bytes:
+    """The name as the laxest of the stacks behind us could read it."""
+    return name.translate(_FOLD)
+
+
+class FieldNames:
+    """Which names carry an identity, compiled once from a policy.
+
+    `roles` maps what the policy reads to the name of its header; `prefixes` begin the names of all other
+    identity headers; `user` is Navidrome's user header, `secret` the shared secret's.
+    """
+
+    __slots__ = ("_exact", "_folded", "_prefixes", "roles", "secret", "user")
+
+    def __init__(
+        self, roles: Mapping[Role, str], prefixes: Iterable[str], user: str, secret: str
+    ) -> None:
+        self.roles = dict(roles)
+        self.user = user
+        self.secret = secret
+        self._exact: dict[bytes, tuple[Kind, Role | None]] = {
+            name.lower().encode(): (Kind.IDENTITY, role) for role, name in roles.items()
+        }
+        self._exact[secret.lower().encode()] = (Kind.SECRET, None)
+        self._exact[user.lower().encode()] = (Kind.USER, None)
+        self._folded = frozenset(fold(name) for name in self._exact)
+        self._prefixes = tuple(fold(prefix.encode()) for prefix in prefixes)
+
+    def classify(self, name: bytes) -> tuple[Kind, Role | None]:
+        """The kind of a lower-case name, and its role if the policy reads it."""
+        exact = self._exact.get(name)
+        if exact is not None:
+            return exact
+        folded = fold(name)
+        if folded in self._folded:
+            return Kind.ALIAS, None
+        if folded.startswith(self._prefixes):
+            return (Kind.IDENTITY if name == folded else Kind.ALIAS), None
+        kind = _EXACT.get(name)
+        if kind is not None:
+            return kind, None
+        if folded in _FRAMING:
+            return Kind.FRAMING_ALIAS, None
+        if folded in _CLIENT_ADDRESS:
+            return Kind.DROP, None
+        if folded.startswith(_FORWARDED_FAMILY):
+            if name != folded:
+                return Kind.DROP, None
+            return (Kind.FORWARDED_OTHER if name.startswith(b"x-") else Kind.PASS), None
+        return Kind.PASS, None
+
+
+def parse_field(line: bytes, names: FieldNames) -> Field:
+    """Read one header line, without its line end. Raises `Refused` (`malformed_head`) where it is not a
+    token, a colon and a value without controls (RFC 9112 §5)."""
+    name, colon, value = line.partition(b":")
+    if not colon or not name or name.translate(None, TOKEN):
+        raise Refused(Reason.MALFORMED_HEAD, "a header line is not: name, colon, value")
+    if value.translate(None, TEXT):
+        raise Refused(Reason.MALFORMED_HEAD, "a header value has a control character")
+    lowered = name.lower()
+    value = value.strip(BLANKS)
+    kind, role = names.classify(lowered)
+    wire = b"%b: %b\r\n" % (name, value)
+    if role is None:
+        return Field(kind, lowered, value, wire)
+    return Field(kind, lowered, value, wire, role, _claim(role, value))
+
+
+def _claim(role: Role, value: bytes) -> str | Refused:
+    try:
+        return read_text(role, value)
+    except Refused as refused:
+        return refused

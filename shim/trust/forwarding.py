@@ -1,0 +1,111 @@
+"""Where a request came from, as Navidrome shall see it.
+
+Navidrome takes the client's address from `True-Client-IP`, `X-Real-IP` or the first entry of
+`X-Forwarded-For`, unchecked, for its log and its login limit, and the addresses of its share links from
+`X-Forwarded-Host` and `-Proto`. So a peer on the list has its word kept and added to, anybody else has
+it replaced by what the socket says, and `X-Real-IP` is always ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shim.trust.addresses import AddressList, Peer, parse_address
+from shim.trust.fields import Field, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the socket says of a request: its peer, whether the policy lists it, the listener's scheme
+    (`http` or `https`)."""
+
+    peer: Peer
+    listed: bool
+    scheme: bytes
+
+    @property
+    def address(self) -> bytes | None:
+        """The peer's address as text, without a zone; None on a Unix socket."""
+        if self.peer.address is None:
+            return None
+        return self.peer.text.partition("%")[0].encode("ascii")
+
+
+def client_address(chain: Sequence[bytes], source: Source, hops: AddressList) -> bytes | None:
+    """The client's address, where `chain` holds the entries of `X-Forwarded-For` that a listed peer sent.
+
+    The last entry, walked further to the left only past `hops`, stopping at the first that is no plain
+    address; the socket's peer where there is none. None for a Unix peer that named nobody.
+    """
+    client = None
+    for entry in reversed(chain):
+        address = parse_address(entry)
+        if address is None:
+            break
+        client = str(address).encode("ascii")
+        if Peer(address, str(address)) not in hops:
+            break
+    return client or source.address
+
+
+def forwarded_lines(
+    kept: Sequence[Field], source: Source, host: bytes, hops: AddressList
+) -> tuple[list[bytes], bytes | None]:
+    """The header lines that tell Navidrome of the client, and the client's address.
+
+    `kept` are the fields of the forwarding family as they were sent (used only if the source is listed),
+    `host` the value of `Host`.
+    """
+    if not source.listed:
+        return _from_socket(source, host), source.address
+    chain: list[bytes] = []
+    lines: list[bytes] = []
+    forwarded: list[bytes] = []
+    has_proto = has_host = False
+    for field in kept:
+        if field.kind is Kind.FORWARDED_FOR:
+            chain += [entry.strip(b" \t") for entry in field.value.split(b",")]
+        elif field.kind is Kind.FORWARDED:
+            forwarded.append(field.value)
+        else:
+            lines.append(field.wire)
+            has_proto = has_proto or field.kind is Kind.FORWARDED_PROTO
+            has_host = has_host or field.kind is Kind.FORWARDED_HOST
+    client = client_address(chain, source, hops)
+    if not has_proto:
+        lines.append(b"X-Forwarded-Proto: %b\r\n" % source.scheme)
+    if not has_host and host:
+        lines.append(b"X-Forwarded-Host: %b\r\n" % host)
+    if forwarded:
+        forwarded.append(_element(source, host))
+        lines.append(b"Forwarded: %b\r\n" % b", ".join(filter(None, forwarded)))
+    if source.address is not None:
+        chain.append(source.address)
+    chain = [entry for entry in chain if entry]
+    if chain:
+        lines.append(b"X-Forwarded-For: %b\r\n" % b", ".join(chain))
+    if client is not None:
+        lines.append(b"X-Real-IP: %b\r\n" % client)
+    return lines, client
+
+
+def _from_socket(source: Source, host: bytes) -> list[bytes]:
+    lines = [b"X-Forwarded-Proto: %b\r\n" % source.scheme]
+    if host:
+        lines.append(b"X-Forwarded-Host: %b\r\n" % host)
+    lines.append(b"Forwarded: %b\r\n" % _element(source, host))
+    if source.address is not None:
+        lines.append(b"X-Forwarded-For: %b\r\n" % source.address)
+        lines.append(b"X-Real-IP: %b\r\n" % source.address)
+    return lines
+
+
+def _element(source: Source, host: bytes) -> bytes:
+    # RFC 7239 §4 and §6: an IPv6 address is bracketed and quoted, an unknown one is "unknown".
+    address = source.address
+    node = b"unknown" if address is None else b'"[%b]"' % address if b":" in address else address
+    parts = [b"for=" + node, b"proto=" + source.scheme]
+    if host:
+        parts.append(b'host="%b"' % host)
+    return b";".join(parts)

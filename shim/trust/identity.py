@@ -1,0 +1,74 @@
+"""The identity that a request claims, and the border between bytes and text.
+
+Values arrive trimmed. What is not clean UTF-8 without controls, or over its bound, is no identity:
+Go, Python and a database would each make something else of it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from enum import IntEnum
+
+from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
+
+
+class Role(IntEnum):
+    """What an identity header says of its owner."""
+
+    USERNAME = 0
+    NAME = 1
+    EMAIL = 2
+    GROUPS = 3
+    UID = 4
+    JWT = 5
+
+
+# Most characters a value may have, and whether it may be empty.
+_BOUNDS: dict[Role, tuple[int, bool]] = {
+    Role.USERNAME: (255, False),
+    Role.UID: (255, False),
+    Role.NAME: (1024, True),
+    Role.EMAIL: (320, True),
+    Role.GROUPS: (16384, True),
+    Role.JWT: (16384, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the identity provider says is there. None stands for a header that was absent, an empty string
+    or tuple for one that was empty."""
+
+    username: str
+    name: str | None = None
+    email: str | None = None
+    groups: tuple[str, ...] | None = None
+    uid: str | None = None
+
+
+def read_text(role: Role, value: bytes) -> str:
+    """The text of one identity header. Raises `Refused` (`identity_invalid`) as the module says."""
+    most, may_be_empty = _BOUNDS[role]
+    label = role.name.lower()
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused(Reason.IDENTITY_INVALID, f"the {label} is no UTF-8") from None
+    if not text and not may_be_empty:
+        raise Refused(Reason.IDENTITY_INVALID, f"the {label} is empty")
+    if len(text) > most:
+        raise Refused(Reason.IDENTITY_INVALID, f"the {label} has more than {most} characters")
+    if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
+        raise Refused(Reason.IDENTITY_INVALID, f"the {label} has a control character")
+    if text != text.strip():
+        # Blanks that HTTP doesn't know (U+00A0 …): a name that reads like another one.
+        raise Refused(Reason.IDENTITY_INVALID, f"the {label} begins or ends with a blank")
+    return text
+
+
+def split_groups(text: str, separator: str) -> tuple[str, ...]:
+    """The groups of a header's text, blanks around each passed over, empty ones left out."""
+    groups = (group.strip() for group in text.split(separator))
+    return tuple(group for group in groups if group)

@@ -1,0 +1,74 @@
+"""A bounded memory that a flood can't push others out of.
+
+It admits what it is offered a second time, so that things that come once leave no trace. Room is made by
+generations: what was asked for lately is in `recent`; when that is full it becomes the older generation,
+and of the older one only what is asked for again comes back. So what is in use stays, whatever else
+passes by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_MARKS = 8  # keys seen once that are noted, for each entry of a generation
+
+
+class Memory(Generic[K, V]):
+    """Values by key.
+
+    A generation holds at most `entries` of them, and at most `size` bytes as `cost` tells; two of them are
+    kept. `recent` may be read directly where a call is too dear: it is replaced, never changed in a way
+    that matters to a reader.
+    """
+
+    __slots__ = ("_cost", "_entries", "_marks", "_older", "_size", "_used", "recent")
+
+    def __init__(self, entries: int, size: int, cost: Callable[[K], int]) -> None:
+        self.recent: dict[K, V] = {}
+        self._older: dict[K, V] = {}
+        self._marks: set[int] = set()
+        self._entries = entries
+        self._size = size
+        self._used = 0
+        self._cost = cost
+
+    def __len__(self) -> int:
+        return len(self.recent) + len(self._older)
+
+    @property
+    def size(self) -> int:
+        """The bytes in use, as `cost` tells."""
+        return sum(map(self._cost, self.recent)) + sum(map(self._cost, self._older))
+
+    def get(self, key: K) -> V | None:
+        """What is remembered under this key, or None."""
+        value = self.recent.get(key)
+        if value is None and self._older:
+            value = self._older.pop(key, None)
+            if value is not None:
+                self._keep(key, value)
+        return value
+
+    def offer(self, key: K, value: V) -> None:
+        """Remember the value, if its key was offered before."""
+        mark = hash(key)
+        if mark in self._marks:
+            self._marks.discard(mark)
+            self._keep(key, value)
+            return
+        if len(self._marks) >= _MARKS * self._entries:
+            self._marks.clear()
+        self._marks.add(mark)
+
+    def _keep(self, key: K, value: V) -> None:
+        cost = self._cost(key)
+        if cost > self._size:
+            return
+        if len(self.recent) >= self._entries or self._used + cost > self._size:
+            self._older, self.recent, self._used = self.recent, {}, 0
+        self.recent[key] = value
+        self._used += cost

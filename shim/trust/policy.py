@@ -1,0 +1,73 @@
+"""Everything that a decision depends on beside the request, compiled once.
+
+A policy is never changed: a reload, a resolved name or a fetched key set makes a new one with a higher
+`number`, and nothing that was remembered under an older number matches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Self
+
+from shim.trust.addresses import AddressList, Peer
+from shim.trust.fields import FieldNames
+from shim.trust.identity import Role
+from shim.trust.target import Paths
+
+AUTHENTIK_HEADERS: dict[Role, str] = {
+    Role.USERNAME: "X-authentik-username",
+    Role.NAME: "X-authentik-name",
+    Role.EMAIL: "X-authentik-email",
+    Role.GROUPS: "X-authentik-groups",
+    Role.UID: "X-authentik-uid",
+    Role.JWT: "X-authentik-jwt",
+}
+
+
+class Proof(StrEnum):
+    """What lets an identity count on a public path."""
+
+    SECRET = "secret"
+    JWT = "jwt"
+
+
+def _default_names() -> FieldNames:
+    return FieldNames(AUTHENTIK_HEADERS, ("X-authentik-",), "Remote-User", "X-Shim-Proxy-Secret")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is believed, from whom, and where.
+
+    `whitelist`: the peers whose identity headers count; empty trusts nobody.
+    `hops`: proxies before the edge that the client's address is looked for behind.
+    `secrets`: the shared secrets that prove the edge's authenticated route; empty asks for none.
+    `required`: roles whose header may not be absent where an identity is claimed.
+    `suspended`: nobody is believed for now, since Navidrome contradicts the base path.
+    `max_fields`: header lines of one request.
+    """
+
+    number: int = 0
+    whitelist: AddressList = field(default_factory=AddressList)
+    hops: AddressList = field(default_factory=AddressList)
+    paths: Paths = field(default_factory=Paths)
+    names: FieldNames = field(default_factory=_default_names)
+    groups_separator: str = "|"
+    secrets: tuple[bytes, ...] = ()
+    public_path_proof: Proof | None = None
+    refuse_unlisted: bool = False
+    require_identity: bool = False
+    required: frozenset[Role] = frozenset()
+    admin_groups: frozenset[str] = frozenset()
+    create_admin_closed: bool = True
+    suspended: bool = False
+    max_fields: int = 100
+
+    def lists(self, peer: Peer) -> bool:
+        """Whether this peer's identity headers may count."""
+        return peer in self.whitelist
+
+    def renewed(self, **changes: object) -> Self:
+        """The next policy: these changes, and the next number."""
+        return replace(self, number=self.number + 1, **changes)  # type: ignore[arg-type]

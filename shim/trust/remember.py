@@ -1,0 +1,140 @@
+"""`decide` with a memory for what repeats.
+
+Between two requests of one browser the request line changes and the header block mostly does not. So a
+block is remembered by its bytes, its peer's address and the listener's scheme; a header line by its bytes;
+and an envelope by the remembered lines that it was read from. One object serves one policy: a new policy
+means a new memory, and nothing old can match. Request lines are not remembered. Peers that are not on the
+list have a memory of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shim.trust.addresses import Peer
+from shim.trust.block import HeaderBlock, read_block, split_block
+from shim.trust.decide import Decision, judge, refuse
+from shim.trust.envelope import Envelope, read_envelope
+from shim.trust.fields import Field, FieldNames, parse_field
+from shim.trust.forwarding import Source
+from shim.trust.memory import Memory
+from shim.trust.policy import Policy
+from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
+from shim.trust.target import parse_request_line
+
+
+def _block_cost(key: tuple[str, bytes]) -> int:
+    return 512 + 2 * len(key[1])
+
+
+def _line_cost(line: bytes) -> int:
+    return 512 + 4 * len(line)
+
+
+def _envelope_cost(key: tuple[str, tuple[Field, ...]]) -> int:
+    return 2048 + 8 * len(key[1])
+
+
+class _Notebook:
+    """What is remembered of the peers on the list, or of the others. `share` is 1 or a part of it."""
+
+    __slots__ = ("blocks", "envelopes", "lines")
+
+    def __init__(self, share: float) -> None:
+        size = int(share * (1 << 20))
+        self.blocks: Memory[tuple[str, bytes], HeaderBlock] = Memory(
+            int(512 * share), 3 * size, _block_cost
+        )
+        self.envelopes: Memory[tuple[str, tuple[Field, ...]], Envelope] = Memory(
+            int(512 * share), size, _envelope_cost
+        )
+        self.lines: Memory[bytes, Field] = Memory(int(2048 * share), size, _line_cost)
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where a connection stands under one policy: its source, and what reads and remembers for it."""
+
+    source: Source
+    key: str
+    notebook: _Notebook
+    read_field: Callable[[bytes], Field]
+    read_envelope: Callable[[tuple[Field, ...]], Envelope]
+
+
+class RememberedDecisions:
+    """Decides as `decide` does, under one policy, and remembers header blocks, lines and envelopes."""
+
+    __slots__ = ("_notebooks", "policy")
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._notebooks = {True: _Notebook(1.0), False: _Notebook(0.25)}
+
+    def standing(self, peer: Peer, scheme: bytes) -> Standing:
+        """What a connection keeps and hands in with every request."""
+        listed = self.policy.lists(peer)
+        source = Source(peer, listed, scheme)
+        key = f"{scheme.decode()} {peer.text}"
+        notebook = self._notebooks[listed]
+        return Standing(
+            source,
+            key,
+            notebook,
+            _field_reader(notebook.lines, self.policy.names),
+            _envelope_reader(notebook.envelopes, key, source, self.policy),
+        )
+
+    def decide(self, line_text: bytes, block_text: bytes, standing: Standing) -> Decision:
+        """Judge a request: its line without its end, and its header lines each with its end."""
+        policy = self.policy
+        line = block = None
+        try:
+            line = parse_request_line(line_text, policy.paths)
+            blocks = standing.notebook.blocks
+            key = (standing.key, block_text)
+            block = blocks.get(key)
+            if block is not None:
+                return judge(line, block, standing.source, policy)
+            block = read_block(
+                split_block(block_text, policy), standing.read_field, standing.read_envelope
+            )
+            decision = judge(line, block, standing.source, policy)
+        except Refused as refused:
+            return refuse(refused, standing.source, line, block)
+        blocks.offer(key, block)
+        return decision
+
+    def refuse(self, reason: Reason, detail: str, standing: Standing) -> Decision:
+        """The decision on a request whose head never became whole."""
+        return refuse(Refused(reason, detail), standing.source)
+
+
+def _field_reader(memory: Memory[bytes, Field], names: FieldNames) -> Callable[[bytes], Field]:
+    def read(line: bytes) -> Field:
+        field = memory.recent.get(line) or memory.get(line)
+        if field is None:
+            field = parse_field(line, names)
+            memory.offer(line, field)
+        return field
+
+    return read
+
+
+def _envelope_reader(
+    memory: Memory[tuple[str, tuple[Field, ...]], Envelope],
+    peer: str,
+    source: Source,
+    policy: Policy,
+) -> Callable[[tuple[Field, ...]], Envelope]:
+    def read(fields: tuple[Field, ...]) -> Envelope:
+        key = (peer, fields)
+        envelope = memory.get(key)
+        if envelope is None:
+            envelope = read_envelope(fields, source, policy)
+            memory.offer(key, envelope)
+        return envelope
+
+    return read

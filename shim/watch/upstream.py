@@ -1,0 +1,84 @@
+"""Whether Navidrome is there, and whether it has the base path that it is believed to have.
+
+Asked now and then over a connection of its own, so that `/readyz` can answer at once. A Navidrome that
+redirects to another base path would route what the shim takes for protected as something else: then
+nobody is believed until it agrees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+
+from shim.settings import Upstream
+
+# Navidrome redirects whatever it has no page for to its web app, below its base path.
+_PROBE = "navidrome-shim-probe"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """`reached`: whether it answered. `base_path`: the one that its redirect names, None if it named
+    none. `detail`: what was found, in a sentence."""
+
+    reached: bool
+    base_path: str | None
+    detail: str
+
+
+class UpstreamWatch:
+    """Asks Navidrome at `upstream`, which is expected below `base_path` (begins and ends with "/")."""
+
+    def __init__(
+        self, upstream: Upstream, ca: str | None, base_path: str, timeout: float = 5.0
+    ) -> None:
+        self._upstream = upstream
+        self._ca = ca
+        self._base_path = "/" + base_path.strip("/") + "/" if base_path.strip("/") else "/"
+        self._timeout = timeout
+        self.state = UpstreamState(False, None, "not asked yet")
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether Navidrome named another base path."""
+        return self.state.base_path is not None and self.state.base_path != self._base_path
+
+    async def ask(self) -> bool:
+        """Ask once. Whether what is known changed."""
+        before = self.state
+        self.state = await self._ask()
+        if not self.state.reached and before.base_path is not None:
+            # Being away does not take a contradiction back.
+            self.state = UpstreamState(False, before.base_path, self.state.detail)
+        return self.state != before
+
+    async def run(self, interval: float, changed: Callable[[], None]) -> None:
+        """Ask every `interval` seconds, and at once more often while it is away."""
+        while True:
+            await asyncio.sleep(interval if self.state.reached else min(interval, 2.0))
+            if await self.ask():
+                changed()
+
+    async def _ask(self) -> UpstreamState:
+        upstream = self._upstream
+        transport = httpx.AsyncHTTPTransport(uds=upstream.path, verify=self._ca or True)
+        url = (
+            f"{'https' if upstream.tls else 'http'}://{upstream.authority}{self._base_path}{_PROBE}"
+        )
+        try:
+            async with httpx.AsyncClient(transport=transport, timeout=self._timeout) as client:
+                answer = await client.get(url)
+        except httpx.HTTPError as error:
+            return UpstreamState(False, None, f"{type(error).__name__}: {error}")
+        location = answer.headers.get("Location")
+        if location is None:
+            return UpstreamState(True, None, f"answers with {answer.status_code}")
+        path = urlsplit(location).path
+        if not path.endswith("/app/"):
+            return UpstreamState(True, None, "answers with a redirect that is not to its web app")
+        base_path = path.removesuffix("app/")
+        return UpstreamState(True, base_path, f"answers, with its base path at {base_path}")

@@ -1,0 +1,126 @@
+"""Floods: bounded in lines, exact in counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.audit.coalesce import Coalescer
+from shim.audit.events import Repeatable
+from shim.trust.reasons import PathClass, Reason
+from tests.unit.audit.samples import failed, judged
+
+
+def offer_all(coalescer: Coalescer, count: int, *, now: float = 0.0) -> list[Repeatable]:
+    return [
+        line
+        for i in range(count)
+        for line in coalescer.offer(judged(time=1000.0 + i, request_id=f"r{i}"), now)
+    ]
+
+
+def total(lines: Iterable[Repeatable]) -> int:
+    return sum(line.count for line in lines)
+
+
+def test_the_first_of_a_kind_are_written_in_full() -> None:
+    lines = offer_all(Coalescer(burst=3), 100)
+
+    assert [line.count for line in lines] == [1, 1, 1]
+
+
+def test_the_rest_is_summed_up_when_the_window_ends() -> None:
+    coalescer = Coalescer(burst=3, window=60.0)
+    offer_all(coalescer, 100)
+
+    assert coalescer.due(59.9) == []
+    (summary,) = coalescer.due(60.0)
+
+    assert summary.count == 97
+    assert (summary.first_time, summary.last_time) == (1003.0, 1099.0)
+    assert coalescer.due(1000.0) == []
+
+
+def test_a_window_in_which_all_were_written_has_no_summary() -> None:
+    coalescer = Coalescer(burst=3)
+    offer_all(coalescer, 3)
+
+    assert coalescer.drain() == []
+
+
+def test_a_new_window_begins_with_full_lines_after_the_summary_of_the_old_one() -> None:
+    coalescer = Coalescer(burst=1, window=60.0)
+    offer_all(coalescer, 5)
+
+    lines = offer_all(coalescer, 2, now=61.0)
+
+    assert [line.count for line in lines] == [4, 1]
+    assert total(coalescer.drain()) == 1
+
+
+def test_peers_reasons_and_path_classes_are_told_apart() -> None:
+    coalescer = Coalescer(burst=1)
+    events = [
+        judged(),
+        judged(peer="192.0.2.8"),
+        judged(reason=Reason.PUBLIC_PATH),
+        judged(path_class=PathClass.PROTECTED),
+        failed(),
+        failed(reason="timeout"),
+    ]
+
+    lines = [line for event in events for line in coalescer.offer(event, 0.0)]
+
+    assert lines == events
+
+
+def test_beyond_the_capacity_peers_share_one_exact_count_per_kind() -> None:
+    coalescer = Coalescer(burst=1, capacity=2)
+    lines: list[Repeatable] = []
+    for i in range(50):
+        lines += coalescer.offer(judged(peer=f"2001:db8::{i:x}"), 0.0)
+        lines += coalescer.offer(judged(peer=f"2001:db8::{i:x}", reason=Reason.PUBLIC_PATH), 0.0)
+
+    assert len(lines) == 4  # two of their own, one of each kind that is shared
+    shared = coalescer.drain()
+    assert {line.peer for line in shared} == {Repeatable.MANY}
+    assert total(lines) + total(shared) == 100
+
+
+OFFERS = st.lists(
+    st.tuples(
+        st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::1"]),
+        st.sampled_from([Reason.UNLISTED_PEER, Reason.PUBLIC_PATH, Reason.MALFORMED_HEAD]),
+        st.sampled_from(PathClass),
+        st.sampled_from([0.0, 0.0, 0.0, 0.5, 3.0, 11.0]),  # seconds since the one before
+    ),
+    max_size=200,
+)
+
+
+@given(OFFERS, st.integers(0, 3), st.integers(0, 4))
+def test_nothing_is_left_uncounted_and_lines_are_bounded(
+    offers: list[tuple[str, Reason, PathClass, float]], burst: int, capacity: int
+) -> None:
+    window = 10.0
+    coalescer = Coalescer(burst=burst, window=window, capacity=capacity)
+    now = 0.0
+    offered: Counter[tuple[str, ...]] = Counter()
+    written: Counter[tuple[str, ...]] = Counter()
+    lines: list[Repeatable] = []
+    for peer, reason, path_class, wait in offers:
+        now += wait
+        event = judged(time=1000.0 + now, peer=peer, reason=reason, path_class=path_class)
+        offered[event.kin] += 1
+        lines += coalescer.offer(event, now)
+    lines += coalescer.drain()
+
+    for line in lines:
+        written[line.kin] += line.count
+        assert line.count == 1 or (line.first_time or 0.0) <= (line.last_time or 0.0)
+    assert written == offered
+    windows = now // window + 1
+    assert len(lines) <= windows * (capacity + 9) * (burst + 1)

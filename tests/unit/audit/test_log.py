@@ -1,0 +1,235 @@
+"""The log: one shape for everything, and no way for a client to write a line of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import structlog
+
+from shim.audit.lines import Lines
+from shim.audit.log import LogFormat, LogLevel, LogSink, configure_log
+from shim.audit.trail import SinkGone
+from tests.unit.audit.samples import accessed, judged
+
+Read = Callable[[], str]
+LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore", "asyncio")
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    for name in (*LIBRARIES, "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+        logging.getLogger(name).propagate = True
+    structlog.reset_defaults()
+
+
+class Log:
+    """A configured log and what came out of it."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        self.lines = Lines(self._writer, complain=lambda _: None)
+
+    def configure(self, log_format: LogFormat = "json", level: LogLevel = "info") -> LogSink:
+        configure_log(self.lines, log_format=log_format, level=level)
+        return LogSink(self.lines)
+
+    def read(self) -> str:
+        assert self.lines.flush(5.0)
+        os.set_blocking(self._reader, False)
+        try:
+            return os.read(self._reader, 1 << 16).decode()
+        except BlockingIOError:
+            return ""
+
+    def hang_up(self) -> None:
+        os.close(self._reader)
+        self._reader = -1
+
+    def close(self) -> None:
+        self.lines.close(5.0)
+        os.close(self._writer)
+        if self._reader >= 0:
+            os.close(self._reader)
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    one = Log()
+    yield one
+    one.close()
+
+
+async def test_an_event_is_one_line_of_json_in_a_fixed_order(log: Log) -> None:
+    await log.configure().write([judged(time=1_795_518_123.4567)])
+
+    assert log.read() == (
+        '{"event":"request_judged","level":"warning","timestamp":"2026-11-24T11:02:03.456Z",'
+        '"peer":"192.0.2.7","request_id":"r1","peer_trusted":false,"client":"192.0.2.7",'
+        '"method":"GET","path":"/rest/ping","path_class":"public","verdict":"stripped",'
+        '"reason":"unlisted_peer","status":200,"user":"admin",'
+        '"removed_headers":["x-authentik-username"],"notes":[],"count":1}\n'
+    )
+
+
+async def test_a_summary_says_its_times_as_times(log: Log) -> None:
+    await log.configure().write([judged(time=0.0).summary(3, 1.5, many_peers=True)])
+
+    line = json.loads(log.read())
+    assert line["first_time"] == "1970-01-01T00:00:00.000Z"
+    assert line["last_time"] == line["timestamp"] == "1970-01-01T00:00:01.500Z"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_a_client_can_neither_begin_a_line_nor_speak_to_the_terminal(
+    log: Log, log_format: LogFormat
+) -> None:
+    event = judged(
+        path="/x\n{}",
+        user='ada\r\n{"event":"forged"}\x1b[2J\x9b\u202e\u2028',
+        notes=("a\nb", "\x1b]0;title\x07"),
+    )
+
+    await log.configure(log_format).write([event])
+
+    written = log.read()
+    assert written.endswith("\n")
+    assert written[:-1].isprintable()
+    if log_format == "json":
+        assert json.loads(written)["user"] == event.user
+
+
+async def test_the_console_shows_the_same_fields(log: Log) -> None:
+    await log.configure("console").write([judged()])
+
+    written = log.read()
+    for part in ("request_judged", "warning", "reason=unlisted_peer", "peer=192.0.2.7"):
+        assert part in written
+
+
+@pytest.mark.parametrize(("terminal", "json_lines"), [(True, False), (False, True)])
+async def test_auto_is_console_on_a_terminal_and_json_elsewhere(
+    *, terminal: bool, json_lines: bool
+) -> None:
+    reader, writer = os.openpty() if terminal else os.pipe()
+    lines = Lines(writer)
+    try:
+        configure_log(lines)
+        await LogSink(lines).write([accessed()])
+        assert lines.close(5.0)
+        assert os.read(reader, 1 << 16).startswith(b'{"event"') is json_lines
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+async def test_what_is_below_the_level_is_not_written(log: Log) -> None:
+    sink = log.configure(level="warning")
+
+    await sink.write([accessed(), judged()])
+    logging.getLogger("uvicorn.error").info("quiet")
+
+    assert [json.loads(line)["event"] for line in log.read().splitlines()] == ["request_judged"]
+
+
+def test_the_libraries_records_have_the_same_shape(log: Log) -> None:
+    log.configure()
+
+    logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "unix:/x\n")
+
+    line = json.loads(log.read())
+    assert list(line) == ["event", "level", "timestamp", "logger"]
+    assert line["event"] == "Uvicorn running on unix:/x\n"
+    assert line["logger"] == "uvicorn.error"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_a_library_repeats_of_a_client_is_escaped_too(log: Log, log_format: LogFormat) -> None:
+    log.configure(log_format)
+
+    logging.getLogger("uvicorn.error").warning("Invalid: %s", "\x1b[2J\nforged\u202e")
+
+    written = log.read()
+    assert "forged" in written
+    assert written[:-1].isprintable()
+
+
+def test_what_a_library_says_of_each_request_is_left_out_for_its_query(log: Log) -> None:
+    log.configure(level="debug")
+
+    logging.getLogger("uvicorn.access").info("GET /rest/ping?t=secret")
+    logging.getLogger("httpx").info("HTTP Request: GET /rest/ping?t=secret")
+
+    assert log.read() == ""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_is_written_without_the_values_of_variables(
+    log: Log, log_format: LogFormat
+) -> None:
+    log.configure(log_format)
+    password = "hunter2" + "hunter2"
+
+    try:
+        int(f"\x1b[2J{len(password)}")
+    except ValueError:
+        logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+
+    written = log.read()
+    assert "ValueError" in written
+    assert "\x1b" not in written
+    assert password not in written
+    if log_format == "json":
+        assert written.count("\n") == 1
+
+
+def test_a_record_that_can_not_be_formatted_does_no_harm(log: Log) -> None:
+    log.configure()
+
+    record = logging.LogRecord("some.library", logging.INFO, "", 0, "%d", ("no number",), None)
+
+    handlers = logging.getLogger().handlers
+    (ours,) = [one for one in handlers if type(one).__module__ == configure_log.__module__]
+    ours.handle(record)
+
+    assert json.loads(log.read())["event"] == "log_record_unreadable"
+
+
+def test_configuring_twice_writes_each_record_once(log: Log) -> None:
+    log.configure()
+    log.configure()
+
+    logging.getLogger("uvicorn.error").warning("once")
+
+    assert log.read().count("once") == 1
+
+
+async def test_a_log_that_nobody_reads_any_more_is_given_up(log: Log) -> None:
+    sink = log.configure()
+    log.hang_up()
+    await sink.write([accessed()])
+    await asyncio.to_thread(log.lines.flush, 5.0)
+
+    with pytest.raises(SinkGone):
+        await sink.write([accessed()])
+
+
+async def test_a_full_log_makes_the_trail_wait_and_not_lose(log: Log) -> None:
+    log.lines = Lines(log.lines.descriptor, capacity=1)
+    sink = log.configure()
+
+    await asyncio.wait_for(
+        sink.write([accessed(request_id=str(i)) for i in range(5)]), timeout=10.0
+    )
+
+    assert log.read().count("\n") == 5
+    assert log.lines.dropped == 0

@@ -1,0 +1,223 @@
+"""The trail: takes everything at once, loses nothing without saying so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from shim.audit.coalesce import Coalescer
+from shim.audit.events import Event, EventsLost, Repeatable
+from shim.audit.trail import SinkGone, Trail
+from tests.unit.audit.samples import accessed, judged
+
+
+class Memory:
+    """A sink that keeps what it got, and fails as often as it is told to."""
+
+    def __init__(self, name: str = "memory", faults: Sequence[Exception] = ()) -> None:
+        self.name = name
+        self.events: list[Event] = []
+        self.batches: list[int] = []
+        self.closed = False
+        self.faults = list(faults)
+
+    async def write(self, events: Sequence[Event]) -> None:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.events.extend(events)
+        self.batches.append(len(events))
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Stuck(Memory):
+    """A sink that never comes back."""
+
+    async def write(self, events: Sequence[Event]) -> None:
+        await asyncio.Event().wait()
+        await super().write(events)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shim.audit.trail.FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("shim.audit.trail.FINISHING_RETRY_SECONDS", 0.001)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("it never came to pass")
+
+
+async def test_what_is_recorded_is_written_in_its_order_to_every_sink() -> None:
+    sinks = [Memory("one"), Memory("two")]
+    trail = Trail(sinks)
+    events = [accessed(request_id=str(i)) for i in range(200)]
+    for event in events[:100]:
+        trail.record(event)
+    trail.start()
+    for event in events[100:]:
+        trail.record(event)
+
+    await until(lambda: all(len(sink.events) == 200 for sink in sinks))
+    await trail.close()
+
+    assert [sink.events for sink in sinks] == [events, events]
+    assert all(sink.closed for sink in sinks)
+    assert max(sinks[0].batches) <= 64
+
+
+async def test_closing_writes_all_that_waits_and_all_that_was_held_back() -> None:
+    sink = Memory()
+    trail = Trail([sink], Coalescer(burst=2), capacity=3)
+    trail.start()
+    for i in range(100):
+        trail.record(judged(time=float(i)))
+    trail.record(accessed())
+
+    await trail.close()
+
+    assert sum(e.count for e in sink.events if isinstance(e, Repeatable)) == 100
+    assert len(sink.events) == 4
+    assert trail.lost() == {"memory": 0}
+
+
+async def test_closing_works_without_a_start_and_twice() -> None:
+    sink = Memory()
+    trail = Trail([sink])
+    trail.record(accessed())
+
+    await trail.close()
+    await trail.close()
+
+    assert sink.events == [accessed()]
+
+
+async def test_a_summary_is_written_when_it_is_due() -> None:
+    clock = Clock()
+    sink = Memory()
+    trail = Trail([sink], Coalescer(burst=1, window=60.0), clock=clock)
+    trail.start()
+    for _ in range(3):
+        trail.record(judged())
+
+    clock.seconds = 60.0
+    trail.sweep()
+    await until(lambda: len(sink.events) == 2)
+    await trail.close()
+
+    assert [e.count for e in sink.events if isinstance(e, Repeatable)] == [1, 2]
+
+
+async def test_what_finds_no_room_is_counted_and_said_in_the_sink_itself() -> None:
+    sink = Memory()
+    trail = Trail([sink], capacity=2, now=lambda: 7.0)
+    for i in range(5):
+        trail.record(accessed(request_id=str(i)))
+
+    assert trail.lost() == {"memory": 3}
+    await trail.close()
+
+    assert sink.events == [
+        accessed(request_id="0"),
+        accessed(request_id="1"),
+        EventsLost(time=7.0, sink="memory", count=3),
+    ]
+
+
+async def test_a_stuck_sink_holds_up_neither_the_others_nor_the_stop(complaints: list[str]) -> None:
+    stuck, other = Stuck("stuck"), Memory("other")
+    trail = Trail([stuck, other], complain=complaints.append)
+    trail.start()
+    trail.record(accessed())
+    await until(lambda: other.events == [accessed()])
+
+    await trail.close(within=0.01)
+
+    assert other.closed
+    assert trail.lost() == {"stuck": 1, "other": 0}
+    assert complaints == ["1 events could not be written to stuck"]
+
+
+async def test_a_sink_that_fails_is_said_once_and_gets_everything_later(
+    complaints: list[str],
+) -> None:
+    sink = Memory(faults=[OSError("disk full")] * 5)
+    trail = Trail([sink], complain=complaints.append)
+    trail.start()
+    trail.record(accessed(request_id="1"))
+    await until(lambda: len(sink.faults) < 5)
+    trail.record(accessed(request_id="2"))
+
+    await until(lambda: len(sink.events) == 2)
+    await trail.close()
+
+    assert sink.events == [accessed(request_id="1"), accessed(request_id="2")]
+    assert len(complaints) == 2
+    assert "disk full" in complaints[0]
+    assert "again" in complaints[1]
+
+
+async def test_a_sink_that_fails_while_closing_is_tried_until_the_time_is_up(
+    complaints: list[str],
+) -> None:
+    sink = Memory(faults=[OSError("busy")] * 3)
+    trail = Trail([sink], complain=complaints.append)
+    trail.record(accessed())
+
+    await trail.close()
+
+    assert sink.events == [accessed()]
+
+
+async def test_a_sink_that_is_gone_is_left_alone_and_what_it_misses_is_counted(
+    complaints: list[str],
+) -> None:
+    sink = Memory(faults=[SinkGone("nobody reads")])
+    trail = Trail([sink], complain=complaints.append)
+    trail.start()
+    trail.record(accessed())
+    await until(lambda: bool(complaints))
+    trail.record(accessed())
+    trail.record(judged().summary(40, 9.0, many_peers=False))
+
+    assert trail.lost() == {"memory": 42}
+    await trail.close()
+    assert sink.events == []
+    assert complaints[0] == "memory is not written to any more: nobody reads"
+
+
+async def test_recording_never_raises(complaints: list[str]) -> None:
+    class Faulty(Coalescer):
+        def offer(self, event: Repeatable, now: float) -> list[Repeatable]:
+            raise RuntimeError("a fault of ours", event, now)
+
+    trail = Trail([Memory()], Faulty(), complain=complaints.append)
+
+    trail.record(judged())
+    trail.record(judged())
+    assert len(complaints) == 1
+    assert trail.lost() == {"memory": 2}
+
+    await trail.close()
+    trail.record(accessed())
+    assert trail.lost() == {"memory": 3}

@@ -1,0 +1,221 @@
+"""The control plane as it is asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.app import SECURITY_HEADERS, create_app
+from shim.control.health import Check, State
+from shim.control.metrics import metrics_of
+from shim.proxy.counters import Counters
+
+SECRET = "s" * 43
+TOKEN = "t" * 32
+
+FINE = Check("navidrome", State.OK, "answers")
+ODD = Check("whitelist", State.WARNING, "names everybody", "name the edge alone")
+BROKEN = Check("navidrome", State.FAILING, "connection refused", "start it, or set SHIM_UPSTREAM")
+
+
+class Health:
+    def __init__(self, *checks: Check) -> None:
+        self.now = checks
+
+    def checks(self) -> tuple[Check, ...]:
+        return self.now
+
+
+class Unwell(Health):
+    def checks(self) -> tuple[Check, ...]:
+        raise RuntimeError("a secret of the inside")
+
+
+def app_of(health: Health | None = None, *, token: str | None = None) -> FastAPI:
+    return create_app(
+        health=health or Health(FINE),
+        metrics=metrics_of(Counters(), version="9.9.9"),
+        access=Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]),
+    )
+
+
+async def ask(
+    app: FastAPI,
+    path: str,
+    *,
+    method: str = "GET",
+    peer: str = "127.0.0.1",
+    headers: dict[str, str] | None = None,
+) -> httpx.Response:
+    transport = httpx.ASGITransport(app, client=(peer, 1), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:4535") as client:
+        return await client.request(method, path, headers=headers)
+
+
+async def test_healthz_is_open_to_everybody() -> None:
+    for app in (app_of(), app_of(token=TOKEN)):
+        answer = await ask(app, "/healthz", peer="192.0.2.7")
+        assert (answer.status_code, answer.text) == (200, "ok\n")
+        assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_readyz_says_of_each_part_how_it_is_and_what_to_do() -> None:
+    answer = await ask(app_of(Health(FINE, ODD)), "/readyz")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "ready": True,
+        "checks": {
+            "navidrome": {"state": "ok", "detail": "answers", "remedy": None},
+            "whitelist": {
+                "state": "warning",
+                "detail": "names everybody",
+                "remedy": "name the edge alone",
+            },
+        },
+    }
+
+
+async def test_readyz_is_503_while_a_part_is_failing() -> None:
+    health = Health(ODD, BROKEN)
+    app = app_of(health)
+
+    answer = await ask(app, "/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["ready"] is False
+    assert answer.json()["checks"]["navidrome"]["remedy"] == BROKEN.remedy
+
+    health.now = (FINE,)
+    assert (await ask(app, "/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_probes_may_ask_for_the_head_alone(path: str) -> None:
+    assert (await ask(app_of(), path, method="HEAD")).status_code == 200
+
+
+async def test_metrics_are_in_the_format_that_was_asked_for() -> None:
+    app = app_of()
+
+    plain = await ask(app, "/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "shim_streams_open 0.0" in plain.text
+
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    assert (await ask(app, "/metrics", headers=accept)).text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/metrics"])
+async def test_everything_but_healthz_is_closed_to_strangers(path: str) -> None:
+    assert (await ask(app_of(), path, peer="192.0.2.7")).status_code == 403
+
+    answer = await ask(app_of(token=TOKEN), path)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.json()["error"] == "unauthorized"
+
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    answer = await ask(app_of(token=TOKEN), path, peer="192.0.2.7", headers=token)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_another_host_is_refused_everywhere(path: str) -> None:
+    answer = await ask(app_of(), path, headers={"Host": "evil.example"})
+
+    assert answer.status_code == 421
+    assert answer.json()["error"] == "misdirected_request"
+
+
+async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
+    app = app_of(token=TOKEN)
+    headers = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", "Host": "music.example"}
+
+    assert (await ask(app, "/readyz", headers=headers)).status_code == 200
+    answer = await ask(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})
+    assert answer.status_code == 404
+    assert answer.json() == (await ask(app, "/nothing/here")).json()
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/", "/readyz/", "/x"])
+async def test_there_are_no_pages_about_the_application_itself(path: str) -> None:
+    answer = await ask(app_of(), path)
+
+    assert answer.status_code == 404
+    assert answer.json() == {"error": "not_found", "detail": "Not Found"}
+
+
+async def test_a_wrong_method_is_answered_in_json() -> None:
+    answer = await ask(app_of(), "/metrics", method="POST")
+
+    assert answer.status_code == 405
+    assert answer.json()["error"] == "method_not_allowed"
+    assert answer.headers["allow"] == "GET"
+
+
+async def test_a_fault_of_ours_says_nothing_of_the_inside() -> None:
+    answer = await ask(app_of(Unwell()), "/readyz")
+
+    assert answer.status_code == 500
+    assert answer.json()["error"] == "internal_server_error"
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/nothing"])
+async def test_every_answer_has_the_security_headers(path: str) -> None:
+    answer = await ask(app_of(Unwell() if path == "/readyz" else Health()), path)
+
+    assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield  # the test run's own handlers stay
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
+    server = Server(
+        uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, lifespan="off")
+    )
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        for _ in range(5000):
+            if server.started:
+                break
+            await asyncio.sleep(0.001)
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def test_served_on_a_tcp_socket_loopback_is_let_in_by_its_address() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    async with serving(app_of(), listener), httpx.AsyncClient() as client:
+        answer = await client.get(f"http://127.0.0.1:{port}/readyz")
+        assert answer.status_code == 200
+        answer = await client.get(
+            f"http://127.0.0.1:{port}/readyz", headers={"Host": "evil.example"}
+        )
+        assert answer.status_code == 421
+
+
+async def test_served_on_a_unix_socket_its_permissions_decide(tmp_path: Path) -> None:
+    path = str(tmp_path / "control.sock")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    transport = httpx.AsyncHTTPTransport(uds=path)
+    async with serving(app_of(), listener), httpx.AsyncClient(transport=transport) as client:
+        assert (await client.get("http://localhost/readyz")).status_code == 200

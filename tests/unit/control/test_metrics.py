@@ -1,0 +1,84 @@
+"""Metrics: what was counted, under its names."""
+
+from __future__ import annotations
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shim.control.metrics import metrics_of
+from shim.proxy.counters import Counters
+from shim.trust.reasons import OUTCOMES, PathClass, Reason, outcome
+
+Labels = dict[str, str]
+
+
+def read(
+    counters: Counters, lost: dict[str, int] | None = None
+) -> dict[str, list[tuple[Labels, float]]]:
+    registry = metrics_of(counters, version="9.9.9", events_lost=lambda: lost or {})
+    samples: dict[str, list[tuple[Labels, float]]] = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
+
+
+def test_requests_are_told_apart_by_verdict_reason_and_path_class() -> None:
+    counters = Counters()
+    counters.requests[outcome(Reason.PUBLIC_PATH, PathClass.PUBLIC).index] = 7
+
+    rows = read(counters)["shim_requests_total"]
+
+    labels = {"verdict": "stripped", "reason": "public_path", "path_class": "public"}
+    assert (labels, 7.0) in rows
+    assert sum(count for _, count in rows) == 7
+
+
+def test_an_outcome_that_never_came_has_its_row_too() -> None:
+    assert len(read(Counters())["shim_requests_total"]) == len(OUTCOMES)
+
+
+def test_every_figure_of_the_data_plane_is_shown() -> None:
+    counters = Counters()
+    counters.failed("connect")
+    counters.failed("connect")
+    expected = {
+        "shim_client_connections": 1,
+        "shim_clients_refused_total": 2,
+        "shim_streams_open": 3,
+        "shim_tunnels_open": 4,
+        "shim_upstream_connections": 5,
+        "shim_upstream_idle_connections": 6,
+        "shim_upstream_waiting_requests": 7,
+        "shim_upstream_retries_total": 8,
+    }
+    counters.client_connections = 1
+    counters.clients_refused = 2
+    counters.streams_open = 3
+    counters.tunnels_open = 4
+    counters.upstream_connections = 5
+    counters.upstream_idle = 6
+    counters.upstream_waiting = 7
+    counters.retries = 8
+
+    samples = read(counters)
+
+    assert {name: samples[name][0][1] for name in expected} == expected
+    assert samples["shim_upstream_failures_total"] == [({"reason": "connect"}, 2.0)]
+
+
+def test_figures_are_read_anew_each_time() -> None:
+    counters = Counters()
+    registry = metrics_of(counters, version="9.9.9")
+    generate_latest(registry)
+    counters.streams_open = 5
+
+    assert b"shim_streams_open 5.0" in generate_latest(registry)
+
+
+def test_the_build_the_process_and_what_the_trail_lost_are_shown() -> None:
+    samples = read(Counters(), lost={"log": 3})
+
+    assert samples["shim_build_info"][0][0]["version"] == "9.9.9"
+    assert samples["process_resident_memory_bytes"][0][1] > 0
+    assert samples["shim_audit_events_lost_total"] == [({"sink": "log"}, 3.0)]

@@ -1,0 +1,59 @@
+"""The project's own files agree with each other: what is needed is what is locked, and by hash alone."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import shim
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDS: dict[str, list[str]] = {
+    "run.txt": PROJECT["dependencies"],
+    "postgres.txt": PROJECT["dependencies"] + EXTRAS["postgres"],
+    "dev.txt": PROJECT["dependencies"] + EXTRAS["postgres"] + EXTRAS["dev"],
+}
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)", re.MULTILINE)
+
+
+def locked(file: str) -> dict[str, Version]:
+    text = (ROOT / "requirements" / file).read_text()
+    return {canonicalize_name(name): Version(version) for name, version in PIN.findall(text)}
+
+
+@pytest.mark.parametrize("file", NEEDS)
+def test_what_the_project_needs_is_locked_in_a_version_that_will_do(file: str) -> None:
+    pins = locked(file)
+    for text in NEEDS[file]:
+        need = Requirement(text)
+        version = pins.get(canonicalize_name(need.name))
+        assert version is not None, f"{file} lacks {need.name}: make lock"
+        assert version in need.specifier, f"{file} has {need.name} {version}, not {text}: make lock"
+
+
+@pytest.mark.parametrize("file", NEEDS)
+def test_a_lock_file_has_pins_with_hashes_and_nothing_else(file: str) -> None:
+    text = (ROOT / "requirements" / file).read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+        code = line.partition("#")[0].strip()
+        if code:
+            assert re.fullmatch(
+                r"[\w.-]+(\[[\w,-]+\])?==\S+(\s+--hash=sha256:[0-9a-f]{64})+", code
+            ), line
+
+
+def test_the_lock_files_agree_with_each_other() -> None:
+    dev, postgres, run = locked("dev.txt"), locked("postgres.txt"), locked("run.txt")
+    assert run.items() <= postgres.items() <= dev.items()
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"## {shim.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,292 @@
+"""`load`: what is read from where, and that every fault is told at once and shows no secret."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import ValidationError
+
+from shim.settings import SETTINGS, Endpoint, Settings, SettingsError, Upstream, load
+
+WriteEnv = Callable[[str], Path]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> WriteEnv:
+    def write(text: str) -> Path:
+        path = tmp_path / ".env"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def faults(environ: dict[str, str], env_file: Path | None = None) -> list[str]:
+    with pytest.raises(SettingsError) as raised:
+        load(environ, env_file)
+    lines = [str(fault) for fault in raised.value.faults]
+    assert str(raised.value).splitlines() == lines, "one line for each fault"
+    return lines
+
+
+def test_nothing_set_gives_the_defaults_of_the_contract() -> None:
+    settings = load({})
+    assert settings.listen == Endpoint("0.0.0.0", 4534)
+    assert settings.control_listen == Endpoint("127.0.0.1", 4535)
+    assert settings.upstream == Upstream("http", "127.0.0.1", 4533)
+    assert settings.base_path == "/"
+    assert settings.reverse_proxy_whitelist == ()
+    assert settings.reverse_proxy_user_header == "Remote-User"
+    assert settings.public_paths == ("/rest/", "/share/", "/jellyfin/")
+    assert settings.identity_prefixes == ("X-authentik-",)
+    assert settings.groups_separator == "|"
+    assert settings.untrusted_peers == "strip"
+    assert settings.jwt_verify == "off"
+    assert settings.provisioning is True
+    assert settings.navidrome_admin_username == "navidrome-shim"
+    assert settings.follow_renames == "jwt"
+    assert settings.link_existing == "users"
+    assert settings.database_url.get_secret_value() == "sqlite:///shim.db"
+    assert settings.audit_retention_days == 90
+    assert settings.max_header_bytes == 65536
+    assert settings.name_rest_hours == 48
+
+
+def test_the_environment_is_read_through_load_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIM_LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("LISTEN", "127.0.0.1:2")
+    assert Settings().listen == Endpoint("0.0.0.0", 4534)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        load({}).workers = 2
+
+
+def test_settings_travel_to_another_process() -> None:
+    settings = load({"SHIM_LIBRARY_GROUPS": '{"family": ["Music", 2]}', "SHIM_PROXY_SECRET": "a,b"})
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_the_environment_wins_over_the_file(env: WriteEnv) -> None:
+    file = env("SHIM_LISTEN=127.0.0.1:1\nSHIM_WORKERS=2\n")
+    settings = load({"SHIM_LISTEN": "127.0.0.1:9"}, file)
+    assert (settings.listen.port, settings.workers) == (9, 2)
+
+
+def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
+    assert load({}, tmp_path / "none") == load({})
+
+
+def test_an_env_file_is_taken_literally(env: WriteEnv) -> None:
+    file = env("export SHIM_CONTACT='ask ${HOME} # or me'\n# SHIM_WORKERS=3\nND_LOGLEVEL\nTZ=UTC\n")
+    assert load({}, file).contact == "ask ${HOME} # or me"
+
+
+def test_every_fault_is_told_at_once_with_its_place_and_value(env: WriteEnv) -> None:
+    file = env("\n\nSHIM_MAX_HEADERS=lots\nSHIM_LISTN=0.0.0.0:1\n")
+    told = faults({"SHIM_UPSTREAM": "navidrome:4533", "SHIM_JWT_VERIFY": "required"}, file)
+    assert told == [
+        f"SHIM_LISTN ({file} line 4) = '0.0.0.0:1': no such setting; did you mean SHIM_LISTEN?",
+        "SHIM_UPSTREAM (environment) = 'navidrome:4533': "
+        "expected http://host:port, https://host:port or unix:/path",
+        f"SHIM_MAX_HEADERS ({file} line 3) = 'lots': expected a whole number from 16 to 10000",
+        "SHIM_JWT_VERIFY (environment) = 'required': "
+        "expected SHIM_JWKS_URL or SHIM_JWT_HS256_SECRET with it",
+        "SHIM_JWT_VERIFY (environment) = 'required': expected SHIM_JWT_ISSUER with it",
+        "SHIM_JWT_VERIFY (environment) = 'required': "
+        "expected SHIM_JWT_AUDIENCE with it (authentik's client id)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SHIM_WHITELIST_REFRESH", "SHIM_WHITELIST_REFRESH_SECONDS"),
+        ("SHIM_REVERSE_PROXY_WHITELST", "SHIM_REVERSE_PROXY_WHITELIST"),
+        ("SHIM_PROXY_SECRET_FLIE", "SHIM_PROXY_SECRET_FILE"),
+        ("shim_listen", "SHIM_LISTEN"),
+        ("SHIM_BASEPATH", "SHIM_BASE_PATH"),
+    ],
+)
+def test_an_unknown_name_is_a_fault_with_the_name_that_was_meant(name: str, meant: str) -> None:
+    (told,) = faults({name: "1"})
+    assert told.startswith(f"{name} (environment)")
+    assert told.endswith(f"no such setting; did you mean {meant}?")
+
+
+def test_a_name_like_no_other_gets_no_guess() -> None:
+    assert faults({"SHIM_ZZZZZZ": "1"}) == ["SHIM_ZZZZZZ (environment): no such setting"]
+
+
+def test_what_kubernetes_puts_beside_a_service_is_no_fault_but_only_from_the_environment(
+    env: WriteEnv,
+) -> None:
+    links = {
+        "SHIM_SERVICE_HOST": "10.96.0.7",
+        "SHIM_SERVICE_PORT": "4534",
+        "SHIM_SERVICE_PORT_HTTP": "4534",
+        "SHIM_PORT": "tcp://10.96.0.7:4534",
+        "SHIM_PORT_4534_TCP": "tcp://10.96.0.7:4534",
+        "SHIM_PORT_4534_TCP_ADDR": "10.96.0.7",
+        "SHIM_CONTROL_PORT_4535_TCP_PROTO": "tcp",
+    }
+    assert load(links) == load({})
+    assert len(faults({"SHIM_PORT": "4534"})) == 1
+    assert len(faults({}, env("SHIM_SERVICE_HOST=10.96.0.7\n"))) == 1
+
+
+def test_lines_of_an_env_file_that_say_nothing_or_say_it_twice_are_faults(env: WriteEnv) -> None:
+    file = env("SHIM_LISTEN\nSHIM_WORKERS=1\n=secret\nSHIM_WORKERS=2\n")
+    assert faults({}, file) == [
+        f"SHIM_LISTEN ({file} line 1): expected NAME=value",
+        f"{file} (line 3): expected NAME=value or # comment",
+        f"SHIM_WORKERS ({file} line 4): expected once; {file} line 2 sets it too",
+    ]
+
+
+def test_an_env_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    (told,) = faults({}, tmp_path)
+    assert "expected readable UTF-8" in told
+
+
+class TestSecrets:
+    NAMES: ClassVar = tuple(each.name for each in SETTINGS if each.secret)
+    TEXT: ClassVar = {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim"}
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_secret_may_be_a_files_content_without_its_line_end(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        text = self.TEXT.get(name, "hunter2hunter2")
+        (tmp_path / "secret").write_text(text + "\n")
+        from_file = load({f"{name}_FILE": str(tmp_path / "secret")})
+        assert from_file == load({name: text})
+        assert from_file != load({})
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_secret_given_twice_is_a_fault(
+        self, name: str, tmp_path: Path, env: WriteEnv
+    ) -> None:
+        (tmp_path / "secret").write_text("hunter2")
+        file = env(f"{name}_FILE={tmp_path / 'secret'}\n")
+        (told,) = faults({name: self.TEXT.get(name, "hunter2")}, file)
+        assert f"expected one of {name} and {name}_FILE" in told
+        assert "hunter2" not in told
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b"  \r\n", b"\xff\xfe", b"x" * 70000])
+    def test_a_file_without_a_usable_secret_is_a_fault(
+        self, content: bytes, tmp_path: Path
+    ) -> None:
+        (tmp_path / "secret").write_bytes(content)
+        assert len(faults({"SHIM_PROXY_SECRET_FILE": str(tmp_path / "secret")})) == 1
+
+    def test_a_file_that_is_not_there_is_a_fault_and_no_other(self, tmp_path: Path) -> None:
+        missing = str(tmp_path / "missing")
+        told = faults({"SHIM_CONTROL_TOKEN_FILE": missing, "SHIM_CONTROL_LISTEN": "0.0.0.0:1"})
+        assert told == [
+            f"SHIM_CONTROL_TOKEN_FILE (environment) = {missing!r}: "
+            "expected the path of a readable file with the secret in it (No such file or directory)"
+        ]
+
+    def test_an_empty_secret_is_a_fault_and_not_no_secret(self) -> None:
+        (told,) = faults({"SHIM_PROXY_SECRET": ""})
+        assert told.startswith("SHIM_PROXY_SECRET (environment): expected a secret")
+
+    def test_only_secrets_are_read_from_files(self) -> None:
+        (told,) = faults({"SHIM_LISTEN_FILE": "/run/listen"})
+        assert told.endswith("expected SHIM_LISTEN itself; only secrets are read from files")
+
+    @pytest.mark.parametrize(
+        "environ",
+        [
+            {"SHIM_PROXY_SECRET": "hunter2 hunter2"},
+            {"SHIM_PROXY_SECRTE": "hunter2"},
+            {"SHIM_LISTEN_TOKEN": "hunter2"},
+            {"SHIM_QQQ": "hunter2"},
+            {"SHIM_PROXY_SECRET_FILE": "hunter2"},
+            {"SHIM_CONTROL_TOKEN_FILE": "/hunter2"},
+            {"SHIM_CONTROL_TOKEN": "hunter2\n"},
+            {"SHIM_JWT_HS256_SECRET": "hunter2\x00"},
+            {"SHIM_NAVIDROME_ADMIN_PASSWORD": "hunter2\n"},
+            {"SHIM_DATABASE_URL": "mysql://shim:hunter2@db/shim"},
+            {"SHIM_DATABASE_URL": "postgres://shim:p/hunter2@db/shim"},
+            {"SHIM_UPSTREAM": "http://shim:hunter2@navidrome:4533"},
+            {"SHIM_UPSTREAM": "http://shim:p@hunter2/@navidrome"},
+            {"SHIM_JWKS_URL": "https://shim:hunter2@auth.example.org/jwks/"},
+            {"SHIM_SIGN_IN_URL": "https://hunter2@auth.example.org/"},
+        ],
+    )
+    def test_no_fault_shows_a_secret(self, environ: dict[str, str]) -> None:
+        told = faults(environ)
+        assert told
+        assert "hunter2" not in "".join(told)
+
+    def test_nothing_that_is_printed_shows_a_secret(self) -> None:
+        environ = {name: self.TEXT.get(name, "hunter2hunter2") for name in self.NAMES}
+        settings = load(environ)
+        for text in (repr(settings), str(settings), str(settings.public())):
+            assert "hunter2" not in text
+        assert settings.public()["SHIM_DATABASE_URL"] == "postgresql+psycopg://***@db/shim"
+        assert settings.public()["SHIM_PROXY_SECRET"] == "***"
+
+
+class TestNavidromesOwnVariables:
+    def test_are_read_where_ours_is_not_set(self, env: WriteEnv) -> None:
+        file = env("ND_BASEURL=https://music.example.org/navi/\nND_EXTAUTH_USERHEADER=X-User\n")
+        settings = load({}, file)
+        assert settings.base_path == "/navi"
+        assert settings.reverse_proxy_user_header == "X-User"
+        assert load({"ND_REVERSEPROXYUSERHEADER": "X-Old"}).reverse_proxy_user_header == "X-Old"
+
+    @pytest.mark.parametrize(
+        ("url", "path"),
+        [
+            ("/music", "/music"),
+            ("music", "/music"),
+            ("https://example.org", "/"),
+            ("https://example.org/", "/"),
+            ("http://example.org:8080/a/b/", "/a/b"),
+            ("", "/"),
+        ],
+    )
+    def test_the_path_of_navidromes_base_url_counts(self, url: str, path: str) -> None:
+        assert load({"ND_BASEURL": url}).base_path == path
+
+    @pytest.mark.parametrize(
+        "environ",
+        [
+            {"SHIM_BASE_PATH": "/navi/", "ND_BASEURL": "https://music.example.org/navi"},
+            {"SHIM_BASE_PATH": "/navi", "ND_BASEURL": ""},
+            {"SHIM_REVERSE_PROXY_USER_HEADER": "x-user", "ND_EXTAUTH_USERHEADER": "X-User"},
+        ],
+    )
+    def test_that_agree_with_ours_are_no_fault(self, environ: dict[str, str]) -> None:
+        load(environ)
+
+    @pytest.mark.parametrize(
+        "environ",
+        [
+            {"SHIM_BASE_PATH": "/", "ND_BASEURL": "/navi"},
+            {"SHIM_BASE_PATH": "/Navi", "ND_BASEURL": "/navi"},
+            {"SHIM_REVERSE_PROXY_USER_HEADER": "Remote-User", "ND_EXTAUTH_USERHEADER": "X-User"},
+            {"ND_EXTAUTH_USERHEADER": "X-User", "ND_REVERSEPROXYUSERHEADER": "X-Other"},
+        ],
+    )
+    def test_that_differ_from_ours_are_a_fault(self, environ: dict[str, str]) -> None:
+        (told,) = faults(environ)
+        one, other = environ
+        assert told.startswith(other)
+        assert one in told
+
+    def test_that_cannot_be_read_are_a_fault_under_their_own_name(self) -> None:
+        (told,) = faults({"ND_BASEURL": "/a/../b"})
+        assert told.startswith("ND_BASEURL (environment) = '/a/../b'")
+
+    @pytest.mark.parametrize("name", ["ND_EXTAUTH_TRUSTEDSOURCES", "ND_REVERSEPROXYWHITELIST"])
+    def test_never_say_whom_the_shim_trusts(self, name: str) -> None:
+        assert load({name: "0.0.0.0/0"}).reverse_proxy_whitelist == ()

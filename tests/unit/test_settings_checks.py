@@ -1,0 +1,142 @@
+"""Settings that contradict each other stop the start; those that are odd are said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shim.settings import SettingsError, load, warnings
+
+JWT = {
+    "SHIM_JWT_VERIFY": "required",
+    "SHIM_JWKS_URL": "https://auth.example.org/jwks/",
+    "SHIM_JWT_ISSUER": "https://auth.example.org/",
+    "SHIM_JWT_AUDIENCE": "navidrome",
+}
+TOKEN = {"SHIM_CONTROL_TOKEN": "0123456789abcdef"}
+SECRET = {"SHIM_PROXY_SECRET": "0123456789abcdef"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "says"),
+    [
+        ({"SHIM_CONTROL_LISTEN": "0.0.0.0:4535"}, "SHIM_CONTROL_LISTEN", "SHIM_CONTROL_TOKEN"),
+        ({"SHIM_CONTROL_LISTEN": "[::]:4535"}, "SHIM_CONTROL_LISTEN", "SHIM_CONTROL_TOKEN"),
+        ({"SHIM_CONTROL_LISTEN": "shim:4535"}, "SHIM_CONTROL_LISTEN", "SHIM_CONTROL_TOKEN"),
+        ({"SHIM_CONTROL_LISTEN": "127.0.0.1:4534"}, "SHIM_CONTROL_LISTEN", "SHIM_LISTEN"),
+        ({"SHIM_UPSTREAM": "http://localhost:4534"}, "SHIM_UPSTREAM", "the shim listens there"),
+        ({"SHIM_UPSTREAM": "http://127.0.0.1:4535"}, "SHIM_UPSTREAM", "the shim listens there"),
+        (
+            {"SHIM_UPSTREAM": "unix:/run/a.sock", "SHIM_LISTEN": "unix:/run/a.sock"},
+            "SHIM_UPSTREAM",
+            "the shim listens there",
+        ),
+        ({"SHIM_TLS_CERT": __file__}, "SHIM_TLS_KEY", "both, or neither"),
+        ({"SHIM_TLS_KEY": __file__}, "SHIM_TLS_CERT", "both, or neither"),
+        ({"SHIM_UPSTREAM_CA": __file__}, "SHIM_UPSTREAM_CA", "https://"),
+        ({"SHIM_JWKS_CA": __file__}, "SHIM_JWKS_CA", "SHIM_JWKS_URL"),
+        ({**JWT, "SHIM_JWKS_URL": ""}, "SHIM_JWT_VERIFY", "SHIM_JWT_HS256_SECRET"),
+        ({**JWT, "SHIM_JWT_ISSUER": ""}, "SHIM_JWT_VERIFY", "SHIM_JWT_ISSUER"),
+        ({**JWT, "SHIM_JWT_AUDIENCE": ""}, "SHIM_JWT_VERIFY", "SHIM_JWT_AUDIENCE"),
+        ({"SHIM_JWT_BEARER": "true"}, "SHIM_JWT_BEARER", "SHIM_JWT_VERIFY"),
+        ({"SHIM_PUBLIC_PATH_PROOF": "jwt"}, "SHIM_PUBLIC_PATH_PROOF", "SHIM_JWT_VERIFY"),
+        ({"SHIM_PUBLIC_PATH_PROOF": "secret"}, "SHIM_PUBLIC_PATH_PROOF", "SHIM_PROXY_SECRET"),
+        (
+            {"SHIM_PROXY_SECRET_HEADER": "X_Authentik_JWT"},
+            "SHIM_PROXY_SECRET_HEADER",
+            "SHIM_JWT_HEADER",
+        ),
+        ({"SHIM_JWT_HEADER": "remote_user"}, "SHIM_JWT_HEADER", "SHIM_REVERSE_PROXY_USER_HEADER"),
+        ({"SHIM_ALLOWED_GROUPS": "family,a|b"}, "SHIM_ALLOWED_GROUPS", "'a|b' never matches"),
+        ({"SHIM_LIBRARY_GROUPS": '{"a|b": [1]}'}, "SHIM_LIBRARY_GROUPS", "'a|b' never matches"),
+    ],
+)
+def test_a_contradiction_is_a_fault_that_names_both(
+    environ: dict[str, str], name: str, says: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(environ)
+    (fault,) = raised.value.faults
+    assert fault.name == name
+    assert says in fault.expected
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SHIM_CONTROL_LISTEN": "0.0.0.0:4535", **TOKEN},
+        {"SHIM_CONTROL_LISTEN": "127.8.0.1:4535"},
+        {"SHIM_CONTROL_LISTEN": "[::1]:4535"},
+        {"SHIM_CONTROL_LISTEN": "unix:/run/control.sock"},
+        {"SHIM_CONTROL_LISTEN": "127.0.0.1:0", "SHIM_LISTEN": "127.0.0.1:0"},
+        {"SHIM_CONTROL_LISTEN": "127.0.0.1:4534", "SHIM_LISTEN": "127.0.0.2:4534"},
+        {"SHIM_UPSTREAM": "http://navidrome:4534"},
+        {"SHIM_TLS_CERT": __file__, "SHIM_TLS_KEY": __file__},
+        {"SHIM_UPSTREAM_CA": __file__, "SHIM_UPSTREAM": "https://navidrome:4533"},
+        JWT,
+        {**JWT, "SHIM_JWKS_URL": "", "SHIM_JWT_HS256_SECRET": "0" * 32},
+        {**JWT, "SHIM_JWT_BEARER": "true", "SHIM_PUBLIC_PATH_PROOF": "jwt"},
+        {**SECRET, "SHIM_PUBLIC_PATH_PROOF": "secret"},
+        {"SHIM_USERNAME_HEADER": "Remote-User"},
+    ],
+)
+def test_what_fits_together_is_taken(environ: dict[str, str]) -> None:
+    load(environ)
+
+
+def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> None:
+    environ = {
+        "SHIM_CONTROL_LISTEN": "0.0.0.0:4535",
+        "SHIM_CONTROL_TOKEN": "with blanks",
+        **JWT,
+        "SHIM_JWKS_URL": "no address",
+    }
+    with pytest.raises(SettingsError) as raised:
+        load(environ)
+    assert {fault.name for fault in raised.value.faults} == {"SHIM_CONTROL_TOKEN", "SHIM_JWKS_URL"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, "nobody is believed"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "0.0.0.0/0"}, "can name any user"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "::/0"}, "can name any user"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "10.0.0.5/8"}, "lists all of 10.0.0.0/8"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "@"}, "no Unix socket"),
+        (
+            {"SHIM_REVERSE_PROXY_WHITELIST": "10.0.0.1", "SHIM_LISTEN": "unix:/run/a"},
+            "lacks @",
+        ),
+        (
+            {"SHIM_LISTEN": "unix:/run/a", "SHIM_LISTEN_SOCKET_MODE": "0666"},
+            "everybody on this machine",
+        ),
+        ({"SHIM_PROXY_SECRET": "short"}, "SHIM_PROXY_SECRET has a value under 16"),
+        ({"SHIM_CONTROL_TOKEN": "short"}, "SHIM_CONTROL_TOKEN has under 16"),
+        ({"SHIM_JWT_HS256_SECRET": "0" * 31}, "under 32 bytes"),
+        ({**JWT, "SHIM_JWKS_URL": "http://auth/jwks/"}, "plain HTTP"),
+        ({"SHIM_JWKS_URL": "https://auth/jwks/"}, "no token is looked at"),
+        ({"SHIM_LOCAL_LOGIN": "true"}, "SHIM_REQUIRE_IDENTITY=true"),
+    ],
+)
+def test_what_is_allowed_but_odd_is_said(environ: dict[str, str], says: str) -> None:
+    assert any(says in warning for warning in warnings(load(environ)))
+
+
+def test_a_plain_set_up_has_no_warnings() -> None:
+    environ = {"SHIM_REVERSE_PROXY_WHITELIST": "traefik", **JWT, **SECRET, **TOKEN}
+    assert warnings(load(environ)) == ()
+
+
+def test_no_warning_shows_a_secret() -> None:
+    names = ("SHIM_PROXY_SECRET", "SHIM_CONTROL_TOKEN", "SHIM_JWT_HS256_SECRET")
+    said = warnings(load(dict.fromkeys(names, "hunter2")))
+    assert len(said) >= len(names)
+    assert "hunter2" not in "".join(said)
+
+
+def test_the_files_of_certificates_are_opened_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        load({"SHIM_TLS_CERT": str(tmp_path / "no.pem"), "SHIM_TLS_KEY": __file__})
