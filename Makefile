@@ -45,8 +45,8 @@ bench: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	@mkdir -p docs
-	@$(BIN)/python -m shim.settings_reference env > .env.example
-	@$(BIN)/python -m shim.settings_reference markdown > docs/settings.md
+	@$(BIN)/python -m shim.settings.reference env > .env.example
+	@$(BIN)/python -m shim.settings.reference markdown > docs/settings.md
 
 # Worked out with the oldest Python, whose needs hold those of the newer ones.
 lock: $(VENV)/dev.stamp

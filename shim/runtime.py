@@ -189,6 +189,7 @@ class Runtime:
             self.plane.stop()
             self._control.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.upstream.close()
             uptime = time.monotonic() - self._started_at
             self.trail.record(
                 Stopped(

@@ -42,6 +42,7 @@ async def _look(settings: Settings) -> tuple[tuple[Check, ...], tuple[str, ...]]
     ca = settings.upstream_ca
     upstream = UpstreamWatch(settings.upstream, None if ca is None else str(ca), settings.base_path)
     await asyncio.gather(names.look_up(), upstream.ask())
+    await upstream.close()
     checks = health_checks(settings, names.states, upstream)
     return checks, whitelist.with_resolved(names.answers()).described()
 

@@ -13,12 +13,12 @@ class Limits:
     kept_bytes: int = 65536  # what a client sends ahead while an answer is awaited
     head_timeout: float = 10.0
     body_timeout: float = 60.0  # a request's body without progress
-    stall_timeout: float = 60.0  # written bytes that nobody takes
-    idle_timeout: float = 75.0
-    connect_timeout: float = 5.0
+    stall_timeout: float = 300.0  # written bytes that nobody takes
+    idle_timeout: float = 180.0
+    connect_timeout: float = 5.0  # waiting for a connection included
     answer_timeout: float = 60.0  # to the first byte of an answer
     upstream_idle_timeout: float = 30.0
     max_connections: int = 4096
-    max_upstream_connections: int = 256
+    max_upstream_connections: int = 4096
     max_waiting: int = 1024
     linger_timeout: float = 2.0  # for a refused client to read its answer

@@ -8,6 +8,7 @@ nobody is believed until it agrees.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -36,10 +37,13 @@ class UpstreamWatch:
     def __init__(
         self, upstream: Upstream, ca: str | None, base_path: str, timeout: float = 5.0
     ) -> None:
-        self._upstream = upstream
-        self._ca = ca
+        verify = ssl.create_default_context(cafile=ca) if upstream.tls else False
+        self._client = httpx.AsyncClient(
+            base_url=f"{'https' if upstream.tls else 'http'}://{upstream.authority}",
+            transport=httpx.AsyncHTTPTransport(uds=upstream.path, verify=verify),
+            timeout=timeout,
+        )
         self._base_path = "/" + base_path.strip("/") + "/" if base_path.strip("/") else "/"
-        self._timeout = timeout
         self.state = UpstreamState(False, None, "not asked yet")
 
     @property
@@ -63,15 +67,13 @@ class UpstreamWatch:
             if await self.ask():
                 changed()
 
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._client.aclose()
+
     async def _ask(self) -> UpstreamState:
-        upstream = self._upstream
-        transport = httpx.AsyncHTTPTransport(uds=upstream.path, verify=self._ca or True)
-        url = (
-            f"{'https' if upstream.tls else 'http'}://{upstream.authority}{self._base_path}{_PROBE}"
-        )
         try:
-            async with httpx.AsyncClient(transport=transport, timeout=self._timeout) as client:
-                answer = await client.get(url)
+            answer = await self._client.get(f"{self._base_path}{_PROBE}")
         except httpx.HTTPError as error:
             return UpstreamState(False, None, f"{type(error).__name__}: {error}")
         location = answer.headers.get("Location")

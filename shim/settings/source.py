@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dotenv.parser import Binding, parse_stream
 
-from shim.settings_model import PREFIX
+from shim.settings.model import PREFIX
 
 FILE_SUFFIX = "_FILE"
 ENVIRONMENT = "environment"

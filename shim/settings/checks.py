@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shim.settings_model import Settings
-from shim.settings_places import Endpoint
+from shim.settings.model import Settings
+from shim.settings.places import Endpoint
 from shim.trust.addresses import NetworkEntry, UnixEntry, parse_entry
 
 _SHORT_SECRET = 16

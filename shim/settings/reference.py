@@ -1,7 +1,7 @@
 """The settings written out for people: `.env.example` and the reference of the documentation.
 
-Everything is taken from the table in `settings_model`. `python -m shim.settings_reference env` prints the
-first, `… markdown` the second; a test holds the files in the tree to it.
+Everything is taken from the table in `shim.settings.model`. `python -m shim.settings.reference env` prints
+the first, `… markdown` the second; a test holds the files in the tree to it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from shim.settings import ALIASES, SETTINGS, Setting
-from shim.settings_source import FILE_SUFFIX
+from shim.settings.source import FILE_SUFFIX
 
 
 def env_example() -> str:

@@ -2,7 +2,7 @@
 
 A field is the variable's name in lower case without `SHIM_`. Its default is written as text, as a person
 would write it, and goes through the same reader. The model holds what was set and decides nothing: how
-text is read is in `settings_values`, what values mean together in `settings_checks`.
+text is read is in `shim.settings.values`, what values mean together in `shim.settings.checks`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from shim import settings_places as places
-from shim import settings_values as values
-from shim.settings_places import Endpoint, Upstream
-from shim.settings_values import Mode, reader
+from shim.settings import places, values
+from shim.settings.places import Endpoint, Upstream
+from shim.settings.values import Mode, reader
 
 PREFIX = "SHIM_"
 SECRETS = frozenset(
@@ -93,9 +92,6 @@ class Settings(BaseSettings):
     )
     control_token: Annotated[SecretStr | None, reader(values.bearer_token)] = setting(
         None, "Bearer token of the control plane; required where it listens beyond loopback."
-    )
-    workers: Annotated[int, reader(values.count(1, 64))] = setting(
-        "1", "Processes of the data plane."
     )
 
     upstream: Annotated[Upstream, reader(places.upstream)] = setting(
@@ -321,7 +317,7 @@ class Settings(BaseSettings):
     )
     max_connections: Connections = setting("4096", "Most client connections of one process.")
     max_upstream_connections: Connections = setting(
-        "256", "Most connections of one process to Navidrome."
+        "4096", "Most connections of one process to Navidrome."
     )
     max_waiting: Annotated[int, reader(values.count(0, 1_000_000))] = setting(
         "1024", "Most requests of one process that wait for a connection to Navidrome."

@@ -2,7 +2,7 @@
 
 Every reader takes the text as it was written and gives a frozen value, or raises ValueError with a
 sentence that says what would be right. Readers know no setting's name, read no file's content and look
-at one value at a time; what two values say together is in `settings_checks`.
+at one value at a time; what two values say together is in `shim.settings.checks`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Places: where the shim listens, where Navidrome is, and the addresses and paths that settings name.
 
-Readers of text, as in `settings_values`: a frozen value, or ValueError with what would be right.
+Readers of text, as in `shim.settings.values`: a frozen value, or ValueError with what would be right.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from shim.settings_values import words
+from shim.settings.values import words
 from shim.trust.addresses import parse_entry
 
 _PORTS = {"http": 80, "https": 443}

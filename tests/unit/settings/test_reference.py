@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from shim.settings import SETTINGS, Setting, load
-from shim.settings_reference import env_example, markdown
+from shim.settings.reference import env_example, markdown
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_example_file_is_current() -> None:

@@ -1,7 +1,7 @@
 """The settings' entrance: read everything, or say everything that is wrong with it.
 
 `load` is the one place where the environment, the `.env` file and the files of secrets are read. The
-settings themselves, with names, defaults and meanings, are the table in `settings_model`.
+settings themselves, with names, defaults and meanings, are the table in `shim.settings.model`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shim import settings_places as places
-from shim import settings_values as values
-from shim.settings_checks import contradictions, warnings
-from shim.settings_model import SETTINGS, Setting, Settings
-from shim.settings_places import Endpoint, Upstream
-from shim.settings_source import FILE_SUFFIX, Catalogue, Fault, Variable, read, shown
+from shim.settings import places, values
+from shim.settings.checks import contradictions, warnings
+from shim.settings.model import SETTINGS, Setting, Settings
+from shim.settings.places import Endpoint, Upstream
+from shim.settings.source import FILE_SUFFIX, Catalogue, Fault, Variable, read, shown
 
 __all__ = [
     "ALIASES",

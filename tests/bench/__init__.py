@@ -1,0 +1,1 @@
+"""What the shim costs, measured beside the proxies that people know."""

@@ -1,0 +1,162 @@
+"""The upstream of the benchmark: an nginx that plays Navidrome's answers as fast as can be.
+
+Its answers have the fields of Navidrome's own (11 on a page of songs), and values in them that differ from
+answer to answer, so that a proxy wins nothing by remembering response heads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bench.browsers import PEOPLE, username
+from tests.bench.processes import find_binary, free_port, running
+from tests.bench.scenarios import COVER_BYTES, TRACK_BYTES
+
+ECHO_PATH = "/api/bench-echo"
+ADMIN = "navidrome-shim"
+
+_CONFIG = """
+{user}
+daemon off;
+pid {folder}/origin.pid;
+error_log stderr error;
+worker_processes 1;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/origin-body;
+    proxy_temp_path {folder}/origin-proxy;
+    fastcgi_temp_path {folder}/origin-fastcgi;
+    uwsgi_temp_path {folder}/origin-uwsgi;
+    scgi_temp_path {folder}/origin-scgi;
+    sendfile on;
+    tcp_nopush on;
+    etag off;
+    open_file_cache max=16 inactive=600s;
+    open_file_cache_valid 600s;
+    keepalive_requests 1000000000;
+    keepalive_timeout 600s;
+    absolute_redirect off;
+    types {{ image/webp webp; audio/flac flac; }}
+    default_type application/json;
+
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        root {folder}/files;
+        set $unique $msec-$connection-$connection_requests;
+
+        location = /api/song {{
+            add_header Permissions-Policy "autoplay=(), camera=(), microphone=(), usb=()";
+            add_header Referrer-Policy same-origin;
+            add_header Set-Cookie "X-ND-Client-Unique-Id=$unique; Path=/; HttpOnly; Secure; SameSite=Strict";
+            add_header Vary Origin;
+            add_header X-Content-Type-Options nosniff;
+            add_header X-Total-Count $connection_requests;
+            return 200 '{song}';
+        }}
+        location = /api/cover {{
+            add_header Cache-Control "public, max-age=315360000";
+            add_header Vary Origin;
+            add_header X-Content-Type-Options nosniff;
+            add_header X-Frame-Options DENY;
+            add_header ETag '"$unique"';
+            try_files /cover.webp =404;
+        }}
+        location = /api/track {{
+            add_header Vary Origin;
+            add_header X-Content-Type-Options nosniff;
+            add_header X-Content-Duration "300.$connection_requests";
+            add_header Set-Cookie "nd-player-6c697374=$unique; Path=/; HttpOnly; SameSite=Strict";
+            try_files /track.flac =404;
+        }}
+        location = {echo} {{
+            return 200 '{{"user": "$http_remote_user", "for": "$http_x_forwarded_for"}}';
+        }}
+
+        location = /api/user {{ try_files /users.json =404; }}
+        location /api/user/ {{ try_files /user$uri =404; }}
+        location = /api/library {{ return 200 '[{{"id": 1, "name": "Music Library"}}]'; }}
+        location = /auth/createAdmin {{ return 403 '{{"error": "Cannot create another first admin"}}'; }}
+        location = /ping {{ return 200 '.'; }}
+        location = /app/ {{ return 200 '<!DOCTYPE html>'; }}
+        location / {{ return 302 /app/; }}
+    }}
+}}
+"""
+
+_SONG = json.dumps(
+    [
+        {
+            "id": "6c1f0a52e7d94b3f8a60",
+            "title": "A Song of Some Length",
+            "album": "The Album",
+            "artist": "The Artist",
+            "albumId": "al-17f3a9",
+            "trackNumber": 7,
+            "year": 1997,
+            "size": 36078730,
+            "suffix": "flac",
+            "duration": 300.5,
+            "bitRate": 960,
+            "genre": "Ambient",
+            "createdAt": "2026-08-21T10:00:00Z",
+            "starred": False,
+            "playCount": 12,
+        }
+    ],
+    separators=(",", ":"),
+)
+
+
+@contextmanager
+def origin(folder: Path, cores: frozenset[int]) -> Iterator[int]:
+    """Runs it and gives its port on 127.0.0.1."""
+    nginx = find_binary("nginx", "the Debian package nginx")
+    port = free_port()
+    _write_files(folder / "files")
+    config = folder / "origin.conf"
+    config.write_text(
+        _CONFIG.format(
+            user="user root;" if os.geteuid() == 0 else "",
+            folder=folder,
+            port=port,
+            song=_SONG,
+            echo=ECHO_PATH,
+        )
+    )
+    command = (nginx, "-p", str(folder), "-e", "stderr", "-c", str(config))
+    with running("origin", command, folder=folder, cores=cores) as process:
+        process.wait_for_port(port)
+        yield port
+
+
+def _write_files(files: Path) -> None:
+    files.mkdir()
+    (files / "cover.webp").write_bytes(os.urandom(COVER_BYTES))
+    with (files / "track.flac").open("wb") as track:
+        for _ in range(TRACK_BYTES // 1_000_000):
+            track.write(os.urandom(1_000_000))
+    names = (ADMIN, *(username(number) for number in range(PEOPLE)))
+    accounts = [_account(f"u{number}", name) for number, name in enumerate(names)]
+    (files / "users.json").write_text(json.dumps(accounts))
+    single = files / "user" / "api" / "user"
+    single.mkdir(parents=True)
+    for account in accounts:
+        (single / str(account["id"])).write_text(json.dumps(account))
+
+
+def _account(identifier: str, name: str) -> dict[str, object]:
+    return {
+        "id": identifier,
+        "userName": name,
+        "name": f"Listener Number {name.rpartition('-')[2]}",
+        "email": f"{name}@example.org",
+        "isAdmin": name == ADMIN,
+        "createdAt": "2026-08-21T10:00:00Z",
+        "updatedAt": "2026-08-21T10:00:00Z",
+        "libraries": [{"id": 1, "name": "Music Library"}],
+    }
