@@ -8,6 +8,7 @@ import typer
 
 import shim
 from shim.commands.check import check
+from shim.commands.demo import demo
 from shim.commands.explain import explain
 from shim.commands.serve import serve
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(check)
 app.command()(explain)
+app.command()(demo)
 
 
 def _version(asked: bool) -> None:

@@ -1,0 +1,190 @@
+"""How the play is told: on a terminal in colours, elsewhere as plain text, in 80 columns.
+
+Whatever a client or a server sent is escaped, and is never read as markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from shim.audit.plain import escape
+from shim.demo.play import AccountState, Ask, Fields, Played
+from shim.demo.play_scenes import TAKEOVER, app_call
+from shim.demo.sidecar import Decided, LogEntry
+from shim.demo.stage import ADMIN, ALICE, BERT, CLAIM, EDGE_ADDRESS, NEIGHBOUR, Door, Stage
+from shim.trust.reasons import Verdict
+
+_WIDTH: Final = 80
+_BODY_SHOWN: Final = 200
+_COLOURS: Final = {
+    Verdict.AUTHENTICATED: "bold green",
+    Verdict.ANONYMOUS: "bold cyan",
+    Verdict.STRIPPED: "bold yellow",
+    Verdict.REJECTED: "bold red",
+}
+# Proofs that are of no use to a reader.
+_PROOF: Final = re.compile(r"(?<=[?&][ts]=)[^&]+")
+
+
+class Teller:
+    """Tells on a console. console: None for standard output."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.console.width = min(self.console.width, _WIDTH)
+
+    def opening(self, stage: Stage) -> None:
+        """Who plays, and where."""
+        table = _grid()
+        table.add_row(
+            "the edge", f"{stage.edge.url}, speaks from {EDGE_ADDRESS}: plays Traefik and authentik"
+        )
+        table.add_row("the shim", f"{stage.shim.url}, whitelist {EDGE_ADDRESS}")
+        table.add_row(
+            "Navidrome", f"{stage.navidrome.url}, a stand-in that believes the shim alone"
+        )
+        table.add_row(
+            "for contrast", f"{stage.bare_edge.url}, the edge before a Navidrome without shim"
+        )
+        self.console.print(table)
+
+    def scene(self, number: int, played: Played) -> None:
+        """One scene: what was asked, what the shim decided, what Navidrome saw, what came back."""
+        scene, answer = played.scene, played.answer
+        self.console.print()
+        self.console.print(
+            Rule(Text(f"{number}. {scene.title}", "bold"), align="left", style="dim")
+        )
+        self.console.print(Padding(Text(scene.tells, "italic"), (0, 0, 1, 2)))
+        table = _grid()
+        table.add_row("asked", _asked(scene.ask))
+        if played.decided is None:
+            table.add_row("shim", Text("there is none", "dim"))
+        else:
+            table.add_row("shim", _decided(played.decided))
+        table.add_row("Navidrome", _saw(played.saw))
+        for name, account in played.accounts:
+            table.add_row("account", _account(name, account))
+        table.add_row("answer", Text(_clipped(f"{answer.status} {escape(answer.told)}")))
+        if played.faults:
+            table.add_row(
+                Text("NOT AS IT MUST BE", "bold red"), Text(escape("; ".join(played.faults)))
+            )
+        self.console.print(table)
+
+    def summary(self, played: Sequence[Played]) -> None:
+        """Whether every scene went as it must."""
+        wrong = [number for number, one in enumerate(played, 1) if one.faults]
+        self.console.print()
+        if wrong:
+            named = ", ".join(map(str, wrong))
+            self.console.print(
+                Text(
+                    f"FAILED: {len(wrong)} of {len(played)} scenes not as they must be: {named}.",
+                    "bold red",
+                )
+            )
+        else:
+            self.console.print(Text(f"All {len(played)} scenes went as they must.", "bold green"))
+
+    def invitation(self, stage: Stage) -> None:
+        """What can be tried by hand while everything stays up."""
+        edge, bare, shim = stage.edge.url, stage.bare_edge.url, stage.shim.url
+        names = ", ".join(f"?user={user.username}" for user in (BERT, ADMIN))
+        self.console.print()
+        self.console.print(Rule(Text("Now you", "bold"), align="left", style="dim"))
+        table = _grid()
+        table.add_row("browser", f"{edge}/?user={ALICE.username} (or {names})")
+        table.add_row("control", f"{stage.shim.control_url}/readyz, /metrics")
+        self.console.print(table)
+        for says, command in (
+            (
+                "be the admin, without the shim",
+                f"curl -H '{CLAIM}: admin' \\\n  '{bare}{TAKEOVER}'",
+            ),
+            ("and with it", f"curl -H '{CLAIM}: admin' \\\n  '{edge}{TAKEOVER}'"),
+            (
+                "go past the edge, from an address that is not on the whitelist",
+                f"curl --interface {NEIGHBOUR} -H '{CLAIM}: admin' \\\n  {shim}/api/user",
+            ),
+            (
+                "be the edge: its address is all that is asked for here",
+                f"curl --interface {EDGE_ADDRESS} -H '{CLAIM}: alice' \\\n  {shim}/api/song",
+            ),
+            ("be an app of Alice's", f"curl '{edge}{app_call('ping')}'"),
+        ):
+            # soft_wrap: a line that is copied has to be one line.
+            self.console.print(Text(f"\n# {says}", "dim"), soft_wrap=True)
+            self.console.print(Text(command), soft_wrap=True)
+        self.console.print(Text("\nEverything stays up until Ctrl-C. The shim's log:", "bold"))
+
+    def log(self, entry: LogEntry) -> None:
+        """One line for each request that was answered, and for what the shim found remarkable."""
+        match entry.get("event"):
+            case "request_judged":
+                what = f"{entry.get('verdict')}, {entry.get('reason')}"
+            case "accessed":
+                what = f"{entry.get('verdict')}, answered {entry.get('status')}"
+            case _:
+                return
+        asked = f"{entry.get('peer')} {entry.get('method')} {entry.get('path')}"
+        self.console.print(Text(escape(f"{asked} → {what}")), soft_wrap=True)
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", width=12)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _asked(ask: Ask) -> Text:
+    way = ask.door.value if ask.door is Door.SHIM else f"{ask.door.value} ({EDGE_ADDRESS})"
+    session = f", signed in as {ask.signed_in.username}" if ask.signed_in else ""
+    text = Text(f"{ask.who} at {ask.address}{session}, asks {way}\n")
+    text.append(f"{ask.method} {_PROOF.sub('…', ask.target)}", "bold")
+    for name, value in ask.headers:
+        text.append(f"\n{name}: {value}", "bold")
+    return text
+
+
+def _decided(decided: Decided) -> Text:
+    text = Text(str(decided.verdict), _COLOURS[decided.verdict])
+    text.append(f", {decided.reason}, on a {decided.path_class} path", "default")
+    removed = [name for name in decided.removed if name.lower() not in _EVERY_HOP]
+    if removed and decided.verdict is Verdict.STRIPPED:
+        text.append(f"\nremoved {escape(', '.join(removed))}", "default")
+    for note in decided.notes:
+        text.append(f"\n{escape(note)}", "default")
+    return text
+
+
+# Removed from every request, as RFC 9110 §7.6.1 asks for, or because they are the edge's own.
+_EVERY_HOP: Final = frozenset({"connection", "upgrade", "keep-alive"})
+
+
+def _saw(saw: Fields | None) -> Text:
+    if saw is None:
+        return Text("never saw it")
+    if not saw:
+        return Text("saw no user header")
+    return Text("saw " + escape(", ".join(f"{name}: {value}" for name, value in saw)))
+
+
+def _account(name: str, account: AccountState | None) -> Text:
+    if account is None:
+        return Text(f"{name}: none")
+    kind = "admin" if account.is_admin else "regular user"
+    return Text(escape(f"{name}: {kind}, called {account.name}"))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _BODY_SHOWN else f"{text[:_BODY_SHOWN]}…"

@@ -1,0 +1,167 @@
+"""The scenes: an edge, an outpost, the shim or no shim, and a stand-in Navidrome with accounts.
+
+Each is set up once, at its first use; a test sees only the requests that came since it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shim.demo.navidrome import StandIn, StandInOptions, StandInThread
+from shim.demo.navidrome.accounts import AccountFields
+from shim.demo.navidrome.request import SeenRequest
+from shim.demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
+from tests.e2e.parts import (
+    CDN,
+    SECRET,
+    Behind,
+    caddy,
+    guides_traefik,
+    shim,
+    traefik,
+    traefik_behind_a_cdn,
+    traefik_by_labels,
+)
+
+PASSWORD = "correct horse battery staple"
+ADMIN_GROUP = "music admins"
+USERS = (
+    OutpostUser("alice", "Alice Ämmer", "alice@example.org", ("family", "listeners")),
+    OutpostUser("boss", "The Boss", "boss@example.org", ("family", ADMIN_GROUP)),
+    OutpostUser("jörg", "Jörg", "joerg@example.org", ("family",)),
+    OutpostUser("solo"),
+)
+OPEN_PATH = "/ping"
+LOOPBACK = "127.0.0.1"
+
+Edge = Callable[[Path, Behind], AbstractContextManager[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything that runs.
+
+    url: the edge's. shim_url, control: the shim's, its control plane as `host:port`; "" without one.
+    """
+
+    edge: str
+    url: str
+    shim_url: str
+    control: str
+    outpost: Outpost
+    stand_in: StandIn
+
+    def client(
+        self, user: str | None = None, *, source: str = LOOPBACK, to: str = ""
+    ) -> httpx.Client:
+        """A browser: signed in as a user or not at all, at a loopback address, asking the edge.
+
+        to: another URL to ask, past the edge.
+        """
+        return httpx.Client(
+            base_url=to or self.url,
+            transport=httpx.HTTPTransport(local_address=source, verify=False),
+            cookies={COOKIE: self.outpost.sign_in(user)} if user else {},
+            trust_env=False,
+            timeout=20,
+        )
+
+    def last_seen(self, target: str) -> SeenRequest:
+        """The last request for a target that reached Navidrome."""
+        return next(seen for seen in reversed(self.stand_in.seen) if seen.target == target)
+
+
+@contextmanager
+def set_scene(
+    folder: Path, edge: str, *, with_shim: bool, secret: str = "", user_header: str = "Remote-User"
+) -> Iterator[Scene]:
+    """Start the parts of a scene and end them. `edge` is a name in `EDGES`."""
+    options = StandInOptions(user_header=user_header, login_window=3600)
+    provider = OutpostOptions(users=USERS, open_paths=(rf"^{OPEN_PATH}$",))
+    with StandInThread(options) as stand_in, Outpost(provider) as outpost:
+        for user in ("admin", *(known.username for known in USERS)):
+            stand_in.accounts.put(
+                AccountFields(
+                    user_name=user, name=user, password=PASSWORD, is_admin=user == "admin"
+                )
+            )
+        if not with_shim:
+            with EDGES[edge](folder, Behind(outpost.url, stand_in.url, secret)) as url:
+                yield Scene(edge, url, "", "", outpost, stand_in)
+            return
+        settings = {"SHIM_ADMIN_GROUPS": ADMIN_GROUP}
+        if edge == "cdn":
+            settings["SHIM_FORWARDING_HOPS"] = CDN
+        if secret:
+            settings["SHIM_PROXY_SECRET"] = f"{secret},another-secret-of-this-edge-0123456789"
+        with (
+            shim(folder, stand_in.url, **settings) as before,
+            EDGES[edge](folder, Behind(outpost.url, before.url, secret)) as url,
+        ):
+            yield Scene(edge, url, before.url, before.control, outpost, stand_in)
+
+
+EDGES: dict[str, Edge] = {
+    "traefik": traefik,
+    "cdn": traefik_behind_a_cdn,
+    "labels": traefik_by_labels,
+    "caddy": caddy,
+    "guide": guides_traefik,
+}
+
+
+@pytest.fixture(scope="session", params=["traefik", "caddy", "guide"])
+def standing_scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    """The shim behind each edge. The edges that we ship send the shared secret, the guide's none."""
+    edge: str = request.param
+    secret = "" if edge == "guide" else SECRET
+    with set_scene(tmp_path_factory.mktemp(edge), edge, with_shim=True, secret=secret) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="session")
+def standing_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """What the guide built: its Traefik, and directly behind it a Navidrome that believes it."""
+    with set_scene(
+        tmp_path_factory.mktemp("bare"),
+        "guide",
+        with_shim=False,
+        user_header="X-authentik-username",
+    ) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="session", params=["traefik", "labels", "caddy"])
+def standing_edge(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    """An edge that we ship with nothing behind it but Navidrome, which shows what leaves the edge."""
+    edge: str = request.param
+    with set_scene(tmp_path_factory.mktemp("edge"), edge, with_shim=False, secret=SECRET) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(standing_scene: Scene) -> Scene:
+    standing_scene.stand_in.seen.clear()
+    return standing_scene
+
+
+@pytest.fixture
+def guide_without_shim(standing_guide: Scene) -> Scene:
+    standing_guide.stand_in.seen.clear()
+    return standing_guide
+
+
+@pytest.fixture
+def edge_alone(standing_edge: Scene) -> Scene:
+    standing_edge.stand_in.seen.clear()
+    return standing_edge

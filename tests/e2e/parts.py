@@ -1,0 +1,205 @@
+"""Traefik, Caddy and the shim, each started as a person starts it, from the files he copies.
+
+Only what differs from site to site is changed: addresses, ports, folders, and no certificates.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from tests.e2e.compose import labels, read
+from tests.e2e.engine import engine
+from tests.e2e.programs import NotStarted, beside_python, free_port, running
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+GUIDE = Path(__file__).parent / "guide"
+CDN = "127.0.0.70"
+SECRET = "e2e-only-secret-of-the-edge-0123456789abcdef"
+
+_PORT_LABEL = "traefik.http.services.navidrome-shim.loadbalancer.server.port"
+_ROUTED_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What an edge stands before. URLs without a slash at their end.
+
+    secret: the shared secret that the edge adds, "" for none.
+    """
+
+    authentik: str
+    navidrome: str
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shim:
+    """Where a shim listens: `url` for an edge, `control` as `host:port`."""
+
+    url: str
+    control: str
+
+
+@contextmanager
+def traefik(folder: Path, behind: Behind) -> Iterator[str]:
+    """Traefik with `deploy/traefik/`; gives its URL."""
+    port, redirecting = free_port(), free_port()
+    static = _static(port, redirecting, folder)
+    with _traefik(folder, static, port, behind) as url:
+        yield url
+
+
+@contextmanager
+def traefik_behind_a_cdn(folder: Path, behind: Behind) -> Iterator[str]:
+    """Traefik with `deploy/traefik/` that takes the word of a CDN at `CDN`; gives its URL."""
+    port, redirecting = free_port(), free_port()
+    static = _changed(
+        _static(port, redirecting, folder),
+        {
+            "    # forwardedHeaders:\n": "    forwardedHeaders:\n",
+            '    #   trustedIPs: ["173.245.48.0/20"]': f'      trustedIPs: ["{CDN}/32"]',
+        },
+    )
+    with _traefik(folder, static, port, behind) as url:
+        yield url
+
+
+@contextmanager
+def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
+    """Traefik with the labels of `deploy/compose/add-on.yml`; gives its URL."""
+    port, redirecting = free_port(), free_port()
+    compose = read(
+        DEPLOY / "compose/add-on.yml",
+        {
+            "NAVIDROME_HOST": "127.0.0.1",
+            "AUTHENTIK_URL": behind.authentik,
+            "SHIM_PROXY_SECRET": behind.secret,
+        },
+    )
+    carried = labels(compose["services"]["navidrome-shim"])
+    carried[_PORT_LABEL] = str(urlsplit(behind.navidrome).port)
+    with engine(carried, compose["networks"]["edge"]["name"]) as docker:
+        static = _changed(
+            _static(port, redirecting, folder),
+            {
+                f"  file:\n    directory: {DEPLOY}/traefik/dynamic\n    watch: true\n": (
+                    f"  docker:\n    endpoint: {docker}\n    exposedByDefault: false\n"
+                )
+            },
+        )
+        with _traefik(folder, static, port, behind) as url:
+            yield url
+
+
+@contextmanager
+def guides_traefik(folder: Path, behind: Behind) -> Iterator[str]:
+    """Traefik with the guide's own routers, holes and all; gives its URL."""
+    port = free_port()
+    static = _changed(
+        (GUIDE / "traefik.yml").read_text(),
+        {
+            'address: ":443"': f'address: "127.0.0.1:{port}"',
+            "directory: /etc/traefik/dynamic": f"directory: {GUIDE}/dynamic",
+        },
+    )
+    with _traefik(folder, static, port, behind) as url:
+        yield url
+
+
+@contextmanager
+def caddy(folder: Path, behind: Behind) -> Iterator[str]:
+    """Caddy with `deploy/caddy/`; gives its URL."""
+    port = free_port()
+    config = folder / "Caddyfile"
+    # The loopback alone, and no control socket: options that have to stand before the file.
+    config.write_text(
+        f"{{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}}\nimport {DEPLOY}/caddy/Caddyfile\n"
+    )
+    env = {
+        "NAVIDROME_SITE": f"http://127.0.0.1:{port}",
+        "NAVIDROME_SHIM": behind.navidrome.removeprefix("http://"),
+        "AUTHENTIK": behind.authentik.removeprefix("http://"),
+        "SHIM_PROXY_SECRET": behind.secret,
+        "XDG_DATA_HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+    }
+    command = [beside_python("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
+    with running(command, port, folder, env):
+        yield _routed(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def shim(folder: Path, navidrome: str, **settings: str) -> Iterator[Shim]:
+    """`navidrome-shim serve` before a Navidrome, believing 127.0.0.1.
+
+    settings: more of them, or others, by their names in the environment.
+    """
+    port, control = free_port(), f"127.0.0.1:{free_port()}"
+    env = {
+        "PYTHONPATH": str(ROOT),
+        "SHIM_LISTEN": f"127.0.0.1:{port}",
+        "SHIM_CONTROL_LISTEN": control,
+        "SHIM_UPSTREAM": navidrome,
+        "SHIM_REVERSE_PROXY_WHITELIST": "127.0.0.1",
+        "SHIM_PROVISIONING": "false",
+        "SHIM_DATABASE_URL": f"sqlite:///{folder}/shim.db",
+        **settings,
+    }
+    with running([sys.executable, "-m", "shim", "serve"], port, folder, env):
+        yield Shim(f"http://127.0.0.1:{port}", control)
+
+
+@contextmanager
+def _traefik(folder: Path, static: str, port: int, behind: Behind) -> Iterator[str]:
+    config = folder / "traefik.yml"
+    config.write_text(static)
+    env = {
+        "NAVIDROME_HOST": "127.0.0.1",
+        "NAVIDROME_SHIM_URL": behind.navidrome,
+        "AUTHENTIK_URL": behind.authentik,
+        "SHIM_PROXY_SECRET": behind.secret,
+    }
+    command = [beside_python("traefik"), f"--configfile={config}"]
+    with running(command, port, folder, env):
+        yield _routed(f"http://127.0.0.1:{port}")
+
+
+def _static(port: int, redirecting: int, folder: Path) -> str:
+    return _changed(
+        (DEPLOY / "traefik/traefik.yml").read_text(),
+        {
+            'address: ":80"': f'address: "127.0.0.1:{redirecting}"',
+            'address: ":443"': f'address: "127.0.0.1:{port}"',
+            "      tls:\n        certResolver: letsencrypt\n": "",
+            "storage: /data/acme.json": f"storage: {folder}/acme.json",
+            "directory: /etc/traefik/dynamic": f"directory: {DEPLOY}/traefik/dynamic",
+        },
+    )
+
+
+def _routed(url: str) -> str:
+    """Wait until the outpost answers by an edge: Traefik listens before it has read its routers."""
+    deadline = time.monotonic() + _ROUTED_SECONDS
+    while time.monotonic() < deadline:
+        answer = httpx.get(f"{url}/outpost.goauthentik.io/start", trust_env=False, verify=False)
+        if answer.status_code == httpx.codes.OK:
+            return url
+        time.sleep(0.05)
+    raise NotStarted(f"{url} does not lead to the outpost after {_ROUTED_SECONDS:g} s")
+
+
+def _changed(text: str, changes: dict[str, str]) -> str:
+    for old, new in changes.items():
+        if text.count(old) != 1:
+            raise NotStarted(f"{old!r} stands {text.count(old)} times in what is copied, not once")
+        text = text.replace(old, new)
+    return text

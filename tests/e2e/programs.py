@@ -1,0 +1,93 @@
+"""Programs that the tests start: on a free port, with an environment of their own, to their end.
+
+Each is ended by its own id, whatever happens. Nothing here knows what a program is for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 15.0
+_LOG_SHOWN = 3000
+
+
+class NotStarted(Exception):
+    """A program that ended, or did not listen in time; says what it logged."""
+
+
+def beside_python(name: str) -> str:
+    """The path of a program, first of all beside the interpreter, where its package put it."""
+    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    found = shutil.which(name, path=places)
+    if found is None:
+        raise NotStarted(f"{name} is not installed: `make test` installs it")
+    return found
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(
+    command: Sequence[str], port: int, folder: Path, env: Mapping[str, str]
+) -> Iterator[None]:
+    """Run a program in a folder until the block ends; the block begins once its port is open.
+
+    env: what it gets beside PATH and HOME, which is the folder.
+    Raises `NotStarted`.
+    """
+    log = folder / f"{Path(command[0]).name}.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _await_port(process, port, log)
+        yield
+    finally:
+        _end(process)
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise NotStarted(f"{log.stem} ended with {process.returncode}: {_said(log)}")
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise NotStarted(f"{log.stem} does not listen on port {port}: {_said(log)}")
+
+
+def _said(log: Path) -> str:
+    return log.read_text(errors="replace")[-_LOG_SHOWN:] or "it logged nothing"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,51 @@
+"""A CDN before Traefik: its word about the client counts, and opens nothing at authentik."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import OPEN_PATH, Scene, set_scene
+from tests.e2e.parts import CDN, SECRET
+from tests.e2e.test_takeover import identity_fields
+
+CLIENT = "203.0.113.7"
+
+
+@pytest.fixture(scope="module")
+def standing_cdn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with set_scene(tmp_path_factory.mktemp("cdn"), "cdn", with_shim=True, secret=SECRET) as scene:
+        yield scene
+
+
+@pytest.fixture
+def behind_a_cdn(standing_cdn: Scene) -> Scene:
+    standing_cdn.stand_in.seen.clear()
+    return standing_cdn
+
+
+def test_what_it_says_of_the_path_opens_none(behind_a_cdn: Scene) -> None:
+    # With `trustForwardHeader: true`, authentik would take this for its open path.
+    with behind_a_cdn.client(source=CDN) as stranger:
+        answer = stranger.get("/app/", headers={"X-Forwarded-Uri": OPEN_PATH})
+    assert answer.status_code == httpx.codes.FOUND
+    assert list(behind_a_cdn.stand_in.seen) == []
+
+
+@pytest.mark.parametrize("target", ["/app/", "/rest/ping?v=1&c=x"])
+def test_the_client_is_the_one_that_it_names(behind_a_cdn: Scene, target: str) -> None:
+    with behind_a_cdn.client("alice", source=CDN) as alice:
+        alice.get(target, headers={"X-Forwarded-For": f"198.51.100.1, {CLIENT}"})
+    seen = behind_a_cdn.last_seen(target)
+    assert seen.values("X-Real-IP") == [CLIENT]
+    expected = [("Remote-User", "alice")] if target == "/app/" else []
+    assert identity_fields(seen.headers) == expected
+
+
+def test_who_comes_past_it_names_nobody_else(behind_a_cdn: Scene) -> None:
+    source = "127.0.0.71"
+    with behind_a_cdn.client("alice", source=source) as alice:
+        alice.get("/app/", headers={"X-Forwarded-For": f"{CLIENT}, {CDN}", "X-Real-IP": CLIENT})
+    assert behind_a_cdn.last_seen("/app/").values("X-Real-IP") == [source]

@@ -1,0 +1,201 @@
+"""`navidrome-shim demo`, as a person starts it: what it shows, how it ends, what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shim.demo.play_scenes import SCENES
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "shim", "demo"]
+_SECONDS = 90
+# What a user of the shim may have around him, and what would stop a shim that saw it.
+HOSTILE = {
+    "SHIM_LISTEN": "nowhere",
+    "SHIM_REVERSE_PROXY_WHITELIST": "0.0.0.0/0",
+    "SHIM_NO_SUCH_NAME": "1",
+    "ND_EXTAUTH_USERHEADER": "X-Other",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9",
+    "COLUMNS": "80",
+}
+
+# The demo with another play.
+_WITH_SCENE = """
+from dataclasses import replace
+from shim import cli
+from shim.demo import performance, play_scenes
+alice = play_scenes.SCENES[2]
+scene = replace(alice, {change})
+performance.perform.__kwdefaults__["scenes"] = (scene,)
+cli.app(["demo", *{options}])
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Surroundings that must not matter; what is stored goes below the folder."""
+    (folder / ".env").write_text("SHIM_UPSTREAM=nonsense\nSHIM_UNTRUSTED_PEERS=reject\n")
+    kept = (folder / "kept").resolve()
+    kept.mkdir()
+    path = os.environ.get("PATH", os.defpath)
+    return {**HOSTILE, "PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": str(kept)}
+
+
+def stored(folder: Path) -> list[Path]:
+    """What is still there of what it stored."""
+    return list((folder / "kept").iterdir())
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    folder = tmp_path_factory.mktemp("once")
+    ended = subprocess.run(
+        [*COMMAND, "--once"],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    return ended, folder
+
+
+Once = tuple["subprocess.CompletedProcess[str]", Path]
+
+
+def test_every_scene_goes_as_it_must(once: Once) -> None:
+    ended, _ = once
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.rstrip().endswith(f"All {len(SCENES)} scenes went as they must.")
+
+
+def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
+    scenes = re.split(r"^\d+\. ", once[0].stdout, flags=re.MULTILINE)[1:]
+    assert len(scenes) == len(SCENES)
+    told = {title: _flat(text) for text in scenes for title in [text.partition(" ─")[0]]}
+    takeover = told["Without the shim: a stranger is the admin"]
+    assert "X-authentik-username: admin shim there is none" in takeover
+    assert "Navidrome saw X-authentik-username: admin answer 200 Subsonic: ok" in takeover
+    closed = told["With the shim: the same request is nobody's"]
+    assert "stripped, public_path, on a public path removed X-authentik-username" in closed
+    assert "Navidrome saw no user header answer 200 Subsonic: error" in closed
+    alice = told["Alice opens the web app"]
+    assert (
+        "authenticated, listed_peer, on a protected path Navidrome saw Remote-User: alice" in alice
+    )
+    alias = told["A signed-in user would like to be the admin"]
+    assert "rejected, header_alias, on a protected path" in alias
+    assert "Navidrome never saw it answer 400" in alias
+
+
+def test_it_is_plain_text_of_80_columns_where_there_is_no_terminal(once: Once) -> None:
+    assert "\x1b" not in once[0].stdout
+    assert max(map(len, once[0].stdout.splitlines())) <= 80
+
+
+def test_nothing_is_left_behind_after_the_play(once: Once) -> None:
+    assert stored(once[1]) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_it_stays_to_be_tried_by_hand_until_a_signal(tmp_path: Path, number: int) -> None:
+    with _staying(tmp_path) as (process, lines):
+        text = _read_until(lines, "Everything stays up until Ctrl-C")
+        command = re.search(
+            r"'(http://127\.0\.0\.1:\d+/rest/getUsers.*)'", text.partition("and with it")[2]
+        )
+        control = re.search(r"(http://127\.0\.0\.1:\d+)/readyz", text)
+        assert command and control
+        claim = {"X-authentik-username": "admin"}
+        with httpx.Client(trust_env=False) as client:
+            answer = client.get(command.group(1), headers=claim)
+            assert client.get(f"{control.group(1)}/readyz").status_code == 200
+        assert answer.json()["subsonic-response"]["status"] == "failed"
+        assert "stripped, public_path" in _read_until(lines, "127.0.0.2 GET /rest/getUsers")
+        process.send_signal(number)
+        assert process.wait(_SECONDS) == 0
+    assert stored(tmp_path) == []
+    for url in (command.group(1), control.group(1)):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", httpx.URL(url).port or 0)) != 0
+
+
+def test_a_signal_during_the_play_ends_everything_and_says_so(tmp_path: Path) -> None:
+    change = 'ask=replace(alice.ask, target="/api/events")'  # whose answer has no end
+    with _staying(tmp_path, _with_scene(change)) as (process, lines):
+        _read_until(lines, "for contrast")
+        process.terminate()
+        assert "ended by a signal before the play was over" in _read_until(lines, "signal")
+        assert process.wait(_SECONDS) == 1
+    assert stored(tmp_path) == []
+
+
+def test_a_scene_that_goes_wrong_is_named_and_fails_the_demo(tmp_path: Path) -> None:
+    change = 'must=replace(alice.must, navidrome=(("Remote-User", "bert"),))'
+    with _staying(tmp_path, _with_scene(change, "--once")) as (process, lines):
+        text = _read_until(lines, "FAILED: 1 of 1 scenes not as they must be: 1.")
+        assert process.wait(_SECONDS) == 1
+    assert "Navidrome saw Remote-User: alice, not Remote-User: bert" in _flat(text)
+
+
+def test_serve_does_not_import_the_demo() -> None:
+    code = "import sys, shim.cli, shim.runtime; print([m for m in sys.modules if '.demo' in m])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "['shim.commands.demo']"
+
+
+def _with_scene(change: str, *options: str) -> list[str]:
+    code = _WITH_SCENE.format(change=change, options=list(options))
+    return [sys.executable, "-c", code]
+
+
+@contextmanager
+def _staying(
+    folder: Path, command: Sequence[str] = COMMAND
+) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment(folder), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    watchdog = threading.Timer(_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        yield process, iter(process.stdout)
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _read_until(lines: Iterator[str], wanted: str) -> str:
+    read: list[str] = []
+    for line in lines:
+        read.append(line)
+        if wanted in line:
+            return "".join(read)
+    raise AssertionError(f"{wanted!r} never came: {''.join(read)}")
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

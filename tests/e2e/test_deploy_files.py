@@ -1,0 +1,219 @@
+"""The files of `deploy/` agree with the project, with each other and with what authentik sends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e import compose
+from tests.e2e.conftest import Scene
+from tests.e2e.parts import DEPLOY, ROOT
+from tests.e2e.programs import beside_python, free_port
+from tests.e2e.test_edges import NAMES
+
+ADD_ON = DEPLOY / "compose/add-on.yml"
+FIXED_USER = re.compile(r"[1-9]\d{3,}:[1-9]\d{3,}")
+_TEMPLATE = re.compile(r"\{\{-?(.*?)\}\}")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, each a word and what follows, lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.split()[0], line.split(None, 1)[1].strip()) for line in lines if line.strip()]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    lines = instructions()
+    start = max(number for number, (word, _) in enumerate(lines) if word == "FROM")
+    return lines[start:]
+
+
+def add_on(**env: str) -> dict[str, Any]:
+    return compose.read(ADD_ON, env)
+
+
+def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"]
+    copied = [
+        source
+        for word, rest in instructions()
+        if word == "COPY" and "--from=" not in rest
+        for source in rest.split()[:-1]
+    ]
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert source in allowed
+
+
+def test_the_image_is_of_hashed_packages_alone() -> None:
+    installs = [rest for word, rest in instructions() if word == "RUN" and " install " in rest]
+    pips = [shlex.split(rest) for rest in installs if " pip " in rest]
+    assert len(pips) == 3
+    for words in pips:
+        assert "--require-hashes" in words or {"--no-index", "--no-deps"} <= set(words)
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert [re.match(r"[\w-]+", need).group() for need in stated] == ["hatchling"]  # type: ignore[union-attr]
+    assert re.search(r"^hatchling==", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    users = [rest for word, rest in last_stage() if word == "USER"]
+    assert len(users) == 1
+    assert FIXED_USER.fullmatch(users[0])
+    assert [rest for word, rest in last_stage() if word == "ENTRYPOINT"] == ['["navidrome-shim"]']
+    assert [rest for word, rest in last_stage() if word == "CMD"] == ['["serve"]']
+
+
+def test_the_image_keeps_its_store_where_its_user_may_write() -> None:
+    [user] = [rest for word, rest in last_stage() if word == "USER"]
+    owner, _, group = user.partition(":")
+    [made] = [rest for word, rest in last_stage() if word == "RUN"]
+    assert shlex.split(made)[:6] == ["install", "--directory", "--owner", owner, "--group", group]
+    assert made.endswith(" /data")
+    assert any("SHIM_DATABASE_URL=sqlite:////data/" in rest for word, rest in last_stage())
+
+
+def image_check() -> list[str]:
+    [rest] = [rest for word, rest in last_stage() if word == "HEALTHCHECK"]
+    words: list[str] = json.loads(rest.partition("CMD ")[2])
+    return words
+
+
+def add_on_check() -> list[str]:
+    words: list[str] = add_on()["services"]["navidrome-shim"]["healthcheck"]["test"]
+    assert words[0] == "CMD"
+    return words[1:]
+
+
+def healthy(check: list[str], control: str) -> bool:
+    """What a health check says of a control plane; in the add-on's, the port is fixed."""
+    program, *rest = check
+    assert program == "python"
+    port = control.rpartition(":")[2]
+    words = [word.replace("127.0.0.1:4535", f"127.0.0.1:{port}") for word in rest]
+    env = {"SHIM_CONTROL_LISTEN": control, "PATH": os.environ.get("PATH", os.defpath)}
+    done = subprocess.run(
+        [sys.executable, *words], env=env, timeout=30, check=False, capture_output=True
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("check", [image_check, add_on_check])
+def test_a_health_check_tells_a_shim_that_is_up_from_one_that_is_not(
+    scene: Scene, check: Any
+) -> None:
+    assert healthy(check(), scene.control)
+    assert not healthy(check(), f"127.0.0.1:{free_port()}")
+
+
+def test_the_add_on_gives_the_shim_as_little_as_it_needs() -> None:
+    shim = add_on()["services"]["navidrome-shim"]
+    assert shim["read_only"] is True
+    assert shim["cap_drop"] == ["ALL"]
+    assert shim["security_opt"] == ["no-new-privileges:true"]
+    assert not {"ports", "privileged", "user", "network_mode", "cap_add"} & shim.keys()
+
+
+def test_the_add_on_lets_the_shim_alone_reach_navidrome() -> None:
+    whole = add_on()
+    shim, navidrome = whole["services"]["navidrome-shim"], whole["services"]["navidrome"]
+    assert list(navidrome["networks"]) == ["navidrome-only"]
+    assert navidrome["ports"] == []
+    assert navidrome["labels"] == ["traefik.enable=false"]
+    assert whole["networks"]["navidrome-only"]["internal"] is True
+    address = shim["networks"]["navidrome-only"]["ipv4_address"]
+    assert navidrome["environment"]["ND_EXTAUTH_TRUSTEDSOURCES"] == f"{address}/32"
+    raw = ADD_ON.read_text()
+    assert "ports: !reset" in raw
+    assert "networks: !override" in raw
+    assert "labels: !override" in raw
+
+
+def test_the_add_ons_settings_are_settings(tmp_path: Path) -> None:
+    environment = add_on(EDGE_HOST="127.0.0.1")["services"]["navidrome-shim"]["environment"]
+    env = {name: str(value) for name, value in environment.items() if value is not None}
+    assert set(environment) - set(env) == {"SHIM_PROXY_SECRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "shim", "explain", "--peer", "127.0.0.1", "--path", "/app/"],
+        env={**env, "PYTHONPATH": str(ROOT), "PATH": os.environ.get("PATH", os.defpath)},
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def file_provider() -> dict[str, Any]:
+    """`deploy/traefik/`'s dynamic file, each template replaced by a word."""
+    text = (DEPLOY / "traefik/dynamic/navidrome.yml").read_text()
+    parsed: dict[str, Any] = yaml.safe_load(
+        _TEMPLATE.sub("filled-in", text).replace("\nfilled-in", "")
+    )
+    return parsed["http"]  # type: ignore[no-any-return]
+
+
+def test_the_labels_say_what_the_file_says() -> None:
+    labels = compose.labels(add_on()["services"]["navidrome-shim"])
+    http = file_provider()
+    for name, router in http["routers"].items():
+        prefix = f"traefik.http.routers.{name}"
+        assert labels[f"{prefix}.priority"] == str(router["priority"])
+        assert labels[f"{prefix}.middlewares"] == ",".join(router["middlewares"])
+        assert labels[f"{prefix}.service"] == router["service"]
+        said = re.findall(r"PathPrefix\(`([^`]*)`\)", router["rule"])
+        assert re.findall(r"PathPrefix\(`([^`]*)`\)", labels[f"{prefix}.rule"]) == said
+    prefix = "traefik.http.middlewares.navidrome-no-identity.headers.customrequestheaders."
+    removed = http["middlewares"]["navidrome-no-identity"]["headers"]["customRequestHeaders"]
+    assert {k.removeprefix(prefix): v for k, v in labels.items() if k.startswith(prefix)} == removed
+    assert set(removed) == {*NAMES, "Remote-User", "X-Shim-Proxy-Secret"}
+    asked = http["middlewares"]["navidrome-authentik"]["forwardAuth"]
+    prefix = "traefik.http.middlewares.navidrome-authentik.forwardauth."
+    for name in ("authResponseHeadersRegex", "maxResponseBodySize"):
+        assert labels[prefix + name.lower()] == str(asked[name])
+    assert asked["trustForwardHeader"] is False
+    assert labels[prefix + "trustforwardheader"] == "false"
+
+
+def test_no_two_routers_of_one_host_have_the_same_priority() -> None:
+    # Traefik leaves open which of two equals is asked first, and another one at the next start.
+    priorities = [router["priority"] for router in file_provider()["routers"].values()]
+    assert sorted(set(priorities), reverse=True) == [200, 150, 100, 50]
+    assert len(priorities) == 4
+
+
+def test_every_entry_point_deletes_aliases() -> None:
+    static = yaml.safe_load((DEPLOY / "traefik/traefik.yml").read_text())
+    for entry_point in static["entryPoints"].values():
+        assert entry_point["http"]["aliasHeadersStrategy"] == "delete"
+
+
+def test_caddy_copies_every_header_of_authentiks() -> None:
+    text = (DEPLOY / "caddy/Caddyfile").read_text()
+    [block] = re.findall(r"copy_headers \{([^}]*)\}", text)
+    assert {name.lower() for name in block.split()} == {name.lower() for name in NAMES}
+
+
+def test_the_caddyfile_is_formatted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [beside_python("caddy"), "fmt", str(DEPLOY / "caddy/Caddyfile")],
+        env={"HOME": str(tmp_path)},
+        timeout=30,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

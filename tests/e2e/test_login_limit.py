@@ -1,0 +1,65 @@
+"""Guessing passwords from one address that claims to be another each time.
+
+Navidrome counts by the address that a request claims. Each test guesses from an address of its
+own, since what was counted stays counted.
+"""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Scene
+
+GUESSES = 9
+CLAIMS = ("True-Client-IP", "X-Real-IP", "X-Forwarded-For", "CF-Connecting-IP", "X-Client-IP")
+
+
+def statuses(client: httpx.Client, *headers: str) -> list[int]:
+    """What each guess is answered with; before each, another address is claimed."""
+    return [
+        client.post(
+            "/auth/login",
+            json={"username": "admin", "password": f"guess {number}"},
+            headers=dict.fromkeys(headers, f"203.0.113.{number}"),
+        ).status_code
+        for number in range(1, GUESSES + 1)
+    ]
+
+
+def test_without_the_shim_the_limit_never_bites(guide_without_shim: Scene) -> None:
+    guide = guide_without_shim
+    with guide.client("alice", source="127.0.0.40") as client:
+        assert statuses(client, "True-Client-IP") == [httpx.codes.UNAUTHORIZED] * GUESSES
+
+
+@pytest.mark.parametrize(
+    ("source", "headers"),
+    [
+        *((f"127.0.0.{50 + number}", (name,)) for number, name in enumerate(CLAIMS)),
+        ("127.0.0.58", CLAIMS),
+        ("127.0.0.59", ()),
+    ],
+)
+def test_with_the_shim_the_limit_bites_whatever_is_claimed(
+    scene: Scene, source: str, headers: tuple[str, ...]
+) -> None:
+    with scene.client("alice", source=source) as client:
+        answers = statuses(client, *headers)
+    limit = scene.stand_in.options.login_limit
+    assert answers[:limit] == [httpx.codes.UNAUTHORIZED] * limit
+    assert answers[limit:] == [httpx.codes.TOO_MANY_REQUESTS] * (GUESSES - limit)
+    assert {tuple(seen.values("X-Real-IP")) for seen in scene.stand_in.seen} == {(source,)}
+
+
+def test_one_guesser_does_not_lock_the_others_out(scene: Scene) -> None:
+    with scene.client("alice", source="127.0.0.60") as guesser:
+        statuses(guesser)
+    with scene.client("alice", source="127.0.0.61") as other:
+        assert statuses(other)[0] == httpx.codes.UNAUTHORIZED
+
+
+def test_past_the_edge_the_limit_bites_too(scene: Scene) -> None:
+    with scene.client(source="127.0.0.62", to=scene.shim_url) as client:
+        answers = statuses(client, *CLAIMS)
+    assert answers[-1] == httpx.codes.TOO_MANY_REQUESTS

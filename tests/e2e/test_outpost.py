@@ -1,0 +1,132 @@
+"""The stand-in outpost answers as authentik does: its headers, its tokens, its refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import jwt
+import pytest
+
+from shim.demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
+from tests.e2e.test_edges import NAMES
+
+ZOE = OutpostUser(
+    "zoë",
+    "Zoë Łuk",
+    "zoe@example.org",
+    ("family", "listeners"),
+    ("app user",),
+    additional_headers=(("X-Extra", "from an attribute"),),
+)
+ASKED = {
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "music.example.org",
+    "X-Forwarded-Uri": "/app/?a=b",
+}
+TRAEFIK = "/outpost.goauthentik.io/auth/traefik"
+
+
+@pytest.fixture(scope="module")
+def outpost() -> Iterator[Outpost]:
+    with Outpost(OutpostOptions(users=(ZOE,), open_paths=("^/open/",))) as started:
+        yield started
+
+
+def ask(
+    outpost: Outpost, path: str = TRAEFIK, *, session: str = "", **headers: str
+) -> httpx.Response:
+    """Ask as an edge does; `headers` with `_` for `-`, beside or instead of the usual ones."""
+    given = {**ASKED, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    if session:
+        given["Cookie"] = f"{COOKIE}={session}"
+    return httpx.get(outpost.url + path, headers=given, trust_env=False)
+
+
+@pytest.mark.parametrize("edge", ["traefik", "caddy", "nginx"])
+def test_a_session_gives_the_twelve_headers(outpost: Outpost, edge: str) -> None:
+    path = f"/outpost.goauthentik.io/auth/{edge}"
+    answer = ask(outpost, path, session=outpost.sign_in("zoë"))
+    assert answer.status_code == httpx.codes.OK
+    raw = {name.lower(): value.decode() for name, value in answer.headers.raw}
+    sent = {name.decode(): value for name, value in raw.items() if b"authentik" in name}
+    assert set(sent) == {name.lower() for name in NAMES}
+    assert sent["x-authentik-username"] == "zoë"
+    assert sent["x-authentik-name"] == "Zoë Łuk"
+    assert sent["x-authentik-groups"] == "family|listeners"
+    assert sent["x-authentik-uid"] == ZOE.uid
+    assert raw[b"x-extra"] == "from an attribute"
+
+
+def test_the_token_is_signed_with_a_key_of_the_set(outpost: Outpost) -> None:
+    session = outpost.sign_in("zoë")
+    token = ask(outpost, session=session).headers["X-Authentik-Jwt"]
+    keys = jwt.PyJWKClient(f"{outpost.issuer}jwks/")
+    claims = jwt.decode(
+        token,
+        keys.get_signing_key_from_jwt(token),
+        algorithms=["RS256"],
+        audience=outpost.options.client_id,
+        issuer=outpost.issuer,
+        options={"require": ["exp", "iat", "sub", "aud", "iss", "sid"]},
+    )
+    assert claims["preferred_username"] == "zoë"
+    assert claims["groups"] == ["family", "listeners"]
+    assert claims["sub"] == ZOE.uid
+    # The same for as long as the session lasts, so that an edge repeats itself.
+    assert ask(outpost, session=session).headers["X-Authentik-Jwt"] == token
+
+
+@pytest.mark.parametrize("session", ["", "no such session"])
+def test_without_a_session_one_is_sent_to_sign_in(outpost: Outpost, session: str) -> None:
+    answer = ask(outpost, session=session)
+    assert answer.status_code == httpx.codes.FOUND
+    assert answer.headers["Location"] == (
+        "https://music.example.org/outpost.goauthentik.io/start"
+        "?rd=https%3A%2F%2Fmusic.example.org%2Fapp%2F%3Fa%3Db"
+    )
+
+
+def test_nginx_is_told_by_status_alone(outpost: Outpost) -> None:
+    path = "/outpost.goauthentik.io/auth/nginx"
+    asked = "https://music.example.org"
+    assert ask(outpost, path, X_Original_URL=f"{asked}/app/").status_code == 401
+    assert ask(outpost, path, X_Original_URL=f"{asked}/open/x").status_code == 200
+
+
+def test_an_open_path_is_answered_with_no_identity(outpost: Outpost) -> None:
+    answer = ask(outpost, X_Forwarded_Uri="/open/x?y")
+    assert answer.status_code == httpx.codes.OK
+    assert [name for name in answer.headers if "authentik" in name] == []
+    elsewhere = ask(outpost, X_Forwarded_Uri="/app/?x=/open/")
+    assert elsewhere.status_code == httpx.codes.FOUND
+
+
+def test_an_edge_that_does_not_say_what_was_asked_is_refused(outpost: Outpost) -> None:
+    assert httpx.get(outpost.url + TRAEFIK, trust_env=False).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("back", "target"),
+    [
+        ("https://music.example.org/app/?a=b", "/app/?a=b"),
+        ("https://evil.example//evil.example/x", "/evil.example/x"),
+        ("//evil.example", "/"),
+    ],
+)
+def test_signing_in_leads_back_on_the_same_host(outpost: Outpost, back: str, target: str) -> None:
+    answer = httpx.get(
+        f"{outpost.url}/outpost.goauthentik.io/start",
+        params={"rd": back, "user": "zoë"},
+        trust_env=False,
+    )
+    assert answer.headers["Location"] == target
+    assert ask(outpost, session=answer.cookies[COOKIE]).status_code == httpx.codes.OK
+
+
+def test_nobody_unknown_can_sign_in(outpost: Outpost) -> None:
+    start = f"{outpost.url}/outpost.goauthentik.io/start"
+    answer = httpx.get(start, params={"user": "mallory"}, trust_env=False)
+    assert answer.status_code == httpx.codes.NOT_FOUND
+    assert COOKIE not in answer.cookies
+    assert "zoë" in httpx.get(start, trust_env=False).text

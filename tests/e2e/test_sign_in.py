@@ -1,0 +1,71 @@
+"""An honest user: sent to sign in, and from then on himself, once in each request."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from shim.demo.outpost import COOKIE
+from tests.e2e.conftest import OPEN_PATH, Scene
+from tests.e2e.test_takeover import identity_fields
+
+
+@pytest.mark.parametrize("path", ["/app/", "/api/user?_start=0&_end=1", "/", "/rest"])
+def test_without_a_session_one_is_sent_to_sign_in(scene: Scene, path: str) -> None:
+    with scene.client() as stranger:
+        answer = stranger.get(path)
+    assert answer.status_code == httpx.codes.FOUND
+    location = urlsplit(answer.headers["Location"])
+    assert location.path == "/outpost.goauthentik.io/start"
+    assert parse_qs(location.query)["rd"] == [scene.url + path]
+    assert list(scene.stand_in.seen) == []
+
+
+def test_signing_in_leads_back_to_the_web_app_as_oneself(scene: Scene) -> None:
+    with scene.client() as browser:
+        sent = browser.get("/app/?page=1")
+        back = browser.get(sent.headers["Location"] + "&user=alice")
+        assert back.headers["Location"] == "/app/?page=1"
+        page = browser.get(back.headers["Location"])
+    assert page.status_code == httpx.codes.OK
+    assert r"\"username\":\"alice\"" in page.text
+    assert identity_fields(scene.last_seen("/app/?page=1").headers) == [("Remote-User", "alice")]
+
+
+@pytest.mark.parametrize("user", ["alice", "boss", "jörg", "solo"])
+def test_a_user_reaches_the_api_as_himself(scene: Scene, user: str) -> None:
+    account = scene.stand_in.accounts.find(user)
+    assert account is not None
+    with scene.client(user) as browser:
+        answer = browser.get(f"/api/user/{account.id}")
+    assert answer.status_code == httpx.codes.OK
+    assert answer.json()["userName"] == user
+    seen = scene.last_seen(f"/api/user/{account.id}")
+    assert identity_fields(seen.headers) == [("Remote-User", user)]
+    assert seen.values("X-Shim-Proxy-Secret") == []
+
+
+def test_an_open_path_passes_without_an_identity(scene: Scene) -> None:
+    with scene.client() as stranger:
+        answer = stranger.get(OPEN_PATH)
+    assert answer.status_code == httpx.codes.OK
+    assert identity_fields(scene.last_seen(OPEN_PATH).headers) == []
+
+
+def test_signing_out_ends_it(scene: Scene) -> None:
+    with scene.client("alice") as browser:
+        session = browser.cookies[COOKIE]
+        assert browser.get("/app/").status_code == httpx.codes.OK
+        browser.get("/outpost.goauthentik.io/sign_out")
+        browser.cookies.clear()
+        again = browser.get("/app/", headers={"Cookie": f"{COOKIE}={session}"})
+    assert again.status_code == httpx.codes.FOUND
+
+
+def test_the_shims_own_pages_are_for_admins_by_group(scene: Scene) -> None:
+    with scene.client("boss") as boss, scene.client("alice") as alice:
+        assert boss.get("/_shim/readyz").status_code == httpx.codes.OK
+        assert alice.get("/_shim/readyz").status_code == httpx.codes.NOT_FOUND
+    assert list(scene.stand_in.seen) == []

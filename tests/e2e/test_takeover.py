@@ -1,0 +1,92 @@
+"""The story that this project answers: one `curl` on `/rest/`, and the asker is the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import Scene
+
+USERS_CALL = "/rest/getUsers?v=1.16.1&c=curl&f=json"
+CLAIMS = (
+    "X-authentik-username",
+    "x-authentik-username",
+    "X-AUTHENTIK-USERNAME",
+    "Remote-User",
+    "X_authentik_username",
+    "X.Authentik.Username",
+    "X~Authentik~Username",
+    "Remote_User",
+)
+
+
+def subsonic(answer: httpx.Response) -> dict[str, Any]:
+    """The envelope of a Subsonic answer in JSON."""
+    envelope: dict[str, Any] = answer.json()["subsonic-response"]
+    return envelope
+
+
+def test_the_guides_routers_alone_let_anybody_be_the_admin(guide_without_shim: Scene) -> None:
+    with guide_without_shim.client() as intruder:
+        answer = intruder.get(USERS_CALL, headers={"X-authentik-username": "admin"})
+    listed = subsonic(answer)
+    assert listed["status"] == "ok"
+    # Navidrome lists to each who asks himself alone.
+    [told] = listed["users"]["user"]
+    assert (told["username"], told["adminRole"]) == ("admin", True)
+
+
+@pytest.mark.parametrize("header", CLAIMS)
+def test_behind_the_shim_the_same_request_is_from_nobody(scene: Scene, header: str) -> None:
+    with scene.client() as intruder:
+        answer = intruder.get(USERS_CALL, headers={header: "admin"})
+    refused = subsonic(answer)
+    assert refused["status"] == "failed"
+    assert "users" not in refused
+    seen = scene.last_seen(USERS_CALL)
+    assert identity_fields(seen.headers) == []
+
+
+@pytest.mark.parametrize("header", CLAIMS)
+def test_a_session_does_not_turn_a_claim_on_a_public_path_into_the_truth(
+    scene: Scene, header: str
+) -> None:
+    with scene.client("alice") as alice:
+        answer = alice.get(USERS_CALL, headers={header: "admin"})
+    assert subsonic(answer)["status"] == "failed"
+    assert identity_fields(scene.last_seen(USERS_CALL).headers) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/share/nothing", "/share/img/nothing", "/rest/ping.view?v=1&c=x"]
+)
+@pytest.mark.parametrize("header", CLAIMS)
+def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str) -> None:
+    with scene.client() as intruder:
+        intruder.get(path, headers={header: "admin"})
+    for seen in scene.stand_in.seen:
+        assert identity_fields(seen.headers) == []
+
+
+@pytest.mark.parametrize("header", CLAIMS)
+def test_who_reaches_the_shim_past_the_edge_is_nobody(scene: Scene, header: str) -> None:
+    with scene.client(source="127.0.0.9", to=scene.shim_url) as neighbour:
+        claims = {header: "admin", "X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1"}
+        assert subsonic(neighbour.get(USERS_CALL, headers=claims))["status"] == "failed"
+        neighbour.get("/app/", headers=claims)
+        assert neighbour.get("/api/user", headers=claims).status_code == httpx.codes.UNAUTHORIZED
+    assert len(scene.stand_in.seen) == 3
+    for seen in scene.stand_in.seen:
+        assert identity_fields(seen.headers) == []
+        assert seen.values("X-Real-IP") == ["127.0.0.9"]
+
+
+def identity_fields(headers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """Every field that Navidrome, or anything that folds names, could read an identity from."""
+    return [
+        (name, value)
+        for name, value in headers
+        if "authentik" in name.lower() or "user" in name.lower().replace("user-agent", "")
+    ]

@@ -1,0 +1,143 @@
+"""A scene passes only where all that must be true is true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from shim.demo.play import (
+    AccountState,
+    Answer,
+    Ask,
+    Must,
+    Played,
+    Scene,
+    faults,
+    identity_fields,
+    read_answer,
+)
+from shim.demo.sidecar import Decided
+from shim.demo.stage import Door
+from shim.trust.reasons import PathClass, Reason, Verdict
+
+MUST = Must(
+    Reason.PUBLIC_PATH,
+    (),
+    200,
+    says=("error 40",),
+    says_not=("admin",),
+    accounts=(("mallory", None), ("dora", AccountState("Dora", is_admin=True))),
+)
+SCENE = Scene("a title", "a reason", Ask("somebody", "127.0.0.9", Door.EDGE, "/rest/ping"), MUST)
+AS_IT_MUST_BE = Played(
+    SCENE,
+    Answer(200, "Subsonic: error 40, no"),
+    Decided(Verdict.STRIPPED, Reason.PUBLIC_PATH, PathClass.PUBLIC),
+    (),
+    MUST.accounts,
+)
+
+
+def test_a_scene_in_which_all_is_as_it_must_be_has_no_faults() -> None:
+    assert list(faults(AS_IT_MUST_BE)) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (
+            {"decided": Decided(Verdict.ANONYMOUS, Reason.NO_IDENTITY, PathClass.PUBLIC)},
+            "the shim decided anonymous (no_identity), not public_path",
+        ),
+        (
+            {"decided": Decided(Verdict.AUTHENTICATED, Reason.PUBLIC_PATH, PathClass.PUBLIC)},
+            "the shim calls public_path authenticated",
+        ),
+        ({"decided": None}, "the shim decided nothing, not public_path"),
+        (
+            {"saw": (("Remote-User", "admin"),)},
+            "Navidrome saw Remote-User: admin, not no identity",
+        ),
+        ({"saw": None}, "Navidrome saw no request, not no identity"),
+        (
+            {"answer": Answer(500, "Subsonic: error 40, no")},
+            "the answer's status is 500, not 200",
+        ),
+        ({"answer": Answer(200, "Subsonic: ok")}, "the answer does not say 'error 40'"),
+        (
+            {"answer": Answer(200, "error 40, dear admin")},
+            "the answer says 'admin'",
+        ),
+        (
+            {"accounts": (("mallory", AccountState("mallory")), MUST.accounts[1])},
+            "the account mallory is AccountState(name='mallory', is_admin=False), not None",
+        ),
+        (
+            {"accounts": (MUST.accounts[0], ("dora", AccountState("Dora")))},
+            "the account dora is AccountState(name='Dora', is_admin=False), "
+            "not AccountState(name='Dora', is_admin=True)",
+        ),
+    ],
+)
+def test_what_is_not_as_it_must_be_is_named(wrong: dict[str, object], named: str) -> None:
+    played = replace(AS_IT_MUST_BE, **wrong)  # type: ignore[arg-type]
+    assert list(faults(played)) == [named]
+
+
+def test_every_field_that_folds_to_an_identity_is_seen() -> None:
+    told = (
+        ("Host", "music.example.org"),
+        ("User-Agent", "curl"),
+        ("X_Authentik_Username", "a"),
+        ("x-AUTHENTIK-uid", "b"),
+        ("X.Authentik~Groups", "c"),
+        ("Remote_User", "d"),
+        ("remote-user", "e"),
+        ("X-Real-IP", "127.0.0.9"),
+    )
+    assert identity_fields(told) == told[2:7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        ("application/json", b'{"a": "\xc3\xa4"}', '{"a": "ä"}'),
+        ("application/json", b'{"a": ', '{"a": '),
+        (
+            "application/json",
+            b'{"subsonic-response": {"status": "failed", "error": {"code": 40, "message": "no"}}}',
+            "Subsonic: error 40, no",
+        ),
+        (
+            "application/json",
+            b'{"subsonic-response": {"status": "ok", "version": "1.16.1", "users": 3}}',
+            'Subsonic: ok, {"users": 3}',
+        ),
+        (
+            "text/html; charset=utf-8",
+            b"<title>403 Forbidden</title><p>Don&#x27;t</p>",
+            "page “403 Forbidden”: Don't",
+        ),
+        (
+            "text/html",
+            b'<title>T</title>\n  window.__APP_CONFIG__ = "{\\"auth\\": {\\"username\\": \\"eve\\"}}"\n',
+            "page “T”, logged in as eve",
+        ),
+        (
+            "text/html",
+            b'<title>T</title>\n  window.__APP_CONFIG__ = "{}"\n',
+            "page “T”, nobody logged in",
+        ),
+        ("text/plain", b"Share not found", "Share not found"),
+        (
+            "image/jpeg",
+            b"\xff\xd8\xff\xe0and more",
+            r"image/jpeg: 12 bytes, beginning b'\xff\xd8\xff\xe0'",
+        ),
+    ],
+)
+def test_an_answer_is_put_in_words_by_its_kind(kind: str, body: bytes, told: str) -> None:
+    response = httpx.Response(200, headers={"Content-Type": kind}, content=body)
+    assert read_answer(response) == Answer(200, told)
