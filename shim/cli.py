@@ -10,7 +10,9 @@ import shim
 from shim.commands.check import check
 from shim.commands.demo import demo
 from shim.commands.explain import explain
+from shim.commands.reload import reload
 from shim.commands.serve import serve
+from shim.commands.users import users
 
 app = typer.Typer(
     name="navidrome-shim",
@@ -19,9 +21,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(users, name="users")
 app.command()(serve)
 app.command()(check)
 app.command()(explain)
+app.command()(reload)
 app.command()(demo)
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from shim.proxy.limits import Limits
 from shim.proxy.pool import Address
+from shim.reserved import reserved_names
 from shim.settings import Settings
 from shim.trust.addresses import Address as IPAddress
 from shim.trust.addresses import AddressList, parse_entry
 from shim.trust.fields import FieldNames
 from shim.trust.identity import Role
+from shim.trust.jwt import TokenRules
 from shim.trust.policy import Policy, Proof
 from shim.trust.target import Paths
+from shim.watch.keys import KeySource
+
+if TYPE_CHECKING:
+    from shim.trust.jwt_keys import Key
 
 
 def policy_of(
@@ -23,9 +30,10 @@ def policy_of(
     number: int = 0,
     resolved: Mapping[str, frozenset[IPAddress]] | None = None,
     suspended: bool = False,
+    keys: tuple[Key, ...] = (),
 ) -> Policy:
     """The policy that these settings ask for. `resolved` has the addresses of the whitelist's host names;
-    `suspended` believes nobody."""
+    `suspended` believes nobody; `keys` are those of the provider's key set."""
     proof = settings.public_path_proof
     return Policy(
         number=number,
@@ -35,12 +43,15 @@ def policy_of(
         names=_names(settings),
         groups_separator=settings.groups_separator,
         secrets=tuple(secret.get_secret_value().encode() for secret in settings.proxy_secret),
+        tokens=_tokens(settings, keys),
         public_path_proof=None if proof == "none" else Proof(proof),
         refuse_unlisted=settings.untrusted_peers == "reject",
         require_identity=settings.require_identity,
         required=_required(settings),
         admin_groups=frozenset(settings.admin_groups),
+        reserved=reserved_names(settings),
         create_admin_closed=settings.provisioning,
+        local_login=settings.local_login,
         suspended=suspended,
         max_fields=settings.max_headers,
     )
@@ -60,6 +71,20 @@ def limits_of(settings: Settings) -> Limits:
         max_connections=settings.max_connections,
         max_upstream_connections=settings.max_upstream_connections,
         max_waiting=settings.max_waiting,
+    )
+
+
+def key_source(settings: Settings) -> KeySource | None:
+    """Where the provider's key set is, None where none is asked for."""
+    if settings.jwt_verify == "off" or settings.jwks_url is None:
+        return None
+    return KeySource(
+        url=settings.jwks_url,
+        ca=None if settings.jwks_ca is None else str(settings.jwks_ca),
+        min_interval=settings.jwks_min_interval,
+        max_age=settings.jwks_max_age,
+        timeout=settings.jwks_timeout,
+        max_bytes=settings.jwks_max_bytes,
     )
 
 
@@ -87,6 +112,24 @@ def _names(settings: Settings) -> FieldNames:
         settings.identity_prefixes,
         settings.reverse_proxy_user_header,
         settings.proxy_secret_header,
+        bearer=settings.jwt_bearer,
+    )
+
+
+def _tokens(settings: Settings, fetched: tuple[Key, ...]) -> TokenRules | None:
+    if settings.jwt_verify == "off":
+        return None
+    from shim.trust.jwt_keys import secret_key  # noqa: PLC0415 - megabytes, for tokens alone
+
+    secret = settings.jwt_hs256_secret
+    own = () if secret is None else (secret_key(secret.get_secret_value().encode()),)
+    return TokenRules(
+        keys=(*own, *fetched),
+        fetched=settings.jwks_url is not None,
+        issuer=settings.jwt_issuer or "",
+        audiences=frozenset(settings.jwt_audience),
+        leeway=settings.jwt_leeway,
+        required=settings.jwt_verify == "required",
     )
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 from shim.control.health import Check, State
 from shim.settings import Settings, warnings
 from shim.trust.addresses import AddressList, parse_entry
+from shim.watch.keys import KeyState, KeyWatch
 from shim.watch.names import NameState
 from shim.watch.upstream import UpstreamWatch
 
 
 def health_checks(
-    settings: Settings, names: tuple[NameState, ...], upstream: UpstreamWatch
+    settings: Settings,
+    names: tuple[NameState, ...],
+    upstream: UpstreamWatch,
+    keys: KeyWatch | None = None,
 ) -> tuple[Check, ...]:
     """One check for each part."""
-    return (
+    checks = (
         _whitelist(settings, names),
         _navidrome(settings, upstream),
         _base_path(settings, upstream),
     )
+    return checks if keys is None else (*checks, _keys(settings, keys.state))
 
 
 def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
@@ -84,3 +89,17 @@ def _base_path(settings: Settings, upstream: UpstreamWatch) -> Check:
             "Set SHIM_BASE_PATH to what Navidrome's ND_BASEURL says.",
         )
     return Check("base_path", State.OK, settings.base_path)
+
+
+def _keys(settings: Settings, state: KeyState) -> Check:
+    names = ", ".join(map(str, state.keys))
+    if state.fault is None:
+        return Check("keys", State.OK, f"{settings.jwks_url}: {names}")
+    remedy = "Check SHIM_JWKS_URL, and that the provider is reached from here."
+    if state.keys:
+        detail = f"{state.fault}; for {state.since:.0f} s the keys from before count: {names}"
+        return Check("keys", State.WARNING, detail, remedy)
+    if settings.jwt_hs256_secret is not None:
+        detail = f"{state.fault}: only tokens that are signed with HS256 hold"
+        return Check("keys", State.WARNING, detail, remedy)
+    return Check("keys", State.FAILING, f"{state.fault}: no token holds", remedy)

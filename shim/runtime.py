@@ -14,41 +14,45 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 import shim
-from shim.audit.events import ConfigurationInForce, PolicyChanged, Started, Stopped
+from shim.audit.events import ConfigurationInForce, Started, Stopped
 from shim.audit.lines import Lines
 from shim.audit.log import LogSink, configure_log
 from shim.audit.observer import TrailObserver
+from shim.audit.proof_events import ReloadRefused
 from shim.audit.trail import Trail
 from shim.compiled import limits_of, policy_of, upstream_address
 from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import create_app
 from shim.control.health import Check
 from shim.control.metrics import metrics_of
-from shim.health import health_checks
+from shim.control.reloading import reload_routes
+from shim.enforcement import Enforcement
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
 from shim.proxy.limits import Limits
 from shim.proxy.plane import DataPlane
 from shim.proxy.pool import Address as UpstreamAddress
 from shim.proxy.pool import UpstreamPool
-from shim.settings import Endpoint, Settings, warnings
+from shim.reload import Reloaded, merged
+from shim.settings import Endpoint, Settings, SettingsError, warnings
 from shim.sockets import bind, raise_descriptor_limit
-from shim.trust.addresses import Address
-from shim.watch.names import NameWatch
-from shim.watch.upstream import UpstreamWatch
+from shim.watch.empty import EmptyWatch
 
-UPSTREAM_WATCH_SECONDS = 15.0
+if TYPE_CHECKING:
+    from shim.provisioning.building import AccountParts
+
+EMPTY_WATCH_SECONDS = 60.0
 
 
 class _Server(uvicorn.Server):
@@ -62,23 +66,28 @@ class _Server(uvicorn.Server):
 class Runtime:
     """Everything that one process runs. `serve` is its life."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
+        """`reread` reads the settings anew, for a reload; it raises `SettingsError`."""
         self.settings = settings
+        self._reread = reread
+        self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[Reloaded]] = set()
         self.counters = Counters()
         self._lines = Lines(sys.stdout.fileno())
         configure_log(self._lines, log_format=settings.log_format, level=settings.log_level)
         self.trail = Trail((LogSink(self._lines),))
-        self.names = NameWatch(policy_of(settings).whitelist.hosts, settings.whitelist_keep_seconds)
-        ca = settings.upstream_ca
-        self.upstream = UpstreamWatch(
-            settings.upstream, None if ca is None else str(ca), settings.base_path
-        )
         observer = TrailObserver(
             self.trail, str(settings.upstream), wants_access=settings.access_log
         )
         limits, self._limit_note = _within_descriptors(limits_of(settings))
         self.plane = DataPlane(policy_of(settings), limits, self.counters, observer)
         self.plane.pool = UpstreamPool(self.plane, upstream_address(settings))
+        self.enforcement = Enforcement(settings, self.plane, self.trail.record)
+        self.plane.contact = settings.contact or ""
+        self.empty = EmptyWatch(settings)
+        self.accounts = _accounts(settings, self.trail)
+        if self.accounts is not None:
+            self.plane.gate = self.accounts.gate
         self._channel_secret = secrets.token_urlsafe(32)
         self._started_at = time.monotonic()
         self._cause = "stopped"
@@ -87,7 +96,39 @@ class Runtime:
 
     def checks(self) -> tuple[Check, ...]:
         """How the parts are, for `/readyz`."""
-        return health_checks(self.settings, self.names.states, self.upstream)
+        checks = self.enforcement.checks()
+        if self.accounts is None:
+            return (*checks, self.empty.check())
+        return (*checks, *self.accounts.checks())
+
+    async def reload(self) -> Reloaded:
+        """Read the settings anew and put them in force between two requests, or keep those from before
+        and say why. What is under way goes on as it was decided."""
+        async with self._reloading:
+            outcome = await self._reload()
+        if outcome.faults:
+            self.trail.record(ReloadRefused(time=time.time(), faults=outcome.faults))
+        else:
+            waiting = tuple(f"{name} is taken at the next start" for name in outcome.waiting)
+            self._say_configuration(waiting)
+        return outcome
+
+    async def _reload(self) -> Reloaded:
+        if self._reread is None:
+            return Reloaded(faults=("the settings can't be read anew here",))
+        try:
+            fresh = merged(self.settings, self._reread())
+        except SettingsError as error:
+            return Reloaded(faults=tuple(map(str, error.faults)))
+        if fresh.outcome.faults or not fresh.outcome.changed:
+            return fresh.outcome
+        fault = await self.enforcement.take(fresh.settings)
+        if fault is not None:
+            return Reloaded(faults=(fault,))
+        self.settings = fresh.settings
+        if self.accounts is not None:
+            self.accounts.enforce(fresh.settings)
+        return fresh.outcome
 
     def serve(self) -> None:
         """Listen, and serve until a signal says stop. Raises OSError where it can't listen."""
@@ -135,6 +176,7 @@ class Runtime:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._start_reload)
         await self._data.serve(sockets=[data])
         if not self._data.started:
             raise RuntimeError("the shim did not start; the log says why")
@@ -144,6 +186,11 @@ class Runtime:
             self._abort_clients()
         self._cause = cause
         self._data.should_exit = True
+
+    def _start_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
     def _abort_clients(self) -> int:
         left = [c for c in self.plane.timed if isinstance(c, Downstream)]
@@ -163,22 +210,16 @@ class Runtime:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        settings, loop = self.settings, asyncio.get_running_loop()
         self.trail.start()
-        await asyncio.gather(self.names.look_up(), self.upstream.ask())
-        self._enforce("start")
-        self.plane.start(loop)
-        tasks = [
-            asyncio.create_task(self._serve_control()),
-            asyncio.create_task(
-                self.names.run(
-                    settings.whitelist_refresh_seconds, lambda: self._enforce("whitelist")
-                )
-            ),
-            asyncio.create_task(
-                self.upstream.run(UPSTREAM_WATCH_SECONDS, lambda: self._enforce("base_path"))
-            ),
-        ]
+        await self.enforcement.start()
+        self.plane.start(asyncio.get_running_loop())
+        if self.accounts is not None:
+            await self.accounts.gate.start()
+        else:
+            await self.empty.ask()
+        tasks = [asyncio.create_task(self._serve_control())]
+        if self.accounts is None:
+            tasks.append(asyncio.create_task(self.empty.run(EMPTY_WATCH_SECONDS)))
         self._say_started()
         try:
             yield
@@ -187,9 +228,12 @@ class Runtime:
             for task in tasks[1:]:
                 task.cancel()
             self.plane.stop()
+            await self.enforcement.stop()
+            if self.accounts is not None:
+                await self.accounts.gate.stop()
             self._control.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self.upstream.close()
+            await self.empty.close()
             uptime = time.monotonic() - self._started_at
             self.trail.record(
                 Stopped(
@@ -211,55 +255,44 @@ class Runtime:
         )
         metrics = metrics_of(self.counters, version=shim.__version__, events_lost=self.trail.lost)
         app = create_app(health=self, metrics=metrics, access=access)
+        app.include_router(reload_routes(access, self.reload))
         config = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, proxy_headers=False
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
 
-    def _enforce(self, subject: str) -> None:
-        """Put a new policy in force where what was looked up differs from what is enforced."""
-        old = self.plane.decisions.policy
-        new = policy_of(
-            self.settings,
-            number=old.number + 1,
-            resolved=self.names.answers(),
-            suspended=self.upstream.contradicts,
-        )
-        before, after = _addresses(old.whitelist.resolved), _addresses(new.whitelist.resolved)
-        if before == after and old.suspended == new.suspended:
-            return
-        self.plane.enforce(new)
+    def _say_configuration(self, notes: tuple[str, ...]) -> None:
+        settings = self.settings
+        said = tuple(f"{name}={value}" for name, value in settings.public().items() if value)
         self.trail.record(
-            PolicyChanged(
-                time=time.time(),
-                subject=subject,
-                number=new.number,
-                added=tuple(sorted(after - before)),
-                removed=tuple(sorted(before - after)),
-                detail=self.upstream.state.detail if old.suspended != new.suspended else "",
-                alarm=new.suspended,
+            ConfigurationInForce(
+                time=time.time(), settings=said, warnings=(*warnings(settings), *notes)
             )
         )
 
     def _say_started(self) -> None:
-        settings, now = self.settings, time.time()
-        said = tuple(f"{name}={value}" for name, value in settings.public().items() if value)
-        self.trail.record(
-            ConfigurationInForce(
-                time=now, settings=said, warnings=(*warnings(settings), *self._limit_note)
-            )
-        )
+        self._say_configuration(self._limit_note)
         listen, control = self._bound
         self.trail.record(
             Started(
-                time=now,
+                time=time.time(),
                 version=shim.__version__,
                 listen=listen,
                 control_listen=control,
                 process=os.getpid(),
             )
         )
+
+
+def _accounts(settings: Settings, trail: Trail) -> AccountParts | None:
+    """The parts that look after accounts; None where provisioning is off, and then none of their code,
+    the database's above all, is loaded."""
+    if not settings.provisioning:
+        return None
+    from shim.provisioning.building import build_accounts  # noqa: PLC0415
+
+    return build_accounts(settings, trail.record)
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -282,7 +315,3 @@ def _bound(endpoint: Endpoint, listener: socket) -> str:
         return str(endpoint)
     host, port = listener.getsockname()[:2]
     return str(Endpoint(host, port))
-
-
-def _addresses(resolved: Mapping[str, frozenset[Address]]) -> set[str]:
-    return {f"{host}={address}" for host, found in resolved.items() for address in found}

@@ -19,7 +19,10 @@ BACKLOG = 2048
 
 
 def bind(endpoint: Endpoint, mode: int = 0o660) -> socket.socket:
-    """A bound, non-blocking socket for this endpoint; uvicorn listens on it. `mode` is a Unix socket's.
+    """A listening, non-blocking socket for this endpoint. `mode` is a Unix socket's.
+
+    It listens at once, so that who comes while the shim is still starting waits a moment, and so that
+    another shim finds a Unix socket in use.
 
     Raises OSError with a sentence that names the endpoint."""
     try:
@@ -53,6 +56,7 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     except OSError:
         listener.close()
         raise
+    listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
 
@@ -69,6 +73,7 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
         raise
     finally:
         os.umask(before)
+    listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener
 

@@ -92,14 +92,14 @@ class RequestJudged(Repeatable):
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _bound(
+        bound(
             self,
-            client=_clip_optional(self.client),
+            client=clip_optional(self.client),
             method=clip(self.method, 32),
             path=loggable_path(self.path),
-            user=_clip_optional(self.user),
-            removed_headers=_clip_items(self.removed_headers),
-            notes=_clip_items(self.notes),
+            user=clip_optional(self.user),
+            removed_headers=clip_items(self.removed_headers),
+            notes=clip_items(self.notes),
         )
 
     @property
@@ -126,7 +126,7 @@ class UpstreamFailed(Repeatable):
     reason: str
 
     def __post_init__(self) -> None:
-        _bound(
+        bound(
             self,
             method=clip(self.method, 32),
             path=loggable_path(self.path),
@@ -160,12 +160,12 @@ class Accessed(Event):
     verdict: Verdict
 
     def __post_init__(self) -> None:
-        _bound(
+        bound(
             self,
             method=clip(self.method, 32),
             path=loggable_path(self.path),
             duration_seconds=round(self.duration_seconds, 6),
-            user=_clip_optional(self.user),
+            user=clip_optional(self.user),
         )
 
 
@@ -272,17 +272,17 @@ def fields_of(event: Event) -> dict[str, Plain]:
     return {name: value for name, value in values if value is not None}
 
 
-def _clip_optional(text: str | None) -> str | None:
+def clip_optional(text: str | None) -> str | None:
     return None if text is None else clip(text)
 
 
-def _clip_items(items: tuple[str, ...]) -> tuple[str, ...]:
+def clip_items(items: tuple[str, ...]) -> tuple[str, ...]:
     if len(items) > MAX_ITEMS:
         items = (*items[: MAX_ITEMS - 1], "…")
     return tuple(clip(item, 128) for item in items)
 
 
-def _bound(event: Event, **values: Plain) -> None:
+def bound(event: Event, **values: Plain) -> None:
     for name, value in values.items():
         object.__setattr__(event, name, value)
 

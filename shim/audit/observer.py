@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from shim.audit.events import Accessed, RequestJudged, UpstreamDown, UpstreamFailed, UpstreamUp
+from shim.audit.proof_events import TokenSeen
 from shim.audit.trail import Trail
 from shim.trust.decide import Decision
 
@@ -48,6 +49,22 @@ class TrailObserver:
                 user=_claimed(decision),
                 removed_headers=_removed(decision),
                 notes=decision.notes,
+            )
+        )
+
+    def tokens_seen(self, decision: Decision, request_id: str) -> None:
+        """A request to a protected path brought a Navidrome token."""
+        line, identity = decision.line, decision.identity
+        self._trail.record(
+            TokenSeen(
+                time=self._now(),
+                request_id=request_id,
+                peer=decision.source.peer.text,
+                method="" if line is None else line.method.decode(),
+                path="" if line is None else line.path.decode(),
+                reason="token_mismatch" if decision.loosed else "token_without_identity",
+                places=decision.loosed or decision.token_places,
+                user=None if identity is None else identity.username,
             )
         )
 
@@ -105,7 +122,8 @@ class TrailObserver:
 def _claimed(decision: Decision) -> str | None:
     if decision.block is None:
         return None
-    identity = decision.block.envelope.belief.identity
+    belief = decision.belief or decision.block.envelope.belief
+    identity = belief.identity
     return None if identity is None else identity.username
 
 

@@ -12,10 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from shim.commands.configuration import settings_or_exit
-from shim.compiled import policy_of
+from shim.compiled import key_source, policy_of
 from shim.control.health import Check, State, is_ready
 from shim.health import health_checks
 from shim.settings import Settings, warnings
+from shim.watch.empty import EmptyWatch
+from shim.watch.keys import KeyWatch
 from shim.watch.names import NameWatch
 from shim.watch.upstream import UpstreamWatch
 
@@ -41,10 +43,26 @@ async def _look(settings: Settings) -> tuple[tuple[Check, ...], tuple[str, ...]]
     names = NameWatch(whitelist.hosts, 0)
     ca = settings.upstream_ca
     upstream = UpstreamWatch(settings.upstream, None if ca is None else str(ca), settings.base_path)
-    await asyncio.gather(names.look_up(), upstream.ask())
+    source = key_source(settings)
+    keys = None if source is None else KeyWatch(source)
+    await asyncio.gather(
+        names.look_up(), upstream.ask(), *(() if keys is None else (keys.fetch(),))
+    )
     await upstream.close()
-    checks = health_checks(settings, names.states, upstream)
+    checks = (*health_checks(settings, names.states, upstream, keys), *await _accounts(settings))
     return checks, whitelist.with_resolved(names.answers()).described()
+
+
+async def _accounts(settings: Settings) -> tuple[Check, ...]:
+    if not settings.provisioning:
+        empty = EmptyWatch(settings)
+        await empty.ask()
+        await empty.close()
+        return (empty.check(),)
+    # The database's code is large, and needed here alone.
+    from shim.provisioning.survey import survey  # noqa: PLC0415
+
+    return await survey(settings)
 
 
 def _as_json(
@@ -62,6 +80,17 @@ def _as_json(
     }
 
 
+def _proofs(settings: Settings) -> list[str]:
+    """What an identity has to bring, in words."""
+    proofs = ["the peer's address"]
+    if settings.proxy_secret:
+        proofs.append(f"the shared secret in {settings.proxy_secret_header}")
+    if settings.jwt_verify != "off":
+        when = "where it is sent" if settings.jwt_verify == "optional" else "always"
+        proofs.append(f"the provider's token in {settings.jwt_header}, {when}")
+    return proofs
+
+
 def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...]) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -72,6 +101,14 @@ def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...
             table.add_row("", "", f"→ {escape(one.remedy)}")
     console.print(table)
     console.print(f"\nIdentity headers count from: {escape(', '.join(trusted) or 'nobody')}")
-    console.print(f"They count on every path but: {escape(', '.join(settings.public_paths))}")
+    public = escape(", ".join(settings.public_paths))
+    if settings.public_path_proof == "none":
+        console.print(f"They count on every path but: {public}")
+    else:
+        proof = {"secret": "the shared secret", "jwt": "a verified token"}[
+            settings.public_path_proof
+        ]
+        console.print(f"They count on every path, but on {public} only with {proof}")
+    console.print(f"What proves them: {escape(', '.join(_proofs(settings)))}")
     for warning in warnings(settings):
         console.print(f"[yellow]warning[/] {escape(warning)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Annotated
 
 import typer
@@ -12,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from shim.commands.configuration import settings_or_exit
-from shim.compiled import policy_of
+from shim.compiled import key_source, policy_of
 from shim.trust.addresses import parse_peer
 from shim.trust.decide import Decision, decide
+from shim.watch.keys import KeyWatch
 from shim.watch.names import NameWatch
 
 
@@ -38,14 +40,22 @@ def explain(
             f"{peer!r} is no IP address and not @", param_hint="--peer"
         ) from None
     names = NameWatch(policy_of(settings).whitelist.hosts, 0)
-    asyncio.run(names.look_up())
-    policy = policy_of(settings, resolved=names.answers())
+    source = key_source(settings)
+    keys = None if source is None else KeyWatch(source)
+    asyncio.run(_look(names, keys))
+    if keys is not None and keys.state.fault is not None:
+        typer.echo(f"navidrome-shim: the key set: {keys.state.fault}", err=True)
+    policy = policy_of(settings, resolved=names.answers(), keys=() if keys is None else keys.keys)
     scheme = b"https" if settings.tls_cert else b"http"
-    decision = decide(_head(method, path, header or []), speaker, policy, scheme)
+    decision = decide(_head(method, path, header or []), speaker, policy, scheme, time.time())
     if as_json:
         typer.echo(json.dumps(decision.explain(), ensure_ascii=False, indent=2))
     else:
         _show(decision)
+
+
+async def _look(names: NameWatch, keys: KeyWatch | None) -> None:
+    await asyncio.gather(names.look_up(), *(() if keys is None else (keys.fetch(),)))
 
 
 def _head(method: str, path: str, headers: list[str]) -> bytes:

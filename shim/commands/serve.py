@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from shim.commands.configuration import settings_or_exit
+from shim.commands.configuration import ENV_FILE, settings_or_exit
+from shim.settings import load
 
 
 def serve() -> None:
@@ -15,7 +17,7 @@ def serve() -> None:
 
     settings = settings_or_exit()
     try:
-        Runtime(settings).serve()
+        Runtime(settings, lambda: load(os.environ, ENV_FILE)).serve()
     except OSError as error:
         sys.stderr.write(f"navidrome-shim: {error.strerror or error}\n")
         raise typer.Exit(1) from None

@@ -12,11 +12,13 @@ from http import HTTPStatus
 from urllib.parse import parse_qs
 from xml.sax.saxutils import quoteattr
 
+from shim.proxy.sign_in import MARK, MARK_SECONDS
 from shim.trust.decide import Decision
 from shim.trust.reasons import Reason
 
 _SUBSONIC_VERSION = "1.16.1"
 _SENTENCES: dict[int, str] = {
+    302: "Please sign in.",
     400: "The request could be read in more than one way, so it was not passed on.",
     401: "Nobody is signed in, or the sign-in could not be verified.",
     403: "You are not allowed to do this.",
@@ -29,6 +31,10 @@ _SENTENCES: dict[int, str] = {
     504: "Navidrome took too long to answer.",
 }
 _BY_REASON: dict[Reason, str] = {
+    Reason.IDENTITY_REQUIRED: "Nobody is signed in. If you have just signed in, please tell whoever runs "
+    "this music server that it does not hear of it.",
+    Reason.LOCAL_LOGIN_CLOSED: "This music server has no passwords of its own here: sign in as usual.",
+    Reason.JWT_EXPIRED: "Your sign-in has expired. Please sign in again.",
     Reason.GROUP_NOT_ALLOWED: "Your account is not in a group that may use this music server. "
     "Please ask whoever runs it to add you.",
     Reason.IDENTITY_CONFLICT: "Your user name belongs to another person's account here. "
@@ -38,18 +44,34 @@ _BY_REASON: dict[Reason, str] = {
     Reason.ACCOUNT_UNAVAILABLE: "Your account is being prepared. Please try again in a moment.",
     Reason.CROSS_SITE: "The request came from another site, so it was not passed on.",
 }
+_ASK_SOMEBODY = frozenset(
+    {Reason.GROUP_NOT_ALLOWED, Reason.IDENTITY_CONFLICT, Reason.RESERVED_ACCOUNT}
+)
 # Subsonic's error codes: 40 wrong credentials, 50 not authorised, 0 anything else.
 _SUBSONIC_CODES = {401: 40, 403: 50}
 
 
 def own_answer(
-    status: int, decision: Decision | None, request_id: str, *, retry_after: int | None = None
+    status: int,
+    decision: Decision | None,
+    request_id: str,
+    *,
+    retry_after: int | None = None,
+    location: str | None = None,
+    contact: str = "",
 ) -> bytes:
     """A whole answer that ends the connection. `decision` tells what was asked, where that is known;
-    `retry_after` is in seconds."""
+    `retry_after` is in seconds. With `location` it sends a browser there to sign in. `contact`
+    is told to a person who may not in."""
     sentence = _SENTENCES.get(status, "The request was not passed on.")
     if decision is not None:
-        sentence = _BY_REASON.get(decision.outcome.reason, sentence) if status != 502 else sentence
+        sentence = (
+            _BY_REASON.get(decision.outcome.reason, sentence)
+            if status not in (302, 502)
+            else sentence
+        )
+        if contact and decision.outcome.reason in _ASK_SOMEBODY:
+            sentence = f"{sentence} Contact: {contact}"
     content_type, body = _render(status, sentence, decision, request_id)
     phrase = HTTPStatus(status).phrase
     fields = [
@@ -62,6 +84,11 @@ def own_answer(
     ]
     if request_id:
         fields.append(f"X-Request-Id: {request_id}")
+    if location is not None:
+        fields.append(f"Location: {location}")
+        fields.append(
+            f"Set-Cookie: {MARK}=1; Path=/; Max-Age={MARK_SECONDS}; HttpOnly; SameSite=Lax"
+        )
     if retry_after is not None:
         fields.append(f"Retry-After: {retry_after}")
     head = "\r\n".join(fields).encode() + b"\r\n\r\n"

@@ -12,7 +12,10 @@ from shim.trust.fields import TEXT, TOKEN
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+# An extension is a name, or a name and a token or quoted text; without blanks, which nobody sends.
+_NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TEXT = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e])*"'
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (_NAME, _NAME, _TEXT))
 _LONGEST_CHUNK = 2**63 - 1
 _LONGEST_LINE = 4096
 _MOST_EXTRAS = 16384  # bytes of extensions and trailers in one message

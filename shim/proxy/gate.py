@@ -17,9 +17,10 @@ from shim.trust.reasons import Reason
 @dataclass(frozen=True, slots=True)
 class Account:
     """The account that an identity has at Navidrome. `user_name` is its name as Navidrome stores it, in
-    UTF-8: what the user header says."""
+    UTF-8: what the user header says. `id` is its id at Navidrome, None where that is not known."""
 
     user_name: bytes
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks: the peer's address as text, and the request's id, for the trail."""
+    """Who asks: the peer's address as text, and the request's id, for the trail. `verified`: a token that
+    was verified says what the identity says."""
 
     peer: str
     request_id: str
+    verified: bool = False
 
 
 class AccountGate(Protocol):
@@ -49,3 +52,9 @@ class AccountGate(Protocol):
     def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
         """See to it that the account exists and is up to date. The future never raises; cancelling it
         is how a client that left is told."""
+
+    def doubt(self, identity: Identity) -> None:
+        """Navidrome's API answered 401 though it was told of this identity's account."""
+
+    def upstream_changed(self) -> None:
+        """Navidrome is away, or back: it may be another one than before."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,10 @@ class Observer(Protocol):
 
     def judged(self, decision: Decision, request_id: str) -> None:
         """A request was stripped or rejected."""
+
+    def tokens_seen(self, decision: Decision, request_id: str) -> None:
+        """A request to a protected path brought a Navidrome token that was taken from it, or brought one
+        and no identity."""
 
     def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
         """A request got one of the shim's own answers, since Navidrome gave none. `word` says why."""
@@ -63,26 +68,40 @@ class Timed(Protocol):
         """What was written has not been taken in time."""
 
 
+class KeyFetcher(Protocol):
+    """Whoever fetches the keys that tokens are verified with."""
+
+    def want(self) -> asyncio.Future[None] | None:
+        """A future that is done when they have been fetched anew, and what came of it is in force; None
+        where that is not to be waited for."""
+
+
 class DataPlane:
     """The parts that a connection is given.
 
     `decisions` serves the policy in force, and is replaced by `enforce`. `gate` is None without
     provisioning. `own` is the pool that leads to the control plane, None without one, and
-    `own_lines` the header lines that only a request through it carries. `now` is the loop's time in
-    seconds, as of the last tick.
+    `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
+    is fetched. As of the last tick, `now` is the loop's time in seconds, and `time` that since the epoch.
+    `sign_in` is the address that pages without an identity are sent to, empty for none; `contact` is
+    whom a person is told to ask who may not in.
     """
 
     __slots__ = (
         "_ticker",
+        "contact",
         "counters",
         "decisions",
         "gate",
+        "keys",
         "limits",
         "now",
         "observer",
         "own",
         "own_lines",
         "pool",
+        "sign_in",
+        "time",
         "timed",
     )
 
@@ -103,7 +122,11 @@ class DataPlane:
         self.own: UpstreamPool | None = None
         self.own_lines = b""
         self.timed: set[Timed] = set()
+        self.keys: KeyFetcher | None = None
+        self.sign_in = ""
+        self.contact = ""
         self.now = 0.0
+        self.time = time.time()
         self._ticker: asyncio.TimerHandle | None = None
 
     def enforce(self, policy: Policy) -> None:
@@ -113,6 +136,7 @@ class DataPlane:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the clock."""
         self.now = loop.time()
+        self.time = time.time()
         self._ticker = loop.call_later(TICK, self._tick, loop)
 
     def stop(self) -> None:
@@ -122,12 +146,10 @@ class DataPlane:
         for pool in self._pools():
             pool.close()
 
-    def _pools(self) -> Iterable[UpstreamPool]:
-        return (self.pool,) if self.own is None else (self.pool, self.own)
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._ticker = loop.call_later(TICK, self._tick, loop)
-        now = self.now = loop.time()
+    def sweep(self, now: float) -> None:
+        """End what is overdue at `now`."""
+        self.now = now
+        self.time = time.time()
         for connection in list(self.timed):
             if connection.deadline < now:
                 connection.expired()
@@ -135,3 +157,10 @@ class DataPlane:
                 connection.stalled()
         for pool in self._pools():
             pool.sweep(now)
+
+    def _pools(self) -> Iterable[UpstreamPool]:
+        return (self.pool,) if self.own is None else (self.pool, self.own)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticker = loop.call_later(TICK, self._tick, loop)
+        self.sweep(loop.time())

@@ -1,8 +1,8 @@
 """The connections to Navidrome.
 
 Invariants: a connection is in `_idle` only between two requests, with reading on, no byte left over and
-no wish to close; `_open` counts those that are connected or connecting; `_waiting` holds, in order, the
-clients that were promised a connection, each at most once.
+no wish to close; `_open` counts those that are connected or connecting, `_connecting` the latter;
+`_waiting` holds, in order, the clients that were promised a connection, each at most once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from shim.proxy.shapes import AnswerShapes
 from shim.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class UpstreamPool:
 
     __slots__ = (
         "_address",
+        "_connecting",
         "_idle",
         "_open",
         "_plane",
@@ -53,6 +55,7 @@ class UpstreamPool:
         "closed",
         "down",
         "reports",
+        "shapes",
     )
 
     def __init__(self, plane: DataPlane, address: Address, *, reports: bool = True) -> None:
@@ -61,17 +64,18 @@ class UpstreamPool:
         self._idle: list[Upstream] = []
         self._waiting: dict[Client, None] = {}
         self._open = 0
+        self._connecting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.closed = False
         self.down = False
         self.reports = reports
+        self.shapes = AnswerShapes(plane.limits.header_bytes)
 
     def take(self) -> Upstream | None:
         """A connection that is ready now, or None. It is the caller's until it is released or lost."""
         while self._idle:
             upstream = self._idle.pop()
             if not upstream.closing:
-                self._count()
                 return upstream
         return None
 
@@ -81,14 +85,12 @@ class UpstreamPool:
             client.unserved("pool_exhausted", 503)
             return
         self._waiting[client] = None
-        self._count()
         if self._open < self._plane.limits.max_upstream_connections:
             self._connect()
 
     def forget(self, client: Client) -> None:
         """The client waits no longer."""
         self._waiting.pop(client, None)
-        self._count()
 
     def release(self, upstream: Upstream) -> None:
         """Take a connection back, for the next request."""
@@ -101,14 +103,12 @@ class UpstreamPool:
         else:
             upstream.idle_since = self._plane.now
             self._idle.append(upstream)
-            self._count()
 
     def lost(self, upstream: Upstream) -> None:
         """The connection is gone."""
         self._open -= 1
         if upstream in self._idle:
             self._idle.remove(upstream)
-        self._count()
         self._refill()
 
     def answered(self) -> None:
@@ -117,9 +117,10 @@ class UpstreamPool:
             self.down = False
             if self.reports:
                 self._plane.observer.upstream_up()
+                self._tell_gate()
 
     def sweep(self, now: float) -> None:
-        """Close what has been idle for too long."""
+        """Close what has been idle for too long, and count what there is."""
         oldest = now - self._plane.limits.upstream_idle_timeout
         while self._idle and self._idle[0].idle_since < oldest:
             self._idle.pop(0).close()
@@ -136,12 +137,12 @@ class UpstreamPool:
 
     def _refill(self) -> None:
         room = self._open < self._plane.limits.max_upstream_connections
-        if room and not self.closed and len(self._waiting) > len(self._tasks):
+        if room and not self.closed and len(self._waiting) > self._connecting:
             self._connect()
 
     def _connect(self) -> None:
         self._open += 1
-        self._count()
+        self._connecting += 1
         task = asyncio.get_running_loop().create_task(self._open_one())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -156,6 +157,7 @@ class UpstreamPool:
         except (OSError, ssl.SSLError) as error:
             self._failed("connect_failed", 502, _why(error))
         else:
+            self._connecting -= 1
             self.release(upstream)
 
     def _make(self) -> Upstream:
@@ -163,17 +165,22 @@ class UpstreamPool:
 
     def _failed(self, word: str, status: int, why: str) -> None:
         self._open -= 1
+        self._connecting -= 1
         if not self.down:
             self.down = True
             if self.reports:
                 self._plane.observer.upstream_down(why)
+                self._tell_gate()
         # Whoever waits for a connection being made is told; the others are tried for once more.
         if self._waiting:
             client = next(iter(self._waiting))
             self.forget(client)
             client.unserved(word, status)
-        self._count()
         self._refill()
+
+    def _tell_gate(self) -> None:
+        if self._plane.gate is not None:
+            self._plane.gate.upstream_changed()
 
     def _count(self) -> None:
         if self.reports:

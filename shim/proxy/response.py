@@ -18,9 +18,10 @@ UNTIL_CLOSE = -3
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
 _LONGEST = 2**63 - 1
 
-_PASS, _DROP, _LENGTH, _CODING, _CONNECTION, _UPGRADE = range(6)
+_OWN_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade"})
+_DROP, LENGTH, _CODING, _CONNECTION, _UPGRADE = range(5)
 _SPECIAL: dict[bytes, int] = {
-    b"content-length": _LENGTH,
+    b"content-length": LENGTH,
     b"transfer-encoding": _CODING,
     b"connection": _CONNECTION,
     b"upgrade": _UPGRADE,
@@ -29,17 +30,6 @@ _SPECIAL: dict[bytes, int] = {
     b"te": _DROP,
     b"trailer": _DROP,
     b"proxy-authenticate": _DROP,
-}
-# Names as they are written most often, so that they need no folding.
-_USUAL = """
-Accept-Ranges Access-Control-Allow-Origin Cache-Control Content-Disposition Content-Encoding Content-Range
-Content-Security-Policy Content-Type Date ETag Etag Expires Last-Modified Location Permissions-Policy
-Referrer-Policy Server Set-Cookie Vary X-Content-Duration X-Content-Type-Options X-Frame-Options
-X-Nd-Authorization X-Total-Count
-"""
-_KNOWN: dict[bytes, int] = {
-    **{name.title(): kind for name, kind in _SPECIAL.items()},
-    **dict.fromkeys(_USUAL.encode().split(), _PASS),
 }
 
 
@@ -51,8 +41,8 @@ class BadAnswer(ValueError):
 class ResponseHead:
     """An answer's head, read. Treated as frozen.
 
-    `lines`: status line and end-to-end fields, each with its line end, without any framing.
-    `framing`: the `Content-Length` line as it was sent, or empty.
+    `lines`: status line and end-to-end fields, each with its line end, and `Content-Length` where there
+    is one and it may be (RFC 9110 §8.6); no other framing.
     `length`: bytes of the body, `CHUNKED`, or `UNTIL_CLOSE`, as if the request had been no HEAD.
     `persistent`: the connection may carry another request after this answer's body.
     `upgrade`: the value of `Upgrade`, lower case.
@@ -60,7 +50,6 @@ class ResponseHead:
 
     status: int
     lines: bytes
-    framing: bytes
     length: int
     persistent: bool
     upgrade: bytes
@@ -79,86 +68,72 @@ def parse_response_head(head: bytes) -> ResponseHead:
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise BadAnswer("no status line of HTTP/1.0 or 1.1 with a status of 100 to 599")
-    known = _KNOWN
-    special: list[tuple[int, int, bytes]] = []
+    special = special_lines(lines)
+    return _frame(lines, special, int(match[2]), old=match[1] == b"0")
+
+
+def special_lines(lines: list[bytes]) -> list[tuple[int, int, bytes]]:
+    """The header lines that frame the answer or end at this hop: kind, index and value of each. Raises
+    `BadAnswer` where a line is none. `lines` begin with the status line."""
+    special = []
     for index in range(1, len(lines)):
         name, colon, value = lines[index].partition(b":")
-        kind = known.get(name)
-        if kind is None or not colon:
-            kind = _classify(name, colon)
-        if kind:
+        if not colon or not name or name.translate(None, TOKEN):
+            raise BadAnswer("a header line is not: name, colon, value")
+        kind = _SPECIAL.get(name.lower())
+        if kind is not None:
             special.append((kind, index, value))
-    old = match[1] == b"0"
-    status = int(match[2])
-    if (
-        len(special) == 1
-        and special[0][0] == _LENGTH
-        and not old
-        and status >= 200
-        and status != 204
-    ):
-        # One length and nothing of this hop alone: most answers.
-        _, index, value = special[0]
-        length = _read_length(value)
-        framing = lines.pop(index) + b"\r\n"
-        lines.append(b"")
-        return ResponseHead(status, b"\r\n".join(lines), framing, length, True, b"")
-    return _with_special(lines, special, status, old)
+    return special
 
 
-def _classify(name: bytes, colon: bytes) -> int:
-    if not colon or not name or name.translate(None, TOKEN):
-        raise BadAnswer("a header line is not: name, colon, value")
-    return _SPECIAL.get(name.lower(), _PASS)
-
-
-def _read_length(value: bytes) -> int:
+def read_length(value: bytes) -> int:
+    """The bytes that a `Content-Length` promises. Raises `BadAnswer`."""
     value = value.strip(b" \t")
     if not value.isdigit() or len(value) > 19 or int(value) > _LONGEST:
         raise BadAnswer("Content-Length is not one number of at most 2^63-1")
     return int(value)
 
 
-def _with_special(
-    lines: list[bytes], special: list[tuple[int, int, bytes]], status: int, old: bool
+def _frame(
+    lines: list[bytes], special: list[tuple[int, int, bytes]], status: int, *, old: bool
 ) -> ResponseHead:
-    lengths = [value for kind, _, value in special if kind == _LENGTH]
-    codings = [value.strip(b" \t").lower() for kind, _, value in special if kind == _CODING]
-    options = _options(special)
-    if len(lengths) > 1 or (codings and lengths):
+    length: int | None = None
+    chunked = False
+    options: frozenset[bytes] = frozenset()
+    upgrade: list[bytes] = []
+    for kind, _, value in special:
+        if kind == LENGTH:
+            if length is not None:
+                raise BadAnswer("the body's length is given twice")
+            length = read_length(value)
+        elif kind == _CODING:
+            if chunked or old or value.strip(b" \t").lower() != b"chunked":
+                raise BadAnswer("a transfer coding that is not chunked alone, in HTTP/1.1")
+            chunked = True
+        elif kind == _CONNECTION:
+            options |= _options(value)
+        elif kind == _UPGRADE:
+            upgrade.append(value.strip(b" \t").lower())
+    if chunked and length is not None:
         raise BadAnswer("the body is framed twice")
-    if codings and (codings != [b"chunked"] or old):
-        raise BadAnswer("a transfer coding that is not chunked alone, in HTTP/1.1")
-    length = UNTIL_CLOSE
-    framing = b""
-    if codings:
-        length = CHUNKED
-    elif lengths:
-        length = _read_length(lengths[0])
-        if status >= 200 and status != 204:  # RFC 9110 §8.6
-            framing = b"Content-Length: %d\r\n" % length
-    dropped = {index for _, index, _ in special}
-    kept = [
-        line
-        for index, line in enumerate(lines)
-        if index not in dropped and (not options or _name(line) not in options)
-    ]
-    kept.append(b"")
-    persistent = b"keep-alive" in options if old else b"close" not in options
+    keeps_length = status >= 200 and status != 204  # RFC 9110 §8.6
+    for kind, index, _ in reversed(special):
+        if kind != LENGTH or not keeps_length:
+            del lines[index]
+    if not options <= _OWN_OPTIONS:
+        named = options - {b"content-length"}
+        lines[1:] = [line for line in lines[1:] if line.partition(b":")[0].lower() not in named]
     if old:
-        kept[0] = b"HTTP/1.1" + kept[0][8:]  # RFC 9110 §2.5: the version is each hop's own
-    upgrade = b",".join(
-        value.strip(b" \t") for kind, _, value in special if kind == _UPGRADE
-    ).lower()
-    return ResponseHead(status, b"\r\n".join(kept), framing, length, persistent, upgrade)
+        lines[0] = b"HTTP/1.1" + lines[0][8:]  # RFC 9110 §2.5: the version is each hop's own
+    lines.append(b"")
+    return ResponseHead(
+        status=status,
+        lines=b"\r\n".join(lines),
+        length=CHUNKED if chunked else UNTIL_CLOSE if length is None else length,
+        persistent=b"keep-alive" in options if old else b"close" not in options,
+        upgrade=b",".join(upgrade),
+    )
 
 
-def _options(special: list[tuple[int, int, bytes]]) -> frozenset[bytes]:
-    values = [value for kind, _, value in special if kind == _CONNECTION]
-    if not values:
-        return frozenset()
-    return frozenset(option.strip(b" \t") for option in b",".join(values).lower().split(b","))
-
-
-def _name(line: bytes) -> bytes:
-    return line.partition(b":")[0].lower()
+def _options(value: bytes) -> frozenset[bytes]:
+    return frozenset(option.strip(b" \t") for option in value.lower().split(b","))

@@ -18,7 +18,6 @@ from shim.proxy.response import (
     UNTIL_CLOSE,
     BadAnswer,
     ResponseHead,
-    parse_response_head,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from shim.proxy.pool import UpstreamPool
 
 _SWITCHING_PROTOCOLS = 101
+# From this many bytes on, two pieces in one call of the system are cheaper than a copy.
+_WORTH_TWO_PIECES = 4096
+_CHUNKED_LINE = b"Transfer-Encoding: chunked\r\n"
 
 
 class _Phase(IntEnum):
@@ -36,6 +38,11 @@ class _Phase(IntEnum):
     CHUNKS = auto()
     REST = auto()  # a body that ends with the connection
     TUNNEL = auto()
+
+
+# Members of an enumeration are dear to look up; what a request passes has them at hand.
+_IDLE, _HEAD, _LENGTH, _CHUNKS = _Phase.IDLE, _Phase.HEAD, _Phase.LENGTH, _Phase.CHUNKS
+_STREAMING = (_LENGTH, _CHUNKS, _Phase.REST)
 
 
 class Upstream(asyncio.Protocol):
@@ -80,7 +87,7 @@ class Upstream(asyncio.Protocol):
     def begin(self, client: Downstream, head: bytes) -> None:
         """Send a request's head for `client`, who hears of the answer."""
         self._client = client
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._transport.write(head)
 
     def write(self, data: bytes) -> None:
@@ -97,9 +104,17 @@ class Upstream(asyncio.Protocol):
 
     def drop(self) -> None:
         """The client is gone, or its request is: end it at once."""
+        if self._phase in _STREAMING:
+            self._plane.counters.streams_open -= 1
+        self._phase = _IDLE
         self._client = None
         self.closing = True
         self._transport.abort()
+
+    def leave(self) -> None:
+        """The client ended its tunnel: end ours once what it sent is out."""
+        self._client = None
+        self.close()
 
     def close(self) -> None:
         """End an idle connection."""
@@ -118,19 +133,20 @@ class Upstream(asyncio.Protocol):
             self.closing = True
             self._transport.abort()
             return
-        match self._phase:
-            case _Phase.LENGTH:
-                self._length_received(client, data)
-            case _Phase.HEAD:
-                self._head_received(client, data)
-            case _Phase.CHUNKS:
-                self._chunks_received(client, data)
-            case _Phase.REST:
-                client.send(data if client.old else encode_chunk([data]))
-            case _Phase.TUNNEL:
-                client.send(data)
+        phase = self._phase
+        if phase is _HEAD:
+            self._head_received(client, data)
+        elif phase is _LENGTH:
+            self._length_received(client, data)
+        elif phase is _CHUNKS:
+            self._chunks_received(client, data)
+        elif phase is _Phase.REST:
+            client.send(data if client.old else encode_chunk([data]))
+        else:
+            client.send(data)
 
     def eof_received(self) -> bool:
+        self.closing = True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -139,13 +155,13 @@ class Upstream(asyncio.Protocol):
         client, self._client = self._client, None
         if client is None:
             return
-        if self._phase is _Phase.HEAD:
+        if self._phase is _HEAD:
             if self._partial:
                 client.failed("answer_cut", 502)
             else:
                 client.vanished(self)
         elif self._phase is _Phase.REST and exc is None:
-            self._phase = _Phase.IDLE
+            self._phase = _IDLE
             if not client.old:
                 client.send(LAST_CHUNK)
             self._plane.counters.streams_open -= 1
@@ -166,91 +182,101 @@ class Upstream(asyncio.Protocol):
     # the answer
 
     def _head_received(self, client: Downstream, data: bytes) -> None:
-        if self._partial:
+        if not self._partial:
+            known = self._pool.shapes.match(data)
+            if known is not None:
+                head, end = known
+                self._pool.answered()
+                self._answer(client, head, data, end)
+                return
+        else:
             self._partial += data
-            end = self._partial.find(b"\r\n\r\n", self._searched)
-            if end >= 0:
+            data = b""
+            if self._partial.find(b"\r\n\r\n", self._searched) >= 0:
                 data = bytes(self._partial)
-        else:
-            end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if not self._partial:
-                self._partial += data
-            self._searched = max(0, len(self._partial) - 3)
-            if len(self._partial) > self._plane.limits.header_bytes:
+                self._partial.clear()
+        at = 0
+        while (end := data.find(b"\r\n\r\n", max(at, self._searched))) >= 0:
+            self._searched = 0
+            if end - at > self._plane.limits.header_bytes:
                 self._refused(client)
-            return
-        if self._partial:
-            self._partial.clear()
-        self._searched = 0
-        try:
-            head = parse_response_head(data[: end + 4])
-        except BadAnswer:
+                return
+            try:
+                head = self._pool.shapes.read(data[at : end + 4])
+            except BadAnswer:
+                self._refused(client)
+                return
+            self._pool.answered()
+            at = end + 4
+            if head.status >= 200:
+                self._answer(client, head, data, at)
+                return
+            if head.status == _SWITCHING_PROTOCOLS:
+                self._switched(client, head, data[at:])
+                return
+            if head.status != 100 and not client.old and not client.upgrading:
+                # RFC 9110 §15.2: passed on, but for the 100 that was answered by us.
+                client.send(head.lines + b"\r\n")
+        self._partial += data[at:]
+        self._searched = max(0, len(self._partial) - 3)
+        if self._searched > self._plane.limits.header_bytes:
             self._refused(client)
-            return
-        self._pool.answered()
-        if head.status < 200:
-            self._interim(client, head, data[end + 4 :])
-        else:
-            self._answer(client, head, data[end + 4 :])
 
     def _refused(self, client: Downstream) -> None:
         self.drop()
         client.failed("answer_malformed", 502)
 
-    def _interim(self, client: Downstream, head: ResponseHead, rest: bytes) -> None:
-        if head.status == _SWITCHING_PROTOCOLS:
-            if not client.upgrading or head.upgrade != b"websocket" or head.length >= 0:
-                self._refused(client)
-                return
-            self._phase = _Phase.TUNNEL
-            handshake = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-            client.tunnel(head.lines + handshake + rest)
+    def _switched(self, client: Downstream, head: ResponseHead, rest: bytes) -> None:
+        # RFC 9112 §6.1, RFC 9110 §8.6: a 101 frames no body.
+        if not client.upgrading or head.upgrade != b"websocket" or head.length != UNTIL_CLOSE:
+            self._refused(client)
             return
-        if head.status != 100 and not client.old and not client.upgrading:
-            # RFC 9110 §15.2: passed on, but for the 100 that was answered by us.
-            client.send(head.lines + b"\r\n")
-        if rest:
-            self._head_received(client, rest)
+        self._phase = _Phase.TUNNEL
+        handshake = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        client.tunnel(head.lines + handshake + rest)
 
-    def _answer(self, client: Downstream, head: ResponseHead, body: bytes) -> None:
+    def _answer(self, client: Downstream, head: ResponseHead, data: bytes, at: int) -> None:
+        """Give the client the head, and what there is of the body: `data` from `at` on."""
         length = head.length
         self.fresh = False
+        framing = b""
         if head.bodiless or client.bodiless:
-            framing, length = head.framing, NO_BODY
-            if head.length == CHUNKED:
-                framing = b"Transfer-Encoding: chunked\r\n" if not client.old else b""
-            if head.status in (204, 304) and head.length == CHUNKED:
-                framing = b""
-        elif length >= 0:
-            framing = head.framing
-        elif client.old:
-            framing = b""
-            client.keep_alive = False
-        else:
-            framing = b"Transfer-Encoding: chunked\r\n"
+            if length == CHUNKED and not head.bodiless and not client.old:
+                framing = _CHUNKED_LINE
+            length = NO_BODY
+        elif length < 0:
+            if client.old:
+                client.keep_alive = False
+            else:
+                framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
         client.answer_begins(head.status)
         start = b"".join((head.lines, framing, client.connection_line(), b"\r\n"))
-        if length >= 0:
-            size = len(body)
-            if size >= length:
-                if size > length:
-                    self._persistent = False
-                    body = body[:length]
-                client.send(start + body)
-                self._finish(client)
-                return
-            self._left = length - size
-            self._phase = _Phase.LENGTH
+        if length < 0:
             self._plane.counters.streams_open += 1
-            client.send(start + body)
+            client.send(start)
+            self._body_begins(client, length, data[at:])
             return
+        left = length - len(data) + at
+        if left < 0:
+            self._persistent = False
+            data = data[:left]
+        if len(data) - at < _WORTH_TWO_PIECES:
+            client.send(start + data[at:])
+        else:
+            client.send_pieces((start, memoryview(data)[at:]))
+        if left <= 0:
+            self._finish(client)
+            return
+        self._left = left
+        self._phase = _LENGTH
         self._plane.counters.streams_open += 1
-        client.send(start)
+
+    def _body_begins(self, client: Downstream, length: int, body: bytes) -> None:
+        """A body that has no length, and what there is of it."""
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
-            self._phase = _Phase.CHUNKS
+            self._phase = _CHUNKS
             if body:
                 self._chunks_received(client, body)
             return
@@ -278,7 +304,6 @@ class Upstream(asyncio.Protocol):
         try:
             pieces, used = decoder.feed(data)
         except ChunkedError:
-            self._plane.counters.streams_open -= 1
             self.drop()
             client.cut()
             return
@@ -294,10 +319,11 @@ class Upstream(asyncio.Protocol):
         self._finish(client)
 
     def _finish(self, client: Downstream) -> None:
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         self._client = None
         self._decoder = None
-        if self._persistent and client.request_sent and not self.closing:
+        unsent = not client.request_sent or self._transport.get_write_buffer_size()
+        if self._persistent and not unsent and not self.closing:
             if client.write_paused:
                 self._transport.resume_reading()
             self._pool.release(self)

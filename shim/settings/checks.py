@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from shim.settings.model import Settings
 from shim.settings.places import Endpoint
 from shim.trust.addresses import NetworkEntry, UnixEntry, parse_entry
@@ -84,6 +86,10 @@ def _proof(settings: Settings) -> Iterator[Contradiction]:
                 ("jwt_verify", "jwt_audience"),
                 "expected SHIM_JWT_AUDIENCE with it (authentik's client id)",
             )
+    if settings.jwt_hs256_secret is not None and not _is_secret(settings.jwt_hs256_secret):
+        yield Contradiction(
+            ("jwt_hs256_secret",), "expected a secret, and not a public key, PEM or a JWK"
+        )
     if verify == "off" and settings.jwt_bearer:
         yield Contradiction(
             ("jwt_bearer", "jwt_verify"), "expected SHIM_JWT_VERIFY=optional or required with it"
@@ -167,6 +173,16 @@ def _idle_settings(settings: Settings) -> Iterator[str]:
         yield "SHIM_SIGN_IN_URL and SHIM_LOCAL_LOGIN mean nothing without SHIM_REQUIRE_IDENTITY=true."
     if settings.allow_last_admin_demotion and not settings.admin_groups:
         yield "SHIM_ALLOW_LAST_ADMIN_DEMOTION means nothing without SHIM_ADMIN_GROUPS."
+
+
+def _is_secret(secret: SecretStr) -> bool:
+    from shim.trust.jwt_keys import secret_key  # noqa: PLC0415 - megabytes, for tokens alone
+
+    try:
+        secret_key(secret.get_secret_value().encode())
+    except ValueError:
+        return False
+    return True
 
 
 def _same_place(one: Endpoint, other: Endpoint) -> bool:

@@ -1,24 +1,27 @@
 """What the identity headers of one request claim, and whether that may be believed.
 
 The answer depends on the place a path leads to, so it is worked out once for every place: a header
-block is remembered with it, and the request line only picks.
+block is remembered with it, and the request line only picks. A token is looked at when a path needs it.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from shim.trust.fields import Field, Kind
 from shim.trust.forwarding import Source
 from shim.trust.identity import Identity, Role, split_groups
+from shim.trust.jwt import Token, Verify
+from shim.trust.names import fold_name
 from shim.trust.policy import Policy, Proof
+from shim.trust.proof import TokenProof, agreed_identity, ask_secret, secret_holds
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
 from shim.trust.target import Place
 
-CLAIMING = frozenset({Kind.IDENTITY, Kind.USER, Kind.ALIAS})
+CLAIMING = frozenset({Kind.IDENTITY, Kind.USER, Kind.ALIAS, Kind.BEARER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +29,143 @@ class Belief:
     """What is believed of a header block.
 
     `outcomes` has one row for every `Place`, in its order. `identity` is whom the block names, set
-    wherever it could be read; it counts only where the outcome is `authenticated`. `detail` says what
-    was wrong where an outcome is `rejected` for the identity's sake.
+    wherever it could be read; it counts only where the outcome is `authenticated`. `user_line` is the
+    header line that names it to Navidrome, empty without one. `detail` says what was wrong where an
+    outcome is `rejected` for the identity's sake. `unasked` is the row of protected paths as if none of
+    them needed an identity.
     """
 
     outcomes: tuple[Outcome, ...]
     identity: Identity | None
+    user_line: bytes
     detail: str
+    unasked: Outcome
 
 
-def judge_claims(fields: Sequence[Field], source: Source, policy: Policy) -> Belief:
-    """What the fields that carry an identity (all of `CLAIMING`, and the secret's) come to."""
+def judge_claims(
+    fields: Sequence[Field], source: Source, policy: Policy, verify: Verify
+) -> tuple[Belief, TokenProof[Belief] | None]:
+    """What the fields that carry an identity (all of `CLAIMING`, and the secret's) come to, and the token
+    that has to be looked at for it on some paths: there the proof's belief counts, and not this one."""
     claimed = any(field.kind in CLAIMING for field in fields)
     if not source.listed:
         if policy.refuse_unlisted:
-            return _belief(
-                policy, *[Reason.PEER_REFUSED] * 4, detail="the peer is not on the whitelist"
-            )
-        return _belief(policy, *[Reason.UNLISTED_PEER if claimed else Reason.NO_IDENTITY] * 4)
+            detail = "the peer is not on the whitelist"
+            return _belief(policy, *[Reason.PEER_REFUSED] * 4, detail=detail), None
+        reason = Reason.UNLISTED_PEER if claimed else Reason.NO_IDENTITY
+        return _belief(policy, *[reason] * 4), None
     if policy.suspended:
-        return _belief(policy, *[Reason.BASE_PATH_MISMATCH if claimed else Reason.NO_IDENTITY] * 4)
+        reason = Reason.BASE_PATH_MISMATCH if claimed else Reason.NO_IDENTITY
+        return _belief(policy, *[reason] * 4), None
     if not claimed:
-        return _belief(policy, *[Reason.NO_IDENTITY] * 4)
-    identity, protected, detail = None, Reason.USER_HEADER, ""
+        return _belief(policy, *[Reason.NO_IDENTITY] * 4), None
+    return _judge_listed(fields, policy, verify)
+
+
+def _judge_listed(
+    fields: Sequence[Field], policy: Policy, verify: Verify
+) -> tuple[Belief, TokenProof[Belief] | None]:
+    secret = policy.public_path_proof is Proof.SECRET and secret_holds(fields, policy)
+    claims: dict[Role, str] = {}
     try:
-        identity = _read(fields, policy)
-        if identity is not None:
-            protected = _proven(fields, policy)
+        claims = _read(fields)
+        if not claims:
+            return _said(policy, Reason.USER_HEADER, public=secret), None
+        token = claims.pop(Role.JWT, "") if policy.tokens is not None else ""
+        if not token:
+            return _without_token(claims, fields, policy, public=secret), None
+        ask_secret(fields, policy)
     except Refused as refused:
-        protected, detail = refused.reason, refused.detail
-    public = Reason.PUBLIC_PATH
-    if policy.public_path_proof is Proof.SECRET and _secret_holds(fields, policy):
-        public = protected
+        return _said(policy, refused.reason, detail=refused.detail, public=secret), None
+    public = secret or policy.public_path_proof is Proof.JWT
+    proof = TokenProof(
+        token,
+        verify,
+        partial(_with_token, claims, policy, public),
+        frozenset({Place.PROTECTED, Place.OWN, *((Place.PUBLIC,) if public else ())}),
+    )
+    # Where the proof is needed, nothing is believed without it.
+    unproven = _said(
+        policy, Reason.JWT_INVALID, _named(claims), "the token was not looked at", public=public
+    )
+    return unproven, proof
+
+
+def _without_token(
+    claims: Mapping[Role, str], fields: Sequence[Field], policy: Policy, *, public: bool
+) -> Belief:
+    """What headers come to that no token stands beside."""
+    identity = _named(claims)
+    try:
+        identity = _complete(claims, policy)
+        ask_secret(fields, policy)
+        _ask_token(policy)
+        _ask_reserved(identity, policy)
+    except Refused as refused:
+        return _said(policy, refused.reason, identity, refused.detail, public=public)
+    reason = Reason.PROXY_SECRET if policy.secrets else Reason.LISTED_PEER
+    return _said(policy, reason, identity, public=public)
+
+
+def _with_token(
+    claims: Mapping[Role, str], policy: Policy, public: bool, token: Token | Refused
+) -> Belief:
+    """What headers come to with the token beside them, which was verified or refused."""
+    identity = _named(claims)
+    try:
+        if isinstance(token, Refused):
+            return _said(policy, token.reason, identity, token.detail, public=public)
+        identity = agreed_identity(claims, token, policy)
+        _ask_reserved(identity, policy)
+    except Refused as refused:
+        return _said(policy, refused.reason, identity, refused.detail, public=public)
+    return _said(policy, Reason.VERIFIED_JWT, identity, public=public)
+
+
+def _complete(claims: Mapping[Role, str], policy: Policy) -> Identity:
+    for role in (Role.USERNAME, *sorted(policy.required)):
+        if role not in claims:
+            name = policy.names.roles.get(role, role.name.lower())
+            raise Refused(Reason.IDENTITY_INCOMPLETE, f"an identity was sent without {name}")
+    groups = claims.get(Role.GROUPS)
+    return Identity(
+        claims[Role.USERNAME],
+        claims.get(Role.NAME),
+        claims.get(Role.EMAIL),
+        None if groups is None else split_groups(groups, policy.groups_separator),
+        claims.get(Role.UID),
+    )
+
+
+def _ask_token(policy: Policy) -> None:
+    if policy.tokens is not None and policy.tokens.required:
+        raise Refused(Reason.JWT_MISSING, "an identity was sent without the provider's token")
+
+
+def _named(claims: Mapping[Role, str]) -> Identity | None:
+    """Whom the headers name, for the log: no more is believed of it."""
+    username = claims.get(Role.USERNAME)
+    return None if username is None else Identity(username, uid=claims.get(Role.UID))
+
+
+def _ask_reserved(identity: Identity, policy: Policy) -> None:
+    if fold_name(identity.username) in policy.reserved:
+        raise Refused(Reason.RESERVED_ACCOUNT, "the user name is reserved")
+
+
+def _said(
+    policy: Policy,
+    protected: Reason,
+    identity: Identity | None = None,
+    detail: str = "",
+    *,
+    public: bool,
+) -> Belief:
+    """A listed peer's belief: on public paths what holds on protected ones, where `public` says so."""
     return _belief(
         policy,
         protected,
-        public,
+        protected if public else Reason.PUBLIC_PATH,
         Reason.PUBLIC_PATH,
         Reason.OUTSIDE_BASE_PATH,
         identity=identity,
@@ -80,6 +184,7 @@ def _belief(
     detail: str = "",
 ) -> Belief:
     believed = outcome(protected, PathClass.OWN).verdict is Verdict.AUTHENTICATED
+    unasked = outcome(protected, PathClass.PROTECTED)
     if policy.require_identity and outcome(protected, PathClass.PROTECTED).verdict in (
         Verdict.ANONYMOUS,
         Verdict.STRIPPED,
@@ -98,59 +203,34 @@ def _belief(
         Place.OUTSIDE: outcome(outside, PathClass.PUBLIC),
         Place.OWN: outcome(own, PathClass.OWN),
     }
-    return Belief(tuple(rows[place] for place in Place), identity, detail)
+    user_line = b""
+    if identity is not None:
+        user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
+    return Belief(tuple(rows[place] for place in Place), identity, user_line, detail, unasked)
 
 
-def _read(fields: Sequence[Field], policy: Policy) -> Identity | None:
-    """The identity of a listed peer's fields; None where only the user header or headers that the policy
+def _read(fields: Sequence[Field]) -> dict[Role, str]:
+    """The claims of a listed peer's fields; none where only the user header or headers that the policy
     doesn't read were sent. Raises `Refused`."""
     seen: set[bytes] = set()
     claims: dict[Role, str] = {}
-    for field in fields:
+    # The edge's own header comes after the client's, and speaks where both are there.
+    for field in sorted(fields, key=lambda field: field.kind is not Kind.BEARER):
         if field.kind is Kind.ALIAS:
             raise Refused(
                 Reason.HEADER_ALIAS, "a header's name only folds to one that carries an identity"
             )
-        if field.kind is not Kind.IDENTITY:
+        if field.kind not in (Kind.IDENTITY, Kind.BEARER):
             continue
         if field.name in seen:
             raise Refused(Reason.IDENTITY_DUPLICATE, f"{field.name.decode()} was sent twice")
         seen.add(field.name)
         if field.role is None:
             continue
-        if not isinstance(field.claim, str):
-            raise field.claim or AssertionError("an identity header without a claim")
-        claims[field.role] = field.claim
-    if not claims:
-        return None
-    for role in (Role.USERNAME, *sorted(policy.required)):
-        if role not in claims:
-            name = policy.names.roles.get(role, role.name.lower())
-            raise Refused(Reason.IDENTITY_INCOMPLETE, f"an identity was sent without {name}")
-    groups = claims.get(Role.GROUPS)
-    return Identity(
-        claims[Role.USERNAME],
-        claims.get(Role.NAME),
-        claims.get(Role.EMAIL),
-        None if groups is None else split_groups(groups, policy.groups_separator),
-        claims.get(Role.UID),
-    )
-
-
-def _proven(fields: Sequence[Field], policy: Policy) -> Reason:
-    """Why the identity counts. Raises `Refused` where a proof is required and missing or wrong."""
-    if not policy.secrets:
-        return Reason.LISTED_PEER
-    if not any(field.kind is Kind.SECRET for field in fields):
-        raise Refused(Reason.SECRET_MISSING, "an identity was sent without the shared secret")
-    if not _secret_holds(fields, policy):
-        raise Refused(Reason.SECRET_MISMATCH, "the shared secret is not one that is set")
-    return Reason.PROXY_SECRET
-
-
-def _secret_holds(fields: Sequence[Field], policy: Policy) -> bool:
-    sent = [field.value for field in fields if field.kind is Kind.SECRET]
-    if len(sent) != 1:
-        return False
-    # Every secret is compared, so that time tells nothing of which one is near.
-    return sum(hmac.compare_digest(sent[0], secret) for secret in policy.secrets) > 0
+        if isinstance(field.claim, Refused):
+            # Raised anew: a remembered exception would keep the frames of each time it was raised.
+            raise Refused(field.claim.reason, field.claim.detail)
+        assert field.claim is not None
+        if field.claim or field.role not in claims:
+            claims[field.role] = field.claim
+    return claims

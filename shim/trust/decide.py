@@ -6,21 +6,28 @@ with a memory for the second (`shim.trust.remember`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from shim.trust.addresses import Peer
 from shim.trust.block import HeaderBlock, read_block, split_block
+from shim.trust.claims import Belief
 from shim.trust.envelope import CHUNKED, read_envelope
-from shim.trust.fields import Kind, parse_field
+from shim.trust.fields import Kind, parse_line
 from shim.trust.forwarding import Source
 from shim.trust.identity import Identity
+from shim.trust.jwt import Token, verify_token
 from shim.trust.policy import Policy
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
-from shim.trust.target import Paths, RequestLine, parse_request_line
+from shim.trust.target import Paths, Place, RequestLine, parse_request_line
+from shim.trust.tokens import belong_to, in_query, places_of, without_tokens
 
 _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+# Members of an enumeration are dear to look up; what a request passes has them at hand.
+_AUTHENTICATED = Verdict.AUTHENTICATED
+_REJECTED = Verdict.REJECTED
+_PROTECTED = Place.PROTECTED
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
 
 
@@ -30,7 +37,9 @@ class Decision:
 
     `line` and `block` are None where they could not be read. `keep_alive` tells whether the connection
     may carry another request, `upgrade` whether this one asks for a WebSocket. `detail` says in one
-    sentence what was wrong with a rejected request.
+    sentence what was wrong with a rejected request. `belief` is what the verdict stands on. `tokens`: the
+    request goes to a protected path and carries what Navidrome may take for a token of its own; `bound`
+    sees to it, and `loosed` says where one was taken away.
     """
 
     outcome: Outcome
@@ -40,13 +49,34 @@ class Decision:
     keep_alive: bool = False
     upgrade: bool = False
     detail: str = ""
+    belief: Belief | None = None
+    tokens: bool = False
+    loosed: tuple[str, ...] = ()
 
     @property
     def identity(self) -> Identity | None:
         """The identity that is believed: set where the verdict is `authenticated`."""
-        if self.block is None or self.outcome.verdict is not Verdict.AUTHENTICATED:
+        if self.belief is None or self.outcome.verdict is not _AUTHENTICATED:
             return None
-        return self.block.envelope.belief.identity
+        return self.belief.identity
+
+    @property
+    def token_places(self) -> tuple[str, ...]:
+        """Where the request carries tokens of Navidrome's own, if `tokens` says that it may."""
+        if not self.tokens or self.line is None or self.block is None:
+            return ()
+        return places_of(self.line, self.block)
+
+    def bound(self, user_name: bytes, user_id: str | None) -> Decision:
+        """The same decision, where every Navidrome token is of this account or none is left."""
+        line, block = self.line, self.block
+        if line is None or block is None or not self.tokens:
+            return self
+        if belong_to(line, block, user_name, user_id):
+            return self
+        bare_line, bare_block = without_tokens(line, block)
+        loosed = self.token_places
+        return replace(self, line=bare_line, block=bare_block, tokens=False, loosed=loosed)
 
     def head(self, user_name: bytes | None = None) -> bytes:
         """The head as Navidrome shall see it, its empty line included.
@@ -55,15 +85,13 @@ class Decision:
         verdict is `authenticated`, whatever is handed in; without `user_name` to the identity's own name.
         """
         line, block = self.line, self.block
-        assert (
-            line is not None and block is not None and self.outcome.verdict is not Verdict.REJECTED
-        )
+        assert line is not None and block is not None and self.outcome.verdict is not _REJECTED
         user = b""
-        if self.outcome.verdict is Verdict.AUTHENTICATED:
-            envelope = block.envelope
-            user = envelope.user_line
+        if self.outcome.verdict is _AUTHENTICATED:
+            assert self.belief is not None
+            user = self.belief.user_line
             if user_name is not None:
-                user = b"%b%b\r\n" % (envelope.user_prefix, user_name)
+                user = b"%b%b\r\n" % (block.envelope.user_prefix, user_name)
         return b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (
             line.method,
             line.target,
@@ -86,8 +114,12 @@ class Decision:
 
     def explain(self) -> dict[str, object]:
         """The decision as `explain --json` prints it."""
-        block, identity = self.block, self.identity
-        rejected = self.outcome.verdict is Verdict.REJECTED
+        identity = self.identity
+        if self.tokens and identity is not None:
+            # Whose account a token names is only known where the accounts are.
+            return self.bound(identity.username.encode(), None).explain()
+        block = self.block
+        rejected = self.outcome.verdict is _REJECTED
         removed = () if block is None else block.removed
         return {
             "verdict": str(self.outcome.verdict),
@@ -113,13 +145,25 @@ class Decision:
                 )
             elif field.kind is Kind.USER:
                 notes.append(f"{field.sent_name} was sent from outside: spoofed")
+        if self.loosed:
+            notes.append(
+                f"token_mismatch: {', '.join(self.loosed)}: a Navidrome token that does not name "
+                "the account is removed"
+            )
+        elif self.tokens and self.identity is None:
+            notes.append(
+                f"{', '.join(self.token_places)}: a Navidrome token on a protected path, and no identity"
+            )
         return tuple(notes)
 
 
-def decide(head: bytes, peer: Peer, policy: Policy, scheme: bytes = b"http") -> Decision:
+def decide(
+    head: bytes, peer: Peer, policy: Policy, scheme: bytes = b"http", now: float | None = None
+) -> Decision:
     """Judge one request head, its empty line included, from `peer` under `policy`.
 
-    `scheme` is the listener's. Never raises: a head that can't be read is a `rejected` decision.
+    `scheme` is the listener's; `now` is in seconds since the epoch, without it no token holds. Never
+    raises: a head that can't be read is a `rejected` decision.
     """
     source = Source(peer, policy.lists(peer), scheme)
     line_text, _, rest = head.partition(b"\r\n")
@@ -127,17 +171,35 @@ def decide(head: bytes, peer: Peer, policy: Policy, scheme: bytes = b"http") -> 
     try:
         line = parse_request_line(line_text, policy.paths)
         block = read_block(
-            split_block(rest.removesuffix(b"\r\n"), policy),
-            partial(parse_field, names=policy.names),
-            partial(read_envelope, source=source, policy=policy),
+            split_block(_without_empty_line(rest), policy),
+            {},
+            partial(parse_line, names=policy.names),
+            partial(read_envelope, source=source, policy=policy, verify=partial(_verify, policy)),
         )
-        return judge(line, block, source, policy)
+        return judge(line, block, source, policy, now)
     except Refused as refused:
         return refuse(refused, source, line, block)
 
 
-def judge(line: RequestLine, block: HeaderBlock, source: Source, policy: Policy) -> Decision:
-    """What a request line and a header block come to together. Raises `Refused`."""
+def _without_empty_line(rest: bytes) -> bytes:
+    if not rest.endswith(b"\r\n"):
+        raise Refused(Reason.MALFORMED_HEAD, "the head does not end in an empty line")
+    return rest[:-2]
+
+
+def _verify(policy: Policy, text: str, now: float | None) -> Token:
+    assert policy.tokens is not None
+    return verify_token(text, policy.tokens, now)
+
+
+def judge(
+    line: RequestLine,
+    block: HeaderBlock,
+    source: Source,
+    policy: Policy,
+    now: float | None = None,
+) -> Decision:
+    """What a request line and a header block come to together at `now`. Raises `Refused`."""
     envelope = block.envelope
     if line.version == 11:
         if envelope.host is None:
@@ -161,22 +223,38 @@ def judge(line: RequestLine, block: HeaderBlock, source: Source, policy: Policy)
             Reason.UPGRADE_REFUSED, "an upgrade that is no WebSocket handshake (RFC 6455 §4.1)"
         )
     upgrade = envelope.upgrade is not None
-    result = envelope.belief.outcomes[line.place]
-    if result.verdict is Verdict.REJECTED:
-        raise Refused(result.reason, envelope.belief.detail)
+    belief, place = envelope.belief, line.place
+    if envelope.proof is not None and place in envelope.proof.places:
+        belief = envelope.proof.belief(now)
+    result = belief.outcomes[place]
+    verdict = result.verdict
+    if verdict is _REJECTED:
+        if result.reason is not Reason.IDENTITY_REQUIRED or not _logs_in(line, policy):
+            raise Refused(result.reason, belief.detail)
+        result = belief.unasked
+        verdict = result.verdict
     if (
         envelope.foreign
-        and result.verdict is Verdict.AUTHENTICATED
+        and verdict is _AUTHENTICATED
         and (upgrade or line.method not in _SAFE_METHODS)
     ):
         raise Refused(Reason.CROSS_SITE, "a browser says that another site sent it")
-    if (
-        line.method == b"POST"
-        and policy.create_admin_closed
-        and policy.paths.creates_admin(line.path)
-    ):
+    if line.method == b"POST":
+        _ask_login(line, policy)
+    tokens = place is _PROTECTED and (bool(envelope.tokens) or in_query(line.target))
+    return Decision(result, source, line, block, keep_alive, upgrade, "", belief, tokens)
+
+
+def _logs_in(line: RequestLine, policy: Policy) -> bool:
+    """Whether Navidrome's own login is asked, and open to whoever has no identity."""
+    return policy.local_login and line.method == b"POST" and policy.paths.logs_in(line.path)
+
+
+def _ask_login(line: RequestLine, policy: Policy) -> None:
+    if policy.create_admin_closed and policy.paths.creates_admin(line.path):
         raise Refused(Reason.CREATE_ADMIN_CLOSED, "the first admin is made by the shim")
-    return Decision(result, source, line, block, keep_alive, upgrade)
+    if policy.require_identity and not policy.local_login and policy.paths.logs_in(line.path):
+        raise Refused(Reason.LOCAL_LOGIN_CLOSED, "Navidrome's own login is closed")
 
 
 def refuse(

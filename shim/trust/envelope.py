@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from shim.trust.claims import CLAIMING, Belief, judge_claims
 from shim.trust.fields import Field, Kind
 from shim.trust.forwarding import Source, forwarded_lines
+from shim.trust.jwt import Verify
 from shim.trust.policy import Policy
+from shim.trust.proof import TokenProof
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 
@@ -41,9 +43,10 @@ _SAME_SITE = (b"same-origin", b"none")
 class Envelope:
     """What the fields that matter say. Treated as frozen.
 
-    `forward`: their share of the lines for Navidrome, each with its line end, but for the user header.
-    `user_line`: the line that names the user; empty where no identity could be read. `user_prefix`: how it
-    begins, for an account that is named otherwise than the identity.
+    `belief`: what is believed wherever `proof`, a token that some paths need, does not say.
+    `forward`: their share of the lines for Navidrome, each with its line end, but for the user header; it
+    begins with those of `tokens`, which may carry a token of Navidrome's own.
+    `user_prefix`: how the user header begins, for an account that is named otherwise than the identity.
     `host`: the value of `Host`, None if there is none.
     `length`: bytes of the body, `NO_BODY` or `CHUNKED`.
     `close`, `keep_alive`: the options of `Connection`; `named`: the fields that it names, lower case.
@@ -56,8 +59,9 @@ class Envelope:
     """
 
     belief: Belief
+    proof: TokenProof[Belief] | None
     forward: bytes
-    user_line: bytes
+    tokens: tuple[Field, ...]
     user_prefix: bytes
     host: bytes | None
     length: int
@@ -72,8 +76,11 @@ class Envelope:
     removed: tuple[Field, ...]
 
 
-def read_envelope(fields: Sequence[Field], source: Source, policy: Policy) -> Envelope:
+def read_envelope(
+    fields: Sequence[Field], source: Source, policy: Policy, verify: Verify
+) -> Envelope:
     """Read the fields of a header block whose kind is not `PASS`, in the order in which they were sent.
+    `verify` looks at the provider's token.
 
     Raises `Refused` where they frame the body, or name the host, in a way that two parsers could read in
     two ways.
@@ -81,7 +88,7 @@ def read_envelope(fields: Sequence[Field], source: Source, policy: Policy) -> En
     found: dict[Kind, list[Field]] = {}
     for field in fields:
         found.setdefault(field.kind, []).append(field)
-    return _Reading(found, source, policy).envelope()
+    return _Reading(found, source, policy).envelope(verify)
 
 
 class _Reading:
@@ -94,7 +101,7 @@ class _Reading:
         self._source = source
         self._policy = policy
 
-    def envelope(self) -> Envelope:
+    def envelope(self, verify: Verify) -> Envelope:
         if Kind.FRAMING_ALIAS in self._found:
             raise Refused(
                 Reason.FRAMING_ALIAS, "a header's name only folds to one that frames the request"
@@ -104,18 +111,23 @@ class _Reading:
         options = self._options()
         identity = self._fields(*CLAIMING, Kind.SECRET)
         forwarding = self._fields(*_FORWARDED)
-        belief = judge_claims(identity, self._source, self._policy)
+        belief, proof = judge_claims(identity, self._source, self._policy, verify)
         lines, client = forwarded_lines(forwarding, self._source, host or b"", self._policy.hops)
         # RFC 9110 §7.6.1: what Connection names is for this hop alone. What frames the message or tells
         # of the client is written anew and can't be named away.
         named = options - {b"close", b"keep-alive", b"upgrade", b"host"}
         watched = self._fields(*_WATCHED)
-        kept = [field.wire for field in watched if field.name not in named]
+        tokens = tuple(field for field in self._fields(Kind.TOKEN) if field.name not in named)
+        kept = [field.wire for field in (*tokens, *watched) if field.name not in named]
+        if host is None:
+            # HTTP/1.0 may go without; forwarded in HTTP/1.1 it may not (RFC 9112 §3.2).
+            kept.append(b"Host: \r\n")
         prefix = b"%b: " % self._policy.names.user.encode()
         return Envelope(
             belief=belief,
+            proof=proof,
             forward=b"".join((*kept, *_framing(length), *lines)),
-            user_line=_user_line(prefix, belief),
+            tokens=tokens,
             user_prefix=prefix,
             host=host,
             length=length,
@@ -131,7 +143,7 @@ class _Reading:
                 *identity,
                 *self._fields(Kind.DROP, Kind.CONNECTION, Kind.UPGRADE, Kind.EXPECT),
                 *(() if self._source.listed else forwarding),
-                *(field for field in watched if field.name in named),
+                *(f for f in (*self._fields(Kind.TOKEN), *watched) if f.name in named),
             ),
         )
 
@@ -181,8 +193,10 @@ class _Reading:
             raise Refused(Reason.AMBIGUOUS_FRAMING, "Expect is not 100-continue")
         return bool(fields)
 
-    def _upgrade(self) -> bytes:
-        return b",".join(field.value for field in self._found.get(Kind.UPGRADE, ())).lower()
+    def _upgrade(self) -> bytes | None:
+        # RFC 9110 §7.8: the option alone, which some edges send with every request, asks for nothing.
+        fields = self._found.get(Kind.UPGRADE)
+        return None if fields is None else b",".join(field.value for field in fields).lower()
 
     def _websocket(self, length: int) -> bool:
         fields = sorted((field.name, field.value) for field in self._fields(Kind.WEBSOCKET))
@@ -212,12 +226,6 @@ def _framing(length: int) -> Sequence[bytes]:
     if length == CHUNKED:
         return (b"Transfer-Encoding: chunked\r\n",)
     return () if length == NO_BODY else (b"Content-Length: %d\r\n" % length,)
-
-
-def _user_line(prefix: bytes, belief: Belief) -> bytes:
-    if belief.identity is None:
-        return b""
-    return prefix + belief.identity.username.encode() + b"\r\n"
 
 
 def _authority(origin: bytes) -> bytes | None:

@@ -12,6 +12,7 @@ how they are compared:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, auto
@@ -52,8 +53,13 @@ class Kind(IntEnum):
     IDENTITY = auto()
     USER = auto()  # Navidrome's user header
     SECRET = auto()
+    BEARER = auto()  # Authorization: Bearer, where the policy takes it for the provider's token
+    TOKEN = auto()  # may carry a token of Navidrome's own
     ALIAS = auto()  # of an identity header, the user header or the secret's
     FRAMING_ALIAS = auto()
+
+
+_PASS = Kind.PASS
 
 
 @dataclass(slots=True, eq=False)
@@ -61,14 +67,16 @@ class Field:
     """A header line, read. Treated as frozen, and equal to itself alone, so that what a few remembered
     lines come to can be remembered by them.
 
-    `name` is lower case, `value` is trimmed, `wire` is the line as it is forwarded, with its line end. On
-    an identity header that the policy reads `role` is set, and `claim` is its text, or why it is none.
+    `name` is lower case, `value` is trimmed, `wire` is the line as it is forwarded, with its line end, and
+    `passing` the same where the field passes whatever the others say, else empty. On an identity header
+    that the policy reads `role` is set, and `claim` is its text, or why it is none.
     """
 
     kind: Kind
     name: bytes
     value: bytes
     wire: bytes
+    passing: bytes = b""
     role: Role | None = None
     claim: str | Refused | None = None
 
@@ -100,7 +108,11 @@ _EXACT: dict[bytes, Kind] = {
     b"x-forwarded-proto": Kind.FORWARDED_PROTO,
     b"x-forwarded-host": Kind.FORWARDED_HOST,
     b"forwarded": Kind.FORWARDED,
+    b"x-nd-authorization": Kind.TOKEN,
 }
+# A cookie of Navidrome's own, by its exact name, as net/http parts cookies.
+_TOKEN_COOKIE = re.compile(rb"(?:^|;)[ \t]*jwt[ \t]*(?:[=;]|$)")
+_BEARER = re.compile(rb"(?i:bearer)[ \t]+(.*)")  # RFC 6750 §2.1
 _FRAMING = frozenset(
     {
         b"content-length",
@@ -129,17 +141,25 @@ class FieldNames:
     """Which names carry an identity, compiled once from a policy.
 
     `roles` maps what the policy reads to the name of its header; `prefixes` begin the names of all other
-    identity headers; `user` is Navidrome's user header, `secret` the shared secret's.
+    identity headers; `user` is Navidrome's user header, `secret` the shared secret's. `bearer`: the
+    provider's token may come in `Authorization: Bearer` as well.
     """
 
-    __slots__ = ("_exact", "_folded", "_prefixes", "roles", "secret", "user")
+    __slots__ = ("_exact", "_folded", "_prefixes", "bearer", "roles", "secret", "user")
 
     def __init__(
-        self, roles: Mapping[Role, str], prefixes: Iterable[str], user: str, secret: str
+        self,
+        roles: Mapping[Role, str],
+        prefixes: Iterable[str],
+        user: str,
+        secret: str,
+        *,
+        bearer: bool = False,
     ) -> None:
         self.roles = dict(roles)
         self.user = user
         self.secret = secret
+        self.bearer = bearer
         self._exact: dict[bytes, tuple[Kind, Role | None]] = {
             name.lower().encode(): (Kind.IDENTITY, role) for role, name in roles.items()
         }
@@ -172,6 +192,14 @@ class FieldNames:
         return Kind.PASS, None
 
 
+def parse_line(line: bytes, names: FieldNames) -> Field:
+    """Read one header line that still has the CR of its end. Raises `Refused` (`malformed_head`)."""
+    if line[-1:] != b"\r":
+        # RFC 9112 §2.2 lets a recipient take LF alone; two that disagree on it read two requests.
+        raise Refused(Reason.MALFORMED_HEAD, "a line of the head ends in LF alone")
+    return parse_field(line[:-1], names)
+
+
 def parse_field(line: bytes, names: FieldNames) -> Field:
     """Read one header line, without its line end. Raises `Refused` (`malformed_head`) where it is not a
     token, a colon and a value without controls (RFC 9112 §5)."""
@@ -185,8 +213,13 @@ def parse_field(line: bytes, names: FieldNames) -> Field:
     kind, role = names.classify(lowered)
     wire = b"%b: %b\r\n" % (name, value)
     if role is None:
-        return Field(kind, lowered, value, wire)
-    return Field(kind, lowered, value, wire, role, _claim(role, value))
+        if lowered == b"cookie" and kind is _PASS and _TOKEN_COOKIE.search(value):
+            kind = Kind.TOKEN
+        elif lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
+            claim = _claim(Role.JWT, match[1])
+            return Field(Kind.BEARER, lowered, value, wire, role=Role.JWT, claim=claim)
+        return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
+    return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value))
 
 
 def _claim(role: Role, value: bytes) -> str | Refused:

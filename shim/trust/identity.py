@@ -39,13 +39,14 @@ _BOUNDS: dict[Role, tuple[int, bool]] = {
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who the identity provider says is there. None stands for a header that was absent, an empty string
-    or tuple for one that was empty."""
+    or tuple for one that was empty. `verified`: a token that was verified says all of it."""
 
     username: str
     name: str | None = None
     email: str | None = None
     groups: tuple[str, ...] | None = None
     uid: str | None = None
+    verified: bool = False
 
 
 def read_text(role: Role, value: bytes) -> str:

@@ -50,7 +50,7 @@ class Memory(Generic[K, V]):
         if value is None and self._older:
             value = self._older.pop(key, None)
             if value is not None:
-                self._keep(key, value)
+                self.keep(key, value)
         return value
 
     def offer(self, key: K, value: V) -> None:
@@ -58,13 +58,14 @@ class Memory(Generic[K, V]):
         mark = hash(key)
         if mark in self._marks:
             self._marks.discard(mark)
-            self._keep(key, value)
+            self.keep(key, value)
             return
         if len(self._marks) >= _MARKS * self._entries:
             self._marks.clear()
         self._marks.add(mark)
 
-    def _keep(self, key: K, value: V) -> None:
+    def keep(self, key: K, value: V) -> None:
+        """Remember the value at once: for what nobody can make up."""
         cost = self._cost(key)
         if cost > self._size:
             return

@@ -13,6 +13,7 @@ from typing import Self
 from shim.trust.addresses import AddressList, Peer
 from shim.trust.fields import FieldNames
 from shim.trust.identity import Role
+from shim.trust.jwt import TokenRules
 from shim.trust.target import Paths
 
 AUTHENTIK_HEADERS: dict[Role, str] = {
@@ -43,7 +44,10 @@ class Policy:
     `whitelist`: the peers whose identity headers count; empty trusts nobody.
     `hops`: proxies before the edge that the client's address is looked for behind.
     `secrets`: the shared secrets that prove the edge's authenticated route; empty asks for none.
+    `tokens`: which of the provider's tokens hold; None looks at none.
     `required`: roles whose header may not be absent where an identity is claimed.
+    `reserved`: accounts, by their folded names, that no identity may be.
+    `local_login`: Navidrome's own login stays open where an identity is required.
     `suspended`: nobody is believed for now, since Navidrome contradicts the base path.
     `max_fields`: header lines of one request.
     """
@@ -55,12 +59,15 @@ class Policy:
     names: FieldNames = field(default_factory=_default_names)
     groups_separator: str = "|"
     secrets: tuple[bytes, ...] = ()
+    tokens: TokenRules | None = None
     public_path_proof: Proof | None = None
     refuse_unlisted: bool = False
     require_identity: bool = False
     required: frozenset[Role] = frozenset()
     admin_groups: frozenset[str] = frozenset()
+    reserved: frozenset[str] = frozenset()
     create_admin_closed: bool = True
+    local_login: bool = False
     suspended: bool = False
     max_fields: int = 100
 

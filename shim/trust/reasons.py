@@ -62,7 +62,9 @@ class Reason(StrEnum):
     SECRET_MISMATCH = "secret_mismatch"
     JWT_MISSING = "jwt_missing"
     JWT_INVALID = "jwt_invalid"
+    JWT_UNKNOWN_KEY = "jwt_unknown_key"
     JWT_EXPIRED = "jwt_expired"
+    JWT_NOT_YET_VALID = "jwt_not_yet_valid"
     JWT_DISAGREES = "jwt_disagrees"
     # rejected: the policy
     PEER_REFUSED = "peer_refused"
@@ -105,7 +107,9 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.SECRET_MISMATCH: (Verdict.REJECTED, 401),
     Reason.JWT_MISSING: (Verdict.REJECTED, 401),
     Reason.JWT_INVALID: (Verdict.REJECTED, 401),
+    Reason.JWT_UNKNOWN_KEY: (Verdict.REJECTED, 401),
     Reason.JWT_EXPIRED: (Verdict.REJECTED, 401),
+    Reason.JWT_NOT_YET_VALID: (Verdict.REJECTED, 401),
     Reason.JWT_DISAGREES: (Verdict.REJECTED, 401),
     Reason.PEER_REFUSED: (Verdict.REJECTED, 403),
     Reason.CROSS_SITE: (Verdict.REJECTED, 403),

@@ -4,7 +4,8 @@ Between two requests of one browser the request line changes and the header bloc
 block is remembered by its bytes, its peer's address and the listener's scheme; a header line by its bytes;
 and an envelope by the remembered lines that it was read from. One object serves one policy: a new policy
 means a new memory, and nothing old can match. Request lines are not remembered. Peers that are not on the
-list have a memory of their own.
+list have a memory of their own. A token that was verified is remembered by its digest, so that another
+block with the same one costs no second signature.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from shim.trust.addresses import Peer
 from shim.trust.block import HeaderBlock, read_block, split_block
 from shim.trust.decide import Decision, judge, refuse
 from shim.trust.envelope import Envelope, read_envelope
-from shim.trust.fields import Field, FieldNames, parse_field
+from shim.trust.fields import Field, FieldNames, parse_line
 from shim.trust.forwarding import Source
+from shim.trust.jwt import Token, TokenRules, Verify, digest, verify_token
 from shim.trust.memory import Memory
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
@@ -34,7 +36,12 @@ def _line_cost(line: bytes) -> int:
 
 
 def _envelope_cost(key: tuple[str, tuple[Field, ...]]) -> int:
-    return 2048 + 8 * len(key[1])
+    # It keeps its fields alive, long after the memory of lines has let go of them.
+    return 2048 + sum(2 * len(field.wire) for field in key[1])
+
+
+def _token_cost(_: bytes) -> int:
+    return 1024
 
 
 class _Notebook:
@@ -60,17 +67,18 @@ class Standing:
     source: Source
     key: str
     notebook: _Notebook
-    read_field: Callable[[bytes], Field]
+    read_line: Callable[[bytes], Field]
     read_envelope: Callable[[tuple[Field, ...]], Envelope]
 
 
 class RememberedDecisions:
     """Decides as `decide` does, under one policy, and remembers header blocks, lines and envelopes."""
 
-    __slots__ = ("_notebooks", "policy")
+    __slots__ = ("_notebooks", "_verify", "policy")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self._verify = _verifier(policy.tokens)
         self._notebooks = {True: _Notebook(1.0), False: _Notebook(0.25)}
 
     def standing(self, peer: Peer, scheme: bytes) -> Standing:
@@ -83,28 +91,43 @@ class RememberedDecisions:
             source,
             key,
             notebook,
-            _field_reader(notebook.lines, self.policy.names),
-            _envelope_reader(notebook.envelopes, key, source, self.policy),
+            _line_reader(notebook.lines, self.policy.names),
+            _envelope_reader(notebook.envelopes, key, source, self.policy, self._verify),
         )
 
-    def decide(self, line_text: bytes, block_text: bytes, standing: Standing) -> Decision:
-        """Judge a request: its line without its end, and its header lines each with its end."""
+    def recall(self, block_text: bytes, standing: Standing) -> HeaderBlock | None:
+        """The header block of these bytes, if it is remembered. What is remembered has no empty line."""
+        return standing.notebook.blocks.get((standing.key, block_text))
+
+    def decide(
+        self,
+        line_text: bytes,
+        block_text: bytes,
+        standing: Standing,
+        block: HeaderBlock | None = None,
+        now: float | None = None,
+    ) -> Decision:
+        """Judge a request: its line without its end, and its header lines each with its end. `block` is
+        what `recall` gave for them, `now` the time in seconds since the epoch."""
         policy = self.policy
-        line = block = None
+        known = block is not None
         try:
             line = parse_request_line(line_text, policy.paths)
-            blocks = standing.notebook.blocks
-            key = (standing.key, block_text)
-            block = blocks.get(key)
-            if block is not None:
-                return judge(line, block, standing.source, policy)
-            block = read_block(
-                split_block(block_text, policy), standing.read_field, standing.read_envelope
-            )
-            decision = judge(line, block, standing.source, policy)
+        except Refused as refused:
+            return refuse(refused, standing.source)  # as if the block had not been looked at yet
+        try:
+            if block is None:
+                block = read_block(
+                    split_block(block_text, policy),
+                    standing.notebook.lines.recent,
+                    standing.read_line,
+                    standing.read_envelope,
+                )
+            decision = judge(line, block, standing.source, policy, now)
         except Refused as refused:
             return refuse(refused, standing.source, line, block)
-        blocks.offer(key, block)
+        if not known:
+            standing.notebook.blocks.offer((standing.key, block_text), block)
         return decision
 
     def refuse(self, reason: Reason, detail: str, standing: Standing) -> Decision:
@@ -112,11 +135,11 @@ class RememberedDecisions:
         return refuse(Refused(reason, detail), standing.source)
 
 
-def _field_reader(memory: Memory[bytes, Field], names: FieldNames) -> Callable[[bytes], Field]:
+def _line_reader(memory: Memory[bytes, Field], names: FieldNames) -> Callable[[bytes], Field]:
     def read(line: bytes) -> Field:
-        field = memory.recent.get(line) or memory.get(line)
+        field = memory.get(line)
         if field is None:
-            field = parse_field(line, names)
+            field = parse_line(line, names)
             memory.offer(line, field)
         return field
 
@@ -128,13 +151,30 @@ def _envelope_reader(
     peer: str,
     source: Source,
     policy: Policy,
+    verify: Verify,
 ) -> Callable[[tuple[Field, ...]], Envelope]:
     def read(fields: tuple[Field, ...]) -> Envelope:
         key = (peer, fields)
         envelope = memory.get(key)
         if envelope is None:
-            envelope = read_envelope(fields, source, policy)
+            envelope = read_envelope(fields, source, policy, verify)
             memory.offer(key, envelope)
         return envelope
 
     return read
+
+
+def _verifier(rules: TokenRules | None) -> Verify:
+    # Only tokens of the provider's get in, so nobody else can push one out.
+    memory: Memory[bytes, Token] = Memory(2048, 1 << 21, _token_cost)
+
+    def verify(text: str, now: float | None) -> Token:
+        assert rules is not None
+        key = digest(text)
+        token = memory.get(key)
+        if token is None:
+            token = verify_token(text, rules, now)
+            memory.keep(key, token)
+        return token
+
+    return verify

@@ -25,6 +25,12 @@ _PLAIN = bytes(set(_VISIBLE) - set(b"%;\\?"))
 _ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|)")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _DELIMITERS = frozenset(b"/\\;%?#\x7f") | frozenset(range(0x20))
+# What most request lines are: a path that nobody reads in two ways, as one expression. Whatever it takes,
+# the steps below take too, and make the same of it.
+_USUAL = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
+    rb"((?:/(?![/.])[!$&'()*+,\-.0-9:=@A-Z_a-z~]*+)++)(\?[!-\"$-~]*+)? HTTP/1\.([01])"
+)
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@\\]+)(/[^#]*)?")
 
 
@@ -47,6 +53,10 @@ _CLASS = {
 }
 
 
+_PROTECTED = Place.PROTECTED
+_PUBLIC = Place.PUBLIC
+
+
 class Paths:
     """The path classes below a base path.
 
@@ -55,7 +65,16 @@ class Paths:
     more closed. The base path itself is compared with case, as Navidrome mounts it.
     """
 
-    __slots__ = ("_base_bare", "_create_admin", "_own", "_public", "_share", "_special", "base")
+    __slots__ = (
+        "_base_bare",
+        "_create_admin",
+        "_logins",
+        "_own",
+        "_public",
+        "_share",
+        "_special",
+        "base",
+    )
 
     def __init__(
         self, base: str = "/", public: tuple[str, ...] = ("/rest/", "/share/", "/jellyfin/")
@@ -68,6 +87,7 @@ class Paths:
         self._share = _below(lowered, "share")
         self._own = _below(lowered, "_shim")
         self._create_admin = f"{lowered}auth/createadmin".encode()
+        self._logins = (f"{lowered}auth/login".encode(), self._create_admin)
         # What begins with none of these, once it ends in a slash, is protected.
         self._special = (*self._public, self._share, self._own)
 
@@ -79,20 +99,24 @@ class Paths:
         if not lowered.startswith(self._special):
             lowered += b"/"
             if lowered not in self._special:
-                return Place.PROTECTED
+                return _PROTECTED
         if lowered.startswith(self._share):
             return Place.SHARE
-        if lowered.startswith(self._own):
-            return Place.OWN
-        return Place.PUBLIC
+        # Where a prefix of the settings covers the shim's own pages, the edge authenticates them no more.
+        return _PUBLIC if lowered.startswith(self._public) else Place.OWN
 
     def own_target(self, target: bytes) -> bytes:
         """The target below the shim's own prefix, as its control plane knows it."""
-        return b"/" + target[len(self._own) :] if len(target) >= len(self._own) else b"/"
+        path, mark, query = target.partition(b"?")
+        return b"/" + path[len(self._own) :] + mark + query
 
     def creates_admin(self, path: bytes) -> bool:
         """Whether this is Navidrome's call that makes the first admin of an empty server."""
         return path.lower().rstrip(b"/") == self._create_admin
+
+    def logs_in(self, path: bytes) -> bool:
+        """Whether this is a call of Navidrome's own login."""
+        return path.lower().rstrip(b"/") in self._logins
 
 
 def _below(root: str, prefix: str) -> bytes:
@@ -128,6 +152,17 @@ def parse_request_line(line: bytes, paths: Paths) -> RequestLine:
     HTTP/1.0 or 1.1, `method_not_implemented` for a method that is not passed on, `ambiguous_target` for
     a target that could be read in two ways (RFC 9112 §3; RFC 3986 §6.2.2).
     """
+    usual = _USUAL.fullmatch(line)
+    if usual is not None:
+        method, path, query, minor = usual.groups()
+        target = path if query is None else path + query
+        return RequestLine(
+            method, target, path, 11 if minor == b"1" else 10, paths.place(path), None
+        )
+    return _parse_unusual(line, paths)
+
+
+def _parse_unusual(line: bytes, paths: Paths) -> RequestLine:
     words = line.split(b" ")
     if len(words) != 3:
         raise Refused(Reason.MALFORMED_HEAD, "the request line is not: method, target, version")

@@ -39,6 +39,11 @@ class NameWatch:
         self._keep = keep
         self._timeout = timeout
 
+    def inherit(self, older: NameWatch) -> None:
+        """Take what another watch knows of the same names, with its age."""
+        for host in self._names.keys() & older._names.keys():
+            self._names[host] = older._names[host]
+
     @property
     def states(self) -> tuple[NameState, ...]:
         """How each name stands."""

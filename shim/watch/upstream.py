@@ -79,7 +79,10 @@ class UpstreamWatch:
         location = answer.headers.get("Location")
         if location is None:
             return UpstreamState(True, None, f"answers with {answer.status_code}")
-        path = urlsplit(location).path
+        try:
+            path = urlsplit(location).path
+        except ValueError:
+            path = ""
         if not path.endswith("/app/"):
             return UpstreamState(True, None, "answers with a redirect that is not to its web app")
         base_path = path.removesuffix("app/")

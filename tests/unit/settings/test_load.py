@@ -83,7 +83,9 @@ def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
 
 
 def test_an_env_file_is_taken_literally(env: WriteEnv) -> None:
-    file = env("export SHIM_CONTACT='ask ${HOME} # or me'\n# SHIM_MAX_WAITING=3\nND_LOGLEVEL\nTZ=UTC\n")
+    file = env(
+        "export SHIM_CONTACT='ask ${HOME} # or me'\n# SHIM_MAX_WAITING=3\nND_LOGLEVEL\nTZ=UTC\n"
+    )
     assert load({}, file).contact == "ask ${HOME} # or me"
 
 

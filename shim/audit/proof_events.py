@@ -1,0 +1,98 @@
+"""Events of the proofs: the key set, Navidrome's own tokens, and a configuration taken anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shim.audit.events import (
+    MAX_ITEMS,
+    Event,
+    Repeatable,
+    Severity,
+    bound,
+    clip_items,
+    clip_optional,
+)
+from shim.audit.plain import clip, loggable_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSeen(Repeatable):
+    """A request to a protected path brought a Navidrome token.
+
+    `reason` is `token_mismatch` where it did not name the account of `user` and was taken away, or
+    `token_without_identity` where nobody was named and it passed. `places` are those that it was in.
+    """
+
+    event: ClassVar[str] = "token_seen"
+
+    request_id: str
+    method: str
+    path: str
+    reason: str
+    places: tuple[str, ...]
+    user: str | None = None
+
+    def __post_init__(self) -> None:
+        bound(
+            self,
+            method=clip(self.method, 32),
+            path=loggable_path(self.path),
+            places=clip_items(self.places),
+            user=clip_optional(self.user),
+        )
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING if self.reason == "token_mismatch" else Severity.INFO
+
+    @property
+    def kin(self) -> tuple[str, ...]:
+        return (self.event, self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySetFailed(Event):
+    """The provider's key set could not be fetched, for `reason`; `keys` are those that count meanwhile."""
+
+    event: ClassVar[str] = "key_set_failed"
+
+    reason: str
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        bound(self, reason=clip(self.reason), keys=clip_items(self.keys))
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING if self.keys else Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySetFetched(Event):
+    """The provider's key set was fetched, for the first time or after it could not be."""
+
+    event: ClassVar[str] = "key_set_fetched"
+
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        bound(self, keys=clip_items(self.keys))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadRefused(Event):
+    """The settings were to be taken anew and can't be used: those from before stay in force. `faults` has
+    one line for each."""
+
+    event: ClassVar[str] = "reload_refused"
+
+    faults: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        bound(self, faults=tuple(clip(fault, 400) for fault in self.faults[:MAX_ITEMS]))
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.ERROR

@@ -1,0 +1,178 @@
+"""Which policy is in force: what the settings say, and what has to be looked up for it.
+
+Host names, Navidrome's base path and the provider's keys are watched here. Whenever one of them differs
+from what is enforced, the data plane gets a new policy between two requests, and the trail is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from shim.audit.events import Event, PolicyChanged
+from shim.audit.proof_events import KeySetFailed, KeySetFetched
+from shim.compiled import key_source, policy_of
+from shim.control.health import Check
+from shim.health import health_checks
+from shim.proxy.plane import DataPlane
+from shim.settings import Settings
+from shim.trust.addresses import Address
+from shim.trust.policy import Policy
+from shim.watch.keys import KeyWatch
+from shim.watch.names import NameWatch
+from shim.watch.upstream import UpstreamWatch
+
+UPSTREAM_WATCH_SECONDS = 15.0
+
+
+class Enforcement:
+    """Keeps the policy of `plane` up to date, and tells `record` of what changed."""
+
+    def __init__(
+        self, settings: Settings, plane: DataPlane, record: Callable[[Event], None]
+    ) -> None:
+        self.settings = settings
+        self._plane = plane
+        self._record = record
+        self.names = _names(settings)
+        self.keys = _keys(settings)
+        ca = settings.upstream_ca
+        self.upstream = UpstreamWatch(
+            settings.upstream, None if ca is None else str(ca), settings.base_path
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told_fault: str | None = None
+        self._reach()
+
+    def checks(self) -> tuple[Check, ...]:
+        """How what is looked up is, for `/readyz`."""
+        return health_checks(self.settings, self.names.states, self.upstream, self.keys)
+
+    async def start(self) -> None:
+        """Look everything up once, enforce what came of it, and go on looking."""
+        await asyncio.gather(
+            self.names.look_up(), self.upstream.ask(), *(k.fetch() for k in self._each_key())
+        )
+        self._tell_keys(first=True)
+        self.enforce("start")
+        self._watch()
+
+    async def stop(self) -> None:
+        """Look nothing up any more."""
+        await self._rest()
+        for keys in self._each_key():
+            await keys.close()
+        await self.upstream.close()
+
+    async def take(self, settings: Settings) -> str | None:
+        """Enforce these settings from now on. Gives a sentence, and changes nothing, where their key set
+        can't be fetched; a name that can't be resolved lists nobody."""
+        names, keys = _names(settings), self.keys
+        names.inherit(self.names)
+        source = key_source(settings)
+        if source != (None if keys is None else keys.source):
+            keys = _keys(settings)
+        if keys is not None and keys is not self.keys:
+            await keys.fetch()
+            if keys.state.fault is not None:
+                await keys.close()
+                return f"SHIM_JWKS_URL: the key set can't be fetched: {keys.state.fault}"
+        await names.look_up()
+        await self._rest()
+        former, self.keys, self.names = self.keys, keys, names
+        self.settings = settings
+        self._reach()
+        if former is not None and former is not keys:
+            await former.close()
+            self._told_fault = None
+            self._tell_keys(first=True)
+        self.enforce("settings", always=True)
+        self._watch()
+        return None
+
+    def _reach(self) -> None:
+        self._plane.keys = self.keys
+        self._plane.sign_in = self.settings.sign_in_url or ""
+
+    def _watch(self) -> None:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        runs = [
+            self.names.run(settings.whitelist_refresh_seconds, lambda: self.enforce("whitelist")),
+            self.upstream.run(UPSTREAM_WATCH_SECONDS, lambda: self.enforce("base_path")),
+            *(keys.run(settings.jwks_refresh_seconds) for keys in self._each_key()),
+        ]
+        if self.keys is not None:
+            self.keys.told = self._keys_told
+        self._tasks = [loop.create_task(run) for run in runs]
+
+    async def _rest(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _each_key(self) -> tuple[KeyWatch, ...]:
+        return () if self.keys is None else (self.keys,)
+
+    def _keys_told(self) -> None:
+        self._tell_keys(first=False)
+        self.enforce("keys")
+
+    def _tell_keys(self, *, first: bool) -> None:
+        """Tell the trail where the key set began or ceased to be reached."""
+        if self.keys is None:
+            return
+        state, now = self.keys.state, time.time()
+        keys = tuple(map(str, state.keys))
+        if state.fault is None:
+            if first or self._told_fault is not None:
+                self._record(KeySetFetched(time=now, keys=keys))
+        elif state.fault != self._told_fault or not keys:
+            self._record(KeySetFailed(time=now, reason=state.fault, keys=keys))
+        self._told_fault = state.fault
+
+    def enforce(self, subject: str, *, always: bool = False) -> None:
+        """Put a new policy in force where what was looked up differs from what is enforced."""
+        old = self._plane.decisions.policy
+        new = policy_of(
+            self.settings,
+            number=old.number + 1,
+            resolved=self.names.answers(),
+            suspended=self.upstream.contradicts,
+            keys=() if self.keys is None else self.keys.keys,
+        )
+        before, after = _known(old), _known(new)
+        if before == after and old.suspended == new.suspended and not always:
+            return
+        self._plane.enforce(new)
+        self._record(
+            PolicyChanged(
+                time=time.time(),
+                subject=subject,
+                number=new.number,
+                added=tuple(sorted(after - before)),
+                removed=tuple(sorted(before - after)),
+                detail=self.upstream.state.detail if old.suspended != new.suspended else "",
+                alarm=new.suspended,
+            )
+        )
+
+
+def _names(settings: Settings) -> NameWatch:
+    return NameWatch(policy_of(settings).whitelist.hosts, settings.whitelist_keep_seconds)
+
+
+def _keys(settings: Settings) -> KeyWatch | None:
+    source = key_source(settings)
+    return None if source is None else KeyWatch(source)
+
+
+def _known(policy: Policy) -> set[str]:
+    """What was looked up for a policy: addresses by name, and keys."""
+    keys = () if policy.tokens is None else policy.tokens.keys
+    return {*_addresses(policy.whitelist.resolved), *(f"key {key}" for key in keys)}
+
+
+def _addresses(resolved: Mapping[str, frozenset[Address]]) -> set[str]:
+    return {f"{host}={address}" for host, found in resolved.items() for address in found}

@@ -1,0 +1,117 @@
+"""Whom the shim speaks as: by the user header, or with the token of a login.
+
+A token is renewed by every answer. One that is not taken any more is replaced by one new login; logins
+are made one at a time, and not again for a while after Navidrome said no, since it limits them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from shim.navidrome.errors import NotAuthenticated, Unavailable
+from shim.navidrome.transport import Answer, Transport, said
+
+TOKEN_HEADER = "X-ND-Authorization"
+# Navidrome's AuthWindowLength.
+_LOGIN_PAUSE = 20.0
+
+
+class Session(Protocol):
+    """How calls are authenticated."""
+
+    async def headers(self) -> Mapping[str, str | bytes]:
+        """The headers of the next call. Raises `NavidromeError` where there are none to be had."""
+
+    def answered(self, answer: Answer) -> None:
+        """A call got this answer."""
+
+    def refused(self) -> bool:
+        """A call got 401. Whether it is worth one more try."""
+
+    def made(self) -> None:
+        """The account that is spoken as was made just now: what was refused before may work."""
+
+
+class HeaderSession:
+    """Speaks as `user_name` by the user header; Navidrome has to trust the shim's address."""
+
+    def __init__(self, header: str, user_name: str) -> None:
+        self._headers = {header: user_name.encode()}
+
+    async def headers(self) -> Mapping[str, str | bytes]:
+        return self._headers
+
+    def answered(self, answer: Answer) -> None:
+        """Nothing to learn from it."""
+
+    def refused(self) -> bool:
+        return False
+
+    def made(self) -> None:
+        """Nothing was refused that is remembered."""
+
+
+class LoginSession:
+    """Logs in as `user_name`. The password is asked for when it is needed."""
+
+    def __init__(self, transport: Transport, user_name: str, password: Callable[[], str]) -> None:
+        self._transport = transport
+        self._user_name = user_name
+        self._password = password
+        self._token: str | None = None
+        self._login = asyncio.Lock()
+        self._not_before = 0.0
+        self._said_no = ""
+
+    async def headers(self) -> Mapping[str, str | bytes]:
+        async with self._login:
+            token = self._token
+            if token is None:
+                token = self._token = await self._log_in()
+        return {TOKEN_HEADER: f"Bearer {token}"}
+
+    def answered(self, answer: Answer) -> None:
+        renewed = answer.headers.get(TOKEN_HEADER)
+        if renewed and self._token is not None:
+            self._token = renewed
+
+    def refused(self) -> bool:
+        self._token = None
+        return True
+
+    def made(self) -> None:
+        self._not_before = 0.0
+
+    async def _log_in(self) -> str:
+        now = asyncio.get_running_loop().time()
+        if now < self._not_before:
+            raise Unavailable(self._said_no, retry_after=self._not_before - now, sent=False)
+        answer = await self._transport.send(
+            "POST",
+            "/auth/login",
+            body={"username": self._user_name, "password": self._password()},
+        )
+        if answer.status == 200:
+            return token_of(answer)
+        self._not_before = now + _pause(answer)
+        if answer.status == 429:
+            self._said_no = "Navidrome takes no more logins for now (its AuthRequestLimit)"
+            raise Unavailable(self._said_no, retry_after=_pause(answer), sent=False)
+        self._said_no = f"the login as {self._user_name} failed: {said(answer.body)}"
+        raise NotAuthenticated(self._said_no, answer.status)
+
+
+def token_of(answer: Answer) -> str:
+    """The token in the answer to a login. Raises `Unavailable` where there is none."""
+    found = answer.data
+    token = found.get("token") if isinstance(found, dict) else None
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
+        raise Unavailable("the login was answered without a token")
+    return token
+
+
+def _pause(answer: Answer) -> float:
+    told = answer.headers.get("Retry-After", "")
+    return float(told) if told.isdigit() and len(told) < 5 else _LOGIN_PAUSE

@@ -1,0 +1,166 @@
+"""One HTTP exchange with Navidrome: over TCP, TLS or a Unix socket, bounded in time and size.
+
+Gives the status and the body; what they mean is the API's business. Redirects are not followed, the
+machine's proxy settings do not count, and nothing is tried twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import httpx
+
+from shim.navidrome.breaker import Breaker
+from shim.navidrome.errors import Unavailable
+from shim.settings import Upstream
+
+MAX_ANSWER = 64 << 20
+# At one time; the pool's own queue is slow where it is long, so there is one before it.
+_CALLS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. `data` is the JSON of a 200, where JSON was asked for."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    data: object = None
+
+
+class Transport:
+    """Speaks to Navidrome at `upstream`, below `base_path`. `timeout`, in seconds, is for a whole
+    exchange; `ca` is the file with the authority of its certificate, None for the system's."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        base_path: str = "/",
+        *,
+        ca: str | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        self._base = f"{upstream.scheme}://{upstream.authority}{base_path.rstrip('/')}"
+        self._timeout = timeout
+        self.breaker = Breaker()
+        self._calls = asyncio.Semaphore(_CALLS)
+        self._client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                uds=upstream.path,
+                verify=tls_context(upstream, ca),
+                limits=httpx.Limits(max_connections=_CALLS, keepalive_expiry=20),
+            ),
+            timeout=timeout,
+            headers={"Accept-Encoding": "identity"},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str | bytes] | None = None,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        page: bool = False,
+    ) -> Answer:
+        """Send one request, `body` as JSON. A 200 has to be JSON, but where a `page` is asked for.
+
+        Raises `Unavailable` where no answer came, or none that an API gives: 5xx, a redirect, no JSON.
+        """
+        async with self._calls:
+            loop = asyncio.get_running_loop()
+            wait = self.breaker.wait(loop.time())
+            if wait > 0:
+                message = "Navidrome failed several times in a row, and is left alone for a moment"
+                raise Unavailable(message, retry_after=wait, sent=False)
+            try:
+                answer = await self._send(method, path, headers or {}, query or {}, body)
+                if answer.status == 200 and not page:
+                    answer = replace(answer, data=_json(answer, f"{method} {path}"))
+            except Unavailable:
+                self.breaker.failed(loop.time())
+                raise
+            except BaseException:
+                self.breaker.gave_up()
+                raise
+            self.breaker.succeeded()
+            return answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str | bytes],
+        query: Mapping[str, str],
+        body: object,
+    ) -> Answer:
+        encoded = [(name.encode(), _bytes(value)) for name, value in headers.items()]
+        asked = f"{method} {path}"
+        try:
+            async with asyncio.timeout(self._timeout):
+                request = self._client.build_request(
+                    method, self._base + path, headers=encoded, params=query or None, json=body
+                )
+                answer = await self._client.send(request, stream=True)
+                try:
+                    content = await _read(answer, asked)
+                finally:
+                    await answer.aclose()
+        except TimeoutError:
+            raise Unavailable(f"{asked}: no answer within {self._timeout:g} s") from None
+        except httpx.ConnectError as error:
+            raise Unavailable(f"{asked}: not reached: {error}", sent=False) from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise Unavailable(f"{asked}: {type(error).__name__}: {error}") from None
+        if answer.status_code >= 500 or answer.status_code in range(300, 400):
+            raise Unavailable(f"{asked}: Navidrome answered {answer.status_code}: {said(content)}")
+        return Answer(answer.status_code, answer.headers, content)
+
+
+def said(body: bytes) -> str:
+    """What an answer's body says, in at most 200 printable characters."""
+    text = body[:400].decode("utf-8", "replace")
+    text = "".join(c if c.isprintable() else " " for c in text).strip()
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def tls_context(upstream: Upstream, ca: str | None) -> ssl.SSLContext:
+    """How Navidrome's certificate is verified; without TLS a context that is never used."""
+    if upstream.tls:
+        return ssl.create_default_context(cafile=ca)
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _json(answer: Answer, asked: str) -> object:
+    try:
+        found: object = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        kind = said(answer.headers.get("Content-Type", "no type").encode())
+        message = f"{asked}: Navidrome answered with {kind} that is no JSON: {said(answer.body)}"
+        raise Unavailable(message) from None
+    return found
+
+
+async def _read(answer: httpx.Response, asked: str) -> bytes:
+    content = bytearray()
+    async for piece in answer.aiter_bytes():
+        content += piece
+        if len(content) > MAX_ANSWER:
+            raise Unavailable(f"{asked}: the answer has more than {MAX_ANSWER} bytes")
+    return bytes(content)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

@@ -1,0 +1,292 @@
+"""The bindings, the intents and the resting names: all of them in memory, every change in the store first.
+
+Reading costs no I/O. What another process changed comes in by `refresh`, which asks for one number; the
+unique columns of the store, and the keys of its intents, are what keeps two processes from one account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from shim.provisioning.owner import may_live
+from shim.provisioning.records import (
+    Binding,
+    Intent,
+    Rest,
+    binding_of,
+    binding_values,
+    intent_of,
+    intent_values,
+)
+from shim.store.database import Database
+from shim.store.schema import BINDINGS, INTENTS, MARKS, NAME_RESTS
+
+_MARK = "bindings"
+
+
+class Busy(Exception):
+    """Another process is at work on the same account, or has just been."""
+
+
+class Bindings:
+    """What is known of accounts. `owner` names this process; `now` is in seconds since the epoch."""
+
+    def __init__(self, database: Database, owner: str, now: Callable[[], float]) -> None:
+        self.database = database
+        self.owner = owner
+        self._now = now
+        self._mark = -1
+        self._by_id: dict[int, Binding] = {}
+        self._by_uid: dict[str, Binding] = {}
+        self._by_name: dict[str, Binding] = {}
+        self._by_account: dict[str, Binding] = {}
+        self._intents: dict[str, Intent] = {}
+        self._rests: dict[str, Rest] = {}
+
+    # reading
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def all(self) -> tuple[Binding, ...]:
+        """Every binding."""
+        return tuple(self._by_id.values())
+
+    def of_uid(self, uid: str) -> Binding | None:
+        """The binding of a person."""
+        return self._by_uid.get(uid)
+
+    def of_name(self, folded_name: str) -> Binding | None:
+        """The binding of the account with this name."""
+        return self._by_name.get(folded_name)
+
+    def of_account(self, navidrome_id: str) -> Binding | None:
+        """The binding of the account with this id."""
+        return self._by_account.get(navidrome_id)
+
+    def intents(self) -> tuple[Intent, ...]:
+        """Every intent that is open."""
+        return tuple(self._intents.values())
+
+    def intent(self, key: str) -> Intent | None:
+        """The intent with this key, if it is open."""
+        return self._intents.get(key)
+
+    def is_left(self, intent: Intent) -> bool:
+        """Whether nobody is at work on this intent any more, but perhaps this process."""
+        mine, now = self.owner, self._now()
+        return intent.owner == mine or not may_live(intent.owner, mine, intent.since, now)
+
+    def rest_of(self, folded_name: str) -> Rest | None:
+        """Why this name is given to nobody else for now."""
+        rest = self._rests.get(folded_name)
+        return rest if rest is not None and rest.until > self._now() else None
+
+    # the store
+
+    async def load(self) -> None:
+        """Read everything. Raises `StoreError`."""
+        mark, bindings, intents, rests = await self.database.reading(_everything)
+        self._mark = mark
+        self._by_id = {binding.id: binding for binding in bindings}
+        self._intents = {intent.key: intent for intent in intents}
+        self._rests = {rest.folded_name: rest for rest in rests}
+        self._index()
+
+    async def refresh(self) -> frozenset[str]:
+        """Take in what others changed, if they did. The uids whose bindings are not what they were."""
+        if await self.database.reading(_mark) == self._mark:
+            return frozenset()
+        before = self._by_uid
+        await self.load()
+        changed = {uid for uid, old in before.items() if _differ(old, self._by_uid.get(uid))}
+        return frozenset(changed)
+
+    async def open_intent(self, intent: Intent) -> Intent:
+        """Commit what is about to be done. Where the same was begun and left, that is taken up again,
+        under its own id. Raises `Busy` where somebody else is at it."""
+
+        def work(connection: Connection) -> Intent:
+            row = connection.execute(select(INTENTS).where(INTENTS.c.key == intent.key)).first()
+            found = intent
+            if row is not None:
+                old = intent_of(row)
+                if not self.is_left(old):
+                    raise Busy("another process is at work on this account")
+                if old.kind is intent.kind and old.uid == intent.uid:
+                    found = replace(intent, navidrome_id=old.navidrome_id)
+                connection.execute(delete(INTENTS).where(INTENTS.c.key == intent.key))
+            connection.execute(insert(INTENTS).values(**intent_values(found)))
+            return found
+
+        try:
+            opened = await self.database.writing(work)
+        except IntegrityError:
+            raise Busy("another process is at work on this account") from None
+        self._intents[opened.key] = opened
+        return opened
+
+    async def close_intent(self, intent: Intent) -> None:
+        """It is done, and looked after."""
+        await self.database.writing(lambda connection: _end_intent(connection, intent))
+        self._intents.pop(intent.key, None)
+
+    async def put(
+        self, binding: Binding, *, ends: Intent | None = None, rest: Rest | None = None
+    ) -> Binding:
+        """Store a binding, new or changed, and with it the end of an intent and a name that rests.
+        Raises `Busy` where another process has bound the person, the name or the account, or unlinked it.
+        """
+        known = self._by_id.get(binding.id)
+        before = None if known is None else known.uid
+
+        def work(connection: Connection) -> tuple[Binding, int]:
+            values = binding_values(binding)
+            if binding.id:
+                row = update(BINDINGS).where(BINDINGS.c.id == binding.id, _still(before))
+                if connection.execute(row.values(**values)).rowcount == 0:
+                    raise Busy("another process changed whose the account is")
+                stored = binding
+            else:
+                key = connection.execute(insert(BINDINGS).values(**values)).inserted_primary_key
+                assert key is not None
+                stored = replace(binding, id=key[0])
+            _end_intent(connection, ends)
+            _put_rest(connection, rest)
+            return stored, _raise_mark(connection)
+
+        stored = await self._change(work)
+        self._drop(binding.id)
+        self._by_id[stored.id] = stored
+        self._enter(stored)
+        self._done(ends, rest)
+        return stored
+
+    async def forget(self, binding: Binding, rest: Rest | None = None) -> None:
+        """Remove a binding; its name rests."""
+
+        def work(connection: Connection) -> tuple[Binding, int]:
+            connection.execute(delete(BINDINGS).where(BINDINGS.c.id == binding.id))
+            _put_rest(connection, rest)
+            return binding, _raise_mark(connection)
+
+        await self._change(work)
+        self._drop(binding.id)
+        self._done(None, rest)
+
+    async def rest(self, rests: Iterable[Rest]) -> None:
+        """Let these names rest, and forget those that have rested long enough."""
+        new, now = tuple(rests), self._now()
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(NAME_RESTS).where(NAME_RESTS.c.until <= now))
+            for rest in new:
+                _put_rest(connection, rest)
+
+        await self.database.writing(work)
+        self._rests = {name: rest for name, rest in self._rests.items() if rest.until > now}
+        self._rests.update({rest.folded_name: rest for rest in new})
+
+    async def saw(self, seen: Mapping[int, float]) -> None:
+        """Note when these bindings, by their number, were seen last. Others need not be told."""
+
+        def work(connection: Connection) -> None:
+            for number, when in seen.items():
+                row = update(BINDINGS).where(BINDINGS.c.id == number).values(last_seen=when)
+                connection.execute(row)
+
+        await self.database.writing(work)
+        for number, when in seen.items():
+            if number in self._by_id:
+                self._by_id[number] = replace(self._by_id[number], last_seen=when)
+        self._index()
+
+    # memory
+
+    async def _change(self, work: Callable[[Connection], tuple[Binding, int]]) -> Binding:
+        try:
+            stored, mark = await self.database.writing(work)
+        except IntegrityError:
+            raise Busy("another process has just bound this person or this name") from None
+        # Somebody else changed something in between: the mark stays old, and `refresh` sees it.
+        if mark == self._mark + 1:
+            self._mark = mark
+        return stored
+
+    def _index(self) -> None:
+        self._by_uid, self._by_name, self._by_account = {}, {}, {}
+        for binding in self._by_id.values():
+            self._enter(binding)
+
+    def _enter(self, binding: Binding) -> None:
+        if binding.uid is not None:
+            self._by_uid[binding.uid] = binding
+        self._by_name[binding.folded_name] = binding
+        self._by_account[binding.navidrome_id] = binding
+
+    def _drop(self, number: int) -> None:
+        old = self._by_id.pop(number, None)
+        if old is not None:
+            self._by_uid.pop(old.uid or "", None)
+            self._by_name.pop(old.folded_name, None)
+            self._by_account.pop(old.navidrome_id, None)
+
+    def _done(self, ended: Intent | None, rest: Rest | None) -> None:
+        if ended is not None:
+            self._intents.pop(ended.key, None)
+        if rest is not None:
+            self._rests[rest.folded_name] = rest
+
+
+def _differ(old: Binding, new: Binding | None) -> bool:
+    return new is None or replace(new, last_seen=old.last_seen) != old
+
+
+def _everything(
+    connection: Connection,
+) -> tuple[int, list[Binding], list[Intent], list[Rest]]:
+    bindings = [binding_of(row) for row in connection.execute(select(BINDINGS))]
+    intents = [intent_of(row) for row in connection.execute(select(INTENTS))]
+    rests = [
+        Rest(row.folded_name, row.navidrome_id, row.uid, row.until)
+        for row in connection.execute(select(NAME_RESTS))
+    ]
+    return _mark(connection), bindings, intents, rests
+
+
+def _mark(connection: Connection) -> int:
+    return int(connection.execute(select(MARKS.c.value).where(MARKS.c.name == _MARK)).scalar_one())
+
+
+def _raise_mark(connection: Connection) -> int:
+    row = update(MARKS).where(MARKS.c.name == _MARK).values(value=MARKS.c.value + 1)
+    connection.execute(row)
+    return _mark(connection)
+
+
+def _still(uid: str | None) -> ColumnElement[bool]:
+    """Whether the binding is this person's still, or nobody's."""
+    return BINDINGS.c.uid.is_(None) if uid is None else BINDINGS.c.uid == uid
+
+
+def _end_intent(connection: Connection, intent: Intent | None) -> None:
+    if intent is not None:
+        mine = (INTENTS.c.key == intent.key) & (INTENTS.c.owner == intent.owner)
+        connection.execute(delete(INTENTS).where(mine))
+
+
+def _put_rest(connection: Connection, rest: Rest | None) -> None:
+    if rest is not None:
+        connection.execute(delete(NAME_RESTS).where(NAME_RESTS.c.folded_name == rest.folded_name))
+        connection.execute(
+            insert(NAME_RESTS).values(
+                folded_name=rest.folded_name,
+                navidrome_id=rest.navidrome_id,
+                uid=rest.uid,
+                until=rest.until,
+            )
+        )

@@ -1,0 +1,63 @@
+"""What `/readyz` and `check` say of accounts and the store. Read from what is known; nothing is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shim.control.health import Check, State
+from shim.navidrome.models import Library
+from shim.provisioning.ground import Ground
+from shim.provisioning.policy import AccountPolicy
+
+
+def ground_checks(ground: Ground) -> tuple[Check, ...]:
+    """How provisioning stands."""
+    store = store_check(ground.bindings.database.place, ground.store_fault)
+    return (store, _accounts(ground))
+
+
+def accounts_check(
+    accounts: int, bindings: int | None, without_password: Iterable[str], unknown: Iterable[str]
+) -> Check:
+    """What there is to say of accounts that can be looked after."""
+    open_accounts = tuple(without_password)
+    if open_accounts:
+        return Check(
+            "accounts",
+            State.WARNING,
+            f"an empty password opens: {', '.join(open_accounts)}",
+            "Run `navidrome-shim users lock NAME` for each, or delete it in Navidrome.",
+        )
+    missing = tuple(unknown)
+    if missing:
+        return Check(
+            "accounts",
+            State.WARNING,
+            f"SHIM_LIBRARY_GROUPS names libraries that Navidrome has not: {', '.join(missing)}",
+            "Name libraries as Navidrome does (Settings → Libraries), or by their id.",
+        )
+    bound = "" if bindings is None else f", {bindings} linked to a person"
+    return Check("accounts", State.OK, f"{accounts} in Navidrome{bound}")
+
+
+def _accounts(ground: Ground) -> Check:
+    if ground.fault is not None:
+        return Check("accounts", State.FAILING, ground.fault.detail, ground.fault.remedy)
+    return accounts_check(
+        len(ground.directory.all()),
+        len(ground.bindings),
+        ground.reconciler.without_password,
+        _unknown(ground.policy, ground.directory.libraries),
+    )
+
+
+def _unknown(policy: AccountPolicy, libraries: tuple[Library, ...]) -> tuple[str, ...]:
+    return policy.unknown_libraries(libraries) if libraries else ()
+
+
+def store_check(place: str, fault: str | None) -> Check:
+    """What there is to say of the store at `place`."""
+    if fault is None:
+        return Check("store", State.OK, place)
+    remedy = "Set SHIM_DATABASE_URL to a place that the shim may write to."
+    return Check("store", State.FAILING, fault, remedy)

@@ -1,0 +1,226 @@
+"""What an operator does to accounts by hand, in a process beside the one that runs.
+
+The store's intents keep the two from working on one account at once, and a change here is seen there
+within `REFRESH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+
+from shim.audit.events import Event
+from shim.navidrome.errors import NavidromeError
+from shim.navidrome.models import User
+from shim.provisioning.bindings import Busy
+from shim.provisioning.building import build_ground, own_account
+from shim.provisioning.footing import find_footing
+from shim.provisioning.ground import REFRESH_SECONDS, Ground
+from shim.provisioning.occasion import Occasion
+from shim.provisioning.policy import field_changes, written_of
+from shim.provisioning.records import NOTHING_WRITTEN, Binding, BindingState
+from shim.provisioning.writer import Risen
+from shim.settings import Settings
+from shim.trust.names import fold_name
+
+
+class NotDone(Exception):
+    """What was asked for can't be done; the message says why, and what would help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One account of `users list`. `admin` is None where Navidrome could not be asked; `state` is the
+    binding's, or `unbound`, `reserved` or `gone`. `last_seen` is in seconds since the epoch."""
+
+    account: str
+    navidrome_id: str
+    uid: str | None
+    last_seen: float | None
+    admin: bool | None
+    state: str
+    empty_password: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `users sync` would change of an account: a field, as it is and as it would be."""
+
+    account: str
+    field: str
+    old: str
+    new: str
+
+
+class Operations:
+    """The commands' work, over an opened store. `users` is None where Navidrome could not be asked;
+    `why_not` says why."""
+
+    def __init__(self, ground: Ground, users: tuple[User, ...] | None, why_not: str) -> None:
+        self._ground = ground
+        self._users = users
+        self.why_not = why_not
+
+    async def lines(self) -> list[Line]:
+        """Every account of the server, and every binding, by name."""
+        users = {user.id: user for user in self._users or ()}
+        bindings = {binding.navidrome_id: binding for binding in self._ground.bindings.all()}
+        await self._vet(users)
+        open_names = self._ground.reconciler.without_password
+        lines = [self._line(user, bindings.get(user.id), open_names) for user in users.values()]
+        for binding in bindings.values():
+            if binding.navidrome_id not in users:
+                state = str(binding.state) if self._users is None else "gone"
+                lines.append(_bound_line(binding, None, state))
+        return sorted(lines, key=lambda line: fold_name(line.account))
+
+    async def plan(self, name: str | None) -> list[Change]:
+        """What is not as the provider said last, of one account or of all."""
+        changes = []
+        for binding, user in await self._synced(name):
+            record, libraries = await self._wanted(binding, user)
+            for field, new in record.items():
+                changes.append(Change(user.user_name, field, str(user.record.get(field)), str(new)))
+            if libraries is not None:
+                old = ", ".join(map(str, sorted(user.libraries)))
+                new = ", ".join(map(str, sorted(libraries)))
+                changes.append(Change(user.user_name, "libraries", old, new))
+        return changes
+
+    async def sync(self, name: str | None) -> None:
+        """Do it."""
+        ground = self._ground
+        for binding, _ in await self._synced(name):
+            user = await ground.api.user(binding.navidrome_id)
+            if user is None:
+                continue
+            occasion = Occasion("command", binding.identity)
+            rights = ground.provisioner.rights
+            with _explained(user.user_name):
+                record, _ = await self._wanted(binding, user)
+                after = await rights.change(user, record, occasion)
+                await rights.set_libraries(binding.identity, after, occasion)
+                written = written_of(binding.identity, binding.written)
+                await ground.bindings.put(replace(binding, written=written))
+
+    async def unlink(self, name: str) -> bool:
+        """Free an account of its person. Whether its password is replaced already; where it could not be,
+        the running shim does it."""
+        binding = self._binding(name)
+        if binding.uid is None:
+            raise NotDone(f"{binding.user_name} is linked to nobody")
+        closed = True
+        try:
+            occasion = Occasion("command", binding.identity)
+            await self._ground.provisioner.upkeep.release(binding, occasion)
+        except (NavidromeError, Busy):
+            closed = False
+        # The running shim looks this often: when this returns, the link counts nowhere any more.
+        await asyncio.sleep(2 * REFRESH_SECONDS)
+        return closed
+
+    async def lock(self, name: str) -> None:
+        """Replace an account's password by one that nobody knows."""
+        users = self._known_users()
+        found = [user for user in users if fold_name(user.user_name) == fold_name(name)]
+        if not found:
+            raise NotDone(f"Navidrome has no account {name}")
+        if self._ground.policy.reserves(name):
+            raise NotDone(f"{name} is the shim's own account or protected, and never written to")
+        occasion = Occasion("command")
+        with _explained(name):
+            user = await self._ground.api.user(found[0].id) or found[0]
+            rights = self._ground.provisioner.rights
+            await rights.change(user, {}, occasion, lock_since="an operator locked it")
+
+    def _line(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> Line:
+        is_open = user.user_name in open_names
+        if self._ground.policy.reserves(user.user_name):
+            return Line(user.user_name, user.id, None, None, user.is_admin, "reserved", is_open)
+        if binding is None:
+            return Line(user.user_name, user.id, None, None, user.is_admin, "unbound", is_open)
+        return replace(_bound_line(binding, user.is_admin, binding.state), empty_password=is_open)
+
+    async def _vet(self, users: dict[str, User]) -> None:
+        if self._users is not None:
+            await self._ground.reconciler.vet(users.values())
+
+    async def _synced(self, name: str | None) -> list[tuple[Binding, User]]:
+        users = {user.id: user for user in self._known_users()}
+        chosen = self._ground.bindings.all() if name is None else (self._binding(name),)
+        return [
+            (binding, users[binding.navidrome_id])
+            for binding in chosen
+            if binding.state is BindingState.ACTIVE and binding.navidrome_id in users
+        ]
+
+    async def _wanted(
+        self, binding: Binding, user: User
+    ) -> tuple[dict[str, object], frozenset[int] | None]:
+        ground, identity = self._ground, binding.identity
+        record = field_changes(identity, user, NOTHING_WRITTEN, ground.policy)
+        if not ground.policy.library_groups or record.get("isAdmin", user.is_admin):
+            return record, None
+        if not ground.directory.libraries:
+            ground.directory.libraries = await ground.api.libraries()
+        libraries = ground.policy.libraries(identity, ground.directory.libraries)
+        return record, None if libraries == user.libraries else libraries
+
+    def _binding(self, name: str) -> Binding:
+        folded = fold_name(name)
+        for binding in self._ground.bindings.all():
+            if folded in (binding.folded_name, fold_name(binding.claimed_name)):
+                return binding
+        raise NotDone(f"no account named {name} is linked; `users list` shows all")
+
+    def _known_users(self) -> tuple[User, ...]:
+        if self._users is None:
+            raise NotDone(self.why_not)
+        return self._users
+
+
+@asynccontextmanager
+async def operations(
+    settings: Settings, record: Callable[[Event], None]
+) -> AsyncIterator[Operations]:
+    """The commands' work with these settings. Raises `StoreError` where the store can't be opened."""
+    ground = build_ground(settings, record)
+    try:
+        await ground.bindings.database.opened()
+        await ground.bindings.load()
+        why_not = ""
+        users = None
+        try:
+            footing = await find_footing(ground.api, own_account(settings), creates=False)
+            users, why_not = footing.users, f"{footing.problem}. {footing.remedy}"
+        except NavidromeError as error:
+            why_not = str(error)
+        ground.directory.replace(users or ())
+        yield Operations(ground, users, why_not)
+    finally:
+        await ground.api.close()
+        await asyncio.to_thread(ground.bindings.database.close)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what may come in between into `NotDone`."""
+    try:
+        yield
+    except Risen:
+        raise NotDone(f"{name} was deleted in Navidrome meanwhile") from None
+    except (Busy, NavidromeError) as error:
+        raise NotDone(f"{name}: {error}") from None
+
+
+def _bound_line(binding: Binding, admin: bool | None, state: str) -> Line:
+    return Line(
+        binding.user_name,
+        binding.navidrome_id,
+        binding.uid,
+        binding.last_seen,
+        admin,
+        str(state),
+    )

@@ -1,0 +1,151 @@
+"""What the settings say of accounts: who may in, as what, and which accounts may be claimed.
+
+Pure: no I/O, no clock. What an account should be is worked out here, what is done about it elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shim.navidrome.models import Library, User
+from shim.provisioning.records import NOTHING_WRITTEN, Written
+from shim.reserved import OWN_NAME, reserved_names
+from shim.settings import Settings
+from shim.trust.identity import Identity
+from shim.trust.names import fold_name
+
+# One @ between two words; Navidrome itself takes anything.
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+# A header's value ends at a control and loses its blanks at both ends on its way.
+_NOT_CARRIED = re.compile(r"[\x00-\x1f\x7f]|^[ \t]|[ \t]$|^$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountPolicy:
+    """The settings that concern accounts, compiled once.
+
+    `own_name`: the account that the shim acts as. `reserved`: folded names of the accounts that no
+    identity may be. `rest_seconds`: how long a freed name is given to nobody else. `lets_pass`: known
+    accounts pass as they are while Navidrome's API fails.
+    """
+
+    own_name: str = OWN_NAME
+    reserved: frozenset[str] = frozenset({OWN_NAME})
+    allowed_groups: frozenset[str] = frozenset()
+    admin_groups: frozenset[str] = frozenset()
+    library_groups: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    follow_renames: Literal["jwt", "headers", "off"] = "jwt"
+    link_existing: Literal["none", "users", "all"] = "users"
+    demotes_last_admin: bool = False
+    rest_seconds: float = 48 * 3600.0
+    lets_pass: bool = False
+
+    def allows(self, identity: Identity) -> bool:
+        """Whether the identity is in a group that may in."""
+        groups = identity.groups or ()
+        return not self.allowed_groups or not self.allowed_groups.isdisjoint(groups)
+
+    def reserves(self, user_name: str) -> bool:
+        """Whether no identity may be this account, and the shim never writes to it."""
+        return fold_name(user_name) in self.reserved
+
+    def admin(self, identity: Identity) -> bool | None:
+        """Whether the identity's account is an admin; None: no setting says."""
+        if not self.admin_groups:
+            return None
+        return not self.admin_groups.isdisjoint(identity.groups or ())
+
+    def libraries(self, identity: Identity, known: Iterable[Library]) -> frozenset[int] | None:
+        """The libraries of the identity's account while it is no admin; None: as they are.
+
+        In no group that has any, it gets what every new user gets: who left a group keeps nothing of it.
+        """
+        if not self.library_groups:
+            return None
+        known = tuple(known)
+        groups = identity.groups or ()
+        wanted = [name for group in groups for name in self.library_groups.get(group, ())]
+        found = {library.id for library in known if library.id in wanted or library.name in wanted}
+        if not wanted:
+            found = {library.id for library in known if library.default}
+        return frozenset(found) or None
+
+    def unknown_libraries(self, known: Iterable[Library]) -> tuple[str, ...]:
+        """What the settings name as a library and is none."""
+        there: set[str | int] = set()
+        for library in known:
+            there |= {library.id, library.name}
+        named = (name for names in self.library_groups.values() for name in names)
+        return tuple(dict.fromkeys(str(name) for name in named if name not in there))
+
+    def follows(self, *, verified: bool) -> bool:
+        """Whether the provider's new name for a person renames the account. `verified`: a token that
+        was verified says so."""
+        return self.follow_renames == "headers" or (self.follow_renames == "jwt" and verified)
+
+    def why_not_linked(self, user: User, identity: Identity, *, released: bool) -> str | None:
+        """Why the identity may not claim this account by its name, None where it may. `released`: the
+        shim made the account, and it was unlinked."""
+        if released and (not user.is_admin or self.admin(identity)):
+            return None
+        if self.link_existing == "none":
+            return "the account was not made by the shim, and SHIM_LINK_EXISTING is none"
+        if self.link_existing == "users" and user.is_admin:
+            return "the account is an admin that the shim did not make, and SHIM_LINK_EXISTING is users"
+        return None
+
+
+def account_policy(settings: Settings) -> AccountPolicy:
+    """The policy that these settings ask for."""
+    return AccountPolicy(
+        own_name=settings.navidrome_admin_username,
+        reserved=reserved_names(settings),
+        allowed_groups=frozenset(settings.allowed_groups),
+        admin_groups=frozenset(settings.admin_groups),
+        library_groups=settings.library_groups,
+        follow_renames=settings.follow_renames,
+        link_existing=settings.link_existing,
+        demotes_last_admin=settings.allow_last_admin_demotion,
+        rest_seconds=settings.name_rest_hours * 3600.0,
+        lets_pass=settings.provisioning_failure == "open",
+    )
+
+
+def is_carried(user_name: str) -> bool:
+    """Whether a user header can carry this name as it is. Navidrome itself checks no name."""
+    return _NOT_CARRIED.search(user_name) is None
+
+
+def usable_email(email: str | None) -> str | None:
+    """The e-mail, where it is one."""
+    return email if email and _EMAIL.fullmatch(email) else None
+
+
+def field_changes(
+    identity: Identity, user: User, written: Written, policy: AccountPolicy
+) -> dict[str, object]:
+    """What of the account's record is not what it should be, by the record's own names.
+
+    Display name and e-mail are written where the provider changed them, so that what the owner made of
+    them in Navidrome stays; an admin's right is always what the groups say.
+    """
+    changes: dict[str, object] = {}
+    if identity.name and identity.name not in (written.name, user.name):
+        changes["name"] = identity.name
+    email = usable_email(identity.email)
+    if email is not None and email not in (written.email, user.email):
+        changes["email"] = email
+    admin = policy.admin(identity)
+    if admin is not None and admin is not user.is_admin:
+        changes["isAdmin"] = admin
+    return changes
+
+
+def written_of(identity: Identity, before: Written = NOTHING_WRITTEN) -> Written:
+    """What counts as written once an identity's changes are."""
+    return Written(
+        name=identity.name or before.name, email=usable_email(identity.email) or before.email
+    )

@@ -1,0 +1,78 @@
+"""What `check` says of accounts and the store. Asks, and changes nothing: no account, no file, no table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from shim.control.health import Check, State
+from shim.navidrome.api import Navidrome
+from shim.navidrome.errors import NavidromeError
+from shim.navidrome.models import User
+from shim.provisioning.building import build_api, own_account
+from shim.provisioning.footing import find_footing
+from shim.provisioning.health import accounts_check, store_check
+from shim.provisioning.policy import AccountPolicy, account_policy
+from shim.settings import Settings
+from shim.store.database import Database, StoreError
+
+
+async def survey(settings: Settings) -> tuple[Check, ...]:
+    """How the store and the accounts stand."""
+    api = build_api(settings)
+    try:
+        accounts = await _accounts(settings, api)
+    except NavidromeError as error:
+        accounts = Check("accounts", State.FAILING, str(error), "Look at Navidrome's log.")
+    finally:
+        await api.close()
+    return (_store(settings), accounts)
+
+
+async def _accounts(settings: Settings, api: Navidrome) -> Check:
+    policy = account_policy(settings)
+    footing = await find_footing(api, own_account(settings), creates=False)
+    if footing.users is None:
+        # An empty server is no fault: starting is what helps.
+        state = State.FAILING if footing.peopled else State.WARNING
+        return Check("accounts", state, footing.problem, footing.remedy)
+    return accounts_check(
+        len(footing.users),
+        None,
+        await _without_password(api, footing.users),
+        await _unknown_libraries(api, policy),
+    )
+
+
+async def _without_password(api: Navidrome, users: tuple[User, ...]) -> list[str]:
+    names = [user.user_name for user in users if user.user_name]
+    return [name for name in names if await api.opens_without_password(name)]
+
+
+async def _unknown_libraries(api: Navidrome, policy: AccountPolicy) -> tuple[str, ...]:
+    if not policy.library_groups:
+        return ()
+    return policy.unknown_libraries(await api.libraries())
+
+
+def _store(settings: Settings) -> Check:
+    database = Database(settings.database_url.get_secret_value())
+    try:
+        file = database.file
+        if file is not None and not file.exists():
+            return _new_file(file, database.place)
+        database.look()
+    except StoreError as error:
+        return store_check(database.place, str(error))
+    finally:
+        database.close()
+    return store_check(database.place, None)
+
+
+def _new_file(file: Path, place: str) -> Check:
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        return store_check(place, f"{place}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return store_check(place, f"{place}: the folder {folder} can't be written to")
+    return store_check(place, None)

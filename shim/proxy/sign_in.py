@@ -1,0 +1,70 @@
+"""Where a page that needs an identity is sent: to the edge's sign-in, and from there back.
+
+The way back leads to the host that was asked, and nowhere else. Whoever comes back without an identity is
+not sent a second time: then the edge signs people in and doesn't say so, and both would go on forever.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from shim.trust.decide import Decision
+from shim.trust.reasons import Reason
+from shim.trust.target import Paths
+
+# Sent along, and gone after this many seconds.
+MARK = "shim-signing-in"
+MARK_SECONDS = 20
+
+_LINE = rb"(?im)^%b:[ \t]*([^\r\n]*)"
+_ACCEPT = re.compile(_LINE % b"accept")
+_MODE = re.compile(_LINE % b"sec-fetch-mode")
+_HOST = re.compile(_LINE % b"x-forwarded-host")
+_SCHEME = re.compile(_LINE % b"x-forwarded-proto")
+_SENT = re.compile(rb"(?im)^cookie:[^\r\n]*\b" + MARK.encode())
+_AUTHORITY = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+
+
+def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | None:
+    """The value of `Location` for a request that lacked an identity; None where it is to be answered as
+    it is. `address` is a web address, or a path on the host that was asked; empty for none."""
+    line, block = decision.line, decision.block
+    if not address or line is None or block is None:
+        return None
+    if decision.outcome.reason is not Reason.IDENTITY_REQUIRED:
+        return None
+    if line.method not in (b"GET", b"HEAD") or block.envelope.upgrade is not None:
+        return None
+    if line.path[len(paths.base) :].startswith((b"api/", b"auth/")):
+        return None
+    fields = block.forward
+    if not _asks_for_a_page(fields) or _SENT.search(fields):
+        return None
+    back = _back(fields, line.target)
+    if back is None:
+        return None
+    return f"{address}{'&' if '?' in address else '?'}rd={quote(back, safe='')}"
+
+
+def _asks_for_a_page(fields: bytes) -> bool:
+    """Whether a browser wants to show what comes (Fetch Metadata; else by what it accepts)."""
+    mode = _MODE.search(fields)
+    if mode is not None:
+        return mode[1].strip().lower() == b"navigate"
+    accept = _ACCEPT.search(fields)
+    return accept is not None and b"text/html" in accept[1].lower()
+
+
+def _back(fields: bytes, target: bytes) -> str | None:
+    host = _last(_HOST, fields)
+    if _AUTHORITY.fullmatch(host) is None:
+        return None
+    scheme = "https" if _last(_SCHEME, fields).lower() == b"https" else "http"
+    return f"{scheme}://{host.decode()}{target.decode()}"
+
+
+def _last(line: re.Pattern[bytes], fields: bytes) -> bytes:
+    """The last of a field's values, which the nearest proxy wrote."""
+    found = line.findall(fields)
+    return found[-1].rpartition(b",")[2].strip(b" \t") if found else b""

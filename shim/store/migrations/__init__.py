@@ -1,0 +1,1 @@
+"""The migrations of the store, each in a file of its own under `versions`."""

@@ -1,0 +1,74 @@
+"""The tables of the store. Every change here needs a migration beside it, and `HEAD` names the last one.
+
+Tables and no mapped classes: what the rows mean has values of its own, and the mapper costs memory.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Double, Integer, MetaData, Table, Text
+
+HEAD = "0001"
+
+METADATA = MetaData()
+
+# Which Navidrome account belongs to which person of the identity provider.
+BINDINGS = Table(
+    "bindings",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    # The provider's; NULL where the account was unlinked.
+    Column("uid", Text, unique=True),
+    Column("navidrome_id", Text, nullable=False, unique=True),
+    # The account's name as Navidrome stores it, as Navidrome compares it, and as the provider gave it last.
+    Column("user_name", Text, nullable=False),
+    Column("folded_name", Text, nullable=False, unique=True),
+    Column("claimed_name", Text, nullable=False),
+    # Whether the shim made the account.
+    Column("made", Boolean, nullable=False),
+    # `active`, `refused` or `released`, and whether the account's password is still to be replaced.
+    Column("state", Text, nullable=False),
+    Column("open_door", Boolean, nullable=False),
+    # Seconds since the epoch.
+    Column("first_seen", Double, nullable=False),
+    Column("last_seen", Double, nullable=False),
+    # What the provider said last and what was last written, as JSON.
+    Column("identity", Text, nullable=False),
+    Column("written", Text, nullable=False),
+)
+
+# Writes to Navidrome that are about to be made, or were and have not been looked after.
+INTENTS = Table(
+    "intents",
+    METADATA,
+    # What no two processes work on at once.
+    Column("key", Text, primary_key=True),
+    # `create`, `write` or `lock`.
+    Column("kind", Text, nullable=False),
+    Column("navidrome_id", Text, nullable=False),
+    Column("user_name", Text, nullable=False),
+    Column("uid", Text),
+    # When Navidrome says that the account was made, as it was read before.
+    Column("created_at", Text, nullable=False),
+    # Which process began it, and when.
+    Column("owner", Text, nullable=False),
+    Column("since", Double, nullable=False),
+)
+
+# User names that became free and are given to nobody until their old tokens have ended, but to the person
+# (`uid`) or the account (`navidrome_id`) that had them.
+NAME_RESTS = Table(
+    "name_rests",
+    METADATA,
+    Column("folded_name", Text, primary_key=True),
+    Column("navidrome_id", Text, nullable=False),
+    Column("uid", Text),
+    Column("until", Double, nullable=False),
+)
+
+# Numbers that rise with every change of what they are named after, so that other processes see it.
+MARKS = Table(
+    "marks",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("value", Integer, nullable=False),
+)

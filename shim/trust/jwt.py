@@ -1,0 +1,233 @@
+"""The provider's token (RFC 7519): read strictly, verified with configured keys alone.
+
+The token's header only picks among keys that are known; it brings none (`jku`, `x5u`, `jwk` are not read)
+and names no algorithm that the key doesn't have. What is cheap is looked at first, so that a flood of
+forged tokens rarely costs a signature. Time is handed in, and kept as a span that every request is held
+against: that a token was verified once says nothing of now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
+
+if TYPE_CHECKING:
+    from shim.trust.jwt_keys import Key  # which loads what only tokens need
+
+MAX_CHARACTERS = 16384
+# Keys that a token without a key's name is tried with.
+_TRIED = 4
+_TYPES = ("jwt", "at+jwt")
+# RFC 7515 §4.1.11 and RFC 7797: what has to be understood, and is not.
+_NOT_UNDERSTOOD = ("crit", "b64", "zip", "enc")
+_LATEST = 2.0**53
+_FETCHED = ("RS256", "ES256", "EdDSA")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRules:
+    """Which tokens hold.
+
+    `keys`: the only ones there are. `fetched`: some of them come from a key set, which may have others by
+    now. `issuer` and one of `audiences` is what a token must name. `leeway`: seconds that the provider's
+    clock may be off. `required`: no identity without a token.
+    """
+
+    keys: tuple[Key, ...] = ()
+    fetched: bool = False
+    issuer: str
+    audiences: frozenset[str]
+    leeway: float = 30.0
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When a token holds: from `start` to `end`, in seconds since the epoch, the leeway included."""
+
+    start: float
+    end: float
+
+    def hold(self, now: float | None) -> None:
+        """Raises `Refused` where `now` is outside, or not known."""
+        if now is None or not now < self.end:
+            raise Refused(Reason.JWT_EXPIRED, "the token has expired")
+        if now < self.start:
+            raise Refused(
+                Reason.JWT_NOT_YET_VALID, "the token is not valid yet; is the clock right?"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a verified token says of its owner. None stands for a claim that is absent."""
+
+    subject: str
+    username: str | None
+    name: str | None
+    email: str | None
+    groups: tuple[str, ...] | None
+    span: Span
+
+
+Verify: TypeAlias = Callable[[str, float | None], Token]
+
+
+def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
+    """What the token says, if it holds at `now`.
+
+    Raises `Refused`: `jwt_expired` and `jwt_not_yet_valid` by the clock; `jwt_unknown_key` where a key set
+    may have its key by now; `jwt_invalid` for everything else.
+    """
+    head, body, signature = _parts(text)
+    keys = _candidates(_object(head, "header"), rules)
+    token = _read(_object(body, "payload"), rules)
+    token.span.hold(now)
+    if not keys:
+        raise Refused(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
+    signed = text.rpartition(".")[0].encode()
+    if not any(key.signed(signed, signature) for key in keys):
+        _invalid("the signature is not that of the key")
+    return token
+
+
+def digest(text: str) -> bytes:
+    """What a verified token is remembered by."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def read_segment(segment: str) -> bytes | None:
+    """The bytes of base64url without padding (RFC 7515 §2), None where it is not spelt in the one way."""
+    try:
+        data = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except (Base64Error, ValueError):
+        return None
+    # Python passes over what is foreign, and over bits that are left at the end.
+    return data if urlsafe_b64encode(data).rstrip(b"=") == segment.encode() else None
+
+
+def read_object(data: bytes) -> dict[str, object] | None:
+    """A JSON object in which every name stands once, or None."""
+    try:
+        found = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _parts(text: str) -> tuple[bytes, bytes, bytes]:
+    segments = text.split(".")
+    if len(text) > MAX_CHARACTERS or len(segments) != 3 or not text.isascii():
+        _invalid("the token is not: header, payload, signature")
+    parts = [read_segment(segment) for segment in segments]
+    if parts[0] is None or parts[1] is None or parts[2] is None:
+        _invalid("a part of the token is no base64url")
+    return parts[0], parts[1], parts[2]
+
+
+def _object(data: bytes, what: str) -> dict[str, object]:
+    found = read_object(data)
+    if found is None:
+        _invalid(f"the token's {what} is no JSON object, or has a name twice")
+    return found
+
+
+def _candidates(header: dict[str, object], rules: TokenRules) -> tuple[Key, ...]:
+    """The keys that the signature may be of; none where a key set may have them by now."""
+    algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ")
+    if any(name in header for name in _NOT_UNDERSTOOD):
+        _invalid("the token's header asks for an extension")
+    if not (kid is None or isinstance(kid, str)):
+        _invalid("the name of the token's key is no text")
+    if kind is not None and (
+        not isinstance(kind, str) or kind.lower().removeprefix("application/") not in _TYPES
+    ):
+        # RFC 8725 §3.11: a token of another kind (for a logout) is signed with the same keys.
+        _invalid("the token is of another kind")
+    named = [key for key in rules.keys if kid is None or key.kid is None or key.kid == kid]
+    keys = tuple(key for key in named if key.algorithm == algorithm)[:_TRIED]
+    if not keys:
+        if not rules.fetched or algorithm not in _FETCHED:
+            _invalid("no key that is known has the token's algorithm")
+        if kid is not None and any(key.kid == kid for key in named):
+            _invalid("the token's algorithm is not that of its key")
+    return keys
+
+
+def _read(claims: dict[str, object], rules: TokenRules) -> Token:
+    if claims.get("iss") != rules.issuer:
+        _invalid("the issuer is not the one that is expected")
+    audience = claims.get("aud")
+    audiences = audience if isinstance(audience, list) else [audience]
+    if not any(isinstance(one, str) and one in rules.audiences for one in audiences):
+        _invalid("none of the audiences is one that is expected")
+    starts = [_time(claims, name) for name in ("nbf", "iat")]
+    end = _time(claims, "exp")
+    if end is None:
+        _invalid("the token has no end (exp)")
+    start = max((start for start in starts if start is not None), default=-math.inf)
+    subject = _text(claims, "sub")
+    if subject is None:
+        _invalid("the token has no subject (sub)")
+    return Token(
+        subject,
+        _text(claims, "preferred_username"),
+        _text(claims, "name"),
+        _text(claims, "email"),
+        _texts(claims, "groups"),
+        Span(start - rules.leeway, end + rules.leeway),
+    )
+
+
+def _time(claims: dict[str, object], name: str) -> float | None:
+    value = claims.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST:
+        _invalid(f"{name} is no time")
+    return float(value)
+
+
+def _text(claims: dict[str, object], name: str) -> str | None:
+    value = claims.get(name)
+    if not (value is None or isinstance(value, str)):
+        _invalid(f"{name} is no text")
+    return value
+
+
+def _texts(claims: dict[str, object], name: str) -> tuple[str, ...] | None:
+    value = claims.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        _invalid(f"{name} is no list of texts")
+    texts = tuple(one for one in value if isinstance(one, str))
+    if len(texts) != len(value):
+        _invalid(f"{name} is no list of texts")
+    return texts
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise ValueError("JSON has no such number")
+
+
+def _invalid(detail: str) -> NoReturn:
+    raise Refused(Reason.JWT_INVALID, detail)

@@ -1,0 +1,67 @@
+"""A form on another site that posts with the victim's session at the edge."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attacks.recorder import Recorder
+from tests.attacks.running import HOST, Shim, an_edge, assert_rejected, request
+
+ADMIN = "X-authentik-username: admin"
+FORM = ("Content-Type: text/plain", "Content-Length: 2")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("Sec-Fetch-Site: same-site",),
+        ("Sec-Fetch-Site: cross-site",),
+        (f"Origin: https://evil.{HOST}",),
+        ("Origin: https://evil.example",),
+        ("Origin: null",),
+        ("Origin: https://evil.example", "Sec-Fetch-Site: same-origin"),
+        (f"Origin: https://{HOST}", "Sec-Fetch-Site: same-site"),
+        ("Origin: https://evil.example", "Connection: close, origin"),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_form_on_a_sibling_subdomain_posts_with_the_victims_session(
+    front: Shim, upstream: Recorder, fields: tuple[str, ...], method: str
+) -> None:
+    edge = an_edge()
+    line = f"{method} /api/user HTTP/1.1"
+    answer = front.ask(request(line, ADMIN, *FORM, *fields, body=b"{}"), edge)
+    assert_rejected(front, upstream, answer, edge, 403, "cross_site")
+
+
+def test_a_websocket_that_another_site_opens(front: Shim, upstream: Recorder) -> None:
+    edge = an_edge()
+    fields = (
+        ADMIN,
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        "Origin: https://evil.example",
+    )
+    answer = front.ask(request("GET /api/socket HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, answer, edge, 403, "cross_site")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (f"Origin: https://{HOST}", "Sec-Fetch-Site: same-origin"),
+        (),
+        (f"Origin: https://{HOST}", f"X-Forwarded-Host: {HOST}"),
+    ],
+)
+def test_the_web_app_itself_may_post(
+    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+) -> None:
+    line = "POST /api/playlist HTTP/1.1"
+    answer = front.ask(request(line, ADMIN, *FORM, *fields, body=b"{}"), an_edge())
+    assert answer.statuses == [200]
+    (received,) = upstream.asked
+    assert received.values("Remote-User") == ["admin"]
+    assert received.body == b"{}"

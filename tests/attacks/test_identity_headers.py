@@ -1,0 +1,209 @@
+"""Headers that say who somebody is, sent by whoever may not say so."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attacks.recorder import Recorder
+from tests.attacks.running import (
+    Shim,
+    an_edge,
+    assert_names_nobody,
+    assert_rejected,
+    assert_stripped,
+    request,
+    someone,
+)
+
+SETTINGS = {"ADMIN_GROUPS": "admins"}  # so that the policy reads the groups
+
+ADMIN = "X-authentik-username: admin"
+GROUPS = "X-authentik-groups: users"
+ALIASES = [
+    "X_Authentik_Username",
+    "X.Authentik.Username",
+    "X~Authentik~Username",
+    "x+authentik-uid",
+    "X_authentik_meta_jwks",  # a name that no setting has, below a prefix that is
+]
+TRUE_NAMES = ["x-AUTHENTIK-username", "X-authentik-meta-jwks", "REMOTE-user", "Remote_User"]
+
+
+def test_what_an_honest_edge_says_is_believed(front: Shim, upstream: Recorder) -> None:
+    edge = an_edge()
+    answer = front.ask(request("GET /app/ HTTP/1.1", ADMIN, GROUPS), edge)
+    assert answer.statuses == [200]
+    assert front.judged(edge, upstream) == []
+    (received,) = upstream.asked
+    assert received.values("Remote-User") == ["admin"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/rest/getUsers?v=1&c=x",
+        "/REST/getUsers?v=1&c=x",
+        "/rest",
+        "/share/abc",
+        "/share",
+        "/jellyfin/Users",
+        "/JellyFin/Users",
+    ],
+)
+def test_header_sent_on_a_route_that_the_edge_leaves_unauthenticated(
+    front: Shim, upstream: Recorder, target: str
+) -> None:
+    edge = an_edge()
+    fields = ("X-authentik-username: admin", GROUPS, "X-Shim-Proxy-Secret: x", "Remote-User: admin")
+    answer = front.ask(request(f"GET {target} HTTP/1.1", *fields), edge)
+    received = assert_stripped(front, upstream, answer, edge)
+    assert b"admin" not in received.head
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases_on_a_protected_path(front: Shim, upstream: Recorder, name: str) -> None:
+    for fields in ((f"{name}: admin",), ("X-authentik-username: eve", GROUPS, f"{name}: admin")):
+        edge = an_edge()
+        answer = front.ask(request("GET /app/ HTTP/1.1", *fields), edge)
+        assert_rejected(front, upstream, answer, edge, 400, "header_alias")
+
+
+@pytest.mark.parametrize("name", [*ALIASES, *TRUE_NAMES])
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
+def test_aliases_from_anyone(front: Shim, upstream: Recorder, name: str, path: str) -> None:
+    anyone = someone()
+    answer = front.ask(request(f"GET {path} HTTP/1.1", f"{name}: admin"), anyone)
+    assert_stripped(front, upstream, answer, anyone)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases_on_a_path_that_the_identity_provider_leaves_open(
+    front: Shim, upstream: Recorder, name: str
+) -> None:
+    edge = an_edge()
+    answer = front.ask(request("GET /rest/ping HTTP/1.1", f"{name}: admin"), edge)
+    assert_stripped(front, upstream, answer, edge)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("X-authentik-username: ada", ADMIN),
+        (ADMIN, ADMIN),
+        ("X-authentik-username: ada", "x-AUTHENTIK-username: admin"),
+        ("X-authentik-username: ada", GROUPS, "X-Authentik-Groups: admins"),
+        ("X-authentik-username: ada", "X_authentik_username: ada"),
+    ],
+    ids=["two values", "twice the same", "another case", "the groups", "once per alias"],
+)
+def test_the_same_header_twice_or_once_per_alias(
+    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+) -> None:
+    edge = an_edge()
+    answer = front.ask(request("GET /app/ HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, answer, edge, 400, "identity_duplicate", "header_alias")
+
+
+@pytest.mark.parametrize("path", ["/app/", "/api/user", "/rest/getUsers", "/share/x", "/_shim"])
+@pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
+def test_the_real_user_header_sent_directly(
+    front: Shim, upstream: Recorder, path: str, listed: bool
+) -> None:
+    peer = an_edge() if listed else someone()
+    fields = ("Remote-User: admin", "remote-user: root")
+    answer = front.ask(request(f"GET {path} HTTP/1.1", *fields), peer)
+    if path == "/_shim":
+        assert_rejected(front, upstream, answer, peer, 404, "not_found")
+    else:
+        assert_stripped(front, upstream, answer, peer)
+
+
+def test_the_real_user_header_beside_a_true_identity(front: Shim, upstream: Recorder) -> None:
+    fields = ("Remote-User: admin", "X-authentik-username: ada", GROUPS, "remote-user: root")
+    front.ask(request("GET /app/ HTTP/1.1", *fields), an_edge())
+    (received,) = upstream.asked
+    assert received.values("Remote-User") == ["ada"]
+
+
+@pytest.mark.parametrize("option", ["X-Authentik-Username", "x-authentik-groups", "Remote-User"])
+def test_connection_close_and_a_name_makes_no_header_hop_by_hop(
+    front: Shim, upstream: Recorder, option: str
+) -> None:
+    fields = ("X-authentik-username: ada", GROUPS, "Remote-User: admin")
+    front.ask(request("GET /app/ HTTP/1.1", *fields, f"Connection: close, {option}"), an_edge())
+    (received,) = upstream.asked
+    assert received.values("Remote-User") == ["ada"]
+    assert received.values("Connection") == []
+
+
+def test_connection_close_leaves_no_alias_behind(front: Shim, upstream: Recorder) -> None:
+    edge = an_edge()
+    fields = ("X~Authentik~Username: admin", "Connection: close, X-Authentik-Username")
+    answer = front.ask(request("GET /app/ HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, answer, edge, 400, "header_alias")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b" \t ",
+        b"ad\x00min",
+        b"\x00",
+        b"ad\rmin",
+        b"ad\nmin",
+        b"admin\r",
+        b"\nadmin",
+        b"ada\r\n Remote-User: admin",
+        b"ada\nRemote-User: admin",
+        b"\xff",
+        b"a" * 256,
+        b"a\tb",
+        "a\u2028b".encode(),
+        "\u00a0admin".encode(),
+    ],
+)
+def test_nothing_or_a_control_inside_the_identity(
+    front: Shim, upstream: Recorder, value: bytes
+) -> None:
+    edge = an_edge()
+    answer = front.ask(request("GET /app/ HTTP/1.1", b"X-authentik-username: " + value), edge)
+    assert_rejected(front, upstream, answer, edge, 400, "identity_invalid", "malformed_head")
+
+
+@pytest.mark.parametrize("value", ["admin ", "admin\t", " \tadmin \t "])
+def test_a_trailing_blank_is_gone_before_anything_compares(
+    front: Shim, upstream: Recorder, value: str
+) -> None:
+    front.ask(request("GET /app/ HTTP/1.1", f"X-authentik-username:{value}", GROUPS), an_edge())
+    (received,) = upstream.asked
+    assert b"\r\nRemote-User: admin\r\n" in received.head + b"\r\n"
+
+
+@pytest.mark.parametrize("name", ["X_authentik_groups", "x.authentik.groups"])
+def test_a_signed_in_user_adds_an_alias_of_the_groups(
+    front: Shim, upstream: Recorder, name: str
+) -> None:
+    edge = an_edge()
+    fields = ("X-authentik-username: eve", GROUPS, f"{name}: admins")
+    answer = front.ask(request("GET /_shim/ HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, answer, edge, 404, "not_found")
+    edge = an_edge()
+    answer = front.ask(request("GET /api/user HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, answer, edge, 400, "header_alias")
+
+
+def test_a_group_list_that_the_clients_connection_header_dropped(
+    front: Shim, upstream: Recorder
+) -> None:
+    edge = an_edge()
+    answer = front.ask(request("GET /app/ HTTP/1.1", "X-authentik-username: eve"), edge)
+    assert_rejected(front, upstream, answer, edge, 403, "identity_incomplete")
+
+
+def test_a_request_without_a_claim_passes_and_names_nobody(front: Shim, upstream: Recorder) -> None:
+    for peer in (an_edge(), someone()):
+        assert front.ask(request("GET /app/ HTTP/1.1"), peer).statuses == [200]
+        assert front.judged(peer, upstream) == []
+    for received in upstream.asked:
+        assert_names_nobody(received)

@@ -1,0 +1,116 @@
+"""Bytes that follow a handshake, and upgrades to something that nobody judges."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attacks.recorder import Recorder
+from tests.attacks.running import (
+    HOST,
+    Shim,
+    an_edge,
+    assert_names_nobody,
+    assert_rejected,
+    read_to_the_end,
+    someone,
+)
+
+HANDSHAKE = (
+    "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+SECOND = (
+    b"GET /rest/getUsers?v=1&c=smuggled HTTP/1.1\r\n"
+    b"Host: music.example.com\r\nRemote-User: navidrome-shim\r\n\r\n"
+)
+
+
+def handshake(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{HANDSHAKE}".encode()
+
+
+@pytest.mark.parametrize("path", ["/api/translation", "/jellyfin/Users", "/rest/ping"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
+def test_bytes_after_a_handshake_that_navidrome_does_not_accept(
+    front: Shim, upstream: Recorder, path: str, at_once: bool
+) -> None:
+    anyone = someone()
+    with front.connect(anyone) as client:
+        if at_once:
+            client.sendall(handshake(path) + SECOND)
+        else:
+            client.sendall(handshake(path))
+            upstream.wait_for(path)
+            client.sendall(SECOND)
+        answer = read_to_the_end(client)
+    assert answer.statuses == [200]
+    assert answer.closed
+    front.judged(anyone, upstream)
+    (received,) = upstream.asked
+    assert received.target == path
+    assert upstream.torn == []
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
+def test_not_one_byte_goes_upstream_before_navidromes_101(
+    front: Shim, upstream: Recorder, at_once: bool
+) -> None:
+    with front.connect(someone()) as client:
+        if at_once:
+            client.sendall(handshake("/jellyfin/socket") + b"early")
+        else:
+            client.sendall(handshake("/jellyfin/socket"))
+            upstream.wait_for("/jellyfin/socket")
+            client.sendall(b"early")
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        # The upstream waited a moment before it switched, and nothing had come.
+        assert upstream.torn == []
+        while b"echo early" not in answer:
+            answer += client.recv(65536)
+        client.sendall(b"late")
+        while b"echo late" not in answer:
+            answer += client.recv(65536)
+    (received,) = upstream.asked
+    assert_names_nobody(received)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ",
+        "Connection: upgrade\r\nUpgrade: h2c",
+        "Connection: Upgrade\r\nUpgrade: h2c, websocket",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c",
+        "Connection: Upgrade\r\nUpgrade: TLS/1.0",
+        "Connection: Upgrade\r\nUpgrade: websocket",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x",
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
+def test_h2c_and_every_other_upgrade(
+    front: Shim, upstream: Recorder, fields: str, listed: bool
+) -> None:
+    peer = an_edge() if listed else someone()
+    text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
+    answer = front.ask(text + SECOND, peer)
+    assert_rejected(front, upstream, answer, peer, 400, "upgrade_refused")
+
+
+def test_a_handshake_with_a_body(front: Shim, upstream: Recorder) -> None:
+    for framing in (f"Content-Length: {len(SECOND)}", "Transfer-Encoding: chunked"):
+        edge = an_edge()
+        text = handshake("/jellyfin/socket").replace(b"\r\n\r\n", f"\r\n{framing}\r\n\r\n".encode())
+        answer = front.ask(text + SECOND, edge)
+        assert_rejected(front, upstream, answer, edge, 400, "upgrade_refused")
+
+
+def test_an_upgrade_that_connection_does_not_name_is_dropped(
+    front: Shim, upstream: Recorder
+) -> None:
+    text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: h2c\r\nConnection: close\r\n\r\n"
+    assert front.ask(text.encode(), an_edge()).statuses == [200]
+    (received,) = upstream.asked
+    assert received.values("Upgrade") == received.values("Connection") == []

@@ -1,0 +1,57 @@
+"""Navidrome's own tokens on their way through a shim that runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.attacks.recorder import Recorder
+from tests.attacks.running import an_edge, request, shim_before, someone
+from tests.unit.trust.minting import SECRET, token
+
+ADA = "X-authentik-username: ada"
+OLD = token({"sub": "bob", "uid": "b0b"}, key=SECRET, algorithm="HS256", kid=None)
+
+
+def everywhere(line: str, *fields: str) -> bytes:
+    return request(
+        line.format(OLD), f"X-ND-Authorization: Bearer {OLD}", f"Cookie: a=b; jwt={OLD}", *fields
+    )
+
+
+def test_an_old_token_of_another_account_does_not_beat_the_user_header(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with shim_before(upstream.port, tmp_path) as shim:
+        peer = an_edge()
+        answer = shim.ask(everywhere("GET /api/user?a=1&%6Awt={}&b=2 HTTP/1.1", ADA), peer)
+        assert answer.status == 200
+        (received,) = upstream.asked
+        assert received.values("Remote-User") == ["ada"]
+        assert b"eyJ" not in received.head
+        assert received.target == "/api/user?a=1&b=2"
+        assert received.values("Cookie") == ["a=b"]
+        line = shim.wait_for_line(event="token_seen", peer=peer)
+        assert (line["reason"], line["user"]) == ("token_mismatch", "ada")
+        assert set(line["places"]) == {"X-ND-Authorization", "cookie jwt", "query jwt"}
+        assert OLD not in json.dumps(shim.lines, default=str)
+
+
+def test_one_without_an_identity_passes_and_is_noted(upstream: Recorder, tmp_path: Path) -> None:
+    with shim_before(upstream.port, tmp_path) as shim:
+        peer = someone()
+        shim.ask(everywhere("GET /api/user?jwt={} HTTP/1.1"), peer)
+        (received,) = upstream.asked
+        assert received.head.count(OLD.encode()) == 3
+        line = shim.wait_for_line(event="token_seen", peer=peer)
+        assert line["reason"] == "token_without_identity"
+        assert OLD not in json.dumps(shim.lines, default=str)
+
+
+def test_public_paths_keep_theirs(upstream: Recorder, tmp_path: Path) -> None:
+    with shim_before(upstream.port, tmp_path) as shim:
+        for line in ("GET /rest/ping?jwt={} HTTP/1.1", "GET /share/s/x?jwt={} HTTP/1.1"):
+            shim.ask(everywhere(line), an_edge())
+        assert [one.head.count(OLD.encode()) for one in upstream.asked] == [3, 3]
+        shim.judged(someone(), upstream)
+        assert not [line for line in shim.lines if line.get("event") == "token_seen"]

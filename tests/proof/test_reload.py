@@ -1,0 +1,165 @@
+"""Settings taken anew while the shim runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.attacks.recorder import Recorder
+from tests.attacks.running import Shim, request, shim_before
+from tests.proof.provider import Provider
+from tests.proof.shims import checks, command, eventually, hang_up
+from tests.unit.trust.minting import rsa_key
+
+APP = "GET /app/ HTTP/1.1"
+ADA = "X-authentik-username: ada"
+ONE, OTHER = "127.0.0.2", "127.0.0.3"
+FIRST = {"REVERSE_PROXY_WHITELIST": ONE}
+
+
+def write(folder: Path, **settings: str) -> None:
+    (folder / ".env").write_text("".join(f"SHIM_{n}='{v}'\n" for n, v in settings.items()))
+
+
+@contextmanager
+def running(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
+    """A shim with these settings in its `.env`, and with what is needed to run it in its environment."""
+    write(folder, **settings)
+    with shim_before(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
+        yield shim
+
+
+def user(shim: Shim, upstream: Recorder, source: str, *fields: str) -> list[str]:
+    """Whom Navidrome was told of; the status where it was not asked."""
+    upstream.forget()
+    answer = shim.ask(request(APP, ADA, *fields), source)
+    if answer.status != 200:
+        return [str(answer.status)]
+    return upstream.asked[-1].values("Remote-User")
+
+
+def test_a_signal_takes_whitelist_and_secrets_between_two_requests(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        assert user(shim, upstream, ONE) == ["ada"]
+        with shim.connect(ONE) as open_before:
+            head = f"{APP}\r\nHost: h\r\n{ADA}\r\n\r\n".encode()
+            open_before.sendall(head)
+            assert open_before.recv(65536).startswith(b"HTTP/1.1 200")
+            secret = "s3cret-s3cret-s3cret"
+            write(tmp_path, REVERSE_PROXY_WHITELIST=f"{OTHER},{ONE}", PROXY_SECRET=secret)
+            hang_up(shim)
+            shim.wait_for_line(event="policy_changed", subject="settings")
+            assert user(shim, upstream, ONE) == ["401"]
+            assert user(shim, upstream, OTHER, f"X-Shim-Proxy-Secret: {secret}") == ["ada"]
+            # A connection that was open before is judged by the new policy, and goes on.
+            open_before.sendall(head)
+            assert open_before.recv(65536).startswith(b"HTTP/1.1 401")
+        assert secret not in json.dumps(shim.lines, default=str)
+
+
+def test_a_stream_goes_on_through_a_reload(upstream: Recorder, tmp_path: Path) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim, shim.connect(ONE) as client:
+        fields = f"Host: h\r\n{ADA}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+        client.sendall(f"POST /api/x HTTP/1.1\r\n{fields}ab".encode())
+        end = time.monotonic() + 10
+        while not any(upstream.torn):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER)
+        hang_up(shim)
+        shim.wait_for_line(event="policy_changed", subject="settings")
+        client.sendall(b"cd")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        (received,) = [one for one in upstream.asked if one.body]
+        assert (received.body, received.values("Remote-User")) == (b"abcd", ["ada"])
+
+
+def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        for bad, said in (
+            ({"REVERSE_PROXY_WHITELIST": "10.0.0.0/99"}, "SHIM_REVERSE_PROXY_WHITELIST"),
+            ({"REVERSE_PROXY_WHITELIST": OTHER, "NO_SUCH": "1"}, "SHIM_NO_SUCH"),
+            ({"REVERSE_PROXY_WHITELIST": OTHER, "JWT_VERIFY": "required"}, "SHIM_JWT_VERIFY"),
+        ):
+            before = len(shim.lines)
+            write(tmp_path, **bad)
+            hang_up(shim)
+            eventually(
+                lambda before=before: any(
+                    line.get("event") == "reload_refused" for line in shim.lines[before:]
+                ),
+                True,
+            )
+            refused = [ln for ln in shim.lines if ln.get("event") == "reload_refused"][-1]
+            assert said in str(refused["faults"])
+            assert user(shim, upstream, ONE) == ["ada"]
+            assert user(shim, upstream, OTHER) == []
+
+
+def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_path: Path) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        control = str(shim.wait_for_line(event="started")["control_listen"])
+        settings = {"CONTROL_LISTEN": control}
+        done = command(tmp_path, "reload", settings=settings)
+        assert (done.returncode, done.stdout) == (0, "taken: nothing had changed\n"), done.stderr
+        write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER, MAX_CONNECTIONS="99", ALLOWED_GROUPS="a")
+        done = command(tmp_path, "reload", settings=settings)
+        assert done.returncode == 0, done.stderr
+        taken, waiting = done.stdout.splitlines()
+        assert taken == "taken: SHIM_REVERSE_PROXY_WHITELIST, SHIM_ALLOWED_GROUPS"
+        assert waiting == "only after a restart: SHIM_MAX_CONNECTIONS"
+        assert user(shim, upstream, OTHER) == ["403"], "it has no groups, which are asked for now"
+        groups = "X-authentik-groups: a"
+        assert user(shim, upstream, OTHER, groups) == ["ada"]
+        assert user(shim, upstream, ONE, groups) == []
+        eventually(
+            lambda: any(
+                "SHIM_MAX_CONNECTIONS is taken at the next start" in str(line.get("warnings"))
+                for line in shim.lines
+            ),
+            True,
+        )
+        write(tmp_path, REVERSE_PROXY_WHITELIST="10.0.0.0/99")
+        done = command(tmp_path, "reload", settings=settings)
+        assert done.returncode == 1
+        assert "SHIM_REVERSE_PROXY_WHITELIST" in done.stderr
+        assert user(shim, upstream, OTHER, groups) == ["ada"]
+
+
+def test_the_command_says_where_nobody_answers(tmp_path: Path) -> None:
+    done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": "127.0.0.1:9"})
+    assert done.returncode == 1
+    assert "nobody answers at 127.0.0.1:9" in done.stderr
+
+
+def test_another_key_set_is_taken_only_once_it_was_fetched(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
+        token = f"X-authentik-jwt: {issuer.token()}"
+        assert user(shim, upstream, ONE, token) == ["ada"]
+        write(tmp_path, **FIRST, **issuer.settings(JWKS_URL="http://127.0.0.1:9/jwks"))
+        hang_up(shim)
+        refused = shim.wait_for_line(event="reload_refused")
+        assert "SHIM_JWKS_URL" in str(refused["faults"])
+        assert user(shim, upstream, ONE, token) == ["ada"]
+        issuer.keys = {"rsa-1": rsa_key(1)}
+        write(tmp_path, **FIRST, **issuer.settings(JWKS_URL=f"{issuer.url}?v=2"))
+        hang_up(shim)
+        shim.wait_for_line(event="policy_changed", subject="settings")
+        assert user(shim, upstream, ONE, token) == ["401"]
+        fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-1')}"
+        assert user(shim, upstream, ONE, fresh) == ["ada"]
+        assert "rsa-1" in checks(shim)["keys"]["detail"]
+        # And off again.
+        write(tmp_path, **FIRST)
+        hang_up(shim)
+        eventually(lambda: user(shim, upstream, ONE), ["ada"])
+        assert "keys" not in checks(shim)

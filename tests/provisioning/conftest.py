@@ -1,0 +1,57 @@
+"""A world on each server: most tests on all of them, some on the stand-in alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shim.provisioning import ground
+from tests.provisioning.servers import server_of
+from tests.provisioning.world import World
+
+KINDS = ("stand-in tcp", "stand-in unix", "real tcp", "real unix")
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ground, "_FIRST_PAUSE", 0.05)
+
+
+@pytest.fixture(params=KINDS)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """An empty server of each kind."""
+    async for one in _worlds(_there(request.param), tmp_path):
+        yield one
+
+
+@pytest.fixture(params=["stand-in tcp", "real tcp"])
+async def tcp_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """An empty server of each kind, on TCP alone."""
+    async for one in _worlds(_there(request.param), tmp_path):
+        yield one
+
+
+@pytest.fixture
+async def stand_in_world(tmp_path: Path) -> AsyncIterator[World]:
+    """An empty stand-in, which plays faults and says what it was asked."""
+    async for one in _worlds("stand-in tcp", tmp_path):
+        yield one
+
+
+def _there(kind: str) -> str:
+    if kind.startswith("real") and "NAVIDROME_BIN" not in os.environ:
+        pytest.skip("NAVIDROME_BIN names no binary")
+    return kind
+
+
+async def _worlds(kind: str, folder: Path) -> AsyncIterator[World]:
+    server = server_of(kind, folder, libraries=("Family", "Kids"))
+    await server.start()
+    world = World(server, folder)
+    try:
+        yield world
+    finally:
+        await world.close()

@@ -1,0 +1,171 @@
+"""`users list|sync|unlink|lock` and `check`, as an operator runs them beside a shim that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from shim.audit.provisioning_events import AccountLinked
+from shim.trust.reasons import Reason
+from tests.provisioning.world import World, person
+
+ROOT = Path(__file__).parents[2]
+
+
+async def run(world: World, *arguments: str) -> tuple[int, str, str]:
+    """Run a command with the world's settings: its exit, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "shim",
+        *arguments,
+        env=world.environment(),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def as_json(world: World, *arguments: str) -> Any:
+    status, out, err = await run(world, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+async def test_the_list_says_whose_every_account_is(tcp_world: World) -> None:
+    world = tcp_world
+    await world.start(ALLOWED_GROUPS="music")
+    await world.ask(person("alice", "music"))
+    await world.ask(person("eve", "music"))
+    await world.ask(person("eve"))
+    await world.make("guest", "")
+    listed = {line["account"]: line for line in await as_json(world, "users", "list")}
+    states = {name: line["state"] for name, line in listed.items()}
+    assert states == {
+        "alice": "active",
+        "eve": "refused",
+        "guest": "unbound",
+        "navidrome-shim": "reserved",
+    }
+    assert listed["alice"]["uid"] == "uid-of-alice"
+    assert listed["alice"]["last_seen"].endswith("Z")
+    assert [name for name, line in listed.items() if line["empty_password"]] == ["guest"]
+    _, out, _ = await run(world, "users", "list")
+    assert "empty password" in out and "alice" in out
+
+
+async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(tcp_world: World) -> None:
+    world = tcp_world
+    await world.start(LINK_EXISTING="none")
+    await world.ask(person("alice"))
+    alice = await world.user("alice")
+    await world.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
+    assert await world.reason(person("alice", uid="new")) is Reason.IDENTITY_CONFLICT
+    done = await as_json(world, "users", "unlink", "ALICE")
+    assert done == {"account": "ALICE", "unlinked": True, "locked": True}
+    assert world.accounts.gate.known(person("alice")) is None
+    assert not await world.opens("alice", "mine")
+    assert await world.ask(person("alice", uid="new")) == "alice"
+    assert (await world.user("alice"))["id"] == alice["id"]
+    assert len(world.told(AccountLinked)) == 1
+    assert await world.reason(person("alice")) is Reason.IDENTITY_CONFLICT
+    status, _, err = await run(world, "users", "unlink", "nobody")
+    assert status == 1 and "nobody" in err
+
+
+async def test_an_account_is_unlinked_while_navidrome_is_away_and_locked_later(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.start(RECONCILE_SECONDS="1")
+    await world.ask(person("alice"))
+    alice = await world.user("alice")
+    await world.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
+    await world.server.stop()
+    done = await as_json(world, "users", "unlink", "alice")
+    assert done["locked"] is False
+    await world.server.start()
+    async with asyncio.timeout(10):
+        while await world.opens("alice", "mine"):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_lock_ends_an_accounts_password(tcp_world: World) -> None:
+    world = tcp_world
+    await world.start(PROTECTED_USERS="boss")
+    await world.ask(person("alice"))
+    await world.make("guest", "")
+    await world.make("boss", "secret")
+    assert await world.opens("guest", "")
+    assert await as_json(world, "users", "lock", "guest") == {"account": "guest", "locked": True}
+    assert not await world.opens("guest", "")
+    for name in ("boss", "navidrome-shim", "nobody"):
+        status, _, err = await run(world, "users", "lock", name)
+        assert status == 1 and name in err
+    assert await world.opens("boss", "secret")
+
+
+async def test_sync_says_first_what_it_would_change(tcp_world: World) -> None:
+    world = tcp_world
+    await world.start(ADMIN_GROUPS="admins", RECONCILE_SECONDS="3600")
+    await world.make("keeper", isAdmin=True)
+    await world.ask(person("alice", display="Alice", email="a@example.com"))
+    await world.accounts.ground.reconcile()
+    await world.change("alice", name="Own", isAdmin=True)
+    planned = await as_json(world, "users", "sync", "alice")
+    assert planned["applied"] is False
+    rows = {(row["field"], row["old"], row["new"]) for row in planned["changes"]}
+    assert rows == {("name", "Own", "Alice"), ("isAdmin", "True", "False")}
+    assert (await world.user("alice"))["name"] == "Own"
+    status, out, _ = await run(world, "users", "sync", "--all")
+    assert status == 0 and "Own" in out and "Nothing was changed" in out
+    done = await as_json(world, "users", "sync", "--all", "--yes")
+    assert done["applied"] is True
+    alice = await world.user("alice")
+    assert (alice["name"], alice["isAdmin"]) == ("Alice", False)
+    assert await as_json(world, "users", "sync", "alice") == {"changes": [], "applied": False}
+    assert (await run(world, "users", "sync"))[0] == 2
+
+
+async def test_check_names_what_is_wrong_and_changes_nothing(tcp_world: World) -> None:
+    world = tcp_world
+    checks = (await check(world))["checks"]
+    assert checks["accounts"]["state"] == "warning"
+    assert "no users yet" in checks["accounts"]["detail"]
+    assert not (world.folder / "shim.db").exists()
+    await world.make_first()
+    await world.make("hole", "")
+    checks = (await check(world, LIBRARY_GROUPS='{"x": ["No Such"]}'))["checks"]
+    assert "hole" in checks["accounts"]["detail"]
+    await world.delete("hole")
+    checks = (await check(world, LIBRARY_GROUPS='{"x": ["No Such"]}'))["checks"]
+    assert "No Such" in checks["accounts"]["detail"]
+    checks = (await check(world, LIBRARY_GROUPS="{}"))["checks"]
+    assert checks["accounts"]["state"] == "ok"
+    said = await check(world, DATABASE_URL="sqlite:////nowhere/at/all.db")
+    assert said["checks"]["store"]["state"] == "failing" and said["ready"] is False
+
+
+async def test_without_provisioning_an_empty_server_is_warned_of(tcp_world: World) -> None:
+    world = tcp_world
+    checks = (await check(world, PROVISIONING="false"))["checks"]
+    assert checks["accounts"]["state"] == "warning"
+    assert "first visitor" in checks["accounts"]["detail"]
+    await world.make_first()
+    checks = (await check(world))["checks"]
+    assert checks["accounts"]["state"] == "ok"
+
+
+async def check(world: World, **settings: str) -> Any:
+    """What `check` says, whatever its exit."""
+    world.use(**settings)
+    _, out, err = await run(world, "check", "--json")
+    assert out, err
+    return json.loads(out)

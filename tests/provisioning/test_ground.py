@@ -1,0 +1,135 @@
+"""Before anybody is named to Navidrome: it has users, the shim may look after them, nothing is left open."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.audit.provisioning_events import AdminCreated, ProvisioningUnready
+from shim.control.health import State
+from shim.demo.navidrome import Fault, FaultKind
+from shim.proxy.gate import Refusal
+from shim.trust.reasons import Reason
+from tests.provisioning.world import World, person, until
+
+
+async def test_a_server_that_comes_back_empty_gets_an_admin_before_any_visitor(
+    world: World,
+) -> None:
+    await world.start()
+    await world.ask(person("alice"))
+    await world.server.stop()
+    await until(lambda: world.accounts.gate.known(person("alice")) is None)
+    await world.server.empty()
+    await world.server.start()
+    await until(lambda: world.accounts.ground.fault is None)
+    assert await world.ask(person("alice")) == "alice"
+    assert (await world.user("alice"))["isAdmin"] is False
+    assert len(world.told(AdminCreated)) == 2
+
+
+async def test_a_server_that_comes_back_as_it_was_keeps_everybody(world: World) -> None:
+    await world.start()
+    await world.ask(person("alice"))
+    before = await world.users()
+    await world.server.stop()
+    await until(lambda: world.accounts.gate.known(person("alice")) is None)
+    refused = await world.ask(person("alice"))
+    assert isinstance(refused, Refusal) and refused.retry_after
+    assert refused.reason is Reason.ACCOUNT_UNAVAILABLE
+    await world.server.start()
+    await until(lambda: world.accounts.ground.fault is None)
+    assert await world.ask(person("alice")) == "alice"
+    assert list(await world.users()) == list(before)
+
+
+async def test_a_401_of_the_api_has_the_users_looked_at_again(world: World) -> None:
+    await world.start()
+    await world.ask(person("alice"))
+    await world.ask(person("bob"))
+    await world.delete("alice")
+    world.accounts.gate.doubt(person("alice"))
+    assert world.accounts.gate.known(person("alice")) is None
+    assert world.accounts.gate.known(person("bob")) is None
+    assert await world.ask(person("alice")) == "alice"
+    assert "alice" in await world.users()
+
+
+async def test_a_server_with_users_and_without_the_shims_account_says_what_to_do(
+    world: World,
+) -> None:
+    await world.make_first("owner", "secret-1")
+    await world.start()
+    refused = await world.ask(person("alice"))
+    assert isinstance(refused, Refusal) and refused.reason is Reason.ACCOUNT_UNAVAILABLE
+    check = world.accounts.checks()[1]
+    assert check.state is State.FAILING
+    assert "none of them is navidrome-shim" in check.detail
+    assert check.remedy is not None and "Is Admin" in check.remedy
+    [unready] = world.told(ProvisioningUnready)
+    assert unready.remedy == check.remedy
+    assert list(await world.users_as("owner")) == ["owner"]
+
+
+async def test_a_shim_that_is_no_admin_says_what_to_do(world: World) -> None:
+    await world.make_first("owner", "secret-1")
+    await world.call("POST", "/api/user", {"userName": "navidrome-shim", "password": "x"}, "owner")
+    await world.start()
+    check = world.accounts.checks()[1]
+    assert check.state is State.FAILING and "is no admin" in check.detail
+    shim = (await world.users_as("owner"))["navidrome-shim"]
+    await world.call("PUT", f"/api/user/{shim['id']}", {**shim, "isAdmin": True}, "owner")
+    await until(lambda: world.accounts.ground.fault is None)
+    assert await world.ask(person("alice")) == "alice"
+
+
+async def test_with_the_password_of_an_admin_the_shim_makes_its_own(world: World) -> None:
+    await world.make_first("owner", "secret-1")
+    settings = {"NAVIDROME_ADMIN_USERNAME": "owner", "NAVIDROME_ADMIN_PASSWORD": "secret-1"}
+    await world.start(**settings)
+    assert await world.ask(person("alice")) == "alice"
+    users = await world.users_as("owner")
+    assert users["navidrome-shim"]["isAdmin"] is True
+    assert [(e.account, e.first) for e in world.told(AdminCreated)] == [("navidrome-shim", False)]
+    assert await world.reason(person("Owner")) is Reason.RESERVED_ACCOUNT
+    await world.restart(FOLLOW_RENAMES="off")
+    assert await world.ask(person("bob")) == "bob"
+
+
+async def test_an_empty_server_gets_the_admin_whose_password_is_set(world: World) -> None:
+    await world.start(NAVIDROME_ADMIN_USERNAME="chief", NAVIDROME_ADMIN_PASSWORD="secret-1")
+    assert await world.ask(person("alice")) == "alice"
+    users = await world.users_as("chief")
+    assert users["chief"]["isAdmin"] is True
+    assert await world.opens("chief", "secret-1")
+    await world.restart()
+    assert await world.ask(person("bob")) == "bob"
+
+
+async def test_a_wrong_password_is_said_and_not_tried_over_and_over(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.make_first("owner", "secret-1")
+    await world.start(NAVIDROME_ADMIN_USERNAME="owner", NAVIDROME_ADMIN_PASSWORD="wrong")
+    for number in range(5):
+        assert isinstance(await world.ask(person(f"u{number}")), Refusal)
+    assert world.stand_in.asked("POST", "/auth/login") == 1
+    check = world.accounts.checks()[1]
+    assert "Invalid username or password" in check.detail
+    assert "wrong" not in check.detail.replace("Wrong", "")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FaultKind.SERVER_ERROR, FaultKind.HTML, FaultKind.TRUNCATED_JSON, FaultKind.REDIRECT],
+)
+async def test_nobody_is_let_through_before_the_server_is_known_to_have_users(
+    stand_in_world: World, kind: FaultKind
+) -> None:
+    world = stand_in_world
+    world.stand_in.breaks(Fault(kind))
+    await world.start(PROVISIONING_FAILURE="open")
+    refused = await world.ask(person("alice"))
+    assert isinstance(refused, Refusal) and refused.retry_after
+    world.stand_in.breaks(None)
+    await until(lambda: world.accounts.ground.fault is None, 20)
+    assert await world.ask(person("alice")) == "alice"
+    assert (await world.user("alice"))["isAdmin"] is False

@@ -1,0 +1,119 @@
+"""Rights follow groups, doors close behind who is refused, and what nobody manages stays."""
+
+from __future__ import annotations
+
+from shim.audit.provisioning_events import AccountChanged, AccountLocked, DemotionWithheld
+from shim.trust.reasons import Reason
+from tests.provisioning.world import World, person
+
+
+async def test_groups_that_are_not_allowed_get_no_account(world: World) -> None:
+    await world.start(ALLOWED_GROUPS="music,guests")
+    assert await world.reason(person("eve", "staff")) is Reason.GROUP_NOT_ALLOWED
+    assert await world.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
+    assert not await world.users()
+    assert await world.ask(person("eve", "x", "guests")) == "eve"
+
+
+async def test_a_refused_person_loses_password_and_rights(world: World) -> None:
+    await world.start(ALLOWED_GROUPS="music", ADMIN_GROUPS="admins")
+    await world.make("keeper", isAdmin=True)
+    await world.ask(person("eve", "music", "admins"))
+    eve = await world.user("eve")
+    await world.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
+    assert await world.reason(person("eve", "other")) is Reason.GROUP_NOT_ALLOWED
+    assert not await world.opens("eve", "mine")
+    assert (await world.user("eve"))["isAdmin"] is False
+    assert len(world.told(AccountLocked)) == 1
+    assert await world.reason(person("eve", "other")) is Reason.GROUP_NOT_ALLOWED
+    assert len(world.told(AccountLocked)) == 1
+    assert await world.ask(person("eve", "music")) == "eve"
+
+
+async def test_a_stranger_with_the_name_of_another_closes_no_door(world: World) -> None:
+    await world.start(ALLOWED_GROUPS="music")
+    await world.ask(person("eve", "music"))
+    eve = await world.user("eve")
+    await world.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
+    assert await world.reason(person("eve", "music", uid="x")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("eve", uid="x")) is Reason.GROUP_NOT_ALLOWED
+    assert await world.opens("eve", "mine")
+
+
+async def test_admin_follows_the_groups_at_the_next_request(world: World) -> None:
+    await world.start(ADMIN_GROUPS="admins")
+    await world.make("keeper", isAdmin=True)
+    await world.ask(person("alice", "admins"))
+    assert (await world.user("alice"))["isAdmin"] is True
+    await world.ask(person("alice"))
+    assert (await world.user("alice"))["isAdmin"] is False
+    await world.ask(person("alice", "admins"))
+    assert (await world.user("alice"))["isAdmin"] is True
+    changes = [change for event in world.told(AccountChanged) for change in event.changes]
+    assert changes == ["isAdmin: True → False", "isAdmin: False → True"]
+
+
+async def test_the_last_admin_beside_the_shim_is_not_demoted(world: World) -> None:
+    await world.start(ADMIN_GROUPS="admins")
+    await world.ask(person("alice", "admins"))
+    assert await world.ask(person("alice")) == "alice"
+    assert (await world.user("alice"))["isAdmin"] is True
+    assert len(world.told(DemotionWithheld)) == 1
+    await world.ask(person("bob", "admins"))
+    await world.accounts.ground.reconcile()
+    assert (await world.user("alice"))["isAdmin"] is False
+
+
+async def test_the_last_admin_is_demoted_where_the_settings_say_so(world: World) -> None:
+    await world.start(ADMIN_GROUPS="admins", ALLOW_LAST_ADMIN_DEMOTION="true")
+    await world.ask(person("alice", "admins"))
+    await world.ask(person("alice"))
+    assert (await world.user("alice"))["isAdmin"] is False
+
+
+async def test_without_admin_groups_the_right_is_nobodys_business(world: World) -> None:
+    await world.start()
+    await world.ask(person("alice"))
+    await world.change("alice", isAdmin=True)
+    await world.ask(person("alice", "x", display="Alice"))
+    await world.accounts.ground.reconcile()
+    assert (await world.user("alice"))["isAdmin"] is True
+
+
+async def test_what_was_changed_by_hand_stays_and_no_field_is_lost(world: World) -> None:
+    await world.start()
+    await world.ask(person("alice", display="Alice", email="a@example.com"))
+    await world.page("alice")
+    by_hand = {"name": "Own Name", "scrobbleFilter": '{"all":[{"is":{"loved":true}}]}'}
+    await world.change("alice", **by_hand)
+    before = await world.user("alice")
+    await world.ask(person("alice", display="Alice", email="b@example.com"))
+    after = await world.user("alice")
+    assert (after["name"], after["email"]) == ("Own Name", "b@example.com")
+    for user in (before, after):
+        user.pop("updatedAt")
+        user.pop("email")
+        user.pop("lastAccessAt")
+    assert after == before
+
+
+async def test_libraries_follow_the_groups(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start(LIBRARY_GROUPS='{"family": ["Family", 1], "kids": ["Kids"], "odd": ["None"]}')
+    await world.ask(person("alice", "family"))
+    await world.ask(person("bob", "kids", "x"))
+    await world.ask(person("carol", "x"))
+    assert await _libraries(world, "alice") == [1, 2]
+    assert await _libraries(world, "bob") == [3]
+    assert await _libraries(world, "carol") == [1]
+    await world.ask(person("alice", "kids"))
+    assert await _libraries(world, "alice") == [3]
+    await world.ask(person("alice"))
+    assert await _libraries(world, "alice") == [1]
+    assert "libraries: Kids → Music Library" in world.told(AccountChanged)[-1].changes
+    await world.ask(person("alice", "odd"))
+    assert await _libraries(world, "alice") == [1]
+
+
+async def _libraries(world: World, name: str) -> list[int]:
+    return [library["id"] for library in (await world.user(name))["libraries"]]

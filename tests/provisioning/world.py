@@ -1,0 +1,175 @@
+"""A Navidrome with a shim's accounts before it, and what tests do to both and look at."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shim.audit.events import Event
+from shim.provisioning.building import AccountParts, build_accounts
+from shim.proxy.gate import Account, Asker, Refusal
+from shim.settings import load
+from shim.trust.identity import Identity
+from shim.trust.reasons import Reason
+from tests.provisioning.servers import ADMIN, Server, StandInServer, client_of
+
+E = TypeVar("E", bound=Event)
+ASKER = Asker("192.0.2.9", "r-1")
+VERIFIED = Asker("192.0.2.9", "r-1", verified=True)
+
+
+def person(
+    name: str,
+    *groups: str,
+    uid: str = "",
+    display: str | None = None,
+    email: str | None = None,
+) -> Identity:
+    """An identity as the provider gives it; its uid is made from the name where none is given."""
+    return Identity(name, display, email, groups, uid or f"uid-of-{name.lower()}")
+
+
+class World:
+    """One server, one store, and the gates that were started over them, one after the other."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self.events: list[Event] = []
+        self.accounts: AccountParts
+        self.folder = folder
+        self._client = client_of(server.upstream)
+        self._running: AccountParts | None = None
+        self._settings: dict[str, str] = {}
+
+    # the shim
+
+    async def start(self, **settings: str) -> AccountParts:
+        """Start the shim's accounts, with these settings, their prefix left out."""
+        self.use(**settings)
+        loaded = load(self.environment())
+        self.accounts = self._running = build_accounts(loaded, self.events.append)
+        await self.accounts.gate.start()
+        return self.accounts
+
+    def use(self, **settings: str) -> None:
+        """Use these settings from now on, where there are any."""
+        self._settings = settings or self._settings
+
+    def environment(self) -> dict[str, str]:
+        """The shim's settings as they stand in an environment."""
+        settings = {
+            "UPSTREAM": self.server.upstream,
+            "DATABASE_URL": f"sqlite:///{self.folder}/shim.db",
+            "REVERSE_PROXY_WHITELIST": "127.0.0.1",
+            "PROVISIONING_TIMEOUT": "20",
+            **self._settings,
+        }
+        return {f"SHIM_{name}": value for name, value in settings.items()}
+
+    async def stop(self) -> None:
+        """Stop it; the store and the server stay as they are."""
+        running, self._running = self._running, None
+        if running is not None:
+            await running.gate.stop()
+
+    async def restart(self, **settings: str) -> AccountParts:
+        await self.stop()
+        return await self.start(**settings)
+
+    async def close(self) -> None:
+        await self.stop()
+        await self._client.aclose()
+        await self.server.stop()
+
+    # requests
+
+    async def ask(self, identity: Identity, asker: Asker = ASKER) -> str | Refusal:
+        """What a request of this identity comes to: the account's name, or the refusal."""
+        gate = self.accounts.gate
+        answer = gate.known(identity) or await gate.ensure(identity, asker)
+        return answer.user_name.decode() if isinstance(answer, Account) else answer
+
+    async def reason(self, identity: Identity, asker: Asker = ASKER) -> Reason | str:
+        """The reason of the refusal, or the account's name."""
+        answer = await self.ask(identity, asker)
+        return answer.reason if isinstance(answer, Refusal) else answer
+
+    def told(self, kind: type[E]) -> list[E]:
+        """The events of one kind, so far."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    # the server
+
+    async def users(self) -> dict[str, dict[str, Any]]:
+        """Every user of the server but the shim's, by name."""
+        answer = await self.call("GET", "/api/user")
+        return {user["userName"]: user for user in answer if user["userName"] != ADMIN}
+
+    async def users_as(self, admin: str) -> dict[str, dict[str, Any]]:
+        """Every user of the server, as this admin sees them."""
+        answer = await self.call("GET", "/api/user", user=admin)
+        return {user["userName"]: user for user in answer}
+
+    async def make_first(self, name: str = ADMIN, password: str = "pw") -> None:
+        """Make the first admin of an empty server."""
+        first = {"username": name, "password": password}
+        answer = await self._client.post("/auth/createAdmin", json=first)
+        assert answer.status_code == 200, answer.text
+
+    async def user(self, name: str) -> dict[str, Any]:
+        return (await self.users())[name]
+
+    async def make(self, name: str, password: str = "pw", /, **fields: object) -> str:
+        """Make a user by hand."""
+        body = {"userName": name, "name": name, "password": password, **fields}
+        made: dict[str, str] = await self.call("POST", "/api/user", body)
+        return made["id"]
+
+    async def change(self, name: str, /, **fields: object) -> None:
+        """Change a user by hand."""
+        user = await self.user(name)
+        await self.call("PUT", f"/api/user/{user['id']}", {**user, **fields})
+
+    async def delete(self, name: str) -> None:
+        """Delete a user by hand."""
+        await self.call("DELETE", f"/api/user/{(await self.user(name))['id']}")
+
+    async def call(self, method: str, path: str, body: object = None, user: str = ADMIN) -> Any:
+        """An API call, by header."""
+        answer = await self._client.request(method, path, json=body, headers={"Remote-User": user})
+        assert answer.status_code == 200, (answer.status_code, answer.text)
+        return answer.json()
+
+    async def opens(self, name: str, password: str) -> bool:
+        """Whether a Subsonic token of that password is let in."""
+        digest = hashlib.md5(f"{password}salt".encode()).hexdigest()
+        query: Mapping[str, str] = {
+            "v": "1.16.1",
+            "c": "x",
+            "f": "json",
+            "u": name,
+            "t": digest,
+            "s": "salt",
+        }
+        answer = await self._client.get("/rest/ping", params=query)
+        return bool(answer.json()["subsonic-response"]["status"] == "ok")
+
+    async def page(self, user: str | None) -> str:
+        """The web app's page, which logs its user in."""
+        headers = {} if user is None else {"Remote-User": user}
+        return (await self._client.get("/app/", headers=headers)).text
+
+    @property
+    def stand_in(self) -> StandInServer:
+        assert isinstance(self.server, StandInServer)
+        return self.server
+
+
+async def until(holds: Callable[[], bool], within: float = 10.0) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(within):
+        while not holds():  # noqa: ASYNC110 - anything may make it hold
+            await asyncio.sleep(0.01)

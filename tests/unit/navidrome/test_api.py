@@ -1,0 +1,284 @@
+"""Navidrome's API as a client: what it sends, what it takes for an answer, how it says what went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shim.demo.navidrome import Fault, FaultKind, StandIn, StandInOptions
+from shim.navidrome.api import AUTOGEN, Navidrome, Standing, generated_password
+from shim.navidrome.errors import (
+    NameTaken,
+    NavidromeError,
+    NotAuthenticated,
+    PermissionDenied,
+    Refused,
+    Unavailable,
+)
+from shim.navidrome.models import NewUser, User, read_user
+from shim.navidrome.session import HeaderSession, LoginSession
+from shim.navidrome.transport import Transport
+from shim.settings import Upstream
+
+OWN = "navidrome-shim"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[StandIn]:
+    async with StandIn(StandInOptions(base_path="/music", login_limit=5)) as stand_in:
+        yield stand_in
+
+
+def transport_to(server: StandIn) -> Transport:
+    return Transport(Upstream("http", "127.0.0.1", server.port), "/music", timeout=1)
+
+
+@pytest.fixture
+async def api(server: StandIn) -> AsyncIterator[Navidrome]:
+    one = Navidrome(transport_to(server), HeaderSession("Remote-User", OWN), "Remote-User")
+    assert await one.create_admin(OWN, "secret")
+    yield one
+    await one.close()
+
+
+async def made(api: Navidrome, name: str, *, admin: bool = False) -> User:
+    made_id = await api.create(NewUser(f"id-of-{name}", name, name, "", admin), "pw")
+    user = await api.user(made_id)
+    assert user is not None
+    return user
+
+
+async def test_the_first_admin_is_made_once(api: Navidrome) -> None:
+    assert not await api.create_admin("second", "secret")
+
+
+async def test_users_are_made_read_written_and_deleted(api: Navidrome) -> None:
+    user = await made(api, "alice")
+    assert user.id == "id-of-alice" and not user.is_admin
+    after = await api.write(user, {"email": "a@example.com"})
+    assert (after.email, after.name, after.created_at) == (
+        "a@example.com",
+        user.name,
+        user.created_at,
+    )
+    await api.delete(user.id)
+    await api.delete(user.id)
+    assert await api.user(user.id) is None
+
+
+async def test_a_name_that_is_taken_is_told_apart(api: Navidrome) -> None:
+    await made(api, "alice")
+    bob = await made(api, "bob")
+    with pytest.raises(NameTaken):
+        await api.create(NewUser("other", "ALICE", "", "", is_admin=False), "pw")
+    with pytest.raises(NameTaken):
+        await api.write(bob, {"userName": "Alice"})
+
+
+async def test_a_user_without_a_name_is_never_written(api: Navidrome) -> None:
+    alice = await made(api, "alice")
+    with pytest.raises(ValueError, match="without a name"):
+        await api.write(alice, {"userName": ""})
+
+
+async def test_an_empty_password_is_found_out(api: Navidrome) -> None:
+    await made(api, "alice")
+    await api.create(NewUser("hole", "hole", "", "", is_admin=False), "")
+    assert await api.opens_without_password("hole")
+    assert not await api.opens_without_password("alice")
+    assert not await api.opens_without_password("nobody")
+
+
+async def test_libraries_are_listed_and_set(api: Navidrome) -> None:
+    [library] = await api.libraries()
+    assert (library.id, library.name, library.default) == (1, "Music Library", True)
+    alice = await made(api, "alice")
+    await api.set_libraries(alice.id, {1})
+    with pytest.raises(Refused, match="one or more library IDs are invalid"):
+        await api.set_libraries(alice.id, {9})
+
+
+async def test_what_the_header_is_worth_is_told(server: StandIn, api: Navidrome) -> None:
+    assert await api.standing(OWN) is Standing.KNOWN
+    assert await api.standing("nobody") is Standing.UNKNOWN_USER
+    other = Navidrome(transport_to(server), HeaderSession("X-Other", OWN), "X-Other")
+    assert await other.standing(OWN) is Standing.UNTRUSTED
+    with pytest.raises(NotAuthenticated, match="Not authenticated"):
+        await other.users()
+    await other.close()
+
+
+async def test_whether_the_server_is_empty_is_asked_without_making_anybody(
+    server: StandIn,
+) -> None:
+    api = Navidrome(transport_to(server), HeaderSession("Remote-User", OWN), "Remote-User")
+    assert await api.is_empty() is True
+    assert not server.accounts.by_id
+    await api.create_admin(OWN, "secret")
+    assert await api.is_empty() is False
+    await api.close()
+
+
+async def test_who_is_no_admin_is_told_apart(server: StandIn, api: Navidrome) -> None:
+    await made(api, "alice")
+    alice = Navidrome(transport_to(server), HeaderSession("Remote-User", "alice"), "Remote-User")
+    with pytest.raises(PermissionDenied):
+        await alice.users()
+    await alice.close()
+
+
+# sessions
+
+
+def logged_in(server: StandIn, password: str = "secret") -> Navidrome:
+    transport = transport_to(server)
+    return Navidrome(transport, LoginSession(transport, OWN, lambda: password), "Remote-User")
+
+
+def logins(server: StandIn) -> int:
+    return sum(seen.target.endswith("/auth/login") for seen in server.seen)
+
+
+@pytest.mark.usefixtures("api")
+async def test_a_login_is_made_once_and_its_token_kept(server: StandIn) -> None:
+    other = logged_in(server)
+    for _ in range(3):
+        assert len(await other.users()) == 1
+    assert logins(server) == 1
+    assert not any(
+        name.lower() == "remote-user"
+        for seen in server.seen
+        if seen.target.startswith("/music/api/")
+        for name, _ in seen.headers
+    )
+    await other.close()
+
+
+@pytest.mark.usefixtures("api")
+async def test_a_token_that_is_not_taken_any_more_is_replaced_once(server: StandIn) -> None:
+    other = logged_in(server)
+    await other.users()
+    session = other._session
+    assert isinstance(session, LoginSession)
+    session._token = "eyJhbGciOiJIUzI1NiJ9.e30.x"
+    assert await other.users()
+    assert logins(server) == 2
+    await other.close()
+
+
+@pytest.mark.usefixtures("api")
+async def test_a_wrong_password_is_said_and_not_tried_again_at_once(server: StandIn) -> None:
+    other = logged_in(server, "not-the-one")
+    with pytest.raises(NotAuthenticated, match="Invalid username or password") as raised:
+        await other.users()
+    assert "not-the-one" not in str(raised.value)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="Invalid username or password"):
+            await other.users()
+    assert logins(server) == 1
+    await other.close()
+
+
+@pytest.mark.usefixtures("api")
+async def test_the_login_limit_is_waited_for(server: StandIn) -> None:
+    for _ in range(5):
+        one = logged_in(server)
+        await one.users()
+        await one.close()
+    late = logged_in(server)
+    with pytest.raises(Unavailable, match="AuthRequestLimit") as raised:
+        await late.users()
+    assert raised.value.retry_after > 1
+    await late.close()
+
+
+# failures
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (FaultKind.SERVER_ERROR, "answered 500"),
+        (FaultKind.HTML, "no JSON"),
+        (FaultKind.TRUNCATED_JSON, "no JSON"),
+        (FaultKind.CUT, "RemoteProtocolError"),
+        (FaultKind.NOTHING, "GET /api/user"),
+        (FaultKind.REDIRECT, "answered 302"),
+        (FaultKind.HANG, "no answer within 1 s"),
+    ],
+)
+async def test_what_is_no_answer_is_said(
+    server: StandIn, api: Navidrome, kind: FaultKind, said: str
+) -> None:
+    server.fault = Fault(kind)
+    with pytest.raises(Unavailable, match=said):
+        await api.users()
+
+
+async def test_a_read_is_tried_again_and_a_write_is_not(server: StandIn, api: Navidrome) -> None:
+    server.fault = Fault(FaultKind.NOTHING, times=2)
+    assert await api.users()
+    server.fault = Fault(FaultKind.NOTHING, times=1)
+    server.seen.clear()
+    with pytest.raises(Unavailable) as raised:
+        await api.create(NewUser("x", "x", "", "", is_admin=False), "pw")
+    assert raised.value.sent
+    assert len(server.seen) == 1
+
+
+async def test_a_server_that_is_not_there_is_left_alone_after_a_while(server: StandIn) -> None:
+    api = Navidrome(transport_to(server), HeaderSession("Remote-User", OWN), "Remote-User")
+    await server.stop()
+    for _ in range(5):
+        with pytest.raises(Unavailable, match=r"not reached|left alone") as raised:
+            await api.users()
+        assert not raised.value.sent
+    assert api._transport.breaker.is_open
+    await api.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [None, [], {}, {"id": 1}, {"id": "x", "userName": None}, {"id": "x", "libraries": "no"}],
+)
+def test_what_is_no_user_is_none(said: object) -> None:
+    with pytest.raises(NavidromeError):
+        read_user(said)
+
+
+def test_a_user_keeps_fields_that_nobody_knows() -> None:
+    said = {
+        "id": "1",
+        "userName": "a",
+        "name": "",
+        "email": "",
+        "createdAt": "t",
+        "updatedAt": "t",
+        "new": {"x": 1},
+        "libraries": [{"id": 2, "name": "L"}],
+    }
+    user = read_user(said)
+    assert user.record["new"] == {"x": 1} and "libraries" not in user.record
+    assert user.libraries == {2}
+
+
+def test_a_generated_password_is_random_and_marked() -> None:
+    first, second = generated_password(), generated_password()
+    assert first != second
+    assert first.startswith(AUTOGEN) and len(first) - len(AUTOGEN) >= 43
+
+
+async def test_neither_password_nor_token_is_in_what_is_shown(
+    server: StandIn, api: Navidrome, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    other = logged_in(server, "secret-of-the-shim")
+    with pytest.raises(NavidromeError) as raised:
+        await other.users()
+    alice = await made(api, "alice")
+    await api.write(alice, {}, "a-fresh-password")
+    for shown in (caplog.text, repr(raised.value), repr(alice), repr(other)):
+        assert "secret-of-the-shim" not in shown and "a-fresh-password" not in shown
+    await other.close()

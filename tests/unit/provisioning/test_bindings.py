@@ -1,0 +1,222 @@
+"""Bindings, intents and resting names: in memory what is in the store, and across processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shim.provisioning.bindings import Bindings, Busy
+from shim.provisioning.owner import LEASE_SECONDS, may_live, new_owner
+from shim.provisioning.records import Binding, BindingState, Intent, IntentKind, Rest, Written
+from shim.store.database import Database
+from shim.trust.identity import Identity
+
+HERE = socket.gethostname()
+ELSEWHERE = "elsewhere/1/x"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Callable[..., Bindings]]:
+    """Makes the bindings of one process more, over the same store."""
+    databases = []
+
+    def make(owner: str = "", clock: Callable[[], float] | None = None) -> Bindings:
+        database = Database(f"sqlite:///{tmp_path / 'shim.db'}")
+        database.open()
+        databases.append(database)
+        return Bindings(database, owner or new_owner(), clock or Clock())
+
+    yield make
+    for database in databases:
+        database.close()
+
+
+def binding(name: str = "Alice", uid: str | None = "u", account: str = "id") -> Binding:
+    return Binding(
+        uid=uid,
+        navidrome_id=account,
+        user_name=name,
+        claimed_name=name,
+        made=True,
+        first_seen=1,
+        last_seen=2,
+        identity=Identity(name, "Ä", None, ("g", "h"), uid),
+        written=Written("Ä"),
+    )
+
+
+def intent(owner: str, key: str = "create alice", since: float = 1000.0) -> Intent:
+    return Intent(
+        key=key,
+        kind=IntentKind.CREATE,
+        navidrome_id=f"of {owner}",
+        uid="u",
+        owner=owner,
+        since=since,
+    )
+
+
+async def test_what_is_put_is_found_again_by_everything(opened: Callable[..., Bindings]) -> None:
+    first = opened()
+    await first.load()
+    stored = await first.put(binding())
+    second = opened()
+    await second.load()
+    for one in (first, second):
+        assert one.of_uid("u") == one.of_name("alice") == one.of_account("id") == stored
+    renamed = await first.put(replace(stored, user_name="Bob", state=BindingState.REFUSED))
+    assert first.of_name("alice") is None and first.of_name("bob") == renamed
+    await first.forget(renamed, Rest("bob", "id", "u", 2000))
+    assert first.of_uid("u") is None and len(first) == 0
+    assert first.rest_of("bob") is not None
+
+
+async def test_what_another_process_changed_is_seen_and_told(
+    opened: Callable[..., Bindings],
+) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    await first.put(binding())
+    await first.put(binding("Bob", "v", "id2"))
+    await second.load()
+    assert await second.refresh() == frozenset()
+    found = second.of_uid("u")
+    assert found is not None
+    await second.put(found.released())
+    assert await second.refresh() == frozenset()
+    assert await first.refresh() == {"u"}
+    assert first.of_uid("u") is None
+    assert first.of_name("alice") == replace(found.released(), id=found.id)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        binding("Other", "u", "other"),
+        binding("ALICE", "other", "other"),
+        binding("Other", "other", "id"),
+    ],
+)
+async def test_no_two_processes_bind_one_person_one_name_or_one_account(
+    opened: Callable[..., Bindings], other: Binding
+) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    await second.load()
+    await first.put(binding())
+    with pytest.raises(Busy):
+        await second.put(other)
+
+
+async def test_what_was_unlinked_elsewhere_is_not_linked_again_by_a_late_write(
+    opened: Callable[..., Bindings],
+) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    stored = await first.put(binding())
+    await second.load()
+    await second.put(stored.released())
+    with pytest.raises(Busy):
+        await first.put(replace(stored, last_seen=9.0))
+    await first.refresh()
+    assert first.of_uid("u") is None
+
+
+async def test_two_who_are_linked_to_nobody_stand_beside_each_other(
+    opened: Callable[..., Bindings],
+) -> None:
+    bindings = opened()
+    await bindings.load()
+    await bindings.put(binding("A", None, "1"))
+    await bindings.put(binding("B", None, "2"))
+    assert len(bindings) == 2
+
+
+async def test_an_intent_keeps_other_processes_out(opened: Callable[..., Bindings]) -> None:
+    first, second = opened(ELSEWHERE), opened()
+    opened_by_first = await first.open_intent(intent(ELSEWHERE))
+    with pytest.raises(Busy):
+        await second.open_intent(intent(second.owner))
+    await first.close_intent(opened_by_first)
+    await second.open_intent(intent(second.owner))
+
+
+async def test_an_intent_that_was_left_is_taken_up_under_its_own_id(
+    opened: Callable[..., Bindings],
+) -> None:
+    clock = Clock()
+    first, second = opened(ELSEWHERE), opened("", clock)
+    await first.open_intent(intent(ELSEWHERE))
+    clock.now += LEASE_SECONDS + 1
+    taken = await second.open_intent(intent(second.owner))
+    assert taken.navidrome_id == f"of {ELSEWHERE}" and taken.owner == second.owner
+    await first.close_intent(intent(ELSEWHERE))
+    await first.load()
+    assert first.intents() == (taken,)
+
+
+async def test_a_binding_ends_its_intent_in_one_step(opened: Callable[..., Bindings]) -> None:
+    bindings = opened()
+    await bindings.load()
+    begun = await bindings.open_intent(intent(bindings.owner))
+    await bindings.put(binding(), ends=begun)
+    assert bindings.intents() == ()
+    again = opened()
+    await again.load()
+    assert again.intents() == ()
+
+
+async def test_a_name_rests_until_its_time_is_over(opened: Callable[..., Bindings]) -> None:
+    clock = Clock()
+    bindings = opened("", clock)
+    await bindings.rest([Rest("alice", "id", None, 1010)])
+    assert bindings.rest_of("alice") is not None
+    clock.now = 1011
+    assert bindings.rest_of("alice") is None
+    await bindings.rest([])
+    again = opened("", Clock())
+    await again.load()
+    assert again.rest_of("alice") is None
+
+
+async def test_when_somebody_was_seen_is_no_news_to_others(
+    opened: Callable[..., Bindings],
+) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    stored = await first.put(binding())
+    await second.load()
+    await first.saw({stored.id: 99.0})
+    assert await second.refresh() == frozenset()
+    found = first.of_uid("u")
+    assert found is not None and found.last_seen == 99.0
+
+
+@pytest.mark.parametrize(
+    ("owner", "since", "alive"),
+    [
+        ("elsewhere/1/x", 1000.0, True),
+        ("elsewhere/1/x", 1000.0 - LEASE_SECONDS - 1, False),
+        (f"{HERE}/{os.getpid()}/before", 1000.0, False),
+        (f"{HERE}/{os.getppid()}/x", 1000.0, True),
+        (f"{HERE}/999999999/x", 1000.0, False),
+        ("elsewhere/1/x", 5000.0, False),
+    ],
+    ids=["elsewhere", "too old", "this process before", "alive", "dead", "in the future"],
+)
+def test_who_may_still_be_at_work(owner: str, since: float, alive: bool) -> None:
+    mine = f"{HERE}/{os.getpid()}/mine"
+    assert may_live(owner, mine, since, 1000.0) is alive
+    assert may_live(mine, mine, since, 1000.0)

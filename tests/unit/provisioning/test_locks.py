@@ -1,0 +1,49 @@
+"""Locks by key."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shim.provisioning.locks import KeyLocks
+
+
+async def test_one_key_is_held_by_one_at_a_time_and_others_do_not_wait() -> None:
+    locks, order = KeyLocks(), []
+
+    async def hold(name: str, *keys: str) -> None:
+        async with locks.held(*keys):
+            order.append(f"{name} in")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            order.append(f"{name} out")
+
+    await asyncio.gather(hold("a", "x", "y"), hold("b", "y", "z"), hold("c", "w"))
+    assert order.index("a out") < order.index("b in")
+    assert order.index("c in") < order.index("a out")
+
+
+async def test_crossed_keys_do_not_wait_in_a_circle() -> None:
+    locks = KeyLocks()
+
+    async def hold(*keys: str) -> None:
+        async with locks.held(*keys):
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(hold("x", "y") if n % 2 else hold("y", "x") for n in range(50)))
+
+
+async def test_nothing_is_kept_of_keys_that_nobody_holds() -> None:
+    locks = KeyLocks()
+    async with locks.held("x"):
+        waiter = asyncio.create_task(_hold(locks))
+        await asyncio.sleep(0)
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+        assert len(locks) == 1
+    assert len(locks) == 0
+
+
+async def _hold(locks: KeyLocks) -> None:
+    async with locks.held("x"):
+        pass

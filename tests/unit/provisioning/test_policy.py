@@ -1,0 +1,188 @@
+"""What the settings say of accounts, as tables of cases."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from shim.navidrome.models import Library, User
+from shim.provisioning.policy import (
+    AccountPolicy,
+    account_policy,
+    field_changes,
+    is_carried,
+    usable_email,
+    written_of,
+)
+from shim.provisioning.records import NOTHING_WRITTEN, Written
+from shim.settings import load
+from shim.trust.identity import Identity
+
+LIBRARIES = (Library(1, "Music", default=True), Library(2, "Family"), Library(3, "2"))
+
+
+def user(name: str = "alice", *, admin: bool = False, display: str = "Alice") -> User:
+    return User("1", name, display, "a@example.com", admin, "t", "t", frozenset({1}), {})
+
+
+def identity(*groups: str, name: str | None = None, email: str | None = None) -> Identity:
+    return Identity("alice", name, email, groups, "u")
+
+
+def test_the_settings_are_compiled() -> None:
+    policy = account_policy(
+        load(
+            {
+                "SHIM_NAVIDROME_ADMIN_USERNAME": "Chief",
+                "SHIM_PROTECTED_USERS": "Boss,root",
+                "SHIM_NAME_REST_HOURS": "2",
+                "SHIM_PROVISIONING_FAILURE": "open",
+            }
+        )
+    )
+    assert policy.reserved == {"navidrome-shim", "chief", "boss", "root"}
+    assert policy.rest_seconds == 7200 and policy.lets_pass
+    assert policy.reserves("BOSS") and not policy.reserves("boss2")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "groups", "expected"),
+    [
+        ((), (), True),
+        ((), ("x",), True),
+        (("a",), (), False),
+        (("a",), ("x",), False),
+        (("a", "b"), ("x", "b"), True),
+        (("a",), ("A",), False),
+    ],
+)
+def test_who_may_in(allowed: tuple[str, ...], groups: tuple[str, ...], expected: bool) -> None:
+    assert AccountPolicy(allowed_groups=frozenset(allowed)).allows(identity(*groups)) is expected
+
+
+def test_admins_are_nobodys_business_without_admin_groups() -> None:
+    assert AccountPolicy().admin(identity("admins")) is None
+    policy = AccountPolicy(admin_groups=frozenset({"admins"}))
+    assert policy.admin(identity("admins")) is True
+    assert policy.admin(identity("x")) is False
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (("family",), {2}),
+        (("family", "names"), {2, 3}),
+        (("ids",), {1, 2}),
+        (("x",), {1}),
+        ((), {1}),
+        (("lost",), None),
+    ],
+)
+def test_libraries_by_group(groups: tuple[str, ...], expected: set[int] | None) -> None:
+    named: dict[str, tuple[str | int, ...]] = {
+        "family": ("Family",),
+        "ids": (1, 2),
+        "names": ("2",),
+        "lost": ("Nowhere",),
+    }
+    policy = AccountPolicy(library_groups=named)
+    assert policy.libraries(identity(*groups), LIBRARIES) == expected
+    assert policy.unknown_libraries(LIBRARIES) == ("Nowhere",)
+    assert AccountPolicy().libraries(identity("family"), LIBRARIES) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "verified", "expected"),
+    [
+        ("jwt", True, True),
+        ("jwt", False, False),
+        ("headers", False, True),
+        ("off", True, False),
+    ],
+)
+def test_renames(setting: Literal["jwt", "headers", "off"], verified: bool, expected: bool) -> None:
+    assert AccountPolicy(follow_renames=setting).follows(verified=verified) is expected
+
+
+@pytest.mark.parametrize(
+    ("link", "admin", "released", "allowed"),
+    [
+        ("none", False, False, False),
+        ("users", False, False, True),
+        ("users", True, False, False),
+        ("all", True, False, True),
+        ("none", False, True, True),
+        ("users", True, True, False),
+        ("all", True, True, True),
+    ],
+)
+def test_claims(
+    link: Literal["none", "users", "all"], admin: bool, released: bool, allowed: bool
+) -> None:
+    policy = AccountPolicy(link_existing=link)
+    why_not = policy.why_not_linked(user(admin=admin), identity(), released=released)
+    assert (why_not is None) is allowed
+
+
+@pytest.mark.parametrize(
+    ("one", "written", "expected"),
+    [
+        (identity(), NOTHING_WRITTEN, {}),
+        (identity(name="Other"), NOTHING_WRITTEN, {"name": "Other"}),
+        (identity(name="Other"), Written("Other"), {}),
+        (identity(name="Alice"), Written("Other"), {}),
+        (identity(name=""), NOTHING_WRITTEN, {}),
+        (identity(email="b@example.com"), NOTHING_WRITTEN, {"email": "b@example.com"}),
+        (identity(email="b@example.com"), Written(None, "b@example.com"), {}),
+        (identity(email="none"), NOTHING_WRITTEN, {}),
+        (identity(email=""), NOTHING_WRITTEN, {}),
+    ],
+)
+def test_a_field_is_written_where_the_provider_changed_it(
+    one: Identity, written: Written, expected: dict[str, object]
+) -> None:
+    assert field_changes(one, user(), written, AccountPolicy()) == expected
+
+
+def test_a_right_is_always_what_the_groups_say() -> None:
+    policy = AccountPolicy(admin_groups=frozenset({"admins"}))
+    assert field_changes(identity("admins"), user(), NOTHING_WRITTEN, policy) == {"isAdmin": True}
+    up = user(admin=True)
+    assert field_changes(identity(), up, NOTHING_WRITTEN, policy) == {"isAdmin": False}
+    assert field_changes(identity("admins"), up, NOTHING_WRITTEN, policy) == {}
+
+
+def test_what_was_written_is_kept_where_nothing_new_came() -> None:
+    before = Written("Old", "old@example.com")
+    assert written_of(identity(), before) == before
+    assert written_of(identity(name="New", email="none"), before) == Written(
+        "New", "old@example.com"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "carried"),
+    [
+        ("alice", True),
+        ("with blank", True),
+        ("Ünï\U0001f3b5", True),
+        ("", False),
+        (" alice", False),
+        ("alice\t", False),
+        ("al\r\nRemote-User: admin", False),
+        ("a\x00b", False),
+        ("a\x7f", False),
+        ("a\n", False),
+    ],
+)
+def test_names_that_a_header_carries(name: str, carried: bool) -> None:
+    assert is_carried(name) is carried
+
+
+@pytest.mark.parametrize(
+    ("email", "usable"),
+    [("a@b", True), ("a@b@c", False), ("a b@c", False), ("@b", False), ("a", False), (None, False)],
+)
+def test_emails(email: str | None, usable: bool) -> None:
+    assert usable_email(email) == (email if usable else None)

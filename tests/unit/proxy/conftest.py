@@ -1,0 +1,37 @@
+"""A Navidrome that the test answers for, and the data plane before it; on uvloop, as it is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+import pytest
+import uvloop
+
+from tests.unit.proxy.front import Front, front_before
+from tests.unit.proxy.navidrome_end import Navidrome, navidrome_on_a_socket
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_raised_in_the_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a callback raises is only logged: here it is a failure."""
+    yield
+    records = caplog.get_records("call") + caplog.get_records("teardown")
+    raised = [record.getMessage() for record in records if record.name == "asyncio"]
+    assert not raised, raised
+
+
+@pytest.fixture
+async def navidrome() -> AsyncIterator[Navidrome]:
+    async with navidrome_on_a_socket() as served:
+        yield served
+
+
+@pytest.fixture
+async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
+    async with front_before(navidrome) as made:
+        yield made

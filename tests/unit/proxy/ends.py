@@ -1,0 +1,174 @@
+"""One end of a connection, in the hands of a test: nothing is read or sent unless it says so.
+
+Plain sockets on the test's own loop, so that a reader can be slow, a head can be cut anywhere, and a
+connection can be reset. Of HTTP this knows how chunks are read, which both sides do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+PATIENCE = 5.0
+"""Seconds after which a wait is a failure. No test that passes gets anywhere near."""
+_PIECE = 1 << 18
+
+
+class Wire(Protocol):
+    """What carries the bytes."""
+
+    async def receive(self) -> bytes: ...
+    async def send(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class PlainWire:
+    """A socket without TLS."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def receive(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.sock, _PIECE)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class StreamWire:
+    """A connection that asyncio's streams hold, TLS or not."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def receive(self) -> bytes:
+        return await self._reader.read(_PIECE)
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.transport.abort()
+
+
+class End:
+    """One end of a connection. `received` is everything that was read so far."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._rest = bytearray()
+        self.received = bytearray()
+
+    async def send(self, *pieces: bytes) -> None:
+        """Send pieces, each on its own: the other side gets to read between two of them."""
+        async with asyncio.timeout(PATIENCE):
+            for piece in pieces:
+                await self._wire.send(piece)
+                await turns(3)
+
+    async def send_each_byte(self, data: bytes) -> None:
+        await self.send(*(data[at : at + 1] for at in range(len(data))))
+
+    async def read_until(self, mark: bytes) -> bytes:
+        """Everything up to `mark`, with it. Raises EOFError where the other side ends first."""
+        while (at := self._rest.find(mark)) < 0:
+            await self._more()
+        return self._take(at + len(mark))
+
+    async def read_exactly(self, count: int) -> bytes:
+        while len(self._rest) < count:
+            await self._more()
+        return self._take(count)
+
+    async def read_some(self) -> bytes:
+        """At least one byte."""
+        if not self._rest:
+            await self._more()
+        return self._take(len(self._rest))
+
+    async def read_to_end(self) -> bytes:
+        """Everything up to the other side's clean end. Raises ConnectionError where there is none."""
+        try:
+            while True:
+                await self._more()
+        except EOFError:
+            return self._take(len(self._rest))
+
+    async def read_to_reset(self) -> bytes:
+        """Everything up to a reset. Raises AssertionError where the end is clean."""
+        try:
+            await self.read_to_end()
+        except ConnectionError:
+            return self._take(len(self._rest))
+        raise AssertionError("the connection ended cleanly")
+
+    async def chunk(self) -> bytes:
+        """One chunk's bytes; empty at the last. A trailer would be a failure."""
+        size = int((await self.read_until(b"\r\n"))[:-2], 16)
+        data = await self.read_exactly(size + 2)
+        assert data[-2:] == b"\r\n"
+        return data[:-2]
+
+    async def chunks(self) -> bytes:
+        """A whole chunked body."""
+        body = bytearray()
+        while chunk := await self.chunk():
+            body += chunk
+        return bytes(body)
+
+    def finish(self) -> None:
+        """Send FIN, and go on reading."""
+        assert isinstance(self._wire, PlainWire)
+        self._wire.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Send RST."""
+        assert isinstance(self._wire, PlainWire)
+        linger = struct.pack("ii", 1, 0)
+        self._wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._wire.close()
+
+    def close(self) -> None:
+        self._wire.close()
+
+    async def _more(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            data = await self._wire.receive()
+        if not data:
+            raise EOFError
+        self._rest += data
+        self.received += data
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self._rest[:count])
+        del self._rest[:count]
+        return data
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop go round until this holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def turns(count: int) -> None:
+    """Let the loop go round, so that whoever can read does."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def cuts(data: bytes) -> Iterable[tuple[bytes, bytes]]:
+    """The data in two pieces, cut at every place."""
+    return ((data[:at], data[at:]) for at in range(1, len(data)))

@@ -1,0 +1,191 @@
+"""The shim's own answers: in the form that the asker reads, with an id that stands in the log."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from shim.proxy.limits import Limits
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import Answer, get, request
+from tests.unit.proxy.front import EDGE, Front, front_before, policy
+from tests.unit.proxy.navidrome_end import Navidrome
+
+_SUBSONIC = "{http://subsonic.org/restapi}"
+
+
+async def down(front: Front, navidrome: Navidrome, target: str, method: str = "GET") -> Answer:
+    """The answer to this request while Navidrome is away."""
+    await navidrome.stop_listening()
+    return await front.ask(request(method, target), method=method)
+
+
+def _id_of(front: Front) -> str:
+    _, _, request_id = front.notes.failures[-1]
+    assert len(request_id) >= 8
+    return request_id
+
+
+@pytest.mark.parametrize(
+    "target", ["/rest/getSong?id=1", "/rest/ping.view?f=xml", "/rest/x?f=jsonp", "/music/REST/ping"]
+)
+async def test_subsonic_clients_get_xml(front: Front, navidrome: Navidrome, target: str) -> None:
+    answer = await down(front, navidrome, target)
+    assert (answer.status, answer.get("content-type")) == (502, "application/xml")
+    root = ET.fromstring(answer.body)
+    assert (root.tag, root.get("status")) == (f"{_SUBSONIC}subsonic-response", "failed")
+    error = root.find(f"{_SUBSONIC}error")
+    assert error is not None
+    assert error.get("code") == "0"
+    assert _id_of(front) in str(error.get("message"))
+
+
+async def test_subsonic_clients_that_ask_for_json_get_it(
+    front: Front, navidrome: Navidrome
+) -> None:
+    answer = await down(front, navidrome, "/rest/getSong?u=a&f=json&c=x")
+    said = json.loads(answer.body)["subsonic-response"]
+    assert (said["status"], said["error"]["code"]) == ("failed", 0)
+    assert _id_of(front) in said["error"]["message"]
+
+
+@pytest.mark.parametrize("target", ["/api/song", "/auth/login"])
+async def test_the_web_app_gets_json(front: Front, navidrome: Navidrome, target: str) -> None:
+    answer = await down(front, navidrome, target)
+    assert answer.get("content-type") == "application/json"
+    said = json.loads(answer.body)
+    assert (said["status"], said["requestId"]) == (502, _id_of(front))
+
+
+async def test_people_get_a_page(front: Front, navidrome: Navidrome) -> None:
+    answer = await down(front, navidrome, "/app/")
+    assert answer.get("content-type") == "text/html; charset=utf-8"
+    assert _id_of(front) in answer.body.decode()
+
+
+@pytest.mark.parametrize("target", ["/app/", "/api/song", "/rest/ping"])
+async def test_every_own_answer_names_its_request_and_is_kept_by_nobody(
+    front: Front, navidrome: Navidrome, target: str
+) -> None:
+    answer = await down(front, navidrome, target)
+    assert answer.get("x-request-id") == _id_of(front)
+    assert answer.get("cache-control") == "no-store"
+    assert answer.get("connection") == "close"
+    assert answer.get("retry-after") == "5"
+
+
+@pytest.mark.parametrize("target", ["/app/", "/api/song", "/rest/ping"])
+async def test_a_head_request_gets_the_fields_alone(
+    front: Front, navidrome: Navidrome, target: str
+) -> None:
+    await navidrome.stop_listening()
+    client = await front.client()
+    answer = await client.ask(request("HEAD", target), method="HEAD")
+    assert answer.status == 502
+    assert int(answer.get("content-length") or 0) > 0
+    assert await client.read_to_end() == b""
+
+
+async def test_a_refusal_says_no_more_than_the_asker_may_know(
+    navidrome: Navidrome,
+) -> None:
+    by = policy(secrets=(b"s3cret",))
+    async with front_before(navidrome, by=by) as front:
+        answer = await front.ask(get("/api/user", "X-authentik-username: alice"), source=EDGE)
+        assert answer.status == 401
+        assert front.notes.judged_as == [(Reason.SECRET_MISSING, answer.get("x-request-id"))]
+        for word in (b"secret", b"Secret", b"alice", b"127.0.0", b"peer"):
+            assert word not in answer.body
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "50"), (400, "0")])
+async def test_subsonic_error_codes_follow_the_status(
+    navidrome: Navidrome, status: int, code: str
+) -> None:
+    by = policy(refuse_unlisted=status == 403)
+    lines = ("Host: two",) if status == 400 else ("X-authentik-username: alice",)
+    async with front_before(navidrome, by=by) as front:
+        answer = await front.ask(get("/rest/ping", *lines))
+        assert answer.status == status
+        error = ET.fromstring(answer.body).find(f"{_SUBSONIC}error")
+        assert error is not None
+        assert error.get("code") == code
+
+
+async def test_what_a_target_says_stays_text(front: Front, navidrome: Navidrome) -> None:
+    answer = await down(front, navidrome, "/rest/%3Cb%3E?f=%22%3E%3Cscript%3E")
+    assert b"script" not in answer.body
+    ET.fromstring(answer.body)
+
+
+async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_connections=2)) as front:
+        first, second = await front.client(), await front.client()
+        third = await front.client()
+        answer = await third.answer()
+        assert (answer.status, answer.get("retry-after")) == (503, "5")
+        assert await third.read_to_end() == b""
+        assert front.counters.clients_refused == 1
+        third.close()
+        first.close()
+        second.close()
+        await front.until_no_client()
+        assert (await front.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+
+
+async def test_heads_over_the_limit_are_a_431_in_any_slicing(navidrome: Navidrome) -> None:
+    limits = Limits(header_bytes=300)
+    async with front_before(navidrome, limits=limits) as front:
+        served = None
+        for size in (299, 300, 301, 302):
+            for at in (0, 10, size + 1, size + 2, size + 3):
+                head = get("/", "X: ").encode()
+                head = head.replace(b"X: ", b"X: " + b"x" * (size + 4 - len(head)))
+                assert len(head) == size + 4
+                client = await front.client()
+                await client.send(*filter(None, (head[:at], head[at:])))
+                if size > 300:
+                    assert (await client.answer()).status == 431
+                else:
+                    served = served or await navidrome.accepted()
+                    await served.head()
+                    await served.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+                    assert (await client.answer()).status == 204
+                client.close()
+
+
+async def test_a_head_without_end_is_a_431(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(header_bytes=300)) as front:
+        client = await front.client()
+        answer = await client.ask(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 400)
+        assert answer.status == 431
+        assert front.notes.judged_as == [(Reason.HEAD_TOO_LARGE, answer.get("x-request-id"))]
+
+
+async def test_too_many_header_lines_are_a_431(front: Front, navidrome: Navidrome) -> None:
+    lines = [f"X-{number}: y" for number in range(99)]
+    assert (await front.ask(get("/", *lines, "One: more"))).status == 431
+    client = await front.client()
+    await client.send(get("/", *lines).encode())
+    await navidrome.asked()
+
+
+async def test_the_access_log_knows_what_was_sent(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, wants_access=True) as front:
+        client = await front.client()
+        await client.send(get().encode())
+        served, _ = await navidrome.asked()
+        await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await client.answer()
+        assert [(status, sent) for _, status, sent in front.notes.accesses] == [
+            (200, len(client.received))
+        ]
+        refused = await front.client()
+        answer = await refused.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert front.notes.accesses[1] == (
+            answer.get("x-request-id"),
+            501,
+            len(refused.received),
+        )

@@ -1,0 +1,230 @@
+"""Nothing waits for ever: each phase has its time, and who takes too long is told, or ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shim.proxy.limits import Limits
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import get, request
+from tests.unit.proxy.ends import until
+from tests.unit.proxy.front import EDGE, Front, front_before
+from tests.unit.proxy.navidrome_end import OK, Navidrome
+from tests.unit.proxy.slow_gate import SlowGate
+from tests.unit.proxy.slow_reader import answer_that_waits
+
+LIMITS = Limits(
+    head_timeout=10,
+    body_timeout=20,
+    stall_timeout=30,
+    idle_timeout=40,
+    connect_timeout=5,
+    answer_timeout=50,
+    upstream_idle_timeout=1000,
+    linger_timeout=2,
+)
+
+
+@pytest.fixture
+async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
+    async with front_before(navidrome, limits=LIMITS, wants_access=True) as made:
+        yield made
+
+
+async def test_a_head_that_takes_too_long_is_a_408(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(b"GET / HTTP/1.1\r\nHost")
+    front.pass_time(9)
+    await client.send(b": h\r\n")
+    await front.settled()
+    front.pass_time(2)
+    answer = await client.answer()
+    assert (answer.status, answer.get("connection")) == (408, "close")
+    assert front.notes.judged_as == [(Reason.HEAD_TIMEOUT, answer.get("x-request-id"))]
+    assert navidrome.count == 0
+
+
+async def test_a_second_head_that_takes_too_long_has_an_id_of_its_own(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/", "Remote-User: root").encode())
+    served, _ = await navidrome.asked()
+    await served.send(OK)
+    await client.answer()
+    front.pass_time(39)
+    await client.send(b"GET / HT")
+    await front.settled()
+    front.pass_time(9)
+    await client.send(b"TP/1.1\r\n")
+    await front.settled()
+    front.pass_time(2)
+    answer = await client.answer()
+    assert answer.status == 408
+    (_, first), (_, second) = front.notes.judged_as
+    assert first != second == answer.get("x-request-id")
+
+
+async def test_a_connection_that_says_nothing_is_closed_in_silence(
+    front: Front, navidrome: Navidrome
+) -> None:
+    mute = await front.client()
+    await front.settled()
+    front.pass_time(11)
+    assert await mute.read_to_end() == b""
+    client = await front.client()
+    await client.send(get().encode())
+    served, _ = await navidrome.asked()
+    await served.send(OK)
+    await client.answer()
+    front.pass_time(39)
+    await client.send(get().encode())
+    await served.head()
+    await served.send(OK)
+    await client.answer()
+    front.pass_time(41)
+    assert await client.read_to_end() == b""
+    assert front.notes.judged_as == []
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])
+async def test_a_body_without_progress_is_a_408(
+    front: Front, navidrome: Navidrome, framing: str
+) -> None:
+    client = await front.client()
+    await client.send(request("POST", "/api/x", framing).encode())
+    served, _ = await navidrome.asked()
+    for piece in (b"1", b"\r\n"):
+        front.pass_time(19)
+        await client.send(piece)
+        await front.settled()
+    front.pass_time(21)
+    answer = await client.answer()
+    assert answer.status == 408
+    await served.gone()
+    assert front.notes.failures == [("body_timeout", 408, answer.get("x-request-id"))]
+
+
+async def test_an_answer_that_does_not_begin_is_a_504(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(get("/api/song").encode())
+    served, _ = await navidrome.asked()
+    front.pass_time(49)
+    assert front.notes.failures == []
+    front.pass_time(2)
+    answer = await client.answer()
+    assert (answer.status, answer.get("retry-after")) == (504, None)
+    assert front.notes.failures == [("answer_timeout", 504, answer.get("x-request-id"))]
+    await served.gone()
+
+
+async def test_an_answer_that_has_begun_may_take_for_ever(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/api/events").encode())
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    await client.answer_head()
+    assert await client.chunk() == b"a"
+    front.pass_time(1_000_000)
+    await served.send(b"1\r\nb\r\n")
+    assert await client.chunk() == b"b"
+
+
+async def test_who_takes_nothing_of_an_answer_is_ended(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client(receive_buffer=4096)
+    await client.send(get("/track").encode())
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+    sending = asyncio.create_task(served.send(bytes(50_000_000)))
+    await until(lambda: front.writing_paused)
+    front.pass_time(29)
+    assert front.counters.client_connections == 1
+    front.pass_time(2)
+    await front.until_no_client()
+    with pytest.raises(ConnectionError):
+        await sending
+    await client.read_to_reset()
+
+
+async def test_the_end_of_an_answer_waits_longer_for_a_slow_reader_than_for_one_that_has_it_all(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, limits=LIMITS, send_buffer=4096) as front:
+        client = await front.client(receive_buffer=4096)
+        await client.send(b"GET /track HTTP/1.0\r\nHost: h\r\n\r\n")
+        served, _ = await navidrome.asked()
+        left = await answer_that_waits(front, client, served)
+        front.pass_time(3)
+        assert len(await client.read_to_end()) == left
+
+
+async def test_a_goodbye_is_not_waited_for_without_end(front: Front) -> None:
+    client = await front.client()
+    answer = await client.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert answer.status == 501
+    assert await client.read_to_end() == b""
+    assert front.counters.client_connections == 1, "it may read its answer in peace"
+    front.pass_time(3)
+    await front.until_no_client()
+
+
+async def test_who_half_closes_and_reads_nothing_does_not_stay(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client(receive_buffer=4096)
+    await client.send(get("/cover").encode())
+    served, _ = await navidrome.asked()
+    size = 3_000_000
+    await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+    sending = asyncio.create_task(served.send(bytes(size)))
+    await until(lambda: sending.done() or front.writing_paused)
+    client.finish()
+    await front.settled()
+    front.pass_time(31)
+    await front.until_no_client()
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_a_connection_that_does_not_come_is_a_504(navidrome: Navidrome) -> None:
+    limits = Limits(connect_timeout=5, answer_timeout=50, max_upstream_connections=1)
+    async with front_before(navidrome, limits=limits) as front:
+        first, second = await front.client(), await front.client()
+        await first.send(get().encode())
+        await navidrome.asked()
+        await second.send(get().encode())
+        await front.settled()
+        front.pass_time(6)
+        assert (await second.answer()).status == 504
+        assert front.counters.failures == {"connect_timeout": 1}
+
+
+async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=LIMITS, gate=SlowGate()) as front:
+        client = await front.client(EDGE)
+        await client.send(get("/", "X-authentik-username: alice").encode())
+        await front.settled()
+        front.pass_time(51)
+        answer = await client.answer()
+        assert (answer.status, answer.get("retry-after")) == (503, "5")
+        assert navidrome.count == 0
+
+
+async def test_what_is_sent_ahead_of_a_silent_navidrome_has_a_stall_timeout(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/api/events").encode())
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    await client.answer_head()
+    for _ in range(64):
+        await client.send(bytes(1 << 12))
+    front.pass_time(31)
+    await front.until_no_client()
+    await served.gone()

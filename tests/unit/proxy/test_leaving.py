@@ -1,0 +1,319 @@
+"""Who leaves is gone: what was asked for them is dropped, and what comes too late reaches nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shim.proxy.gate import Account, Asker, Refusal
+from shim.proxy.limits import Limits
+from shim.trust.identity import Identity
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import Client, get, request
+from tests.unit.proxy.ends import until
+from tests.unit.proxy.front import EDGE, Front, front_before, policy
+from tests.unit.proxy.navidrome_end import OK, Navidrome, navidrome_on_a_socket
+from tests.unit.proxy.slow_gate import SlowGate
+from tests.unit.proxy.slow_reader import answer_that_waits
+
+SIGNED_IN = ("X-authentik-username: alice", "X-authentik-uid: u1")
+
+
+async def signed_in(front: Front, *lines: str) -> Client:
+    client = await front.client(EDGE)
+    await client.send(get("/api/song", *SIGNED_IN, *lines).encode())
+    return client
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_leaving_while_the_answer_is_awaited_drops_the_request(
+    front: Front, navidrome: Navidrome, reset: bool
+) -> None:
+    client = await front.client()
+    await client.send(get().encode())
+    served, _ = await navidrome.asked()
+    client.reset() if reset else client.finish()
+    await served.gone()
+    await front.until_no_client()
+    assert front.counters.upstream_connections == 0
+
+
+async def test_leaving_within_the_answer_drops_it_and_never_ends_it_cleanly(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(b"GET / HTTP/1.0\r\nHost: h\r\n\r\n")
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+    await client.answer_head()
+    await client.read_exactly(4)
+    client.finish()
+    await served.gone()
+    await client.read_to_reset()
+    assert front.counters.streams_open == 0
+
+
+async def test_leaving_within_the_body_drops_the_request(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
+    served, _ = await navidrome.asked()
+    await served.read_exactly(4)
+    client.finish()
+    await served.gone()
+    assert front.counters.upstream_connections == 0
+
+
+async def test_leaving_while_the_account_is_awaited_cancels_the_question(
+    navidrome: Navidrome,
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await signed_in(front)
+        future = await gate.question()
+        client.finish()
+        await front.until_no_client()
+        assert future.cancelled()
+        assert navidrome.count == 0
+
+
+async def test_leaving_while_connecting_sends_nothing(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+        first, second = await front.client(), await front.client()
+        await first.send(get("/1").encode())
+        served, _ = await navidrome.asked()
+        await second.send(get("/2").encode())
+        await front.settled()
+        second.finish()
+        await second.read_to_end()
+        await served.send(OK)
+        await first.answer()
+        assert front.counters.upstream_waiting == 0
+        await first.send(get("/3").encode())
+        assert (await served.head()).startswith(b"GET /3 ")
+
+
+async def test_an_account_that_comes_too_late_sends_nothing(navidrome: Navidrome) -> None:
+    class DeafGate(SlowGate):
+        """Its futures can't be cancelled, as those of a flight that others wait for too."""
+
+        def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
+            return _Deaf(super().ensure(identity, asker))  # type: ignore[return-value]
+
+    gate = DeafGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await signed_in(front)
+        future = await gate.question()
+        client.finish()
+        await front.until_no_client()
+        future.set_result(Account(b"alice"))
+        await front.settled()
+        assert navidrome.count == 0
+
+
+class _Deaf:
+    def __init__(self, future: asyncio.Future[Account | Refusal]) -> None:
+        self._future = future
+
+    def cancel(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._future, name)
+
+
+async def test_the_account_decides_the_name_and_its_answer_the_rest(navidrome: Navidrome) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await signed_in(front)
+        future = await gate.question()
+        await front.settled()
+        assert navidrome.count == 0, "nothing is sent before the account is ready"
+        gate.answer(future, "Älice".encode())
+        served, head = await navidrome.asked()
+        assert head.count(b"\r\nRemote-User: ") == 1
+        assert b"\r\nRemote-User: \xc3\x84lice\r\n" in head
+        await served.send(OK)
+        assert (await client.answer()).body == b"ok"
+        gate.ready["alice"] = Account(b"alice2")
+        await client.send(get("/api/song", *SIGNED_IN).encode())
+        assert b"\r\nRemote-User: alice2\r\n" in await served.head()
+
+
+async def test_an_account_that_is_forgotten_while_connecting_is_asked_for_again(
+    navidrome: Navidrome,
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        await signed_in(front)
+        # Another Navidrome may answer at the same address by now: the account is ready, yet not known.
+        (await gate.question()).set_result(Account(b"alice"))
+        again = await gate.question()
+        served = await navidrome.accepted()
+        await front.settled()
+        assert bytes(served.received) == b""
+        gate.answer(again)
+        assert b"\r\nRemote-User: alice\r\n" in await served.head()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "retry_after"),
+    [
+        (Refusal(Reason.GROUP_NOT_ALLOWED, "no group"), 403, None),
+        (Refusal(Reason.ACCOUNT_UNAVAILABLE, "Navidrome is away", 7), 503, "7"),
+    ],
+)
+async def test_a_refused_account_is_answered_and_counted(
+    navidrome: Navidrome, refusal: Refusal, status: int, retry_after: str | None
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await signed_in(front)
+        (await gate.question()).set_result(refusal)
+        answer = await client.answer()
+        assert (answer.status, answer.get("retry-after")) == (status, retry_after)
+        assert front.notes.judged_as == [(refusal.reason, gate.askers[0].request_id)]
+        assert answer.get("x-request-id") == gate.askers[0].request_id
+        assert gate.askers[0].peer == EDGE
+        assert navidrome.count == 0
+
+
+async def test_a_body_waits_for_the_account_and_arrives_whole(navidrome: Navidrome) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await front.client(EDGE)
+        body = bytes(range(256)) * 64
+        head = request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {len(body)}").encode()
+        await client.send(head + body[:100], body[100:])
+        gate.answer(await gate.question())
+        served, _ = await navidrome.asked()
+        assert await served.read_exactly(len(body)) == body
+
+
+async def test_the_policy_may_change_while_the_account_is_awaited(navidrome: Navidrome) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        await signed_in(front)
+        future = await gate.question()
+        front.plane.enforce(policy(number=1, suspended=True))
+        gate.answer(future)
+        served, head = await navidrome.asked()
+        assert b"Remote-User: alice" in head, "it goes on as it was decided"
+        await served.send(OK)
+        client = await signed_in(front)
+        assert b"Remote-User" not in await served.head()
+        await served.send(OK)
+        await client.answer()
+
+
+KEPT = 1 << 16
+
+
+async def _send_until_paused(front: Front, client: Client) -> int:
+    """Send until the shim reads no more; how much it has read by then, at most."""
+    for count in range(4096):
+        if front.reading_paused:
+            return count << 12
+        await client.send(bytes(1 << 12))
+    raise AssertionError("the shim reads on")
+
+
+async def test_what_is_sent_ahead_is_kept_up_to_its_bound_and_read_on_later(
+    navidrome: Navidrome,
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await front.client(EDGE)
+        head = request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 20}").encode()
+        await client.send(head)
+        future = await gate.question()
+        sent = await _send_until_paused(front, client)
+        assert KEPT < sent < 2 * KEPT
+        gate.answer(future)
+        served, _ = await navidrome.asked()
+        rest = asyncio.create_task(client.send(bytes((1 << 20) - sent)))
+        assert await served.read_exactly(1 << 20) == bytes(1 << 20)
+        await rest
+        await served.send(OK)
+        assert (await client.answer()).status == 200
+
+
+async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_nothing(
+    tmp_path: Path,
+) -> None:
+    gate = SlowGate()
+    # A Unix socket takes little for a reader that sleeps, so what was kept is too much for it.
+    async with (
+        navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
+        front_before(navidrome, gate=gate, limits=Limits(kept_bytes=1 << 20)) as front,
+    ):
+        client = await front.client(EDGE)
+        head = request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 40}").encode()
+        await client.send(head)
+        future = await gate.question()
+        await client.send(*(bytes(50_000) for _ in range(12)))
+        await front.settled()
+        gate.answer(future)
+        await navidrome.accepted()
+        await front.settled()
+        await _send_until_paused(front, client)
+
+
+async def test_requests_that_nobody_reads_the_answers_of_are_not_piled_up(
+    navidrome: Navidrome,
+) -> None:
+    limits = Limits(stall_timeout=20)
+    async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
+        client = await front.client(receive_buffer=4096)
+        await client.send(get("/cover").encode())
+        served, _ = await navidrome.asked()
+        await answer_that_waits(front, client, served)
+        # The answer is whole, and not out; the client sends ahead without end.
+        await _send_until_paused(front, client)
+        front.pass_time(21)
+        await front.until_no_client()
+
+
+async def test_requests_that_waited_for_a_slow_reader_are_served_after_it(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, send_buffer=4096) as front:
+        await _read_at_last(front, navidrome)
+
+
+async def _read_at_last(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client(receive_buffer=4096)
+    await client.send(get("/cover").encode())
+    served, _ = await navidrome.asked()
+    left = await answer_that_waits(front, client, served)
+    heads = [get(f"/{number}", "X: " + "x" * 8000).encode() for number in range(20)]
+    sending = asyncio.create_task(client.send(*heads))
+    await until(lambda: front.reading_paused)
+    await client.read_exactly(left)
+    for number in range(20):
+        assert (await served.head()).startswith(b"GET /%d " % number)
+        await served.send(OK)
+        assert (await client.answer()).body == b"ok"
+    await sending
+
+
+async def test_a_head_longer_than_what_is_kept_is_read_on_when_its_turn_comes(
+    navidrome: Navidrome,
+) -> None:
+    limits = Limits(header_bytes=1 << 18, kept_bytes=1 << 16)
+    async with front_before(navidrome, limits=limits) as front:
+        client = await front.client()
+        await client.send(get("/1").encode())
+        served, _ = await navidrome.asked()
+        head = get("/2", "X: " + "x" * (1 << 17)).encode()
+        sending = asyncio.create_task(
+            client.send(*(head[at : at + 8192] for at in range(0, len(head), 8192)))
+        )
+        await until(lambda: front.reading_paused)
+        await served.send(OK)
+        await client.answer()
+        assert (await served.head()).startswith(b"GET /2 ")
+        await sending

@@ -1,0 +1,310 @@
+"""The connections to Navidrome: which are used again, how many there are, and which requests are repeated."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.proxy.limits import Limits
+from tests.unit.proxy.client import get, request
+from tests.unit.proxy.front import Front, front_before
+from tests.unit.proxy.navidrome_end import OK, Navidrome, Served, navidrome_on_a_socket
+
+
+async def one_answer(front: Front, navidrome: Navidrome, answer: bytes = OK) -> Served:
+    """A connection that has carried one exchange."""
+    client = await front.client()
+    await client.send(get().encode())
+    served, _ = await navidrome.asked()
+    await served.send(answer)
+    await client.answer()
+    return served
+
+
+async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) -> None:
+    served = await one_answer(front, navidrome)
+    assert (front.counters.upstream_connections, front.counters.upstream_idle) == (1, 1)
+    for _ in range(3):
+        client = await front.client()
+        await client.send(get("/next").encode())
+        assert (await served.head()).startswith(b"GET /next ")
+        assert front.counters.upstream_idle == 0
+        await served.send(OK)
+        await client.answer()
+    assert navidrome.count == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n!",
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\nevil",
+    ],
+)
+async def test_a_connection_that_closes_or_has_bytes_left_over_is_not_used_again(
+    front: Front, navidrome: Navidrome, answer: bytes
+) -> None:
+    served = await one_answer(front, navidrome, answer)
+    await served.gone()
+    assert front.counters.upstream_idle == 0
+    client = await front.client()
+    await client.send(get().encode())
+    again, _ = await navidrome.asked()
+    await again.send(OK)
+    assert (await client.answer()).body == b"ok"
+    assert navidrome.count == 2
+
+
+async def test_the_body_of_an_answer_to_head_does_not_become_the_next_answer(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(request("HEAD", "/").encode())
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")
+    await client.answer("HEAD")
+    await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+    await served.gone()
+    assert front.counters.upstream_idle == 0
+
+
+async def test_bytes_on_a_pooled_connection_close_it(front: Front, navidrome: Navidrome) -> None:
+    served = await one_answer(front, navidrome)
+    await served.send(OK)
+    await served.gone()
+    assert front.counters.upstream_connections == 0
+
+
+async def test_a_pooled_connection_that_navidrome_ends_is_forgotten(
+    front: Front, navidrome: Navidrome
+) -> None:
+    served = await one_answer(front, navidrome)
+    served.finish()
+    await served.gone()
+    client = await front.client()
+    await client.send(request("POST", "/api/x", "Content-Length: 1").encode() + b"x")
+    again, _ = await navidrome.asked()
+    await again.send(OK)
+    assert (await client.answer()).status == 200
+
+
+async def test_one_that_was_idle_too_long_is_closed(front: Front, navidrome: Navidrome) -> None:
+    served = await one_answer(front, navidrome)
+    front.pass_time(29)
+    assert front.counters.upstream_idle == 1
+    front.pass_time(2)
+    await served.gone()
+    assert front.counters.upstream_idle == 0
+
+
+async def test_an_early_answer_ends_both_connections(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+    answer = await client.answer()
+    assert (answer.status, answer.get("connection"), answer.body) == (413, "close", b"no")
+    await client.send(b" more!")
+    assert await client.read_to_end() == b""
+    await served.gone()
+    assert front.counters.upstream_idle == 0
+
+
+async def test_a_request_that_still_waits_in_the_buffer_is_not_sent_whole(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
+    served, _ = await navidrome.asked()
+    # Navidrome reads nothing: the machine takes a part, the rest waits in the shim.
+    while not front.held_for_navidrome:
+        await client.send(b"1000\r\n" + bytes(4096) + b"\r\n")
+    await client.send(b"0\r\n\r\n")
+    await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+    assert (await client.answer()).status == 413
+    await served.gone()
+    assert front.counters.upstream_idle == 0
+
+
+async def test_connections_are_bounded_and_who_waits_is_served_in_order(
+    navidrome: Navidrome,
+) -> None:
+    limits = Limits(max_upstream_connections=2, max_waiting=2)
+    async with front_before(navidrome, limits=limits) as front:
+        clients = [await front.client() for _ in range(5)]
+        for number, client in enumerate(clients):
+            await client.send(get(f"/{number}").encode())
+            await front.settled()
+        first, second = await navidrome.accepted(), await navidrome.accepted()
+        assert (await first.head(), await second.head()) != (b"", b"")
+        refused = await clients[4].answer()
+        assert (refused.status, refused.get("retry-after")) == (503, "5")
+        assert front.counters.upstream_waiting == 2
+        await second.send(OK)
+        assert (await clients[1].answer()).body == b"ok"
+        assert (await second.head()).startswith(b"GET /2 ")
+        await first.send(OK)
+        assert (await first.head()).startswith(b"GET /3 ")
+        assert navidrome.count == 2
+        assert front.counters.failures == {"pool_exhausted": 1}
+
+
+async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+        first, second = await front.client(), await front.client()
+        await first.send(get("/1").encode())
+        served, _ = await navidrome.asked()
+        await second.send(get("/2").encode())
+        await front.settled()
+        await served.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+        _, head = await navidrome.asked()
+        assert head.startswith(b"GET /2 ")
+
+
+async def test_who_left_does_not_wait_any_more(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+        first, second, third = [await front.client() for _ in range(3)]
+        for number, client in enumerate((first, second, third)):
+            await client.send(get(f"/{number}").encode())
+            await front.settled()
+        served, _ = await navidrome.asked()
+        second.close()
+        await front.settled()
+        assert front.counters.upstream_waiting == 1
+        await served.send(OK)
+        assert (await served.head()).startswith(b"GET /2 ")
+
+
+async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+        await navidrome.stop_listening()
+        clients = [await front.client() for _ in range(4)]
+        for client in clients:
+            await client.send(get().encode())
+        for client in clients:
+            assert (await client.answer()).status == 502
+        assert front.counters.failures == {"connect_failed": 4}
+        assert front.notes.upstream == ["down"]
+
+
+async def test_up_and_down_are_told_once_per_change() -> None:
+    async with navidrome_on_a_socket() as gone:
+        port = gone.address.port
+        async with front_before(gone) as front:
+            await gone.stop_listening()
+            for _ in range(3):
+                answer = await front.ask(get())
+                assert (answer.status, answer.get("retry-after")) == (502, "5")
+            async with navidrome_on_a_socket(port=port) as back:
+                first = await one_answer(front, back)
+                for _ in range(2):
+                    client = await front.client()
+                    await client.send(get().encode())
+                    await first.head()
+                    await first.send(OK)
+                    assert (await client.answer()).body == b"ok"
+            assert front.notes.upstream == ["down", "up"]
+
+
+# (method, target, repeated)
+_REPEATED = [
+    ("GET", "/", True),
+    ("HEAD", "/", True),
+    ("GET", "/api/song", True),
+    ("GET", "/app/", True),
+    ("GET", "/rest/getAlbumList2.view?c=x", True),
+    ("GET", "/REST/getCoverArt", True),
+    ("HEAD", "/rest/stream?id=1", True),
+    ("GET", "/rest/download?id=1", True),
+    ("GET", "/rest/ping", True),
+    ("GET", "/rest/createPlaylist?name=x", False),
+    ("GET", "/rest/scrobble?id=1", False),
+    ("GET", "/rest/startScan", False),
+    ("GET", "/rest/star?id=1", False),
+    ("GET", "/REST/scrobble?id=1", False),
+    ("GET", "/rest/deleteUser", False),
+    ("GET", "/rest/", False),
+    ("POST", "/api/x", False),
+    ("PUT", "/api/x", False),
+    ("PATCH", "/api/x", False),
+    ("DELETE", "/api/x", False),
+    ("OPTIONS", "/api/x", False),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "repeated"), _REPEATED)
+async def test_what_met_a_stale_connection_is_repeated_once_where_that_changes_nothing(
+    front: Front, navidrome: Navidrome, method: str, target: str, repeated: bool
+) -> None:
+    served = await one_answer(front, navidrome)
+    client = await front.client()
+    await client.send(request(method, target).encode())
+    head = await served.head()
+    served.reset()
+    if not repeated:
+        assert (await client.answer(method)).status == 502
+        assert front.counters.retries == 0
+        assert navidrome.count == 1
+        return
+    again, second = await navidrome.asked()
+    assert second == head
+    again.reset()
+    assert (await client.answer(method)).status == 502, "once, and no more"
+    assert front.counters.retries == 1
+    assert navidrome.count == 2
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1", "Transfer-Encoding: chunked"])
+async def test_a_get_with_a_body_is_not_repeated(
+    front: Front, navidrome: Navidrome, framing: str
+) -> None:
+    served = await one_answer(front, navidrome)
+    client = await front.client()
+    await client.send(request("GET", "/", framing).encode())
+    await served.head()
+    served.reset()
+    assert (await client.answer()).status == 502
+    assert navidrome.count == 1
+
+
+async def test_nothing_is_repeated_once_a_byte_of_the_answer_was_seen(
+    front: Front, navidrome: Navidrome
+) -> None:
+    served = await one_answer(front, navidrome)
+    client = await front.client()
+    await client.send(get().encode())
+    await served.head()
+    await served.send(b"H")
+    served.close()
+    assert (await client.answer()).status == 502
+    assert navidrome.count == 1
+
+
+async def test_nothing_is_repeated_over_a_connection_that_was_new(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get().encode())
+    served, _ = await navidrome.asked()
+    served.close()
+    assert (await client.answer()).status == 502
+    assert navidrome.count == 1
+
+
+async def test_what_is_repeated_is_repeated_with_its_answer_whole(
+    front: Front, navidrome: Navidrome
+) -> None:
+    served = await one_answer(front, navidrome)
+    client = await front.client()
+    await client.send(get("/1").encode() + get("/2").encode())
+    await served.head()
+    served.finish()
+    again, head = await navidrome.asked()
+    assert head.startswith(b"GET /1 ")
+    await again.send(OK)
+    assert (await again.head()).startswith(b"GET /2 ")
+    await again.send(OK)
+    assert [(await client.answer()).body for _ in range(2)] == [b"ok"] * 2

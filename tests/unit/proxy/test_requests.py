@@ -1,0 +1,338 @@
+"""How requests are read: cut anywhere, one after the other, in both versions, with every kind of body."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import get, request
+from tests.unit.proxy.ends import cuts
+from tests.unit.proxy.front import Front
+from tests.unit.proxy.navidrome_end import OK, Navidrome
+
+CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+
+
+async def test_a_head_cut_at_every_byte_is_read_as_in_one_piece(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    head = get("/api/song?_end=5", "Cookie: a=b", "Accept: */*").encode()
+    await client.send(head)
+    served, whole = await navidrome.asked()
+    await served.send(OK)
+    assert (await client.answer()).body == b"ok"
+    for pieces in cuts(head):
+        await client.send(*pieces)
+        assert await served.head() == whole
+        await served.send(OK)
+        assert (await client.answer()).body == b"ok"
+    await client.send_each_byte(head)
+    assert await served.head() == whole
+    assert navidrome.count == 1
+
+
+@pytest.mark.parametrize(
+    ("framing", "body", "sent_on"),
+    [
+        ("Content-Length: 11", b"hello world", b"hello world"),
+        (
+            "Transfer-Encoding: chunked",
+            b"5;x=y\r\nhello\r\n006\r\n world\r\n0\r\nA: b\r\n\r\n",
+            b"hello world",
+        ),
+    ],
+    ids=["length", "chunked"],
+)
+async def test_a_body_cut_at_every_byte_arrives_whole(
+    front: Front, navidrome: Navidrome, framing: str, body: bytes, sent_on: bytes
+) -> None:
+    client = await front.client()
+    head = request("POST", "/api/playlist", framing).encode()
+    served = None
+    for pieces in cuts(head + body):
+        await client.send(*pieces)
+        served = served or await navidrome.accepted()
+        got_head = await served.head()
+        if framing.startswith("Transfer"):
+            assert b"\r\nTransfer-Encoding: chunked\r\n" in got_head
+            assert await served.chunks() == sent_on
+        else:
+            assert b"\r\nContent-Length: 11\r\n" in got_head
+            assert await served.read_exactly(11) == sent_on
+        await served.send(CREATED)
+        assert (await client.answer()).status == 201
+    assert navidrome.count == 1
+
+
+async def test_chunked_requests_are_framed_anew_without_extensions_and_trailers(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    head = request("POST", "/api/x", "Transfer-Encoding: chunked", "Trailer: X-Sum")
+    await client.send(
+        head.encode()
+        + b'4;name="a;b"\r\nwiki\r\n00A\r\n0123456789\r\n0\r\nX-authentik-username: admin\r\n\r\n'
+    )
+    served, got = await navidrome.asked()
+    assert b"Trailer" not in got
+    assert await served.read_until(b"0\r\n\r\n") == b"e\r\nwiki0123456789\r\n0\r\n\r\n"
+    await served.send(OK)
+    await client.answer()
+    assert b"authentik" not in served.received
+
+
+async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    heads = [get(f"/{number}").encode() for number in range(3)]
+    posts = request("POST", "/body", "Content-Length: 3").encode() + b"abc"
+    await client.send(heads[0] + posts + heads[1] + heads[2])
+    served, first = await navidrome.asked()
+    assert first.startswith(b"GET /0 ")
+    await front.settled()
+    assert bytes(served.received) == first, "the second request waits for the first one's answer"
+    await served.send(OK)
+    assert (await served.head()).startswith(b"POST /body ")
+    assert await served.read_exactly(3) == b"abc"
+    await served.send(OK)
+    for number in (1, 2):
+        assert (await served.head()).startswith(b"GET /%d " % number)
+        await served.send(OK)
+    assert [(await client.answer()).body for _ in range(4)] == [b"ok"] * 4
+    assert navidrome.count == 1
+
+
+@pytest.mark.parametrize("body", [b"\r\n", b"\r\n\r\n", b"x\r\n\r\n"])
+async def test_a_body_of_line_ends_is_not_taken_for_the_end_of_the_head(
+    front: Front, navidrome: Navidrome, body: bytes
+) -> None:
+    client = await front.client()
+    await client.send(request("POST", "/", f"Content-Length: {len(body)}").encode() + body)
+    served, _ = await navidrome.asked()
+    assert await served.read_exactly(len(body)) == body
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+
+
+async def test_line_ends_behind_a_head_without_fields_are_not_part_of_it(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(b"GET / HTTP/1.0\r\n\r\n\r\n")
+    served, _ = await navidrome.asked()
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+
+
+async def test_a_thousand_pipelined_requests_do_not_recurse(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 1000)
+    served = await navidrome.accepted()
+    for _ in range(1000):
+        await served.head()
+        await served.send(OK)
+    for _ in range(1000):
+        assert (await client.answer()).body == b"ok"
+
+
+async def test_junk_behind_a_request_is_refused_once_and_nothing_of_it_is_forwarded(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get().encode() + b"\r\n\r\n" * 1000)
+    served, head = await navidrome.asked()
+    await served.send(OK)
+    assert (await client.answer()).body == b"ok"
+    assert (await client.answer()).status == 400
+    assert await client.read_to_end() == b""
+    assert bytes(served.received) == head
+    assert [reason for reason, _ in front.notes.judged_as] == [Reason.MALFORMED_HEAD]
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "kept"),
+    [
+        ("1.1", "", True),
+        ("1.1", "Connection: close", False),
+        ("1.1", "Connection: Keep-Alive, CLOSE", False),
+        ("1.0", "", False),
+        ("1.0", "Connection: keep-alive", True),
+        ("1.0", "Connection: keep-alive, close", False),
+    ],
+)
+async def test_a_connection_lasts_as_its_version_and_options_say(
+    front: Front, navidrome: Navidrome, version: str, option: str, kept: bool
+) -> None:
+    client = await front.client()
+    head = f"GET / HTTP/{version}\r\nHost: h\r\n" + (f"{option}\r\n" if option else "") + "\r\n"
+    await client.send(head.encode())
+    served, got = await navidrome.asked()
+    assert got.startswith(b"GET / HTTP/1.1\r\n"), "Navidrome is always spoken to in 1.1"
+    assert b"Connection" not in got
+    await served.send(OK)
+    answer = await client.answer()
+    said = {"1.0": "keep-alive", "1.1": None}[version] if kept else "close"
+    assert answer.get("connection") == said
+    if kept:
+        await client.send(head.encode())
+        await served.head()
+        await served.send(OK)
+        assert (await client.answer()).body == b"ok"
+    else:
+        assert await client.read_to_end() == b""
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+async def test_these_methods_are_passed_on(front: Front, navidrome: Navidrome, method: str) -> None:
+    client = await front.client()
+    await client.send(request(method, "/api/x").encode())
+    served, head = await navidrome.asked()
+    assert head.startswith(f"{method} /api/x HTTP/1.1\r\n".encode())
+    await served.send(OK if method != "HEAD" else b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+    assert (await client.answer(method)).status == 200
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "QUERY", "get", "BREW"])
+async def test_other_methods_are_not_implemented(
+    front: Front, navidrome: Navidrome, method: str
+) -> None:
+    assert (await front.ask(request(method, "/"))).status == 501
+    assert navidrome.count == 0
+
+
+_BOTH = "Content-Length: 1\r\nTransfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Content-Length: 9223372036854775808",
+        "Content-Length: 00000000000000000001",
+        "Content-Length: +1",
+        "Content-Length: 1, 1",
+        "Content-Length: -1",
+        "Content-Length: 0x1",
+        "Content-Length:",
+        "Content-Length: 1\r\nContent-Length: 1",
+        _BOTH,
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: ,chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: identity",
+        "Transfer_Encoding: chunked",
+        "Expect: 200-ok",
+        "Host: other",
+        "Upgrade: h2c\r\nConnection: Upgrade",
+        "X\x01: y",
+        "no colon",
+        " folded: line",
+    ],
+)
+async def test_what_can_be_read_in_two_ways_is_refused_and_closed(
+    front: Front, navidrome: Navidrome, lines: str
+) -> None:
+    client = await front.client()
+    answer = await client.ask(
+        request("POST", "/api/x", *lines.split("\r\n")), b"1\r\n0\r\n\r\n", method="POST"
+    )
+    assert answer.status == 400
+    assert answer.get("connection") == "close"
+    assert await client.read_to_end() == b""
+    assert navidrome.count == 0
+    assert len(front.notes.judged_as) == 1
+    assert front.notes.judged_as[0][1] == answer.get("x-request-id")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "GET / HTTP/2.0\r\nHost: h\r\n\r\n",
+        "GET / HTTP/0.9\r\nHost: h\r\n\r\n",
+        "GET /\r\nHost: h\r\n\r\n",
+        "GET  / HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET http://other/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "GET / HTTP/1.1\nHost: h\n\n",
+        "GET / HTTP/1.1\r\nHost: h\nX: y\r\n",
+        "\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+    ],
+)
+async def test_a_malformed_head_is_refused_at_once(
+    front: Front, navidrome: Navidrome, head: str
+) -> None:
+    assert (await front.ask(head)).status == 400
+    assert navidrome.count == 0
+
+
+async def test_the_longest_length_is_taken(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(request("PUT", "/api/x", "Content-Length: 9223372036854775807").encode())
+    _, head = await navidrome.asked()
+    assert b"\r\nContent-Length: 9223372036854775807\r\n" in head
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])
+async def test_who_expects_a_100_gets_it_from_the_shim(
+    front: Front, navidrome: Navidrome, framing: str
+) -> None:
+    client = await front.client()
+    body = b"body" if framing.startswith("C") else b"4\r\nbody\r\n0\r\n\r\n"
+    await client.send(request("POST", "/api/x", framing, "Expect: 100-continue").encode())
+    assert (await client.answer_head())[0] == 100
+    await client.send(body)
+    served, head = await navidrome.asked()
+    assert b"Expect" not in head, "it was answered here"
+    assert await served.read_exactly(len(body)) == body
+    await served.send(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
+    assert (await client.answer()).status == 200, "Navidrome's own 100 is not a second one"
+
+
+async def test_no_100_is_sent_where_the_body_came_at_once_or_there_is_none(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    head = request("POST", "/api/x", "Content-Length: 4", "Expect: 100-continue").encode()
+    await client.send(head + b"bo", b"dy")
+    served, _ = await navidrome.asked()
+    assert await served.read_exactly(4) == b"body"
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+    await client.send(get("/", "Expect: 100-continue").encode())
+    await served.head()
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"x\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\r\n0\r\n\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"11111111111111111\r\n",
+        b"8000000000000000\r\n",
+        b"0\r\nno trailer\r\n\r\n",
+        b"0\r\nA: b\n\r\n",
+        b"1;" + b"x" * 5000,
+        b"0\r\n" + b"A: " + b"b" * 5000,
+        b"1;" + b"x" * 4000 + b"\r\nx\r\n" + (b"1;" + b"x" * 4000 + b"\r\nx\r\n") * 4,
+        b"0\r\n" + (b"A: " + b"b" * 4000 + b"\r\n") * 5,
+    ],
+)
+async def test_a_bad_chunked_body_is_refused_and_its_request_dropped(
+    front: Front, navidrome: Navidrome, body: bytes
+) -> None:
+    client = await front.client()
+    await client.send(request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
+    served, _ = await navidrome.asked()
+    await client.send(body)
+    assert (await client.answer()).status == 400
+    await served.gone()
+    assert b"0\r\n\r\n" not in bytes(served.received), "Navidrome never sees the body end"

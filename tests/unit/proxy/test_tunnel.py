@@ -1,0 +1,218 @@
+"""WebSockets: nothing passes before Navidrome has agreed, everything after."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import unix_connect
+from websockets.asyncio.server import ServerConnection, unix_serve
+
+from shim.proxy.limits import Limits
+from shim.proxy.pool import Address
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import Client, get, request
+from tests.unit.proxy.front import Front, front_before
+from tests.unit.proxy.navidrome_end import OK, Navidrome, Served, navidrome_on_a_socket
+
+HANDSHAKE = (
+    "Connection: keep-alive, Upgrade",
+    "Upgrade: WebSocket",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)
+AGREED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: x\r\n\r\n"
+)
+
+
+async def tunnel(front: Front, navidrome: Navidrome) -> tuple[Client, Served]:
+    client = await front.client()
+    await client.send(get("/socket", *HANDSHAKE).encode())
+    served, _ = await navidrome.asked()
+    await served.send(AGREED)
+    assert (await client.answer()).status == 101
+    return client, served
+
+
+async def test_nothing_behind_the_head_goes_on_before_the_101(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/socket", *HANDSHAKE).encode() + b"early")
+    served, head = await navidrome.asked()
+    assert b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" in head
+    assert b"\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" in head
+    await client.send(b" bird")
+    await front.settled()
+    assert bytes(served.received) == head
+    await served.send(AGREED + b"hello")
+    answer = await client.answer()
+    assert (answer.get("connection"), answer.get("upgrade")) == ("Upgrade", "websocket")
+    assert answer.get("sec-websocket-accept") == "x"
+    assert await served.read_exactly(10) == b"early bird"
+    assert await client.read_exactly(5) == b"hello"
+    assert front.counters.tunnels_open == 1
+    await client.send(b"\x00\xff" * 50_000)
+    assert await served.read_exactly(100_000) == b"\x00\xff" * 50_000
+    await served.send(b"\r\n\r\n" * 50_000)
+    assert await client.read_exactly(200_000) == b"\r\n\r\n" * 50_000
+    client.close()
+    await served.gone()
+    await front.until_no_client()
+    assert front.counters.tunnels_open == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (OK, 200),
+        (
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nno",
+            426,
+        ),
+        (b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n", 403),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n", 502),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n", 502),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket, h2c\r\n\r\n", 502),
+        (AGREED.replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n"), 502),
+        (AGREED.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), 502),
+    ],
+)
+async def test_any_other_answer_ends_both_connections_and_what_was_left_over_is_thrown_away(
+    front: Front, navidrome: Navidrome, answer: bytes, status: int
+) -> None:
+    client = await front.client()
+    smuggled = get("/api/user", "Remote-User: admin").encode()
+    await client.send(get("/socket", *HANDSHAKE).encode() + smuggled)
+    served, head = await navidrome.asked()
+    await served.send(answer)
+    got = await client.answer()
+    assert (got.status, got.get("connection")) == (status, "close")
+    await client.send(smuggled)
+    assert await client.read_to_end() == b""
+    await served.gone()
+    assert bytes(served.received) == head
+    assert navidrome.count == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("GET", ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMA")),
+        ("GET", ("Connection: Upgrade", "Upgrade: websocket, h2c", *HANDSHAKE[2:])),
+        ("GET", ("Connection: Upgrade", *HANDSHAKE[1:3])),
+        ("GET", ("Connection: Upgrade", *HANDSHAKE[1:3], "Sec-WebSocket-Version: 8")),
+        ("GET", ("Connection: Upgrade", HANDSHAKE[1], HANDSHAKE[3])),
+        ("GET", ("Connection: Upgrade", *HANDSHAKE[1:], "Content-Length: 1")),
+        ("GET", ("Connection: Upgrade", *HANDSHAKE[1:], "Transfer-Encoding: chunked")),
+        ("POST", HANDSHAKE),
+        ("GET", ("Connection: Upgrade", "Upgrade: TLS/1.0")),
+    ],
+)
+async def test_every_other_upgrade_is_refused_and_closed(
+    front: Front, navidrome: Navidrome, method: str, lines: tuple[str, ...]
+) -> None:
+    client = await front.client()
+    answer = await client.ask(request(method, "/socket", *lines))
+    assert (answer.status, answer.get("connection")) == (400, "close")
+    assert await client.read_to_end() == b""
+    assert navidrome.count == 0
+    assert [reason for reason, _ in front.notes.judged_as] == [Reason.UPGRADE_REFUSED]
+
+
+async def test_upgrade_without_connection_is_no_upgrade(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(get("/", "Upgrade: h2c").encode())
+    served, head = await navidrome.asked()
+    assert b"pgrade" not in head
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+
+
+async def test_what_was_sent_before_leaving_arrives(front: Front, navidrome: Navidrome) -> None:
+    client, served = await tunnel(front, navidrome)
+    # More than the machine takes for a reader that sleeps: the rest waits in the shim when the FIN comes.
+    sent = 0
+    while not front.held_for_navidrome:
+        await client.send(bytes(1 << 12))
+        sent += 1 << 12
+    assert not front.reading_paused
+    client.finish()
+    await front.settled()
+    assert len(await served.read_to_end()) == sent
+
+
+async def test_navidromes_end_of_a_tunnel_reaches_the_client(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await tunnel(front, navidrome)
+    await served.send(b"bye")
+    served.finish()
+    assert await client.read_to_end() == b"bye"
+
+
+async def test_a_tunnel_outlives_every_deadline_but_that_of_a_stalled_reader(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, limits=Limits(stall_timeout=20)) as front:
+        client, served = await tunnel(front, navidrome)
+        front.pass_time(100_000)
+        await _fill(front, client)
+        await served.read_exactly(1 << 16)
+        while front.reading_paused:
+            await served.read_some()
+        front.pass_time(100_000)
+        await client.send(b"more")
+        await served.read_until(b"more")
+        await _fill(front, client)
+        front.pass_time(21)
+        await served.gone()
+        await front.until_no_client()
+
+
+async def _fill(front: Front, client: Client) -> None:
+    """Send until the shim reads no more."""
+    for _ in range(4096):
+        if front.reading_paused:
+            return
+        await client.send(bytes(1 << 16))
+    raise AssertionError("the shim reads on, though nobody takes what it read")
+
+
+async def test_what_came_ahead_does_not_undo_the_pause(tmp_path: Path) -> None:
+    # A Unix socket takes little for a reader that sleeps, so what came ahead is too much for it.
+    async with (
+        navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
+        front_before(navidrome, limits=Limits(kept_bytes=1 << 20)) as front,
+    ):
+        client = await front.client()
+        await client.send(get("/socket", *HANDSHAKE).encode())
+        served, _ = await navidrome.asked()
+        await client.send(*(bytes(50_000) for _ in range(12)))
+        await front.settled()
+        await served.send(AGREED)
+        assert (await client.answer()).status == 101
+        await _fill(front, client)
+
+
+async def test_the_websockets_library_talks_through_it_on_both_sides(tmp_path: Path) -> None:
+    async def echo(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(message)
+
+    there, here = tmp_path / "navidrome.sock", tmp_path / "shim.sock"
+    async with unix_serve(echo, str(there), max_size=None):
+        navidrome = Navidrome(Address(path=str(there)))
+        async with (
+            front_before(navidrome, path=here),
+            asyncio.timeout(5),
+            unix_connect(str(here), uri="ws://music.test/socket", max_size=None) as socket,
+        ):
+            for message in ("héllo", b"\x00" * 300_000, "", "x" * 70_000):
+                await socket.send(message)
+                assert await socket.recv() == message
+            await socket.close(1000, "done")
+            assert socket.close_code == 1000

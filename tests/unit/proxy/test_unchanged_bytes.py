@@ -1,0 +1,189 @@
+"""Bytes reach the other side unchanged, both ways, whatever they are and however they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.proxy.certificates import Certificates, make_certificates
+from tests.unit.proxy.client import get, request
+from tests.unit.proxy.ends import turns, until
+from tests.unit.proxy.front import Front, front_before
+from tests.unit.proxy.navidrome_end import (
+    OK,
+    Navidrome,
+    navidrome_on_a_socket,
+    navidrome_with_tls,
+)
+
+FAR_SIDES = ("tcp", "unix", "tls", "tls on unix")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@asynccontextmanager
+async def far_side(kind: str, folder: Path, certificates: Certificates) -> AsyncIterator[Navidrome]:
+    path = folder / "navidrome.sock" if "unix" in kind else None
+    if "tls" in kind:
+        server, client = certificates.server(), certificates.client()
+        async with navidrome_with_tls(server, client, path) as navidrome:
+            yield navidrome
+    else:
+        async with navidrome_on_a_socket(path) as navidrome:
+            yield navidrome
+
+
+def noise(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def sliced(data: bytes, seed: int, most: int) -> list[bytes]:
+    """The data in pieces of random lengths, some of them a byte."""
+    chance = random.Random(seed)
+    pieces, at = [], 0
+    while at < len(data):
+        size = 1 if chance.random() < 0.2 else chance.randint(1, most)
+        pieces.append(data[at : at + size])
+        at += size
+    return pieces
+
+
+def chunked(pieces: list[bytes]) -> list[bytes]:
+    return [*(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces), b"0\r\n\r\n"]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def _round(
+    front: Front, navidrome: Navidrome, size: int, seed: int, up: str, down: str
+) -> None:
+    most = max(1, size // 12)
+    sent, answered = noise(seed, size), noise(seed + 1, size)
+    client = await front.client()
+    framing = f"Content-Length: {size}" if up == "length" else "Transfer-Encoding: chunked"
+    await client.send(request("POST", "/api/upload", framing).encode())
+    pieces = sliced(sent, seed, most)
+    uploading = asyncio.create_task(client.send(*(pieces if up == "length" else chunked(pieces))))
+    served, _ = await navidrome.asked()
+    got = await (served.read_exactly(size) if up == "length" else served.chunks())
+    await uploading
+    assert digest(got) == digest(sent)
+    heads = {
+        "length": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size,
+        "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "close": b"HTTP/1.1 200 OK\r\n\r\n",
+    }
+    back = sliced(answered, seed + 2, most)
+
+    async def give() -> None:
+        await served.send(heads[down], *(chunked(back) if down == "chunked" else back))
+        if down == "close":
+            served.close()
+
+    giving = asyncio.create_task(give())
+    answer = await client.answer()
+    await giving
+    assert digest(answer.body) == digest(answered)
+    client.close()
+    served.close()
+
+
+@given(
+    size=st.one_of(st.integers(0, 40), st.integers(0, 300_000)),
+    seed=st.integers(0, 1 << 30),
+    up=st.sampled_from(["length", "chunked"]),
+    down=st.sampled_from(["length", "chunked", "close"]),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_random_bodies_of_any_length_and_chunking(
+    size: int, seed: int, up: str, down: str
+) -> None:
+    async with navidrome_on_a_socket() as navidrome, front_before(navidrome) as front:
+        await _round(front, navidrome, size, seed, up, down)
+
+
+@pytest.mark.parametrize("kind", FAR_SIDES)
+@pytest.mark.parametrize(("up", "down"), [("length", "chunked"), ("chunked", "length")])
+async def test_over_every_kind_of_socket(
+    tmp_path: Path, certificates: Certificates, kind: str, up: str, down: str
+) -> None:
+    async with (
+        far_side(kind, tmp_path, certificates) as navidrome,
+        front_before(navidrome) as front,
+    ):
+        await _round(front, navidrome, 1_500_000, 7, up, down)
+
+
+async def test_a_client_with_tls_is_told_of_as_such(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    async with front_before(navidrome, tls=certificates.server()) as front:
+        client = await front.client(tls=certificates.client())
+        await client.send(get().encode())
+        served, head = await navidrome.asked()
+        assert b"\r\nX-Forwarded-Proto: https\r\n" in head
+        await served.send(OK)
+        assert (await client.answer()).body == b"ok"
+        answer = await client.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert answer.status == 501
+
+
+async def test_a_navidrome_whose_certificate_is_not_known_is_not_spoken_to(
+    certificates: Certificates,
+) -> None:
+    async with (
+        navidrome_with_tls(certificates.server(), ssl.create_default_context()) as navidrome,
+        front_before(navidrome) as front,
+    ):
+        assert (await front.ask(get())).status == 502
+        assert front.counters.failures == {"connect_failed": 1}
+        assert navidrome.count == 0
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+@pytest.mark.parametrize("length", ["length", "chunked"])
+async def test_a_slow_reader_gets_everything_and_little_is_held_for_them(
+    tmp_path: Path, certificates: Certificates, kind: str, length: str
+) -> None:
+    async with (
+        far_side(kind, tmp_path, certificates) as navidrome,
+        front_before(navidrome) as front,
+    ):
+        await _read_slowly(front, navidrome, length)
+
+
+async def _read_slowly(front: Front, navidrome: Navidrome, length: str) -> None:
+    size = 20_000_000
+    body = noise(3, 1 << 16) * (size >> 16)
+    client = await front.client(receive_buffer=4096)
+    await client.send(get("/track").encode())
+    served, _ = await navidrome.asked()
+    head = (
+        b"Content-Length: %d" % len(body) if length == "length" else b"Transfer-Encoding: chunked"
+    )
+    payload = body if length == "length" else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    pieces = (payload[at : at + (1 << 18)] for at in range(0, len(payload), 1 << 18))
+    giving = asyncio.create_task(served.send(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % head, *pieces))
+    await until(lambda: front.writing_paused)
+    await turns(1000)
+    assert front.held < 1 << 20
+    assert not giving.done(), "Navidrome is held back"
+    answer = await client.answer()
+    await giving
+    assert digest(answer.body) == digest(body)

@@ -1,0 +1,261 @@
+"""How Navidrome's answers reach the client: framed by method, status and fields (RFC 9112 §6.3)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.proxy.client import Client, get, request
+from tests.unit.proxy.ends import cuts
+from tests.unit.proxy.front import Front
+from tests.unit.proxy.navidrome_end import OK, Navidrome, Served
+
+OLD_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
+
+
+async def asked(front: Front, navidrome: Navidrome, head: str = "") -> tuple[Client, Served]:
+    client = await front.client()
+    await client.send((head or get()).encode())
+    served, _ = await navidrome.asked()
+    return client, served
+
+
+ANSWERS = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 5\r\n\r\nhello",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"2;a=b\r\nhe\r\n3\r\nllo\r\n0\r\nA: b\r\n\r\n",
+    "interim": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+async def test_an_answer_cut_at_every_byte_arrives_whole(
+    front: Front, navidrome: Navidrome, kind: str
+) -> None:
+    client, served = await asked(front, navidrome)
+    for number, pieces in enumerate(cuts(ANSWERS[kind])):
+        if number:
+            await client.send(get().encode())
+            await served.head()
+        await served.send(*pieces)
+        if kind == "interim":
+            hint = await client.answer()
+            assert (hint.status, hint.get("link")) == (103, "</a>")
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (200, b"hello")
+    assert navidrome.count == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "framing"),
+    [
+        ("HEAD", b"200 OK\r\nContent-Length: 5", {"content-length": "5"}),
+        ("HEAD", b"200 OK\r\nTransfer-Encoding: chunked", {"transfer-encoding": "chunked"}),
+        ("HEAD", b"200 OK", {}),
+        ("GET", b"204 No Content", {}),
+        ("GET", b"204 No Content\r\nContent-Length: 5", {}),
+        ("GET", b"204 No Content\r\nTransfer-Encoding: chunked", {}),
+        ("GET", b"304 Not Modified", {}),
+        ("GET", b"304 Not Modified\r\nContent-Length: 5", {"content-length": "5"}),
+        ("GET", b"304 Not Modified\r\nTransfer-Encoding: chunked", {}),
+    ],
+)
+async def test_these_answers_have_no_body_and_the_connections_last(
+    front: Front, navidrome: Navidrome, method: str, answer: bytes, framing: dict[str, str]
+) -> None:
+    client, served = await asked(front, navidrome, request(method, "/"))
+    await served.send(b"HTTP/1.1 " + answer + b"\r\n\r\n")
+    got = await client.answer(method)
+    names = ("content-length", "transfer-encoding", "connection")
+    assert {name: value for name, value in got.fields if name in names} == framing
+    await client.send(get().encode())
+    await served.head()
+    await served.send(OK)
+    assert (await client.answer()).body == b"ok"
+    assert navidrome.count == 1
+
+
+async def test_a_body_until_close_goes_in_chunks_to_a_client_of_1_1(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await asked(front, navidrome)
+    await served.send(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo")
+    served.finish()
+    answer = await client.answer()
+    assert (answer.body, answer.get("transfer-encoding")) == (b"hello", "chunked")
+    assert answer.get("connection") is None
+    await client.send(get().encode())
+    again, _ = await navidrome.asked()
+    await again.send(OK)
+    assert (await client.answer()).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\n\r\nhello",
+        b"HTTP/1.0 200 OK\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+async def test_a_client_of_1_0_gets_no_chunks_and_a_close_at_the_end(
+    front: Front, navidrome: Navidrome, answer: bytes
+) -> None:
+    head = OLD_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
+    client, served = await asked(front, navidrome, head)
+    await served.send(answer)
+    served.finish()
+    got = await client.answer()
+    assert (got.body, got.get("connection")) == (b"hello", "close")
+    assert got.get("transfer-encoding") is None
+
+
+async def test_interim_answers_are_not_for_a_client_of_1_0(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await asked(front, navidrome, OLD_GET)
+    await served.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
+    assert (await client.answer()).status == 200
+
+
+async def test_any_number_of_interim_answers_does_not_recurse(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await asked(front, navidrome)
+    await served.send(b"HTTP/1.1 100 \r\n\r\n" * 5000 + OK)
+    assert (await client.answer()).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n",
+        b"HTTP/1.1 099 Odd\r\n\r\n",
+        b"HTTP/1.1 600 Odd\r\n\r\n",
+        b"HTTP/1.1 999 Odd\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 O\x01K\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\x00\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70000,
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70000 + b"\r\n\r\n",
+    ],
+    ids=range(20),
+)
+async def test_an_answer_that_is_none_becomes_a_502_and_its_connection_ends(
+    front: Front, navidrome: Navidrome, answer: bytes
+) -> None:
+    client, served = await asked(front, navidrome)
+    await served.send(answer)
+    got = await client.answer()
+    assert (got.status, got.get("retry-after")) == (502, "5")
+    await served.gone()
+    assert [(word, status) for word, status, _ in front.notes.failures] == [
+        ("answer_malformed", 502)
+    ]
+    assert front.notes.failures[0][2] == got.get("x-request-id")
+
+
+CUT = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello",
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\nhello",
+    "last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX",
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", CUT)
+async def test_a_cut_body_never_ends_cleanly(
+    front: Front, navidrome: Navidrome, kind: str, old: bool
+) -> None:
+    client, served = await asked(front, navidrome, OLD_GET if old else "")
+    await served.send(CUT[kind])
+    await client.answer_head()
+    if kind != "bad chunk":
+        served.close()
+    if kind == "length" or not old:
+        # The framing tells that something is missing, whether or not the reset gets through.
+        try:
+            rest = await client.read_to_end()
+        except ConnectionError:
+            rest = bytes(client.received).partition(b"\r\n\r\n")[2]
+        assert b"0\r\n\r\n" not in rest
+    else:
+        # Here only the reset tells a cut body from a whole one.
+        await client.read_to_reset()
+    assert front.counters.failures == {"answer_cut": 1}
+    assert front.counters.streams_open == 0
+
+
+@pytest.mark.parametrize("old", [False, True])
+async def test_a_reset_ends_no_body_until_close(
+    front: Front, navidrome: Navidrome, old: bool
+) -> None:
+    client, served = await asked(front, navidrome, OLD_GET if old else "")
+    await served.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+    await client.answer_head()
+    served.reset()
+    if old:
+        await client.read_to_reset()
+    else:
+        with pytest.raises((EOFError, ConnectionError)):
+            await client.chunks()
+
+
+async def test_an_answer_cut_in_its_head_is_a_502(front: Front, navidrome: Navidrome) -> None:
+    client, served = await asked(front, navidrome)
+    await served.send(b"HTTP/1.1 200 OK\r\nA: b")
+    served.close()
+    assert (await client.answer()).status == 502
+    assert front.counters.failures == {"answer_cut": 1}
+
+
+async def test_end_to_end_fields_pass_untouched_and_in_order(
+    front: Front, navidrome: Navidrome
+) -> None:
+    fields = (
+        b"Set-Cookie: a=1; Path=/\r\nVary: Accept\r\nset-cookie: b=2\r\nX-Odd:  spaced \r\n"
+        b"Set-Cookie: c=\xfc\r\nAccept-Ranges: bytes\r\nContent-Range: bytes 0-1/10\r\n"
+    )
+    client, served = await asked(front, navidrome, get("/", "Range: bytes=0-1"))
+    assert b"\r\nRange: bytes=0-1\r\n" in bytes(served.received)
+    hop = b"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTrailer: T\r\n"
+    await served.send(b"HTTP/1.1 206 Partial\r\n" + fields + hop + b"Content-Length: 2\r\n\r\nok")
+    answer = await client.answer()
+    assert answer.head == b"HTTP/1.1 206 Partial\r\n" + fields + b"Content-Length: 2\r\n\r\n"
+
+
+async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidrome) -> None:
+    client, served = await asked(front, navidrome, get("/api/events"))
+    await served.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    await client.answer_head()
+    for number in range(5):
+        event = b"data: %d\n\n" % number
+        await served.send(b"%x\r\n%b\r\n" % (len(event), event))
+        assert await client.chunk() == event
+    assert front.counters.streams_open == 1
+    client.close()
+    await served.gone()
+    await front.until_no_client()
+    assert front.counters.streams_open == 0
+
+
+async def test_navidromes_version_is_not_the_clients(front: Front, navidrome: Navidrome) -> None:
+    client, served = await asked(front, navidrome)
+    await served.send(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
+    assert (await client.answer()).head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    await client.send(get().encode())
+    await served.head()

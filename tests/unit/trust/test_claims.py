@@ -1,0 +1,409 @@
+"""Whose identity is believed, where, and why not: every verdict of the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from shim.trust.identity import Identity, Role
+from shim.trust.policy import Policy, Proof
+from shim.trust.reasons import Reason, Verdict
+from shim.trust.target import Paths
+from tests.unit.trust.asking import ADA, ANYONE, EDGE, POLICY, head, judged, listing
+from tests.unit.trust.reading import read_by_llhttp
+
+SECRET = "X-Shim-Proxy-Secret: swordfish"
+WHITELIST = listing("127.0.0.2")
+PROOF = Policy(
+    whitelist=WHITELIST, secrets=(b"swordfish", b"mackerel"), public_path_proof=Proof.SECRET
+)
+ADMINS = Policy(whitelist=WHITELIST, admin_groups=frozenset({"admins"}))
+
+
+def users(decided: bytes) -> list[bytes]:
+    read = read_by_llhttp(decided)
+    assert read is not None
+    return read.values("Remote-User")
+
+
+def reason(
+    *fields: str | bytes, path: str = "/app/", policy: Policy = POLICY, unlisted: bool = False
+) -> Reason:
+    peer = ANYONE if unlisted else EDGE
+    return judged(head(f"GET {path} HTTP/1.1", *fields), peer, policy).outcome.reason
+
+
+# who is believed
+
+
+def test_a_listed_peer_names_the_user_on_a_protected_path() -> None:
+    decision = judged(
+        head(
+            "GET /app/ HTTP/1.1",
+            ADA,
+            "x-authentik-NAME: Ada Lovelace",
+            "X-authentik-email: ",
+            "X-authentik-groups: admins| musicians |",
+            "X-authentik-uid: 0815",
+            "X-authentik-jwt: a.b.c",
+            "X-authentik-meta-app: navidrome",
+        )
+    )
+    assert decision.outcome.verdict is Verdict.AUTHENTICATED
+    assert decision.outcome.reason is Reason.LISTED_PEER
+    assert decision.identity == Identity("ada", "Ada Lovelace", "", ("admins", "musicians"), "0815")
+    assert users(decision.head()) == [b"ada"]
+    assert b"authentik" not in decision.head().lower()
+
+
+def test_the_user_header_carries_the_accounts_name_where_it_is_another() -> None:
+    decision = judged(head("GET /app/ HTTP/1.1", ADA))
+    assert users(decision.head("\u00c4da".encode())) == ["\u00c4da".encode()]
+    assert users(judged(head("GET /app/ HTTP/1.1")).head(b"ada")) == []
+
+
+def test_the_user_header_is_the_one_that_the_settings_name() -> None:
+    policy = Policy(whitelist=WHITELIST)
+    names = type(policy.names)(policy.names.roles, ("X-authentik-",), "X-WebAuth-User", "X-Edge")
+    named = Policy(whitelist=WHITELIST, names=names)
+    decision = judged(head("GET /app/ HTTP/1.1", ADA, "X-WebAuth-User: eve"), policy=named)
+    read = read_by_llhttp(decision.head())
+    assert read is not None
+    assert read.values("X-WebAuth-User") == [b"ada"]
+    assert read.values("Remote-User") == []
+
+
+@pytest.mark.parametrize("value", ["ada", " ada", "ada ", "\tada \t"])
+def test_blanks_around_a_name_are_not_part_of_it(value: str) -> None:
+    decision = judged(head("GET /app/ HTTP/1.1", f"X-authentik-username:{value}"))
+    assert decision.identity == Identity("ada")
+    assert b"\r\nRemote-User: ada\r\n" in decision.head()
+
+
+# who is not
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((), Reason.NO_IDENTITY),
+        ((SECRET,), Reason.NO_IDENTITY),
+        ((ADA,), Reason.UNLISTED_PEER),
+        (("Remote-User: admin",), Reason.UNLISTED_PEER),
+        (("X_authentik_username: admin",), Reason.UNLISTED_PEER),
+        (("X-authentik-username: \x01",), Reason.MALFORMED_HEAD),
+        (("X-authentik-username:",), Reason.UNLISTED_PEER),
+        ((ADA, "X-authentik-username: bob"), Reason.UNLISTED_PEER),
+        (("X-Forwarded-For: 127.0.0.2", ADA), Reason.UNLISTED_PEER),
+        ((ADA, SECRET), Reason.UNLISTED_PEER),
+    ],
+)
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
+def test_a_peer_that_is_not_listed_names_nobody(
+    fields: tuple[str, ...], expected: Reason, path: str
+) -> None:
+    for policy in (POLICY, PROOF, Policy()):
+        assert reason(*fields, path=path, policy=policy, unlisted=True) is expected
+
+
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x", "/_shim/"])
+@pytest.mark.parametrize("fields", [(), (ADA,), (ADA, SECRET)])
+def test_a_peer_that_is_not_listed_may_be_refused_altogether(
+    path: str, fields: tuple[str, ...]
+) -> None:
+    policy = Policy(whitelist=WHITELIST, refuse_unlisted=True, secrets=(b"swordfish",))
+    decision = judged(head(f"GET {path} HTTP/1.1", *fields), ANYONE, policy)
+    assert (decision.outcome.reason, decision.outcome.status) == (Reason.PEER_REFUSED, 403)
+    assert reason(ADA, SECRET, policy=policy) is Reason.PROXY_SECRET
+
+
+def test_an_empty_list_believes_nobody() -> None:
+    for peer in (EDGE, ANYONE):
+        decision = judged(head("GET /app/ HTTP/1.1", ADA), peer, Policy())
+        assert decision.outcome.reason is Reason.UNLISTED_PEER
+        assert users(decision.head()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "status"),
+    [
+        # two values for one header
+        ((ADA, ADA), Reason.IDENTITY_DUPLICATE, 400),
+        ((ADA, "x-AUTHENTIK-username: bob"), Reason.IDENTITY_DUPLICATE, 400),
+        ((ADA, "X-authentik-groups: a", "X-authentik-groups: b"), Reason.IDENTITY_DUPLICATE, 400),
+        ((ADA, "X-authentik-meta: a", "X-authentik-meta: b"), Reason.IDENTITY_DUPLICATE, 400),
+        # no clean value
+        (("X-authentik-username:",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: \t ",), Reason.IDENTITY_INVALID, 400),
+        ((b"X-authentik-username: \xff",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: a\tb",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: \u00a0ada",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: a\u0085b",), Reason.IDENTITY_INVALID, 400),
+        ((f"X-authentik-username: {'a' * 256}",), Reason.IDENTITY_INVALID, 400),
+        ((ADA, "X-authentik-uid:"), Reason.IDENTITY_INVALID, 400),
+        ((ADA, b"X-authentik-groups: \xff"), Reason.IDENTITY_INVALID, 400),
+        ((ADA, f"X-authentik-email: {'a' * 321}"), Reason.IDENTITY_INVALID, 400),
+        # an alias, alone and beside the true one
+        (("X_authentik_username: ada",), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X_authentik_groups: admins"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X.authentik.anything: x"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "Remote_User: ada"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X_Shim_Proxy_Secret: x"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X~authentik~jwt: x"), Reason.HEADER_ALIAS, 400),
+        # a name is needed
+        (("X-authentik-email: ada@example.com",), Reason.IDENTITY_INCOMPLETE, 403),
+        (("X-authentik-groups: admins", "X-authentik-uid: 1"), Reason.IDENTITY_INCOMPLETE, 403),
+    ],
+)
+def test_an_identity_that_can_not_be_read_in_one_way_is_refused(
+    fields: tuple[str | bytes, ...], expected: Reason, status: int
+) -> None:
+    decision = judged(head("GET /app/ HTTP/1.1", *fields))
+    assert (decision.outcome.reason, decision.outcome.status) == (expected, status)
+    assert decision.identity is None
+    assert decision.detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (("Remote-User: admin",), Reason.USER_HEADER),
+        (("X-authentik-meta-app: navidrome",), Reason.USER_HEADER),
+        ((ADA, "Remote-User: admin"), Reason.LISTED_PEER),
+        ((ADA, "Remote-User: admin", "Remote-User: root"), Reason.LISTED_PEER),
+    ],
+)
+def test_the_user_header_itself_speaks_for_nobody(
+    fields: tuple[str, ...], expected: Reason
+) -> None:
+    decision = judged(head("GET /app/ HTTP/1.1", *fields))
+    assert decision.outcome.reason is expected
+    assert b"admin" not in decision.head()
+    assert b"root" not in decision.head()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((ADA,), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-uid: 1"), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-groups: a"), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-uid: 1", "X-authentik-groups:"), Reason.LISTED_PEER),
+        (
+            (ADA, "X-authentik-uid: 1", "Connection: X-authentik-uid, X-authentik-groups"),
+            Reason.IDENTITY_INCOMPLETE,
+        ),
+    ],
+)
+def test_what_the_policy_uses_may_be_empty_and_not_absent(
+    fields: tuple[str, ...], expected: Reason
+) -> None:
+    policy = Policy(whitelist=WHITELIST, required=frozenset({Role.UID, Role.GROUPS}))
+    assert reason(*fields, policy=policy) is expected
+
+
+@pytest.mark.parametrize("option", ["X-Authentik-Username", "x-authentik-uid", "Remote-User"])
+def test_connection_options_neither_remove_nor_keep_an_identity(option: str) -> None:
+    decision = judged(
+        head("GET /app/ HTTP/1.1", ADA, "X-authentik-uid: 7", f"Connection: close, {option}")
+    )
+    assert decision.identity == Identity("ada", uid="7")
+    assert users(decision.head()) == [b"ada"]
+
+
+# proofs
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "status"),
+    [
+        ((SECRET,), Reason.PROXY_SECRET, 200),
+        (("x-shim-proxy-SECRET: mackerel",), Reason.PROXY_SECRET, 200),
+        (("X-Shim-Proxy-Secret: swordfish ",), Reason.PROXY_SECRET, 200),
+        ((), Reason.SECRET_MISSING, 401),
+        (("X-Shim-Proxy-Secret:",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: Swordfish",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: swordfis",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: swordfish,mackerel",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: sw\u00f6rdfish",), Reason.SECRET_MISMATCH, 401),
+        ((SECRET, SECRET), Reason.SECRET_MISMATCH, 401),
+        ((SECRET, "X-Shim-Proxy-Secret: x"), Reason.SECRET_MISMATCH, 401),
+        (("X_Shim_Proxy_Secret: swordfish",), Reason.HEADER_ALIAS, 400),
+    ],
+)
+def test_a_secret_that_is_set_has_to_come_with_an_identity(
+    fields: tuple[str, ...], expected: Reason, status: int
+) -> None:
+    decision = judged(head("GET /app/ HTTP/1.1", ADA, *fields), policy=PROOF)
+    assert (decision.outcome.reason, decision.outcome.status) == (expected, status)
+    assert "swordfish" not in str(decision.explain())
+    if expected is Reason.PROXY_SECRET:
+        assert b"swordfish" not in decision.head()
+
+
+def test_the_secret_never_reaches_navidrome() -> None:
+    for policy in (POLICY, PROOF):
+        for peer in (EDGE, ANYONE):
+            decision = judged(head("GET /app/ HTTP/1.1", SECRET), peer, policy)
+            assert decision.outcome.reason is Reason.NO_IDENTITY
+            assert b"swordfish" not in decision.head()
+
+
+PUBLIC: Mapping[str, tuple[tuple[str, ...], Policy, Reason]] = {
+    "by default never": ((ADA,), POLICY, Reason.PUBLIC_PATH),
+    "a secret that is not asked for": ((ADA, SECRET), POLICY, Reason.PUBLIC_PATH),
+    "proven": ((ADA, SECRET), PROOF, Reason.PROXY_SECRET),
+    "without the proof": ((ADA,), PROOF, Reason.PUBLIC_PATH),
+    "with a wrong proof": ((ADA, "X-Shim-Proxy-Secret: x"), PROOF, Reason.PUBLIC_PATH),
+    "with two proofs": ((ADA, SECRET, SECRET), PROOF, Reason.PUBLIC_PATH),
+    "with an alias of the proof": (
+        (ADA, "X_Shim_Proxy_Secret: swordfish"),
+        PROOF,
+        Reason.PUBLIC_PATH,
+    ),
+    "proven and ambiguous": ((ADA, ADA, SECRET), PROOF, Reason.IDENTITY_DUPLICATE),
+    "ambiguous": ((ADA, ADA), POLICY, Reason.PUBLIC_PATH),
+    "an alias": (("X_authentik_username: ada",), POLICY, Reason.PUBLIC_PATH),
+    "the user header": (("Remote-User: ada",), POLICY, Reason.PUBLIC_PATH),
+    "nothing": ((), POLICY, Reason.NO_IDENTITY),
+    "a proof that this build can not check": (
+        (ADA, SECRET),
+        Policy(whitelist=WHITELIST, secrets=(b"swordfish",), public_path_proof=Proof.JWT),
+        Reason.PUBLIC_PATH,
+    ),
+    "a proof that is not set": (
+        (ADA, "X-Shim-Proxy-Secret:"),
+        Policy(whitelist=WHITELIST, public_path_proof=Proof.SECRET),
+        Reason.PUBLIC_PATH,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUBLIC)
+@pytest.mark.parametrize("path", ["/rest/ping", "/REST/ping", "/rest", "/jellyfin/socket"])
+def test_a_public_path_carries_an_identity_only_with_the_proof_that_is_named(
+    case: str, path: str
+) -> None:
+    fields, policy, expected = PUBLIC[case]
+    decision = judged(head(f"GET {path} HTTP/1.1", *fields), policy=policy)
+    assert decision.outcome.reason is expected
+    if decision.outcome.verdict is Verdict.STRIPPED:
+        assert users(decision.head()) == []
+
+
+@pytest.mark.parametrize("path", ["/share/abc", "/SHARE", "/share/img/x"])
+@pytest.mark.parametrize("policy", [POLICY, PROOF])
+def test_a_share_never_carries_an_identity(path: str, policy: Policy) -> None:
+    assert reason(ADA, SECRET, path=path, policy=policy) is Reason.PUBLIC_PATH
+
+
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/_shim/", "/MUSIC/app/", "/share/x"])
+def test_outside_the_base_path_nobody_is_believed(path: str) -> None:
+    policy = Policy(
+        whitelist=WHITELIST,
+        paths=Paths("/music"),
+        secrets=(b"swordfish",),
+        public_path_proof=Proof.SECRET,
+        admin_groups=frozenset({"admins"}),
+    )
+    fields = (ADA, SECRET, "X-authentik-groups: admins")
+    assert reason(*fields, path=path, policy=policy) is Reason.OUTSIDE_BASE_PATH
+    assert reason(path=path, policy=policy) is Reason.NO_IDENTITY
+    assert reason(*fields, path="/music/app/", policy=policy) is Reason.PROXY_SECRET
+
+
+def test_nobody_is_believed_while_navidrome_contradicts_the_base_path() -> None:
+    policy = PROOF.renewed(suspended=True, admin_groups=frozenset({"admins"}))
+    fields = (ADA, SECRET, "X-authentik-groups: admins")
+    assert reason(*fields, policy=policy) is Reason.BASE_PATH_MISMATCH
+    assert reason(*fields, path="/rest/ping", policy=policy) is Reason.BASE_PATH_MISMATCH
+    assert reason(*fields, path="/share/x", policy=policy) is Reason.BASE_PATH_MISMATCH
+    assert reason(*fields, path="/_shim/", policy=policy) is Reason.NOT_FOUND
+    assert reason(policy=policy) is Reason.NO_IDENTITY
+
+
+# without an identity
+
+
+@pytest.mark.parametrize("unlisted", [False, True])
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        ("/app/", (), Reason.IDENTITY_REQUIRED),
+        ("/app/", ("Remote-User: ada",), Reason.IDENTITY_REQUIRED),
+        ("/rest/ping", (), Reason.NO_IDENTITY),
+        ("/share/x", (), Reason.NO_IDENTITY),
+        ("/_shim/", (), Reason.NOT_FOUND),
+    ],
+)
+def test_protected_paths_may_be_told_to_need_an_identity(
+    path: str, fields: tuple[str, ...], expected: Reason, unlisted: bool
+) -> None:
+    policy = Policy(whitelist=WHITELIST, require_identity=True)
+    assert reason(*fields, path=path, policy=policy, unlisted=unlisted) is expected
+
+
+def test_where_an_identity_is_needed_a_believed_one_passes() -> None:
+    policy = Policy(whitelist=WHITELIST, require_identity=True)
+    assert reason(ADA, policy=policy) is Reason.LISTED_PEER
+    assert reason(ADA, policy=policy, unlisted=True) is Reason.IDENTITY_REQUIRED
+    assert reason(ADA, path="/rest/ping", policy=policy) is Reason.PUBLIC_PATH
+    assert reason(ADA, ADA, policy=policy) is Reason.IDENTITY_DUPLICATE
+    suspended = policy.renewed(suspended=True)
+    assert reason(ADA, policy=suspended) is Reason.IDENTITY_REQUIRED
+
+
+# the shim's own pages
+
+
+@pytest.mark.parametrize(
+    ("fields", "policy", "expected"),
+    [
+        ((ADA, "X-authentik-groups: users|admins"), ADMINS, Reason.LISTED_PEER),
+        ((ADA, "X-authentik-groups: users"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups: Admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups: not admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups:"), ADMINS, Reason.NOT_FOUND),
+        ((ADA,), ADMINS, Reason.NOT_FOUND),
+        ((), ADMINS, Reason.NOT_FOUND),
+        (("Remote-User: admin",), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups: admins"), POLICY, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups:"), POLICY, Reason.NOT_FOUND),
+        ((ADA, ADA, "X-authentik-groups: admins"), ADMINS, Reason.NOT_FOUND),
+        (
+            (ADA, "X-authentik-groups: users", "X_authentik_groups: admins"),
+            ADMINS,
+            Reason.NOT_FOUND,
+        ),
+        (
+            (ADA, "X-authentik-groups: admins"),
+            ADMINS.renewed(secrets=(b"swordfish",)),
+            Reason.NOT_FOUND,
+        ),
+        (
+            (ADA, "X-authentik-groups: admins", SECRET),
+            ADMINS.renewed(secrets=(b"swordfish",)),
+            Reason.PROXY_SECRET,
+        ),
+    ],
+)
+def test_the_own_pages_are_there_for_believed_admins_alone(
+    fields: tuple[str, ...], policy: Policy, expected: Reason
+) -> None:
+    for path in ("/_shim/", "/_shim", "/_SHIM/metrics"):
+        assert reason(*fields, path=path, policy=policy) is expected
+        assert reason(*fields, path=path, policy=policy, unlisted=True) is Reason.NOT_FOUND
+
+
+def test_the_own_pages_see_the_name_once_and_a_channels_proof() -> None:
+    decision = judged(
+        head("GET /_shim/api/audit?x=1 HTTP/1.1", ADA, "X-authentik-groups: admins"), policy=ADMINS
+    )
+    told = decision.own_head(ADMINS.paths, b"X-Shim-Channel: s3cret\r\nX-Shim-User: ")
+    read = read_by_llhttp(told)
+    assert read is not None
+    assert read.target == b"/api/audit?x=1"
+    assert read.values("X-Shim-User") == [b"ada"]
+    assert read.values("X-Shim-Channel") == [b"s3cret"]
+    assert read.values("Remote-User") == []

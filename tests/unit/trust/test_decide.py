@@ -1,0 +1,253 @@
+"""What request line and header block come to together."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.trust.policy import Policy, Proof
+from shim.trust.reasons import OUTCOMES, Outcome, PathClass, Reason, Verdict, outcome
+from tests.unit.trust.asking import ADA, ANYONE, EDGE, HOST, POLICY, head, judged, listing
+
+HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)
+
+
+def without(*names: str) -> list[str]:
+    return [line for line in HANDSHAKE if line.partition(":")[0] not in names]
+
+
+# cross-site
+
+
+@pytest.mark.parametrize(
+    ("fields", "foreign"),
+    [
+        ((), False),
+        (("Sec-Fetch-Site: same-origin",), False),
+        (("Sec-Fetch-Site: none",), False),
+        (("Sec-Fetch-Site: Same-Origin",), False),
+        (("Sec-Fetch-Site: same-site",), True),
+        (("Sec-Fetch-Site: cross-site",), True),
+        (("Sec-Fetch-Site:",), True),
+        (("Sec-Fetch-Site: something-new",), True),
+        (("Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"), True),
+        ((f"Origin: https://{HOST}",), False),
+        ((f"Origin: http://{HOST}",), False),
+        ((f"Origin: https://{HOST.upper()}",), False),
+        ((f"Origin: https://{HOST}:443",), False),
+        ((f"Origin: http://{HOST}:80",), False),
+        ((f"Origin: https://{HOST}:8443",), True),
+        ((f"Origin: https://evil.{HOST}",), True),
+        ((f"Origin: https://{HOST}.evil.example",), True),
+        (("Origin: https://evil.example",), True),
+        (("Origin: null",), True),
+        (("Origin:",), True),
+        ((f"Origin: {HOST}",), True),
+        ((f"Origin: https://{HOST}/", "Sec-Fetch-Site: same-origin"), True),
+        ((f"Origin: https://{HOST}", "Origin: https://evil.example"), True),
+        ((f"Origin: https://{HOST}", "Sec-Fetch-Site: cross-site"), True),
+        (("Origin: https://evil.example", "Sec-Fetch-Site: same-origin"), True),
+        # naming them away does not help
+        (("Origin: https://evil.example", "Connection: origin"), True),
+        (("Sec-Fetch-Site: cross-site", "Connection: sec-fetch-site"), True),
+        # the edge says which host was asked
+        (("Origin: https://a.example", "X-Forwarded-Host: a.example"), False),
+        (("Origin: https://a.example:8443", "X-Forwarded-Host: a.example:8443"), False),
+        (("Origin: https://b.example", "X-Forwarded-Host: b.example, a.example"), True),
+        ((f"Origin: https://{HOST}", "X-Forwarded-Host: a.example"), True),
+    ],
+)
+def test_a_browsers_word_that_another_site_asked_is_heeded(
+    fields: tuple[str, ...], foreign: bool
+) -> None:
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        decision = judged(head(f"{method} /api/user HTTP/1.1", ADA, *fields))
+        assert (decision.outcome.reason is Reason.CROSS_SITE) is foreign, method
+        assert decision.outcome.status == (403 if foreign else 200)
+    for method in ("GET", "HEAD"):
+        decision = judged(head(f"{method} /api/user HTTP/1.1", ADA, *fields))
+        assert decision.outcome.verdict is Verdict.AUTHENTICATED
+    decision = judged(head("GET /api/events HTTP/1.1", ADA, *fields, *HANDSHAKE))
+    if not any(field.startswith("Connection") for field in fields):
+        assert (decision.outcome.reason is Reason.CROSS_SITE) is foreign
+
+
+def test_only_a_believed_identity_makes_a_foreign_request_a_danger() -> None:
+    foreign = "Sec-Fetch-Site: cross-site"
+    assert judged(head("POST /api/user HTTP/1.1", foreign)).outcome.verdict is Verdict.ANONYMOUS
+    stripped = judged(head("POST /rest/ping HTTP/1.1", ADA, foreign))
+    assert stripped.outcome.verdict is Verdict.STRIPPED
+    anyone = judged(head("POST /api/user HTTP/1.1", ADA, foreign), ANYONE)
+    assert anyone.outcome.verdict is Verdict.STRIPPED
+
+
+def test_a_peer_that_is_not_listed_does_not_say_which_host_was_asked() -> None:
+    policy = Policy(whitelist=listing("127.0.0.1"))
+    fields = (ADA, "Origin: https://evil.example", "X-Forwarded-Host: evil.example")
+    believed = judged(head("POST /api/user HTTP/1.1", *fields), ANYONE, policy)
+    assert believed.outcome.verdict is Verdict.AUTHENTICATED  # a listed peer does
+    assert judged(head("POST /x HTTP/1.1", *fields), EDGE, policy).identity is None
+
+
+@pytest.mark.parametrize("path", ["/rest/createPlaylist", "/_shim/api/x"])
+def test_cross_site_is_refused_wherever_an_identity_is_believed(path: str) -> None:
+    policy = Policy(
+        whitelist=listing("127.0.0.2"),
+        secrets=(b"s",),
+        public_path_proof=Proof.SECRET,
+        admin_groups=frozenset({"admins"}),
+    )
+    fields = (ADA, "X-Shim-Proxy-Secret: s", "X-authentik-groups: admins")
+    assert judged(head(f"POST {path} HTTP/1.1", *fields), policy=policy).outcome.status == 200
+    foreign = judged(
+        head(f"POST {path} HTTP/1.1", *fields, "Origin: https://evil.example"), policy=policy
+    )
+    assert foreign.outcome.reason is Reason.CROSS_SITE
+
+
+# upgrades
+
+
+def test_a_whole_websocket_handshake_is_passed_on() -> None:
+    for line in (
+        HANDSHAKE,
+        ("connection: keep-alive, UPGRADE", "upgrade: WebSocket", *HANDSHAKE[2:]),
+    ):
+        decision = judged(head("GET /jellyfin/socket HTTP/1.1", *line))
+        assert decision.outcome.status == 200
+        assert decision.upgrade
+        told = decision.head()
+        assert told.count(b"Connection: Upgrade\r\nUpgrade: websocket\r\n") == 1
+        assert b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" in told
+        assert b"Sec-WebSocket-Version: 13\r\n" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("GET /x HTTP/1.1", [*without("Upgrade"), "Upgrade: h2c"]),
+        ("GET /x HTTP/1.1", [*without("Upgrade"), "Upgrade: h2c, websocket"]),
+        ("GET /x HTTP/1.1", [*without("Upgrade"), "Upgrade: websocket, h2c"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Upgrade: h2c"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Upgrade: websocket"]),
+        ("GET /x HTTP/1.1", [*without("Upgrade"), "Upgrade:"]),
+        ("GET /x HTTP/1.1", [*without("Upgrade"), "Upgrade: TLS/1.0"]),
+        ("GET /x HTTP/1.1", [*without("Upgrade"), "Upgrade: websocket/13"]),
+        ("GET /x HTTP/1.1", without("Sec-WebSocket-Key")),
+        ("GET /x HTTP/1.1", [*without("Sec-WebSocket-Key"), "Sec-WebSocket-Key:"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Sec-WebSocket-Key: again"]),
+        ("GET /x HTTP/1.1", without("Sec-WebSocket-Version")),
+        ("GET /x HTTP/1.1", [*without("Sec-WebSocket-Version"), "Sec-WebSocket-Version: 12"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Sec-WebSocket-Version: 13"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Content-Length: 0"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Content-Length: 5"]),
+        ("GET /x HTTP/1.1", [*HANDSHAKE, "Transfer-Encoding: chunked"]),
+        ("POST /x HTTP/1.1", [*HANDSHAKE]),
+        ("HEAD /x HTTP/1.1", [*HANDSHAKE]),
+        ("OPTIONS /x HTTP/1.1", [*HANDSHAKE]),
+        ("GET /x HTTP/1.0", [*HANDSHAKE]),
+    ],
+)
+def test_every_other_upgrade_is_refused(line: str, fields: list[str]) -> None:
+    for peer in (EDGE, ANYONE):
+        decision = judged(head(line, *fields), peer)
+        assert (decision.outcome.reason, decision.outcome.status) == (Reason.UPGRADE_REFUSED, 400)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        without("Connection"),
+        [*without("Connection"), "Connection: keep-alive"],
+        [*without("Connection"), "Connection: upgraded"],
+        ["Upgrade: h2c"],
+        # nginx with a Connection header that is always there
+        ["Connection: upgrade"],
+        ["Connection: upgrade, close"],
+    ],
+)
+def test_half_an_upgrade_asks_for_nothing(fields: list[str]) -> None:
+    decision = judged(head("POST /x HTTP/1.1", *fields))
+    assert decision.outcome.status == 200
+    assert not decision.upgrade
+    assert b"upgrade" not in decision.head().lower()
+
+
+# the call that makes the first admin
+
+
+@pytest.mark.parametrize("peer", [EDGE, ANYONE])
+@pytest.mark.parametrize("fields", [(), (ADA,)])
+def test_create_admin_is_closed_while_the_shim_makes_accounts(
+    peer: object, fields: tuple[str, ...]
+) -> None:
+    asking = EDGE if peer is EDGE else ANYONE
+    for path in ("/auth/createAdmin", "/auth/CreateAdmin", "/auth/createAdmin/?x"):
+        decision = judged(head(f"POST {path} HTTP/1.1", *fields), asking)
+        assert decision.outcome.reason is Reason.CREATE_ADMIN_CLOSED
+        assert decision.outcome.status == 403
+    opened = Policy(whitelist=listing("127.0.0.2"), create_admin_closed=False)
+    assert judged(head("POST /auth/createAdmin HTTP/1.1"), asking, opened).outcome.status == 200
+    assert judged(head("GET /auth/createAdmin HTTP/1.1"), asking).outcome.status == 200
+    assert judged(head("POST /auth/login HTTP/1.1"), asking).outcome.status == 200
+
+
+# which fault is told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (head("GET // HTTP/1.1", ADA, ADA, host=None), Reason.AMBIGUOUS_TARGET),
+        (head("GET /app/ HTTP/1.1", ADA, ADA, host=None), Reason.AMBIGUOUS_HOST),
+        (head("GET /app/ HTTP/1.1", ADA, ADA, "Content_Length: 1"), Reason.FRAMING_ALIAS),
+        (head("GET /app/ HTTP/1.1", ADA, ADA, "Content-Length: x"), Reason.AMBIGUOUS_FRAMING),
+        (head("GET /app/ HTTP/1.1", ADA, ADA, *HANDSHAKE, "Upgrade: x"), Reason.UPGRADE_REFUSED),
+    ],
+)
+def test_an_ambiguous_request_is_one_before_anybody_is_believed(
+    text: bytes, expected: Reason
+) -> None:
+    assert judged(text).outcome.reason is expected
+
+
+def test_a_refusal_says_nothing_of_what_was_sent() -> None:
+    for text in (
+        head("GET /app/ HTTP/1.1", "X-authentik-username: hunter2\u0085"),
+        head("GET /app/%zzhunter2 HTTP/1.1"),
+        head("GET /app/ HTTP/1.1", "hunter2"),
+        head("GET /app/ HTTP/1.1", host="hunter2 x"),
+    ):
+        decision = judged(text)
+        assert decision.outcome.verdict is Verdict.REJECTED
+        assert "hunter2" not in decision.detail
+
+
+# the table
+
+
+def test_every_reason_has_one_verdict_one_status_and_a_row_for_each_class() -> None:
+    assert len(OUTCOMES) == len(Reason) * len(PathClass)
+    assert [row.index for row in OUTCOMES] == list(range(len(OUTCOMES)))
+    for reason in Reason:
+        rows = [outcome(reason, path_class) for path_class in PathClass]
+        assert len({(row.verdict, row.status) for row in rows}) == 1
+        assert [row.path_class for row in rows] == list(PathClass)
+        assert (rows[0].status == 200) == (rows[0].verdict is not Verdict.REJECTED)
+        assert reason == reason.lower().replace(" ", "_")
+
+
+def test_an_outcome_is_one_object() -> None:
+    first = judged(head("GET /app/ HTTP/1.1", ADA)).outcome
+    assert isinstance(first, Outcome)
+    assert OUTCOMES[first.index] is first
+
+
+def test_a_renewed_policy_has_the_next_number() -> None:
+    renewed = POLICY.renewed(suspended=True)
+    assert (renewed.number, renewed.suspended) == (POLICY.number + 1, True)
+    assert renewed.whitelist is POLICY.whitelist

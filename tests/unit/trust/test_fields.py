@@ -1,0 +1,202 @@
+"""Header lines: their grammar, and the kind that a name gives them."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.trust.fields import FieldNames, Kind, fold, parse_field
+from shim.trust.identity import Role
+from shim.trust.policy import Policy
+from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
+
+NAMES = Policy().names
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (b"X-authentik-username", Kind.IDENTITY),
+        (b"x-AUTHENTIK-uid", Kind.IDENTITY),
+        (b"X-Authentik-Meta-Jwks", Kind.IDENTITY),
+        (b"X-authentik-", Kind.IDENTITY),
+        (b"X-authentik", Kind.PASS),
+        (b"X-authentikusername", Kind.PASS),
+        (b"X_authentik_username", Kind.ALIAS),
+        (b"X.Authentik.Username", Kind.ALIAS),
+        (b"X~Authentik~Username", Kind.ALIAS),
+        (b"X+authentik-meta", Kind.ALIAS),
+        (b"X-authentik_anything", Kind.ALIAS),
+        (b"x!authentik'groups", Kind.ALIAS),
+        (b"Remote-User", Kind.USER),
+        (b"REMOTE-user", Kind.USER),
+        (b"Remote_User", Kind.ALIAS),
+        (b"Remote-Users", Kind.PASS),
+        (b"X-Shim-Proxy-Secret", Kind.SECRET),
+        (b"X_Shim_Proxy_Secret", Kind.ALIAS),
+        (b"X_Authentik.Jwt", Kind.ALIAS),
+    ],
+)
+def test_only_the_exact_name_speaks_and_every_folded_one_is_found(name: bytes, kind: Kind) -> None:
+    assert parse_field(name + b": ada", NAMES).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (b"Content-Length", Kind.LENGTH),
+        (b"cONTENT-lENGTH", Kind.LENGTH),
+        (b"Content_Length", Kind.FRAMING_ALIAS),
+        (b"Content.Length", Kind.FRAMING_ALIAS),
+        (b"Transfer-Encoding", Kind.CODING),
+        (b"Transfer_Encoding", Kind.FRAMING_ALIAS),
+        (b"transfer~encoding", Kind.FRAMING_ALIAS),
+        (b"Host", Kind.HOST),
+        (b"Connection", Kind.CONNECTION),
+        (b"Upgrade", Kind.UPGRADE),
+        (b"Expect", Kind.EXPECT),
+        (b"TE", Kind.DROP),
+        (b"Trailer", Kind.DROP),
+        (b"Keep-Alive", Kind.DROP),
+        (b"Proxy-Connection", Kind.DROP),
+        (b"Proxy-Authorization", Kind.DROP),
+        (b"HTTP2-Settings", Kind.DROP),
+        (b"Contentlength", Kind.PASS),
+        (b"Content-Lengths", Kind.PASS),
+    ],
+)
+def test_framing_is_found_by_its_exact_name_and_its_aliases_are_told(
+    name: bytes, kind: Kind
+) -> None:
+    assert parse_field(name + b": 1", NAMES).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (b"True-Client-IP", Kind.DROP),
+        (b"True_Client_IP", Kind.DROP),
+        (b"x.real.ip", Kind.DROP),
+        (b"X-Real-IP", Kind.DROP),
+        (b"CF-Connecting-IP", Kind.DROP),
+        (b"X-Client-IP", Kind.DROP),
+        (b"X-Cluster-Client-IP", Kind.DROP),
+        (b"X-Forwarded-For", Kind.FORWARDED_FOR),
+        (b"X_Forwarded_For", Kind.DROP),
+        (b"X-Forwarded.Host", Kind.DROP),
+        (b"X-Forwarded-Proto", Kind.FORWARDED_PROTO),
+        (b"X-Forwarded-Host", Kind.FORWARDED_HOST),
+        (b"X-Forwarded-Uri", Kind.FORWARDED_OTHER),
+        (b"Forwarded", Kind.FORWARDED),
+        (b"Forwarded_", Kind.DROP),
+    ],
+)
+def test_what_tells_of_the_client_is_found_under_any_alias(name: bytes, kind: Kind) -> None:
+    assert parse_field(name + b": 192.0.2.1", NAMES).kind is kind
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b":",
+        b": value",
+        b"Name",
+        b"Name value",
+        b"Name : value",
+        b"Name\t: value",
+        b" Name: value",
+        b"\tfolded",
+        b"Na me: value",
+        b"Na\x00me: value",
+        b"N\xc3\xa4me: value",
+        b"Name(): value",
+        b'"Name": value',
+        b"Name: va\x00lue",
+        b"Name: va\nlue",
+        b"Name: va\rlue",
+        b"Name: value\r",
+        b"Name: value\x0b",
+        b"Name: \x7f",
+        b"Name: \x1b[31m",
+    ],
+)
+def test_a_line_is_a_token_a_colon_and_a_value_without_controls(line: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        parse_field(line, NAMES)
+    assert refused.value.reason is Reason.MALFORMED_HEAD
+
+
+@pytest.mark.parametrize(
+    ("sent", "value"),
+    [
+        (b"Name:value", b"value"),
+        (b"Name: value", b"value"),
+        (b"Name: \t value \t ", b"value"),
+        (b"Name:", b""),
+        (b"Name: \t", b""),
+        (b"Name: a  b\tc", b"a  b\tc"),
+        (b"Name: a:b: c", b"a:b: c"),
+        (b"Name: \xff\x80", b"\xff\x80"),
+        (b"Name: \xa0x\xa0", b"\xa0x\xa0"),
+    ],
+)
+def test_blanks_at_both_ends_are_no_part_of_a_value(sent: bytes, value: bytes) -> None:
+    field = parse_field(sent, NAMES)
+    assert field.value == value
+    assert field.wire == b"Name: " + value + b"\r\n"
+    assert field.sent_name == "Name"
+
+
+def test_folding_is_lower_case_with_dashes_for_all_that_is_no_letter_or_digit() -> None:
+    assert fold(b"X_Authentik.User~Name+9") == b"x-authentik-user-name-9"
+    assert fold(bytes(range(256))).strip(b"-abcdefghijklmnopqrstuvwxyz0123456789") == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "value"),
+    [
+        (b"X-authentik-username: ada ", "ada"),
+        (b"X-authentik-email:", ""),
+        (b"X-authentik-name: \xc3\x84da", "\u00c4da"),
+        (b"X-authentik-uid: ", Reason.IDENTITY_INVALID),
+        (b"X-authentik-username: \xff", Reason.IDENTITY_INVALID),
+    ],
+)
+def test_what_an_identity_header_says_is_read_with_its_line(
+    sent: bytes, value: str | Reason
+) -> None:
+    field = parse_field(sent, NAMES)
+    assert field.kind is Kind.IDENTITY
+    if isinstance(field.claim, Refused):
+        assert field.claim.reason is value
+    else:
+        assert field.claim == value
+
+
+def test_the_settings_may_name_other_headers() -> None:
+    roles = {Role.USERNAME: "Tailscale-User-Login", Role.GROUPS: "Remote_Groups"}
+    names = FieldNames(roles, ("X-Auth.", "Tailscale-"), "X-WEBAUTH-USER", "X-Edge")
+    kinds = {
+        b"tailscale-user-login": (Kind.IDENTITY, Role.USERNAME),
+        b"tailscale_user_login": (Kind.ALIAS, None),
+        b"tailscale-user-name": (Kind.IDENTITY, None),
+        b"remote_groups": (Kind.IDENTITY, Role.GROUPS),
+        b"remote-groups": (Kind.ALIAS, None),
+        b"x-auth-request": (Kind.IDENTITY, None),
+        b"x-webauth-user": (Kind.USER, None),
+        b"x_webauth_user": (Kind.ALIAS, None),
+        b"x-edge": (Kind.SECRET, None),
+        b"x.edge": (Kind.ALIAS, None),
+        b"x-authentik-username": (Kind.PASS, None),
+        b"remote-user": (Kind.PASS, None),
+    }
+    assert {name: names.classify(name) for name in kinds} == kinds
+
+
+def test_a_header_that_carries_an_identity_is_one_whatever_else_its_name_means() -> None:
+    names = FieldNames({Role.USERNAME: "X-Forwarded-User"}, ("X-Real-",), "Forwarded", "TE")
+    assert names.classify(b"x-forwarded-user") == (Kind.IDENTITY, Role.USERNAME)
+    assert names.classify(b"x-real-ip") == (Kind.IDENTITY, None)
+    assert names.classify(b"forwarded") == (Kind.USER, None)
+    assert names.classify(b"te") == (Kind.SECRET, None)

@@ -1,0 +1,340 @@
+"""The provider's token: which ones hold, and every way in which one was forged before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shim.trust.jwt import MAX_CHARACTERS, Token, TokenRules, verify_token
+from shim.trust.jwt_keys import read_key_set, secret_key
+from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
+from tests.unit.trust.minting import (
+    AUDIENCE,
+    ISSUER,
+    NOW,
+    SECRET,
+    b64,
+    claims,
+    ec_key,
+    ed_key,
+    encoded,
+    jwk,
+    key_set,
+    pem,
+    rsa_key,
+    signature_of,
+    token,
+)
+
+KEYS = read_key_set(key_set(jwk(rsa_key(), "rsa-0"), jwk(ec_key(), "ec-0"), jwk(ed_key(), "ed-0")))
+RULES = TokenRules(
+    keys=KEYS, fetched=True, issuer=ISSUER, audiences=frozenset({AUDIENCE, "other"}), leeway=30.0
+)
+BY_SECRET = replace(RULES, keys=(secret_key(SECRET),), fetched=False)
+
+
+def verified(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Token:
+    return verify_token(text, rules, now)
+
+
+def why_not(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Reason:
+    with pytest.raises(Refused) as refused:
+        verify_token(text, rules, now)
+    parts = [part for part in text.split(".") if len(part) > 20]
+    assert not any(part in refused.value.detail for part in parts)
+    return refused.value.reason
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm", "kid"),
+    [
+        (rsa_key(), "RS256", "rsa-0"),
+        (rsa_key(), "RS256", None),
+        (ec_key(), "ES256", "ec-0"),
+        (ed_key(), "EdDSA", "ed-0"),
+    ],
+    ids=["RS256", "RS256 without a name", "ES256", "EdDSA"],
+)
+def test_a_token_of_a_key_of_the_set_says_who_is_there(key: Any, algorithm: str, kid: str) -> None:
+    found = verified(token(key=key, algorithm=algorithm, kid=kid))
+    assert (found.subject, found.username, found.name) == ("5a1c", "ada", "Ada Lovelace")
+    assert (found.email, found.groups) == ("ada@example.org", ("family", "admins"))
+    assert (found.span.start, found.span.end) == (NOW - 40, NOW + 330)
+
+
+@pytest.mark.parametrize("kid", [None, "whatever"])
+def test_a_token_of_the_configured_secret_holds_whatever_its_key_is_called(kid: str | None) -> None:
+    text = token(key=SECRET, algorithm="HS256", kid=kid)
+    assert verified(text, BY_SECRET).username == "ada"
+    both = replace(RULES, keys=(*BY_SECRET.keys, *KEYS))
+    assert verified(text, both).username == "ada"
+    assert verified(token(), both).username == "ada"
+
+
+# The attacks, each by its name.
+
+
+@pytest.mark.parametrize("name", ["none", "None", "NONE", "nOnE", ""])
+def test_alg_none(name: str) -> None:
+    text = f"{encoded({'alg': name, 'typ': 'JWT'})}.{encoded(claims())}."
+    assert why_not(text) is Reason.JWT_INVALID
+    assert why_not(token(algorithm=name)) is Reason.JWT_INVALID
+    assert why_not(text, BY_SECRET) is Reason.JWT_INVALID
+
+
+def test_a_public_key_used_as_the_secret_of_hs256() -> None:
+    for secret in (
+        pem(rsa_key()),
+        json.dumps(jwk(rsa_key(), "rsa-0")).encode(),
+        jwk(rsa_key())["n"].encode(),
+        rsa_key().public_key().public_numbers().n.to_bytes(256, "big"),
+    ):
+        for kid in ("rsa-0", None):
+            text = token(key=secret, algorithm="HS256", kid=kid)
+            assert why_not(text) is Reason.JWT_INVALID
+            assert (
+                why_not(text, replace(RULES, keys=(*BY_SECRET.keys, *KEYS))) is Reason.JWT_INVALID
+            )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"jku": "https://evil.example/jwks"},
+        {"x5u": "https://evil.example/cert"},
+        {"jwk": jwk(rsa_key(1), "rsa-0")},
+        {"x5c": ["AAAA"]},
+        {"jku": "https://evil.example/jwks", "kid": "evil"},
+        {"jwk": jwk(rsa_key(1), "evil"), "kid": "evil"},
+    ],
+    ids=" ".join,
+)
+def test_a_token_that_brings_its_own_key(header: dict[str, Any]) -> None:
+    expected = Reason.JWT_UNKNOWN_KEY if header.get("kid") == "evil" else Reason.JWT_INVALID
+    assert why_not(token(key=rsa_key(1), **header)) is expected
+    # The same entries beside a good signature change nothing.
+    if "kid" not in header:
+        assert verified(token(**header)).username == "ada"
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm", "kid"),
+    [
+        (rsa_key(), "ES256", "rsa-0"),
+        (rsa_key(), "EdDSA", "rsa-0"),
+        (rsa_key(), "RS512", "rsa-0"),
+        (rsa_key(), "PS256", "rsa-0"),
+        (ec_key(), "RS256", "ec-0"),
+        (ed_key(), "RS256", "ed-0"),
+        (SECRET, "HS512", None),
+        (SECRET, "RS256", "rsa-0"),
+    ],
+)
+def test_an_algorithm_that_is_not_the_keys_own(key: Any, algorithm: str, kid: str) -> None:
+    for rules in (RULES, replace(RULES, keys=(*BY_SECRET.keys, *KEYS))):
+        assert why_not(token(key=key, algorithm=algorithm, kid=kid), rules) is Reason.JWT_INVALID
+
+
+def test_a_token_of_another_key_under_a_known_name() -> None:
+    assert why_not(token(key=rsa_key(1))) is Reason.JWT_INVALID
+
+
+def test_a_token_of_a_key_that_is_not_in_the_set_yet() -> None:
+    assert why_not(token(key=rsa_key(1), kid="rsa-1")) is Reason.JWT_UNKNOWN_KEY
+    assert (
+        why_not(token(key=rsa_key(1), kid=None), replace(RULES, keys=())) is Reason.JWT_UNKNOWN_KEY
+    )
+    # Where no key set is fetched, there is nothing to wait for; nor for a secret.
+    assert why_not(token(kid="rsa-1"), BY_SECRET) is Reason.JWT_INVALID
+    assert why_not(token(key=SECRET, algorithm="HS256", kid="x")) is Reason.JWT_INVALID
+
+
+@pytest.mark.parametrize("entry", ["crit", "b64", "zip", "enc"])
+def test_a_header_that_asks_for_an_extension(entry: str) -> None:
+    header: dict[str, Any] = {entry: ["exp"]}
+    assert why_not(token(**header)) is Reason.JWT_INVALID
+
+
+@pytest.mark.parametrize("kind", ["logout+jwt", "application/logout+jwt", "secevent+jwt", "JWE", 7])
+def test_a_token_of_another_kind(kind: Any) -> None:
+    assert why_not(token(typ=kind)) is Reason.JWT_INVALID
+
+
+@pytest.mark.parametrize("kind", [None, "jwt", "JWT", "at+jwt", "application/at+jwt"])
+def test_a_token_of_a_kind_that_names_a_person(kind: str | None) -> None:
+    assert verified(token(typ=kind)).username == "ada"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iss": "https://evil.example/"},
+        {"iss": ISSUER.rstrip("/")},
+        {"iss": None},
+        {"iss": [ISSUER]},
+        {"aud": "another-client"},
+        {"aud": ["another-client"]},
+        {"aud": None},
+        {"aud": {AUDIENCE: 1}},
+        {"aud": [[AUDIENCE]]},
+        {"exp": None},
+        {"exp": "1900000000"},
+        {"exp": True},
+        {"exp": -1},
+        {"exp": 1e300},
+        {"nbf": "soon"},
+        {"iat": []},
+        {"sub": None},
+        {"sub": 5},
+        {"preferred_username": ["ada"]},
+        {"groups": "admins"},
+        {"groups": ["admins", 7]},
+        {"groups": {"admins": True}},
+        {"email": {}},
+    ],
+    ids=repr,
+)
+def test_a_signed_token_that_is_not_for_here_or_not_whole(changes: dict[str, Any]) -> None:
+    assert why_not(token(claims(**changes))) is Reason.JWT_INVALID
+
+
+def test_one_audience_of_several_is_enough() -> None:
+    assert verified(token(claims(aud=["else", AUDIENCE]))).username == "ada"
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "reason"),
+    [
+        ({"exp": NOW - 29}, NOW, None),
+        ({"exp": NOW - 30}, NOW, Reason.JWT_EXPIRED),
+        ({"exp": 0}, NOW, Reason.JWT_EXPIRED),
+        ({"nbf": NOW + 30}, NOW, None),
+        ({"nbf": NOW + 31}, NOW, Reason.JWT_NOT_YET_VALID),
+        ({"iat": NOW + 31}, NOW, Reason.JWT_NOT_YET_VALID),
+        ({"iat": NOW + 31, "nbf": 0}, NOW, Reason.JWT_NOT_YET_VALID),
+        ({"iat": None, "nbf": None}, NOW, None),
+        ({}, None, Reason.JWT_EXPIRED),
+        ({}, float("nan"), Reason.JWT_EXPIRED),
+    ],
+    ids=repr,
+)
+def test_a_clock_that_is_off(
+    changes: dict[str, Any], now: float | None, reason: Reason | None
+) -> None:
+    text = token(claims(**changes))
+    if reason is None:
+        verified(text, now=now)
+    else:
+        assert why_not(text, now=now) is reason
+
+
+def test_time_and_name_are_looked_at_before_any_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shim.trust.jwt_keys import Key
+
+    def never(*_: object) -> bool:
+        raise AssertionError("a signature was verified")
+
+    monkeypatch.setattr(Key, "signed", never)
+    for text in (
+        token(claims(exp=1)),
+        token(claims(iss="x")),
+        token(claims(aud="x")),
+        token(kid="unknown"),
+        token(algorithm="none"),
+        "a.b.c",
+        "x" * 20000,
+    ):
+        why_not(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "a.b", "a.b.c.d", "....", " . . ", "é.é.é", "{}", "null.null.null", "=.=.=",
+     '{"payload":"","signatures":[]}'],
+)  # fmt: skip
+def test_what_is_no_token(text: str) -> None:
+    assert why_not(text) is Reason.JWT_INVALID
+
+
+def _signed(head: bytes, body: bytes) -> str:
+    text = f"{b64(head)}.{b64(body)}"
+    return f"{text}.{b64(signature_of(text.encode(), 'RS256', rsa_key()))}"
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (b'{"alg":"none","alg":"RS256"}', None),
+        (b'{"alg":"RS256","kid":"rsa-0","kid":"rsa-0"}', None),
+        (b'["RS256"]', None),
+        (b'{"alg":"RS256"', None),
+        (b'\xff{"alg":"RS256"}', None),
+        (b'{"alg":"RS256","kid":7}', None),
+        (None, b'{"sub":"a","sub":"b"}'),
+        (None, b"[]"),
+        (None, b"7"),
+        (None, b'{"exp":NaN}'),
+        (None, b'{"exp":Infinity}'),
+        (None, b"[" * 50_00),
+        (None, b'{"exp":' + b"9" * 5000 + b"}"),
+    ],
+)
+def test_json_that_two_parsers_could_read_in_two_ways(
+    head: bytes | None, body: bytes | None
+) -> None:
+    good_head = b'{"alg":"RS256","kid":"rsa-0"}'
+    good_body = json.dumps(claims()).encode()
+    assert verified(_signed(good_head, good_body)).username == "ada"
+    assert why_not(_signed(head or good_head, body or good_body)) is Reason.JWT_INVALID
+
+
+def test_a_token_that_is_too_long() -> None:
+    long = token(claims(filler="x" * MAX_CHARACTERS))
+    assert why_not(long) is Reason.JWT_INVALID
+
+
+GOOD = token()
+
+
+@given(st.integers(0, len(GOOD) - 1), st.characters(codec="utf-8"))
+@settings(max_examples=400, deadline=None)
+def test_no_other_character_anywhere_in_a_token_passes(at: int, other: str) -> None:
+    mutated = GOOD[:at] + other + GOOD[at + 1 :]
+    if mutated != GOOD:
+        why_not(mutated)
+
+
+@given(st.integers(0, len(GOOD)), st.text(min_size=1, max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_nothing_can_be_put_into_a_token(at: int, more: str) -> None:
+    why_not(GOOD[:at] + more + GOOD[at:])
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_nothing_can_be_left_out_of_a_token(at: int, count: int) -> None:
+    why_not(GOOD[:at] + GOOD[at + count :])
+
+
+def test_no_other_spelling_of_the_last_character_passes() -> None:
+    # Two bits of it are left over: four characters stand for the same bytes.
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/="
+    for text in (GOOD, token(key=ec_key(), algorithm="ES256", kid="ec-0")):
+        passed = [c for c in alphabet if _passes(text[:-1] + c)]
+        assert passed == [text[-1]]
+        assert not _passes(text + "=")
+        assert not _passes(text + "==")
+
+
+def _passes(text: str) -> bool:
+    try:
+        verify_token(text, RULES, NOW)
+    except Refused:
+        return False
+    return True

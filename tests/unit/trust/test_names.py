@@ -1,0 +1,52 @@
+"""Names as Navidrome compares them, and the accounts that no identity may be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from shim.compiled import policy_of
+from shim.settings import load
+from shim.trust.names import fold_name
+from shim.trust.reasons import Reason, Verdict
+from tests.unit.trust.asking import EDGE, POLICY, head, judged
+
+RESERVED = replace(POLICY, reserved=frozenset({"navidrome-shim", "böss"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [("Alice", "alice"), ("ÉCOLE", "École"), ("\u212a", "\u212a"), ("ß", "ß"), ("A_B", "a_b")],
+)
+def test_names_fold_for_ascii_alone(name: str, folded: str) -> None:
+    assert fold_name(name) == folded
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("navidrome-shim", Reason.RESERVED_ACCOUNT),
+        ("NAVIDROME-Shim", Reason.RESERVED_ACCOUNT),
+        ("BöSS", Reason.RESERVED_ACCOUNT),
+        ("BÖSS", Reason.LISTED_PEER),
+        ("navidrome-shim2", Reason.LISTED_PEER),
+    ],
+)
+def test_a_reserved_account_is_nobodys_in_any_case(name: str, reason: Reason) -> None:
+    field = f"X-authentik-username: {name}".encode()
+    decision = judged(head("GET /app/ HTTP/1.1", field), EDGE, RESERVED)
+    assert decision.outcome.reason is reason
+    assert (decision.outcome.verdict is Verdict.REJECTED) == (reason is Reason.RESERVED_ACCOUNT)
+
+
+@pytest.mark.parametrize("provisioning", ["true", "false"])
+def test_the_shims_own_and_the_protected_accounts_are_reserved(provisioning: str) -> None:
+    settings = load(
+        {
+            "SHIM_PROVISIONING": provisioning,
+            "SHIM_NAVIDROME_ADMIN_USERNAME": "Chief",
+            "SHIM_PROTECTED_USERS": "Boss",
+        }
+    )
+    assert policy_of(settings).reserved == {"navidrome-shim", "chief", "boss"}

@@ -1,0 +1,249 @@
+"""What holds of `decide` whatever the bytes.
+
+The forwarded head is read by parsers that share nothing with the code under test: llhttp, and one that
+takes any line end, joins folded lines and folds names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shim.trust.addresses import Peer, parse_peer
+from shim.trust.decide import Decision
+from shim.trust.fields import parse_field
+from shim.trust.policy import Policy
+from shim.trust.reasons import Reason, Verdict
+from shim.trust.refusal import Refused
+from shim.trust.target import Paths, parse_request_line
+from tests.unit.trust.asking import ANYONE, EDGE, head, judged
+from tests.unit.trust.fragments import POLICIES, policies, requests
+from tests.unit.trust.reading import read_by_llhttp, read_by_the_laxest
+
+PEERS = (EDGE, ANYONE, parse_peer("@"), parse_peer("fe80::1%eth0"))
+# Navidrome's user header, and everything that says who somebody is, as folding stacks see the names.
+USER = b"remote-user"
+SPEAKING = re.compile(rb"x-authentik-.*|x-shim-proxy-secret")
+CLIENT = {b"true-client-ip", b"cf-connecting-ip", b"x-client-ip", b"x-cluster-client-ip"}
+PROTOCOL_FAULTS = {
+    Reason.MALFORMED_HEAD,
+    Reason.AMBIGUOUS_TARGET,
+    Reason.AMBIGUOUS_FRAMING,
+    Reason.AMBIGUOUS_HOST,
+    Reason.FRAMING_ALIAS,
+    Reason.UPGRADE_REFUSED,
+    Reason.METHOD_NOT_IMPLEMENTED,
+    Reason.HEAD_TOO_LARGE,
+}
+
+
+def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
+    """Everything that may never be otherwise."""
+    believed = decision.outcome.verdict is Verdict.AUTHENTICATED
+    assert (decision.identity is not None) == believed
+    if decision.outcome.verdict is Verdict.REJECTED:
+        assert 400 <= decision.outcome.status <= 503
+        return
+    if believed:
+        assert peer in policy.whitelist
+        assert not policy.suspended
+        assert_may_carry_an_identity(decision, policy)
+    for forwarded, name in ((decision.head(), None), (decision.head(b"Ada L"), b"Ada L")):
+        read = read_by_llhttp(forwarded)
+        assert read is not None
+        fields = read_by_the_laxest(forwarded)
+        assert len(fields) == len(read.fields)
+        names = [name for name, _ in fields]
+        users = [value for name, value in fields if name == USER]
+        if believed:
+            assert decision.identity is not None
+            assert users == [name or decision.identity.username.encode()]
+        else:
+            assert users == []
+        assert not [name for name in names if SPEAKING.fullmatch(name) or name in CLIENT]
+        assert names.count(b"host") == 1
+        assert names.count(b"x-real-ip") <= 1
+        assert names.count(b"content-length") + names.count(b"transfer-encoding") <= 1
+        assert names.count(b"connection") == names.count(b"upgrade") == decision.upgrade
+        for name, value in read.fields:
+            assert value == value.strip(b" \t"), name
+        if peer not in policy.whitelist and peer.address is not None:
+            assert dict(fields)[b"x-real-ip"] == str(peer.address).partition("%")[0].encode()
+            assert dict(fields)[b"x-forwarded-for"] == dict(fields)[b"x-real-ip"]
+
+
+def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
+    """The path and the proof, worked out anew from the head that is forwarded."""
+    assert decision.line is not None
+    path = decision.line.target.partition(b"?")[0].lower() + b"/"
+    base = policy.paths.base
+    assert decision.line.target.startswith(base) or path == base
+    below = path[len(base) :]
+    assert not below.startswith(b"share/")
+    if below.startswith((b"rest/", b"jellyfin/")):
+        assert policy.public_path_proof is not None
+        assert decision.outcome.reason is Reason.PROXY_SECRET
+    if below.startswith(b"_shim/"):
+        assert decision.identity is not None
+        assert set(decision.identity.groups or ()) & policy.admin_groups
+    assert (decision.outcome.reason is Reason.PROXY_SECRET) == bool(policy.secrets)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(requests(), st.sampled_from(PEERS), policies())
+def test_what_is_forwarded_names_a_user_once_where_one_is_believed_and_nowhere_else(
+    text: bytes, peer: Peer, policy: Policy
+) -> None:
+    hold(judged(text, peer, policy), peer, policy)
+
+
+@settings(max_examples=500, deadline=None)
+@given(requests(), st.data(), st.sampled_from((EDGE, ANYONE)), policies())
+def test_the_same_holds_with_a_byte_that_is_another(
+    text: bytes, data: st.DataObject, peer: Peer, policy: Policy
+) -> None:
+    at = data.draw(st.integers(0, len(text) - 1))
+    byte = data.draw(st.binary(max_size=2))
+    hold(judged(text[:at] + byte + text[at + 1 :], peer, policy), peer, policy)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from(PEERS), policies())
+def test_no_bytes_at_all_make_it_raise(text: bytes, peer: Peer, policy: Policy) -> None:
+    hold(judged(text, peer, policy), peer, policy)
+    hold(
+        judged(b"GET /app/ HTTP/1.1\r\nHost: a\r\n" + text + b"\r\n\r\n", peer, policy),
+        peer,
+        policy,
+    )
+
+
+@settings(max_examples=1000, deadline=None)
+@given(requests(), st.data())
+def test_a_head_that_is_accepted_is_one_for_llhttp_too(text: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(text)))
+    text = text[:at] + data.draw(st.binary(max_size=2)) + text[at + data.draw(st.integers(0, 2)) :]
+    decision = judged(text)
+    if decision.outcome.reason not in PROTOCOL_FAULTS:
+        assert read_by_llhttp(text) is not None
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_a_header_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refuses_it(
+    byte: int,
+) -> None:
+    one = bytes([byte])
+    for line in (
+        b"%bName: value" % one,
+        b"Na%bme: value" % one,
+        b"Name%b: value" % one,
+        b"Name:%b value" % one,
+        b"Name: va%blue" % one,
+        b"Name: value%b" % one,
+        b"Name: %b" % one,
+    ):
+        try:
+            parse_field(line, POLICIES[0].names)
+        except Refused:
+            continue
+        read = read_by_llhttp(head("GET / HTTP/1.1", line))
+        assert read is not None, line
+        assert len(read.fields) == 2, line  # nor as several
+
+
+@given(st.binary(min_size=1, max_size=30).map(lambda line: line.replace(b":", b": ", 1)))
+def test_a_header_line_is_never_accepted_where_llhttp_refuses_it(line: bytes) -> None:
+    try:
+        field = parse_field(line, POLICIES[0].names)
+    except Refused:
+        return
+    read = read_by_llhttp(b"GET / HTTP/1.1\r\n" + line + b"\r\n\r\n")
+    assert read is not None
+    assert [(name.lower(), value.strip(b" \t")) for name, value in read.fields] == [
+        (field.name, field.value)
+    ]
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refuses_it(
+    byte: int,
+) -> None:
+    one = bytes([byte])
+    for line in (
+        b"%bGET / HTTP/1.1" % one,
+        b"GE%bT / HTTP/1.1" % one,
+        b"GET%b / HTTP/1.1" % one,
+        b"GET %b HTTP/1.1" % one,
+        b"GET /a%bb HTTP/1.1" % one,
+        b"GET /a?b%bc HTTP/1.1" % one,
+        b"GET / HTTP%b/1.1" % one,
+        b"GET / HTTP/1.1%b" % one,
+    ):
+        try:
+            parsed = parse_request_line(line, Paths())
+        except Refused:
+            continue
+        read = read_by_llhttp(line + b"\r\nHost: a\r\n\r\n")
+        assert read is not None, line
+        assert read.method == parsed.method
+        assert read.target == parsed.target
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_an_authority_with_any_byte_in_it_is_never_accepted_where_llhttp_refuses_it(
+    byte: int,
+) -> None:
+    name = b"a%bb" % bytes([byte])
+    text = b"GET http://%b/ HTTP/1.1\r\nHost: %b\r\n\r\n" % (name, name)
+    if judged(text).outcome.reason not in PROTOCOL_FAULTS:
+        assert read_by_llhttp(text) is not None
+
+
+REACHED = {
+    Reason.LISTED_PEER,
+    Reason.PROXY_SECRET,
+    Reason.NO_IDENTITY,
+    Reason.UNLISTED_PEER,
+    Reason.PUBLIC_PATH,
+    Reason.OUTSIDE_BASE_PATH,
+    Reason.BASE_PATH_MISMATCH,
+    Reason.USER_HEADER,
+    Reason.MALFORMED_HEAD,
+    Reason.AMBIGUOUS_TARGET,
+    Reason.AMBIGUOUS_FRAMING,
+    Reason.AMBIGUOUS_HOST,
+    Reason.FRAMING_ALIAS,
+    Reason.UPGRADE_REFUSED,
+    Reason.METHOD_NOT_IMPLEMENTED,
+    Reason.HEADER_ALIAS,
+    Reason.IDENTITY_DUPLICATE,
+    Reason.IDENTITY_INVALID,
+    Reason.IDENTITY_INCOMPLETE,
+    Reason.IDENTITY_REQUIRED,
+    Reason.SECRET_MISSING,
+    Reason.SECRET_MISMATCH,
+    Reason.PEER_REFUSED,
+    Reason.CROSS_SITE,
+    Reason.CREATE_ADMIN_CLOSED,
+    Reason.NOT_FOUND,
+}
+
+
+def test_the_requests_that_are_made_up_reach_every_branch() -> None:
+    met: Counter[Reason] = Counter()
+    verdicts: Counter[Verdict] = Counter()
+
+    @settings(max_examples=3000, database=None, derandomize=True, deadline=None)
+    @given(requests(), st.sampled_from((EDGE, ANYONE)), policies())
+    def meet(text: bytes, peer: Peer, policy: Policy) -> None:
+        outcome = judged(text, peer, policy).outcome
+        met[outcome.reason] += 1
+        verdicts[outcome.verdict] += 1
+
+    meet()
+    assert set(met) >= REACHED
+    assert min(verdicts[verdict] for verdict in Verdict) > verdicts.total() // 20

@@ -1,0 +1,325 @@
+"""The request line: what is refused, and which class a path has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.trust.reasons import PathClass, Reason, Verdict
+from shim.trust.refusal import Refused
+from shim.trust.target import METHODS, Paths, Place, RequestLine, _parse_unusual, parse_request_line
+from tests.unit.trust.asking import ADA, head, judged
+
+AMBIGUOUS = [
+    # dot segments, plain and escaped
+    "/rest/../api/user",
+    "/rest/./ping",
+    "/..",
+    "/.",
+    "/api/user/..",
+    "/rest/%2e%2e/api/user",
+    "/rest/.%2E/api/user",
+    "/rest/%2e/ping",
+    # empty segments
+    "//",
+    "//rest/ping",
+    "/rest//ping",
+    "/api//",
+    # slashes, backslashes, NULs and path parameters, plain and escaped
+    "/rest%2fping",
+    "/rest%2Fping",
+    "/api\\user",
+    "/rest/..\\api",
+    "/api%5cuser",
+    "/api%00",
+    "/api%0d%0aRemote-User:%20admin",
+    "/api%7f",
+    "/rest;/ping",
+    "/rest/..;/api/user",
+    "/api;jsessionid=1/user",
+    "/api%3buser",
+    "/api%3Fx",
+    "/api%23x",
+    # what one parser decodes before it matches and the other does not
+    "/%72est/ping",
+    "/%61pi/user",
+    "/api%2duser",
+    "/api%2Euser",
+    "/api%5Fuser",
+    "/api%7Euser",
+    # decoded twice
+    "/rest%252fping",
+    "/%2572est/",
+    # escapes that are none
+    "/api%",
+    "/api%2",
+    "/api%zz",
+    "/api%u002f",
+    "/api%%32%66",
+    # no UTF-8
+    "/api/%ff",
+    "/api/%c0%af",
+    "/api/%ed%a0%80",
+    # bytes that have no place in a target
+    "/api#fragment",
+    "/api?x#fragment",
+    "/api/\u00e9",
+    # other forms
+    "*",
+    "",
+    "api/user",
+    "example.com:443",
+    "ftp://music.example.com/",
+    "http:///api",
+    "http://user@music.example.com/api",
+    "http://music.example.com?x",
+    "http://music.example.com#x",
+    "http:/music.example.com/api",
+    "://music.example.com/",
+    "http://music.example.com\\@evil.example/api",
+    "http://music.example.com//api",
+    "http://music.example.com/rest/../api",
+]
+
+
+@pytest.mark.parametrize("target", AMBIGUOUS)
+def test_a_target_that_could_be_read_in_two_ways_is_refused(target: str) -> None:
+    decision = judged(head(f"GET {target} HTTP/1.1", ADA))
+    assert decision.outcome.reason in (Reason.AMBIGUOUS_TARGET, Reason.MALFORMED_HEAD)
+    assert decision.outcome.status == 400
+    assert decision.detail
+
+
+@pytest.mark.parametrize("byte", [*range(0x21), 0x23, *range(0x7F, 0x100)])
+@pytest.mark.parametrize("place", [b"/rest/%bx", b"/api?x=%by"])
+def test_a_target_holds_visible_ascii_alone(byte: int, place: bytes) -> None:
+    line = b"GET " + place % bytes([byte]) + b" HTTP/1.1"
+    with pytest.raises(Refused) as refused:
+        parse_request_line(line, Paths())
+    assert refused.value.reason in (Reason.AMBIGUOUS_TARGET, Reason.MALFORMED_HEAD)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/",
+        "/app/",
+        "/app/sw.js",
+        "/.well-known/x",
+        "/api/song/a.b..c",
+        "/app/...",
+        "/share/img/eyJ.x-y_z~",
+        "/api/%E2%82%AC",
+        "/api/a%20b",
+        "/api/a%40b%22",
+        "/api/%C3%A9",
+        "/api/@user:1,2=3!$&'()*+",
+        "/api?_start=0&x=%2e%2e%2f//..;\\",
+        "/rest/stream?id=1&f=%",
+    ],
+)
+def test_a_plain_target_is_passed_on_as_it_is(target: str) -> None:
+    decision = judged(head(f"GET {target} HTTP/1.1"))
+    assert decision.outcome.verdict is Verdict.ANONYMOUS
+    assert decision.head().startswith(f"GET {target} HTTP/1.1\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/", Place.PROTECTED),
+        ("/api/user", Place.PROTECTED),
+        ("/restaurant/", Place.PROTECTED),
+        ("/api/rest/", Place.PROTECTED),
+        ("/shared/", Place.PROTECTED),
+        ("/rest/", Place.PUBLIC),
+        ("/rest", Place.PUBLIC),
+        ("/REST/ping", Place.PUBLIC),
+        ("/Rest", Place.PUBLIC),
+        ("/rest/ping.view", Place.PUBLIC),
+        ("/jellyfin/socket", Place.PUBLIC),
+        ("/JellyFin", Place.PUBLIC),
+        ("/share/img/x", Place.SHARE),
+        ("/share", Place.SHARE),
+        ("/SHARE/x", Place.SHARE),
+        ("/_shim/", Place.OWN),
+        ("/_shim", Place.OWN),
+        ("/_SHIM/metrics", Place.OWN),
+        ("/_shimmer", Place.PROTECTED),
+    ],
+)
+def test_public_prefixes_hold_without_case_and_with_or_without_their_slash(
+    path: str, place: Place
+) -> None:
+    assert Paths().place(path.encode()) is place
+    assert Paths("/music").place(b"/music" + path.encode()) is place
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/rest/ping", "/app/", "/musical/", "/MUSIC/app/", "/Music", "/x/music/app/", "/_shim/"],
+)
+def test_outside_the_base_path_is_a_place_of_its_own(path: str) -> None:
+    paths = Paths("/music/")
+    assert paths.place(path.encode()) is Place.OUTSIDE
+    line = parse_request_line(f"GET {path} HTTP/1.1".encode(), paths)
+    assert line.path_class is PathClass.PUBLIC
+
+
+@pytest.mark.parametrize("base", ["/music", "/music/", "music", "//music//"])
+def test_the_base_path_may_be_written_with_and_without_slashes(base: str) -> None:
+    assert Paths(base).base == b"/music/"
+    assert Paths(base).place(b"/music") is Place.PROTECTED
+    assert Paths("").base == Paths("/").base == b"/"
+
+
+def test_shares_stay_shares_where_the_settings_do_not_name_them() -> None:
+    paths = Paths(public=("/rest/",))
+    assert paths.place(b"/share/x") is Place.SHARE
+    assert paths.place(b"/jellyfin/x") is Place.PROTECTED
+
+
+@pytest.mark.parametrize("prefix", ["/rest", "rest/", "REST"])
+def test_a_public_prefix_may_be_written_with_and_without_slashes(prefix: str) -> None:
+    paths = Paths(public=(prefix,))
+    assert paths.place(b"/rest") is paths.place(b"/rest/x") is Place.PUBLIC
+    assert paths.place(b"/restx") is Place.PROTECTED
+
+
+def test_the_root_as_a_public_prefix_makes_everything_public() -> None:
+    paths = Paths("/music", public=("/", "/rest/"))
+    for path in (b"/music", b"/music/", b"/music/api/user", b"/music/_shim/"):
+        assert paths.place(path) in (Place.PUBLIC, Place.SHARE), path
+
+
+@pytest.mark.parametrize(
+    ("target", "below"),
+    [
+        ("/music/_shim/", b"/"),
+        ("/music/_shim", b"/"),
+        ("/music/_shim/api/audit?x=1", b"/api/audit?x=1"),
+        ("/music/_SHIM/metrics", b"/metrics"),
+        ("/music/_shim?metrics", b"/?metrics"),
+        ("/music/_shim/?x", b"/?x"),
+    ],
+)
+def test_the_control_plane_knows_its_pages_below_its_own_root(target: str, below: bytes) -> None:
+    paths = Paths("/music")
+    line = parse_request_line(f"GET {target} HTTP/1.1".encode(), paths)
+    assert line.place is Place.OWN
+    assert paths.own_target(line.target) == below
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_methods_of_navidrome_are_passed_on(method: bytes) -> None:
+    assert judged(head(f"{method.decode()} /app/ HTTP/1.1")).outcome.verdict is Verdict.ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    "method", ["CONNECT", "TRACE", "QUERY", "PROPFIND", "PRI", "get", "Post", "GETS"]
+)
+def test_any_other_method_is_answered_with_501(method: str) -> None:
+    decision = judged(head(f"{method} /app/ HTTP/1.1", ADA))
+    assert decision.outcome.reason is Reason.METHOD_NOT_IMPLEMENTED
+    assert decision.outcome.status == 501
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "GET",
+        "GET /",
+        "GET / ",
+        "GET  / HTTP/1.1",
+        "GET /  HTTP/1.1",
+        " GET / HTTP/1.1",
+        "GET / HTTP/1.1 ",
+        "GET\t/ HTTP/1.1",
+        "GET /\tHTTP/1.1",
+        "GET / HTTP/1.1\r",
+        "GET / x HTTP/1.1",
+        "GET / HTTP/0.9",
+        "GET / HTTP/1.2",
+        "GET / HTTP/2.0",
+        "GET / HTTP/1.10",
+        "GET / HTTP/01.1",
+        "GET / http/1.1",
+        "GET / RTSP/1.0",
+        "GET / ICE/1.0",
+        "PRI * HTTP/2.0",
+        "G(T / HTTP/1.1",
+        "GET\x00 / HTTP/1.1",
+        "G\u00cbT / HTTP/1.1",
+    ],
+)
+def test_a_request_line_is_three_words_and_a_version_of_1(line: str) -> None:
+    assert judged(head(line, ADA)).outcome.reason is Reason.MALFORMED_HEAD
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "passes"),
+    [
+        ("http://music.example.com/app/?x", "music.example.com", True),
+        ("HTTPS://Music.Example.com/app/", "mUSIC.example.com", True),
+        ("http://music.example.com:8080/app/", "music.example.com:8080", True),
+        ("http://music.example.com", "music.example.com", True),
+        ("http://music.example.com/app/", "other.example.com", False),
+        ("http://music.example.com:80/app/", "music.example.com", False),
+        ("http://music.example.com./app/", "music.example.com", False),
+    ],
+)
+def test_an_absolute_target_names_the_host_that_host_names(
+    target: str, host: str, passes: bool
+) -> None:
+    decision = judged(head(f"GET {target} HTTP/1.1", host=host))
+    if passes:
+        assert decision.outcome.verdict is Verdict.ANONYMOUS
+        assert decision.head().startswith(b"GET /")
+    else:
+        assert decision.outcome.reason is Reason.AMBIGUOUS_TARGET
+
+
+def test_an_absolute_target_is_classed_by_its_path() -> None:
+    line = f"GET http://{'music.example.com'}/REST/getUsers HTTP/1.1"
+    decision = judged(head(line, ADA))
+    assert decision.outcome.reason is Reason.PUBLIC_PATH
+
+
+@pytest.mark.parametrize(
+    ("path", "closed"),
+    [
+        ("/auth/createAdmin", True),
+        ("/auth/CREATEadmin/", True),
+        ("/auth/createAdmins", False),
+        ("/music/auth/createAdmin", False),
+        ("/auth/login", False),
+    ],
+)
+def test_the_call_that_makes_the_first_admin_is_known(path: str, closed: bool) -> None:
+    assert Paths().creates_admin(path.encode()) is closed
+    assert Paths("/music").creates_admin(b"/music" + path.encode()) is closed
+
+
+_PIECES = """GET HEAD get / // /. .. rest %2e %41 %C3%A9 ? a; \\ # : @ " ~ HTTP/1.1 HTTP/1.0 HTTP/1. http://a"""
+_SPACES = (" ", "  ", "\t", "\r", "\n", "\x7f", "\u00e9")
+
+
+@given(
+    st.lists(st.sampled_from((*_PIECES.split(), *_SPACES)), max_size=8).map("".join), st.booleans()
+)
+def test_the_quick_way_through_a_usual_line_says_what_the_long_way_says(
+    text: str, framed: bool
+) -> None:
+    line = (f"GET /{text} HTTP/1.1" if framed else text).encode()
+
+    def outcome(read: Callable[[bytes, Paths], RequestLine]) -> RequestLine | Reason:
+        try:
+            return read(line, Paths())
+        except Refused as refused:
+            return refused.reason
+
+    assert outcome(parse_request_line) == outcome(_parse_unusual)

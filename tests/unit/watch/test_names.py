@@ -1,0 +1,145 @@
+"""Host names of the list: whose addresses count, for how long, and when a change is told."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from shim.watch.names import NameWatch
+from tests.unit.proxy.ends import until
+
+Answer = Sequence[str] | Exception
+
+
+class NameServer:
+    """What the loop's look-up answers: addresses, or what it raises."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+
+    async def getaddrinfo(self, host: str, port: None, **_: int) -> list[tuple[object, ...]]:
+        assert port is None
+        self.asked.append(host)
+        answer = self.answers[host]
+        if isinstance(answer, Exception):
+            raise answer
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in answer]
+
+
+@pytest.fixture
+async def name_server(monkeypatch: pytest.MonkeyPatch) -> NameServer:
+    server = NameServer()
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", server.getaddrinfo)
+    return server
+
+
+def found(watch: NameWatch, host: str = "edge") -> set[str]:
+    return {str(address) for address in watch.answers()[host]}
+
+
+async def test_a_name_that_was_not_looked_up_lists_nobody(name_server: NameServer) -> None:
+    del name_server
+    assert NameWatch(("edge",), 300).answers() == {"edge": frozenset()}
+
+
+async def test_a_name_has_all_its_addresses_each_once(name_server: NameServer) -> None:
+    name_server.answers = {"edge": ["192.0.2.1", "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.2"]}
+    watch = NameWatch(("edge",), 300)
+    assert await watch.look_up()
+    assert found(watch) == {"192.0.2.1", "2001:db8::1", "192.0.2.2"}
+    assert ipaddress.ip_address("192.0.2.1") in watch.answers()["edge"]
+
+
+async def test_an_address_that_changes_replaces_the_old_one(name_server: NameServer) -> None:
+    name_server.answers = {"edge": ["192.0.2.1"]}
+    watch = NameWatch(("edge",), 300)
+    assert await watch.look_up()
+    assert not await watch.look_up(), "the same answer is no change"
+    name_server.answers = {"edge": ["192.0.2.9"]}
+    assert await watch.look_up()
+    assert found(watch) == {"192.0.2.9"}
+
+
+FAULTS = [
+    socket.gaierror(-2, "Name or service not known"),
+    UnicodeError("label too long"),
+    TimeoutError(),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+async def test_a_failing_look_up_keeps_the_last_answer_and_says_why(
+    name_server: NameServer, fault: Exception
+) -> None:
+    name_server.answers = {"edge": ["192.0.2.1"]}
+    watch = NameWatch(("edge",), keep=300)
+    await watch.look_up()
+    name_server.answers = {"edge": fault}
+    assert not await watch.look_up()
+    assert found(watch) == {"192.0.2.1"}
+    (state,) = watch.states
+    assert state.fault
+    name_server.answers = {"edge": ["192.0.2.1"]}
+    await watch.look_up()
+    assert watch.states[0].fault is None
+
+
+async def test_the_last_answer_does_not_outlive_its_time(name_server: NameServer) -> None:
+    name_server.answers = {"edge": ["192.0.2.1"]}
+    watch = NameWatch(("edge",), keep=-1)
+    await watch.look_up()
+    name_server.answers = {"edge": socket.gaierror(-3, "Temporary failure")}
+    assert await watch.look_up()
+    assert found(watch) == set()
+
+
+async def test_a_name_that_never_resolved_lists_nobody(name_server: NameServer) -> None:
+    name_server.answers = {"edge": socket.gaierror(-2, "Name or service not known")}
+    watch = NameWatch(("edge",), keep=300)
+    assert not await watch.look_up()
+    assert found(watch) == set()
+
+
+async def test_one_failing_name_does_not_harm_another(name_server: NameServer) -> None:
+    name_server.answers = {"edge": OSError("no network"), "other": ["192.0.2.5"]}
+    watch = NameWatch(("edge", "other"), keep=300)
+    assert await watch.look_up()
+    assert (found(watch), found(watch, "other")) == (set(), {"192.0.2.5"})
+
+
+async def test_a_name_server_that_never_answers_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*_: object, **__: object) -> list[object]:
+        await asyncio.get_running_loop().create_future()
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    watch = NameWatch(("edge",), keep=300, timeout=0.001)
+    assert not await watch.look_up()
+    assert watch.states[0].fault == "no answer in time"
+
+
+async def test_a_change_is_told_and_nothing_else(name_server: NameServer) -> None:
+    name_server.answers = {"edge": ["192.0.2.1"]}
+    watch = NameWatch(("edge",), keep=300)
+    changes: asyncio.Queue[set[str]] = asyncio.Queue()
+    running = asyncio.create_task(watch.run(0, lambda: changes.put_nowait(found(watch))))
+    async with asyncio.timeout(5):
+        assert await changes.get() == {"192.0.2.1"}
+        name_server.answers = {"edge": ["192.0.2.2"]}
+        assert await changes.get() == {"192.0.2.2"}
+        before = len(name_server.asked)
+        await until(lambda: len(name_server.asked) >= before + 3)
+    running.cancel()
+    assert changes.empty()
+
+
+async def test_without_names_there_is_nothing_to_watch() -> None:
+    async with asyncio.timeout(5):
+        await NameWatch((), keep=300).run(3600, lambda: None)
