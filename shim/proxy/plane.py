@@ -10,70 +10,17 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
 
 from shim.proxy.counters import Counters
 from shim.proxy.gate import AccountGate
+from shim.proxy.interfaces import KeyFetcher, Observer, Timed
 from shim.proxy.limits import Limits
-from shim.trust.decide import Decision
+from shim.proxy.pool import UpstreamPool
 from shim.trust.policy import Policy
 from shim.trust.remember import RememberedDecisions
 
-if TYPE_CHECKING:
-    from shim.proxy.pool import UpstreamPool
-
 TICK = 0.5
 NEVER = math.inf
-
-
-class Observer(Protocol):
-    """Hears of every request worth a line. Nothing here may block or raise."""
-
-    @property
-    def wants_access(self) -> bool:
-        """Whether `accessed` is to be called."""
-
-    def judged(self, decision: Decision, request_id: str) -> None:
-        """A request was stripped or rejected."""
-
-    def tokens_seen(self, decision: Decision, request_id: str) -> None:
-        """A request to a protected path brought a Navidrome token that was taken from it, or brought one
-        and no identity."""
-
-    def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
-        """A request got one of the shim's own answers, since Navidrome gave none. `word` says why."""
-
-    def accessed(
-        self, decision: Decision, request_id: str, status: int, sent: int, seconds: float
-    ) -> None:
-        """An answer was given. `sent` is in bytes, as written to the client."""
-
-    def upstream_up(self) -> None:
-        """Navidrome answers again."""
-
-    def upstream_down(self, why: str) -> None:
-        """Navidrome can't be reached."""
-
-
-class Timed(Protocol):
-    """A connection with deadlines, in the plane's time."""
-
-    deadline: float
-    stall_deadline: float
-
-    def expired(self) -> None:
-        """The deadline of its phase has passed."""
-
-    def stalled(self) -> None:
-        """What was written has not been taken in time."""
-
-
-class KeyFetcher(Protocol):
-    """Whoever fetches the keys that tokens are verified with."""
-
-    def want(self) -> asyncio.Future[None] | None:
-        """A future that is done when they have been fetched anew, and what came of it is in force; None
-        where that is not to be waited for."""
 
 
 class DataPlane:

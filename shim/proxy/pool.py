@@ -11,13 +11,11 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from shim.proxy.interfaces import Ground
 from shim.proxy.shapes import AnswerShapes
 from shim.proxy.upstream import Upstream
-
-if TYPE_CHECKING:
-    from shim.proxy.plane import DataPlane
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +45,9 @@ class UpstreamPool:
     __slots__ = (
         "_address",
         "_connecting",
+        "_ground",
         "_idle",
         "_open",
-        "_plane",
         "_tasks",
         "_waiting",
         "closed",
@@ -58,8 +56,8 @@ class UpstreamPool:
         "shapes",
     )
 
-    def __init__(self, plane: DataPlane, address: Address, *, reports: bool = True) -> None:
-        self._plane = plane
+    def __init__(self, ground: Ground, address: Address, *, reports: bool = True) -> None:
+        self._ground = ground
         self._address = address
         self._idle: list[Upstream] = []
         self._waiting: dict[Client, None] = {}
@@ -69,7 +67,7 @@ class UpstreamPool:
         self.closed = False
         self.down = False
         self.reports = reports
-        self.shapes = AnswerShapes(plane.limits.header_bytes)
+        self.shapes = AnswerShapes(ground.limits.header_bytes)
 
     def take(self) -> Upstream | None:
         """A connection that is ready now, or None. It is the caller's until it is released or lost."""
@@ -81,11 +79,11 @@ class UpstreamPool:
 
     def ask(self, client: Client) -> None:
         """Get `client` a connection: it is attached later, or told that it goes unserved."""
-        if self.closed or len(self._waiting) >= self._plane.limits.max_waiting:
+        if self.closed or len(self._waiting) >= self._ground.limits.max_waiting:
             client.unserved("pool_exhausted", 503)
             return
         self._waiting[client] = None
-        if self._open < self._plane.limits.max_upstream_connections:
+        if self._open < self._ground.limits.max_upstream_connections:
             self._connect()
 
     def forget(self, client: Client) -> None:
@@ -101,7 +99,7 @@ class UpstreamPool:
             self.forget(client)
             client.attach(upstream)
         else:
-            upstream.idle_since = self._plane.now
+            upstream.idle_since = self._ground.now
             self._idle.append(upstream)
 
     def lost(self, upstream: Upstream) -> None:
@@ -116,12 +114,12 @@ class UpstreamPool:
         if self.down:
             self.down = False
             if self.reports:
-                self._plane.observer.upstream_up()
+                self._ground.observer.upstream_up()
                 self._tell_gate()
 
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long, and count what there is."""
-        oldest = now - self._plane.limits.upstream_idle_timeout
+        oldest = now - self._ground.limits.upstream_idle_timeout
         while self._idle and self._idle[0].idle_since < oldest:
             self._idle.pop(0).close()
         self._count()
@@ -136,7 +134,7 @@ class UpstreamPool:
         self._idle.clear()
 
     def _refill(self) -> None:
-        room = self._open < self._plane.limits.max_upstream_connections
+        room = self._open < self._ground.limits.max_upstream_connections
         if room and not self.closed and len(self._waiting) > self._connecting:
             self._connect()
 
@@ -148,7 +146,7 @@ class UpstreamPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _open_one(self) -> None:
-        limit = self._plane.limits.connect_timeout
+        limit = self._ground.limits.connect_timeout
         try:
             async with asyncio.timeout(limit):
                 upstream = await _open(self._address, self._make)
@@ -161,7 +159,7 @@ class UpstreamPool:
             self.release(upstream)
 
     def _make(self) -> Upstream:
-        return Upstream(self._plane, self)
+        return Upstream(self._ground, self)
 
     def _failed(self, word: str, status: int, why: str) -> None:
         self._open -= 1
@@ -169,7 +167,7 @@ class UpstreamPool:
         if not self.down:
             self.down = True
             if self.reports:
-                self._plane.observer.upstream_down(why)
+                self._ground.observer.upstream_down(why)
                 self._tell_gate()
         # Whoever waits for a connection being made is told; the others are tried for once more.
         if self._waiting:
@@ -179,12 +177,12 @@ class UpstreamPool:
         self._refill()
 
     def _tell_gate(self) -> None:
-        if self._plane.gate is not None:
-            self._plane.gate.upstream_changed()
+        if self._ground.gate is not None:
+            self._ground.gate.upstream_changed()
 
     def _count(self) -> None:
         if self.reports:
-            counters = self._plane.counters
+            counters = self._ground.counters
             counters.upstream_connections = self._open
             counters.upstream_idle = len(self._idle)
             counters.upstream_waiting = len(self._waiting)

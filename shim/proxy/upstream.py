@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum, auto
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from shim.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
+from shim.proxy.interfaces import Client, Ground
 from shim.proxy.response import (
     CHUNKED,
     NO_BODY,
@@ -19,11 +20,7 @@ from shim.proxy.response import (
     BadAnswer,
     ResponseHead,
 )
-
-if TYPE_CHECKING:
-    from shim.proxy.downstream import Downstream
-    from shim.proxy.plane import DataPlane
-    from shim.proxy.pool import UpstreamPool
+from shim.proxy.shapes import AnswerShapes
 
 _SWITCHING_PROTOCOLS = 101
 # From this many bytes on, two pieces in one call of the system are cheaper than a copy.
@@ -45,6 +42,21 @@ _IDLE, _HEAD, _LENGTH, _CHUNKS = _Phase.IDLE, _Phase.HEAD, _Phase.LENGTH, _Phase
 _STREAMING = (_LENGTH, _CHUNKS, _Phase.REST)
 
 
+class Pool(Protocol):
+    """Where an upstream connection belongs, as far as it needs to know."""
+
+    shapes: AnswerShapes
+
+    def release(self, upstream: Upstream) -> None:
+        """Take a connection back, for the next request."""
+
+    def lost(self, upstream: Upstream) -> None:
+        """The connection is gone."""
+
+    def answered(self) -> None:
+        """Navidrome gave an answer: it is there."""
+
+
 class Upstream(asyncio.Protocol):
     """Speaks HTTP/1.1 with Navidrome for one client at a time.
 
@@ -54,11 +66,11 @@ class Upstream(asyncio.Protocol):
     __slots__ = (
         "_client",
         "_decoder",
+        "_ground",
         "_left",
         "_partial",
         "_persistent",
         "_phase",
-        "_plane",
         "_pool",
         "_searched",
         "_transport",
@@ -67,10 +79,10 @@ class Upstream(asyncio.Protocol):
         "idle_since",
     )
 
-    def __init__(self, plane: DataPlane, pool: UpstreamPool) -> None:
-        self._plane = plane
+    def __init__(self, ground: Ground, pool: Pool) -> None:
+        self._ground = ground
         self._pool = pool
-        self._client: Downstream | None = None
+        self._client: Client | None = None
         self._phase = _Phase.IDLE
         self._partial = bytearray()  # of a head
         self._searched = 0
@@ -84,7 +96,7 @@ class Upstream(asyncio.Protocol):
 
     # what a client asks of it
 
-    def begin(self, client: Downstream, head: bytes) -> None:
+    def begin(self, client: Client, head: bytes) -> None:
         """Send a request's head for `client`, who hears of the answer."""
         self._client = client
         self._phase = _HEAD
@@ -105,7 +117,7 @@ class Upstream(asyncio.Protocol):
     def drop(self) -> None:
         """The client is gone, or its request is: end it at once."""
         if self._phase in _STREAMING:
-            self._plane.counters.streams_open -= 1
+            self._ground.counters.streams_open -= 1
         self._phase = _IDLE
         self._client = None
         self.closing = True
@@ -159,16 +171,16 @@ class Upstream(asyncio.Protocol):
             if self._partial:
                 client.failed("answer_cut", 502)
             else:
-                client.vanished(self)
+                client.vanished(fresh=self.fresh)
         elif self._phase is _Phase.REST and exc is None:
             self._phase = _IDLE
             if not client.old:
                 client.send(LAST_CHUNK)
-            self._plane.counters.streams_open -= 1
+            self._ground.counters.streams_open -= 1
             client.answered()
         else:
             if self._phase is not _Phase.TUNNEL:
-                self._plane.counters.streams_open -= 1
+                self._ground.counters.streams_open -= 1
             client.cut()
 
     def pause_writing(self) -> None:
@@ -181,7 +193,7 @@ class Upstream(asyncio.Protocol):
 
     # the answer
 
-    def _head_received(self, client: Downstream, data: bytes) -> None:
+    def _head_received(self, client: Client, data: bytes) -> None:
         if not self._partial:
             known = self._pool.shapes.match(data)
             if known is not None:
@@ -198,7 +210,7 @@ class Upstream(asyncio.Protocol):
         at = 0
         while (end := data.find(b"\r\n\r\n", max(at, self._searched))) >= 0:
             self._searched = 0
-            if end - at > self._plane.limits.header_bytes:
+            if end - at > self._ground.limits.header_bytes:
                 self._refused(client)
                 return
             try:
@@ -219,14 +231,14 @@ class Upstream(asyncio.Protocol):
                 client.send(head.lines + b"\r\n")
         self._partial += data[at:]
         self._searched = max(0, len(self._partial) - 3)
-        if self._searched > self._plane.limits.header_bytes:
+        if self._searched > self._ground.limits.header_bytes:
             self._refused(client)
 
-    def _refused(self, client: Downstream) -> None:
+    def _refused(self, client: Client) -> None:
         self.drop()
         client.failed("answer_malformed", 502)
 
-    def _switched(self, client: Downstream, head: ResponseHead, rest: bytes) -> None:
+    def _switched(self, client: Client, head: ResponseHead, rest: bytes) -> None:
         # RFC 9112 §6.1, RFC 9110 §8.6: a 101 frames no body.
         if not client.upgrading or head.upgrade != b"websocket" or head.length != UNTIL_CLOSE:
             self._refused(client)
@@ -235,7 +247,7 @@ class Upstream(asyncio.Protocol):
         handshake = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         client.tunnel(head.lines + handshake + rest)
 
-    def _answer(self, client: Downstream, head: ResponseHead, data: bytes, at: int) -> None:
+    def _answer(self, client: Client, head: ResponseHead, data: bytes, at: int) -> None:
         """Give the client the head, and what there is of the body: `data` from `at` on."""
         length = head.length
         self.fresh = False
@@ -253,7 +265,7 @@ class Upstream(asyncio.Protocol):
         client.answer_begins(head.status)
         start = b"".join((head.lines, framing, client.connection_line(), b"\r\n"))
         if length < 0:
-            self._plane.counters.streams_open += 1
+            self._ground.counters.streams_open += 1
             client.send(start)
             self._body_begins(client, length, data[at:])
             return
@@ -270,9 +282,9 @@ class Upstream(asyncio.Protocol):
             return
         self._left = left
         self._phase = _LENGTH
-        self._plane.counters.streams_open += 1
+        self._ground.counters.streams_open += 1
 
-    def _body_begins(self, client: Downstream, length: int, body: bytes) -> None:
+    def _body_begins(self, client: Client, length: int, body: bytes) -> None:
         """A body that has no length, and what there is of it."""
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
@@ -285,7 +297,7 @@ class Upstream(asyncio.Protocol):
         if body:
             client.send(body if client.old else encode_chunk([body]))
 
-    def _length_received(self, client: Downstream, data: bytes) -> None:
+    def _length_received(self, client: Client, data: bytes) -> None:
         left = self._left - len(data)
         if left > 0:
             self._left = left
@@ -294,11 +306,11 @@ class Upstream(asyncio.Protocol):
         if left < 0:
             self._persistent = False
             data = data[:left]
-        self._plane.counters.streams_open -= 1
+        self._ground.counters.streams_open -= 1
         client.send(data)
         self._finish(client)
 
-    def _chunks_received(self, client: Downstream, data: bytes) -> None:
+    def _chunks_received(self, client: Client, data: bytes) -> None:
         decoder = self._decoder
         assert decoder is not None
         try:
@@ -314,11 +326,11 @@ class Upstream(asyncio.Protocol):
             return
         if used < len(data):
             self._persistent = False
-        self._plane.counters.streams_open -= 1
+        self._ground.counters.streams_open -= 1
         client.send(out if client.old else out + LAST_CHUNK)
         self._finish(client)
 
-    def _finish(self, client: Downstream) -> None:
+    def _finish(self, client: Client) -> None:
         self._phase = _IDLE
         self._client = None
         self._decoder = None
