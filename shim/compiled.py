@@ -61,6 +61,7 @@ def limits_of(settings: Settings) -> Limits:
     """The bounds that these settings ask for."""
     return Limits(
         header_bytes=settings.max_header_bytes,
+        header_lines=settings.max_headers,
         head_timeout=settings.head_timeout,
         body_timeout=settings.body_timeout,
         stall_timeout=settings.stall_timeout,

@@ -10,6 +10,7 @@ class Limits:
     """Sizes are in bytes, times in seconds. The defaults are the settings'."""
 
     header_bytes: int = 65536
+    header_lines: int = 100  # of an answer; a request's are the policy's
     kept_bytes: int = 65536  # what a client sends ahead while an answer is awaited
     head_timeout: float = 10.0
     body_timeout: float = 60.0  # a request's body without progress

@@ -67,7 +67,7 @@ class UpstreamPool:
         self.closed = False
         self.down = False
         self.reports = reports
-        self.shapes = AnswerShapes(ground.limits.header_bytes)
+        self.shapes = AnswerShapes(ground.limits.header_bytes, ground.limits.header_lines)
 
     def take(self) -> Upstream | None:
         """A connection that is ready now, or None. It is the caller's until it is released or lost."""

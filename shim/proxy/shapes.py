@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from shim.proxy.response import (
     LENGTH,
+    BadAnswer,
     ResponseHead,
     parse_response_head,
     special_lines,
@@ -40,12 +41,14 @@ class _Shape:
 
 
 class AnswerShapes:
-    """The shapes of one upstream's answers, the most used first. `longest`: bytes that a head may have."""
+    """The shapes of one upstream's answers, the most used first. `longest`: bytes that a head may have,
+    `most`: header lines."""
 
-    __slots__ = ("_longest", "_seen", "_shapes", "_unknown")
+    __slots__ = ("_longest", "_most", "_seen", "_shapes", "_unknown")
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, most: int) -> None:
         self._longest = longest
+        self._most = most
         self._shapes: list[_Shape] = []
         self._seen: set[tuple[bytes, ...]] = set()
         self._unknown = 0
@@ -65,6 +68,8 @@ class AnswerShapes:
 
     def read(self, head: bytes) -> ResponseHead:
         """Read a head of no known shape, and know its shape when it comes again. Raises `BadAnswer`."""
+        if head.count(b"\r\n") - 2 > self._most:
+            raise BadAnswer(f"more than {self._most} header lines")
         answer = parse_response_head(head)
         if answer.status >= 200 and answer.status != 204 and not answer.upgrade:
             self._learn(head, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,14 +18,14 @@ def head(*lines: str, first: str = "HTTP/1.1 200 OK") -> bytes:
 
 def taught(*heads: bytes) -> AnswerShapes:
     """Shapes that have read each of these heads twice, as it takes to learn one."""
-    shapes = AnswerShapes(LONGEST)
+    shapes = AnswerShapes(LONGEST, 20)
     for each in heads * 2:
         shapes.read(each)
     return shapes
 
 
 def test_a_shape_is_known_from_the_second_time_on_whatever_its_values() -> None:
-    shapes = AnswerShapes(LONGEST)
+    shapes = AnswerShapes(LONGEST, 20)
     first = head("Date: Mon", "Content-Length: 5", "Set-Cookie: a=1")
     assert shapes.match(first) is None
     shapes.read(first)
@@ -57,7 +58,7 @@ def test_what_ends_at_this_hop_is_part_of_the_shape_to_the_letter() -> None:
 
 
 def test_many_shapes_take_a_bounded_room() -> None:
-    shapes = AnswerShapes(LONGEST)
+    shapes = AnswerShapes(LONGEST, 20)
     for number in range(5000):
         for _ in range(2):
             shapes.read(head(f"X-{number}: y"))
@@ -115,7 +116,7 @@ def _read(data: bytes) -> ResponseHead | None:
 def test_a_known_shape_gives_what_reading_gives(
     heads: list[bytes], at: int, strange: bytes
 ) -> None:
-    shapes = AnswerShapes(LONGEST)
+    shapes = AnswerShapes(LONGEST, 20)
     for each in heads * 2:
         if _read(each) is not None:
             shapes.read(each)
@@ -132,3 +133,10 @@ def test_a_known_shape_gives_what_reading_gives(
             assert data[end - 4 : end] == b"\r\n\r\n"
             assert data.find(b"\r\n\r\n") == end - 4
             assert answer == _read(data[:end])
+
+
+def test_a_head_with_too_many_lines_is_no_answer() -> None:
+    shapes = AnswerShapes(LONGEST, 20)
+    shapes.read(head(*["A: b"] * 20))
+    with pytest.raises(BadAnswer, match="20 header lines"):
+        shapes.read(head(*["A: b"] * 21))
