@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shim.demo.navidrome import Account, Fault, FaultKind
+from shim.demo.navidrome import Account, Accounts, Fault, FaultKind
+from shim.navidrome import api
 from shim.navidrome.models import User
 from shim.provisioning import ground
 from shim.proxy.gate import Asker, Refusal
@@ -25,6 +27,17 @@ from tests.provisioning.world import World
 
 NAMES = ("alice", "ALICE", "bob")
 UIDS = ("u1", "u2")
+VISITS = st.tuples(
+    st.builds(
+        Identity,
+        st.sampled_from(NAMES),
+        st.sampled_from(["One", "Two", "Three"]),
+        st.none(),
+        st.sampled_from([("music",), ("music",), ("music", "admins"), ()]),
+        st.sampled_from(UIDS),
+    ),
+    st.booleans(),
+)
 FILTER = '{"all":[{"is":{"loved":true}}]}'
 KINDS = [kind for kind in FaultKind if kind is not FaultKind.HANG]
 
@@ -39,10 +52,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.owners: dict[str, str] = {}
         self.filters: dict[str, str] = {}
         self.world: World
-        self.pause, ground._FIRST_PAUSE = ground._FIRST_PAUSE, 0.0
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(ground, "_FIRST_PAUSE", 0.0)
+        self.patches.setattr(api, "_READ_PAUSE", 0.0)
 
     def teardown(self) -> None:
-        ground._FIRST_PAUSE = self.pause
+        self.patches.undo()
         self.runner.run(self.world.close())
         self.runner.close()
         shutil.rmtree(self.folder)
@@ -70,28 +85,10 @@ class AnyOrder(RuleBasedStateMachine):
 
         self.runner.run(begin())
 
-    @rule(
-        uid=st.sampled_from(UIDS),
-        name=st.sampled_from(NAMES),
-        groups=st.sampled_from([("music",), ("music",), ("music", "admins"), ()]),
-        display=st.sampled_from(["One", "Two", "Three"]),
-        verified=st.booleans(),
-    )
-    def visit(
-        self, uid: str, name: str, groups: tuple[str, ...], display: str, verified: bool
-    ) -> None:
-        identity = Identity(name, display, None, groups, uid)
-        answer = self.runner.run(self.world.ask(identity, Asker("192.0.2.1", "r", verified)))
-        if isinstance(answer, Refusal):
-            return
-        account = self._account(answer)
-        if account is None:
-            # Passed as it was known, while Navidrome could not be asked.
-            return
-        assert account.user_name == answer
-        owner = self.owners.setdefault(account.id, uid)
-        assert owner == uid, f"{answer} is {owner}'s, and was given to {uid}"
-        assert "music" in groups
+    @rule(visits=st.lists(VISITS, min_size=1, max_size=4))
+    def people_come(self, visits: list[tuple[Identity, bool]]) -> None:
+        for identity, verified in visits:
+            self._visit(identity, verified=verified)
 
     @rule(first=st.sampled_from(NAMES), second=st.sampled_from(NAMES))
     def visit_at_once(self, first: str, second: str) -> None:
@@ -109,12 +106,6 @@ class AnyOrder(RuleBasedStateMachine):
                 assert self.owners.setdefault(account.id, one.uid or "") == one.uid
 
     @rule(name=st.sampled_from(NAMES))
-    def owner_sets_a_field(self, name: str) -> None:
-        account = self._account(name)
-        if account is not None:
-            account.scrobble_filter = self.filters[account.id] = FILTER
-
-    @rule(name=st.sampled_from(NAMES))
     def delete_by_hand(self, name: str) -> None:
         account = self._account(name)
         if account is not None:
@@ -126,17 +117,18 @@ class AnyOrder(RuleBasedStateMachine):
         uid = None if account is None else self.owners.get(account.id)
         if account is None or uid is None:
             return
-        api, account_id = self._ground.api, account.id
-        write = api.write
+        one_api, account_id = self._ground.api, account.id
+        write = one_api.write
 
         async def raced(user: User, changes: Mapping[str, object], password: Any = None) -> User:
             self._accounts.delete(account_id)
-            api.write = write  # type: ignore[method-assign]
+            one_api.write = write  # type: ignore[method-assign]
             return await write(user, changes, password)
 
-        api.write = raced  # type: ignore[method-assign]
-        self.visit(uid, account.user_name, ("music",), display, verified=False)
-        api.write = write  # type: ignore[method-assign]
+        one_api.write = raced  # type: ignore[method-assign]
+        one = Identity(account.user_name, display, None, ("music",), uid)
+        self._visit(one, verified=False)
+        one_api.write = write  # type: ignore[method-assign]
 
     @rule(name=st.sampled_from(NAMES), new=st.sampled_from(("erin", "Frank")))
     def rename_by_hand(self, name: str, new: str) -> None:
@@ -173,13 +165,26 @@ class AnyOrder(RuleBasedStateMachine):
 
         async def reconcile() -> None:
             one = self.world.accounts.ground
+            one.api._transport.breaker.succeeded()
             async with asyncio.timeout(20):
                 while await one.attain() is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-                one.api._transport.breaker.succeeded()
                 await one.reconcile()
 
         self.runner.run(reconcile())
+
+    def _visit(self, identity: Identity, *, verified: bool) -> None:
+        asker = Asker("192.0.2.1", "r", verified)
+        answer = self.runner.run(self.world.ask(identity, asker))
+        account = None if isinstance(answer, Refusal) else self._account(answer)
+        if account is None:
+            return  # refused; or passed as it was known, while Navidrome could not be asked
+        assert account.user_name == answer
+        owner = self.owners.setdefault(account.id, identity.uid or "")
+        assert owner == identity.uid, f"{answer} is {owner}'s, and was given to {identity.uid}"
+        assert "music" in (identity.groups or ())
+        # Whoever is let in sets a field of their own, which nobody else may touch from now on.
+        account.scrobble_filter = self.filters[account.id] = FILTER
 
     @invariant()
     def nothing_is_wrong(self) -> None:
@@ -204,17 +209,16 @@ class AnyOrder(RuleBasedStateMachine):
         return self.world.accounts.ground
 
     @property
-    def _accounts(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _accounts(self) -> Accounts:
         return self.world.stand_in.stand_in.accounts
 
     def _account(self, name: str) -> Account | None:
-        found: Account | None = self._accounts.find(name)
-        return found
+        return self._accounts.find(name)
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=20,
-    stateful_step_count=25,
+    max_examples=40,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

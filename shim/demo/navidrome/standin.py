@@ -244,7 +244,9 @@ def _bound(listen: str) -> socket.socket:
         family, address = socket.AF_INET6, (host.strip("[]"), int(port))
     else:
         family, address = socket.AF_INET, (host, int(port))
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
+    bound = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         if family != socket.AF_UNIX:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
