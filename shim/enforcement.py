@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from shim.audit.events import Event, PolicyChanged
-from shim.audit.proof_events import KeySetFailed, KeySetFetched
+from shim.audit.proof_events import KeySetFailed, KeySetFetched, NameLookupFailed, NameResolved
 from shim.compiled import key_source, policy_of
 from shim.control.health import Check
 from shim.health import health_checks
@@ -43,6 +43,7 @@ class Enforcement:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._told_fault: str | None = None
+        self._unresolved: dict[str, bool] = {}
         self._reach()
 
     def checks(self) -> tuple[Check, ...]:
@@ -55,6 +56,7 @@ class Enforcement:
             self.names.look_up(), self.upstream.ask(), *(k.fetch() for k in self._each_key())
         )
         self._tell_keys(first=True)
+        self._tell_names()
         self.enforce("start")
         self._watch()
 
@@ -87,6 +89,7 @@ class Enforcement:
             await former.close()
             self._told_fault = None
             self._tell_keys(first=True)
+        self._tell_names()
         self.enforce("settings", always=True)
         self._watch()
         return None
@@ -98,7 +101,11 @@ class Enforcement:
     def _watch(self) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()
         runs = [
-            self.names.run(settings.whitelist_refresh_seconds, lambda: self.enforce("whitelist")),
+            self.names.run(
+                settings.whitelist_refresh_seconds,
+                lambda: self.enforce("whitelist"),
+                self._tell_names,
+            ),
             self.upstream.run(UPSTREAM_WATCH_SECONDS, lambda: self.enforce("base_path")),
             *(keys.run(settings.jwks_refresh_seconds) for keys in self._each_key()),
         ]
@@ -118,6 +125,22 @@ class Enforcement:
     def _keys_told(self) -> None:
         self._tell_keys(first=False)
         self.enforce("keys")
+
+    def _tell_names(self) -> None:
+        """Tell the trail where a name began or ceased to be resolved, or lost its last address."""
+        for name in self.names.states:
+            now, addresses = time.time(), tuple(sorted(map(str, name.addresses)))
+            told = self._unresolved.get(name.host)
+            if name.fault is not None and told is not bool(addresses):
+                self._record(
+                    NameLookupFailed(
+                        time=now, host=name.host, reason=name.fault, addresses=addresses
+                    )
+                )
+                self._unresolved[name.host] = bool(addresses)
+            elif name.fault is None and told is not None:
+                self._record(NameResolved(time=now, host=name.host, addresses=addresses))
+                del self._unresolved[name.host]
 
     def _tell_keys(self, *, first: bool) -> None:
         """Tell the trail where the key set began or ceased to be reached."""

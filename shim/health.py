@@ -35,22 +35,22 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
             "Set SHIM_REVERSE_PROXY_WHITELIST to the edge's address, network or host name.",
         )
     lost = [name for name in names if not name.addresses]
+    stale = "; ".join(f"{n.host}: {n.fault}" for n in names if n.addresses and n.fault)
     if lost:
         said = "; ".join(f"{name.host}: {name.fault or 'no address'}" for name in lost)
         state = State.FAILING if len(lost) == len(entries) else State.WARNING
         return Check(
             "whitelist",
             state,
-            f"not resolved, so it lists nobody: {said}",
+            f"not resolved, so it lists nobody: {said}"
+            + (f"; the last answer is still used: {stale}" if stale else ""),
             "Check the name, and that this machine's name server knows it.",
         )
-    stale = [name for name in names if name.fault]
     if stale:
-        said = "; ".join(f"{name.host}: {name.fault}" for name in stale)
         return Check(
             "whitelist",
             State.WARNING,
-            f"the last answer is still used: {said}",
+            f"the last answer is still used: {stale}",
             "Check this machine's name server.",
         )
     if AddressList(map(parse_entry, entries)).everybody:

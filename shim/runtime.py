@@ -114,8 +114,8 @@ class Runtime:
         return outcome
 
     async def _reload(self) -> Reloaded:
-        if self._reread is None:
-            return Reloaded(faults=("the settings can't be read anew here",))
+        if self._reread is None or not self._data.started:
+            return Reloaded(faults=("the settings can't be read anew now",))
         try:
             fresh = merged(self.settings, self._reread())
         except SettingsError as error:

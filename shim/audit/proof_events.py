@@ -53,6 +53,38 @@ class TokenSeen(Repeatable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NameLookupFailed(Event):
+    """A host name of the whitelist could not be resolved, for `reason`; `addresses` are those that count
+    meanwhile."""
+
+    event: ClassVar[str] = "name_lookup_failed"
+
+    host: str
+    reason: str
+    addresses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        bound(self, reason=clip(self.reason), addresses=clip_items(self.addresses))
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING if self.addresses else Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameResolved(Event):
+    """A host name of the whitelist is resolved again."""
+
+    event: ClassVar[str] = "name_resolved"
+
+    host: str
+    addresses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        bound(self, addresses=clip_items(self.addresses))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeySetFailed(Event):
     """The provider's key set could not be fetched, for `reason`; `keys` are those that count meanwhile."""
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from shim.trust.fields import Field, Kind
 from shim.trust.forwarding import Source
 from shim.trust.identity import Identity, Role, split_groups
-from shim.trust.jwt import Token, Verify
 from shim.trust.names import fold_name
 from shim.trust.policy import Policy, Proof
-from shim.trust.proof import TokenProof, agreed_identity, ask_secret, secret_holds
+from shim.trust.proof import Said, TokenProof, Verify, ask_agreement, ask_secret, secret_holds
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
 from shim.trust.target import Place
@@ -24,9 +23,9 @@ from shim.trust.target import Place
 CLAIMING = frozenset({Kind.IDENTITY, Kind.USER, Kind.ALIAS, Kind.BEARER})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Belief:
-    """What is believed of a header block.
+    """What is believed of a header block. Treated as frozen.
 
     `outcomes` has one row for every `Place`, in its order. `identity` is whom the block names, set
     wherever it could be read; it counts only where the outcome is `authenticated`. `user_line` is the
@@ -108,18 +107,17 @@ def _without_token(
 
 
 def _with_token(
-    claims: Mapping[Role, str], policy: Policy, public: bool, token: Token | Refused
+    claims: Mapping[Role, str], policy: Policy, public: bool, said: Said | Refused
 ) -> Belief:
     """What headers come to with the token beside them, which was verified or refused."""
-    identity = _named(claims)
+    if isinstance(said, Refused):
+        return _said(policy, said.reason, _named(claims), said.detail, public=public)
     try:
-        if isinstance(token, Refused):
-            return _said(policy, token.reason, identity, token.detail, public=public)
-        identity = agreed_identity(claims, token, policy)
-        _ask_reserved(identity, policy)
+        ask_agreement(claims, said, policy)
+        _ask_reserved(said.identity, policy)
     except Refused as refused:
-        return _said(policy, refused.reason, identity, refused.detail, public=public)
-    return _said(policy, Reason.VERIFIED_JWT, identity, public=public)
+        return _said(policy, refused.reason, _named(claims), refused.detail, public=public)
+    return _said(policy, Reason.VERIFIED_JWT, said.identity, public=public)
 
 
 def _complete(claims: Mapping[Role, str], policy: Policy) -> Identity:
@@ -185,10 +183,7 @@ def _belief(
 ) -> Belief:
     believed = outcome(protected, PathClass.OWN).verdict is Verdict.AUTHENTICATED
     unasked = outcome(protected, PathClass.PROTECTED)
-    if policy.require_identity and outcome(protected, PathClass.PROTECTED).verdict in (
-        Verdict.ANONYMOUS,
-        Verdict.STRIPPED,
-    ):
+    if policy.require_identity and unasked.verdict in (Verdict.ANONYMOUS, Verdict.STRIPPED):
         protected, detail = Reason.IDENTITY_REQUIRED, "the path needs an identity"
     admin = (
         believed
@@ -196,6 +191,18 @@ def _belief(
         and not policy.admin_groups.isdisjoint(identity.groups or ())
     )
     own = protected if admin or protected is Reason.PEER_REFUSED else Reason.NOT_FOUND
+    user_line = b""
+    if identity is not None:
+        user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
+    rows = _rows(protected, public, share, outside, own)
+    return Belief(rows, identity, user_line, detail, unasked)
+
+
+@cache
+def _rows(
+    protected: Reason, public: Reason, share: Reason, outside: Reason, own: Reason
+) -> tuple[Outcome, ...]:
+    """One row for every `Place`; there are no more combinations than reasons allow."""
     rows = {
         Place.PROTECTED: outcome(protected, PathClass.PROTECTED),
         Place.PUBLIC: outcome(public, PathClass.PUBLIC),
@@ -203,10 +210,7 @@ def _belief(
         Place.OUTSIDE: outcome(outside, PathClass.PUBLIC),
         Place.OWN: outcome(own, PathClass.OWN),
     }
-    user_line = b""
-    if identity is not None:
-        user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
-    return Belief(tuple(rows[place] for place in Place), identity, user_line, detail, unasked)
+    return tuple(rows[place] for place in Place)
 
 
 def _read(fields: Sequence[Field]) -> dict[Role, str]:

@@ -16,8 +16,9 @@ from shim.trust.envelope import CHUNKED, read_envelope
 from shim.trust.fields import Kind, parse_line
 from shim.trust.forwarding import Source
 from shim.trust.identity import Identity
-from shim.trust.jwt import Token, verify_token
+from shim.trust.jwt import verify_token
 from shim.trust.policy import Policy
+from shim.trust.proof import Said, said_by
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
 from shim.trust.target import Paths, Place, RequestLine, parse_request_line
@@ -174,7 +175,7 @@ def decide(
             split_block(_without_empty_line(rest), policy),
             {},
             partial(parse_line, names=policy.names),
-            partial(read_envelope, source=source, policy=policy, verify=partial(_verify, policy)),
+            partial(read_envelope, source=source, policy=policy, verify=partial(verify, policy)),
         )
         return judge(line, block, source, policy, now)
     except Refused as refused:
@@ -187,9 +188,10 @@ def _without_empty_line(rest: bytes) -> bytes:
     return rest[:-2]
 
 
-def _verify(policy: Policy, text: str, now: float | None) -> Token:
+def verify(policy: Policy, text: str, now: float | None) -> Said:
+    """What the provider's token says, if it holds at `now`. Raises `Refused`."""
     assert policy.tokens is not None
-    return verify_token(text, policy.tokens, now)
+    return said_by(verify_token(text, policy.tokens, now), policy)
 
 
 def judge(

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from shim.trust.claims import CLAIMING, Belief, judge_claims
 from shim.trust.fields import Field, Kind
 from shim.trust.forwarding import Source, forwarded_lines
-from shim.trust.jwt import Verify
 from shim.trust.policy import Policy
-from shim.trust.proof import TokenProof
+from shim.trust.proof import TokenProof, Verify
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 

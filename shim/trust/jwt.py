@@ -13,9 +13,8 @@ import json
 import math
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn
 
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
@@ -77,9 +76,6 @@ class Token:
     email: str | None
     groups: tuple[str, ...] | None
     span: Span
-
-
-Verify: TypeAlias = Callable[[str, float | None], Token]
 
 
 def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 from shim.trust.fields import Field, Kind
 from shim.trust.identity import Identity, Role, read_text, split_groups
-from shim.trust.jwt import Span, Token, Verify
+from shim.trust.jwt import Span, Token
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 from shim.trust.target import Place
 
 B = TypeVar("B")
+Verify: TypeAlias = Callable[[str, float | None], "Said"]
 
 # The claims that the headers are made from (OpenID Connect Core §5.1).
 _CLAIMS = {
@@ -64,7 +66,7 @@ class TokenProof(Generic[B]):
         self,
         text: str,
         verify: Verify,
-        believe: Callable[[Token | Refused], B],
+        believe: Callable[[Said | Refused], B],
         places: frozenset[Place],
     ) -> None:
         self.places = places
@@ -88,52 +90,68 @@ class TokenProof(Generic[B]):
     def _look(self, now: float | None) -> B:
         """Raises `Refused` where it is the clock that refuses."""
         try:
-            token = self._verify(self._text, now)
+            said = self._verify(self._text, now)
         except Refused as refused:
             if refused.reason in _PASSING:
                 raise
             return self._believe(refused)
-        self._span = token.span
+        self._span = said.span
         self._span.hold(now)
-        return self._believe(token)
+        return self._believe(said)
 
 
-def agreed_identity(headers: Mapping[Role, str], token: Token, policy: Policy) -> Identity:
-    """The identity that a verified token names, where every header beside it that the token speaks of
-    says the same.
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a verified token says: the identity, each claim of it as a header would carry it, and for how
+    long."""
 
-    What the token is silent about is absent, whatever a header says of it. Raises `Refused`.
-    """
-    claims = {
-        Role.USERNAME: _claim(Role.USERNAME, token.username),
-        Role.NAME: _claim(Role.NAME, token.name),
-        Role.EMAIL: _claim(Role.EMAIL, token.email),
-        Role.UID: _claim(Role.UID, token.subject),
+    identity: Identity
+    claims: Mapping[Role, str]
+    span: Span
+
+
+def said_by(token: Token, policy: Policy) -> Said:
+    """What the token says, as far as the policy reads it. What the token is silent about is absent,
+    whatever a header says of it. Raises `Refused`."""
+    joined = None if token.groups is None else policy.groups_separator.join(token.groups)
+    texts = {
+        Role.USERNAME: token.username,
+        Role.NAME: token.name,
+        Role.EMAIL: token.email,
+        Role.GROUPS: joined,
+        Role.UID: token.subject,
     }
-    separator = policy.groups_separator
-    joined = None if token.groups is None else separator.join(token.groups)
-    claims[Role.GROUPS] = _claim(Role.GROUPS, joined)
-    for role, header in headers.items():
-        claim = claims.get(role)
-        if claim is not None and not _same(role, header, claim, separator):
-            raise Refused(Reason.JWT_DISAGREES, _disagreement(role, header, claim))
+    claims = {role: _claim(role, text) for role, text in texts.items() if text is not None}
     for role in (Role.USERNAME, *sorted(policy.required)):
-        if claims.get(role) is None:
+        if role not in claims:
             raise Refused(Reason.IDENTITY_INCOMPLETE, f"the token has no {_CLAIMS[role]}")
-    username = claims[Role.USERNAME]
-    assert username is not None
     groups = None
     if token.groups is not None:
         groups = tuple(group for one in token.groups if (group := one.strip()))
-    return Identity(
-        username, claims[Role.NAME], claims[Role.EMAIL], groups, claims[Role.UID], verified=True
+    identity = Identity(
+        claims[Role.USERNAME],
+        claims.get(Role.NAME),
+        claims.get(Role.EMAIL),
+        groups,
+        claims.get(Role.UID),
+        verified=True,
     )
+    return Said(identity, claims, token.span)
 
 
-def _claim(role: Role, text: str | None) -> str | None:
+def ask_agreement(headers: Mapping[Role, str], said: Said, policy: Policy) -> None:
+    """Raises `Refused` where a header says something else than the token beside it."""
+    for role, header in headers.items():
+        claim = said.claims.get(role)
+        if claim is None or claim == header:
+            continue
+        if role is Role.GROUPS and _same_groups(header, claim, policy.groups_separator):
+            continue
+        raise Refused(Reason.JWT_DISAGREES, _disagreement(role, header, claim))
+
+
+def _claim(role: Role, text: str) -> str:
     """The claim as a header would carry it."""
-    if text is None:
-        return None
     try:
         data = text.strip(" \t").encode()
     except UnicodeEncodeError:
@@ -141,10 +159,8 @@ def _claim(role: Role, text: str | None) -> str | None:
     return read_text(role, data)
 
 
-def _same(role: Role, header: str, claim: str, separator: str) -> bool:
-    if role is Role.GROUPS:
-        return set(split_groups(header, separator)) == set(split_groups(claim, separator))
-    return header == claim
+def _same_groups(header: str, claim: str, separator: str) -> bool:
+    return set(split_groups(header, separator)) == set(split_groups(claim, separator))
 
 
 def _disagreement(role: Role, header: str, claim: str) -> str:

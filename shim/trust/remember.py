@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from shim.trust.addresses import Peer
 from shim.trust.block import HeaderBlock, read_block, split_block
-from shim.trust.decide import Decision, judge, refuse
+from shim.trust.decide import Decision, judge, refuse, verify
 from shim.trust.envelope import Envelope, read_envelope
 from shim.trust.fields import Field, FieldNames, parse_line
 from shim.trust.forwarding import Source
-from shim.trust.jwt import Token, TokenRules, Verify, digest, verify_token
+from shim.trust.jwt import digest
 from shim.trust.memory import Memory
 from shim.trust.policy import Policy
+from shim.trust.proof import Said, Verify
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 from shim.trust.target import parse_request_line
@@ -41,7 +42,7 @@ def _envelope_cost(key: tuple[str, tuple[Field, ...]]) -> int:
 
 
 def _token_cost(_: bytes) -> int:
-    return 1024
+    return 2048
 
 
 class _Notebook:
@@ -78,7 +79,7 @@ class RememberedDecisions:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._verify = _verifier(policy.tokens)
+        self._verify = _verifier(policy)
         self._notebooks = {True: _Notebook(1.0), False: _Notebook(0.25)}
 
     def standing(self, peer: Peer, scheme: bytes) -> Standing:
@@ -164,17 +165,16 @@ def _envelope_reader(
     return read
 
 
-def _verifier(rules: TokenRules | None) -> Verify:
+def _verifier(policy: Policy) -> Verify:
     # Only tokens of the provider's get in, so nobody else can push one out.
-    memory: Memory[bytes, Token] = Memory(2048, 1 << 21, _token_cost)
+    memory: Memory[bytes, Said] = Memory(2048, 1 << 22, _token_cost)
 
-    def verify(text: str, now: float | None) -> Token:
-        assert rules is not None
+    def read(text: str, now: float | None) -> Said:
         key = digest(text)
-        token = memory.get(key)
-        if token is None:
-            token = verify_token(text, rules, now)
-            memory.keep(key, token)
-        return token
+        said = memory.get(key)
+        if said is None:
+            said = verify(policy, text, now)
+            memory.keep(key, said)
+        return said
 
-    return verify
+    return read

@@ -61,11 +61,19 @@ class NameWatch:
         await asyncio.gather(*(self._look_up(host, name) for host, name in self._names.items()))
         return self.answers() != before
 
-    async def run(self, interval: float, changed: Callable[[], None]) -> None:
-        """Look up every `interval` seconds, and tell when an answer changed."""
+    async def run(
+        self,
+        interval: float,
+        changed: Callable[[], None],
+        looked: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Look up every `interval` seconds. `looked` hears of each time, `changed` of each answer that
+        differs from the last one."""
         while self._names:
             await asyncio.sleep(interval)
-            if await self.look_up():
+            differs = await self.look_up()
+            looked()
+            if differs:
                 changed()
 
     async def _look_up(self, host: str, name: _Name) -> None:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,10 +144,16 @@ def read_to_the_end(client: socket.socket) -> Answer:
 
 @contextmanager
 def shim_before(
-    port: int, folder: Path, *, without: Collection[str] = (), **settings: str
+    port: int,
+    folder: Path,
+    *,
+    without: Collection[str] = (),
+    before: Sequence[str] = (),
+    **settings: str,
 ) -> Iterator[Shim]:
     """A shim before an upstream, until the block ends; `settings` without their prefix, and names that
-    begin with `ND_` as they are. Those in `without` are left to the folder's `.env`."""
+    begin with `ND_` as they are. Those in `without` are left to the folder's `.env`; `before` stands
+    before its command line."""
     given = {
         "LISTEN": "127.0.0.1:0",
         "CONTROL_LISTEN": "127.0.0.1:0",
@@ -168,7 +174,7 @@ def shim_before(
         },
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "shim", "serve"],
+        [*before, sys.executable, "-m", "shim", "serve"],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import httpx
@@ -28,7 +29,10 @@ MUST = Must(
     200,
     says=("error 40",),
     says_not=("admin",),
-    accounts=(("mallory", None), ("dora", AccountState("Dora", is_admin=True))),
+    accounts=(
+        ("mallory", None),
+        ("dora", AccountState("Dora", "dora@example.org", is_admin=True)),
+    ),
 )
 SCENE = Scene("a title", "a reason", Ask("somebody", "127.0.0.9", Door.EDGE, "/rest/ping"), MUST)
 AS_IT_MUST_BE = Played(
@@ -38,6 +42,12 @@ AS_IT_MUST_BE = Played(
     (),
     MUST.accounts,
 )
+
+
+def _page(**auth: object) -> bytes:
+    """The web app's page, in which somebody is logged in."""
+    config = json.dumps(json.dumps({"auth": auth}))
+    return f"<title>T</title>\n  window.__APP_CONFIG__ = {config}\n".encode()
 
 
 def test_a_scene_in_which_all_is_as_it_must_be_has_no_faults() -> None:
@@ -72,12 +82,13 @@ def test_a_scene_in_which_all_is_as_it_must_be_has_no_faults() -> None:
         ),
         (
             {"accounts": (("mallory", AccountState("mallory")), MUST.accounts[1])},
-            "the account mallory is AccountState(name='mallory', is_admin=False), not None",
+            "the account mallory is AccountState(name='mallory', email='', is_admin=False), not None",
         ),
         (
-            {"accounts": (MUST.accounts[0], ("dora", AccountState("Dora")))},
-            "the account dora is AccountState(name='Dora', is_admin=False), "
-            "not AccountState(name='Dora', is_admin=True)",
+            {"accounts": (MUST.accounts[0], ("dora", AccountState("Dora", "dora@example.org")))},
+            "the account dora is "
+            "AccountState(name='Dora', email='dora@example.org', is_admin=False), "
+            "not AccountState(name='Dora', email='dora@example.org', is_admin=True)",
         ),
     ],
 )
@@ -122,8 +133,13 @@ def test_every_field_that_folds_to_an_identity_is_seen() -> None:
         ),
         (
             "text/html",
-            b'<title>T</title>\n  window.__APP_CONFIG__ = "{\\"auth\\": {\\"username\\": \\"eve\\"}}"\n',
-            "page “T”, logged in as eve",
+            _page(username="eve", name="Eve", isAdmin=False),
+            "page “T”, logged in as eve (Eve), a regular user",
+        ),
+        (
+            "text/html",
+            _page(username="root", name="The Root", isAdmin=True),
+            "page “T”, logged in as root (The Root), an admin",
         ),
         (
             "text/html",

@@ -367,3 +367,27 @@ def test_the_edges_header_speaks_where_a_bearer_is_there_too() -> None:
         assert asked(*fields, policy=BEARER).identity == ADA
     assert reason(bob, bob, policy=BEARER) is Reason.IDENTITY_DUPLICATE
     assert reason(*EVERYTHING, bob, policy=BEARER) is Reason.JWT_DISAGREES
+
+
+def test_a_flood_of_forged_tokens_pushes_nobodys_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = RememberedDecisions(REQUIRED)
+    standing = memory.standing(EDGE, b"http")
+    honest = by_token()
+
+    def ask_with(text: str, *more: str) -> Reason:
+        line, _, block = head("GET /app/ HTTP/1.1", text, *more)[:-2].partition(b"\r\n")
+        known = memory.recall(block, standing)
+        return memory.decide(line, block, standing, known, NOW).outcome.reason
+
+    for _ in range(3):
+        assert ask_with(honest) is Reason.VERIFIED_JWT
+    stem = honest.rpartition(".")[0]
+    for number in range(5000):
+        assert ask_with(f"{stem}.{number:04}AAAA") is Reason.JWT_INVALID
+
+    def never(*_: object) -> bool:
+        raise AssertionError("the honest token was verified again")
+
+    monkeypatch.setattr(Key, "signed", never)
+    assert ask_with(honest) is Reason.VERIFIED_JWT
+    assert ask_with(honest, "Range: bytes=0-") is Reason.VERIFIED_JWT
