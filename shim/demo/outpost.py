@@ -40,6 +40,8 @@ class OutpostUser:
     """A user as the identity provider knows him.
 
     username: also the id by which `start?user=` finds him.
+    uid: stable for a user and opaque; made as authentik makes it, from who he was first, where none is
+        given: `dataclasses.replace` renames a user.
     additional_headers: authentik's `additionalHeaders` attribute, sent beside the twelve.
     """
 
@@ -49,11 +51,12 @@ class OutpostUser:
     groups: tuple[str, ...] = ()
     entitlements: tuple[str, ...] = ()
     additional_headers: tuple[tuple[str, str], ...] = ()
+    uid: str = ""
 
-    @property
-    def uid(self) -> str:
-        """Stable for a user and opaque, as authentik's hashed user id is."""
-        return hashlib.sha256(f"authentik user {self.username}".encode()).hexdigest()
+    def __post_init__(self) -> None:
+        if not self.uid:
+            uid = hashlib.sha256(f"authentik user {self.username}".encode()).hexdigest()
+            object.__setattr__(self, "uid", uid)
 
 
 @dataclass(frozen=True, slots=True)

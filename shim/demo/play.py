@@ -36,6 +36,8 @@ class Ask:
 
     who: how the asker is called. address: where he asks from.
     door: where he sends it. signed_in: whose session at the provider he has, None for no session.
+    form: what he enters in Navidrome's form of his own account, which sends the whole account; `{id}` in
+        the target is its id.
     """
 
     who: str
@@ -45,13 +47,15 @@ class Ask:
     headers: Fields = ()
     signed_in: OutpostUser | None = None
     method: str = "GET"
+    form: Fields = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """An account of Navidrome's: its display name, and whether it is an admin."""
+    """An account of Navidrome's: its display name, its e-mail, and whether it is an admin."""
 
     name: str
+    email: str = ""
     is_admin: bool = False
 
 
@@ -122,28 +126,41 @@ async def _played(stage: Stage, scene: Scene) -> Played:
     behind = stage.behind(ask.door)
     behind.seen.clear()
     decided = None
+    target, body = _filled_in(behind, ask)
+    asking = _ask(stage, replace(ask, target=target), body)
     try:
         if ask.door is Door.BARE_EDGE:
-            answer = await _ask(stage, ask)
+            answer = await asking
         else:
-            answer, decided = await stage.shim.follow(_ask(stage, ask))
+            answer, decided = await stage.shim.follow(asking)
     except (httpx.HTTPError, Unfollowed) as error:
         answer = Answer(0, f"none that can be told: {str(error) or type(error).__name__}")
     # The shim looks after Navidrome by itself, so not everything that it sees is the asker's.
-    saw = next((seen for seen in reversed(behind.seen) if seen.target == ask.target), None)
+    asked = (ask.method, target)
+    saw = next((one for one in reversed(behind.seen) if (one.method, one.target) == asked), None)
     identity = None if saw is None else identity_fields(saw.headers)
     accounts = tuple((name, _account(behind, name)) for name, _ in must.accounts)
     played = Played(scene, answer, decided, identity, accounts)
     return replace(played, faults=tuple(faults(played)))
 
 
-async def _ask(stage: Stage, ask: Ask) -> Answer:
+def _filled_in(server: StandIn, ask: Ask) -> tuple[str, str]:
+    """The target and the body of a request."""
+    account = server.accounts.find(ask.signed_in.username) if ask.signed_in else None
+    if not ask.form or account is None:
+        return ask.target, ""
+    record = server.accounts.json_of(account) | dict(ask.form)
+    return ask.target.replace("{id}", account.id), json.dumps(record)
+
+
+async def _ask(stage: Stage, ask: Ask, body: str) -> Answer:
     session = stage.outpost.admit(ask.signed_in) if ask.signed_in else None
     cookie = [("Cookie", f"{COOKIE}={session}")] if session else []
     transport = httpx.AsyncHTTPTransport(local_address=ask.address)
     async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=_SECONDS) as client:
         url = stage.url(ask.door) + ask.target
-        return read_answer(await client.request(ask.method, url, headers=[*ask.headers, *cookie]))
+        headers = [*ask.headers, *cookie]
+        return read_answer(await client.request(ask.method, url, headers=headers, content=body))
 
 
 def faults(played: Played) -> Iterable[str]:
@@ -215,13 +232,18 @@ def _page_told(page: str) -> str:
     if config is None:
         says = _PARAGRAPH.search(page)
         return f"{told}: {html.unescape(says.group(1))}" if says else told
-    user = json.loads(json.loads(config.group(1))).get("auth", {}).get("username")
-    return f"{told}, logged in as {user}" if user else f"{told}, nobody logged in"
+    auth = json.loads(json.loads(config.group(1))).get("auth")
+    if not auth:
+        return f"{told}, nobody logged in"
+    kind = "an admin" if auth["isAdmin"] else "a regular user"
+    return f"{told}, logged in as {auth['username']} ({auth['name']}), {kind}"
 
 
 def _account(server: StandIn, user_name: str) -> AccountState | None:
     account = server.accounts.find(user_name)
-    return None if account is None else AccountState(account.name, account.is_admin)
+    if account is None:
+        return None
+    return AccountState(account.name, account.email, account.is_admin)
 
 
 def _named(fields: Fields | None) -> str:

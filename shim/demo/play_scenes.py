@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlencode
 
 from shim.demo.navidrome.songs import Catalogue
-from shim.demo.play import Ask, Fields, Must, Scene
+from shim.demo.play import AccountState, Ask, Fields, Must, Scene
 from shim.demo.stage import (
     ALICE,
     BERT,
+    CARLA,
     CLAIM,
+    CONTACT,
+    DIRK,
     HOME,
     NEIGHBOUR,
     PASSWORD,
@@ -26,6 +30,10 @@ from shim.trust.reasons import Reason
 _SONG: Final = Catalogue().songs[1]
 _CLAIMS_ADMIN: Final = ((CLAIM, "admin"),)
 _NOBODY: Final[Fields] = ()
+_PROMOTED: Final = replace(CARLA, groups=(*CARLA.groups, "admins"))
+_RENAMED: Final = replace(
+    _PROMOTED, username="carla.novak", name="Carla Novak", email="carla.novak@example.org"
+)
 
 
 def app_call(name: str, **parameters: str) -> str:
@@ -59,15 +67,44 @@ SCENES: Final = (
     ),
     Scene(
         "Alice opens the web app",
-        "The edge has asked the provider who she is, and speaks from an address on the whitelist.",
+        "The edge has asked the provider who she is, speaks from an address on the whitelist, and "
+        "brings the provider's token. Her account was there before the shim was: it is hers by its "
+        "name, and whoever knew its password knows it no longer.",
         Ask("Alice's browser", HOME, Door.EDGE, "/app/", signed_in=ALICE),
-        Must(Reason.LISTED_PEER, ((USER_HEADER, "alice"),), 200, says=("logged in as alice",)),
+        Must(
+            Reason.VERIFIED_JWT,
+            ((USER_HEADER, "alice"),),
+            200,
+            says=("logged in as alice (Alice Ämmer)",),
+            accounts=(("alice", AccountState(ALICE.name, ALICE.email)),),
+        ),
     ),
     Scene(
         "Her browser asks the API",
         "Navidrome is told one user header and none of the provider's.",
         Ask("Alice's browser", HOME, Door.EDGE, "/api/song?_start=0&_end=1", signed_in=ALICE),
-        Must(Reason.LISTED_PEER, ((USER_HEADER, "alice"),), 200, says=('"title": "Long"',)),
+        Must(Reason.VERIFIED_JWT, ((USER_HEADER, "alice"),), 200, says=('"title": "Long"',)),
+    ),
+    Scene(
+        "She chooses a password for her apps",
+        "In Navidrome's own form, with Current Password left empty: the shim marks its passwords as "
+        "Navidrome marks those that it made up itself.",
+        Ask(
+            "Alice's browser",
+            HOME,
+            Door.EDGE,
+            "/api/user/{id}",
+            signed_in=ALICE,
+            method="PUT",
+            form=(("password", PASSWORD),),
+        ),
+        Must(
+            Reason.VERIFIED_JWT,
+            ((USER_HEADER, "alice"),),
+            200,
+            says=('"userName": "alice"',),
+            accounts=(("alice", AccountState(ALICE.name, ALICE.email)),),
+        ),
     ),
     Scene(
         "Somebody on the same network goes past the edge",
@@ -137,5 +174,58 @@ SCENES: Final = (
             (("Range", "bytes=0-65535"),),
         ),
         Must(Reason.NO_IDENTITY, _NOBODY, 206, says=("bytes 0-65535/", "b'RIFF'")),
+    ),
+    Scene(
+        "Carla comes for the first time",
+        "Her account is made before Navidrome hears of her: as the provider calls her, with an "
+        "e-mail, and with a password that nobody knows.",
+        Ask("Carla's browser", HOME, Door.EDGE, "/app/", signed_in=CARLA),
+        Must(
+            Reason.VERIFIED_JWT,
+            ((USER_HEADER, "carla.berg"),),
+            200,
+            says=("logged in as carla.berg (Carla Berg), a regular user",),
+            accounts=(("carla.berg", AccountState(CARLA.name, CARLA.email)),),
+        ),
+    ),
+    Scene(
+        "Dirk is in no group that may in",
+        "The provider knows him, Navidrome never hears of him. The page says whom to ask.",
+        Ask("Dirk's browser", HOME, Door.EDGE, "/app/", signed_in=DIRK),
+        Must(
+            Reason.GROUP_NOT_ALLOWED,
+            None,
+            403,
+            says=("not in a group that may use", CONTACT),
+            accounts=(("dirk", None),),
+        ),
+    ),
+    Scene(
+        "The provider puts Carla among the admins",
+        "Her rights follow at her next request.",
+        Ask("Carla's browser", HOME, Door.EDGE, "/app/", signed_in=_PROMOTED),
+        Must(
+            Reason.VERIFIED_JWT,
+            ((USER_HEADER, "carla.berg"),),
+            200,
+            says=("logged in as carla.berg (Carla Berg), an admin",),
+            accounts=(("carla.berg", AccountState(CARLA.name, CARLA.email, is_admin=True)),),
+        ),
+    ),
+    Scene(
+        "Carla has a new name",
+        "The uid is hers still, and the provider's token vouches for it: her account is renamed, and "
+        "nobody else gets the old name for as long as a token of it may live.",
+        Ask("Carla's browser", HOME, Door.EDGE, "/app/", signed_in=_RENAMED),
+        Must(
+            Reason.VERIFIED_JWT,
+            ((USER_HEADER, "carla.novak"),),
+            200,
+            says=("logged in as carla.novak (Carla Novak), an admin",),
+            accounts=(
+                ("carla.berg", None),
+                ("carla.novak", AccountState(_RENAMED.name, _RENAMED.email, is_admin=True)),
+            ),
+        ),
     ),
 )

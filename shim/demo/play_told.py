@@ -19,7 +19,7 @@ from shim.audit.plain import escape
 from shim.demo.play import AccountState, Ask, Fields, Played
 from shim.demo.play_scenes import TAKEOVER, app_call
 from shim.demo.sidecar import Decided, LogEntry
-from shim.demo.stage import ADMIN, ALICE, BERT, CLAIM, EDGE_ADDRESS, NEIGHBOUR, Door, Stage
+from shim.demo.stage import ADMIN, ALICE, BERT, CLAIM, DIRK, EDGE_ADDRESS, NEIGHBOUR, Door, Stage
 from shim.trust.reasons import Verdict
 
 _WIDTH: Final = 80
@@ -47,7 +47,9 @@ class Teller:
         table.add_row(
             "the edge", f"{stage.edge.url}, speaks from {EDGE_ADDRESS}: plays Traefik and authentik"
         )
-        table.add_row("the shim", f"{stage.shim.url}, whitelist {EDGE_ADDRESS}")
+        table.add_row(
+            "the shim", f"{stage.shim.url}, whitelist {EDGE_ADDRESS}, asks for authentik's token"
+        )
         table.add_row(
             "Navidrome", f"{stage.navidrome.url}, a stand-in that believes the shim alone"
         )
@@ -98,7 +100,7 @@ class Teller:
     def invitation(self, stage: Stage) -> None:
         """What can be tried by hand while everything stays up."""
         edge, bare, shim = stage.edge.url, stage.bare_edge.url, stage.shim.url
-        names = ", ".join(f"?user={user.username}" for user in (BERT, ADMIN))
+        names = ", ".join(f"?user={user.username}" for user in (BERT, ADMIN, DIRK))
         self.console.print()
         self.console.print(Rule(Text("Now you", "bold"), align="left", style="dim"))
         table = _grid()
@@ -116,7 +118,7 @@ class Teller:
                 f"curl --interface {NEIGHBOUR} -H '{CLAIM}: admin' \\\n  {shim}/api/user",
             ),
             (
-                "be the edge: its address is all that is asked for here",
+                "speak from the edge's address: without the provider's token it is not enough",
                 f"curl --interface {EDGE_ADDRESS} -H '{CLAIM}: alice' \\\n  {shim}/api/song",
             ),
             ("be an app of Alice's", f"curl '{edge}{app_call('ping')}'"),
@@ -153,6 +155,8 @@ def _asked(ask: Ask) -> Text:
     text.append(f"{ask.method} {_PROOF.sub('…', ask.target)}", "bold")
     for name, value in ask.headers:
         text.append(f"\n{name}: {value}", "bold")
+    for name, value in ask.form:
+        text.append(f"\n{name} = {value}", "bold")
     return text
 
 
@@ -162,8 +166,8 @@ def _decided(decided: Decided) -> Text:
     removed = [name for name in decided.removed if name.lower() not in _EVERY_HOP]
     if removed and decided.verdict is Verdict.STRIPPED:
         text.append(f"\nremoved {escape(', '.join(removed))}", "default")
-    for note in decided.notes:
-        text.append(f"\n{escape(note)}", "default")
+    for told in (*decided.notes, *decided.did):
+        text.append(f"\n{escape(told)}", "default")
     return text
 
 
@@ -183,7 +187,7 @@ def _account(name: str, account: AccountState | None) -> Text:
     if account is None:
         return Text(f"{name}: none")
     kind = "admin" if account.is_admin else "regular user"
-    return Text(escape(f"{name}: {kind}, called {account.name}"))
+    return Text(escape(f"{name}: {kind}, {account.name} <{account.email}>"))
 
 
 def _clipped(text: str) -> str:

@@ -49,6 +49,7 @@ class Decided:
 
     removed: the headers that it took away, where its log tells them (`stripped` and `rejected`).
     notes: what its log says besides.
+    did: what it did to the asker's account at Navidrome, in words.
     """
 
     verdict: Verdict
@@ -56,6 +57,7 @@ class Decided:
     path_class: PathClass
     removed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    did: tuple[str, ...] = ()
 
 
 class Sidecar:
@@ -116,9 +118,11 @@ class Sidecar:
             if len(moved) != 1 or after[moved[0]] - before.get(moved[0], 0) != 1:
                 found = ", ".join(" ".join(one) for one in moved) or "no request"
                 raise Unfollowed(f"the shim counted {found}, not one request")
-            judged = await _judged(heard)
+            said = await _said(heard)
+        judged = next((one for one in said if one.get("event") == "request_judged"), {})
         removed, notes = (_texts(judged.get(name)) for name in ("removed_headers", "notes"))
-        return answer, Decided(*moved[0], removed=removed, notes=notes)
+        did = tuple(told for told in map(_did, said) if told)
+        return answer, Decided(*moved[0], removed=removed, notes=notes, did=did)
 
     async def _counts(self) -> dict[_Outcome, float]:
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -191,17 +195,34 @@ async def _end(process: asyncio.subprocess.Process, reading: asyncio.Task[None])
     await reading
 
 
-async def _judged(heard: Heard) -> LogEntry:
-    """What the log says of the request that was just answered; empty if it says nothing."""
-    judged: LogEntry = {}
+async def _said(heard: Heard) -> list[LogEntry]:
+    """What the log says until the request that was just answered is told of."""
+    said: list[LogEntry] = []
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LOG_SECONDS):
             while (entry := await heard.get()) is not None:
-                if entry.get("event") == "request_judged":
-                    judged = entry
-                elif entry.get("event") == "accessed":
+                if entry.get("event") == "accessed":
                     break  # the last that is said of a request
-    return judged
+                said.append(entry)
+    return said
+
+
+def _did(entry: LogEntry) -> str:
+    """What an event says of a request's account, in words; empty for what is none of it."""
+    if entry.get("cause") != "request":
+        return ""
+    account = entry.get("account")
+    match entry.get("event"):
+        case "account_created":
+            return f"made the account {account}"
+        case "account_linked":
+            return f"linked the account {account}, which was there already"
+        case "account_locked":
+            return f"gave {account} a password that nobody knows"
+        case "account_changed":
+            return f"changed {'; '.join(_texts(entry.get('changes')))}"
+        case _:
+            return ""
 
 
 def _texts(value: object) -> tuple[str, ...]:

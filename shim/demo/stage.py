@@ -6,6 +6,7 @@ believes it. What is started here is ended here, whatever happens.
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ from shim.demo.navidrome.accounts import AccountFields
 from shim.demo.navidrome.state import Share
 from shim.demo.outpost import Outpost, OutpostOptions, OutpostUser
 from shim.demo.sidecar import Sidecar, sidecar
+from shim.reserved import OWN_NAME
 
 EDGE_ADDRESS: Final = "127.0.0.2"
 NEIGHBOUR: Final = "127.0.0.3"
@@ -38,6 +40,10 @@ ALICE: Final = OutpostUser("alice", "Alice Ämmer", "alice@example.org", ("famil
 BERT: Final = OutpostUser("bert", "Bert", "bert@example.org", ("family",))
 ADMIN: Final = OutpostUser("admin", "The Admin", "admin@example.org", ("family", "admins"))
 USERS: Final = (ALICE, BERT, ADMIN)
+"""Who has an account in Navidrome when the play begins."""
+CARLA: Final = OutpostUser("carla.berg", "Carla Berg", "carla.berg@example.org", ("family",))
+DIRK: Final = OutpostUser("dirk", "Dirk", "dirk@example.org", ("colleagues",))
+CONTACT: Final = ALICE.email
 
 
 class NotStaged(Exception):
@@ -100,14 +106,15 @@ async def stage(ports: Ports | None = None) -> AsyncIterator[Stage]:
         _demand(address)
     async with AsyncExitStack() as parts:
         folder = Path(parts.enter_context(TemporaryDirectory(prefix="navidrome-shim-demo-")))
-        outpost = parts.enter_context(Outpost(OutpostOptions(users=USERS)))
-        navidrome = _furnished(StandInOptions(trusted_sources="127.0.0.1/32"))
+        outpost = parts.enter_context(Outpost(OutpostOptions(users=(*USERS, DIRK))))
+        options = StandInOptions(trusted_sources="127.0.0.1/32")
+        navidrome = _with_shims_account(_furnished(options))
         bare = _furnished(StandInOptions(trusted_sources=f"{EDGE_ADDRESS}/32", user_header=CLAIM))
         for server, port in ((navidrome, ports.navidrome), (bare, 0)):
             await server.start(f"127.0.0.1:{port}")
             parts.push_async_callback(server.stop)
         running = await parts.enter_async_context(
-            sidecar(folder, settings(folder, navidrome.url, ports))
+            sidecar(folder, settings(folder, navidrome.url, outpost, ports))
         )
         edge = Edge(running.url, outpost.url, address=EDGE_ADDRESS, port=ports.edge)
         bare_edge = Edge(bare.url, outpost.url, address=EDGE_ADDRESS, port=ports.bare_edge)
@@ -116,15 +123,26 @@ async def stage(ports: Ports | None = None) -> AsyncIterator[Stage]:
         yield Stage(outpost, navidrome, bare, running, edge, bare_edge)
 
 
-def settings(folder: Path, navidrome: str, ports: Ports) -> dict[str, str]:
-    """The settings of the demo's shim, by their names in the environment."""
+def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> dict[str, str]:
+    """The settings of the demo's shim, by their names in the environment.
+
+    The provider's token is asked for, so its word is enough for a new name (`SHIM_FOLLOW_RENAMES` is
+    `jwt` where nothing else is said), and accounts are looked after, as by default.
+    """
     return {
         "SHIM_LISTEN": f"127.0.0.1:{ports.shim}",
         "SHIM_CONTROL_LISTEN": f"127.0.0.1:{ports.control}",
         "SHIM_UPSTREAM": navidrome,
         "SHIM_REVERSE_PROXY_WHITELIST": EDGE_ADDRESS,
         "SHIM_REVERSE_PROXY_USER_HEADER": USER_HEADER,
-        "SHIM_PROVISIONING": "false",
+        "SHIM_JWT_VERIFY": "required",
+        "SHIM_JWKS_URL": f"{outpost.issuer}jwks/",
+        "SHIM_JWT_ISSUER": outpost.issuer,
+        "SHIM_JWT_AUDIENCE": outpost.options.client_id,
+        "SHIM_ALLOWED_GROUPS": "family,admins",
+        "SHIM_ADMIN_GROUPS": "admins",
+        "SHIM_LINK_EXISTING": "all",  # the admin's own account is there already
+        "SHIM_CONTACT": CONTACT,
         "SHIM_DATABASE_URL": f"sqlite:///{folder}/shim.db",
         "SHIM_LOG_FORMAT": "json",
         "SHIM_ACCESS_LOG": "true",
@@ -181,4 +199,11 @@ def _furnished(options: StandInOptions) -> StandIn:
     assert alice is not None
     song = server.state.catalogue.songs[1]
     server.state.shares[SHARE_ID] = Share(SHARE_ID, song.id, "From Alice", False, alice.id)
+    return server
+
+
+def _with_shims_account(server: StandIn) -> StandIn:
+    """As `navidrome-shim check` asks an admin to do it, on a server that has users."""
+    password = secrets.token_urlsafe(32)
+    server.accounts.put(AccountFields(user_name=OWN_NAME, password=password, is_admin=True))
     return server

@@ -130,6 +130,13 @@ _CLIENT_ADDRESS = frozenset(
     {b"true-client-ip", b"x-real-ip", b"cf-connecting-ip", b"x-client-ip", b"x-cluster-client-ip"}
 )
 _FORWARDED_FAMILY = (b"x-forwarded-", b"forwarded")
+# What browsers and apps send most, as they write it: where it passes, its name needs no second look.
+_USUAL = b"""
+Accept Accept-Encoding Accept-Language Cache-Control Content-Type Cookie DNT If-Modified-Since If-None-Match
+If-Range Pragma Priority Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest
+Sec-Fetch-Mode Sec-Fetch-User Sec-GPC Upgrade-Insecure-Requests User-Agent
+X-ND-Client-Unique-Id X-Request-Id X-Requested-With
+""".split()
 
 
 def fold(name: bytes) -> bytes:
@@ -142,10 +149,11 @@ class FieldNames:
 
     `roles` maps what the policy reads to the name of its header; `prefixes` begin the names of all other
     identity headers; `user` is Navidrome's user header, `secret` the shared secret's. `bearer`: the
-    provider's token may come in `Authorization: Bearer` as well.
+    provider's token may come in `Authorization: Bearer` as well. `usual` maps names that are sent often,
+    as they are spelt, to themselves in lower case, as far as they pass.
     """
 
-    __slots__ = ("_exact", "_folded", "_prefixes", "bearer", "roles", "secret", "user")
+    __slots__ = ("_exact", "_folded", "_prefixes", "bearer", "roles", "secret", "user", "usual")
 
     def __init__(
         self,
@@ -167,6 +175,10 @@ class FieldNames:
         self._exact[user.lower().encode()] = (Kind.USER, None)
         self._folded = frozenset(fold(name) for name in self._exact)
         self._prefixes = tuple(fold(prefix.encode()) for prefix in prefixes)
+        spellings = {spelt for name in _USUAL for spelt in (name, name.lower(), name.title())}
+        self.usual = {
+            name: name.lower() for name in spellings if self.classify(name.lower()) == (_PASS, None)
+        }
 
     def classify(self, name: bytes) -> tuple[Kind, Role | None]:
         """The kind of a lower-case name, and its role if the policy reads it."""
@@ -204,13 +216,17 @@ def parse_field(line: bytes, names: FieldNames) -> Field:
     """Read one header line, without its line end. Raises `Refused` (`malformed_head`) where it is not a
     token, a colon and a value without controls (RFC 9112 §5)."""
     name, colon, value = line.partition(b":")
-    if not colon or not name or name.translate(None, TOKEN):
+    usual = names.usual.get(name)
+    if not colon or (usual is None and (not name or name.translate(None, TOKEN))):
         raise Refused(Reason.MALFORMED_HEAD, "a header line is not: name, colon, value")
     if value.translate(None, TEXT):
         raise Refused(Reason.MALFORMED_HEAD, "a header value has a control character")
-    lowered = name.lower()
     value = value.strip(BLANKS)
-    kind, role = names.classify(lowered)
+    if usual is None:
+        lowered = name.lower()
+        kind, role = names.classify(lowered)
+    else:
+        lowered, kind, role = usual, _PASS, None
     wire = b"%b: %b\r\n" % (name, value)
     if role is None:
         if lowered == b"cookie" and kind is _PASS and _TOKEN_COOKIE.search(value):

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.browsers import PEOPLE, username
 from tests.bench.processes import find_binary, free_port, running
 from tests.bench.scenarios import COVER_BYTES, TRACK_BYTES
 
 ECHO_PATH = "/api/bench-echo"
-ADMIN = "navidrome-shim"
 
 _CONFIG = """
 {user}
@@ -77,10 +76,11 @@ http {{
             return 200 '{{"user": "$http_remote_user", "for": "$http_x_forwarded_for"}}';
         }}
 
-        location = /api/user {{ try_files /users.json =404; }}
-        location /api/user/ {{ try_files /user$uri =404; }}
-        location = /api/library {{ return 200 '[{{"id": 1, "name": "Music Library"}}]'; }}
-        location = /auth/createAdmin {{ return 403 '{{"error": "Cannot create another first admin"}}'; }}
+        # Accounts are those of the stand-in Navidrome, so that provisioning does what it does.
+        location ~ ^/(api/user|api/library|auth/|rest/ping) {{
+            proxy_pass http://127.0.0.1:{accounts};
+            proxy_set_header Host $host;
+        }}
         location = /ping {{ return 200 '.'; }}
         location = /app/ {{ return 200 '<!DOCTYPE html>'; }}
         location / {{ return 302 /app/; }}
@@ -116,7 +116,7 @@ _SONG = json.dumps(
 def origin(folder: Path, cores: frozenset[int]) -> Iterator[int]:
     """Runs it and gives its port on 127.0.0.1."""
     nginx = find_binary("nginx", "the Debian package nginx")
-    port = free_port()
+    port, accounts = free_port(), free_port()
     _write_files(folder / "files")
     config = folder / "origin.conf"
     config.write_text(
@@ -124,12 +124,19 @@ def origin(folder: Path, cores: frozenset[int]) -> Iterator[int]:
             user="user root;" if os.geteuid() == 0 else "",
             folder=folder,
             port=port,
+            accounts=accounts,
             song=_SONG,
             echo=ECHO_PATH,
         )
     )
+    standin = (sys.executable, "-m", "shim.demo.navidrome", f"127.0.0.1:{accounts}", "127.0.0.1/32")
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = (nginx, "-p", str(folder), "-e", "stderr", "-c", str(config))
-    with running("origin", command, folder=folder, cores=cores) as process:
+    with (
+        running("accounts", standin, folder=folder, env=env, cores=cores) as navidrome,
+        running("origin", command, folder=folder, cores=cores) as process,
+    ):
+        navidrome.wait_for_port(accounts)
         process.wait_for_port(port)
         yield port
 
@@ -140,23 +147,3 @@ def _write_files(files: Path) -> None:
     with (files / "track.flac").open("wb") as track:
         for _ in range(TRACK_BYTES // 1_000_000):
             track.write(os.urandom(1_000_000))
-    names = (ADMIN, *(username(number) for number in range(PEOPLE)))
-    accounts = [_account(f"u{number}", name) for number, name in enumerate(names)]
-    (files / "users.json").write_text(json.dumps(accounts))
-    single = files / "user" / "api" / "user"
-    single.mkdir(parents=True)
-    for account in accounts:
-        (single / str(account["id"])).write_text(json.dumps(account))
-
-
-def _account(identifier: str, name: str) -> dict[str, object]:
-    return {
-        "id": identifier,
-        "userName": name,
-        "name": f"Listener Number {name.rpartition('-')[2]}",
-        "email": f"{name}@example.org",
-        "isAdmin": name == ADMIN,
-        "createdAt": "2026-08-21T10:00:00Z",
-        "updatedAt": "2026-08-21T10:00:00Z",
-        "libraries": [{"id": 1, "name": "Music Library"}],
-    }

@@ -83,9 +83,8 @@ def test_every_scene_goes_as_it_must(once: Once) -> None:
 
 
 def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
-    scenes = re.split(r"^\d+\. ", once[0].stdout, flags=re.MULTILINE)[1:]
-    assert len(scenes) == len(SCENES)
-    told = {title: _flat(text) for text in scenes for title in [text.partition(" ─")[0]]}
+    told = _scenes(once)
+    assert len(told) == len(SCENES)
     takeover = told["Without the shim: a stranger is the admin"]
     assert "X-authentik-username: admin shim there is none" in takeover
     assert "Navidrome saw X-authentik-username: admin answer 200 Subsonic: ok" in takeover
@@ -93,12 +92,38 @@ def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
     assert "stripped, public_path, on a public path removed X-authentik-username" in closed
     assert "Navidrome saw no user header answer 200 Subsonic: error" in closed
     alice = told["Alice opens the web app"]
-    assert (
-        "authenticated, listed_peer, on a protected path Navidrome saw Remote-User: alice" in alice
-    )
+    assert "authenticated, verified_jwt, on a protected path gave alice a password" in alice
+    assert "linked the account alice, which was there already Navidrome saw" in alice
+    assert "Navidrome saw Remote-User: alice" in alice
     alias = told["A signed-in user would like to be the admin"]
     assert "rejected, header_alias, on a protected path" in alias
     assert "Navidrome never saw it answer 400" in alias
+
+
+def test_the_scenes_of_accounts_show_what_became_of_each(once: Once) -> None:
+    told = _scenes(once)
+    first = told["Carla comes for the first time"]
+    assert "made the account carla.berg Navidrome saw Remote-User: carla.berg" in first
+    assert "carla.berg: regular user, Carla Berg <carla.berg@example.org>" in first
+    assert "logged in as carla.berg (Carla Berg), a regular user" in first
+    refused = told["Dirk is in no group that may in"]
+    assert "rejected, group_not_allowed, on a protected path" in refused
+    assert "Navidrome never saw it account dirk: none answer 403" in refused
+    assert "Contact: alice@example.org" in refused
+    promoted = told["The provider puts Carla among the admins"]
+    assert "changed isAdmin: False → True" in promoted
+    assert "logged in as carla.berg (Carla Berg), an admin" in promoted
+    renamed = told["Carla has a new name"]
+    assert "changed userName: carla.berg → carla.novak; name: Carla Berg → Carla" in renamed
+    assert "account carla.berg: none account carla.novak: admin, Carla Novak" in renamed
+
+
+def test_whoever_is_linked_chooses_a_password_without_knowing_the_one_before(once: Once) -> None:
+    told = _scenes(once)
+    chosen = told["She chooses a password for her apps"]
+    assert "PUT /api/user/{id} password = correct horse battery staple" in chosen
+    assert "answer 200" in chosen
+    assert "answer 200 Subsonic: ok" in told["Alice's phone logs in with her Subsonic password"]
 
 
 def test_it_is_plain_text_of_80_columns_where_there_is_no_terminal(once: Once) -> None:
@@ -195,6 +220,12 @@ def _read_until(lines: Iterator[str], wanted: str) -> str:
         if wanted in line:
             return "".join(read)
     raise AssertionError(f"{wanted!r} never came: {''.join(read)}")
+
+
+def _scenes(once: Once) -> dict[str, str]:
+    """What is told of each scene, by its title."""
+    scenes = re.split(r"^\d+\. ", once[0].stdout, flags=re.MULTILINE)[1:]
+    return {text.partition(" ─")[0]: _flat(text) for text in scenes}
 
 
 def _flat(text: str) -> str:

@@ -5,6 +5,8 @@ These hold the files in `deploy/` alone, so that the shim's own care hides no fa
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shim.demo.outpost import OutpostUser
@@ -96,3 +98,4 @@ def test_a_path_in_other_case_is_treated_as_the_edge_treats_it(edge_alone: Scene
 def test_the_outposts_users_have_ids_of_their_own() -> None:
     assert len({user.uid for user in USERS}) == len(USERS)
     assert OutpostUser("alice", "Another Name").uid == USERS[0].uid
+    assert replace(USERS[0], username="alison").uid == USERS[0].uid

@@ -200,3 +200,17 @@ def test_a_header_that_carries_an_identity_is_one_whatever_else_its_name_means()
     assert names.classify(b"x-real-ip") == (Kind.IDENTITY, None)
     assert names.classify(b"forwarded") == (Kind.USER, None)
     assert names.classify(b"te") == (Kind.SECRET, None)
+
+
+def test_a_usual_name_comes_to_what_any_spelling_of_it_comes_to() -> None:
+    assert NAMES.usual
+    for name, lowered in NAMES.usual.items():
+        usual, odd = parse_field(name + b": v", NAMES), parse_field(lowered.upper() + b": v", NAMES)
+        assert (usual.kind, usual.name, usual.value) == (odd.kind, odd.name, odd.value)
+        assert NAMES.classify(lowered) == (Kind.PASS, None)
+
+
+def test_a_usual_name_that_the_policy_reads_is_no_usual_one() -> None:
+    names = FieldNames({Role.USERNAME: "Referer"}, ("X-Requested-",), "Priority", "Pragma")
+    assert not {b"Referer", b"X-Requested-With", b"Priority", b"Pragma"} & set(names.usual)
+    assert parse_field(b"Referer: ada", names).role is Role.USERNAME

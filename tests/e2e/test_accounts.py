@@ -1,0 +1,175 @@
+"""A first visit through the real edges to an empty Navidrome: the account behind the name, and its owner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from libopensonic import AsyncConnection
+from libopensonic.errors import CredentialError
+
+from shim.demo.navidrome import StandInOptions, StandInThread
+from shim.demo.outpost import Outpost, OutpostOptions, OutpostUser
+from tests.e2e.conftest import ADMIN_GROUP, EDGES, USERS, Scene
+from tests.e2e.parts import SECRET, Behind, shim
+
+SHIMS_ACCOUNT = "navidrome-shim"
+CONTACT = "who-runs-it@example.org"
+CHOSEN = "a password of her own"
+GUEST = OutpostUser("guest", "A Guest", "guest@example.org", ("colleagues",))
+ALICE, BOSS, JOERG = USERS[:3]
+KATE = OutpostUser("kate", "Kate", "kate@example.org", ("family",))
+
+
+@contextmanager
+def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str, Outpost]]:
+    """An edge and a shim that looks after the accounts of a Navidrome; the URLs of both, the provider."""
+    settings = {
+        "SHIM_PROVISIONING": "true",
+        "SHIM_PROXY_SECRET": SECRET,
+        "SHIM_ALLOWED_GROUPS": "family",
+        "SHIM_ADMIN_GROUPS": ADMIN_GROUP,
+        "SHIM_CONTACT": CONTACT,
+    }
+    users = (ALICE, BOSS, JOERG, KATE, GUEST)
+    with (
+        Outpost(OutpostOptions(users=users)) as outpost,
+        shim(folder, navidrome, **settings) as before,
+        EDGES[edge](folder, Behind(outpost.url, before.url, SECRET)) as url,
+    ):
+        yield url, before.url, outpost
+
+
+@contextmanager
+def set_home(folder: Path, edge: str) -> Iterator[Scene]:
+    """The same before a stand-in in which there is nobody yet."""
+    with (
+        StandInThread(StandInOptions()) as stand_in,
+        new_home(folder, edge, stand_in.url) as (url, shim_url, outpost),
+    ):
+        yield Scene(edge, url, shim_url, "", outpost, stand_in)
+
+
+@pytest.fixture(scope="module", params=["traefik", "caddy"])
+def home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    edge: str = request.param
+    with set_home(tmp_path_factory.mktemp(edge), edge) as scene:
+        yield scene
+
+
+@pytest.mark.parametrize("user", [ALICE, BOSS, JOERG], ids=lambda user: user.username)
+def test_a_first_visit_ends_in_the_web_apps_page_for_the_right_account(
+    home: Scene, user: OutpostUser
+) -> None:
+    is_admin = ADMIN_GROUP in user.groups
+    with home.client(user.username) as browser:
+        page = browser.get("/app/")
+    assert page.status_code == httpx.codes.OK
+    auth = auth_of(page)
+    assert (auth["username"], auth["name"], auth["isAdmin"]) == (user.username, user.name, is_admin)
+    account = accounts_of(home)[user.username]
+    assert (account["id"], account["name"]) == (auth["id"], user.name)
+    assert (account["email"], account["isAdmin"]) == (user.email, is_admin)
+
+
+def test_the_first_visitor_of_an_empty_navidrome_is_no_admin(tmp_path: Path) -> None:
+    with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
+        assert auth_of(browser.get("/app/"))["isAdmin"] is False
+        admins = {name: account["isAdmin"] for name, account in accounts_of(fresh).items()}
+    assert admins == {SHIMS_ACCOUNT: True, "alice": False}
+
+
+def test_nobody_but_the_shim_makes_the_first_admin(tmp_path: Path) -> None:
+    mine = {"username": "mine", "password": "mine"}
+    with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
+        answer = browser.post("/auth/createAdmin", json=mine)
+        assert answer.status_code == httpx.codes.FORBIDDEN
+        assert "mine" not in accounts_of(fresh)
+
+
+def test_who_is_in_no_group_that_may_in_is_told_whom_to_ask_and_gets_no_account(
+    home: Scene,
+) -> None:
+    with home.client(GUEST.username) as browser:
+        pages = [browser.get(path) for path in ("/app/", "/api/song")]
+    assert [page.status_code for page in pages] == [httpx.codes.FORBIDDEN] * 2
+    assert pages[0].headers["Content-Type"] == "text/html; charset=utf-8"
+    for page in pages:
+        assert "not in a group that may use this music server" in page.text
+        assert CONTACT in page.text
+    assert GUEST.username not in accounts_of(home)
+    told = {value for seen in home.stand_in.seen for value in seen.values("Remote-User")}
+    assert GUEST.username not in told
+
+
+async def test_the_owner_sets_a_password_without_knowing_the_generated_one_and_her_app_plays(
+    home: Scene,
+) -> None:
+    with home.client(KATE.username) as browser:
+        own_id = auth_of(browser.get("/app/"))["id"]
+        record = browser.get(f"/api/user/{own_id}").json()
+        async with app_of(home) as app:
+            with pytest.raises(CredentialError):
+                await app.get_artists()
+        # As the web app sends it: the whole record, the new password, and no current one.
+        saved = browser.put(
+            f"/api/user/{own_id}",
+            json={**record, "changePassword": True, "password": CHOSEN},
+            headers={"Origin": home.url, "Sec-Fetch-Site": "same-origin"},
+        )
+        assert saved.status_code == httpx.codes.OK, saved.text
+        browser.get("/app/")
+    assert record["email"] == KATE.email  # the account is the shim's, not one that Navidrome made
+    assert {**saved.json(), **_MOVING} == {**record, **_MOVING}
+    async with app_of(home) as app:
+        assert await app.ping()
+        [album] = await app.get_album_list2("alphabeticalByName", size=1)
+        song = (await app.get_album(album.id)).song[0]
+        async with await app.stream(song.id, tformat="raw") as answer:
+            heard = await answer.read()
+    whole = asked_directly(home, f"/rest/stream?v=1.16.1&c=x&id={song.id}", KATE.username)
+    assert len(heard) > 0
+    assert hashlib.sha256(heard).digest() == hashlib.sha256(whole.content).digest()
+
+
+# Fields that Navidrome itself moves on.
+_MOVING = {"updatedAt": "", "lastAccessAt": ""}
+
+
+def auth_of(page: httpx.Response) -> dict[str, Any]:
+    """Who is logged in by the web app's page."""
+    text = page.text.partition("__APP_CONFIG__")[2].partition("=")[2].strip()
+    auth: dict[str, Any] = json.loads(json.JSONDecoder().raw_decode(text)[0])["auth"]
+    return auth
+
+
+def accounts_of(scene: Scene) -> dict[str, dict[str, Any]]:
+    """Navidrome's accounts by name, as its API shows them."""
+    listed = asked_directly(scene, "/api/user", SHIMS_ACCOUNT).json()
+    return {account["userName"]: account for account in listed}
+
+
+def asked_directly(scene: Scene, target: str, user: str) -> httpx.Response:
+    """What Navidrome answers to the shim's address."""
+    url = scene.stand_in.url + target
+    return httpx.get(url, headers={"Remote-User": user}, trust_env=False)
+
+
+@asynccontextmanager
+async def app_of(scene: Scene) -> AsyncIterator[AsyncConnection]:
+    """The owner's app, which knows the edge's address, her name and the password that she chose."""
+    edge = urlsplit(scene.url)
+    app = AsyncConnection(f"http://{edge.hostname}", KATE.username, CHOSEN, edge.port, use_get=True)
+    try:
+        yield app
+    finally:
+        await app.cleanup()
