@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -221,6 +222,9 @@ class Runtime:
         if self.accounts is None:
             tasks.append(asyncio.create_task(self.empty.run(EMPTY_WATCH_SECONDS)))
         self._say_started()
+        # What there is now stays as long as the process: no collection has to go through it again.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:

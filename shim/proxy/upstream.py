@@ -263,10 +263,10 @@ class Upstream(asyncio.Protocol):
                 framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
         client.answer_begins(head.status)
-        start = b"".join((head.lines, framing, client.connection_line(), b"\r\n"))
+        connection = client.connection_line()
         if length < 0:
             self._ground.counters.streams_open += 1
-            client.send(start)
+            client.send(b"".join((head.lines, framing, connection, b"\r\n")))
             self._body_begins(client, length, data[at:])
             return
         left = length - len(data) + at
@@ -274,8 +274,9 @@ class Upstream(asyncio.Protocol):
             self._persistent = False
             data = data[:left]
         if len(data) - at < _WORTH_TWO_PIECES:
-            client.send(start + data[at:])
+            client.send(b"".join((head.lines, framing, connection, b"\r\n", data[at:])))
         else:
+            start = b"".join((head.lines, framing, connection, b"\r\n"))
             client.send_pieces((start, memoryview(data)[at:]))
         if left <= 0:
             self._finish(client)

@@ -62,7 +62,9 @@ def read_block(
     """
     fields = list(map(remembered.get, lines))
     if not all(fields):
-        fields = [field or read_line(line) for field, line in zip(fields, lines, strict=True)]
+        for index, field in enumerate(fields):
+            if field is None:
+                fields[index] = read_line(lines[index])
     known = cast("list[Field]", fields)
     envelope = read_envelope(tuple([field for field in known if field.kind is not _PASS]))
     if envelope.named:

@@ -222,20 +222,24 @@ def parse_field(line: bytes, names: FieldNames) -> Field:
     if value.translate(None, TEXT):
         raise Refused(Reason.MALFORMED_HEAD, "a header value has a control character")
     value = value.strip(BLANKS)
-    if usual is None:
-        lowered = name.lower()
-        kind, role = names.classify(lowered)
-    else:
-        lowered, kind, role = usual, _PASS, None
     wire = b"%b: %b\r\n" % (name, value)
-    if role is None:
-        if lowered == b"cookie" and kind is _PASS and _TOKEN_COOKIE.search(value):
-            kind = Kind.TOKEN
-        elif lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
-            claim = _claim(Role.JWT, match[1])
-            return Field(Kind.BEARER, lowered, value, wire, role=Role.JWT, claim=claim)
-        return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
-    return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value))
+    if usual is not None:
+        if usual == b"cookie" and b"jwt" in value and _TOKEN_COOKIE.search(value):
+            return Field(Kind.TOKEN, usual, value, wire)
+        return Field(_PASS, usual, value, wire, wire)
+    return _unusual(name.lower(), value, wire, names)
+
+
+def _unusual(lowered: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field:
+    kind, role = names.classify(lowered)
+    if role is not None:
+        return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value))
+    if kind is _PASS and lowered == b"cookie" and _TOKEN_COOKIE.search(value):
+        return Field(Kind.TOKEN, lowered, value, wire)
+    if lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
+        claim = _claim(Role.JWT, match[1])
+        return Field(Kind.BEARER, lowered, value, wire, role=Role.JWT, claim=claim)
+    return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
 
 
 def _claim(role: Role, value: bytes) -> str | Refused:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-_MARKS = 8  # keys seen once that are noted, for each entry of a generation
+_MARKS = 2  # keys seen once that are noted, for each entry of a generation
 
 
 class Memory(Generic[K, V]):
@@ -25,13 +25,14 @@ class Memory(Generic[K, V]):
     that matters to a reader.
     """
 
-    __slots__ = ("_cost", "_entries", "_marks", "_older", "_size", "_used", "recent")
+    __slots__ = ("_cost", "_entries", "_marks", "_most_marks", "_older", "_size", "_used", "recent")
 
     def __init__(self, entries: int, size: int, cost: Callable[[K], int]) -> None:
         self.recent: dict[K, V] = {}
         self._older: dict[K, V] = {}
         self._marks: set[int] = set()
         self._entries = entries
+        self._most_marks = _MARKS * entries
         self._size = size
         self._used = 0
         self._cost = cost
@@ -55,14 +56,14 @@ class Memory(Generic[K, V]):
 
     def offer(self, key: K, value: V) -> None:
         """Remember the value, if its key was offered before."""
-        mark = hash(key)
-        if mark in self._marks:
-            self._marks.discard(mark)
+        marks, mark = self._marks, hash(key)
+        if mark in marks:
+            marks.discard(mark)
             self.keep(key, value)
             return
-        if len(self._marks) >= _MARKS * self._entries:
-            self._marks.clear()
-        self._marks.add(mark)
+        marks.add(mark)
+        if len(marks) > self._most_marks:
+            marks.clear()
 
     def keep(self, key: K, value: V) -> None:
         """Remember the value at once: for what nobody can make up."""
