@@ -38,6 +38,7 @@ from shim.control.app import create_app
 from shim.control.health import Check
 from shim.control.metrics import metrics_of
 from shim.control.reloading import reload_routes
+from shim.control.serving import ControlProtocol
 from shim.enforcement import Enforcement
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
@@ -261,7 +262,12 @@ class Runtime:
         app = create_app(health=self, metrics=metrics, access=access)
         app.include_router(reload_routes(access, self.reload))
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, proxy_headers=False
+            app,
+            http=ControlProtocol,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypedDict
 
 from shim.audit.events import Accessed, RequestJudged, UpstreamDown, UpstreamFailed, UpstreamUp
 from shim.audit.proof_events import TokenSeen
@@ -31,17 +32,14 @@ class TrailObserver:
 
     def judged(self, decision: Decision, request_id: str) -> None:
         """A request was stripped or rejected."""
-        outcome, line, block = decision.outcome, decision.line, decision.block
+        outcome, block = decision.outcome, decision.block
         client = None if block is None else block.envelope.client
         self._trail.record(
             RequestJudged(
                 time=self._now(),
-                request_id=request_id,
-                peer=decision.source.peer.text,
+                **_asked(decision, request_id),
                 peer_trusted=decision.source.listed,
                 client=None if client is None else client.decode(),
-                method="" if line is None else line.method.decode(),
-                path="" if line is None else line.path.decode(),
                 path_class=outcome.path_class,
                 verdict=outcome.verdict,
                 reason=outcome.reason,
@@ -54,14 +52,11 @@ class TrailObserver:
 
     def tokens_seen(self, decision: Decision, request_id: str) -> None:
         """A request to a protected path brought a Navidrome token."""
-        line, identity = decision.line, decision.identity
+        identity = decision.identity
         self._trail.record(
             TokenSeen(
                 time=self._now(),
-                request_id=request_id,
-                peer=decision.source.peer.text,
-                method="" if line is None else line.method.decode(),
-                path="" if line is None else line.path.decode(),
+                **_asked(decision, request_id),
                 reason="token_mismatch" if decision.loosed else "token_without_identity",
                 places=decision.loosed or decision.token_places,
                 user=None if identity is None else identity.username,
@@ -70,14 +65,10 @@ class TrailObserver:
 
     def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
         """A request got one of the shim's own answers, since Navidrome gave none."""
-        line = decision.line
         self._trail.record(
             UpstreamFailed(
                 time=self._now(),
-                request_id=request_id,
-                peer=decision.source.peer.text,
-                method="" if line is None else line.method.decode(),
-                path="" if line is None else line.path.decode(),
+                **_asked(decision, request_id),
                 status=status,
                 reason=word,
             )
@@ -87,14 +78,10 @@ class TrailObserver:
         self, decision: Decision, request_id: str, status: int, sent: int, seconds: float
     ) -> None:
         """An answer was given."""
-        line = decision.line
         self._trail.record(
             Accessed(
                 time=self._now(),
-                request_id=request_id,
-                peer=decision.source.peer.text,
-                method="" if line is None else line.method.decode(),
-                path="" if line is None else line.path.decode(),
+                **_asked(decision, request_id),
                 status=status,
                 bytes_sent=sent,
                 duration_seconds=seconds,
@@ -117,6 +104,24 @@ class TrailObserver:
             self._trail.record(
                 UpstreamDown(time=self._down_since, upstream=self._upstream, reason=why)
             )
+
+
+class _Asked(TypedDict):
+    request_id: str
+    peer: str
+    method: str
+    path: str
+
+
+def _asked(decision: Decision, request_id: str) -> _Asked:
+    """Who asked for what, as every event on a request has it."""
+    line = decision.line
+    return {
+        "request_id": request_id,
+        "peer": decision.source.peer.text,
+        "method": "" if line is None else line.method.decode(),
+        "path": "" if line is None else line.path.decode(),
+    }
 
 
 def _claimed(decision: Decision) -> str | None:

@@ -139,7 +139,7 @@ class Provisioner:
             raise Denied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
         rest = self._bindings.rest_of(folded)
         if rest is not None and navidrome_id != rest.navidrome_id and rest.uid != identity.uid:
-            why = "whose tokens have not ended yet"
+            why = "whose tokens have not ended yet; it is free after SHIM_NAME_REST_HOURS"
             raise Denied(_CONFLICT, f"the name was another account's, {why}")
 
     def _check_usable(self, user: User) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from shim.proxy.answers import own_answer
 from shim.proxy.plane import NEVER, DataPlane
+from shim.trust.addresses import parse_peer
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -51,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "_plane",
         "_read_paused",
         "_server_state",
+        "_stranger",
         "_transport",
         "deadline",
         "keep_alive",
@@ -71,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = Phase.HEAD
         self._kept = bytearray()  # what was read and not looked at yet
         self._read_paused = False
+        self._stranger = False
         self.keep_alive = True
         self.write_paused = False
         self.deadline = NEVER
@@ -99,17 +102,35 @@ class ClientConnection(asyncio.Protocol):
         plane.timed.add(self)
         self._server_state.connections.add(cast("Any", self))
         self.deadline = plane.now + plane.limits.head_timeout
-        if transport.get_extra_info("peername") is None:
+        peername = transport.get_extra_info("peername")
+        if peername is None:
             # Reset before it was accepted: it has no address any more, and is not a Unix peer for that.
             self._phase = _CLOSING
             self._transport.abort()
             return
-        if plane.counters.client_connections > plane.limits.max_connections:
-            plane.counters.clients_refused += 1
+        peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
+        self._stranger = not plane.decisions.policy.lists(peer)
+        plane.strangers += self._stranger
+        self._admit()
+
+    def _admit(self) -> None:
+        """Refuse the connection where there are too many. Peers that are not on the list share half of the
+        room, so that they can't leave the edge without any."""
+        plane = self._plane
+        most, now = plane.limits.max_connections, plane.counters.client_connections
+        if now <= most and (not self._stranger or plane.strangers <= most // 2):
+            return
+        plane.counters.clients_refused += 1
+        if now > most + max(8, most // 8):
+            # Even saying so takes a descriptor for a while.
+            self._phase = _CLOSING
+            self._transport.abort()
+        else:
             self._last_words(own_answer(503, None, "", retry_after=5))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._plane.counters.client_connections -= 1
+        self._plane.strangers -= self._stranger
         self._plane.timed.discard(self)
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:

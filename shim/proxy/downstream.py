@@ -312,7 +312,8 @@ class Downstream(ExchangingConnection):
         if gate.known(identity) is not None:
             return False
         self._phase = Phase.ACCOUNT
-        self._pool().release(upstream)
+        # Not at once: it would be the next waiting client's turn to think again, within this one's.
+        asyncio.get_running_loop().call_soon(self._pool().release, upstream)
         self._ask_gate()
         return True
 

@@ -30,8 +30,9 @@ class DataPlane:
     provisioning. `own` is the pool that leads to the control plane, None without one, and
     `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
     is fetched. As of the last tick, `now` is the loop's time in seconds, and `time` that since the epoch.
-    `sign_in` is the address that pages without an identity are sent to, empty for none; `contact` is
-    whom a person is told to ask who may not in.
+    `strangers` are the open connections of peers that were not on the list. `sign_in` is the address that
+    pages without an identity are sent to, empty for none; `contact` is whom a person is told to ask who may
+    not in.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class DataPlane:
         "own_lines",
         "pool",
         "sign_in",
+        "strangers",
         "time",
         "timed",
     )
@@ -69,6 +71,7 @@ class DataPlane:
         self.own: UpstreamPool | None = None
         self.own_lines = b""
         self.timed: set[Timed] = set()
+        self.strangers = 0
         self.keys: KeyFetcher | None = None
         self.sign_in = ""
         self.contact = ""

@@ -92,7 +92,7 @@ class UpstreamPool:
 
     def release(self, upstream: Upstream) -> None:
         """Take a connection back, for the next request."""
-        if self.closed:
+        if self.closed or upstream.closing:
             upstream.close()
         elif self._waiting:
             client = next(iter(self._waiting))

@@ -23,8 +23,8 @@ from shim.proxy.response import (
 _MOST = 24
 # When there are as many as that, one in this many unknown heads takes the place of the least used.
 _REPLACING = 1024
-_VALUE = rb"[\t -~\x80-\xff]*+\r\n"
-_LENGTH_VALUE = rb"[\t ]*+([0-9]{1,18}+)[\t ]*+\r\n"
+_VALUE = rb"[\t -~\x80-\xff]*\r\n"
+_LENGTH_VALUE = rb"[\t ]*([0-9]{1,18})[\t ]*\r\n"
 
 
 @dataclass(slots=True)

@@ -74,6 +74,7 @@ class Catalogue:
 def shown(text: str) -> str:
     """A value as a fault shows it: quoted, escaped, cut, and without what may be a password in a URL."""
     masked = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
+    masked = re.sub(r"(://[^?]*\?).*", r"\1***", masked, flags=re.DOTALL)
     if len(masked) > _SHOWN_CHARACTERS:
         masked = masked[:_SHOWN_CHARACTERS] + "…"
     return repr(masked)

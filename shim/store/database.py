@@ -41,8 +41,8 @@ class Database:
 
     @property
     def place(self) -> str:
-        """Where it is, without a password."""
-        return self._url.render_as_string(hide_password=True)
+        """Where it is, without a password, and without the query, which may hold one."""
+        return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
     def file(self) -> Path | None:

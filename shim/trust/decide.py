@@ -238,7 +238,7 @@ def judge(
     if (
         envelope.foreign
         and verdict is _AUTHENTICATED
-        and (upgrade or line.method not in _SAFE_METHODS)
+        and (upgrade or line.method not in _SAFE_METHODS or policy.paths.acts_by_get(line.path))
     ):
         raise Refused(Reason.CROSS_SITE, "a browser says that another site sent it")
     if line.method == b"POST":

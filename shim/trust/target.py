@@ -26,10 +26,11 @@ _ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|)")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _DELIMITERS = frozenset(b"/\\;%?#\x7f") | frozenset(range(0x20))
 # What most request lines are: a path that nobody reads in two ways, as one expression. Whatever it takes,
-# the steps below take too, and make the same of it.
+# the steps below take too, and make the same of it. No possessive quantifiers: Python before 3.11.5 gets
+# those of groups wrong.
 _USUAL = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
-    rb"((?:/(?![/.])[!$&'()*+,\-.0-9:=@A-Z_a-z~]*+)++)(\?[!-\"$-~]*+)? HTTP/1\.([01])"
+    rb"(/|(?:/[!$&'()*+,\-0-9:=@A-Z_a-z~][!$&'()*+,\-.0-9:=@A-Z_a-z~]*)+/?)(\?[!-\"$-~]*)? HTTP/1\.([01])"
 )
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@\\]+)(/[^#]*)?")
 
@@ -67,12 +68,11 @@ class Paths:
 
     __slots__ = (
         "_base_bare",
-        "_create_admin",
-        "_logins",
         "_own",
         "_public",
         "_share",
         "_special",
+        "_subsonic",
         "base",
     )
 
@@ -86,8 +86,7 @@ class Paths:
         self._public = tuple(_below(lowered, prefix) for prefix in public)
         self._share = _below(lowered, "share")
         self._own = _below(lowered, "_shim")
-        self._create_admin = f"{lowered}auth/createadmin".encode()
-        self._logins = (f"{lowered}auth/login".encode(), self._create_admin)
+        self._subsonic = _below(lowered, "rest")
         # What begins with none of these, once it ends in a slash, is protected.
         self._special = (*self._public, self._share, self._own)
 
@@ -111,12 +110,17 @@ class Paths:
         return b"/" + path[len(self._own) :] + mark + query
 
     def creates_admin(self, path: bytes) -> bool:
-        """Whether this is Navidrome's call that makes the first admin of an empty server."""
-        return path.lower().rstrip(b"/") == self._create_admin
+        """Whether this is Navidrome's call that makes the first admin of an empty server, below whichever
+        base path it has."""
+        return path.lower().rstrip(b"/").endswith(b"/auth/createadmin")
 
     def logs_in(self, path: bytes) -> bool:
-        """Whether this is a call of Navidrome's own login."""
-        return path.lower().rstrip(b"/") in self._logins
+        """Whether this is a call of Navidrome's own login, below whichever base path it has."""
+        return path.lower().rstrip(b"/").endswith((b"/auth/login", b"/auth/createadmin"))
+
+    def acts_by_get(self, path: bytes) -> bool:
+        """Whether a GET may change something there: Subsonic's calls do."""
+        return path.lower().startswith(self._subsonic)
 
 
 def _below(root: str, prefix: str) -> bytes:

@@ -230,9 +230,9 @@ async def test_clients_are_capped_below_half_of_the_files_that_may_be_open(
     async with started(tmp_path, navidrome, "/app/", few) as (shim, _):
         said = " ".join((await shim.event("configuration_in_force"))["warnings"])
         assert "capped at 59, below half of 120 open files" in said
-        clients = [await shim.client() for _ in range(59)]
+        clients = [await shim.client(EDGE) for _ in range(59)]
         assert (await clients[58].ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
-        refused = await shim.client()
+        refused = await shim.client(EDGE)
         answer = await refused.answer()
         assert (answer.status, answer.get("retry-after")) == (503, "5")
         for client in (*clients, refused):

@@ -122,8 +122,8 @@ async def test_what_a_target_says_stays_text(front: Front, navidrome: Navidrome)
 
 async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=Limits(max_connections=2)) as front:
-        first, second = await front.client(), await front.client()
-        third = await front.client()
+        first, second = await front.client(EDGE), await front.client(EDGE)
+        third = await front.client(EDGE)
         answer = await third.answer()
         assert (answer.status, answer.get("retry-after")) == (503, "5")
         assert await third.read_to_end() == b""
@@ -133,6 +133,28 @@ async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
         second.close()
         await front.until_no_client()
         assert (await front.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+
+
+async def test_strangers_leave_half_of_the_room_to_the_edge(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_connections=4)) as front:
+        strangers = [await front.client() for _ in range(3)]
+        assert (await strangers[2].answer()).status == 503
+        edges = [await front.client(EDGE) for _ in range(1)]
+        assert (await edges[0].ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+        for client in (*strangers, *edges):
+            client.close()
+        await front.until_no_client()
+        assert (await front.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+
+
+async def test_far_beyond_the_room_a_connection_ends_without_a_word(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, limits=Limits(max_connections=1)) as front:
+        clients = [await front.client(EDGE) for _ in range(10)]
+        assert (await clients[8].answer()).status == 503
+        with pytest.raises((EOFError, ConnectionError)):
+            await clients[9].answer()
+        for client in clients:
+            client.close()
 
 
 async def test_heads_over_the_limit_are_a_431_in_any_slicing(navidrome: Navidrome) -> None:

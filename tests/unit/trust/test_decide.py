@@ -251,3 +251,23 @@ def test_a_renewed_policy_has_the_next_number() -> None:
     renewed = POLICY.renewed(suspended=True)
     assert (renewed.number, renewed.suspended) == (POLICY.number + 1, True)
     assert renewed.whitelist is POLICY.whitelist
+
+
+@pytest.mark.parametrize("path", ["/rest/createPlaylist?name=x", "/REST/scrobble", "/rest/getUser"])
+def test_a_get_that_acts_is_not_taken_from_another_site(path: str) -> None:
+    policy = Policy(
+        whitelist=listing("127.0.0.2"),
+        secrets=(b"a-secret-of-the-edge",),
+        public_path_proof=Proof.SECRET,
+    )
+
+    def asked(*fields: str) -> Reason:
+        proof = "X-Shim-Proxy-Secret: a-secret-of-the-edge"
+        return judged(
+            head(f"GET {path} HTTP/1.1", ADA, proof, *fields), policy=policy
+        ).outcome.reason
+
+    assert asked() is Reason.PROXY_SECRET
+    assert asked("Sec-Fetch-Site: same-origin") is Reason.PROXY_SECRET
+    assert asked("Sec-Fetch-Site: cross-site") is Reason.CROSS_SITE
+    assert asked("Origin: https://evil.example") is Reason.CROSS_SITE
