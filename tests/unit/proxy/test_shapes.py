@@ -140,3 +140,15 @@ def test_a_head_with_too_many_lines_is_no_answer() -> None:
     shapes.read(head(*["A: b"] * 20))
     with pytest.raises(BadAnswer, match="20 header lines"):
         shapes.read(head(*["A: b"] * 21))
+
+
+@pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 0x7F])
+@pytest.mark.parametrize("value", [b"x%by", b"%b", b"x%b"])
+def test_a_control_byte_in_a_value_is_of_no_shape(byte: int, value: bytes) -> None:
+    shapes = taught(head("ETag: a", "Content-Length: 5"))
+    assert shapes.match(head("ETag: \u00e9\t b", "Content-Length: 5")) is not None
+    sent = value % bytes([byte])
+    bad = b"HTTP/1.1 200 OK\r\nETag: %b\r\nContent-Length: 5\r\n\r\n" % sent
+    assert shapes.match(bad) is None
+    with pytest.raises(BadAnswer):
+        shapes.read(bad)
