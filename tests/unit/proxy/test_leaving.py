@@ -9,6 +9,7 @@ import pytest
 
 from shim.proxy.gate import Account, Asker, Refusal
 from shim.proxy.limits import Limits
+from shim.sockets import raise_descriptor_limit
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 from tests.unit.proxy.client import Client, get, request
@@ -317,3 +318,22 @@ async def test_a_head_longer_than_what_is_kept_is_read_on_when_its_turn_comes(
         await client.answer()
         assert (await served.head()).startswith(b"GET /2 ")
         await sending
+
+
+async def test_many_who_wait_and_have_to_ask_again_do_not_recurse(navidrome: Navidrome) -> None:
+    raise_descriptor_limit()
+    gate = SlowGate()
+    gate.ready["alice"] = Account(b"alice")
+    limits = Limits(max_upstream_connections=1, max_connections=1000)
+    async with front_before(navidrome, gate=gate, limits=limits) as front:
+        first = await signed_in(front)
+        served, _ = await navidrome.asked()
+        waiting = [await signed_in(front) for _ in range(400)]
+        await until(lambda: front.counters.upstream_waiting == 400)
+        gate.ready.clear()
+        await served.send(OK)
+        assert (await first.answer()).status == 200
+        await until(lambda: gate.asked.qsize() == 400)
+        await until(lambda: front.counters.upstream_idle == 1)
+        for client in waiting:
+            client.close()
