@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from shim.proxy.answers import own_answer
 from shim.proxy.plane import NEVER, DataPlane
-from shim.trust.addresses import parse_peer
+from shim.trust.addresses import Peer, parse_peer
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -48,6 +48,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_kept",
+        "_peer",
         "_phase",
         "_plane",
         "_read_paused",
@@ -73,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = Phase.HEAD
         self._kept = bytearray()  # what was read and not looked at yet
         self._read_paused = False
+        self._peer: Peer
         self._stranger = False
         self.keep_alive = True
         self.write_paused = False
@@ -108,8 +110,8 @@ class ClientConnection(asyncio.Protocol):
             self._phase = _CLOSING
             self._transport.abort()
             return
-        peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
-        self._stranger = not plane.decisions.policy.lists(peer)
+        self._peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
+        self._stranger = not plane.decisions.policy.lists(self._peer)
         plane.strangers += self._stranger
         self._admit()
 

@@ -21,8 +21,7 @@ from shim.proxy.exchange import ExchangingConnection
 from shim.proxy.gate import Account, Asker, Refusal
 from shim.proxy.plane import NEVER
 from shim.proxy.upstream import Upstream
-from shim.trust.addresses import parse_peer
-from shim.trust.decide import Decision, refuse
+from shim.trust.decide import Decision
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.refusal import Refused
 from shim.trust.remember import RememberedDecisions, Standing
@@ -138,13 +137,13 @@ class Downstream(ExchangingConnection):
                 self._too_large()
                 return
             self._searched = 0
-            at = data.find(b"\r\n")
-            standing = self._stand()
-            plane = self._plane
-            decision = plane.decisions.decide(
-                data[:at], data[at + 2 : end + 2], standing, None, plane.time
-            )
-            self._judge(decision, data)
+            self._judge(self._decide(data), data)
+
+    def _decide(self, head: bytes) -> Decision:
+        """Have a whole head decided, its empty line included."""
+        line, _, block = head[:-2].partition(b"\r\n")
+        plane = self._plane
+        return plane.decisions.decide(line, block, self._stand(), None, plane.time)
 
     def _serve_whole(self, data: bytes) -> bool:
         """Serve `data` at once if it is one whole head and nothing else, as most requests come."""
@@ -211,12 +210,9 @@ class Downstream(ExchangingConnection):
         """Where the connection stands under the policy in force."""
         decisions = self._plane.decisions
         if self._decisions is not decisions:
-            transport = self._transport
-            peername = transport.get_extra_info("peername")
-            peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
-            scheme = b"https" if transport.get_extra_info("sslcontext") else b"http"
+            scheme = b"https" if self._transport.get_extra_info("sslcontext") else b"http"
             self._decisions = decisions
-            self._standing = decisions.standing(peer, scheme)
+            self._standing = decisions.standing(self._peer, scheme)
         return self._standing
 
     def _too_large(self) -> None:
@@ -248,10 +244,7 @@ class Downstream(ExchangingConnection):
             return
         self._keys_future = None
         self._phase = _HEAD
-        line, _, block = head[:-2].partition(b"\r\n")
-        plane, standing = self._plane, self._stand()
-        decision = plane.decisions.decide(line, block, standing, None, plane.time)
-        self._judge(decision, head, waited=True)
+        self._judge(self._decide(head), head, waited=True)
 
     # tokens of Navidrome's own
 
@@ -289,13 +282,7 @@ class Downstream(ExchangingConnection):
         answer = future.result()
         decision = self._decision
         if isinstance(answer, Refusal):
-            refused = refuse(
-                Refused(answer.reason, answer.detail),
-                decision.source,
-                decision.line,
-                decision.block,
-            )
-            self._count(refused, answer.retry_after)
+            self._refuse(Refused(answer.reason, answer.detail), answer.retry_after)
             return
         if self._user_name is None:
             self._plane.counters.requests[decision.outcome.index] += 1

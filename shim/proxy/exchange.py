@@ -15,7 +15,6 @@ from shim.proxy.pool import UpstreamPool
 from shim.proxy.repeat import may_repeat
 from shim.proxy.telling import AnsweringConnection
 from shim.proxy.upstream import Upstream
-from shim.trust.decide import refuse
 from shim.trust.envelope import CHUNKED
 from shim.trust.reasons import PathClass, Reason
 from shim.trust.refusal import Refused
@@ -167,9 +166,7 @@ class ExchangingConnection(AnsweringConnection):
         if self._answer_begun:
             self.abort()
             return
-        decision = self._decision
-        refused = Refused(Reason.AMBIGUOUS_FRAMING, detail)
-        self._count(refuse(refused, decision.source, decision.line, decision.block))
+        self._refuse(Refused(Reason.AMBIGUOUS_FRAMING, detail))
 
     def pause_upload(self) -> None:
         """Navidrome takes no more of the request for now."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from shim.proxy.answers import own_answer
 from shim.proxy.connection import ClientConnection
 from shim.proxy.sign_in import sign_in_location
-from shim.trust.decide import Decision
+from shim.trust.decide import Decision, refuse
+from shim.trust.refusal import Refused
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -51,6 +52,11 @@ class AnsweringConnection(ClientConnection):
             return
         retry_after = 5 if status in (502, 503) else None
         self._answer(status, self._decision, retry_after)
+
+    def _refuse(self, refused: Refused, retry_after: int | None = None) -> None:
+        """Refuse the request after all, which had been decided otherwise."""
+        decision = self._decision
+        self._count(refuse(refused, decision.source, decision.line, decision.block), retry_after)
 
     def _count(self, decision: Decision, retry_after: int | None = None) -> None:
         """Say of a rejected request what there is to say, to everybody who has to know."""
