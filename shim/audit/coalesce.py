@@ -42,6 +42,20 @@ class Coalescer:
             out.append(event)
         return out
 
+    def repeat(self, peer: str, kin: Kin, time: float, now: float) -> bool:
+        """Count one more event of this peer and kin, of which nothing would be written but that; `time` is
+        the event's own. False where it has to be offered."""
+        bucket = self._by_peer.get((peer, kin))
+        if bucket is None:
+            if len(self._by_peer) < self._capacity:
+                return False
+            bucket = self._by_kin.get(kin)
+        if bucket is None or bucket.sample is None or bucket.began <= now - self._window:
+            return False
+        bucket.held += 1
+        bucket.last_time = time
+        return True
+
     def due(self, now: float) -> list[Repeatable]:
         """The summaries of the windows that have ended."""
         if not self._by_peer and not self._by_kin:

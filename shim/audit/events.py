@@ -109,7 +109,12 @@ class RequestJudged(Repeatable):
 
     @property
     def kin(self) -> tuple[str, ...]:
-        return (self.event, self.reason, self.path_class)
+        return self.kin_of(self.reason, self.path_class)
+
+    @classmethod
+    def kin_of(cls, reason: Reason, path_class: PathClass) -> tuple[str, ...]:
+        """The kin of an event that is not made yet."""
+        return (cls.event, reason, path_class)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,11 +32,14 @@ class TrailObserver:
 
     def judged(self, decision: Decision, request_id: str) -> None:
         """A request was stripped or rejected."""
-        outcome, block = decision.outcome, decision.block
+        outcome, block, now = decision.outcome, decision.block, self._now()
+        kin = RequestJudged.kin_of(outcome.reason, outcome.path_class)
+        if self._trail.repeated(decision.source.peer.text, kin, now):
+            return
         client = None if block is None else block.envelope.client
         self._trail.record(
             RequestJudged(
-                time=self._now(),
+                time=now,
                 **_asked(decision, request_id),
                 peer_trusted=decision.source.listed,
                 client=None if client is None else client.decode(),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from shim.audit.coalesce import Coalescer
+from shim.audit.coalesce import Coalescer, Kin
 from shim.audit.events import Event, EventsLost, Repeatable
 from shim.audit.lines import say_on_stderr
 
@@ -90,6 +90,11 @@ class Trail:
             if self._faults == 1:
                 with suppress(Exception):
                     self._complain(f"an event could not be recorded: {fault!r}")
+
+    def repeated(self, peer: str, kin: Kin, time: float) -> bool:
+        """Count an event, at `time` in seconds since the epoch, without its being made: only where so many
+        of its peer and kin came that no more than their number would be written."""
+        return self._coalescer.repeat(peer, kin, time, self._clock())
 
     def sweep(self) -> None:
         """Write the summaries that are due. Done each second once the trail is started."""

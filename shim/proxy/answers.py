@@ -7,6 +7,8 @@ more than the asker may know: why a request was refused stands in the log, under
 from __future__ import annotations
 
 import json
+from enum import Enum, auto
+from functools import lru_cache
 from html import escape
 from http import HTTPStatus
 from urllib.parse import parse_qs
@@ -47,6 +49,10 @@ _BY_REASON: dict[Reason, str] = {
 _ASK_SOMEBODY = frozenset(
     {Reason.GROUP_NOT_ALLOWED, Reason.IDENTITY_CONFLICT, Reason.RESERVED_ACCOUNT}
 )
+# Of a request that was not looked at, and is told of nowhere.
+NO_ID = "0" * 16
+# Stands for a request's id, and is as long as one.
+_ANY_ID = b"{request--id-16}"
 # Subsonic's error codes: 40 wrong credentials, 50 not authorised, 0 anything else.
 _SUBSONIC_CODES = {401: 40, 403: 50}
 
@@ -59,63 +65,90 @@ def own_answer(
     retry_after: int | None = None,
     location: str | None = None,
     contact: str = "",
+    lasting: bool = False,
 ) -> bytes:
-    """A whole answer that ends the connection. `decision` tells what was asked, where that is known;
-    `retry_after` is in seconds. With `location` it sends a browser there to sign in. `contact`
-    is told to a person who may not in."""
-    sentence = _SENTENCES.get(status, "The request was not passed on.")
-    if decision is not None:
-        sentence = (
-            _BY_REASON.get(decision.outcome.reason, sentence)
-            if status not in (302, 502)
-            else sentence
+    """A whole answer, after which the connection ends unless it is `lasting`. `decision` tells what was
+    asked, where that is known; `request_id` has 16 characters; `retry_after` is in seconds. With `location`
+    it sends a browser there to sign in. `contact` is told to a person who may not in."""
+    reason = None if decision is None else decision.outcome.reason
+    line = None if decision is None else decision.line
+    form = _Form.PAGE if line is None else _form(line.path, line.target)
+    template = _template(status, reason, form, contact, retry_after, lasting)
+    if location is not None:
+        fields = (
+            f"Location: {location}\r\n"
+            f"Set-Cookie: {MARK}=1; Path=/; Max-Age={MARK_SECONDS}; HttpOnly; SameSite=Lax\r\n"
         )
-        if contact and decision.outcome.reason in _ASK_SOMEBODY:
-            sentence = f"{sentence} Contact: {contact}"
-    content_type, body = _render(status, sentence, decision, request_id)
-    phrase = HTTPStatus(status).phrase
+        template = template.replace(b"\r\n", b"\r\n" + fields.encode(), 1)
+    answer = template.replace(_ANY_ID, request_id.encode())
+    if line is not None and line.method == b"HEAD":
+        return answer[: answer.index(b"\r\n\r\n") + 4]
+    return answer
+
+
+class _Form(Enum):
+    """What the asker reads."""
+
+    XML = auto()
+    JSON = auto()
+    SUBSONIC_JSON = auto()
+    PAGE = auto()
+
+
+def _form(path: bytes, target: bytes) -> _Form:
+    path = path.lower()
+    if b"/rest/" in path:
+        query = target.partition(b"?")[2].decode("latin-1")
+        return _Form.SUBSONIC_JSON if parse_qs(query).get("f", [""])[0] == "json" else _Form.XML
+    return _Form.JSON if b"/api/" in path or b"/auth/" in path else _Form.PAGE
+
+
+@lru_cache(maxsize=256)
+def _template(
+    status: int,
+    reason: Reason | None,
+    form: _Form,
+    contact: str,
+    retry_after: int | None,
+    lasting: bool,
+) -> bytes:
+    """The answer to every request of this kind, with `_ANY_ID` for its id."""
+    sentence = _SENTENCES.get(status, "The request was not passed on.")
+    if reason is not None and status not in (302, 502):
+        sentence = _BY_REASON.get(reason, sentence)
+    if contact and reason in _ASK_SOMEBODY:
+        sentence = f"{sentence} Contact: {contact}"
+    content_type, body = _render(status, sentence, form)
     fields = [
-        f"HTTP/1.1 {status} {phrase}",
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         f"Content-Type: {content_type}",
         f"Content-Length: {len(body)}",
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
-        "Connection: close",
+        "Connection: keep-alive" if lasting else "Connection: close",
+        f"X-Request-Id: {_ANY_ID.decode()}",
     ]
-    if request_id:
-        fields.append(f"X-Request-Id: {request_id}")
-    if location is not None:
-        fields.append(f"Location: {location}")
-        fields.append(
-            f"Set-Cookie: {MARK}=1; Path=/; Max-Age={MARK_SECONDS}; HttpOnly; SameSite=Lax"
-        )
     if retry_after is not None:
         fields.append(f"Retry-After: {retry_after}")
-    head = "\r\n".join(fields).encode() + b"\r\n\r\n"
-    bodiless = (
-        decision is not None and decision.line is not None and decision.line.method == b"HEAD"
-    )
-    return head if bodiless else head + body
+    return "\r\n".join(fields).encode() + b"\r\n\r\n" + body
 
 
-def _render(
-    status: int, sentence: str, decision: Decision | None, request_id: str
-) -> tuple[str, bytes]:
-    line = None if decision is None else decision.line
-    path = b"" if line is None else line.path.lower()
-    if b"/rest/" in path:
-        query = b"" if line is None else line.target.partition(b"?")[2]
-        return _subsonic(status, f"{sentence} (request {request_id})", query)
-    if b"/api/" in path or b"/auth/" in path:
-        answer = {"error": sentence, "status": status, "requestId": request_id}
-        return "application/json", json.dumps(answer).encode()
-    return "text/html; charset=utf-8", _page(status, sentence, request_id).encode()
+def _render(status: int, sentence: str, form: _Form) -> tuple[str, bytes]:
+    request_id = _ANY_ID.decode()
+    match form:
+        case _Form.XML | _Form.SUBSONIC_JSON:
+            message = f"{sentence} (request {request_id})"
+            return _subsonic(status, message, json_asked=form is _Form.SUBSONIC_JSON)
+        case _Form.JSON:
+            answer = {"error": sentence, "status": status, "requestId": request_id}
+            return "application/json", json.dumps(answer).encode()
+        case _Form.PAGE:
+            return "text/html; charset=utf-8", _page(status, sentence, request_id).encode()
 
 
-def _subsonic(status: int, message: str, query: bytes) -> tuple[str, bytes]:
+def _subsonic(status: int, message: str, *, json_asked: bool) -> tuple[str, bytes]:
     code = _SUBSONIC_CODES.get(status, 0)
-    formats = parse_qs(query.decode("latin-1")).get("f", ["xml"])
-    if formats[0] == "json":
+    if json_asked:
         error = {"code": code, "message": message}
         answer = {"status": "failed", "version": _SUBSONIC_VERSION, "error": error}
         return "application/json", json.dumps({"subsonic-response": answer}).encode()
@@ -128,10 +161,10 @@ def _subsonic(status: int, message: str, query: bytes) -> tuple[str, bytes]:
 
 def _page(status: int, sentence: str, request_id: str) -> str:
     title = f"{status} {HTTPStatus(status).phrase}"
-    note = f"<p><small>Request {escape(request_id)}</small></p>" if request_id else ""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title></head>"
-        f"<body><h1>{escape(title)}</h1><p>{escape(sentence)}</p>{note}</body></html>\n"
+        f"<body><h1>{escape(title)}</h1><p>{escape(sentence)}</p>"
+        f"<p><small>Request {request_id}</small></p></body></html>\n"
     )

@@ -13,7 +13,7 @@ import struct
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any, cast
 
-from shim.proxy.answers import own_answer
+from shim.proxy.answers import NO_ID, own_answer
 from shim.proxy.plane import NEVER, DataPlane
 from shim.trust.addresses import Peer, parse_peer
 
@@ -28,6 +28,7 @@ class Phase(IntEnum):
     """Where a connection is."""
 
     HEAD = auto()  # idle, or a head is not whole yet
+    PROOF = auto()  # a token waits for being looked at
     KEYS = auto()  # the key set is fetched anew, once
     ACCOUNT = auto()  # the gate is asked
     CONNECTION = auto()  # the pool is asked
@@ -128,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
             self._phase = _CLOSING
             self._transport.abort()
         else:
-            self._last_words(own_answer(503, None, "", retry_after=5))
+            self._last_words(own_answer(503, None, NO_ID, retry_after=5))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._plane.counters.client_connections -= 1
@@ -178,6 +179,19 @@ class ClientConnection(asyncio.Protocol):
         if self._read_paused and (unfinished or len(self._kept) <= self._plane.limits.kept_bytes):
             self._read_paused = False
             self._transport.resume_reading()
+
+    def _rest(self) -> None:
+        """An answer is out, and another request may come."""
+        self._phase = _HEAD
+        self.deadline = self._plane.now + self._plane.limits.idle_timeout
+
+    def _go_on(self) -> None:
+        """Serve what was kept while something was under way."""
+        if self._phase is _HEAD:
+            if self._kept:
+                self._serve()
+            if self._read_paused:
+                self._resume_reading()
 
     # leaving
 

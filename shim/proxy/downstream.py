@@ -1,13 +1,13 @@
 """One connection from the edge: it reads requests, has them decided, and sends them on.
 
-The class that uvicorn is given as its HTTP protocol, in four layers, each a file: the socket
-(`connection`), the shim's own answers (`telling`), the exchange with Navidrome (`exchange`), and here the
-heads and what is decided on them. One request is under way at a time; what a client sends ahead is kept up
-to a bound, then reading pauses. The phases of a request:
+The class that uvicorn is given as its HTTP protocol, in five layers, each a file: the socket
+(`connection`), the shim's own answers (`telling`), the exchange with Navidrome (`exchange`), what becomes
+of a head (`deciding`), and here the bytes as they come. One request is under way at a time; what a client
+sends ahead is kept up to a bound, then reading pauses. The phases of a request:
 
-    HEAD ──▶ KEYS ──▶ ACCOUNT ──▶ CONNECTION ──▶ EXCHANGE ──▶ HEAD
-      │        │         │            │             ├──▶ TUNNEL
-      └────────┴─────────┴────────────┴─────────────┴──▶ CLOSING
+    HEAD ──▶ PROOF ──▶ KEYS ──▶ ACCOUNT ──▶ CONNECTION ──▶ EXCHANGE ──▶ HEAD
+      │        │         │         │            │             ├──▶ TUNNEL
+      └────────┴─────────┴─────────┴────────────┴─────────────┴──▶ HEAD or CLOSING
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from shim.proxy.connection import Phase
-from shim.proxy.exchange import ExchangingConnection
-from shim.proxy.gate import Account, Asker, Refusal
+from shim.proxy.deciding import DecidingConnection
 from shim.proxy.plane import NEVER
-from shim.proxy.upstream import Upstream
-from shim.trust.decide import Decision
-from shim.trust.reasons import PathClass, Reason, Verdict
-from shim.trust.refusal import Refused
-from shim.trust.remember import RememberedDecisions, Standing
+from shim.trust.reasons import Reason, Verdict
+from shim.trust.remember import Unproven
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -33,15 +29,13 @@ if TYPE_CHECKING:
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _CLOSING = Phase.HEAD, Phase.EXCHANGE, Phase.CLOSING
-_AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
-_OWN = PathClass.OWN
-_UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
+_REJECTED = Verdict.REJECTED
 
 
-class Downstream(ExchangingConnection):
+class Downstream(DecidingConnection):
     """A client's connection, whole."""
 
-    __slots__ = ("_decisions", "_future", "_keys_future", "_searched", "_standing")
+    __slots__ = ("_searched",)
 
     def __init__(
         self,
@@ -52,10 +46,6 @@ class Downstream(ExchangingConnection):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._searched = 0
-        self._decisions: RememberedDecisions | None = None
-        self._standing: Standing
-        self._future: asyncio.Future[Account | Refusal] | None = None
-        self._keys_future: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
@@ -105,6 +95,7 @@ class Downstream(ExchangingConnection):
                 self.failed("answer_timeout", 504)
             case Phase.KEYS:
                 self._count(self._decision)
+                self._go_on()
             case Phase.ACCOUNT:
                 self.failed("account_timeout", 503)
             case Phase.CONNECTION:
@@ -137,13 +128,7 @@ class Downstream(ExchangingConnection):
                 self._too_large()
                 return
             self._searched = 0
-            self._judge(self._decide(data), data)
-
-    def _decide(self, head: bytes) -> Decision:
-        """Have a whole head decided, its empty line included."""
-        line, _, block = head[:-2].partition(b"\r\n")
-        plane = self._plane
-        return plane.decisions.decide(line, block, self._stand(), None, plane.time)
+            self._consider(data)
 
     def _serve_whole(self, data: bytes) -> bool:
         """Serve `data` at once if it is one whole head and nothing else, as most requests come."""
@@ -156,64 +141,15 @@ class Downstream(ExchangingConnection):
         block = decisions.recall(block_text, standing)
         if len(data) - 4 > self._plane.limits.header_bytes:
             return False
-        decision = decisions.decide(data[:at], block_text, standing, block, self._plane.time)
+        decision = decisions.weigh(data[:at], block_text, standing, block, self._plane.time)
+        if isinstance(decision, Unproven):
+            self._await_proof(decision, data)
+            return True
         if decision.outcome.verdict is _REJECTED and b"\r\n\r\n" in data[at:-2]:
             # It was more than one head: a block that is read has no empty line in it.
             return False
         self._judge(decision, data)
         return True
-
-    def _judge(self, decision: Decision, head: bytes, *, waited: bool = False) -> None:
-        """Do what was decided on this head; `waited`: the keys were fetched for it already."""
-        plane = self._plane
-        outcome = decision.outcome
-        self._decision = decision
-        self._user_name = None
-        self._request_id = ""
-        if plane.observer.wants_access:
-            self._started, self._sent = asyncio.get_running_loop().time(), 0
-        verdict = outcome.verdict
-        if verdict is _REJECTED:
-            if outcome.reason is not _UNKNOWN_KEY or waited or not self._ask_keys(head):
-                self._count(decision)
-            return
-        line = decision.line
-        assert line is not None
-        self._retried = False
-        self._answer_begun = False
-        self.request_sent = False
-        self.keep_alive = self.keep_alive and decision.keep_alive
-        self.old = line.version == 10
-        self.bodiless = line.method == b"HEAD"
-        self.upgrading = decision.upgrade
-        if verdict is _AUTHENTICATED and plane.gate is not None:
-            identity = decision.identity
-            assert identity is not None
-            account = plane.gate.known(identity)
-            if account is not None:
-                self._user_name = account.user_name
-                if decision.tokens:
-                    self._bind_tokens(account)
-            elif (
-                outcome.path_class is not _OWN
-            ):  # what is shown there has to be seen without Navidrome
-                self._ask_gate()
-                return
-        elif decision.tokens:
-            self._bind_tokens(None)
-        plane.counters.requests[outcome.index] += 1
-        if verdict is _STRIPPED:
-            plane.observer.judged(decision, self._identify())
-        self._connect()
-
-    def _stand(self) -> Standing:
-        """Where the connection stands under the policy in force."""
-        decisions = self._plane.decisions
-        if self._decisions is not decisions:
-            scheme = b"https" if self._transport.get_extra_info("sslcontext") else b"http"
-            self._decisions = decisions
-            self._standing = decisions.standing(self._peer, scheme)
-        return self._standing
 
     def _too_large(self) -> None:
         limit = self._plane.limits.header_bytes
@@ -224,100 +160,3 @@ class Downstream(ExchangingConnection):
         self._request_id = ""
         self._started = asyncio.get_running_loop().time()
         self._count(self._plane.decisions.refuse(reason, detail, self._stand()))
-
-    # keys
-
-    def _ask_keys(self, head: bytes) -> bool:
-        """Have the key set fetched anew for the token of this head. Whether that is waited for."""
-        keys = self._plane.keys
-        future = None if keys is None else keys.want()
-        if future is None:
-            return False
-        self._phase = Phase.KEYS
-        self.deadline = self._plane.now + self._plane.limits.answer_timeout
-        self._keys_future = future
-        future.add_done_callback(lambda done: self._keys_fetched(done, head))
-        return True
-
-    def _keys_fetched(self, future: asyncio.Future[None], head: bytes) -> None:
-        if future is not self._keys_future or self._phase is not Phase.KEYS:
-            return
-        self._keys_future = None
-        self._phase = _HEAD
-        self._judge(self._decide(head), head, waited=True)
-
-    # tokens of Navidrome's own
-
-    def _bind_tokens(self, account: Account | None) -> None:
-        """Let no Navidrome token pass that names another account; without provisioning no account is
-        known by its id, so none passes. Where nobody is named, it passes and is told of."""
-        decision = self._decision
-        if decision.identity is not None:
-            name = decision.identity.username.encode() if account is None else account.user_name
-            self._decision = decision.bound(name, None if account is None else account.id)
-            if self._decision is decision:
-                return
-        self._plane.observer.tokens_seen(self._decision, self._identify())
-
-    # accounts
-
-    def _ask_gate(self) -> None:
-        plane, identity = self._plane, self._decision.identity
-        assert plane.gate is not None and identity is not None
-        self._phase = Phase.ACCOUNT
-        self.deadline = plane.now + plane.limits.answer_timeout
-        verified = self._decision.outcome.reason is Reason.VERIFIED_JWT
-        asker = Asker(self._standing.source.peer.text, self._identify(), verified)
-        self._future = plane.gate.ensure(identity, asker)
-        self._future.add_done_callback(self._account_ready)
-
-    def _account_ready(self, future: asyncio.Future[Account | Refusal]) -> None:
-        # The connection may have gone meanwhile, or carry another request by now.
-        if future is not self._future or self._phase is not Phase.ACCOUNT:
-            return
-        self._future = None
-        if future.cancelled():
-            self.failed("account_unavailable", 503)
-            return
-        answer = future.result()
-        decision = self._decision
-        if isinstance(answer, Refusal):
-            self._refuse(Refused(answer.reason, answer.detail), answer.retry_after)
-            return
-        if self._user_name is None:
-            self._plane.counters.requests[decision.outcome.index] += 1
-        self._user_name = answer.user_name
-        if decision.tokens:
-            self._bind_tokens(answer)
-        self._connect()
-
-    def _reconsider(self, upstream: Upstream) -> bool:
-        # Navidrome may have become another one, with no users, while the connection was waited for.
-        gate, identity = self._plane.gate, self._decision.identity
-        if gate is None or identity is None or self._user_name is None:
-            return False
-        if gate.known(identity) is not None:
-            return False
-        self._phase = Phase.ACCOUNT
-        # Not at once: it would be the next waiting client's turn to think again, within this one's.
-        asyncio.get_running_loop().call_soon(self._pool().release, upstream)
-        self._ask_gate()
-        return True
-
-    def _unauthorised(self) -> None:
-        # From its API, to a request that named an account: that one may not be there any more.
-        plane, decision = self._plane, self._decision
-        gate, identity, line = plane.gate, decision.identity, decision.line
-        if gate is None or identity is None or line is None or self._user_name is None:
-            return
-        if line.path.startswith(plane.decisions.policy.paths.base + b"api/"):
-            gate.doubt(identity)
-
-    def _abandon(self) -> None:
-        super()._abandon()
-        future, self._future = self._future, None
-        if future is not None:
-            future.cancel()
-        keys, self._keys_future = self._keys_future, None
-        if keys is not None:
-            keys.cancel()

@@ -238,12 +238,8 @@ class ExchangingConnection(AnsweringConnection):
         if not self.keep_alive:
             self._last_words(b"")
             return
-        self._phase = _HEAD
-        self.deadline = self._plane.now + self._plane.limits.idle_timeout
-        if self._kept:
-            self._serve()
-        if self._read_paused:
-            self._resume_reading()
+        self._rest()
+        self._go_on()
 
     def vanished(self, *, fresh: bool) -> None:
         """The connection went before a byte of the answer: try another one, where that is safe."""

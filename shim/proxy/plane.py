@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from shim.proxy.counters import Counters
 from shim.proxy.gate import AccountGate
 from shim.proxy.interfaces import KeyFetcher, Observer, Timed
+from shim.proxy.lane import Lane
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
 from shim.trust.policy import Policy
@@ -29,10 +30,10 @@ class DataPlane:
     `decisions` serves the policy in force, and is replaced by `enforce`. `gate` is None without
     provisioning. `own` is the pool that leads to the control plane, None without one, and
     `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
-    is fetched. As of the last tick, `now` is the loop's time in seconds, and `time` that since the epoch.
-    `strangers` are the open connections of peers that were not on the list. `sign_in` is the address that
-    pages without an identity are sent to, empty for none; `contact` is whom a person is told to ask who may
-    not in.
+    is fetched; in the `lane` tokens wait for being looked at. As of the last tick, `now` is the loop's time
+    in seconds, and `time` that since the epoch. `strangers` are the open connections of peers that were not
+    on the list. `sign_in` is the address that pages without an identity are sent to, empty for none;
+    `contact` is whom a person is told to ask who may not in.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class DataPlane:
         "decisions",
         "gate",
         "keys",
+        "lane",
         "limits",
         "now",
         "observer",
@@ -73,6 +75,7 @@ class DataPlane:
         self.timed: set[Timed] = set()
         self.strangers = 0
         self.keys: KeyFetcher | None = None
+        self.lane = Lane()
         self.sign_in = ""
         self.contact = ""
         self.now = 0.0

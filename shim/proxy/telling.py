@@ -51,6 +51,7 @@ class AnsweringConnection(ClientConnection):
             self.abort()
             return
         retry_after = 5 if status in (502, 503) else None
+        self.keep_alive = False
         self._answer(status, self._decision, retry_after)
 
     def _refuse(self, refused: Refused, retry_after: int | None = None) -> None:
@@ -72,6 +73,7 @@ class AnsweringConnection(ClientConnection):
         )
         if location is not None:
             status = 302
+        lasting = self.keep_alive = self.keep_alive and decision.keep_alive
         answer = own_answer(
             status,
             decision,
@@ -79,12 +81,17 @@ class AnsweringConnection(ClientConnection):
             retry_after=retry_after,
             location=location,
             contact=self._plane.contact,
+            lasting=lasting,
         )
         self._answer_status = status
         self._sent = len(answer)
         if self._plane.observer.wants_access:
             self._log_access()
-        self._last_words(answer)
+        if lasting:
+            self._transport.write(answer)
+            self._rest()
+        else:
+            self._last_words(answer)
 
     def _identify(self) -> str:
         if not self._request_id:

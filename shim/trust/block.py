@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
+from shim.trust.claims import Belief
 from shim.trust.envelope import Envelope
 from shim.trust.fields import Field, Kind
 from shim.trust.policy import Policy
+from shim.trust.proof import TokenProof
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _PASS = Kind.PASS
+
+# What the fields that matter come to, and the token beside them that some paths need.
+Sealed: TypeAlias = tuple[Envelope, TokenProof[Belief] | None]
 
 
 @dataclass(slots=True)
@@ -25,11 +30,13 @@ class HeaderBlock:
     """A header block, read. Treated as frozen.
 
     `forward`: the lines for Navidrome, each with its line end, but for the user header.
+    `proof`: the token that what is believed hangs on, where a path needs one.
     `dropped`: end-to-end fields that the client's `Connection` named and that end here.
     """
 
     envelope: Envelope
     forward: bytes
+    proof: TokenProof[Belief] | None = None
     dropped: tuple[Field, ...] = ()
 
     @property
@@ -53,10 +60,10 @@ def read_block(
     lines: Sequence[bytes],
     remembered: Mapping[bytes, Field],
     read_line: Callable[[bytes], Field],
-    read_envelope: Callable[[tuple[Field, ...]], Envelope],
+    read_fields: Callable[[tuple[Field, ...]], Sealed],
 ) -> HeaderBlock:
-    """Read the lines of a block: `read_line` reads one that is not in `remembered`, `read_envelope` all
-    fields that matter.
+    """Read the lines of a block: `read_line` reads one that is not in `remembered`, `read_fields` all fields
+    that matter.
 
     Raises `Refused` as these two do.
     """
@@ -66,13 +73,16 @@ def read_block(
             if field is None:
                 fields[index] = read_line(lines[index])
     known = cast("list[Field]", fields)
-    envelope = read_envelope(tuple([field for field in known if field.kind is not _PASS]))
+    envelope, proof = read_fields(tuple([field for field in known if field.kind is not _PASS]))
     if envelope.named:
-        return _without_named(known, envelope)
-    return HeaderBlock(envelope, envelope.forward + b"".join([field.passing for field in known]))
+        return _without_named(known, envelope, proof)
+    forward = envelope.forward + b"".join([field.passing for field in known])
+    return HeaderBlock(envelope, forward, proof)
 
 
-def _without_named(fields: Sequence[Field], envelope: Envelope) -> HeaderBlock:
+def _without_named(
+    fields: Sequence[Field], envelope: Envelope, proof: TokenProof[Belief] | None
+) -> HeaderBlock:
     dropped = [f for f in fields if f.kind is _PASS and f.name in envelope.named]
     kept = [f.passing for f in fields if f.name not in envelope.named]
-    return HeaderBlock(envelope, envelope.forward + b"".join(kept), tuple(dropped))
+    return HeaderBlock(envelope, envelope.forward + b"".join(kept), proof, tuple(dropped))

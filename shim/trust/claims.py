@@ -15,7 +15,7 @@ from shim.trust.forwarding import Source
 from shim.trust.identity import Identity, Role, split_groups
 from shim.trust.names import fold_name
 from shim.trust.policy import Policy, Proof
-from shim.trust.proof import Said, TokenProof, Verify, ask_agreement, ask_secret, secret_holds
+from shim.trust.proof import Awaited, Said, ask_agreement, ask_secret, secret_holds
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
 from shim.trust.target import Place
@@ -42,10 +42,11 @@ class Belief:
 
 
 def judge_claims(
-    fields: Sequence[Field], source: Source, policy: Policy, verify: Verify
-) -> tuple[Belief, TokenProof[Belief] | None]:
-    """What the fields that carry an identity (all of `CLAIMING`, and the secret's) come to, and the token
-    that has to be looked at for it on some paths: there the proof's belief counts, and not this one."""
+    fields: Sequence[Field], source: Source, policy: Policy
+) -> tuple[Belief, Awaited[Belief] | None]:
+    """What the fields that carry an identity (all of `CLAIMING`, and the secret's) come to, and what they
+    come to on some paths with the token that is among them: there that counts, and not this belief. Of the
+    token no more is read here than that it is there."""
     claimed = any(field.kind in CLAIMING for field in fields)
     if not source.listed:
         if policy.refuse_unlisted:
@@ -58,12 +59,10 @@ def judge_claims(
         return _belief(policy, *[reason] * 4), None
     if not claimed:
         return _belief(policy, *[Reason.NO_IDENTITY] * 4), None
-    return _judge_listed(fields, policy, verify)
+    return _judge_listed(fields, policy)
 
 
-def _judge_listed(
-    fields: Sequence[Field], policy: Policy, verify: Verify
-) -> tuple[Belief, TokenProof[Belief] | None]:
+def _judge_listed(fields: Sequence[Field], policy: Policy) -> tuple[Belief, Awaited[Belief] | None]:
     secret = policy.public_path_proof is Proof.SECRET and secret_holds(fields, policy)
     claims: dict[Role, str] = {}
     try:
@@ -77,17 +76,15 @@ def _judge_listed(
     except Refused as refused:
         return _said(policy, refused.reason, detail=refused.detail, public=secret), None
     public = secret or policy.public_path_proof is Proof.JWT
-    proof = TokenProof(
-        token,
-        verify,
-        partial(_with_token, claims, policy, public),
+    awaited = Awaited(
         frozenset({Place.PROTECTED, Place.OWN, *((Place.PUBLIC,) if public else ())}),
+        partial(_with_token, claims, policy, public),
     )
     # Where the proof is needed, nothing is believed without it.
     unproven = _said(
         policy, Reason.JWT_INVALID, _named(claims), "the token was not looked at", public=public
     )
-    return unproven, proof
+    return unproven, awaited
 
 
 def _without_token(

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from shim.trust.addresses import Peer
-from shim.trust.block import HeaderBlock, read_block, split_block
+from shim.trust.block import HeaderBlock, Sealed, read_block, split_block
 from shim.trust.claims import Belief
-from shim.trust.envelope import CHUNKED, read_envelope
-from shim.trust.fields import Kind, parse_line
+from shim.trust.envelope import CHUNKED, NO_BODY, Envelope, read_envelope, set_apart
+from shim.trust.fields import Field, Kind, parse_line
 from shim.trust.forwarding import Source
 from shim.trust.identity import Identity
 from shim.trust.jwt import verify_token
 from shim.trust.policy import Policy
-from shim.trust.proof import Said, said_by
+from shim.trust.proof import Said, TokenProof, Verify, said_by
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
 from shim.trust.target import Paths, Place, RequestLine, parse_request_line
@@ -29,6 +29,8 @@ _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 _AUTHENTICATED = Verdict.AUTHENTICATED
 _REJECTED = Verdict.REJECTED
 _PROTECTED = Place.PROTECTED
+# What is refused so may not be what its sender takes it for, nor what follows it.
+_DOUBTED = 400
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
 
 
@@ -37,10 +39,12 @@ class Decision:
     """What becomes of a request, and why. Treated as frozen.
 
     `line` and `block` are None where they could not be read. `keep_alive` tells whether the connection
-    may carry another request, `upgrade` whether this one asks for a WebSocket. `detail` says in one
-    sentence what was wrong with a rejected request. `belief` is what the verdict stands on. `tokens`: the
-    request goes to a protected path and carries what Navidrome may take for a token of its own; `bound`
-    sees to it, and `loosed` says where one was taken away.
+    may carry another request: after a rejected one only a listed peer's, and only where there is no doubt
+    about where that request ended, so that a flood of them doesn't cost the edge its connections. `upgrade`
+    tells whether this one asks for a WebSocket. `detail` says in one sentence what was wrong with a rejected
+    request. `belief` is what the verdict stands on. `tokens`: the request goes to a protected path and
+    carries what Navidrome may take for a token of its own; `bound` sees to it, and `loosed` says where one
+    was taken away.
     """
 
     outcome: Outcome
@@ -175,7 +179,7 @@ def decide(
             split_block(_without_empty_line(rest), policy),
             {},
             partial(parse_line, names=policy.names),
-            partial(read_envelope, source=source, policy=policy, verify=partial(verify, policy)),
+            partial(_read_fields, source=source, policy=policy),
         )
         return judge(line, block, source, policy, now)
     except Refused as refused:
@@ -188,10 +192,31 @@ def _without_empty_line(rest: bytes) -> bytes:
     return rest[:-2]
 
 
-def verify(policy: Policy, text: str, now: float | None) -> Said:
-    """What the provider's token says, if it holds at `now`. Raises `Refused`."""
-    assert policy.tokens is not None
-    return said_by(verify_token(text, policy.tokens, now), policy)
+def _read_fields(fields: tuple[Field, ...], source: Source, policy: Policy) -> Sealed:
+    bare, token = set_apart(fields)
+    return seal(read_envelope(bare, source, policy), token, Verifier(policy))
+
+
+def seal(envelope: Envelope, token: str, verify: Verify) -> Sealed:
+    """The envelope with this token beside it, if one is awaited. `verify` looks at it."""
+    awaited = envelope.awaited
+    return envelope, None if awaited is None else TokenProof(token, awaited, verify)
+
+
+class Verifier:
+    """Looks at the provider's tokens, as a policy has it, each time anew."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def __call__(self, text: str, now: float | None) -> Said:
+        """What the token says, if it holds at `now`. Raises `Refused`."""
+        assert self._policy.tokens is not None
+        return said_by(verify_token(text, self._policy.tokens, now), self._policy)
+
+    def knows(self, text: str) -> bool:  # noqa: ARG002
+        """Whether it was looked at before."""
+        return False
 
 
 def judge(
@@ -206,12 +231,9 @@ def judge(
     if line.version == 11:
         if envelope.host is None:
             raise Refused(Reason.AMBIGUOUS_HOST, "HTTP/1.1 without Host")
-        keep_alive = not envelope.close
-    else:
-        if envelope.length == CHUNKED:
-            # RFC 9112 §6.1: HTTP/1.0 knows no transfer codings; whoever reads it as one is mistaken.
-            raise Refused(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
-        keep_alive = envelope.keep_alive and not envelope.close
+    elif envelope.length == CHUNKED:
+        # RFC 9112 §6.1: HTTP/1.0 knows no transfer codings; whoever reads it as one is mistaken.
+        raise Refused(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
     if line.authority is not None and line.authority != (envelope.host or b"").lower():
         raise Refused(Reason.AMBIGUOUS_TARGET, "the target names another host than Host")
     if envelope.upgrade is not None and not (
@@ -226,8 +248,8 @@ def judge(
         )
     upgrade = envelope.upgrade is not None
     belief, place = envelope.belief, line.place
-    if envelope.proof is not None and place in envelope.proof.places:
-        belief = envelope.proof.belief(now)
+    if block.proof is not None and place in block.proof.places:
+        belief = block.proof.belief(now)
     result = belief.outcomes[place]
     verdict = result.verdict
     if verdict is _REJECTED:
@@ -244,6 +266,7 @@ def judge(
     if line.method == b"POST":
         _ask_login(line, policy)
     tokens = place is _PROTECTED and (bool(envelope.tokens) or in_query(line.target))
+    keep_alive = not envelope.close and (line.version == 11 or envelope.keep_alive)
     return Decision(result, source, line, block, keep_alive, upgrade, "", belief, tokens)
 
 
@@ -267,7 +290,19 @@ def refuse(
 ) -> Decision:
     """The `rejected` decision of a refusal."""
     path_class = PathClass.PROTECTED if line is None else line.path_class
-    return Decision(outcome(refused.reason, path_class), source, line, block, detail=refused.detail)
+    result = outcome(refused.reason, path_class)
+    keep_alive = result.status != _DOUBTED and source.listed and _ends_here(line, block)
+    return Decision(result, source, line, block, keep_alive, detail=refused.detail)
+
+
+def _ends_here(line: RequestLine | None, block: HeaderBlock | None) -> bool:
+    """Whether the request ends with its head, and its connection may carry another one."""
+    if line is None or block is None:
+        return False
+    envelope = block.envelope
+    if envelope.close or envelope.upgrade is not None or envelope.length not in (NO_BODY, 0):
+        return False
+    return line.version == 11 or envelope.keep_alive
 
 
 def _headers(head: bytes) -> list[list[str]]:

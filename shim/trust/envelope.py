@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from shim.trust.claims import CLAIMING, Belief, judge_claims
 from shim.trust.fields import Field, Kind
 from shim.trust.forwarding import Source, forwarded_lines
+from shim.trust.identity import Role
 from shim.trust.policy import Policy
-from shim.trust.proof import TokenProof, Verify
+from shim.trust.proof import Awaited
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 
@@ -42,7 +43,8 @@ _SAME_SITE = (b"same-origin", b"none")
 class Envelope:
     """What the fields that matter say. Treated as frozen.
 
-    `belief`: what is believed wherever `proof`, a token that some paths need, does not say.
+    `belief`: what is believed wherever no token is needed. `awaited`: what is believed where one is, and
+    where that is; None without a token that counts.
     `forward`: their share of the lines for Navidrome, each with its line end, but for the user header; it
     begins with those of `tokens`, which may carry a token of Navidrome's own.
     `user_prefix`: how the user header begins, for an account that is named otherwise than the identity.
@@ -58,7 +60,7 @@ class Envelope:
     """
 
     belief: Belief
-    proof: TokenProof[Belief] | None
+    awaited: Awaited[Belief] | None
     forward: bytes
     tokens: tuple[Field, ...]
     user_prefix: bytes
@@ -75,11 +77,23 @@ class Envelope:
     removed: tuple[Field, ...]
 
 
-def read_envelope(
-    fields: Sequence[Field], source: Source, policy: Policy, verify: Verify
-) -> Envelope:
+def set_apart(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:
+    """The fields with the provider's token taken out, and the token, empty without one: what they come to
+    depends on its being there alone."""
+    token = ""
+    for field in fields:
+        # Where both are there the edge's own header speaks, and not the client's.
+        if (
+            field.role is Role.JWT
+            and isinstance(field.claim, str)
+            and (not token or (field.claim and field.kind is Kind.IDENTITY))
+        ):
+            token = field.claim
+    return tuple([field.apart or field for field in fields]) if token else fields, token
+
+
+def read_envelope(fields: Sequence[Field], source: Source, policy: Policy) -> Envelope:
     """Read the fields of a header block whose kind is not `PASS`, in the order in which they were sent.
-    `verify` looks at the provider's token.
 
     Raises `Refused` where they frame the body, or name the host, in a way that two parsers could read in
     two ways.
@@ -87,7 +101,7 @@ def read_envelope(
     found: dict[Kind, list[Field]] = {}
     for field in fields:
         found.setdefault(field.kind, []).append(field)
-    return _Reading(found, source, policy).envelope(verify)
+    return _Reading(found, source, policy).envelope()
 
 
 class _Reading:
@@ -100,7 +114,7 @@ class _Reading:
         self._source = source
         self._policy = policy
 
-    def envelope(self, verify: Verify) -> Envelope:
+    def envelope(self) -> Envelope:
         if Kind.FRAMING_ALIAS in self._found:
             raise Refused(
                 Reason.FRAMING_ALIAS, "a header's name only folds to one that frames the request"
@@ -110,7 +124,7 @@ class _Reading:
         options = self._options()
         identity = self._fields(*CLAIMING, Kind.SECRET)
         forwarding = self._fields(*_FORWARDED)
-        belief, proof = judge_claims(identity, self._source, self._policy, verify)
+        belief, awaited = judge_claims(identity, self._source, self._policy)
         lines, client = forwarded_lines(forwarding, self._source, host or b"", self._policy.hops)
         # RFC 9110 §7.6.1: what Connection names is for this hop alone. What frames the message or tells
         # of the client is written anew and can't be named away.
@@ -124,7 +138,7 @@ class _Reading:
         prefix = b"%b: " % self._policy.names.user.encode()
         return Envelope(
             belief=belief,
-            proof=proof,
+            awaited=awaited,
             forward=b"".join((*kept, *_framing(length), *lines)),
             tokens=tokens,
             user_prefix=prefix,

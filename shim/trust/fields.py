@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from shim.trust.identity import Role, read_text
+from shim.trust.identity import MOST_OF, Role, read_text
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 
@@ -69,7 +69,9 @@ class Field:
 
     `name` is lower case, `value` is trimmed, `wire` is the line as it is forwarded, with its line end, and
     `passing` the same where the field passes whatever the others say, else empty. On an identity header
-    that the policy reads `role` is set, and `claim` is its text, or why it is none.
+    that the policy reads `role` is set, and `claim` is its text, or why it is none. The provider's token has
+    in `apart` the field that stands for every token, for what depends on its being there alone; None for
+    one in an unusual spelling.
     """
 
     kind: Kind
@@ -79,6 +81,7 @@ class Field:
     passing: bytes = b""
     role: Role | None = None
     claim: str | Refused | None = None
+    apart: Field | None = None
 
     @property
     def sent_name(self) -> str:
@@ -153,7 +156,17 @@ class FieldNames:
     as they are spelt, to themselves in lower case, as far as they pass.
     """
 
-    __slots__ = ("_exact", "_folded", "_prefixes", "bearer", "roles", "secret", "user", "usual")
+    __slots__ = (
+        "_apart",
+        "_exact",
+        "_folded",
+        "_prefixes",
+        "bearer",
+        "roles",
+        "secret",
+        "user",
+        "usual",
+    )
 
     def __init__(
         self,
@@ -175,10 +188,27 @@ class FieldNames:
         self._exact[user.lower().encode()] = (Kind.USER, None)
         self._folded = frozenset(fold(name) for name in self._exact)
         self._prefixes = tuple(fold(prefix.encode()) for prefix in prefixes)
-        spellings = {spelt for name in _USUAL for spelt in (name, name.lower(), name.title())}
         self.usual = {
-            name: name.lower() for name in spellings if self.classify(name.lower()) == (_PASS, None)
+            name: name.lower()
+            for usual in _USUAL
+            for name in _spellings(usual)
+            if self.classify(name.lower()) == (_PASS, None)
         }
+        tokens = {b"Authorization": Kind.BEARER}
+        if Role.JWT in roles:
+            tokens[roles[Role.JWT].encode()] = Kind.IDENTITY
+        self._apart = {
+            (kind, name): Field(
+                kind, name.lower(), b"", b"%b: \r\n" % name, role=Role.JWT, claim="a token"
+            )
+            for spelt, kind in tokens.items()
+            for name in _spellings(spelt)
+        }
+
+    def stand_in(self, kind: Kind, name: bytes) -> Field | None:
+        """The one field that stands for every token of the provider's in the header `name`, as it was sent;
+        None where the spelling is unusual."""
+        return self._apart.get((kind, name))
 
     def classify(self, name: bytes) -> tuple[Kind, Role | None]:
         """The kind of a lower-case name, and its role if the policy reads it."""
@@ -204,6 +234,11 @@ class FieldNames:
         return Kind.PASS, None
 
 
+def _spellings(name: bytes) -> set[bytes]:
+    """The name as it is written by hand, by HTTP/2 and by Go."""
+    return {name, name.lower(), name.title()}
+
+
 def parse_line(line: bytes, names: FieldNames) -> Field:
     """Read one header line that still has the CR of its end. Raises `Refused` (`malformed_head`)."""
     if line[-1:] != b"\r":
@@ -227,19 +262,31 @@ def parse_field(line: bytes, names: FieldNames) -> Field:
         if usual == b"cookie" and b"jwt" in value and _TOKEN_COOKIE.search(value):
             return Field(Kind.TOKEN, usual, value, wire)
         return Field(_PASS, usual, value, wire, wire)
-    return _unusual(name.lower(), value, wire, names)
+    return _unusual(name, value, wire, names)
 
 
-def _unusual(lowered: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field:
+def _unusual(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field:
+    lowered = name.lower()
     kind, role = names.classify(lowered)
+    if role is Role.JWT:
+        return _token(kind, name, value, value, wire, names)
     if role is not None:
         return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value))
     if kind is _PASS and lowered == b"cookie" and _TOKEN_COOKIE.search(value):
         return Field(Kind.TOKEN, lowered, value, wire)
     if lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
-        claim = _claim(Role.JWT, match[1])
-        return Field(Kind.BEARER, lowered, value, wire, role=Role.JWT, claim=claim)
+        return _token(Kind.BEARER, name, value, match[1], wire, names)
     return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
+
+
+def _token(
+    kind: Kind, name: bytes, value: bytes, token: bytes, wire: bytes, names: FieldNames
+) -> Field:
+    # No control is left in a line, so ASCII needs no second look; and what follows looks at all of it.
+    plain = token.isascii() and len(token) <= MOST_OF[Role.JWT]
+    claim = token.decode("ascii") if plain else _claim(Role.JWT, token)
+    apart = names.stand_in(kind, name) if claim and isinstance(claim, str) else None
+    return Field(kind, name.lower(), value, wire, b"", Role.JWT, claim, apart)
 
 
 def _claim(role: Role, value: bytes) -> str | Refused:

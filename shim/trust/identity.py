@@ -25,15 +25,16 @@ class Role(IntEnum):
     JWT = 5
 
 
-# Most characters a value may have, and whether it may be empty.
-_BOUNDS: dict[Role, tuple[int, bool]] = {
-    Role.USERNAME: (255, False),
-    Role.UID: (255, False),
-    Role.NAME: (1024, True),
-    Role.EMAIL: (320, True),
-    Role.GROUPS: (16384, True),
-    Role.JWT: (16384, True),
+# Characters that a value may have at most.
+MOST_OF: dict[Role, int] = {
+    Role.USERNAME: 255,
+    Role.UID: 255,
+    Role.NAME: 1024,
+    Role.EMAIL: 320,
+    Role.GROUPS: 16384,
+    Role.JWT: 16384,
 }
+_NEVER_EMPTY = (Role.USERNAME, Role.UID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ class Identity:
 
 def read_text(role: Role, value: bytes) -> str:
     """The text of one identity header. Raises `Refused` (`identity_invalid`) as the module says."""
-    most, may_be_empty = _BOUNDS[role]
+    most = MOST_OF[role]
     label = role.name.lower()
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} is no UTF-8") from None
-    if not text and not may_be_empty:
+    if not text and role in _NEVER_EMPTY:
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} is empty")
     if len(text) > most:
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} has more than {most} characters")

@@ -1,9 +1,9 @@
 """The provider's token (RFC 7519): read strictly, verified with configured keys alone.
 
 The token's header only picks among keys that are known; it brings none (`jku`, `x5u`, `jwk` are not read)
-and names no algorithm that the key doesn't have. What is cheap is looked at first, so that a flood of
-forged tokens rarely costs a signature. Time is handed in, and kept as a span that every request is held
-against: that a token was verified once says nothing of now.
+and names no algorithm that the key doesn't have. The signature is looked at before anything that it signs
+is read, so that what a forged token says costs nothing and is never told. Time is handed in, and kept as a
+span that every request is held against: that a token was verified once says nothing of now.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
 from shim.trust.reasons import Reason
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 16384
 # Keys that a token without a key's name is tried with.
 _TRIED = 4
+# A provider's tokens share a few headers, and mostly short ones: only those are remembered.
+_SHORT_HEADER = 1024
 _TYPES = ("jwt", "at+jwt")
 # RFC 7515 §4.1.11 and RFC 7797: what has to be understood, and is not.
 _NOT_UNDERSTOOD = ("crit", "b64", "zip", "enc")
@@ -84,15 +87,18 @@ def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
     Raises `Refused`: `jwt_expired` and `jwt_not_yet_valid` by the clock; `jwt_unknown_key` where a key set
     may have its key by now; `jwt_invalid` for everything else.
     """
-    head, body, signature = _parts(text)
-    keys = _candidates(_object(head, "header"), rules)
-    token = _read(_object(body, "payload"), rules)
-    token.span.hold(now)
+    head, body, end = _parts(text)
+    keys = _candidates(_header(head), rules)
     if not keys:
+        # Only for a token that would hold the key set is asked again.
+        _read(_payload(body), rules).span.hold(now)
         raise Refused(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
-    signed = text.rpartition(".")[0].encode()
+    signature = _segment(end)
+    signed = text[: -len(end) - 1].encode()
     if not any(key.signed(signed, signature) for key in keys):
         _invalid("the signature is not that of the key")
+    token = _read(_payload(body), rules)
+    token.span.hold(now)
     return token
 
 
@@ -122,26 +128,46 @@ def read_object(data: bytes) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _parts(text: str) -> tuple[bytes, bytes, bytes]:
+def _parts(text: str) -> list[str]:
     segments = text.split(".")
-    if len(text) > MAX_CHARACTERS or len(segments) != 3 or not text.isascii():
+    if len(text) > MAX_CHARACTERS or len(segments) != 3 or not all(segments) or not text.isascii():
         _invalid("the token is not: header, payload, signature")
-    parts = [read_segment(segment) for segment in segments]
-    if parts[0] is None or parts[1] is None or parts[2] is None:
+    return segments
+
+
+def _segment(segment: str) -> bytes:
+    data = read_segment(segment)
+    if data is None:
         _invalid("a part of the token is no base64url")
-    return parts[0], parts[1], parts[2]
+    return data
 
 
-def _object(data: bytes, what: str) -> dict[str, object]:
-    found = read_object(data)
+def _object(segment: str, what: str) -> dict[str, object]:
+    found = read_object(_segment(segment))
     if found is None:
         _invalid(f"the token's {what} is no JSON object, or has a name twice")
     return found
 
 
-def _candidates(header: dict[str, object], rules: TokenRules) -> tuple[Key, ...]:
-    """The keys that the signature may be of; none where a key set may have them by now."""
-    algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ")
+def _payload(segment: str) -> dict[str, object]:
+    return _object(segment, "payload")
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a token's header says of its key."""
+
+    algorithm: object
+    kid: str | None
+
+
+def _header(segment: str) -> _Header:
+    return _known_header(segment) if len(segment) <= _SHORT_HEADER else _read_header(segment)
+
+
+def _read_header(segment: str) -> _Header:
+    header = _object(segment, "header")
+    kid, kind = header.get("kid"), header.get("typ")
     if any(name in header for name in _NOT_UNDERSTOOD):
         _invalid("the token's header asks for an extension")
     if not (kid is None or isinstance(kid, str)):
@@ -151,6 +177,15 @@ def _candidates(header: dict[str, object], rules: TokenRules) -> tuple[Key, ...]
     ):
         # RFC 8725 §3.11: a token of another kind (for a logout) is signed with the same keys.
         _invalid("the token is of another kind")
+    return _Header(header.get("alg"), kid)
+
+
+_known_header = lru_cache(maxsize=128)(_read_header)
+
+
+def _candidates(header: _Header, rules: TokenRules) -> tuple[Key, ...]:
+    """The keys that the signature may be of; none where a key set may have them by now."""
+    algorithm, kid = header.algorithm, header.kid
     named = [key for key in rules.keys if kid is None or key.kid is None or key.kid == kid]
     keys = tuple(key for key in named if key.algorithm == algorithm)[:_TRIED]
     if not keys:

@@ -54,9 +54,12 @@ class Memory(Generic[K, V]):
                 self.keep(key, value)
         return value
 
-    def offer(self, key: K, value: V) -> None:
-        """Remember the value, if its key was offered before."""
-        marks, mark = self._marks, hash(key)
+    def offer(self, key: K, value: V, mark: int | None = None) -> None:
+        """Remember the value, if its key was offered before; `mark` tells that, where another key may come
+        to have the hash of this one."""
+        marks = self._marks
+        if mark is None:
+            mark = hash(key)
         if mark in marks:
             marks.discard(mark)
             self.keep(key, value)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from shim.trust.fields import Field, Kind
 from shim.trust.identity import Identity, Role, read_text, split_groups
@@ -20,7 +20,6 @@ from shim.trust.refusal import Refused
 from shim.trust.target import Place
 
 B = TypeVar("B")
-Verify: TypeAlias = Callable[[str, float | None], "Said"]
 
 # The claims that the headers are made from (OpenID Connect Core §5.1).
 _CLAIMS = {
@@ -53,6 +52,35 @@ def ask_secret(fields: Sequence[Field], policy: Policy) -> None:
         raise Refused(Reason.SECRET_MISMATCH, "the shared secret is not one that is set")
 
 
+class Verify(Protocol):
+    """What looks at a token."""
+
+    def __call__(self, text: str, now: float | None) -> Said:
+        """What it says, if it holds at `now`, in seconds since the epoch. Raises `Refused`."""
+
+    def knows(self, text: str) -> bool:
+        """Whether that was found before, and costs nothing now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited(Generic[B]):
+    """A belief that hangs on a token: `believe` gives it for what the token came to, and `places` is where
+    it is needed."""
+
+    places: frozenset[Place]
+    believe: Callable[[Said | Refused], B]
+    _refused: dict[tuple[Reason, str], B] = field(default_factory=dict, compare=False)
+
+    def refused(self, refusal: Refused) -> B:
+        """What is believed where the token does not hold: worked out once for each way in which it may not,
+        of which there are a few."""
+        key = (refusal.reason, refusal.detail)
+        found = self._refused.get(key)
+        if found is None:
+            found = self._refused[key] = self.believe(refusal)
+        return found
+
+
 class TokenProof(Generic[B]):
     """A token that a belief hangs on, looked at when a path needs it and no earlier.
 
@@ -60,21 +88,19 @@ class TokenProof(Generic[B]):
     clock each time.
     """
 
-    __slots__ = ("_believe", "_found", "_span", "_text", "_verify", "places")
+    __slots__ = ("_awaited", "_found", "_span", "_text", "_verify", "places")
 
-    def __init__(
-        self,
-        text: str,
-        verify: Verify,
-        believe: Callable[[Said | Refused], B],
-        places: frozenset[Place],
-    ) -> None:
-        self.places = places
+    def __init__(self, text: str, awaited: Awaited[B], verify: Verify) -> None:
+        self.places = awaited.places
         self._text = text
         self._verify = verify
-        self._believe = believe
+        self._awaited = awaited
         self._found: B | None = None
         self._span: Span | None = None
+
+    def known(self) -> bool:
+        """Whether `belief` costs no signature."""
+        return self._found is not None or self._verify.knows(self._text)
 
     def belief(self, now: float | None) -> B:
         """What is believed at `now`, in seconds since the epoch; with None, as if it had expired."""
@@ -84,7 +110,7 @@ class TokenProof(Generic[B]):
             if self._found is None:
                 self._found = self._look(now)
         except Refused as refused:
-            return self._believe(refused)
+            return self._awaited.refused(refused)
         return self._found
 
     def _look(self, now: float | None) -> B:
@@ -94,10 +120,10 @@ class TokenProof(Generic[B]):
         except Refused as refused:
             if refused.reason in _PASSING:
                 raise
-            return self._believe(refused)
+            return self._awaited.refused(refused)
         self._span = said.span
         self._span.hold(now)
-        return self._believe(said)
+        return self._awaited.believe(said)
 
 
 @dataclass(frozen=True, slots=True)

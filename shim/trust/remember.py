@@ -2,10 +2,10 @@
 
 Between two requests of one browser the request line changes and the header block mostly does not. So a
 block is remembered by its bytes, its peer's address and the listener's scheme; a header line by its bytes;
-and an envelope by the remembered lines that it was read from. One object serves one policy: a new policy
-means a new memory, and nothing old can match. Request lines are not remembered. Peers that are not on the
-list have a memory of their own. A token that was verified is remembered by its digest, so that another
-block with the same one costs no second signature.
+and an envelope by the remembered lines that it was read from, with the provider's token beside it and
+without. One object serves one policy: a new policy means a new memory, and nothing old can match. Request
+lines are not remembered. Peers that are not on the list have a memory of their own. A token that was
+verified is remembered by its digest, so that another block with the same one costs no second signature.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shim.trust.addresses import Peer
-from shim.trust.block import HeaderBlock, read_block, split_block
-from shim.trust.decide import Decision, judge, refuse, verify
-from shim.trust.envelope import Envelope, read_envelope
+from shim.trust.block import HeaderBlock, Sealed, read_block, split_block
+from shim.trust.decide import Decision, Verifier, judge, refuse, seal
+from shim.trust.envelope import Envelope, read_envelope, set_apart
 from shim.trust.fields import Field, FieldNames, parse_line
 from shim.trust.forwarding import Source
 from shim.trust.jwt import digest
@@ -25,7 +25,7 @@ from shim.trust.policy import Policy
 from shim.trust.proof import Said, Verify
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
-from shim.trust.target import parse_request_line
+from shim.trust.target import RequestLine, parse_request_line
 
 
 def _block_cost(key: tuple[str, bytes]) -> int:
@@ -48,7 +48,7 @@ def _token_cost(_: bytes) -> int:
 class _Notebook:
     """What is remembered of the peers on the list, or of the others. `share` is 1 or a part of it."""
 
-    __slots__ = ("blocks", "envelopes", "lines")
+    __slots__ = ("blocks", "envelopes", "lines", "sealed")
 
     def __init__(self, share: float) -> None:
         size = int(share * (1 << 20))
@@ -56,6 +56,9 @@ class _Notebook:
             int(512 * share), 3 * size, _block_cost
         )
         self.envelopes: Memory[tuple[str, tuple[Field, ...]], Envelope] = Memory(
+            int(512 * share), size, _envelope_cost
+        )
+        self.sealed: Memory[tuple[str, tuple[Field, ...]], Sealed] = Memory(
             int(512 * share), size, _envelope_cost
         )
         self.lines: Memory[bytes, Field] = Memory(int(2048 * share), size, _line_cost)
@@ -69,7 +72,18 @@ class Standing:
     key: str
     notebook: _Notebook
     read_line: Callable[[bytes], Field]
-    read_envelope: Callable[[tuple[Field, ...]], Envelope]
+    read_fields: Callable[[tuple[Field, ...]], Sealed]
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """A request that was read, and hangs on a token that was not looked at yet. `block_text` is what its
+    header block is to be remembered by, if it is."""
+
+    line: RequestLine
+    block: HeaderBlock
+    block_text: bytes | None
+    standing: Standing
 
 
 class RememberedDecisions:
@@ -79,7 +93,7 @@ class RememberedDecisions:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._verify = _verifier(policy)
+        self._verify = _VerifiedTokens(policy)
         self._notebooks = {True: _Notebook(1.0), False: _Notebook(0.25)}
 
     def standing(self, peer: Peer, scheme: bytes) -> Standing:
@@ -93,7 +107,7 @@ class RememberedDecisions:
             key,
             notebook,
             _line_reader(notebook.lines, self.policy.names),
-            _envelope_reader(notebook.envelopes, key, source, self.policy, self._verify),
+            _field_reader(notebook, key, source, self.policy, self._verify),
         )
 
     def recall(self, block_text: bytes, standing: Standing) -> HeaderBlock | None:
@@ -110,24 +124,59 @@ class RememberedDecisions:
     ) -> Decision:
         """Judge a request: its line without its end, and its header lines each with its end. `block` is
         what `recall` gave for them, `now` the time in seconds since the epoch."""
-        policy = self.policy
+        found = self.weigh(line_text, block_text, standing, block, now)
+        return self.prove(found, now) if isinstance(found, Unproven) else found
+
+    def weigh(
+        self,
+        line_text: bytes,
+        block_text: bytes,
+        standing: Standing,
+        block: HeaderBlock | None = None,
+        now: float | None = None,
+    ) -> Decision | Unproven:
+        """The same, but for a request that hangs on a token which was not seen before: that takes as long
+        as many requests, and `prove` is for whoever has the time."""
         known = block is not None
         try:
-            line = parse_request_line(line_text, policy.paths)
+            line = parse_request_line(line_text, self.policy.paths)
         except Refused as refused:
             return refuse(refused, standing.source)  # as if the block had not been looked at yet
-        try:
-            if block is None:
+        if block is None:
+            try:
                 block = read_block(
-                    split_block(block_text, policy),
+                    split_block(block_text, self.policy),
                     standing.notebook.lines.recent,
                     standing.read_line,
-                    standing.read_envelope,
+                    standing.read_fields,
                 )
-            decision = judge(line, block, standing.source, policy, now)
+            except Refused as refused:
+                return refuse(refused, standing.source, line)
+        text = None if known else block_text
+        proof = block.proof
+        if proof is not None and line.place in proof.places and not proof.known():
+            return Unproven(line, block, text, standing)
+        return self._judge(line, block, standing, text, now)
+
+    def prove(self, unproven: Unproven, now: float | None = None) -> Decision:
+        """Judge what was left undecided."""
+        return self._judge(
+            unproven.line, unproven.block, unproven.standing, unproven.block_text, now
+        )
+
+    def _judge(
+        self,
+        line: RequestLine,
+        block: HeaderBlock,
+        standing: Standing,
+        block_text: bytes | None,
+        now: float | None,
+    ) -> Decision:
+        try:
+            decision = judge(line, block, standing.source, self.policy, now)
         except Refused as refused:
             return refuse(refused, standing.source, line, block)
-        if not known:
+        if block_text is not None:
             standing.notebook.blocks.offer((standing.key, block_text), block)
         return decision
 
@@ -147,34 +196,54 @@ def _line_reader(memory: Memory[bytes, Field], names: FieldNames) -> Callable[[b
     return read
 
 
-def _envelope_reader(
-    memory: Memory[tuple[str, tuple[Field, ...]], Envelope],
-    peer: str,
-    source: Source,
-    policy: Policy,
-    verify: Verify,
-) -> Callable[[tuple[Field, ...]], Envelope]:
-    def read(fields: tuple[Field, ...]) -> Envelope:
+def _field_reader(
+    notebook: _Notebook, peer: str, source: Source, policy: Policy, verify: Verify
+) -> Callable[[tuple[Field, ...]], Sealed]:
+    envelopes, sealed = notebook.envelopes, notebook.sealed
+
+    def read(fields: tuple[Field, ...]) -> Sealed:
         key = (peer, fields)
-        envelope = memory.get(key)
+        found = sealed.get(key)
+        if found is None:
+            found = read_anew(fields)
+            sealed.offer(key, found, _mark(fields))
+        return found
+
+    def read_anew(fields: tuple[Field, ...]) -> Sealed:
+        bare, token = set_apart(fields)
+        if not token:
+            return seal(read_envelope(bare, source, policy), token, verify)
+        key = (peer, bare)
+        envelope = envelopes.get(key)
         if envelope is None:
-            envelope = read_envelope(fields, source, policy, verify)
-            memory.offer(key, envelope)
-        return envelope
+            envelope = read_envelope(bare, source, policy)
+            envelopes.offer(key, envelope, _mark(bare))
+        return seal(envelope, token, verify)
 
     return read
 
 
-def _verifier(policy: Policy) -> Verify:
-    # Only tokens of the provider's get in, so nobody else can push one out.
-    memory: Memory[bytes, Said] = Memory(2048, 1 << 22, _token_cost)
+def _mark(fields: tuple[Field, ...]) -> int:
+    # Not the fields' own hash: what was not remembered is gone, and another one has its place in memory.
+    return hash(tuple([field.wire for field in fields]))
 
-    def read(text: str, now: float | None) -> Said:
+
+class _VerifiedTokens(Verifier):
+    """Remembers the tokens that held: only the provider's get in, so nobody else can push one out."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self._memory: Memory[bytes, Said] = Memory(2048, 1 << 22, _token_cost)
+
+    def __call__(self, text: str, now: float | None) -> Said:
+        """What the token says. What was remembered has to be held against `now` by whoever asks."""
         key = digest(text)
-        said = memory.get(key)
+        said = self._memory.get(key)
         if said is None:
-            said = verify(policy, text, now)
-            memory.keep(key, said)
+            said = super().__call__(text, now)
+            self._memory.keep(key, said)
         return said
 
-    return read
+    def knows(self, text: str) -> bool:
+        """Whether it is remembered."""
+        return self._memory.get(digest(text)) is not None

@@ -48,6 +48,7 @@ function request()
   return head .. n .. tail .. block
 end
 
+{delay}
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -58,8 +59,11 @@ end
 """
 
 
-def write_script(scenario: Scenario, extra_fields: Iterable[Field], path: Path) -> None:
-    """The Lua script of a scenario. `extra_fields` are what the edge before this proxy would add."""
+def write_script(
+    scenario: Scenario, extra_fields: Iterable[Field], path: Path, rest_ms: int = 0
+) -> None:
+    """The Lua script of a scenario. `extra_fields` are what the edge before this proxy would add; `rest_ms`
+    is waited before each request."""
     extra = tuple(extra_fields)
     if scenario.fresh_blocks:
         pieces = (header_block(number, "\0", extra).split("\0") for number in range(BROWSERS))
@@ -67,8 +71,11 @@ def write_script(scenario: Scenario, extra_fields: Iterable[Field], path: Path) 
     else:
         blocks = ",\n".join(_lua(header_block(number, None, extra)) for number in range(BROWSERS))
     fresh = "true" if scenario.fresh_blocks else "false"
+    delay = f"function delay() return {rest_ms} end\n" if rest_ms else ""
     path.write_text(
-        _SCRIPT.format(blocks=blocks, target=scenario.target, fresh=fresh, count=BROWSERS)
+        _SCRIPT.format(
+            blocks=blocks, target=scenario.target, fresh=fresh, count=BROWSERS, delay=delay
+        )
     )
 
 

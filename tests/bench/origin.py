@@ -72,6 +72,7 @@ http {{
             add_header Set-Cookie "nd-player-6c697374=$unique; Path=/; HttpOnly; SameSite=Strict";
             try_files /track.flac =404;
         }}
+        location = /keys.json {{ }}
         location = {echo} {{
             return 200 '{{"user": "$http_remote_user", "for": "$http_x_forwarded_for"}}';
         }}

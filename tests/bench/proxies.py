@@ -73,8 +73,15 @@ FEATURES: dict[str, Feature] = {
 
 
 @contextmanager
-def proxy(name: str, upstream: int, folder: Path, cores: frozenset[int]) -> Iterator[Proxy]:
-    """Starts a proxy before 127.0.0.1:`upstream`. Raises MissingBinary, UnknownProxy or StartFailed."""
+def proxy(
+    name: str,
+    upstream: int,
+    folder: Path,
+    cores: frozenset[int],
+    more: Mapping[str, str] | None = None,
+) -> Iterator[Proxy]:
+    """Starts a proxy before 127.0.0.1:`upstream`, with `more` in its environment. Raises MissingBinary,
+    UnknownProxy or StartFailed."""
     place = folder / name
     place.mkdir()
     port = free_port()
@@ -83,7 +90,8 @@ def proxy(name: str, upstream: int, folder: Path, cores: frozenset[int]) -> Iter
         if name.startswith("shim")
         else _rival(name)(port, upstream, place)
     )
-    with running(name, plan.command, folder=place, env=plan.env, cores=cores) as process:
+    env = {**plan.env, **(more or {})}
+    with running(name, plan.command, folder=place, env=env, cores=cores) as process:
         process.wait_for_port(port)
         yield Proxy(name, port, process, plan.extra_fields)
 

@@ -44,6 +44,57 @@ def test_the_rest_is_summed_up_when_the_window_ends() -> None:
     assert coalescer.due(1000.0) == []
 
 
+def repeat(coalescer: Coalescer, peer: str, time: float, now: float = 0.0) -> bool:
+    return coalescer.repeat(peer, judged().kin, time, now)
+
+
+def test_one_that_would_be_counted_only_need_not_be_made() -> None:
+    coalescer = Coalescer(burst=2, window=60.0)
+    peer = judged().peer
+    asked = []
+    for i in range(10):
+        asked.append(repeat(coalescer, peer, 1000.0 + i))
+        if not asked[-1]:
+            coalescer.offer(judged(time=1000.0 + i), 0.0)
+
+    # Two are written, the third is the sample.
+    assert asked == [False] * 3 + [True] * 7
+    (summary,) = coalescer.due(60.0)
+    assert (summary.count, summary.first_time, summary.last_time) == (8, 1002.0, 1009.0)
+
+
+def test_one_of_another_peer_or_kin_or_window_has_to_be_made() -> None:
+    coalescer = Coalescer(burst=1, window=60.0)
+    offer_all(coalescer, 3)
+
+    assert repeat(coalescer, judged().peer, 1.0, now=59.9)
+    assert not repeat(coalescer, judged().peer, 1.0, now=60.0)
+    assert not repeat(coalescer, "192.0.2.8", 1.0)
+    assert not coalescer.repeat(judged().peer, failed().kin, 1.0, 0.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcde"), st.sampled_from(list(PathClass)), st.integers(0, 9)),
+        max_size=200,
+    )
+)
+def test_it_makes_no_difference_to_what_is_written(
+    requests: list[tuple[str, PathClass, int]],
+) -> None:
+    offered = Coalescer(burst=2, window=20.0, capacity=3)
+    repeated = Coalescer(burst=2, window=20.0, capacity=3)
+    now, lines, others = 0.0, [], []
+    for number, (peer, path_class, pause) in enumerate(requests):
+        now += pause
+        event = judged(peer=peer, path_class=path_class, time=float(number))
+        lines += offered.offer(event, now)
+        others += repeated.due(now)
+        if not repeated.repeat(peer, event.kin, event.time, now):
+            others += repeated.offer(event, now)
+    assert others + repeated.drain() == lines + offered.drain()
+
+
 def test_a_window_in_which_all_were_written_has_no_summary() -> None:
     coalescer = Coalescer(burst=3)
     offer_all(coalescer, 3)

@@ -234,23 +234,49 @@ def test_a_clock_that_is_off(
         assert why_not(text, now=now) is reason
 
 
-def test_time_and_name_are_looked_at_before_any_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"exp": 1}, {"nbf": NOW + 99}, {"iss": "x"}, {"aud": "x"}, {"sub": None}],
+    ids=repr,
+)
+def test_what_a_forged_token_says_is_never_told(changes: dict[str, Any]) -> None:
+    forged = token(claims(**changes), key=rsa_key(1))
+    with pytest.raises(Refused, match="the signature is not that of the key"):
+        verify_token(forged, RULES, NOW)
+
+
+def test_no_signature_is_looked_at_where_no_key_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     from shim.trust.jwt_keys import Key
 
     def never(*_: object) -> bool:
         raise AssertionError("a signature was verified")
 
     monkeypatch.setattr(Key, "signed", never)
-    for text in (
-        token(claims(exp=1)),
-        token(claims(iss="x")),
-        token(claims(aud="x")),
-        token(kid="unknown"),
-        token(algorithm="none"),
-        "a.b.c",
-        "x" * 20000,
-    ):
+    for text in (token(kid="unknown"), token(algorithm="none"), "a.b.c", "x" * 20000):
         why_not(text)
+
+
+@pytest.mark.parametrize("changes", [{"exp": 1}, {"iss": "x"}, {"aud": "x"}], ids=repr)
+def test_the_key_set_is_not_asked_again_for_a_token_that_would_not_hold(
+    changes: dict[str, Any],
+) -> None:
+    assert why_not(token(kid="unknown")) is Reason.JWT_UNKNOWN_KEY
+    assert why_not(token(claims(**changes), kid="unknown")) is not Reason.JWT_UNKNOWN_KEY
+
+
+def test_a_header_is_read_alike_at_first_and_again() -> None:
+    long: dict[str, Any] = {"x5c": ["A" * 2000]}
+    headers: list[dict[str, Any]] = [{}, long, {"crit": ["x"]}, {**long, "crit": ["x"]}]
+    for header in headers:
+        told = []
+        for _ in range(3):
+            try:
+                verified(token(**header))
+                told.append("holds")
+            except Refused as refused:
+                told.append(refused.detail)
+        assert told == [told[0]] * 3
+        assert (told[0] == "holds") is ("crit" not in header)
 
 
 @pytest.mark.parametrize(

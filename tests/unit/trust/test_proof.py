@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from shim.trust.decide import Decision, decide
-from shim.trust.fields import FieldNames
+from shim.trust.fields import Field, FieldNames
 from shim.trust.identity import Identity, Role
 from shim.trust.jwt import TokenRules
 from shim.trust.jwt_keys import Key, read_key_set
 from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
+from shim.trust.proof import TokenProof
 from shim.trust.reasons import Reason, Verdict
 from shim.trust.remember import RememberedDecisions
-from tests.unit.trust.asking import ANYONE, EDGE, POLICY, head, told
+from tests.unit.trust.asking import ANYONE, EDGE, POLICY, head, memory_of, told
 from tests.unit.trust.minting import AUDIENCE, ISSUER, NOW, claims, jwk, key_set, rsa_key, token
 
 RULES = TokenRules(
@@ -55,10 +58,10 @@ def asked(
     line: str = "GET /app/ HTTP/1.1",
     peer: Any = EDGE,
 ) -> Decision:
-    """The decision, fresh and as often as it is remembered."""
+    """The decision, fresh and as often as it is remembered, by a memory that all the tests share."""
     whole = head(line, *fields)
     fresh = decide(whole, peer, policy, b"http", now)
-    memory = RememberedDecisions(policy)
+    memory = memory_of(policy)
     standing = memory.standing(peer, b"http")
     text, _, block = whole[:-2].partition(b"\r\n")
     for _ in range(4):
@@ -274,6 +277,7 @@ def test_nothing_verified_under_other_keys_counts() -> None:
 
 # Where it counts
 
+APP = "GET /app/ HTTP/1.1"
 PUBLIC = "GET /rest/ping HTTP/1.1"
 
 
@@ -391,3 +395,45 @@ def test_a_flood_of_forged_tokens_pushes_nobodys_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Key, "signed", never)
     assert ask_with(honest) is Reason.VERIFIED_JWT
     assert ask_with(honest, "Range: bytes=0-") is Reason.VERIFIED_JWT
+
+
+def test_tokens_and_the_headers_beside_them_are_remembered_apart() -> None:
+    forged = by_token(token(key=rsa_key(1)))
+    bob = token(claims(preferred_username="bob", sub="b0b"))
+    late = token(claims(exp=int(NOW) - 100))
+    carried = [
+        [by_token()], [forged], [by_token(bob)], [by_token(late)], [by_token(), by_token()],
+        [by_token().replace("X-authentik-jwt", "x-AUTHENTIK-jwt")], ["X-authentik-jwt: "], [],
+        [f"Authorization: Bearer {bob}"], [f"Authorization: Bearer {bob}", by_token()],
+        ["X-authentik-jwt: ", f"authorization: Bearer {bob}"], ["X_authentik_jwt: x"],
+        ["X-authentik-jwt: \xff"],
+    ]  # fmt: skip
+    beside = [[], EVERYTHING, EVERYTHING[:1], ["X-authentik-username: eve"], ["X-authentik-uid: 1"]]
+    questions = [
+        (fields, more, line) for fields in carried for more in beside for line in (APP, PUBLIC)
+    ]
+    shuffled = random.Random(6)
+    for policy in (BEARER, OPTIONAL, POLICY):
+        for _ in range(5):
+            shuffled.shuffle(questions)
+            for fields, more, line in questions:
+                asked(*more, *fields, policy=policy, line=line)
+                asked(*fields, *more, policy=policy, line=line)
+
+
+@pytest.mark.parametrize("named", ["one person", "each another"])
+def test_a_flood_of_forged_tokens_leaves_no_trace(named: str) -> None:
+    memory = RememberedDecisions(REQUIRED)
+    standing = memory.standing(EDGE, b"http")
+
+    def left() -> int:
+        gc.collect()
+        return sum(isinstance(each, TokenProof | Field) for each in gc.get_objects())
+
+    before = left()
+    for number in range(500):
+        other = EVERYTHING if named == "one person" else [f"X-authentik-username: {number}"]
+        fields = [*other, by_token(f"e30.e30.{number:04}AAAA")]
+        line, _, block = head(APP, *fields)[:-2].partition(b"\r\n")
+        memory.decide(line, block, standing, memory.recall(block, standing), NOW)
+    assert left() < before + 30

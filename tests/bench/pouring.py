@@ -1,0 +1,122 @@
+"""A steady flood: so many requests a second, evenly, from a process of its own.
+
+`python -m tests.bench.pouring PORT RATE CONNECTIONS ALGORITHM` pours until its standard input ends, and then
+says in one line of JSON what was answered. wrk can't be told a rate: it sends as fast as it is answered,
+which is another question.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.bench.forging import Forger
+from tests.bench.load import LoadFailed
+
+
+@dataclass(slots=True)
+class Poured:
+    """What came of it: answers by their status, and the seconds in which they came. Filled in at the end."""
+
+    statuses: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@contextmanager
+def pouring(
+    forger: Forger, port: int, rate: int, connections: int, cores: frozenset[int]
+) -> Iterator[Poured]:
+    """Pours at 127.0.0.1:`port` while the block runs. Raises LoadFailed where the rate was not kept."""
+    poured = Poured()
+    command = [sys.executable, "-m", "tests.bench.pouring", str(port), str(rate), str(connections)]
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)
+        process = subprocess.Popen(
+            [*command, forger.algorithm],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+    finally:
+        os.sched_setaffinity(0, before)
+    try:
+        yield poured
+        said, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode != 0:
+        raise LoadFailed(f"the flood ended with {process.returncode}")
+    report = json.loads(said)
+    poured.statuses = {int(status): count for status, count in report["statuses"].items()}
+    poured.seconds = report["seconds"]
+    reached = sum(poured.statuses.values()) / poured.seconds
+    if reached < 0.95 * rate:
+        raise LoadFailed(f"only {reached:,.0f} of {rate:,} requests a second were answered")
+
+
+class _Flood:
+    """One request under way on each connection."""
+
+    def __init__(self, port: int, connections: int, forger: Forger) -> None:
+        self._port = port
+        self._requests = forger.requests()
+        self._idle = [self._connect() for _ in range(connections)]
+        self._busy: set[socket.socket] = set()
+        self.statuses: Counter[int] = Counter()
+
+    def pour(self, rate: int) -> float:
+        """Until standard input ends; returns the seconds that it took."""
+        start = time.perf_counter()
+        sent = 0
+        while True:
+            due = int((time.perf_counter() - start) * rate) - sent
+            for _ in range(min(due, len(self._idle))):
+                connection = self._idle.pop()
+                connection.sendall(next(self._requests))
+                self._busy.add(connection)
+                sent += 1
+            # Where no connection is idle an answer is waited for, else the next request's turn.
+            rest = max(0.0, start + (sent + 1) / rate - time.perf_counter())
+            waited: list[int | socket.socket] = [0, *self._busy]
+            ready, _, _ = select.select(waited, [], [], rest if self._idle else 1.0)
+            if 0 in ready:
+                return time.perf_counter() - start
+            for connection in self._busy.intersection(ready):
+                self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        answer = connection.recv(65536)
+        self._busy.discard(connection)
+        self.statuses[int(answer[9:12] or 0)] += 1
+        if not answer or b"Connection: close" in answer:
+            connection.close()
+            connection = self._connect()
+        self._idle.append(connection)
+
+    def _connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self._port), timeout=5)
+
+
+def main() -> None:
+    # On the load's core the honest client and the origin come first, or their waiting would be measured.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    port, rate, connections, algorithm = sys.argv[1:]
+    flood = _Flood(int(port), int(connections), Forger(algorithm))
+    seconds = flood.pour(int(rate))
+    print(json.dumps({"statuses": flood.statuses, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What the data plane tells becomes events: exact in number, and no dearer than their lines are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shim.audit.coalesce import Coalescer
+from shim.audit.events import Event, RequestJudged
+from shim.audit.observer import TrailObserver
+from shim.audit.trail import Trail
+from shim.trust.decide import Decision
+from shim.trust.reasons import Reason
+from tests.unit.trust.asking import ADA, judged
+
+FORGED = "GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-username: ada\r\nX_authentik_uid: 1\r\n\r\n"
+
+
+class Kept:
+    name = "kept"
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    async def write(self, events: Sequence[Event]) -> None:
+        self.events += events
+
+    async def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Watched(Decision):
+    """A decision that counts how often somebody asks what there was to see."""
+
+    asked: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        self.asked += 1
+        return ("seen",)
+
+
+def watched(text: str) -> Watched:
+    found = judged(text.encode())
+    return Watched(found.outcome, found.source, found.line, found.block, detail=found.detail)
+
+
+async def test_a_flood_is_told_of_in_a_few_lines_with_its_number() -> None:
+    sink = Kept()
+    trail = Trail([sink], Coalescer(burst=3))
+    observer = TrailObserver(trail, "upstream")
+    alias = watched(FORGED)
+    twice = watched(f"GET /app/ HTTP/1.1\r\nHost: h\r\n{ADA}\r\n{ADA}\r\n\r\n")
+    for number in range(500):
+        observer.judged(alias, f"{number:016}")
+        observer.judged(twice, f"{number:016}")
+    await trail.close()
+
+    told = [event for event in sink.events if isinstance(event, RequestJudged)]
+    for reason in (Reason.HEADER_ALIAS, Reason.IDENTITY_DUPLICATE):
+        assert [event.count for event in told if event.reason is reason] == [1, 1, 1, 497]
+    assert alias.asked == twice.asked == 4, "what is only counted is not made into an event"

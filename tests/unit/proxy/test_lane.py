@@ -1,0 +1,224 @@
+"""Tokens that nobody has seen before wait for each other, and nobody else waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from shim.proxy.lane import Lane, Waiting
+from shim.trust.jwt_keys import Key
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import Client
+from tests.unit.proxy.ends import until
+from tests.unit.proxy.front import EDGE, Front, front_before, policy
+from tests.unit.proxy.navidrome_end import OK, Navidrome
+from tests.unit.proxy.test_keys import HEAD, KEYS, RULES, Fetcher
+from tests.unit.trust.minting import claims, token
+
+KNOWN = policy(tokens=replace(RULES, keys=KEYS))
+
+
+def carrying(text: str) -> bytes:
+    return f"GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-jwt: {text}\r\n\r\n".encode()
+
+
+def forged(number: int) -> bytes:
+    good = token(claims(iat=None, exp=2**40))
+    return carrying(f"{good[:-22]}{number:020d}{good[-2:]}")
+
+
+class Piece:
+    """Says when its turn was."""
+
+    def __init__(self, told: list[object], name: object, lane: Lane | None = None) -> None:
+        self.told = told
+        self.name = name
+        self.lane = lane
+
+    def turn(self) -> None:
+        self.told.append(self.name)
+        if self.lane is not None:
+            self.lane.join(Piece(self.told, f"{self.name} again"))
+        if self.name == "broken":
+            raise RuntimeError(self.name)
+
+
+async def test_a_turn_of_the_loop_does_one_piece_and_what_else_is_ready() -> None:
+    told: list[object] = []
+    lane = Lane()
+    for number in range(3):
+        lane.join(Piece(told, number))
+    for turn in range(3):
+        await asyncio.sleep(0)
+        told.append(f"others {turn}")
+    assert told == [0, "others 0", 1, "others 1", 2, "others 2"]
+
+
+async def test_who_comes_back_stands_behind_the_others() -> None:
+    told: list[object] = []
+    lane = Lane()
+    lane.join(Piece(told, "a", lane))
+    lane.join(Piece(told, "b"))
+    for _ in range(6):
+        await asyncio.sleep(0)
+    assert told == ["a", "b", "a again"]
+
+
+async def test_one_that_fails_does_not_stop_the_others() -> None:
+    told: list[object] = []
+    lane = Lane()
+    asyncio.get_running_loop().set_exception_handler(lambda *_: told.append("said"))
+    lane.join(Piece(told, "broken"))
+    lane.join(Piece(told, "next"))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert told == ["broken", "said", "next"]
+
+
+class HeldLane(Lane):
+    """Nobody's turn comes before the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Waiting] = []
+
+    def join(self, waiting: Waiting) -> None:
+        self.held.append(waiting)
+
+    async def length(self, wanted: int) -> None:
+        """Wait until so many stand in it."""
+        await until(lambda: len(self.held) == wanted)
+
+    def let_go(self) -> None:
+        held, self.held = self.held, []
+        for waiting in held:
+            super().join(waiting)
+
+
+@asynccontextmanager
+async def held_front(navidrome: Navidrome) -> AsyncIterator[tuple[Front, HeldLane]]:
+    """A front whose lane is held, where the token of `HEAD` is known."""
+    async with front_before(navidrome, by=KNOWN) as front:
+        await answered(await front.client(EDGE), HEAD.encode(), navidrome)
+        front.plane.lane = lane = HeldLane()
+        yield front, lane
+
+
+async def answered(client: Client, head: bytes, navidrome: Navidrome) -> None:
+    """Navidrome is asked and answers, on a connection that it ends."""
+    await client.send(head)
+    served, sent = await navidrome.asked()
+    assert b"eyJ" not in sent
+    await served.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    served.close()
+    assert (await client.answer()).status == 200
+
+
+async def test_whoever_has_a_known_token_passes_by(navidrome: Navidrome) -> None:
+    async with held_front(navidrome) as (front, lane):
+        clients = [await front.client(EDGE) for _ in range(20)]
+        for number, client in enumerate(clients):
+            await client.send(forged(number))
+        await lane.length(20)
+        honest = await front.client(EDGE)
+        for more in ("", "Cookie: a=1\r\n", "Cookie: a=2\r\n", "Cookie: a=2\r\n"):
+            await answered(honest, HEAD.replace("\r\n\r\n", f"\r\n{more}\r\n").encode(), navidrome)
+        assert len(lane.held) == 20
+        lane.let_go()
+        assert [(await client.answer()).status for client in clients] == [401] * 20
+        assert [reason for reason, _ in front.notes.judged_as] == [Reason.JWT_INVALID] * 20
+
+
+async def test_a_new_token_that_holds_waits_once(navidrome: Navidrome) -> None:
+    async with held_front(navidrome) as (front, lane):
+        new = carrying(token(claims(iat=1, exp=2**40)))
+        client = await front.client(EDGE)
+        await client.send(new)
+        await lane.length(1)
+        lane.let_go()
+        await answered(client, b"", navidrome)
+        await answered(await front.client(EDGE), new, navidrome)
+        assert lane.held == []
+
+
+async def test_no_token_waits_where_none_is_needed(navidrome: Navidrome) -> None:
+    async with held_front(navidrome) as (front, lane):
+        client = await front.client(EDGE)
+        for _ in range(3):  # remembered by then
+            await answered(client, forged(1).replace(b"/app/", b"/rest/ping"), navidrome)
+        assert lane.held == []
+        await client.send(forged(1))
+        await lane.length(1)
+
+
+async def test_what_is_sent_ahead_keeps_its_order(navidrome: Navidrome) -> None:
+    async with held_front(navidrome) as (front, lane):
+        client = await front.client(EDGE)
+        await client.send(forged(1) + HEAD.encode())
+        await lane.length(1)
+        await client.send(forged(2))
+        await front.settled()
+        assert len(lane.held) == 1
+        lane.let_go()
+        assert (await client.answer()).status == 401
+        await answered(client, b"", navidrome)
+        await lane.length(1)
+        lane.let_go()
+        assert (await client.answer()).status == 401
+
+
+async def test_who_leaves_is_not_looked_at(
+    navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with held_front(navidrome) as (front, lane):
+        client = await front.client(EDGE)
+        await client.send(forged(1))
+        await lane.length(1)
+        monkeypatch.delattr(Key, "signed")
+        client.close()
+        await until(lambda: front.counters.client_connections == 1)
+        lane.let_go()
+        await front.settled()
+        assert front.notes.judged_as == []
+
+
+async def test_another_policy_judges_whoever_still_waits(navidrome: Navidrome) -> None:
+    async with held_front(navidrome) as (front, lane):
+        new = carrying(token(claims(iat=1, exp=2**40)))
+        client = await front.client(EDGE)
+        await client.send(new)
+        await lane.length(1)
+        now = front.plane.decisions.policy
+        front.plane.enforce(now.renewed(tokens=replace(RULES, keys=KEYS[:0], fetched=False)))
+        lane.let_go()
+        await lane.length(1)  # under that one nobody has seen it
+        lane.let_go()
+        assert (await client.answer()).status == 401
+
+
+async def test_a_thousand_new_tokens_sent_ahead_do_not_recurse(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=KNOWN) as front:
+        client = await front.client(EDGE)
+        sending = asyncio.create_task(client.send(b"".join(map(forged, range(1000)))))
+        for _ in range(1000):
+            assert (await client.answer()).status == 401
+        await sending
+
+
+async def test_those_who_waited_for_the_keys_wait_for_their_turn(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        front.plane.keys = fetcher = Fetcher()
+        client = await front.client(EDGE)
+        await client.send(HEAD.encode())
+        future = await fetcher.wanted()
+        front.plane.lane = lane = HeldLane()
+        now = front.plane.decisions.policy
+        front.plane.enforce(now.renewed(tokens=replace(RULES, keys=KEYS)))
+        future.set_result(None)
+        await lane.length(1)
+        lane.let_go()
+        await answered(client, b"", navidrome)

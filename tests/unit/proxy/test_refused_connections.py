@@ -1,0 +1,140 @@
+"""When a connection outlives a refusal: a listed peer's, where it is clear where the request ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shim.proxy.gate import Refusal
+from shim.proxy.limits import Limits
+from shim.trust.reasons import Reason
+from tests.unit.proxy.client import Client, get, request
+from tests.unit.proxy.front import ANYONE, EDGE, front_before, policy
+from tests.unit.proxy.navidrome_end import OK, Navidrome
+from tests.unit.proxy.slow_gate import SlowGate
+
+ALICE = "X-authentik-username: alice"
+SECRETS = policy(secrets=(b"s3cret",))
+REFUSED = get("/app/", ALICE)
+GOOD = get("/app/", ALICE, "X-Shim-Proxy-Secret: s3cret")
+
+
+async def served(client: Client, navidrome: Navidrome) -> None:
+    """Another request on this connection is answered."""
+    await client.send(GOOD.encode())
+    end, head = await navidrome.asked()
+    assert b"\r\nRemote-User: alice\r\n" in head
+    await end.send(OK)
+    assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "method"),
+    [
+        (REFUSED, "GET"),
+        (request("HEAD", "/app/", ALICE), "HEAD"),
+        (request("POST", "/api/song", ALICE, "Content-Length: 0"), "POST"),
+        (get("/app/", ALICE, "Connection: keep-alive").replace("HTTP/1.1", "HTTP/1.0"), "GET"),
+        (get("/_shim/", ALICE), "GET"),
+    ],
+    ids=["GET", "HEAD", "no body to come", "HTTP/1.0 that asks for it", "own pages"],
+)  # fmt: skip
+async def test_it_lasts_after_a_refusal(navidrome: Navidrome, head: str, method: str) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        for _ in range(3):
+            answer = await client.ask(head, method=method)
+            assert answer.status in (401, 404)
+            assert answer.get("connection") == "keep-alive"
+        await served(client, navidrome)
+        assert front.counters.client_connections == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "source"),
+    [
+        (REFUSED.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"), EDGE),
+        (REFUSED.replace("HTTP/1.1", "HTTP/1.0"), EDGE),
+        (request("POST", "/api/song", ALICE, "Content-Length: 4"), EDGE),
+        (request("POST", "/api/song", ALICE, "Transfer-Encoding: chunked"), EDGE),
+        (get("/app/", ALICE, ALICE), EDGE),
+        (get("/app/", "X_authentik_username: alice"), EDGE),
+        (get("/app//x", ALICE), EDGE),
+        (get("/app/", ALICE, "Connection: Upgrade", "Upgrade: websocket",
+             "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13"), EDGE),
+        (get("/_shim/"), ANYONE),
+    ],
+    ids=["Connection: close", "HTTP/1.0", "a body to come", "chunks to come", "a header twice", "an alias",
+         "an ambiguous target", "an upgrade", "a peer that is not listed"],
+)  # fmt: skip
+async def test_it_ends_after_a_refusal(navidrome: Navidrome, head: str, source: str) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(source)
+        await client.send((head + GOOD).encode())
+        answer = await client.answer()
+        assert 400 <= answer.status < 500
+        assert answer.get("connection") == "close"
+        assert await client.read_to_end() == b""
+        assert navidrome.count == 0
+
+
+async def test_what_was_sent_ahead_is_answered_in_order(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        await client.send((REFUSED + GOOD + REFUSED).encode())
+        assert (await client.answer()).status == 401
+        end, _ = await navidrome.asked()
+        await end.send(OK)
+        assert (await client.answer()).status == 200
+        assert (await client.answer()).status == 401
+        assert (await client.ask(REFUSED)).status == 401
+
+
+async def test_a_thousand_refusals_sent_ahead_do_not_recurse(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        sending = asyncio.create_task(client.send(REFUSED.encode() * 1000))
+        for _ in range(1000):
+            assert (await client.answer()).status == 401
+        await sending
+        await served(client, navidrome)
+
+
+async def test_what_was_sent_ahead_of_an_account_that_is_refused_is_served(
+    navidrome: Navidrome,
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, by=SECRETS, gate=gate) as front:
+        client = await front.client(EDGE)
+        await client.send((GOOD + GOOD).encode())
+        first = await gate.question()
+        first.set_result(Refusal(Reason.GROUP_NOT_ALLOWED, "no group of hers may in"))
+        assert (await client.answer()).status == 403
+        gate.answer(await gate.question())
+        end, _ = await navidrome.asked()
+        await end.send(OK)
+        assert (await client.answer()).status == 200
+
+
+async def test_who_stays_idle_after_a_refusal_is_let_go(navidrome: Navidrome) -> None:
+    limits = Limits(idle_timeout=30.0)
+    async with front_before(navidrome, by=SECRETS, limits=limits) as front:
+        client = await front.client(EDGE)
+        assert (await client.ask(REFUSED)).status == 401
+        front.pass_time(29)
+        assert (await client.ask(REFUSED)).status == 401
+        front.pass_time(31)
+        assert await client.read_to_end() == b""
+
+
+async def test_a_server_that_stops_ends_it_with_the_refusal(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        await client.send(REFUSED[:10].encode())
+        await front.settled()
+        for connection in list(front.state.connections):
+            connection.shutdown()
+        answer = await client.ask(REFUSED[10:])
+        assert (answer.status, answer.get("connection")) == (401, "close")
+        assert await client.read_to_end() == b""
