@@ -163,6 +163,7 @@ class Accessed(Event):
     duration_seconds: float
     user: str | None = None
     verdict: Verdict
+    reason: Reason
 
     def __post_init__(self) -> None:
         bound(

@@ -90,6 +90,7 @@ class TrailObserver:
                 duration_seconds=seconds,
                 user=None if decision.identity is None else decision.identity.username,
                 verdict=decision.outcome.verdict,
+                reason=decision.outcome.reason,
             )
         )
 

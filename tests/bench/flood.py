@@ -31,6 +31,7 @@ from tests.bench.rounds import check_job
 from tests.bench.scenarios import SCENARIOS
 
 P99_LIMIT = 3.0
+_KEPT = 0.95  # of the rate that was asked for
 _HONEST = SCENARIOS["single"]
 _REST_MS = (
     2  # a person's apps ask now and then; without it the honest one would be a load of its own
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(_table(rounds, options.rate))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
-    return 0 if all(_ratio(rounds, name) < P99_LIMIT for name in options.algorithms) else 1
+    return 0 if all(_reached(rounds, name, options.rate) for name in options.algorithms) else 1
 
 
 def _measure(algorithm: str, options: argparse.Namespace) -> list[Noticed]:
@@ -141,6 +142,12 @@ def _ratio(rounds: Sequence[Noticed], algorithm: str) -> float:
     )
 
 
+def _reached(rounds: Sequence[Noticed], algorithm: str, rate: int) -> bool:
+    """Whether as many were refused as were to be sent, and the honest one hardly noticed."""
+    refused = statistics.median(one.refused for one in rounds if one.algorithm == algorithm)
+    return refused > _KEPT * rate and _ratio(rounds, algorithm) < P99_LIMIT
+
+
 def _table(rounds: Sequence[Noticed], rate: int) -> Table:
     table = Table(
         title=f"{rate:,} forged tokens a second; an honest p99 stays under {P99_LIMIT:g} times what it was"
@@ -167,7 +174,7 @@ def _table(rounds: Sequence[Noticed], rate: int) -> Table:
                 for when in ("alone", "beside", "flooded")
             ),
             f"{ratio:.1f}",
-            "[green]reached[/]" if ratio < P99_LIMIT else "[red]missed[/]",
+            "[green]reached[/]" if _reached(rounds, name, rate) else "[red]missed[/]",
         )
     return table
 

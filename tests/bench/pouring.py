@@ -36,7 +36,7 @@ class Poured:
 def pouring(
     forger: Forger, port: int, rate: int, connections: int, cores: frozenset[int]
 ) -> Iterator[Poured]:
-    """Pours at 127.0.0.1:`port` while the block runs. Raises LoadFailed where the rate was not kept."""
+    """Pours at 127.0.0.1:`port` while the block runs. Raises LoadFailed where it ended by itself."""
     poured = Poured()
     command = [sys.executable, "-m", "tests.bench.pouring", str(port), str(rate), str(connections)]
     before = os.sched_getaffinity(0)
@@ -61,9 +61,6 @@ def pouring(
     report = json.loads(said)
     poured.statuses = {int(status): count for status, count in report["statuses"].items()}
     poured.seconds = report["seconds"]
-    reached = sum(poured.statuses.values()) / poured.seconds
-    if reached < 0.95 * rate:
-        raise LoadFailed(f"only {reached:,.0f} of {rate:,} requests a second were answered")
 
 
 class _Flood:

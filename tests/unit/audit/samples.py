@@ -63,4 +63,5 @@ def accessed(*, path: str = "/app/", request_id: str = "r3") -> Accessed:
         duration_seconds=0.0123456789,
         user="ada",
         verdict=Verdict.AUTHENTICATED,
+        reason=Reason.LISTED_PEER,
     )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shim.audit.coalesce import Coalescer
-from shim.audit.events import Event, RequestJudged
+from shim.audit.events import Accessed, Event, RequestJudged
 from shim.audit.observer import TrailObserver
 from shim.audit.trail import Trail
 from shim.trust.decide import Decision
-from shim.trust.reasons import Reason
+from shim.trust.reasons import Reason, Verdict
 from tests.unit.trust.asking import ADA, judged
 
 FORGED = "GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-username: ada\r\nX_authentik_uid: 1\r\n\r\n"
@@ -60,3 +60,16 @@ async def test_a_flood_is_told_of_in_a_few_lines_with_its_number() -> None:
     for reason in (Reason.HEADER_ALIAS, Reason.IDENTITY_DUPLICATE):
         assert [event.count for event in told if event.reason is reason] == [1, 1, 1, 497]
     assert alias.asked == twice.asked == 4, "what is only counted is not made into an event"
+
+
+async def test_an_answer_is_told_with_what_was_decided_and_why() -> None:
+    sink = Kept()
+    trail = Trail([sink])
+    decision = judged(f"GET /app/?x=1 HTTP/1.1\r\nHost: h\r\n{ADA}\r\n\r\n".encode())
+    TrailObserver(trail, "upstream").accessed(decision, "0" * 16, 200, 12, 0.5)
+    await trail.close()
+
+    (event,) = sink.events
+    assert isinstance(event, Accessed)
+    assert (event.verdict, event.reason) == (Verdict.AUTHENTICATED, Reason.LISTED_PEER)
+    assert (event.user, event.path, event.status, event.bytes_sent) == ("ada", "/app/", 200, 12)
