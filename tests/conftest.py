@@ -1,11 +1,16 @@
-"""What every test can count on: no settings of the machine, and the programs that a test names."""
+"""What every test can count on: no settings of the machine, the programs that a test names, and stores."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from tests.postgresql import PostgreSQL, programs
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -13,10 +18,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("binary"):
         name = str(marker.args[0])
         if shutil.which(name) is None:
-            missing = f"{name} is not on this machine"
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"{missing}, and CI has to have it", pytrace=False)
-            pytest.skip(missing)
+            _lacks(name)
+
+
+def _lacks(program: str) -> NoReturn:
+    missing = f"{program} is not on this machine"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{missing}, and CI has to have it", pytrace=False)
+    pytest.skip(missing)
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +33,33 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.upper().startswith(("SHIM_", "ND_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that runs. Whoever stops it starts it again."""
+    found = programs()
+    if found is None:
+        _lacks("PostgreSQL's server")
+    server = PostgreSQL(found)
+    try:
+        server.make()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """`SHIM_DATABASE_URL` of an empty database on it."""
+    with postgresql.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """`SHIM_DATABASE_URL` of an empty store, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'shim.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url

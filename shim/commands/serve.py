@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
 from shim.commands.configuration import ENV_FILE, settings_or_exit
-from shim.settings import load
+from shim.settings import Fault, Settings, SettingsError, load
+from shim.store.errors import StoreError
 
 
 def serve() -> None:
@@ -17,7 +19,23 @@ def serve() -> None:
 
     settings = settings_or_exit()
     try:
-        Runtime(settings, lambda: load(os.environ, ENV_FILE)).serve()
+        Runtime(settings, _reader(ENV_FILE.exists())).serve()
     except OSError as error:
         sys.stderr.write(f"navidrome-shim: {error.strerror or error}\n")
         raise typer.Exit(1) from None
+    except StoreError as error:
+        sys.stderr.write(f"navidrome-shim: {error}\n")
+        raise typer.Exit(1) from None
+
+
+def _reader(file_was_there: bool) -> Callable[[], Settings]:
+    """What reads the settings anew. A file that has gone since the start, perhaps for the moment in which
+    somebody saves it, is no word on the secrets that stood in it."""
+
+    def read() -> Settings:
+        if file_was_there and not ENV_FILE.exists():
+            expected = "expected the file that was there at the start"
+            raise SettingsError([Fault(str(ENV_FILE), "file", None, expected)])
+        return load(os.environ, ENV_FILE)
+
+    return read

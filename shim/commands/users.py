@@ -123,7 +123,7 @@ def _run(work: Callable[[Operations], Awaitable[T]]) -> T:
     there and leaves with 1."""
     # The database's code is large, and no other command needs it.
     from shim.provisioning.operations import NotDone, operations  # noqa: PLC0415
-    from shim.store.database import StoreError  # noqa: PLC0415
+    from shim.store.errors import StoreError  # noqa: PLC0415
 
     settings = settings_or_exit()
 

@@ -24,15 +24,14 @@ from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NavidromeError, NotAuthenticated, PermissionDenied, Unavailable
 from shim.navidrome.presence import Presence
 from shim.provisioning.bindings import Bindings, Busy
-from shim.provisioning.directory import Directory
 from shim.provisioning.footing import OwnAccount, find_footing
-from shim.provisioning.locks import KeyLocks
+from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.provisioner import Provisioner
 from shim.provisioning.reconcile import Reconciler
 from shim.provisioning.writer import Risen
-from shim.store.database import StoreError
+from shim.store.errors import StoreError
 
 # What goes wrong outside of the shim while an account is looked after.
 FAULTS = (NavidromeError, StoreError, Busy, Risen)
@@ -84,25 +83,16 @@ class Ground:
     ) -> None:
         self.api = api
         self.bindings = bindings
-        self.policy = policy
-        self.directory = Directory()
-        self.locks = KeyLocks()
-        self.provisioner = Provisioner(api, bindings, policy, self.directory, record)
-        self.reconciler = Reconciler(
-            api,
-            bindings,
-            policy,
-            self.directory,
-            self.provisioner,
-            self.locks,
-            record,
-            self._changed,
-        )
+        self._means = means = Means(api, bindings, policy, record)
+        self.directory = means.directory
+        self.locks = means.locks
+        self.provisioner = Provisioner(means, self.refresh)
+        self.reconciler = Reconciler(means, self.provisioner, self._changed)
         self.listener: Listener
         self.number = 0
         self.peopled = False
         self.fault: Fault | None = Fault("Navidrome was not asked yet")
-        self.store_fault: str | None = None
+        self.store_fault: str | None = f"{bindings.database.place}: not opened yet"
         self._own = own
         self._record = record
         self._watch = watch
@@ -115,11 +105,14 @@ class Ground:
         self._wake = asyncio.Event()
         self._opened = False
 
+    @property
+    def policy(self) -> AccountPolicy:
+        """The one in force."""
+        return self._means.policy
+
     def enforce(self, policy: AccountPolicy) -> None:
         """Go by this policy from now on: everybody is looked at anew before their next request."""
-        self.policy = policy
-        self.provisioner.enforce(policy)
-        self.reconciler.enforce(policy)
+        self._means.policy = policy
         self.lose("the settings changed")
 
     async def attain(self) -> int | None:
@@ -156,11 +149,17 @@ class Ground:
 
     async def close(self) -> None:
         """Note who was seen, and let go of everything."""
-        with contextlib.suppress(*FAULTS):
-            await self._note_seen()
+        if self.store_fault is None:
+            with contextlib.suppress(*FAULTS):
+                await self._note_seen()
         self._let_go()
         await self.api.close()
         await asyncio.to_thread(self.bindings.database.close)
+
+    async def refresh(self) -> None:
+        """Take in what other processes changed in the store, once. Raises `StoreError`."""
+        for uid in await self.bindings.refresh():
+            self._changed(uid)
 
     async def reconcile(self) -> None:
         """Hold Navidrome's accounts against the bindings, once. Raises what the API and the store do."""
@@ -249,8 +248,7 @@ class Ground:
     async def _look_after(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            for uid in await self.bindings.refresh():
-                self._changed(uid)
+            await self.refresh()
             self.store_fault = None
             if loop.time() >= self._reconcile_at:
                 self._reconcile_at = loop.time() + self._reconcile_seconds

@@ -59,5 +59,7 @@ def store_check(place: str, fault: str | None) -> Check:
     """What there is to say of the store at `place`."""
     if fault is None:
         return Check("store", State.OK, place)
-    remedy = "Set SHIM_DATABASE_URL to a place that the shim may write to."
+    remedy = (
+        "See that it answers and may be written to, or set SHIM_DATABASE_URL to a place that does."
+    )
     return Check("store", State.FAILING, fault, remedy)

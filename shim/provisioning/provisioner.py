@@ -7,19 +7,16 @@ refused before Navidrome is asked anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountCreated, AccountFailed, AccountLinked
-from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NameTaken, NavidromeError
 from shim.navidrome.models import NewUser, User
-from shim.provisioning.bindings import Bindings, Busy
-from shim.provisioning.directory import Directory
+from shim.provisioning.bindings import Busy
+from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import (
-    AccountPolicy,
     field_changes,
     is_carried,
     usable_email,
@@ -29,7 +26,7 @@ from shim.provisioning.records import NOTHING_WRITTEN, Binding, BindingState
 from shim.provisioning.rights import Rights
 from shim.provisioning.upkeep import Upkeep
 from shim.provisioning.writer import Risen, new_id
-from shim.store.database import StoreError
+from shim.store.errors import StoreError
 from shim.trust.identity import Identity
 from shim.trust.names import fold_name
 from shim.trust.reasons import Reason
@@ -47,29 +44,14 @@ class Denied(Exception):
 
 
 class Provisioner:
-    """Sees to accounts, one at a time for each person and name."""
+    """Sees to accounts, one at a time for each person and name. `refresh` takes in what other processes
+    changed in the store."""
 
-    def __init__(
-        self,
-        api: Navidrome,
-        bindings: Bindings,
-        policy: AccountPolicy,
-        directory: Directory,
-        record: Callable[[Event], None],
-    ) -> None:
-        self._api = api
-        self._bindings = bindings
-        self._policy = policy
-        self._directory = directory
-        self._record = record
-        self.rights = Rights(api, bindings, policy, directory, record)
-        self.upkeep = Upkeep(api, bindings, policy, directory, self.rights, record)
-
-    def enforce(self, policy: AccountPolicy) -> None:
-        """Go by this policy from now on."""
-        self._policy = policy
-        self.rights.enforce(policy)
-        self.upkeep.enforce(policy)
+    def __init__(self, means: Means, refresh: Callable[[], Awaitable[None]]) -> None:
+        self._means = means
+        self._refresh = refresh
+        self.rights = Rights(means)
+        self.upkeep = Upkeep(means, self.rights)
 
     async def settle(self, identity: Identity, occasion: Occasion, *, verified: bool) -> Binding:
         """The binding of the identity, its account as it should be. `verified`: a verified token says
@@ -80,19 +62,22 @@ class Provisioner:
         uid = identity.uid
         if uid is None:
             raise Denied(Reason.IDENTITY_INCOMPLETE, "an identity without the provider's uid")
-        if self._policy.reserves(identity.username):
+        if self._means.policy.reserves(identity.username):
             raise Denied(Reason.RESERVED_ACCOUNT, "the name is reserved")
-        binding = self._bindings.of_uid(uid)
-        if not self._policy.allows(identity):
+        binding = self._means.bindings.of_uid(uid)
+        if not self._means.policy.allows(identity):
             if binding is not None:
                 await self._refuse(binding, identity, occasion)
             raise Denied(Reason.GROUP_NOT_ALLOWED, "in no group of SHIM_ALLOWED_GROUPS")
+        if binding is None:
+            await self._refresh()
+            binding = self._means.bindings.of_uid(uid)
         if binding is None:
             return await self._admit(identity, uid, occasion)
         renames = fold_name(identity.username) != fold_name(binding.claimed_name)
         if renames:
             self._check_rename(identity, binding, verified=verified)
-        user = await self._api.user(binding.navidrome_id)
+        user = await self._means.api.user(binding.navidrome_id)
         if user is not None:
             binding = await self.upkeep.follow(binding, user, occasion)
             try:
@@ -109,7 +94,7 @@ class Provisioner:
             await self.upkeep.refuse(binding, identity, occasion)
         except (NavidromeError, StoreError, Busy) as error:
             # The person is refused all the same, and the door closed as soon as that can be done.
-            self._record(
+            self._means.record(
                 AccountFailed(
                     time=time.time(),
                     peer="-" if occasion.asker is None else occasion.asker.peer,
@@ -123,27 +108,27 @@ class Provisioner:
     def _check_rename(self, identity: Identity, binding: Binding, *, verified: bool) -> None:
         if fold_name(identity.username) == binding.folded_name:
             return  # somebody renamed the account in Navidrome already
-        policy = self._policy
+        policy = self._means.policy
         if not policy.follows(verified=verified):
             why = f"SHIM_FOLLOW_RENAMES is {policy.follow_renames}"
             raise Denied(_CONFLICT, f"the uid belongs to {binding.user_name}, and {why}")
         self._check_free(identity, binding.navidrome_id)
-        if self._directory.of_name(identity.username) is not None:
+        if self._means.directory.of_name(identity.username) is not None:
             raise Denied(_CONFLICT, "another account has the new name")
 
     def _check_free(self, identity: Identity, navidrome_id: str | None) -> None:
         """Raise `Denied` where the name is somebody else's, or rests for somebody else."""
         folded = fold_name(identity.username)
-        holder = self._bindings.of_name(folded)
+        holder = self._means.bindings.of_name(folded)
         if holder is not None and holder.uid is not None and holder.uid != identity.uid:
             raise Denied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
-        rest = self._bindings.rest_of(folded)
+        rest = self._means.bindings.rest_of(folded)
         if rest is not None and navidrome_id != rest.navidrome_id and rest.uid != identity.uid:
             why = "whose tokens have not ended yet; it is free after SHIM_NAME_REST_HOURS"
             raise Denied(_CONFLICT, f"the name was another account's, {why}")
 
     def _check_usable(self, user: User) -> None:
-        if self._policy.reserves(user.user_name):
+        if self._means.policy.reserves(user.user_name):
             raise Denied(Reason.RESERVED_ACCOUNT, "the account has a reserved name by now")
         if not is_carried(user.user_name):
             raise Denied(_CONFLICT, "the account's name in Navidrome can stand in no header")
@@ -152,13 +137,13 @@ class Provisioner:
 
     async def _admit(self, identity: Identity, uid: str, occasion: Occasion) -> Binding:
         self._check_free(identity, None)
-        known = self._directory.of_name(identity.username)
+        known = self._means.directory.of_name(identity.username)
         if known is None:
             try:
                 return await self._create(identity, uid, occasion)
             except NameTaken:
-                self._directory.replace(await self._api.users())
-            known = self._directory.of_name(identity.username)
+                self._means.directory.replace(await self._means.api.users())
+            known = self._means.directory.of_name(identity.username)
             if known is None:
                 raise Busy("Navidrome says that the name is taken, and lists nobody who has it")
         return await self._link(identity, uid, known, occasion)
@@ -169,13 +154,15 @@ class Provisioner:
             user_name=identity.username,
             name=identity.name or identity.username,
             email=usable_email(identity.email) or "",
-            is_admin=self._policy.admin(identity) is True,
+            is_admin=self._means.policy.admin(identity) is True,
         )
         user, intent = await self.rights.writer.create(new, uid)
-        self._directory.put(user)
-        binding = await self._bindings.put(_binding(identity, uid, user, made=True), ends=intent)
+        self._means.directory.put(user)
+        binding = await self._means.bindings.put(
+            _binding(identity, uid, user, made=True), ends=intent
+        )
         odd = identity.email and usable_email(identity.email) is None
-        self._record(
+        self._means.record(
             AccountCreated(
                 time=time.time(),
                 account=user.user_name,
@@ -186,39 +173,39 @@ class Provisioner:
             )
         )
         # An account that was begun earlier may have been begun for other groups.
-        changes = field_changes(identity, user, binding.written, self._policy)
+        changes = field_changes(identity, user, binding.written, self._means.policy)
         user = await self.rights.change(user, changes, occasion)
         await self.rights.set_libraries(identity, user, occasion)
         return binding
 
     async def _link(self, identity: Identity, uid: str, known: User, occasion: Occasion) -> Binding:
         """Bind an account that is there already. Whoever knew its password knows it no longer."""
-        user = await self._api.user(known.id)
+        user = await self._means.api.user(known.id)
         if user is None or fold_name(user.user_name) != fold_name(identity.username):
-            self._directory.replace(await self._api.users())
+            self._means.directory.replace(await self._means.api.users())
             raise Busy("the account with this name changed just now")
-        old = self._bindings.of_account(user.id)
+        old = self._means.bindings.of_account(user.id)
         if old is not None and old.uid is not None:
             raise Denied(_CONFLICT, f"the account is bound to another uid ({old.uid})")
         released = old is not None and old.made
-        why_not = self._policy.why_not_linked(user, identity, released=released)
+        why_not = self._means.policy.why_not_linked(user, identity, released=released)
         if why_not is not None:
             raise Denied(_CONFLICT, why_not)
         self._check_usable(user)
-        changes = field_changes(identity, user, NOTHING_WRITTEN, self._policy)
+        changes = field_changes(identity, user, NOTHING_WRITTEN, self._means.policy)
         try:
             since = "it was linked to a person"
             after = await self.rights.change(user, changes, occasion, lock_since=since)
         except Risen:
             if old is not None:
-                await self._bindings.forget(old)
-            self._directory.drop(user.id)
+                await self._means.bindings.forget(old)
+            self._means.directory.drop(user.id)
             return await self._create(identity, uid, occasion)
         binding = _binding(identity, uid, after, made=released)
         if old is not None:
             binding = replace(binding, id=old.id, first_seen=old.first_seen)
-        binding = await self._bindings.put(binding)
-        self._record(
+        binding = await self._means.bindings.put(binding)
+        self._means.record(
             AccountLinked(
                 time=time.time(),
                 account=after.user_name,
@@ -243,16 +230,16 @@ class Provisioner:
     ) -> Binding:
         """Make the account what it should be."""
         self._check_usable(user)
-        changes = field_changes(identity, user, binding.written, self._policy)
+        changes = field_changes(identity, user, binding.written, self._means.policy)
         if renames and fold_name(identity.username) != fold_name(user.user_name):
             changes["userName"] = identity.username
             # The old name rests before it is free: whoever is killed in between has said so.
-            await self._bindings.rest((self.upkeep.rest_for(binding),))
+            await self._means.bindings.rest((self.upkeep.rest_for(binding),))
         since = "the policy refused the person" if binding.open_door else None
         try:
             after = await self.rights.change(user, changes, occasion, lock_since=since)
         except NameTaken:
-            self._directory.replace(await self._api.users())
+            self._means.directory.replace(await self._means.api.users())
             raise Denied(_CONFLICT, "another account has the new name") from None
         await self.rights.set_libraries(identity, after, occasion)
         settled = replace(
@@ -266,7 +253,7 @@ class Provisioner:
         )
         if settled == binding:
             return binding
-        return await self._bindings.put(replace(settled, last_seen=time.time()))
+        return await self._means.bindings.put(replace(settled, last_seen=time.time()))
 
 
 def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:

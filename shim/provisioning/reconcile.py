@@ -11,15 +11,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountCreated, EmptyPasswordsFound
-from shim.navidrome.api import Navidrome
 from shim.navidrome.models import User
-from shim.provisioning.bindings import Bindings, Busy
-from shim.provisioning.directory import Directory
-from shim.provisioning.locks import KeyLocks
+from shim.provisioning.bindings import Busy
+from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
-from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.provisioner import Provisioner, account_keys
 from shim.provisioning.records import Binding, BindingState, Intent, IntentKind, Rest
 from shim.provisioning.writer import Risen
@@ -32,31 +28,14 @@ class Reconciler:
     before the change is seen by a request."""
 
     def __init__(
-        self,
-        api: Navidrome,
-        bindings: Bindings,
-        policy: AccountPolicy,
-        directory: Directory,
-        provisioner: Provisioner,
-        locks: KeyLocks,
-        record: Callable[[Event], None],
-        changed: Callable[[str | None], None],
+        self, means: Means, provisioner: Provisioner, changed: Callable[[str | None], None]
     ) -> None:
-        self._api = api
-        self._bindings = bindings
-        self._policy = policy
-        self._directory = directory
+        self._means = means
         self._provisioner = provisioner
-        self._locks = locks
-        self._record = record
         self._changed = changed
         self._one_at_a_time = asyncio.Lock()
         self._vetted: dict[str, str] = {}
         self.without_password: tuple[str, ...] = ()
-
-    def enforce(self, policy: AccountPolicy) -> None:
-        """Go by this policy from now on."""
-        self._policy = policy
 
     async def run(self) -> None:
         """Everything once. Raises what the API and the store raise; what was done until then stays."""
@@ -66,14 +45,14 @@ class Reconciler:
     async def _run(self) -> None:
         occasion = Occasion("reconcile")
         await self.look_after_intents(occasion)
-        users = await self._api.users()
+        users = await self._means.api.users()
         await self._rest_freed(users)
-        self._directory.replace(users)
-        self._directory.libraries = ()
-        if self._policy.library_groups:
-            self._directory.libraries = await self._api.libraries()
+        self._means.directory.replace(users)
+        self._means.directory.libraries = ()
+        if self._means.policy.library_groups:
+            self._means.directory.libraries = await self._means.api.libraries()
         there = {user.id: user for user in users}
-        for binding in self._bindings.all():
+        for binding in self._means.bindings.all():
             if self._is_odd(binding, there.get(binding.navidrome_id)):
                 await self._put_right(binding)
         await self.vet(users)
@@ -81,10 +60,10 @@ class Reconciler:
     async def look_after_intents(self, occasion: Occasion) -> None:
         """See what became of every write that was left. Raises what the API raises: then an account may
         stand open, and nobody is to be let near it."""
-        for intent in self._bindings.intents():
-            if self._bindings.is_left(intent):
-                async with self._locks.held(*account_keys(intent.uid, intent.user_name)):
-                    if self._bindings.intent(intent.key) is intent:
+        for intent in self._means.bindings.intents():
+            if self._means.bindings.is_left(intent):
+                async with self._means.locks.held(*account_keys(intent.uid, intent.user_name)):
+                    if self._means.bindings.intent(intent.key) is intent:
                         await self._look_after(intent, occasion)
 
     async def vet(self, users: Iterable[User]) -> None:
@@ -94,32 +73,34 @@ class Reconciler:
         found = {name for name in open_before if any(u.user_name == name for u in users)}
         for user in users:
             if user.user_name and self._vetted.get(user.id) != user.updated_at:
-                opens = await self._api.opens_without_password(user.user_name)
+                opens = await self._means.api.opens_without_password(user.user_name)
                 (found.add if opens else found.discard)(user.user_name)
                 self._vetted[user.id] = user.updated_at
         self.without_password = tuple(sorted(found))
         if found.difference(open_before):
-            self._record(EmptyPasswordsFound(time=time.time(), accounts=self.without_password))
+            self._means.record(
+                EmptyPasswordsFound(time=time.time(), accounts=self.without_password)
+            )
 
     def _is_odd(self, binding: Binding, user: User | None) -> bool:
         if user is None or binding.open_door or user.user_name != binding.user_name:
             return True
         if binding.state is BindingState.RELEASED:
             return False
-        admin = self._policy.admin(binding.identity)
+        admin = self._means.policy.admin(binding.identity)
         if admin is not None and admin is not user.is_admin:
             return True
-        wanted = self._policy.libraries(binding.identity, self._directory.libraries)
+        wanted = self._means.policy.libraries(binding.identity, self._means.directory.libraries)
         return wanted is not None and not user.is_admin and wanted != user.libraries
 
     async def _put_right(self, binding: Binding) -> None:
         occasion, upkeep = Occasion("reconcile", binding.identity), self._provisioner.upkeep
         keys = account_keys(binding.uid, binding.user_name, binding.claimed_name)
-        async with self._locks.held(*keys):
-            now = self._bindings.of_account(binding.navidrome_id)
+        async with self._means.locks.held(*keys):
+            now = self._means.bindings.of_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
-            user = await self._api.user(now.navidrome_id)
+            user = await self._means.api.user(now.navidrome_id)
             try:
                 if user is None:
                     self._changed(now.uid)
@@ -141,13 +122,13 @@ class Reconciler:
     async def _rest_freed(self, users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
         names = {fold_name(user.user_name) for user in users}
-        until = time.time() + self._policy.rest_seconds
+        until = time.time() + self._means.policy.rest_seconds
         freed = []
-        for user in self._directory.all():
+        for user in self._means.directory.all():
             folded = fold_name(user.user_name)
-            if folded and folded not in names and self._bindings.of_account(user.id) is None:
+            if folded and folded not in names and self._means.bindings.of_account(user.id) is None:
                 freed.append(Rest(folded, user.id, None, until))
-        await self._bindings.rest(freed)
+        await self._means.bindings.rest(freed)
 
     async def _look_after(self, intent: Intent, occasion: Occasion) -> None:
         try:
@@ -156,25 +137,25 @@ class Reconciler:
                 return
             await self._provisioner.rights.writer.resolve(intent, occasion)
         except Risen:
-            binding = self._bindings.of_account(intent.navidrome_id)
+            binding = self._means.bindings.of_account(intent.navidrome_id)
             if binding is not None:
                 self._changed(binding.uid)
                 await self._provisioner.upkeep.forget(binding, occasion)
             return
-        await self._bindings.close_intent(intent)
+        await self._means.bindings.close_intent(intent)
 
     async def _bind_begun(self, intent: Intent, occasion: Occasion) -> None:
         """An account whose making was interrupted belongs to whom it was made for. What else the person
         is to have comes with the next request."""
-        user = await self._api.user(intent.navidrome_id)
-        bound = user is not None and self._bindings.of_account(user.id) is not None
-        if user is None or bound or intent.uid is None or self._bindings.of_uid(intent.uid):
-            await self._bindings.close_intent(intent)
+        user = await self._means.api.user(intent.navidrome_id)
+        bound = user is not None and self._means.bindings.of_account(user.id) is not None
+        if user is None or bound or intent.uid is None or self._means.bindings.of_uid(intent.uid):
+            await self._means.bindings.close_intent(intent)
             return
-        self._directory.put(user)
+        self._means.directory.put(user)
         identity = Identity(intent.user_name, uid=intent.uid)
         now = time.time()
-        await self._bindings.put(
+        await self._means.bindings.put(
             Binding(
                 uid=intent.uid,
                 navidrome_id=user.id,
@@ -187,7 +168,7 @@ class Reconciler:
             ),
             ends=intent,
         )
-        self._record(
+        self._means.record(
             AccountCreated(
                 time=now,
                 account=user.user_name,

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountChanged, AccountLocked, DemotionWithheld
-from shim.navidrome.api import Navidrome
 from shim.navidrome.models import Library, User
-from shim.provisioning.bindings import Bindings
-from shim.provisioning.directory import Directory
+from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
-from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.records import Intent, IntentKind
 from shim.provisioning.writer import Writer
 from shim.trust.identity import Identity
@@ -29,27 +25,11 @@ from shim.trust.names import fold_name
 class Rights:
     """Changes accounts. Raises what the writer raises."""
 
-    def __init__(
-        self,
-        api: Navidrome,
-        bindings: Bindings,
-        policy: AccountPolicy,
-        directory: Directory,
-        record: Callable[[Event], None],
-    ) -> None:
-        self._api = api
-        self._bindings = bindings
-        self._policy = policy
-        self._directory = directory
-        self._record = record
-        self.writer = Writer(api, bindings, policy, record)
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self.writer = Writer(means)
         self._demotion = asyncio.Lock()
         self._withheld: set[str] = set()
-
-    def enforce(self, policy: AccountPolicy) -> None:
-        """Go by this policy from now on."""
-        self._policy = policy
-        self.writer.enforce(policy)
 
     async def change(
         self,
@@ -70,14 +50,14 @@ class Rights:
 
     async def set_libraries(self, identity: Identity, user: User, occasion: Occasion) -> None:
         """Give the account the libraries of the identity's groups."""
-        if user.is_admin or not self._policy.library_groups:
+        if user.is_admin or not self._means.policy.library_groups:
             return
         libraries = await self._libraries()
-        wanted = self._policy.libraries(identity, libraries)
+        wanted = self._means.policy.libraries(identity, libraries)
         if wanted is None or wanted == user.libraries:
             return
-        await self._api.set_libraries(user.id, wanted)
-        self._directory.put(replace(user, libraries=wanted))
+        await self._means.api.set_libraries(user.id, wanted)
+        self._means.directory.put(replace(user, libraries=wanted))
         names = {library.id: library.name for library in libraries}
         change = f"libraries: {_named(user.libraries, names)} → {_named(wanted, names)}"
         self._say(user, (change,), occasion)
@@ -92,12 +72,14 @@ class Rights:
         if not changes and lock_since is None:
             return user
         after = await self.writer.write(user, changes, occasion, lock=lock_since is not None)
-        self._directory.put(after)
+        self._means.directory.put(after)
         self._say(after, _differences(user, after), occasion)
         if lock_since is not None:
             told = occasion.told()
             now = time.time()
-            self._record(AccountLocked(time=now, account=after.user_name, why=lock_since, **told))
+            self._means.record(
+                AccountLocked(time=now, account=after.user_name, why=lock_since, **told)
+            )
         return after
 
     @asynccontextmanager
@@ -105,42 +87,44 @@ class Rights:
         """Whether the account may lose its right: another admin beside the shim's own has to be left.
         Held until it is written, so that no two lose it at once."""
         async with self._demotion:
-            intent = await self._bindings.open_intent(
+            intent = await self._means.bindings.open_intent(
                 Intent(
                     key="demotion",
                     kind=IntentKind.LOCK,
-                    owner=self._bindings.owner,
+                    owner=self._means.bindings.owner,
                     since=time.time(),
                 )
             )
             try:
                 yield await self._may_lose_it(user, occasion)
             finally:
-                await self._bindings.close_intent(intent)
+                await self._means.bindings.close_intent(intent)
 
     async def _may_lose_it(self, user: User, occasion: Occasion) -> bool:
-        own = fold_name(self._policy.own_name)
-        others = (one for one in await self._api.users() if one.id != user.id)
+        own = fold_name(self._means.policy.own_name)
+        others = (one for one in await self._means.api.users() if one.id != user.id)
         left = any(one.is_admin and fold_name(one.user_name) != own for one in others)
-        if left or self._policy.demotes_last_admin:
+        if left or self._means.policy.demotes_last_admin:
             self._withheld.discard(user.id)
             return True
         if user.id not in self._withheld:
             self._withheld.add(user.id)
             told = occasion.told()
-            self._record(DemotionWithheld(time=time.time(), account=user.user_name, **told))
+            self._means.record(DemotionWithheld(time=time.time(), account=user.user_name, **told))
         return False
 
     async def _libraries(self) -> tuple[Library, ...]:
-        if not self._directory.libraries:
-            self._directory.libraries = await self._api.libraries()
-        return self._directory.libraries
+        if not self._means.directory.libraries:
+            self._means.directory.libraries = await self._means.api.libraries()
+        return self._means.directory.libraries
 
     def _say(self, user: User, changes: tuple[str, ...], occasion: Occasion) -> None:
         if changes:
             told = occasion.told()
             now = time.time()
-            self._record(AccountChanged(time=now, account=user.user_name, changes=changes, **told))
+            self._means.record(
+                AccountChanged(time=now, account=user.user_name, changes=changes, **told)
+            )
 
 
 def _differences(before: User, after: User) -> tuple[str, ...]:

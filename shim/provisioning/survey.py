@@ -14,7 +14,8 @@ from shim.provisioning.footing import find_footing
 from shim.provisioning.health import accounts_check, store_check
 from shim.provisioning.policy import AccountPolicy, account_policy
 from shim.settings import Settings
-from shim.store.database import Database, StoreError
+from shim.store.database import Database
+from shim.store.errors import StoreError
 
 
 async def survey(settings: Settings) -> tuple[Check, ...]:
@@ -56,7 +57,10 @@ async def _unknown_libraries(api: Navidrome, policy: AccountPolicy) -> tuple[str
 
 
 def _store(settings: Settings) -> Check:
-    database = Database(settings.database_url.get_secret_value())
+    try:
+        database = Database(settings.database_url.get_secret_value())
+    except StoreError as error:
+        return store_check("", str(error))
     try:
         file = database.file
         if file is not None and not file.exists():

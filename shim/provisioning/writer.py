@@ -11,16 +11,14 @@ from __future__ import annotations
 import secrets
 import string
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountLocked, AccountRisen
-from shim.navidrome.api import Navidrome, generated_password
+from shim.navidrome.api import generated_password
 from shim.navidrome.errors import Refused, Unavailable
 from shim.navidrome.models import NewUser, User
-from shim.provisioning.bindings import Bindings
+from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
-from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.records import Intent, IntentKind
 from shim.trust.names import fold_name
 
@@ -32,23 +30,10 @@ class Risen(Exception):
 
 
 class Writer:
-    """Writes to accounts. `record` takes events."""
+    """Writes to accounts."""
 
-    def __init__(
-        self,
-        api: Navidrome,
-        bindings: Bindings,
-        policy: AccountPolicy,
-        record: Callable[[Event], None],
-    ) -> None:
-        self._api = api
-        self._bindings = bindings
-        self._policy = policy
-        self._record = record
-
-    def enforce(self, policy: AccountPolicy) -> None:
-        """Go by this policy from now on."""
-        self._policy = policy
+    def __init__(self, means: Means) -> None:
+        self._means = means
 
     async def create(self, new: NewUser, uid: str) -> tuple[User, Intent]:
         """Make an account, and give it with the intent that its binding has to end.
@@ -56,34 +41,34 @@ class Writer:
         Where the same was begun before, it is found instead: the id is the intent's. Raises `NameTaken`,
         `Unavailable`, `Busy`.
         """
-        intent = await self._bindings.open_intent(
+        intent = await self._means.bindings.open_intent(
             Intent(
                 key=creation_key(new.user_name),
                 kind=IntentKind.CREATE,
                 navidrome_id=new.id,
                 user_name=new.user_name,
                 uid=uid,
-                owner=self._bindings.owner,
+                owner=self._means.bindings.owner,
                 since=time.time(),
             )
         )
         if intent.navidrome_id != new.id:
-            found = await self._api.user(intent.navidrome_id)
+            found = await self._means.api.user(intent.navidrome_id)
             if found is not None:
                 return found, intent
             new = NewUser(intent.navidrome_id, new.user_name, new.name, new.email, new.is_admin)
         try:
-            made_id = await self._api.create(new, generated_password())
+            made_id = await self._means.api.create(new, generated_password())
         except Refused:
-            await self._bindings.close_intent(intent)
+            await self._means.bindings.close_intent(intent)
             raise
         except Unavailable:
             # It may have been carried out. If that can't be asked now, the intent stays.
-            made = await self._api.user(new.id)
+            made = await self._means.api.user(new.id)
             if made is None:
                 raise
             made_id = new.id
-        made = await self._api.user(made_id)
+        made = await self._means.api.user(made_id)
         if made is None:
             raise Unavailable("the account was made, and is not there")
         return made, intent
@@ -102,38 +87,38 @@ class Writer:
         Raises `Risen` where the account had been deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
         """
         name = str(changes.get("userName", user.user_name))
-        if self._policy.reserves(user.user_name) or self._policy.reserves(name):
+        if self._means.policy.reserves(user.user_name) or self._means.policy.reserves(name):
             raise ValueError(f"{user.user_name} is reserved: the shim does not write to it")
-        intent = await self._bindings.open_intent(
+        intent = await self._means.bindings.open_intent(
             Intent(
                 key=f"write {user.id}",
                 kind=IntentKind.WRITE,
                 navidrome_id=user.id,
                 user_name=name,
                 created_at=user.created_at,
-                owner=self._bindings.owner,
+                owner=self._means.bindings.owner,
                 since=time.time(),
             )
         )
         password = generated_password() if lock else None
         try:
-            after = await self._api.write(user, changes, password)
+            after = await self._means.api.write(user, changes, password)
         except Refused:
-            await self._bindings.close_intent(intent)
+            await self._means.bindings.close_intent(intent)
             raise
         except Unavailable as error:
             if error.sent:
                 # It may be carried out yet: the intent stays open, and is looked after again later.
                 await self._look_after(intent, occasion)
             else:
-                await self._bindings.close_intent(intent)
+                await self._means.bindings.close_intent(intent)
             raise
         try:
             await self._verify(after, user.created_at, occasion, had_password=lock)
         except Risen:
-            await self._bindings.close_intent(intent)
+            await self._means.bindings.close_intent(intent)
             raise
-        await self._bindings.close_intent(intent)
+        await self._means.bindings.close_intent(intent)
         return after
 
     async def resolve(self, intent: Intent, occasion: Occasion) -> None:
@@ -142,13 +127,13 @@ class Writer:
             await self._look_after(intent, occasion)
 
     async def _look_after(self, intent: Intent, occasion: Occasion) -> None:
-        user = await self._api.user(intent.navidrome_id)
+        user = await self._means.api.user(intent.navidrome_id)
         if user is None:
             return
         try:
             await self._verify(user, intent.created_at, occasion, had_password=False)
         except Risen:
-            await self._bindings.close_intent(intent)
+            await self._means.bindings.close_intent(intent)
             raise
 
     async def _verify(
@@ -157,15 +142,17 @@ class Writer:
         """Make sure that the account was not deleted before it was written. Navidrome sets `createdAt`
         anew where it makes what was not there; since its owner may write that field as well, only an
         account that an empty password opens counts as risen, or one that was just given another."""
-        opened = not had_password and await self._api.opens_without_password(user.user_name)
+        opened = not had_password and await self._means.api.opens_without_password(user.user_name)
         if opened:
-            await self._api.write(user, {}, generated_password())
+            await self._means.api.write(user, {}, generated_password())
         if (opened or had_password) and user.created_at != created_at:
-            await self._api.delete(user.id)
-            self._record(AccountRisen(time=time.time(), account=user.user_name, **occasion.told()))
+            await self._means.api.delete(user.id)
+            self._means.record(
+                AccountRisen(time=time.time(), account=user.user_name, **occasion.told())
+            )
             raise Risen(user.user_name)
         if opened:
-            self._record(
+            self._means.record(
                 AccountLocked(
                     time=time.time(),
                     account=user.user_name,

@@ -23,6 +23,12 @@ MASK = "***"
 
 # RFC 9110 §5.6.2
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# As SQLAlchemy reads it: the password goes on to the first @. A second one would make its end the host.
+_SQLITE = re.compile(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$")
+_POSTGRESQL = re.compile(
+    r"postgresql\+psycopg://(?=\S)([^:/@?]*(:[^@]*)?@)?"
+    r"(\[[0-9A-Fa-f:.]+\]|[\w.,-]*)(:\d{1,5})?([/?][^@]*)?"
+)
 # What frames a message, ends at this hop or is Navidrome's own: never a name for an identity or a proof.
 # `X-Forwarded-User` and its kin are free, since oauth2-proxy names people with them.
 _NO_CLAIM = frozenset(
@@ -287,10 +293,12 @@ def bearer_token(text: str) -> SecretStr:
 
 
 def database_url(text: str) -> SecretStr:
-    """`sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
-    if not re.match(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$|postgresql\+psycopg://[^\s]", text):
+    """`sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`, where no part of the password can
+    be taken for anything else: all the rest is said in messages."""
+    if not (_SQLITE.match(text) or _POSTGRESQL.fullmatch(text)):
         raise ValueError(
-            "expected sqlite:///file.db or postgresql+psycopg://user:password@host/name"
+            "expected sqlite:///file.db or postgresql+psycopg://user:password@host/name, where %40 stands "
+            "for an @ in the password"
         )
     return SecretStr(text)
 

@@ -1,43 +1,51 @@
 """Transactions on the store, in a thread of their own.
 
-There is one connection for a process's writes, so transactions queue in order; each is short. On SQLite
-a commit is on the disk when it returns, and a writer takes the lock at its beginning: two processes wait
-for each other instead of failing.
+There is one connection for a process's writes, so transactions queue in order; each is short. What is
+committed is on the disk when it returns, and two processes wait for each other instead of failing. Nobody
+waits for ever: a store that does not answer is one that can't be used.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
 
+from shim.store.engine import IN_MEMORY, WRITES, Lines, engine_of
+from shim.store.errors import StoreError
 from shim.store.schema import HEAD
 
 T = TypeVar("T")
 
-_BUSY_SECONDS = 10
-_IN_MEMORY = (None, "", ":memory:")
-
-
-class StoreError(Exception):
-    """The store can't be used. The message names no password."""
+# Longer than a new connection and a writer's turn take together.
+_ANSWER_SECONDS = 20.0
+# How long what is under way may take when the store is closed.
+_LAST_SECONDS = 5.0
 
 
 class Database:
-    """The store at `url` (SQLAlchemy's form). Made without touching it; `open` or `opened` does."""
+    """The store at `url` (SQLAlchemy's form). Made without touching it; `open` or `opened` does. Raises
+    `StoreError` where it can't be spoken to at all."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._engine = _engine(url)
+        try:
+            self._engine = engine_of(self._url)
+        except ImportError as error:
+            raise StoreError(
+                f"{self.place}: psycopg, which PostgreSQL needs, is not installed ({error}): install "
+                "navidrome-auth-shim[postgres], or build the image with REQUIREMENTS=postgres.txt"
+            ) from None
+        self._lines = Lines(self._engine)
 
     @property
     def place(self) -> str:
@@ -47,13 +55,16 @@ class Database:
     @property
     def file(self) -> Path | None:
         """The file that it is in, where it is in one."""
-        if self._url.get_backend_name() != "sqlite" or self._url.database in _IN_MEMORY:
+        if self._url.get_backend_name() != "sqlite" or self._url.database in IN_MEMORY:
             return None
         return Path(str(self._url.database))
 
     def look(self) -> None:
-        """Read from it, and change nothing. Raises `StoreError`."""
-        self.read(_version)
+        """Read from it, and change nothing. Raises `StoreError`, also where `open` would have to make the
+        tables and may not."""
+        why_not = self.read(_why_not)
+        if why_not is not None:
+            raise StoreError(f"{self.place}: {why_not}")
 
     def open(self) -> None:
         """Bring the tables up to date. Raises `StoreError`."""
@@ -65,12 +76,12 @@ class Database:
                 from shim.store.upgrade import UnknownVersion, upgrade  # noqa: PLC0415
 
                 try:
-                    upgrade(self._engine)
+                    self.write(upgrade)
                 except UnknownVersion as error:
                     raise StoreError(f"{self.place}: {error}") from None
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """What `work` finds, in one transaction."""
+        """What `work` finds, in one transaction, which sees one moment."""
         with _told(self.place), self._engine.connect() as connection:
             return work(connection)
 
@@ -79,7 +90,7 @@ class Database:
         Raises `StoreError`, or SQLAlchemy's IntegrityError as it is."""
         with (
             _told(self.place),
-            self._engine.connect().execution_options(shim_writes=True) as connection,
+            self._engine.connect().execution_options(**WRITES) as connection,
             connection.begin(),
         ):
             return work(connection)
@@ -93,20 +104,32 @@ class Database:
         return await self._in_thread(lambda: self.read(work))
 
     async def writing(self, work: Callable[[Connection], T]) -> T:
-        """`write`, off the loop. Whoever is cancelled meanwhile leaves it running to its end."""
+        """`write`, off the loop. Whoever is cancelled meanwhile leaves it running to its end, and so does
+        whoever has waited too long for one that has begun."""
         return await self._in_thread(lambda: self.write(work))
 
     def close(self) -> None:
-        """Wait for what is under way, and let go of the store."""
-        self._thread.shutdown(wait=True)
+        """Wait for what is under way, but not for a server that answers no more, and let go of the store."""
+        with contextlib.suppress(RuntimeError):  # closed before
+            last = self._thread.submit(int)
+            self._thread.shutdown(wait=False)
+            if not wait({last}, _LAST_SECONDS).done:
+                self._lines.cut()
+        self._thread.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            under_way = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            under_way = self._thread.submit(work)
         except RuntimeError:
             raise StoreError("the store is closed") from None
-        return await asyncio.shield(under_way)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await asyncio.shield(asyncio.wrap_future(under_way))
+        except TimeoutError:
+            # What has not begun by now is never done: whoever asked for it has been told so.
+            under_way.cancel()
+            raise StoreError(f"{self.place}: no answer for {_ANSWER_SECONDS:.0f} s") from None
 
 
 @contextmanager
@@ -118,37 +141,19 @@ def _told(place: str) -> Iterator[None]:
         raise
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise StoreError(f"{place}: {str(cause).splitlines()[0]}") from None
+        said = str(cause).splitlines() or [type(cause).__name__]
+        raise StoreError(f"{place}: {said[0]}") from None
 
 
-def _engine(url: str) -> Engine:
-    where = make_url(url)
-    if where.get_backend_name() != "sqlite":
-        return create_engine(where, pool_size=1, max_overflow=2, pool_pre_ping=True)
-    arguments: dict[str, Any] = {
-        "connect_args": {"check_same_thread": False, "timeout": _BUSY_SECONDS}
-    }
-    if where.database in _IN_MEMORY:
-        arguments["poolclass"] = StaticPool
-    engine = create_engine(where, **arguments)
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # The driver's own way of beginning transactions leaves DDL outside; ours is below.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("shim_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _why_not(connection: Connection) -> str | None:
+    """Why the tables can't be brought up to date, as far as reading tells."""
+    if _version(connection) == HEAD or connection.dialect.name != "postgresql":
+        return None
+    # Since PostgreSQL 15 only a database's owner may make tables in its schema `public`.
+    may = text("SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)")
+    if connection.execute(may).scalar_one():
+        return None
+    return "the role may make no tables there; it has to own the database"
 
 
 def _version(connection: Connection) -> str | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
@@ -38,7 +38,10 @@ def hang_up(shim: Shim) -> None:
 
 
 def command(
-    folder: Path, *arguments: str, settings: Mapping[str, str]
+    folder: Path,
+    *arguments: str,
+    settings: Mapping[str, str],
+    program: Sequence[str] = (sys.executable, "-m", "shim"),
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of the shim's; `settings` without their prefix."""
     environment = {
@@ -47,7 +50,7 @@ def command(
         **{f"SHIM_{name}": value for name, value in settings.items()},
     }
     return subprocess.run(
-        [sys.executable, "-m", "shim", *arguments],
+        [*program, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,

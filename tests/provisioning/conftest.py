@@ -1,4 +1,4 @@
-"""A world on each server: most tests on all of them, some on the stand-in alone."""
+"""A world on each server: most tests on all of them, some on the stand-in alone, some with each store."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ async def tcp_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         yield one
 
 
+@pytest.fixture(params=["stand-in tcp", "stand-in tcp, postgresql", "real tcp"])
+async def any_store_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """An empty server of each kind, with each kind of store."""
+    kind, _, store = request.param.partition(", ")
+    url = request.getfixturevalue("postgresql_url") if store else ""
+    async for one in _worlds(_there(kind), tmp_path, url):
+        yield one
+
+
 @pytest.fixture
 async def stand_in_world(tmp_path: Path) -> AsyncIterator[World]:
     """An empty stand-in, which plays faults and says what it was asked."""
@@ -47,10 +56,10 @@ def _there(kind: str) -> str:
     return kind
 
 
-async def _worlds(kind: str, folder: Path) -> AsyncIterator[World]:
+async def _worlds(kind: str, folder: Path, database_url: str = "") -> AsyncIterator[World]:
     server = server_of(kind, folder, libraries=("Family", "Kids"))
     await server.start()
-    world = World(server, folder)
+    world = World(server, folder, database_url)
     try:
         yield world
     finally:

@@ -39,8 +39,8 @@ async def as_json(world: World, *arguments: str) -> Any:
     return json.loads(out)
 
 
-async def test_the_list_says_whose_every_account_is(tcp_world: World) -> None:
-    world = tcp_world
+async def test_the_list_says_whose_every_account_is(any_store_world: World) -> None:
+    world = any_store_world
     await world.start(ALLOWED_GROUPS="music")
     await world.ask(person("alice", "music"))
     await world.ask(person("eve", "music"))
@@ -61,8 +61,8 @@ async def test_the_list_says_whose_every_account_is(tcp_world: World) -> None:
     assert "empty password" in out and "alice" in out
 
 
-async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(tcp_world: World) -> None:
-    world = tcp_world
+async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_world: World) -> None:
+    world = any_store_world
     await world.start(LINK_EXISTING="none")
     await world.ask(person("alice"))
     alice = await world.user("alice")

@@ -7,7 +7,9 @@ import pytest
 from shim.audit.provisioning_events import AdminCreated, ProvisioningUnready
 from shim.control.health import State
 from shim.demo.navidrome import Fault, FaultKind
+from shim.provisioning.building import build_accounts
 from shim.proxy.gate import Refusal
+from shim.settings import load
 from shim.trust.reasons import Reason
 from tests.provisioning.world import World, person, until
 
@@ -133,3 +135,12 @@ async def test_nobody_is_let_through_before_the_server_is_known_to_have_users(
     await until(lambda: world.accounts.ground.fault is None, 20)
     assert await world.ask(person("alice")) == "alice"
     assert (await world.user("alice"))["isAdmin"] is False
+
+
+async def test_a_store_that_was_not_opened_yet_is_not_called_well(stand_in_world: World) -> None:
+    world = stand_in_world
+    accounts = build_accounts(load(world.environment()), world.events.append)
+    assert [check.state for check in accounts.checks()] == [State.FAILING, State.FAILING]
+    await accounts.gate.start()
+    assert [check.state for check in accounts.checks()] == [State.OK, State.OK]
+    await accounts.gate.stop()

@@ -15,9 +15,9 @@ MOMENTS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3)
 
 
 async def test_a_shim_that_is_killed_over_and_over_loses_and_doubles_nothing(
-    tcp_world: World,
+    any_store_world: World,
 ) -> None:
-    world = tcp_world
+    world = any_store_world
     world.use(ADMIN_GROUPS="admins", NAME_REST_HOURS="0")
     for at, moment in enumerate(MOMENTS):
         await _visited_until_killed(world, at, moment)

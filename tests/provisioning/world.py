@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +36,17 @@ def person(
 class World:
     """One server, one store, and the gates that were started over them, one after the other."""
 
-    def __init__(self, server: Server, folder: Path) -> None:
+    def __init__(self, server: Server, folder: Path, database_url: str = "") -> None:
+        """Without `database_url` the store is a file in the folder."""
         self.server = server
+        self.database_url = database_url or f"sqlite:///{folder}/shim.db"
         self.events: list[Event] = []
         self.accounts: AccountParts
         self.folder = folder
         self._client = client_of(server.upstream)
         self._running: AccountParts | None = None
         self._settings: dict[str, str] = {}
+        self._owner = ""
 
     # the shim
 
@@ -51,6 +55,8 @@ class World:
         self.use(**settings)
         loaded = load(self.environment())
         self.accounts = self._running = build_accounts(loaded, self.events.append)
+        bindings = self.accounts.ground.bindings
+        bindings.owner = self._owner or bindings.owner
         await self.accounts.gate.start()
         return self.accounts
 
@@ -62,7 +68,7 @@ class World:
         """The shim's settings as they stand in an environment."""
         settings = {
             "UPSTREAM": self.server.upstream,
-            "DATABASE_URL": f"sqlite:///{self.folder}/shim.db",
+            "DATABASE_URL": self.database_url,
             "REVERSE_PROXY_WHITELIST": "127.0.0.1",
             "PROVISIONING_TIMEOUT": "20",
             **self._settings,
@@ -79,9 +85,25 @@ class World:
         await self.stop()
         return await self.start(**settings)
 
-    async def close(self) -> None:
+    @asynccontextmanager
+    async def replica(self) -> AsyncIterator[World]:
+        """A shim more, over the same server and the same store, as if on another machine."""
+        other = World(self.server, self.folder, self.database_url)
+        other._owner = "elsewhere/1/replica"
+        other.use(**self._settings)
+        try:
+            await other.start()
+            yield other
+        finally:
+            await other.leave()
+
+    async def leave(self) -> None:
+        """Stop it, and let go of the server, which stays as it is."""
         await self.stop()
         await self._client.aclose()
+
+    async def close(self) -> None:
+        await self.leave()
         await self.server.stop()
 
     # requests

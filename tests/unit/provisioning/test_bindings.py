@@ -1,12 +1,13 @@
-"""Bindings, intents and resting names: in memory what is in the store, and across processes."""
+"""Bindings, intents and resting names: in memory what is in the store, and across processes; on SQLite and
+on PostgreSQL."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -28,14 +29,14 @@ class Clock:
 
 
 @pytest.fixture
-async def opened(tmp_path: Path) -> AsyncIterator[Callable[..., Bindings]]:
+async def opened(store_url: str) -> AsyncIterator[Callable[..., Bindings]]:
     """Makes the bindings of one process more, over the same store."""
     databases = []
 
     def make(owner: str = "", clock: Callable[[], float] | None = None) -> Bindings:
-        database = Database(f"sqlite:///{tmp_path / 'shim.db'}")
-        database.open()
+        database = Database(store_url)
         databases.append(database)
+        database.open()
         return Bindings(database, owner or new_owner(), clock or Clock())
 
     yield make
@@ -118,6 +119,66 @@ async def test_no_two_processes_bind_one_person_one_name_or_one_account(
     await first.put(binding())
     with pytest.raises(Busy):
         await second.put(other)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [binding(f"name{n}", "u", f"id{n}") for n in range(4)],
+        [binding("Alice" if n % 2 else "ALICE", f"u{n}", f"id{n}") for n in range(4)],
+        [binding(f"name{n}", f"u{n}", "id") for n in range(4)],
+    ],
+    ids=["person", "name", "account"],
+)
+async def test_of_processes_that_bind_at_once_one_does_and_the_others_learn_of_it(
+    opened: Callable[..., Bindings], others: list[Binding]
+) -> None:
+    processes = [opened() for _ in others]
+    for one in processes:
+        await one.load()
+    tried = [one.put(other) for one, other in zip(processes, others, strict=True)]
+    answers = await asyncio.gather(*tried, return_exceptions=True)
+    bound = [answer for answer in answers if isinstance(answer, Binding)]
+    assert len(bound) == 1
+    assert [type(answer) for answer in answers if answer not in bound] == [Busy] * 3
+    for one in processes:
+        await one.refresh()
+        assert one.all() == tuple(bound)
+
+
+async def test_of_processes_that_take_up_what_was_left_one_does(
+    opened: Callable[..., Bindings],
+) -> None:
+    clock = Clock()
+    left = opened(ELSEWHERE)
+    others = [opened(f"host{n}/1/x", clock) for n in range(4)]
+    for key in map(str, range(8)):
+        await left.open_intent(intent(ELSEWHERE, key))
+    clock.now += LEASE_SECONDS + 1
+    for key in map(str, range(8)):
+        tried = [one.open_intent(intent(one.owner, key, clock.now)) for one in others]
+        answers = await asyncio.gather(*tried, return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == ["Busy"] * 3 + ["Intent"]
+
+
+async def test_processes_that_note_the_same_do_not_get_in_each_others_way(
+    opened: Callable[..., Bindings],
+) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    numbers = [(await first.put(binding(f"n{n}", f"u{n}", f"id{n}"))).id for n in range(8)]
+    await second.load()
+    rests = [Rest("freed", "id", None, 2000), Rest("free", "id", None, 2000)]
+    for _ in range(20):
+        await asyncio.gather(
+            first.saw(dict.fromkeys(numbers, 3.0)),
+            second.saw(dict.fromkeys(reversed(numbers), 4.0)),
+            first.rest(rests),
+            second.rest(reversed(rests)),
+        )
+    await second.load()
+    assert {one.last_seen for one in second.all()} <= {3.0, 4.0}
+    assert second.rest_of("freed") is not None
 
 
 async def test_what_was_unlinked_elsewhere_is_not_linked_again_by_a_late_write(

@@ -57,6 +57,20 @@ def test_text_that_is_taken(name: str, text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////data/shim.db",
+        "postgresql+psycopg://db",
+        "postgresql+psycopg://shim:p/a:s?s%40#w rd@db_1.example.org:5432/shim?sslmode=require",
+        "postgresql+psycopg://shim@[::1]/shim",
+        "postgresql+psycopg:///shim?host=/run/postgresql",
+    ],
+)
+def test_an_address_of_a_database_that_is_taken(text: str) -> None:
+    assert load({"SHIM_DATABASE_URL": text}).database_url.get_secret_value() == text
+
+
+@pytest.mark.parametrize(
     ("name", "text"),
     [
         *[("listen", text) for text in ("", "4534", ":4534", "*:4534", "::1:4534", "[::1]")],
@@ -111,10 +125,22 @@ def test_text_that_is_taken(name: str, text: str, value: object) -> None:
         ],
         *[
             ("sign_in_url", text)
-            for text in ("//evil", "start", "/a b", "/a\\b", "javascript:alert(1)")
+            for text in (
+                "//evil",
+                "start",
+                "/a b",
+                "/a\\b",
+                "javascript:alert(1)",
+                "/start#a",
+                "https://a/#b",
+            )
         ],
         *[("navidrome_admin_username", text) for text in ("", "a\nb", "x" * 256)],
         *[("database_url", text) for text in ("shim.db", "postgres://a/b", "sqlite:/a")],
+        *[
+            ("database_url", f"postgresql+psycopg://{rest}")
+            for rest in ("", " ", "db name/shim", "db:port/shim", "db:543210/shim", "[::1/shim")
+        ],
         *[("control_token", text) for text in ("two words", "käse")],
     ],
 )

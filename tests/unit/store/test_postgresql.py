@@ -1,0 +1,309 @@
+"""What only a real PostgreSQL shows: processes that meet, a server that leaves, and who may do what there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, insert, make_url, select, text, update
+
+from shim.store import database as module
+from shim.store import engine
+from shim.store.database import Database
+from shim.store.errors import StoreError
+from shim.store.schema import MARKS
+from tests.postgresql import PASSWORD, PostgreSQL
+
+ROOT = Path(__file__).parents[3]
+OPENS = """
+import sys
+from shim.store import upgrade
+from shim.store.database import Database
+print("ready", flush=True)
+sys.stdin.readline()
+Database(sys.argv[1]).open()
+"""
+
+Make = Callable[[str], Database]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes stores that are closed in the end."""
+    made: list[Database] = []
+
+    def make(url: str) -> Database:
+        made.append(Database(url))
+        return made[-1]
+
+    yield make
+    for database in made:
+        database.close()
+
+
+@pytest.fixture
+def store(make: Make, postgresql_url: str) -> Database:
+    """A store that is open."""
+    database = make(postgresql_url)
+    database.open()
+    return database
+
+
+def marks(database: Database) -> list[str]:
+    return database.read(lambda c: [row.name for row in c.execute(select(MARKS))])
+
+
+def add(database: Database, name: str) -> None:
+    database.write(lambda c: c.execute(insert(MARKS).values(name=name, value=0)))
+
+
+def value(connection: Connection) -> int:
+    return int(connection.execute(select(MARKS.c.value)).scalar_one())
+
+
+# processes that meet
+
+
+def test_processes_that_make_the_tables_at_once_make_them_once(
+    postgresql: PostgreSQL, postgresql_url: str, make: Make
+) -> None:
+    with ExitStack() as ends:
+        processes = [_opener(ends, postgresql_url) for _ in range(3)]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+
+        def meanwhile(_: Connection) -> None:
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            postgresql.wait_for_waiting(postgresql_url, 3)
+
+        database = make(postgresql_url)
+        database.write(meanwhile)
+        for process in processes:
+            said, _ = process.communicate(timeout=30)
+            assert (process.returncode, said) == (0, "")
+    assert marks(database) == ["bindings"]
+
+
+def _opener(ends: ExitStack, url: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPENS, url],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    ends.enter_context(process)
+    ends.callback(process.kill)
+    return process
+
+
+@pytest.mark.parametrize("default", ["read committed", "repeatable read", "serializable"])
+def test_a_writer_sees_what_was_written_while_it_waited_for_its_turn(
+    postgresql: PostgreSQL, postgresql_url: str, make: Make, default: str
+) -> None:
+    name = make_url(postgresql_url).database
+    postgresql.do(f"ALTER DATABASE {name} SET default_transaction_isolation = '{default}'")
+    first, second = make(postgresql_url), make(postgresql_url)
+    first.open()
+
+    def add_one(connection: Connection) -> int:
+        found = value(connection) + 1
+        connection.execute(update(MARKS).values(value=found))
+        return found
+
+    with ThreadPoolExecutor(1) as thread:
+
+        def meanwhile(connection: Connection) -> int:
+            waits.append(thread.submit(second.write, add_one))
+            postgresql.wait_for_waiting(postgresql_url, 1)
+            return add_one(connection)
+
+        waits = [thread.submit(int)]
+        assert first.write(meanwhile) == 1
+        assert waits[-1].result(20) == 2
+
+
+def test_a_writer_that_went_silent_loses_its_turn_and_what_it_wrote(
+    make: Make, store: Database, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_SILENT_SECONDS", 0.1)
+    other = make(postgresql_url)
+
+    def silent(connection: Connection) -> None:
+        connection.execute(insert(MARKS).values(name="silent", value=0))
+        add(other, "other")
+
+    with pytest.raises(StoreError, match="idle-in-transaction"):
+        store.write(silent)
+    assert marks(store) == ["bindings", "other"]
+
+
+def test_looking_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, make: Make) -> None:
+    # The number that the next transaction which writes will get.
+    number = "SELECT txid_snapshot_xmax(txid_current_snapshot())"
+    for opens in (False, True):
+        database = make(postgresql_url)
+        if opens:
+            database.open()
+        before = postgresql.do(number)
+        database.look()
+        assert postgresql.do(number) == before
+
+
+# a server that leaves
+
+
+def test_a_server_that_started_again_is_found_again(
+    postgresql: PostgreSQL, store: Database
+) -> None:
+    assert marks(store) == ["bindings"]
+    postgresql.restart()
+    assert marks(store) == ["bindings"]
+    postgresql.restart()
+    add(store, "one")
+    assert marks(store) == ["bindings", "one"]
+
+
+def test_a_server_that_is_away_is_said_and_found_again(
+    postgresql: PostgreSQL, store: Database
+) -> None:
+    postgresql.stop()
+    try:
+        for use in (store.open, store.look, lambda: add(store, "one")):
+            with pytest.raises(StoreError, match="Connection refused") as raised:
+                use()
+            assert store.place in str(raised.value)
+            assert PASSWORD not in str(raised.value)
+    finally:
+        postgresql.start()
+    add(store, "one")
+    assert marks(store) == ["bindings", "one"]
+
+
+def test_what_loses_its_connection_is_undone_whole(postgresql: PostgreSQL, store: Database) -> None:
+    def cut(connection: Connection) -> None:
+        connection.execute(insert(MARKS).values(name="one", value=0))
+        backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        postgresql.do(f"SELECT pg_terminate_backend({backend})")
+        connection.execute(insert(MARKS).values(name="two", value=0))
+
+    with pytest.raises(StoreError):
+        store.write(cut)
+    add(store, "three")
+    assert marks(store) == ["bindings", "three"]
+
+
+async def test_a_server_that_answers_no_more_keeps_no_store_from_being_closed(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_LAST_SECONDS", 0.1)
+
+    def backend(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    store = Database(postgresql_url)
+    number = store.read(backend)
+    os.kill(number, signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreError, match="no answer"):
+            await store.reading(backend)
+        await asyncio.wait_for(asyncio.to_thread(store.close), 20)
+    finally:
+        os.kill(number, signal.SIGCONT)
+
+
+def test_a_server_that_vanishes_is_given_up_in_seconds(store: Database) -> None:
+    def patience(connection: Connection) -> tuple[float, ...]:
+        driver: Any = connection.connection.driver_connection
+        before = float(driver.info.get_parameters()["connect_timeout"])
+        with socket.socket(fileno=os.dup(driver.fileno())) as end:
+            idle, interval, count = (
+                end.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            unanswered = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) / 1000
+        return before, idle + interval * count, unanswered
+
+    assert all(0 < seconds <= 30 for seconds in store.read(patience))
+
+
+# who may do what there
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"password": "wr0ng"}, "password authentication failed"),
+        ({"username": "nobody"}, "password authentication failed"),
+        ({"database": "nowhere"}, "does not exist"),
+        ({"port": 1}, "Connection refused"),
+        ({"query": {"sslmode": "require"}}, "SSL"),
+        ({"query": {"passwort": "wr0ng"}}, "passwort"),
+        ({"query": {"password": "wr0ng"}}, "password authentication failed"),
+        ({"query": {"connect_timeout": "soon"}}, "connect_timeout"),
+    ],
+    ids=lambda row: next(iter(row)) if isinstance(row, dict) else "",
+)
+def test_what_is_wrong_with_the_address_is_said_without_a_password(
+    postgresql_url: str, make: Make, change: dict[str, object], said: str
+) -> None:
+    url = make_url(postgresql_url).set(**change)  # type: ignore[arg-type]
+    database = make(url.render_as_string(hide_password=False))
+    for use in (database.open, database.look):
+        with pytest.raises(StoreError, match=said) as raised:
+            use()
+        told = f"{raised.value} {database.place}"
+        assert database.place in str(raised.value)
+        assert PASSWORD not in told and "wr0ng" not in told
+
+
+def test_a_driver_that_is_not_installed_is_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreError, match=r"psycopg.*navidrome-auth-shim\[postgres\]") as raised:
+        Database(f"postgresql+psycopg://shim:{PASSWORD}@db/shim")
+    assert PASSWORD not in str(raised.value)
+
+
+def test_who_may_make_no_tables_is_told_before_and_when_it_is_tried(
+    postgresql: PostgreSQL, make: Make
+) -> None:
+    postgresql.do(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
+    try:
+        with postgresql.database() as empty:
+            name = str(make_url(empty).database)
+            guest = make(postgresql.url(name, "guest"))
+            with pytest.raises(StoreError, match="own the database"):
+                guest.look()
+            with pytest.raises(StoreError, match="permission denied"):
+                guest.open()
+            make(empty).look()
+    finally:
+        postgresql.do("DROP ROLE guest")
+
+
+def test_a_database_without_an_encoding_keeps_every_name(
+    postgresql: PostgreSQL, make: Make
+) -> None:
+    with postgresql.database("SQL_ASCII") as url:
+        database = make(url)
+        database.open()
+        add(database, "Jörg 音楽")
+        assert marks(database) == ["bindings", "Jörg 音楽"]
+        database.close()
