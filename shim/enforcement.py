@@ -67,6 +67,12 @@ class Enforcement:
             await keys.close()
         await self.upstream.close()
 
+    async def look_again(self) -> None:
+        """Look up names and fetch keys now, and enforce what came of it."""
+        await asyncio.gather(self.names.look_up(), *(k.fetch() for k in self._each_key()))
+        self._tell_names()
+        self.enforce("whitelist")
+
     async def take(self, settings: Settings) -> str | None:
         """Enforce these settings from now on. Gives a sentence, and changes nothing, where their key set
         can't be fetched; a name that can't be resolved lists nobody."""
@@ -192,9 +198,9 @@ def _keys(settings: Settings) -> KeyWatch | None:
 
 
 def _known(policy: Policy) -> set[str]:
-    """What was looked up for a policy: addresses by name, and keys."""
+    """What was looked up for a policy: addresses by name, and keys, which may be others under one name."""
     keys = () if policy.tokens is None else policy.tokens.keys
-    return {*_addresses(policy.whitelist.resolved), *(f"key {key}" for key in keys)}
+    return {*_addresses(policy.whitelist.resolved), *(f"key {key} {key.mark}" for key in keys)}
 
 
 def _addresses(resolved: Mapping[str, frozenset[Address]]) -> set[str]:

@@ -122,7 +122,11 @@ class Runtime:
             fresh = merged(self.settings, self._reread())
         except SettingsError as error:
             return Reloaded(faults=tuple(map(str, error.faults)))
-        if fresh.outcome.faults or not fresh.outcome.changed:
+        if fresh.outcome.faults:
+            return fresh.outcome
+        if not fresh.outcome.changed:
+            # Whoever asks for it without a change has one elsewhere in mind: a key, an address.
+            await self.enforcement.look_again()
             return fresh.outcome
         fault = await self.enforcement.take(fresh.settings)
         if fault is not None:

@@ -91,6 +91,24 @@ def _proofs(settings: Settings) -> list[str]:
     return proofs
 
 
+def _public(settings: Settings) -> str:
+    """Which paths count less than the others, as the end of a sentence."""
+    if settings.public_path_proof == "none":
+        return f" but: {', '.join(dict.fromkeys((*settings.public_paths, '/share/')))}"
+    proof = {"secret": "the shared secret", "jwt": "a verified token"}[settings.public_path_proof]
+    public = ", ".join(path for path in settings.public_paths if path.strip("/") != "share")
+    return f", but on {public} only with {proof}, and never on /share/"
+
+
+def _without(settings: Settings) -> str:
+    """What becomes of who brings no identity to a path that is not public, in words."""
+    if not settings.require_identity:
+        return "Navidrome's own login"
+    pages = f"; pages are sent to {settings.sign_in_url}" if settings.sign_in_url else ""
+    login = "open" if settings.local_login else "closed"
+    return f"401{pages}; Navidrome's own login is {login}"
+
+
 def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...]) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -101,14 +119,8 @@ def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...
             table.add_row("", "", f"→ {escape(one.remedy)}")
     console.print(table)
     console.print(f"\nIdentity headers count from: {escape(', '.join(trusted) or 'nobody')}")
-    public = escape(", ".join(settings.public_paths))
-    if settings.public_path_proof == "none":
-        console.print(f"They count on every path but: {public}")
-    else:
-        proof = {"secret": "the shared secret", "jwt": "a verified token"}[
-            settings.public_path_proof
-        ]
-        console.print(f"They count on every path, but on {public} only with {proof}")
+    console.print(f"They count on every path{escape(_public(settings))}")
     console.print(f"What proves them: {escape(', '.join(_proofs(settings)))}")
+    console.print(f"Without an identity: {escape(_without(settings))}")
     for warning in warnings(settings):
         console.print(f"[yellow]warning[/] {escape(warning)}")

@@ -38,6 +38,8 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
         return None
     if line.path[len(paths.base) :].startswith((b"api/", b"auth/")):
         return None
+    if line.path == address.partition("?")[0].encode():
+        return None  # the edge let its own sign-in through to here
     fields = block.forward
     if not _asks_for_a_page(fields) or _SENT.search(fields):
         return None

@@ -169,6 +169,11 @@ def _secret_warnings(settings: Settings) -> Iterator[str]:
 def _idle_settings(settings: Settings) -> Iterator[str]:
     if settings.jwt_verify == "off" and (settings.jwks_url or settings.jwt_hs256_secret):
         yield "SHIM_JWT_VERIFY is off: keys are set, but no token is looked at."
+    if settings.public_path_proof == "jwt" and settings.proxy_secret:
+        yield (
+            "SHIM_PUBLIC_PATH_PROOF=jwt and SHIM_PROXY_SECRET: a token on a public path counts only with "
+            "the secret beside it, so the edge has to add it there too."
+        )
     if not settings.require_identity and (settings.sign_in_url or settings.local_login):
         yield "SHIM_SIGN_IN_URL and SHIM_LOCAL_LOGIN mean nothing without SHIM_REQUIRE_IDENTITY=true."
     if settings.allow_last_admin_demotion and not settings.admin_groups:

@@ -118,7 +118,8 @@ class Settings(BaseSettings):
         written="traefik",
     )
     whitelist_refresh_seconds: Period = setting(
-        "30", "How often host names of the list are resolved anew."
+        "30",
+        "How often host names of the list are resolved anew; every 5 seconds while one has no address.",
     )
     whitelist_keep_seconds: Period = setting(
         "300", "How long the last addresses of a host name count while it cannot be resolved."
@@ -214,7 +215,9 @@ class Settings(BaseSettings):
         written="/outpost.goauthentik.io/start",
     )
     local_login: Flag = setting(
-        "false", "Leave Navidrome's own login open while SHIM_REQUIRE_IDENTITY is on."
+        "false",
+        "Leave Navidrome's login call open while SHIM_REQUIRE_IDENTITY is on; its pages and its API need an "
+        "identity all the same.",
     )
 
     provisioning: Flag = setting(

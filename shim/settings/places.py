@@ -141,6 +141,8 @@ def web_address(text: str) -> str:
 
 def sign_in_address(text: str) -> str:
     """A web address, or a path on the host that was asked."""
+    if "#" in text:  # the way back would be part of what no server sees
+        raise ValueError("expected an address without a # in it")
     if not text.startswith("/"):
         return web_address(text)
     if text.startswith("//") or not text.isascii() or re.search(r"[\x00-\x20\x7f\"<>\\]", text):

@@ -65,9 +65,7 @@ class KeyWatch:
         self.source = source
         self.told = told
         self._clock = clock
-        self._verify: ssl.SSLContext | bool = False
-        if source.url.startswith("https:"):
-            self._verify = ssl.create_default_context(cafile=source.ca)
+        self._context: ssl.SSLContext | None = None
         self._keys: tuple[Key, ...] = ()
         self._fault: str | None = "not fetched yet"
         self._fetched_at: float | None = None
@@ -160,12 +158,23 @@ class KeyWatch:
         if self._fetched_at is None or now - self._fetched_at > self.source.max_age:
             self._keys = ()
 
+    def _verify(self) -> ssl.SSLContext | bool:
+        """What a certificate is verified with. Raises ValueError where the authority's file has none."""
+        if not self.source.url.startswith("https:"):
+            return False
+        if self._context is None:
+            try:
+                self._context = ssl.create_default_context(cafile=self.source.ca)
+            except OSError as error:
+                raise ValueError(f"{self.source.ca} has no certificate in it: {error}") from None
+        return self._context
+
     async def _ask(self) -> tuple[Key, ...]:
         """The keys of the set. Raises as httpx does, and ValueError for an answer that is no key set."""
         headers = {"Accept": ", ".join(_TYPES), "Accept-Encoding": "identity"}
         # No redirect is followed, and no proxy of the environment used: the address is what was set.
         client = httpx.AsyncClient(
-            verify=self._verify, timeout=self.source.timeout, trust_env=False, headers=headers
+            verify=self._verify(), timeout=self.source.timeout, trust_env=False, headers=headers
         )
         async with client, client.stream("GET", self.source.url) as answer:
             if answer.status_code != 200:

@@ -2,16 +2,27 @@
 
 A name that never resolved lists nobody. One whose look-up fails keeps its last answer for a bounded
 time, since a name server that blinks must not lock everybody out; after that it lists nobody either.
+
+Look-ups have threads of their own: those that the event loop has for them are few, connections to Navidrome
+wait for the same ones, and a name server that is silent would hold them all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from shim.trust.addresses import Address, parse_peer
+
+# While a name has no address nobody speaks under it: an edge that starts after the shim is soon found.
+_UNRESOLVED_SECONDS = 5.0
+# The addresses, or why there are none.
+_Answer: TypeAlias = "frozenset[Address] | str"
 
 
 @dataclass(slots=True)
@@ -19,6 +30,7 @@ class _Name:
     addresses: frozenset[Address] = frozenset()
     resolved_at: float | None = None
     fault: str | None = None
+    asked: asyncio.Future[_Answer] | None = None  # of the look-up that is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +79,11 @@ class NameWatch:
         changed: Callable[[], None],
         looked: Callable[[], None] = lambda: None,
     ) -> None:
-        """Look up every `interval` seconds. `looked` hears of each time, `changed` of each answer that
-        differs from the last one."""
+        """Look up every `interval` seconds, and more often while a name has no address. `looked` hears of
+        each time, `changed` of each answer that differs from the last one."""
         while self._names:
-            await asyncio.sleep(interval)
+            resolved = all(name.addresses for name in self._names.values())
+            await asyncio.sleep(interval if resolved else min(interval, _UNRESOLVED_SECONDS))
             differs = await self.look_up()
             looked()
             if differs:
@@ -78,16 +91,43 @@ class NameWatch:
 
     async def _look_up(self, host: str, name: _Name) -> None:
         loop = asyncio.get_running_loop()
+        # A thread that waits for a name server can't be ended: one that is late is waited for again.
+        asked = name.asked = name.asked or _ask(host)
+        answer: _Answer
         try:
             async with asyncio.timeout(self._timeout):
-                found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            fault = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            name.fault = fault
-            if name.resolved_at is not None and loop.time() - name.resolved_at > self._keep:
-                name.addresses = frozenset()
+                answer = await asyncio.shield(asked)
+        except TimeoutError:
+            answer = "no answer in time"
+        else:
+            name.asked = None
+        if not isinstance(answer, str):
+            name.addresses, name.resolved_at, name.fault = answer, loop.time(), None
             return
-        peers = (parse_peer(str(entry[4][0])) for entry in found)
-        name.addresses = frozenset(peer.address for peer in peers if peer.address is not None)
-        name.resolved_at = loop.time()
-        name.fault = None
+        name.fault = answer
+        if name.resolved_at is not None and loop.time() - name.resolved_at > self._keep:
+            name.addresses = frozenset()
+
+
+def _ask(host: str) -> asyncio.Future[_Answer]:
+    """Have a thread look the name up."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Answer] = loop.create_future()
+
+    def ask() -> None:
+        answer = _addresses(host)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(future.set_result, answer)
+
+    # A daemon, so that leaving does not wait for the name server either.
+    threading.Thread(target=ask, name=f"look-up of {host}", daemon=True).start()
+    return future
+
+
+def _addresses(host: str) -> _Answer:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        peers = [parse_peer(str(entry[4][0])) for entry in found]
+    except (OSError, ValueError) as error:  # a name that can't be encoded is a ValueError
+        return str(error) or type(error).__name__
+    return frozenset(peer.address for peer in peers if peer.address is not None)

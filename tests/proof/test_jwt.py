@@ -12,7 +12,7 @@ import pytest
 from tests.attacks.recorder import Recorder
 from tests.attacks.running import an_edge, request, shim_before, someone
 from tests.proof.provider import Provider
-from tests.proof.shims import checks, command
+from tests.proof.shims import checks, command, eventually
 from tests.unit.trust.minting import SECRET, claims, encoded, jwk, pem, rsa_key, token
 
 APP = "GET /app/ HTTP/1.1"
@@ -42,6 +42,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
     """Tokens that somebody made up or that were meant for something else, and why each is refused."""
     now = int(time.time())
     said = claims(iat=now - 5, exp=now + 300)
+    assert rsa_key() is by.keys["rsa-0"], "what would be signed well, but for what is wrong"
     nowhere = "http://127.0.0.1:9/"
     public = pem(rsa_key())
     return {
@@ -152,6 +153,18 @@ def test_keys_that_rotate_under_load_lose_nobody(
             time.sleep(0.1)
         for text in old:
             assert shim.ask(carrying(text), peer).status == 401
+
+
+def test_a_key_that_is_replaced_under_its_name_is_followed_at_the_next_fetch(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    settings = issuer.settings(JWKS_REFRESH_SECONDS="1")
+    with shim_before(upstream.port, tmp_path, **settings) as shim:
+        old = issuer.token()
+        assert shim.ask(carrying(old), an_edge()).status == 200
+        issuer.keys = {"rsa-0": rsa_key(1)}
+        eventually(lambda: shim.ask(carrying(issuer.token()), an_edge()).status, 200)
+        assert shim.ask(carrying(old), an_edge()).status == 401
 
 
 def test_forged_key_names_make_no_storm(

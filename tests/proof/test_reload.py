@@ -133,6 +133,43 @@ def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_
         assert user(shim, upstream, OTHER, groups) == ["ada"]
 
 
+def test_a_file_that_is_gone_takes_no_secret_away(upstream: Recorder, tmp_path: Path) -> None:
+    write(tmp_path, PROXY_SECRET="s3cret-s3cret-s3cret")
+    with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
+        assert user(shim, upstream, ONE) == ["401"]
+        (tmp_path / ".env").unlink()
+        hang_up(shim)
+        refused = shim.wait_for_line(event="reload_refused")
+        assert ".env" in str(refused["faults"])
+        assert user(shim, upstream, ONE) == ["401"]
+
+
+def test_a_name_that_is_new_is_resolved_before_it_is_in_force(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        assert user(shim, upstream, "127.0.0.1") == []
+        write(tmp_path, REVERSE_PROXY_WHITELIST="localhost")
+        hang_up(shim)
+        changed = shim.wait_for_line(event="policy_changed", subject="settings")
+        assert "localhost=127.0.0.1" in changed["added"]
+        assert user(shim, upstream, "127.0.0.1") == ["ada"]
+        assert user(shim, upstream, ONE) == []
+
+
+def test_where_pages_are_sent_is_taken(upstream: Recorder, tmp_path: Path) -> None:
+    page = "Accept: text/html"
+    with running(upstream, tmp_path, **FIRST) as shim:
+        assert shim.ask(request(APP, page), OTHER).status == 200
+        write(tmp_path, **FIRST, REQUIRE_IDENTITY="true", SIGN_IN_URL="/start")
+        hang_up(shim)
+        shim.wait_for_line(event="policy_changed", subject="settings")
+        assert b"\r\nLocation: /start?rd=" in shim.ask(request(APP, page), OTHER).raw
+        write(tmp_path, **FIRST, REQUIRE_IDENTITY="true")
+        hang_up(shim)
+        eventually(lambda: shim.ask(request(APP, page), OTHER).status, 401)
+
+
 def test_the_command_says_where_nobody_answers(tmp_path: Path) -> None:
     done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": "127.0.0.1:9"})
     assert done.returncode == 1
@@ -151,15 +188,49 @@ def test_another_key_set_is_taken_only_once_it_was_fetched(
         assert "SHIM_JWKS_URL" in str(refused["faults"])
         assert user(shim, upstream, ONE, token) == ["ada"]
         issuer.keys = {"rsa-1": rsa_key(1)}
-        write(tmp_path, **FIRST, **issuer.settings(JWKS_URL=f"{issuer.url}?v=2"))
+        another = issuer.settings(JWKS_URL=f"{issuer.url}?v=2", JWKS_MIN_INTERVAL="1")
+        write(tmp_path, **FIRST, **another)
         hang_up(shim)
         shim.wait_for_line(event="policy_changed", subject="settings")
         assert user(shim, upstream, ONE, token) == ["401"]
         fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-1')}"
         assert user(shim, upstream, ONE, fresh) == ["ada"]
         assert "rsa-1" in checks(shim)["keys"]["detail"]
+        # The new one is asked for keys that are unknown.
+        issuer.keys["rsa-2"] = rsa_key(2)
+        fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-2')}"
+        eventually(lambda: user(shim, upstream, ONE, fresh), ["ada"])
         # And off again.
         write(tmp_path, **FIRST)
         hang_up(shim)
         eventually(lambda: user(shim, upstream, ONE), ["ada"])
         assert "keys" not in checks(shim)
+
+
+def test_without_a_change_the_key_set_is_fetched_anew(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
+        control = str(shim.wait_for_line(event="started")["control_listen"])
+        # Another key under the name of the one before: no token says that it is unknown.
+        issuer.keys = {"rsa-0": rsa_key(1)}
+        token = f"X-authentik-jwt: {issuer.token()}"
+        assert user(shim, upstream, ONE, token) == ["401"]
+        done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": control})
+        assert done.returncode == 0, done.stderr
+        assert user(shim, upstream, ONE, token) == ["ada"]
+
+
+def test_an_authority_that_is_none_is_said(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    authority = tmp_path / "authority.pem"
+    authority.write_text("no PEM")
+    with running(upstream, tmp_path, **FIRST) as shim:
+        where = {"JWKS_URL": "https://127.0.0.1:9/", "JWKS_CA": str(authority)}
+        write(tmp_path, **FIRST, **issuer.settings(**where))
+        hang_up(shim)
+        refused = shim.wait_for_line(event="reload_refused")
+        assert "SHIM_JWKS_URL" in str(refused["faults"])
+        assert "authority.pem has no certificate" in str(refused["faults"])
+        assert user(shim, upstream, ONE) == ["ada"]

@@ -64,6 +64,8 @@ def test_a_page_is_sent_to_sign_in_and_from_there_back_to_the_host_that_was_aske
         ("GET /app/x.json HTTP/1.1", [PAGE, "Sec-Fetch-Mode: cors"]),
         ("GET /app/ HTTP/1.1", [PAGE, "Cookie: a=b; shim-signing-in=1"]),
         ("GET /app/ HTTP/1.1", ["Remote-User: root"]),
+        (f"GET {SIGN_IN} HTTP/1.1", [PAGE]),
+        (f"GET {SIGN_IN}?rd=x HTTP/1.1", [PAGE]),
         ("GET /app/ HTTP/1.1", [ADA]),
     ],
 )
@@ -75,6 +77,19 @@ def test_everything_else_is_answered_401(
         assert answer.status == 401
         assert b"ocation:" not in answer.raw
         assert upstream.asked == []
+
+
+@pytest.mark.parametrize(
+    "host", ["", "evil.example/x", "music.home.arpa@evil.example", "a b", "evil.example\\x", "[::1"]
+)
+def test_no_page_is_sent_back_to_what_is_no_host(
+    upstream: Recorder, tmp_path: Path, host: str
+) -> None:
+    with requiring(upstream, tmp_path) as shim:
+        told = f"X-Forwarded-Host: {host}"
+        answer = shim.ask(request("GET /app/ HTTP/1.1", PAGE, told), an_edge())
+        assert answer.status == 401
+        assert b"ocation:" not in answer.raw
 
 
 def test_a_page_that_comes_back_without_an_identity_is_not_sent_round_and_round(

@@ -244,11 +244,11 @@ async def test_a_listed_name_whose_address_changes_is_followed(
 ) -> None:
     addresses = ["192.0.2.1"]
 
-    async def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
         assert host == "edge.test"
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0)) for each in addresses]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge.test", "SHIM_PROVISIONING": "false"})
     plane = DataPlane(policy_of(settings), Limits(), Counters(), Notes())
     events: list[Event] = []

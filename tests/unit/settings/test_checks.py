@@ -119,6 +119,10 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
         ({**JWT, "SHIM_JWKS_URL": "http://auth/jwks/"}, "plain HTTP"),
         ({"SHIM_JWKS_URL": "https://auth/jwks/"}, "no token is looked at"),
         ({"SHIM_LOCAL_LOGIN": "true"}, "SHIM_REQUIRE_IDENTITY=true"),
+        (
+            {**JWT, **SECRET, "SHIM_PUBLIC_PATH_PROOF": "jwt"},
+            "only with the secret beside it",
+        ),
     ],
 )
 def test_what_is_allowed_but_odd_is_said(environ: dict[str, str], says: str) -> None:

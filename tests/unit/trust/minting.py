@@ -22,9 +22,13 @@ SECRET = b"an-authentik-client-secret-of-40-characters"
 Private = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
-@cache
 def rsa_key(number: int = 0, bits: int = 2048) -> rsa.RSAPrivateKey:
-    """One of several; the same each time."""
+    """One of several; the same each time, however it is asked for."""
+    return _rsa_key(number, bits)
+
+
+@cache
+def _rsa_key(number: int, bits: int) -> rsa.RSAPrivateKey:
     del number
     return rsa.generate_private_key(65537, bits)
 

@@ -57,7 +57,7 @@ async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
         (answer(b"[]"), "no key set"),
         (answer(b'{"keys": []}'), "no key set"),
         (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
-        (answer(b"", status="302 Found"), "302"),
+        (answer(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
         (answer(ONE, status="500 Oops"), "500"),
         (answer(ONE, status="404 Not Found"), "404"),
         (answer(b" " * 5000 + ONE), "more than"),
@@ -223,6 +223,17 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         trusting = KeyWatch(KeySource(url=end.url, ca=str(certificates.authority)))
         await trusting.fetch()
         assert kids(trusting) == ["one"]
+
+
+@pytest.mark.parametrize("text", ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
+    tmp_path: Path, text: str
+) -> None:
+    authority = tmp_path / "authority.pem"
+    authority.write_text(text)
+    watch = KeyWatch(KeySource(url="https://127.0.0.1:9/", ca=str(authority)))
+    await watch.fetch()
+    assert watch.keys == () and "authority.pem has no certificate" in str(watch.state.fault)
 
 
 async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

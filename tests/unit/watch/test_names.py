@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -16,13 +17,13 @@ Answer = Sequence[str] | Exception
 
 
 class NameServer:
-    """What the loop's look-up answers: addresses, or what it raises."""
+    """What a look-up answers: addresses, or what it raises."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
 
-    async def getaddrinfo(self, host: str, port: None, **_: int) -> list[tuple[object, ...]]:
+    def getaddrinfo(self, host: str, port: None, **_: int) -> list[tuple[object, ...]]:
         assert port is None
         self.asked.append(host)
         answer = self.answers[host]
@@ -32,9 +33,9 @@ class NameServer:
 
 
 @pytest.fixture
-async def name_server(monkeypatch: pytest.MonkeyPatch) -> NameServer:
+def name_server(monkeypatch: pytest.MonkeyPatch) -> NameServer:
     server = NameServer()
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", server.getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", server.getaddrinfo)
     return server
 
 
@@ -98,6 +99,21 @@ async def test_the_last_answer_does_not_outlive_its_time(name_server: NameServer
     assert found(watch) == set()
 
 
+async def test_what_one_watch_knows_another_takes_over_with_its_age(
+    name_server: NameServer,
+) -> None:
+    name_server.answers = {"edge": ["192.0.2.1"], "former": ["192.0.2.2"]}
+    before = NameWatch(("edge", "former"), keep=300)
+    await before.look_up()
+    name_server.answers = {"edge": OSError("no network"), "new": OSError("no network")}
+    after, hasty = NameWatch(("edge", "new"), keep=300), NameWatch(("edge",), keep=-1)
+    for watch in (after, hasty):
+        watch.inherit(before)
+        await watch.look_up()
+    assert after.answers() == {"edge": before.answers()["edge"], "new": frozenset()}
+    assert found(hasty) == set()
+
+
 async def test_a_name_that_never_resolved_lists_nobody(name_server: NameServer) -> None:
     name_server.answers = {"edge": socket.gaierror(-2, "Name or service not known")}
     watch = NameWatch(("edge",), keep=300)
@@ -112,17 +128,77 @@ async def test_one_failing_name_does_not_harm_another(name_server: NameServer) -
     assert (found(watch), found(watch, "other")) == (set(), {"192.0.2.5"})
 
 
-async def test_a_name_server_that_never_answers_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def never(*_: object, **__: object) -> list[object]:
-        await asyncio.get_running_loop().create_future()
-        return []
+class SilentNameServer:
+    """Answers nobody until it is told to; `asked` counts."""
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    def __init__(self) -> None:
+        self.speaks = threading.Event()
+        self.asked = 0
+
+    def getaddrinfo(self, *_: object, **__: object) -> list[tuple[object, ...]]:
+        self.asked += 1
+        assert self.speaks.wait(30.0)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentNameServer]:
+    server = SilentNameServer()
+    monkeypatch.setattr(socket, "getaddrinfo", server.getaddrinfo)
+    yield server
+    server.speaks.set()
+
+
+async def test_a_name_server_that_never_answers_is_not_waited_for(
+    silent: SilentNameServer,
+) -> None:
     watch = NameWatch(("edge",), keep=300, timeout=0.001)
-    assert not await watch.look_up()
-    assert watch.states[0].fault == "no answer in time"
+    for _ in range(3):
+        assert not await watch.look_up()
+        assert watch.states[0].fault == "no answer in time"
+    assert silent.asked == 1, "one thread waits, and no more"
+    silent.speaks.set()
+    late = watch._names["edge"].asked
+    assert late is not None
+    await until(late.done)
+    assert await watch.look_up(), "what came late counts"
+    assert (found(watch), watch.states[0].fault) == ({"192.0.2.7"}, None)
+
+
+async def test_it_keeps_no_thread_from_those_who_look_up_something_else(
+    silent: SilentNameServer,
+) -> None:
+    watch = NameWatch(tuple(f"edge{number}" for number in range(64)), keep=300, timeout=0.001)
+    await watch.look_up()
+    try:
+        async with asyncio.timeout(5.0):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+    finally:
+        silent.speaks.set()
+
+
+async def test_a_name_without_an_address_is_looked_up_soon(
+    name_server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) > 3:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("shim.watch.names.asyncio.sleep", sleep)
+    name_server.answers = {"edge": OSError("not yet"), "other": ["192.0.2.5"]}
+    watch = NameWatch(("edge", "other"), keep=300)
+    await watch.look_up()
+    told: Iterator[Answer] = iter([OSError("not yet"), ["192.0.2.1"], ["192.0.2.1"]])
+
+    def looked() -> None:
+        name_server.answers["edge"] = next(told)
+
+    with pytest.raises(asyncio.CancelledError):
+        await watch.run(30.0, lambda: None, looked)
+    assert pauses == [5.0, 5.0, 5.0, 30.0]
 
 
 async def test_a_change_is_told_and_nothing_else(name_server: NameServer) -> None:
