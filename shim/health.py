@@ -53,6 +53,15 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
             f"the last answer is still used: {stale}",
             "Check this machine's name server.",
         )
+    nowhere = [n for n in names if any(a.is_unspecified or a.is_multicast for a in n.addresses)]
+    if nowhere:
+        said = "; ".join(f"{n.host} = {', '.join(sorted(map(str, n.addresses)))}" for n in nowhere)
+        return Check(
+            "whitelist",
+            State.WARNING,
+            f"an address that no peer has: {said}",
+            "Check the name: some name servers answer so for what they block or don't know.",
+        )
     if AddressList(map(parse_entry, entries)).everybody:
         return Check(
             "whitelist",

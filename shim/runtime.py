@@ -65,6 +65,15 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _DataServer(_Server):
+    """The one that people reach."""
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        # A reload that was asked for before can be done now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 class Runtime:
     """Everything that one process runs. `serve` is its life."""
 
@@ -93,7 +102,7 @@ class Runtime:
         self._channel_secret = secrets.token_urlsafe(32)
         self._started_at = time.monotonic()
         self._cause = "stopped"
-        self._data: _Server
+        self._data: _DataServer
         self._control: _Server
 
     def checks(self) -> tuple[Check, ...]:
@@ -178,7 +187,7 @@ class Runtime:
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )
-        self._data = _Server(config)
+        self._data = _DataServer(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)

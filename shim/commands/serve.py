@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from shim.store.errors import StoreError
 
 def serve() -> None:
     """Run the shim: the data plane before Navidrome, and the control plane beside it."""
+    # Before anybody hears it, it would end the process: it waits until the server has started.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from shim.runtime import Runtime  # noqa: PLC0415 - what serves is dear to import
 
     settings = settings_or_exit()

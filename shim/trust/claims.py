@@ -181,7 +181,10 @@ def _belief(
     believed = outcome(protected, PathClass.OWN).verdict is Verdict.AUTHENTICATED
     unasked = outcome(protected, PathClass.PROTECTED)
     if policy.require_identity and unasked.verdict in (Verdict.ANONYMOUS, Verdict.STRIPPED):
-        protected, detail = Reason.IDENTITY_REQUIRED, "the path needs an identity"
+        detail = "the path needs an identity"
+        if protected is not Reason.NO_IDENTITY:
+            detail += f", and what was sent is none: {protected}"
+        protected = Reason.IDENTITY_REQUIRED
     admin = (
         believed
         and identity is not None

@@ -95,7 +95,9 @@ def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
         raise Refused(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
     signature = _segment(end)
     signed = text[: -len(end) - 1].encode()
-    if not any(key.signed(signed, signature) for key in keys):
+    if not any(key.signed(signed, signature) for key in keys[:_TRIED]):
+        if len(keys) > _TRIED:
+            _invalid(f"{len(keys)} keys may have signed it, and none of the first {_TRIED} did")
         _invalid("the signature is not that of the key")
     token = _read(_payload(body), rules)
     token.span.hold(now)
@@ -177,7 +179,9 @@ def _read_header(segment: str) -> _Header:
     ):
         # RFC 8725 §3.11: a token of another kind (for a logout) is signed with the same keys.
         _invalid("the token is of another kind")
-    return _Header(header.get("alg"), kid)
+    algorithm = header.get("alg")
+    # RFC 9864 §2.2: the same with the curve said.
+    return _Header("EdDSA" if algorithm == "Ed25519" else algorithm, kid)
 
 
 _known_header = lru_cache(maxsize=128)(_read_header)
@@ -187,7 +191,7 @@ def _candidates(header: _Header, rules: TokenRules) -> tuple[Key, ...]:
     """The keys that the signature may be of; none where a key set may have them by now."""
     algorithm, kid = header.algorithm, header.kid
     named = [key for key in rules.keys if kid is None or key.kid is None or key.kid == kid]
-    keys = tuple(key for key in named if key.algorithm == algorithm)[:_TRIED]
+    keys = tuple(key for key in named if key.algorithm == algorithm)
     if not keys:
         if not rules.fetched or algorithm not in _FETCHED:
             _invalid("no key that is known has the token's algorithm")

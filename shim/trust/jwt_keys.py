@@ -97,7 +97,7 @@ def _read_key(entry: Mapping[str, object]) -> Key | None:
     if (
         not (kid is None or isinstance(kid, str))
         or "d" in entry
-        or entry.get("use", "sig") != "sig"
+        or entry.get("use") not in (None, "sig")
     ):
         return None
     operations = entry.get("key_ops")
@@ -113,7 +113,7 @@ def _read_key(entry: Mapping[str, object]) -> Key | None:
     if key is None:
         return None
     algorithm, verifier, public = key
-    if entry.get("alg", algorithm) not in (algorithm, _OTHER_NAMES.get(algorithm)):
+    if entry.get("alg") not in (None, algorithm, _OTHER_NAMES.get(algorithm)):
         return None
     return Key(kid, algorithm, _mark(str(kind), parts), verifier, public)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import shim as package
 from tests.attacks.recorder import Recorder
 from tests.attacks.running import Shim, request, shim_before
 from tests.proof.provider import Provider
@@ -234,3 +239,39 @@ def test_an_authority_that_is_none_is_said(
         assert "SHIM_JWKS_URL" in str(refused["faults"])
         assert "authority.pem has no certificate" in str(refused["faults"])
         assert user(shim, upstream, ONE) == ["ada"]
+
+
+def test_a_signal_that_comes_before_anybody_hears_it_is_done_after_the_start(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": str(Path(package.__file__).parents[1]),
+        "SHIM_LISTEN": "127.0.0.1:0",
+        "SHIM_CONTROL_LISTEN": "127.0.0.1:0",
+        "SHIM_UPSTREAM": f"http://127.0.0.1:{upstream.port}",
+        "SHIM_PROVISIONING": "false",
+        "SHIM_LOG_FORMAT": "json",
+    }
+    command = [sys.executable, "-m", "shim", "serve"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        shim = Shim(process)
+        try:
+            eventually(lambda: _holds_hang_ups_back(process.pid), True)
+            hang_up(shim)
+            shim.wait_for_line(20.0, event="started")
+            said = {"event": "configuration_in_force"}
+            eventually(
+                lambda: len([line for line in shim.lines if said.items() <= line.items()]), 2
+            )
+        finally:
+            process.terminate()
+        assert process.wait(15.0) == 0
+
+
+def _holds_hang_ups_back(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(blocked.split()[1], 16) & 1 << signal.SIGHUP - 1)

@@ -127,6 +127,31 @@ async def test_nothing_is_made_for_public_paths_or_strangers(tcp_world: World) -
         assert not await tcp_world.users()
 
 
+async def test_a_proof_on_a_public_path_leads_through_the_policy_and_makes_the_account(
+    tcp_world: World,
+) -> None:
+    secret = "s3cret-s3cret-s3cret"
+    ping = "/rest/ping?v=1.16.1&c=x&f=json"
+    async with front_before(
+        tcp_world,
+        PROXY_SECRET=secret,
+        PUBLIC_PATH_PROOF="secret",
+        ALLOWED_GROUPS="music",
+    ) as front:
+        proof = {"X-Shim-Proxy-Secret": secret}
+        for headers in ({}, {"X-Shim-Proxy-Secret": "another"}):
+            answer = await front.visit("alice", ping, **headers)
+            assert answer.json()["subsonic-response"]["status"] == "failed"
+        refused = await front.visit("eve", ping, groups="other", **proof)
+        assert refused.status_code == 403
+        assert refused.json()["subsonic-response"]["error"]["code"] == 50
+        await front.visit("alice", "/share/abc", **proof)
+        assert not await tcp_world.users()
+        answer = await front.visit("alice", ping, **proof)
+        assert answer.json()["subsonic-response"]["status"] == "ok"
+        assert list(await tcp_world.users()) == ["alice"]
+
+
 async def test_no_visitor_becomes_the_admin_of_a_navidrome_that_came_back_empty(
     tcp_world: World,
 ) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from shim.trust.decide import decide
 from shim.trust.identity import Identity, Role
 from shim.trust.policy import Policy, Proof
 from shim.trust.reasons import Reason, Verdict
@@ -32,6 +36,41 @@ def reason(
 ) -> Reason:
     peer = ANYONE if unlisted else EDGE
     return judged(head(f"GET {path} HTTP/1.1", *fields), peer, policy).outcome.reason
+
+
+@pytest.mark.parametrize("sent", ["swordfish", "mackerel", "herring"])
+def test_what_was_sent_is_compared_with_every_secret_in_the_same_time(
+    sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr("shim.trust.proof.hmac", SimpleNamespace(compare_digest=compare))
+    policy = replace(PROOF, public_path_proof=None)
+    text = head("GET /app/ HTTP/1.1", ADA, f"X-Shim-Proxy-Secret: {sent}")
+    found = decide(text, EDGE, policy).outcome.reason
+    assert (found is Reason.PROXY_SECRET) is (sent != "herring")
+    assert compared == [(sent.encode(), secret) for secret in policy.secrets]
+
+
+@pytest.mark.parametrize(
+    ("fields", "unlisted", "said"),
+    [
+        ((), False, "the path needs an identity"),
+        ((ADA,), True, "the path needs an identity, and what was sent is none: unlisted_peer"),
+        (("Remote-User: ada",), False, "the path needs an identity, and what was sent is none: user_header"),
+    ],
+)  # fmt: skip
+def test_a_path_that_needs_an_identity_says_why_what_was_sent_is_none(
+    fields: tuple[str, ...], unlisted: bool, said: str
+) -> None:
+    policy = replace(POLICY, require_identity=True)
+    decision = judged(head("GET /app/ HTTP/1.1", *fields), ANYONE if unlisted else EDGE, policy)
+    assert decision.outcome.reason is Reason.IDENTITY_REQUIRED
+    assert decision.detail == said
 
 
 # who is believed

@@ -145,6 +145,24 @@ def test_a_token_of_another_key_under_a_known_name() -> None:
     assert why_not(token(key=rsa_key(1))) is Reason.JWT_INVALID
 
 
+def test_of_many_keys_a_few_are_tried_for_a_token_that_names_none() -> None:
+    entries = [jwk(rsa_key(number), None) for number in range(1, 5)]
+    four = replace(RULES, keys=read_key_set(key_set(*entries[:3], jwk(rsa_key(), None))))
+    assert verified(token(kid=None), four).username == "ada"
+    five = replace(RULES, keys=read_key_set(key_set(*entries, jwk(rsa_key(), None))))
+    with pytest.raises(Refused, match="5 keys may have signed it, and none of the first 4 did"):
+        verify_token(token(kid=None), five, NOW)
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "Ed25519"])
+def test_both_names_of_ed25519(algorithm: str) -> None:
+    head = b64(json.dumps({"alg": algorithm, "kid": "ed-0"}).encode())
+    body = b64(json.dumps(claims()).encode())
+    text = f"{head}.{body}.{b64(ed_key().sign(f'{head}.{body}'.encode()))}"
+    assert verified(text).username == "ada"
+    assert why_not(text, replace(RULES, keys=KEYS[:2], fetched=False)) is Reason.JWT_INVALID
+
+
 def test_a_token_of_a_key_that_is_not_in_the_set_yet() -> None:
     assert why_not(token(key=rsa_key(1), kid="rsa-1")) is Reason.JWT_UNKNOWN_KEY
     assert (

@@ -28,6 +28,7 @@ def test_each_key_has_the_algorithm_that_follows_from_its_type() -> None:
 def test_the_same_set_is_equal_and_another_is_not() -> None:
     one = read_key_set(key_set(jwk(rsa_key(), "a")))
     assert one == read_key_set(key_set(jwk(rsa_key(), "a", use="sig", alg="RS256", x5c=["AA=="])))
+    assert one == read_key_set(key_set(jwk(rsa_key(), "a", use=None, alg=None, key_ops=None)))
     assert one != read_key_set(key_set(jwk(rsa_key(), "b")))
     assert one != read_key_set(key_set(jwk(rsa_key(1), "a")))
 

@@ -1,0 +1,42 @@
+"""What is said of the whitelist's names."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from shim.control.health import Check, State
+from shim.health import health_checks
+from shim.settings import load
+from shim.watch.names import NameState
+from shim.watch.upstream import UpstreamWatch
+
+
+def whitelist(*addresses: str, fault: str | None = None) -> Check:
+    """The check where the one listed name, `edge`, has these addresses."""
+    settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge"}, None)
+    upstream = UpstreamWatch(settings.upstream, None, "/")
+    name = NameState("edge", frozenset(map(ip_address, addresses)), fault)
+    check = health_checks(settings, (name,), upstream)[0]
+    assert check.name == "whitelist"
+    return check
+
+
+def test_a_name_with_an_address_is_well() -> None:
+    check = whitelist("192.0.2.7", "2001:db8::7")
+    assert (check.state, check.detail) == (State.OK, "edge; edge = 192.0.2.7, 2001:db8::7")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "224.0.0.1", "ff02::1"])
+def test_an_address_that_no_peer_has_is_said(address: str) -> None:
+    check = whitelist(address, "192.0.2.7")
+    assert check.state is State.WARNING
+    assert check.detail.startswith("an address that no peer has: edge = ")
+    assert address in check.detail
+
+
+def test_a_name_without_an_address_lists_nobody() -> None:
+    check = whitelist(fault="no answer in time")
+    assert check.state is State.FAILING
+    assert "edge: no answer in time" in check.detail
