@@ -32,6 +32,7 @@ from shim.audit.log import LogSink, configure_log
 from shim.audit.observer import TrailObserver
 from shim.audit.proof_events import ReloadRefused
 from shim.audit.trail import Trail
+from shim.certificate import CertificateUnusable, listener_tls
 from shim.compiled import limits_of, policy_of, upstream_address
 from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import create_app
@@ -42,6 +43,7 @@ from shim.control.serving import ControlProtocol
 from shim.enforcement import Enforcement
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
+from shim.proxy.handshake import TlsHandshake
 from shim.proxy.limits import Limits
 from shim.proxy.plane import DataPlane
 from shim.proxy.pool import Address as UpstreamAddress
@@ -92,6 +94,7 @@ class Runtime:
         )
         limits, self._limit_note = _within_descriptors(limits_of(settings))
         self.plane = DataPlane(policy_of(settings), limits, self.counters, observer)
+        self.plane.tls = listener_tls(settings)
         self.plane.pool = UpstreamPool(self.plane, upstream_address(settings))
         self.enforcement = Enforcement(settings, self.plane, self.trail.record)
         self.plane.contact = settings.contact or ""
@@ -129,18 +132,23 @@ class Runtime:
             return Reloaded(faults=("the settings can't be read anew now",))
         try:
             fresh = merged(self.settings, self._reread())
+            tls = listener_tls(self.settings)
         except SettingsError as error:
             return Reloaded(faults=tuple(map(str, error.faults)))
+        except CertificateUnusable as error:
+            return Reloaded(faults=(str(error),))
         if fresh.outcome.faults:
             return fresh.outcome
         if not fresh.outcome.changed:
             # Whoever asks for it without a change has one elsewhere in mind: a key, an address.
             await self.enforcement.look_again()
+            self.plane.tls = tls
             return fresh.outcome
         fault = await self.enforcement.take(fresh.settings)
         if fault is not None:
             return Reloaded(faults=(fault,))
         self.settings = fresh.settings
+        self.plane.tls = tls
         if self.accounts is not None:
             self.accounts.enforce(fresh.settings)
         return fresh.outcome
@@ -177,15 +185,13 @@ class Runtime:
         self._bound = (_bound(settings.listen, data), _bound(settings.control_listen, control))
         config = uvicorn.Config(
             self._application,
-            http=cast("Any", Downstream),
+            http=cast("Any", Downstream if self.plane.tls is None else TlsHandshake),
             interface="asgi3",
             lifespan="on",
             server_header=False,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=max(1, round(settings.grace_timeout)),
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
         )
         self._data = _DataServer(config)
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shim.certificate import CertificateUnusable, listener_tls
 from shim.commands.configuration import settings_or_exit
 from shim.compiled import key_source, policy_of
 from shim.control.health import Check, State, is_ready
@@ -49,8 +50,25 @@ async def _look(settings: Settings) -> tuple[tuple[Check, ...], tuple[str, ...]]
         names.look_up(), upstream.ask(), *(() if keys is None else (keys.fetch(),))
     )
     await upstream.close()
-    checks = (*health_checks(settings, names.states, upstream, keys), *await _accounts(settings))
+    checks = (
+        *_certificate(settings),
+        *health_checks(settings, names.states, upstream, keys),
+        *await _accounts(settings),
+    )
     return checks, whitelist.with_resolved(names.answers()).described()
+
+
+def _certificate(settings: Settings) -> tuple[Check, ...]:
+    try:
+        if listener_tls(settings) is None:
+            return ()
+    except CertificateUnusable as error:
+        return (
+            Check(
+                "certificate", State.FAILING, str(error), "Set the two files that belong together."
+            ),
+        )
+    return (Check("certificate", State.OK, str(settings.tls_cert)),)
 
 
 async def _accounts(settings: Settings) -> tuple[Check, ...]:

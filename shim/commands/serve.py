@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import typer
 
+from shim.certificate import CertificateUnusable
 from shim.commands.configuration import ENV_FILE, settings_or_exit
 from shim.settings import Fault, Settings, SettingsError, load
 from shim.store.errors import StoreError
@@ -26,7 +27,7 @@ def serve() -> None:
     except OSError as error:
         sys.stderr.write(f"navidrome-shim: {error.strerror or error}\n")
         raise typer.Exit(1) from None
-    except StoreError as error:
+    except (StoreError, CertificateUnusable) as error:
         sys.stderr.write(f"navidrome-shim: {error}\n")
         raise typer.Exit(1) from None
 

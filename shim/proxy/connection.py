@@ -101,30 +101,24 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         plane = self._plane
-        plane.counters.client_connections += 1
         plane.timed.add(self)
         self._server_state.connections.add(cast("Any", self))
         self.deadline = plane.now + plane.limits.head_timeout
         peername = transport.get_extra_info("peername")
         if peername is None:
             # Reset before it was accepted: it has no address any more, and is not a Unix peer for that.
+            plane.counters.client_connections += 1
             self._phase = _CLOSING
             self._transport.abort()
             return
         self._peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
-        self._stranger = not plane.decisions.policy.lists(self._peer)
-        plane.strangers += self._stranger
-        self._admit()
+        self._stranger = plane.enter(self._peer)
+        if plane.crowded(stranger=self._stranger):
+            self._turn_away()
 
-    def _admit(self) -> None:
-        """Refuse the connection where there are too many. Peers that are not on the list share half of the
-        room, so that they can't leave the edge without any."""
-        plane = self._plane
-        most, now = plane.limits.max_connections, plane.counters.client_connections
-        if now <= most and (not self._stranger or plane.strangers <= most // 2):
-            return
-        plane.counters.clients_refused += 1
-        if now > most + max(8, most // 8):
+    def _turn_away(self) -> None:
+        most = self._plane.limits.max_connections
+        if self._plane.counters.client_connections > most + max(8, most // 8):
             # Even saying so takes a descriptor for a while.
             self._phase = _CLOSING
             self._transport.abort()
@@ -132,8 +126,9 @@ class ClientConnection(asyncio.Protocol):
             self._last_words(own_answer(503, None, NO_ID, retry_after=5))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._plane.counters.client_connections -= 1
-        self._plane.strangers -= self._stranger
+        if self not in self._plane.timed:  # a handshake was given up: it was never made
+            return
+        self._plane.leave(stranger=self._stranger)
         self._plane.timed.discard(self)
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:

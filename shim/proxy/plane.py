@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ from shim.proxy.interfaces import KeyFetcher, Observer, Timed
 from shim.proxy.lane import Lane
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
+from shim.trust.addresses import Peer
 from shim.trust.policy import Policy
 from shim.trust.remember import RememberedDecisions
 
@@ -30,7 +32,8 @@ class DataPlane:
     `decisions` serves the policy in force, and is replaced by `enforce`. `gate` is None without
     provisioning. `own` is the pool that leads to the control plane, None without one, and
     `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
-    is fetched; in the `lane` tokens wait for being looked at. As of the last tick, `now` is the loop's time
+    is fetched; in the `lane` tokens wait for being looked at. `tls` is for handshakes to come, None where
+    the listener speaks plain HTTP. As of the last tick, `now` is the loop's time
     in seconds, and `time` that since the epoch. `strangers` are the open connections of peers that were not
     on the list. `sign_in` is the address that pages without an identity are sent to, empty for none;
     `contact` is whom a person is told to ask who may not in.
@@ -54,6 +57,7 @@ class DataPlane:
         "strangers",
         "time",
         "timed",
+        "tls",
     )
 
     def __init__(
@@ -76,6 +80,7 @@ class DataPlane:
         self.strangers = 0
         self.keys: KeyFetcher | None = None
         self.lane = Lane()
+        self.tls: ssl.SSLContext | None = None
         self.sign_in = ""
         self.contact = ""
         self.now = 0.0
@@ -85,6 +90,29 @@ class DataPlane:
     def enforce(self, policy: Policy) -> None:
         """Judge from now on by this policy. Requests under way go on as they were decided."""
         self.decisions = RememberedDecisions(policy)
+
+    def enter(self, peer: Peer) -> bool:
+        """Somebody has connected: count them. Whether they are a stranger, which `leave` has to be told."""
+        stranger = not self.decisions.policy.lists(peer)
+        self.counters.client_connections += 1
+        self.strangers += stranger
+        return stranger
+
+    def leave(self, *, stranger: bool) -> None:
+        """They have gone."""
+        self.counters.client_connections -= 1
+        self.strangers -= stranger
+
+    def crowded(self, *, stranger: bool) -> bool:
+        """Whether there are too many, with one who has just entered. Peers that are not on the list share
+        half of the room, so that they can't leave the edge without any."""
+        most = self.limits.max_connections
+        if self.counters.client_connections <= most and (
+            not stranger or self.strangers <= most // 2
+        ):
+            return False
+        self.counters.clients_refused += 1
+        return True
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the clock."""

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
         "Mode of the Unix sockets that the shim listens on; whoever can write is a peer `@`.",
     )
     tls_cert: File = setting(
-        None, "PEM file with the certificate chain of the data plane; none: plain HTTP."
+        None,
+        "PEM file with the certificate chain of the data plane; none: plain HTTP. Read anew by a reload.",
     )
     tls_key: File = setting(None, "PEM file with the key of that certificate.")
     control_listen: Listen = setting(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 import pytest
 import uvloop
 
+from tests.unit.proxy.certificates import Certificates, make_certificates
 from tests.unit.proxy.front import Front, front_before
 from tests.unit.proxy.navidrome_end import Navidrome, navidrome_on_a_socket
 
@@ -35,3 +36,8 @@ async def navidrome() -> AsyncIterator[Navidrome]:
 async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
     async with front_before(navidrome) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
 from shim.proxy.gate import AccountGate
+from shim.proxy.handshake import TlsHandshake
 from shim.proxy.limits import Limits
 from shim.proxy.plane import DataPlane
 from shim.proxy.pool import UpstreamPool
@@ -82,6 +83,12 @@ class Front:
         self.state = ServerState()
         self._address = address
         self._clients: list[Client] = []
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens on TCP."""
+        assert isinstance(self._address, tuple)
+        return self._address
 
     @property
     def counters(self) -> Counters:
@@ -189,17 +196,19 @@ async def front_before(
     plane = DataPlane(policy() if by is None else by, limits or Limits(), Counters(), notes, gate)
     plane.pool = UpstreamPool(plane, navidrome.address)
     plane.now = loop.time()
+    plane.tls = tls
     state = ServerState()
 
-    def connection() -> Downstream:
-        return Downstream(cast("Any", None), state, {"plane": plane}, loop)
+    def connection() -> Downstream | TlsHandshake:
+        made = Downstream if tls is None else TlsHandshake
+        return made(cast("Any", None), state, {"plane": plane}, loop)
 
     if path is None:
         listener = socket.socket()
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         listener.bind(("127.0.0.1", 0))
-        server = await loop.create_server(connection, sock=listener, ssl=tls)
+        server = await loop.create_server(connection, sock=listener)
         front = Front(plane, notes, server.sockets[0].getsockname())
     else:
         server = await loop.create_unix_server(connection, str(path))

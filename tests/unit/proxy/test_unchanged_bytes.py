@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.proxy.certificates import Certificates, make_certificates
+from tests.unit.proxy.certificates import Certificates
 from tests.unit.proxy.client import get, request
 from tests.unit.proxy.ends import turns, until
 from tests.unit.proxy.front import Front, front_before
@@ -26,11 +26,6 @@ from tests.unit.proxy.navidrome_end import (
 )
 
 FAR_SIDES = ("tcp", "unix", "tls", "tls on unix")
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @asynccontextmanager

@@ -1,0 +1,94 @@
+"""TLS, before there is a client's connection: whoever never begins is counted, and let go in time.
+
+The server would do handshakes by itself, and nobody would hear of one that fails or doesn't end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+from shim.proxy.downstream import Downstream
+from shim.trust.addresses import parse_peer
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from shim.proxy.plane import DataPlane
+
+
+class TlsHandshake(asyncio.Protocol):
+    """A client's socket until TLS has begun; what follows is a `Downstream`'s."""
+
+    __slots__ = ("_app_state", "_config", "_plane", "_server_state", "_task")
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._plane: DataPlane = app_state["plane"]
+        self._task: asyncio.Task[bool]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peername = transport.get_extra_info("peername")
+        # The transport would read before anybody can tell it not to: it is left, and its socket kept.
+        taken = None if peername is None else _kept(transport.get_extra_info("socket").fileno())
+        cast("asyncio.Transport", transport).abort()
+        if taken is None:
+            return
+        peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
+        stranger = self._plane.enter(peer)
+        self._server_state.connections.add(cast("Any", self))
+        self._task = asyncio.get_running_loop().create_task(self._let_in(taken, stranger=stranger))
+        # Not within the task: one that is cancelled before its first step never gets there.
+        self._task.add_done_callback(lambda task: self._ended(task, taken, stranger=stranger))
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        self._task.cancel()
+
+    async def _let_in(self, taken: socket.socket, *, stranger: bool) -> bool:
+        """Begin TLS. Whether the socket is a connection's from now on."""
+        plane = self._plane
+        if plane.tls is None or plane.crowded(stranger=stranger):
+            return False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._downstream,
+                taken,
+                ssl=plane.tls,
+                ssl_handshake_timeout=plane.limits.head_timeout,
+            )
+        except OSError:
+            return False  # it was no TLS, none that we speak, or not in time
+        return True
+
+    def _ended(self, task: asyncio.Task[bool], taken: socket.socket, *, stranger: bool) -> None:
+        self._plane.leave(stranger=stranger)
+        self._server_state.connections.discard(cast("Any", self))
+        handed_over = False
+        try:
+            handed_over = not task.cancelled() and task.result()
+        finally:
+            if not handed_over:
+                taken.close()
+
+    def _downstream(self) -> Downstream:
+        return Downstream(self._config, self._server_state, self._app_state)
+
+
+def _kept(descriptor: int) -> socket.socket | None:
+    """The socket under a descriptor of its own; None where no more files may be open."""
+    try:
+        return socket.socket(fileno=os.dup(descriptor))
+    except OSError:
+        return None
