@@ -126,8 +126,6 @@ class ClientConnection(asyncio.Protocol):
             self._last_words(own_answer(503, None, NO_ID, retry_after=5))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        if self not in self._plane.timed:  # a handshake was given up: it was never made
-            return
         self._plane.leave(stranger=self._stranger)
         self._plane.timed.discard(self)
         self._server_state.connections.discard(cast("Any", self))

@@ -10,7 +10,7 @@ import pytest
 from shim.proxy.limits import Limits
 from tests.unit.proxy.certificates import Certificates
 from tests.unit.proxy.client import Client, get
-from tests.unit.proxy.ends import until
+from tests.unit.proxy.ends import turns, until
 from tests.unit.proxy.front import ANYONE, EDGE, Front, front_before
 from tests.unit.proxy.navidrome_end import OK, Navidrome
 
@@ -81,12 +81,14 @@ async def test_strangers_who_never_begin_leave_room_for_the_edge(
         assert len(strangers) == 4
 
 
+@pytest.mark.parametrize("later", [0, 50])
 async def test_a_server_that_stops_does_not_wait_for_them(
-    navidrome: Navidrome, certificates: Certificates
+    navidrome: Navidrome, certificates: Certificates, later: int
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
         client = await front.client(EDGE)
         await counted(front, 1)
+        await turns(later)
         for connection in list(front.state.connections):
             connection.shutdown()
         await gone(client)
