@@ -26,13 +26,12 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 import shim
-from shim.audit.events import ConfigurationInForce, Started, Stopped
+from shim.audit.events import Started, Stopped
 from shim.audit.lines import Lines
 from shim.audit.log import LogSink, configure_log
 from shim.audit.observer import TrailObserver
-from shim.audit.proof_events import ReloadRefused
 from shim.audit.trail import Trail
-from shim.certificate import CertificateUnusable, listener_tls
+from shim.certificate import listener_tls
 from shim.compiled import limits_of, policy_of, upstream_address
 from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import create_app
@@ -41,6 +40,7 @@ from shim.control.metrics import metrics_of
 from shim.control.reloading import reload_routes
 from shim.control.serving import ControlProtocol
 from shim.enforcement import Enforcement
+from shim.in_force import SettingsInForce
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
 from shim.proxy.handshake import TlsHandshake
@@ -48,8 +48,8 @@ from shim.proxy.limits import Limits
 from shim.proxy.plane import DataPlane
 from shim.proxy.pool import Address as UpstreamAddress
 from shim.proxy.pool import UpstreamPool
-from shim.reload import Reloaded, merged
-from shim.settings import Endpoint, Settings, SettingsError, warnings
+from shim.reload import Reloaded
+from shim.settings import Endpoint, Settings
 from shim.sockets import bind, raise_descriptor_limit
 from shim.watch.empty import EmptyWatch
 
@@ -82,9 +82,6 @@ class Runtime:
     def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
         """`reread` reads the settings anew, for a reload; it raises `SettingsError`."""
         self.settings = settings
-        self._reread = reread
-        self._reloading = asyncio.Lock()
-        self._reloads: set[asyncio.Task[Reloaded]] = set()
         self.counters = Counters()
         self._lines = Lines(sys.stdout.fileno())
         configure_log(self._lines, log_format=settings.log_format, level=settings.log_level)
@@ -102,6 +99,9 @@ class Runtime:
         self.accounts = _accounts(settings, self.trail)
         if self.accounts is not None:
             self.plane.gate = self.accounts.gate
+        self._in_force = SettingsInForce(
+            settings, reread, self.plane, self.enforcement, self.accounts, self.trail.record
+        )
         self._channel_secret = secrets.token_urlsafe(32)
         self._started_at = time.monotonic()
         self._cause = "stopped"
@@ -116,42 +116,10 @@ class Runtime:
         return (*checks, *self.accounts.checks())
 
     async def reload(self) -> Reloaded:
-        """Read the settings anew and put them in force between two requests, or keep those from before
-        and say why. What is under way goes on as it was decided."""
-        async with self._reloading:
-            outcome = await self._reload()
-        if outcome.faults:
-            self.trail.record(ReloadRefused(time=time.time(), faults=outcome.faults))
-        else:
-            waiting = tuple(f"{name} is taken at the next start" for name in outcome.waiting)
-            self._say_configuration(waiting)
-        return outcome
-
-    async def _reload(self) -> Reloaded:
-        if self._reread is None or not self._data.started:
-            return Reloaded(faults=("the settings can't be read anew now",))
-        try:
-            fresh = merged(self.settings, self._reread())
-            tls = listener_tls(self.settings)
-        except SettingsError as error:
-            return Reloaded(faults=tuple(map(str, error.faults)))
-        except CertificateUnusable as error:
-            return Reloaded(faults=(str(error),))
-        if fresh.outcome.faults:
-            return fresh.outcome
-        if not fresh.outcome.changed:
-            # Whoever asks for it without a change has one elsewhere in mind: a key, an address.
-            await self.enforcement.look_again()
-            self.plane.tls = tls
-            return fresh.outcome
-        fault = await self.enforcement.take(fresh.settings)
-        if fault is not None:
-            return Reloaded(faults=(fault,))
-        self.settings = fresh.settings
-        self.plane.tls = tls
-        if self.accounts is not None:
-            self.accounts.enforce(fresh.settings)
-        return fresh.outcome
+        """Take the settings anew, as `SettingsInForce.reload` does."""
+        if not self._data.started:
+            return Reloaded(faults=("the shim is still starting, or stopping",))
+        return await self._in_force.reload()
 
     def serve(self) -> None:
         """Listen, and serve until a signal says stop. Raises OSError where it can't listen."""
@@ -197,7 +165,7 @@ class Runtime:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._start_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._in_force.start_reload)
         await self._data.serve(sockets=[data])
         if not self._data.started:
             raise RuntimeError("the shim did not start; the log says why")
@@ -207,11 +175,6 @@ class Runtime:
             self._abort_clients()
         self._cause = cause
         self._data.should_exit = True
-
-    def _start_reload(self) -> None:
-        task = asyncio.get_running_loop().create_task(self.reload())
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
 
     def _abort_clients(self) -> int:
         left = [c for c in self.plane.timed if isinstance(c, Downstream)]
@@ -291,17 +254,8 @@ class Runtime:
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
 
-    def _say_configuration(self, notes: tuple[str, ...]) -> None:
-        settings = self.settings
-        said = tuple(f"{name}={value}" for name, value in settings.public().items() if value)
-        self.trail.record(
-            ConfigurationInForce(
-                time=time.time(), settings=said, warnings=(*warnings(settings), *notes)
-            )
-        )
-
     def _say_started(self) -> None:
-        self._say_configuration(self._limit_note)
+        self._in_force.say(self._limit_note)
         listen, control = self._bound
         self.trail.record(
             Started(
