@@ -8,6 +8,12 @@ import typer
 from shim.commands.configuration import settings_or_exit
 from shim.settings import Settings
 
+# Both are taken at the start alone.
+_STARTED_BY = (
+    "\nWhere SHIM_CONTROL_LISTEN or SHIM_CONTROL_TOKEN has changed since the shim was started, it goes by "
+    "those from before: send it SIGHUP instead."
+)
+
 
 def reload() -> None:
     """Take the whitelist, secrets, key set and groups anew, without ending a stream.
@@ -20,7 +26,7 @@ def reload() -> None:
     except httpx.HTTPError as error:
         typer.echo(
             f"navidrome-shim: nobody answers at {settings.control_listen}: "
-            f"{str(error) or type(error).__name__}",
+            f"{str(error) or type(error).__name__}{_STARTED_BY}",
             err=True,
         )
         raise typer.Exit(1) from None
@@ -56,4 +62,5 @@ def _faults(answer: httpx.Response) -> list[str]:
     if isinstance(faults, list) and faults:
         return ["The settings from before stay in force:", *map(str, faults)]
     detail = told.get("detail") if isinstance(told, dict) else None
-    return [f"navidrome-shim: the control plane answers with {answer.status_code}: {detail}"]
+    hint = _STARTED_BY if answer.status_code == 401 else ""
+    return [f"navidrome-shim: the control plane answers with {answer.status_code}: {detail}{hint}"]

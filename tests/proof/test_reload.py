@@ -179,6 +179,7 @@ def test_the_command_says_where_nobody_answers(tmp_path: Path) -> None:
     done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": "127.0.0.1:9"})
     assert done.returncode == 1
     assert "nobody answers at 127.0.0.1:9" in done.stderr
+    assert "send it SIGHUP instead" in done.stderr
 
 
 def test_another_key_set_is_taken_only_once_it_was_fetched(
