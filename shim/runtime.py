@@ -75,6 +75,11 @@ class _DataServer(_Server):
         # A reload that was asked for before can be done now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        # One that is asked for now would be half done, and a moment later end the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        await super().shutdown(sockets)
+
 
 class Runtime:
     """Everything that one process runs. `serve` is its life."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from shim.proxy.connection import Phase
 from shim.proxy.exchange import ExchangingConnection
 from shim.proxy.gate import Account, Asker, Refusal
-from shim.proxy.plane import NEVER
 from shim.proxy.upstream import Upstream
 from shim.trust.decide import Decision
 from shim.trust.reasons import PathClass, Reason, Verdict
@@ -72,7 +71,7 @@ class DecidingConnection(ExchangingConnection):
         self._user_name = None
         self._request_id = ""
         if plane.observer.wants_access:
-            self._started, self._sent = asyncio.get_running_loop().time(), 0
+            self._begin_access()
         verdict = outcome.verdict
         if verdict is _REJECTED:
             if outcome.reason is not _UNKNOWN_KEY or waited or not self._ask_keys(head):
@@ -120,7 +119,8 @@ class DecidingConnection(ExchangingConnection):
 
     def _await_proof(self, unproven: Unproven, head: bytes, *, waited: bool = False) -> None:
         self._phase = Phase.PROOF
-        self.deadline = NEVER
+        self.deadline = self._plane.now + self._plane.limits.answer_timeout
+        self._begin_access()
         self._undecided = unproven, head, waited
         self._plane.lane.join(self)
 

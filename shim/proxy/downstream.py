@@ -85,7 +85,7 @@ class Downstream(DecidingConnection):
         """The deadline of the phase has passed."""
         self.deadline = NEVER
         match self._phase:
-            case Phase.HEAD if self._kept:
+            case Phase.HEAD if self._kept and not self.write_paused:
                 self._unread(Reason.HEAD_TIMEOUT, "no whole head")
             case Phase.HEAD:
                 self._leave()

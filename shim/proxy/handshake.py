@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class TlsHandshake(asyncio.Protocol):
     """A client's socket until TLS has begun; what follows is a `Downstream`'s."""
 
-    __slots__ = ("_app_state", "_config", "_plane", "_server_state", "_task")
+    __slots__ = ("_app_state", "_config", "_counted_as", "_plane", "_server_state", "_task")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class TlsHandshake(asyncio.Protocol):
         self._server_state = server_state
         self._app_state = app_state
         self._plane: DataPlane = app_state["plane"]
+        self._counted_as: bool | None = None  # a stranger or not; None while nobody is counted
         self._task: asyncio.Task[bool]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -46,20 +47,30 @@ class TlsHandshake(asyncio.Protocol):
         if taken is None:
             return
         peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
-        stranger = self._plane.enter(peer)
+        stranger = self._counted_as = self._plane.enter(peer)
+        if self._plane.crowded(stranger=stranger):
+            self.uncount()
+            taken.close()
+            return
         self._server_state.connections.add(cast("Any", self))
-        self._task = asyncio.get_running_loop().create_task(self._let_in(taken, stranger=stranger))
+        self._task = asyncio.get_running_loop().create_task(self._let_in(taken))
         # Not within the task: one that is cancelled before its first step never gets there.
-        self._task.add_done_callback(lambda task: self._ended(task, taken, stranger=stranger))
+        self._task.add_done_callback(lambda task: self._ended(task, taken))
 
     def shutdown(self) -> None:
         """The server stops."""
         self._task.cancel()
 
-    async def _let_in(self, taken: socket.socket, *, stranger: bool) -> bool:
+    def uncount(self) -> None:
+        """Count it no more: it is over, or a connection that is counted by itself."""
+        stranger, self._counted_as = self._counted_as, None
+        if stranger is not None:
+            self._plane.leave(stranger=stranger)
+
+    async def _let_in(self, taken: socket.socket) -> bool:
         """Begin TLS. Whether the socket is a connection's from now on."""
         plane = self._plane
-        if plane.tls is None or plane.crowded(stranger=stranger):
+        if plane.tls is None:
             return False
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -72,8 +83,8 @@ class TlsHandshake(asyncio.Protocol):
             return False  # it was no TLS, none that we speak, or not in time
         return True
 
-    def _ended(self, task: asyncio.Task[bool], taken: socket.socket, *, stranger: bool) -> None:
-        self._plane.leave(stranger=stranger)
+    def _ended(self, task: asyncio.Task[bool], taken: socket.socket) -> None:
+        self.uncount()
         self._server_state.connections.discard(cast("Any", self))
         handed_over = False
         try:
@@ -83,7 +94,22 @@ class TlsHandshake(asyncio.Protocol):
                 taken.close()
 
     def _downstream(self) -> Downstream:
-        return Downstream(self._config, self._server_state, self._app_state)
+        begun = _Begun(self._config, self._server_state, self._app_state)
+        begun.handshake = self
+        return begun
+
+
+class _Begun(Downstream):
+    """A connection whose TLS has begun, in the place of its handshake."""
+
+    __slots__ = ("handshake",)
+
+    handshake: TlsHandshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.handshake.uncount()
+        del self.handshake
+        super().connection_made(transport)
 
 
 def _kept(descriptor: int) -> socket.socket | None:

@@ -98,8 +98,14 @@ class AnsweringConnection(ClientConnection):
             self._request_id = secrets.token_hex(8)
         return self._request_id
 
+    def _begin_access(self) -> None:
+        """The head is whole; said again, where the request was waited for, it changes nothing."""
+        self._started = self._started or asyncio.get_running_loop().time()
+        self._sent = 0
+
     def _log_access(self) -> None:
         seconds = asyncio.get_running_loop().time() - self._started
+        self._started = 0.0
         self._plane.observer.accessed(
             self._decision, self._identify(), self._answer_status, self._sent, seconds
         )

@@ -29,8 +29,9 @@ _CLAIMS = {
     Role.GROUPS: "groups",
     Role.UID: "sub",
 }
-# What the clock says of a token is true for now only.
-_PASSING = frozenset({Reason.JWT_EXPIRED, Reason.JWT_NOT_YET_VALID})
+# The one refusal that stays true: whatever else is wrong with a token, the clock is asked before that, and
+# may say something else the next time.
+_LASTING = Reason.JWT_INVALID
 
 
 def secret_holds(fields: Sequence[Field], policy: Policy) -> bool:
@@ -114,11 +115,11 @@ class TokenProof(Generic[B]):
         return self._found
 
     def _look(self, now: float | None) -> B:
-        """Raises `Refused` where it is the clock that refuses."""
+        """Raises `Refused` for what may be otherwise the next time."""
         try:
             said = self._verify(self._text, now)
         except Refused as refused:
-            if refused.reason in _PASSING:
+            if refused.reason is not _LASTING:
                 raise
             return self._awaited.refused(refused)
         self._span = said.span

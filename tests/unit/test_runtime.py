@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import signal
 import socket
@@ -59,6 +60,20 @@ async def test_an_interrupt_stops_it_too(tmp_path: Path, navidrome: Navidrome) -
         shim.stop(signal.SIGINT)
         assert await shim.ended() == 0
         assert (await shim.event("stopped"))["cause"] == "SIGINT"
+
+
+async def test_a_reload_that_is_asked_for_while_it_stops_does_not_end_it_otherwise(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome) as (shim, _):
+        shim.stop()
+        await _refused(shim)
+        ending = asyncio.create_task(shim.ended())
+        while not ending.done():
+            with contextlib.suppress(ProcessLookupError):
+                shim.stop(signal.SIGHUP)
+            await asyncio.sleep(0.002)
+        assert await ending == 0
 
 
 async def test_what_is_under_way_finishes_and_health_is_told_until_then(

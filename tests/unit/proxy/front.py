@@ -40,6 +40,7 @@ class Notes:
     judged_as: list[tuple[Reason, str]] = field(default_factory=list)
     failures: list[tuple[str, int, str]] = field(default_factory=list)
     accesses: list[tuple[str, int, int]] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
     upstream: list[str] = field(default_factory=list)
     tokens: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -59,6 +60,7 @@ class Notes:
     ) -> None:
         del decision
         assert 0 <= seconds < 3600
+        self.durations.append(seconds)
         self.accesses.append((request_id, status, sent))
 
     def upstream_up(self) -> None:

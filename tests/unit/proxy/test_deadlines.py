@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +163,22 @@ async def test_the_end_of_an_answer_waits_longer_for_a_slow_reader_than_for_one_
         left = await answer_that_waits(front, client, served)
         front.pass_time(3)
         assert len(await client.read_to_end()) == left
+
+
+async def test_heads_behind_answers_that_nobody_takes_are_not_told_of_as_late(
+    navidrome: Navidrome,
+) -> None:
+    limits = replace(LIMITS, stall_timeout=60)
+    async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
+        client = await front.client(EDGE, receive_buffer=4096)
+        refused = get("/app/", "X-authentik-uid: 1").encode()  # a 403, and the connection lasts
+        sending = asyncio.create_task(client.send(*[refused * 100] * 100))
+        await until(lambda: front.reading_paused)
+        front.pass_time(41)
+        with contextlib.suppress(ConnectionError):
+            await client.read_to_end()
+        sending.cancel()
+        assert {reason for reason, _ in front.notes.judged_as} == {Reason.IDENTITY_INCOMPLETE}
 
 
 async def test_a_goodbye_is_not_waited_for_without_end(front: Front) -> None:

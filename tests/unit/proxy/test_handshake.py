@@ -81,6 +81,21 @@ async def test_strangers_who_never_begin_leave_room_for_the_edge(
         assert len(strangers) == 4
 
 
+async def test_a_connection_takes_the_place_of_its_handshake(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    limits = Limits(head_timeout=60.0, max_connections=2)
+    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
+        for source in (ANYONE, EDGE):  # of two, a stranger may have one
+            await _served(front, navidrome, certificates, source)
+            await counted(front, 0)
+        handshake = await front.client(EDGE)
+        await counted(front, 1)
+        await _served(front, navidrome, certificates, EDGE)
+        assert front.counters.clients_refused == 0
+        handshake.close()
+
+
 @pytest.mark.parametrize("later", [0, 50])
 async def test_a_server_that_stops_does_not_wait_for_them(
     navidrome: Navidrome, certificates: Certificates, later: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -100,9 +101,11 @@ class HeldLane(Lane):
 
 
 @asynccontextmanager
-async def held_front(navidrome: Navidrome) -> AsyncIterator[tuple[Front, HeldLane]]:
+async def held_front(
+    navidrome: Navidrome, *, wants_access: bool = False
+) -> AsyncIterator[tuple[Front, HeldLane]]:
     """A front whose lane is held, where the token of `HEAD` is known."""
-    async with front_before(navidrome, by=KNOWN) as front:
+    async with front_before(navidrome, by=KNOWN, wants_access=wants_access) as front:
         await answered(await front.client(EDGE), HEAD.encode(), navidrome)
         front.plane.lane = lane = HeldLane()
         yield front, lane
@@ -153,6 +156,34 @@ async def test_no_token_waits_where_none_is_needed(navidrome: Navidrome) -> None
         assert lane.held == []
         await client.send(forged(1))
         await lane.length(1)
+
+
+async def test_the_wait_is_part_of_how_long_the_answer_took(navidrome: Navidrome) -> None:
+    async with held_front(navidrome, wants_access=True) as (front, lane):
+        client = await front.client(EDGE)
+        await client.send(forged(1))
+        await lane.length(1)
+        await asyncio.sleep(0.05)
+        lane.let_go()
+        assert (await client.answer()).status == 401
+        waited = front.notes.durations[-1]
+        assert waited >= 0.049
+        begun = asyncio.get_running_loop().time()
+        await answered(client, HEAD.encode(), navidrome)
+        assert front.notes.durations[-1] <= asyncio.get_running_loop().time() - begun + 0.001
+
+
+async def test_one_whose_turn_never_comes_is_let_go(navidrome: Navidrome) -> None:
+    async with held_front(navidrome) as (front, lane):
+        client = await front.client(EDGE)
+        await client.send(forged(1))
+        await lane.length(1)
+        front.pass_time(front.plane.limits.answer_timeout + 1)
+        with contextlib.suppress(ConnectionError):
+            assert await client.read_to_end() == b""
+        lane.let_go()
+        await front.settled()
+        assert front.notes.judged_as == []
 
 
 async def test_what_is_sent_ahead_keeps_its_order(navidrome: Navidrome) -> None:

@@ -240,6 +240,29 @@ def test_a_token_that_was_too_early_holds_later() -> None:
     assert later.outcome.reason is Reason.VERIFIED_JWT
 
 
+@pytest.mark.parametrize(
+    ("kid", "name", "at_first"),
+    [
+        ("rsa-0", None, Reason.IDENTITY_INCOMPLETE),
+        ("rsa-0", "a\tb", Reason.IDENTITY_INVALID),
+        ("rsa-1", "ada", Reason.JWT_UNKNOWN_KEY),
+    ],
+)
+def test_whatever_else_was_wrong_with_a_token_it_has_expired_once_it_has(
+    kid: str, name: str | None, at_first: Reason
+) -> None:
+    memory = RememberedDecisions(REQUIRED)
+    standing = memory.standing(EDGE, b"http")
+    field = by_token(token(claims(preferred_username=name), kid=kid))
+    line, _, block = head("GET /app/ HTTP/1.1", field)[:-2].partition(b"\r\n")
+
+    def at(now: float) -> Reason:
+        return memory.decide(line, block, standing, None, now).outcome.reason
+
+    assert [at(NOW) for _ in range(4)] == [at_first] * 4
+    assert at(NOW + 330) is Reason.JWT_EXPIRED
+
+
 def test_a_browsers_hundred_covers_cost_one_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
     signed = Key.signed
