@@ -12,6 +12,7 @@ from shim.watch.keys import MAX_WAITING, KeySource, KeyWatch
 from tests.unit.proxy.certificates import make_certificates
 from tests.unit.trust.minting import jwk, key_set, rsa_key
 from tests.unit.watch.key_set_end import answer, key_set_end
+from tests.unit.watch.pauses import note_pauses
 
 ONE = key_set(jwk(rsa_key(), "one"))
 TWO = key_set(jwk(rsa_key(), "one"), jwk(rsa_key(1), "two"))
@@ -191,17 +192,10 @@ async def test_what_came_is_in_force_before_anybody_who_waits_goes_on() -> None:
 async def test_it_is_fetched_again_and_again_and_soon_while_there_is_no_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) > 3:
-            raise asyncio.CancelledError
-
     async with key_set_end(answer(b"", status="503 Away")) as end:
         watch = KeyWatch(KeySource(url=end.url, min_interval=30.0))
         await watch.fetch()
-        monkeypatch.setattr("shim.watch.keys.asyncio.sleep", sleep)
+        pauses = note_pauses(monkeypatch, "shim.watch.keys", 3)
         answers = iter([answer(ONE), answer(b"", status="503 Away"), answer(ONE)])
         watch.told = lambda: setattr(end, "says", next(answers, b""))
         end.says = next(answers)

@@ -12,6 +12,7 @@ import pytest
 
 from shim.watch.names import NameWatch
 from tests.unit.proxy.ends import until
+from tests.unit.watch.pauses import note_pauses
 
 Answer = Sequence[str] | Exception
 
@@ -180,14 +181,7 @@ async def test_it_keeps_no_thread_from_those_who_look_up_something_else(
 async def test_a_name_without_an_address_is_looked_up_soon(
     name_server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) > 3:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr("shim.watch.names.asyncio.sleep", sleep)
+    pauses = note_pauses(monkeypatch, "shim.watch.names", 3)
     name_server.answers = {"edge": OSError("not yet"), "other": ["192.0.2.5"]}
     watch = NameWatch(("edge", "other"), keep=300)
     await watch.look_up()
