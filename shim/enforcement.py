@@ -69,7 +69,7 @@ class Enforcement:
 
     async def look_again(self) -> None:
         """Look up names and fetch keys now, and enforce what came of it."""
-        await asyncio.gather(self.names.look_up(), *(k.fetch() for k in self._each_key()))
+        await asyncio.gather(self.names.look_up(), *(k.fetch_anew() for k in self._each_key()))
         self._tell_names()
         self.enforce("whitelist")
 

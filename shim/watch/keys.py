@@ -89,6 +89,11 @@ class KeyWatch:
         """Fetch once, or wait for the fetch that is under way. Never raises; `state` says how it went."""
         await asyncio.shield(self._start())
 
+    async def fetch_anew(self) -> None:
+        """Fetch with the authority's file read again: it may have been renewed."""
+        self._context = None
+        await self.fetch()
+
     async def run(self, interval: float) -> None:
         """Fetch every `interval` seconds, and more often while it fails."""
         while True:

@@ -219,6 +219,23 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         assert kids(trusting) == ["one"]
 
 
+async def test_an_authority_that_was_renewed_in_its_place_counts_once_it_is_read_again(
+    tmp_path: Path,
+) -> None:
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.mkdir()
+    others.mkdir()
+    certificates, authority = make_certificates(ours), make_certificates(others).authority
+    async with key_set_end(answer(ONE), certificates.server()) as end:
+        watch = KeyWatch(KeySource(url=end.url, ca=str(authority)))
+        await watch.fetch()
+        authority.write_bytes(certificates.authority.read_bytes())
+        await watch.fetch()
+        assert watch.keys == ()
+        await watch.fetch_anew()
+        assert kids(watch) == ["one"]
+
+
 @pytest.mark.parametrize("text", ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
 async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
     tmp_path: Path, text: str
