@@ -55,7 +55,7 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
         )
     nowhere = [n for n in names if any(a.is_unspecified or a.is_multicast for a in n.addresses)]
     if nowhere:
-        said = "; ".join(f"{n.host} = {', '.join(sorted(map(str, n.addresses)))}" for n in nowhere)
+        said = "; ".join(map(_resolved, nowhere))
         return Check(
             "whitelist",
             State.WARNING,
@@ -72,8 +72,11 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
     remarks = [text for text in warnings(settings) if "WHITELIST" in text]
     if remarks:
         return Check("whitelist", State.WARNING, " ".join(remarks), "List what is meant.")
-    resolved = [f"{n.host} = {', '.join(sorted(map(str, n.addresses)))}" for n in names]
-    return Check("whitelist", State.OK, "; ".join((", ".join(entries), *resolved)))
+    return Check("whitelist", State.OK, "; ".join((", ".join(entries), *map(_resolved, names))))
+
+
+def _resolved(name: NameState) -> str:
+    return f"{name.host} = {', '.join(sorted(map(str, name.addresses)))}"
 
 
 def _navidrome(settings: Settings, upstream: UpstreamWatch) -> Check:

@@ -18,7 +18,6 @@ from shim.proxy.plane import NEVER, DataPlane
 from shim.trust.addresses import Peer, parse_peer
 
 if TYPE_CHECKING:
-    from uvicorn.config import Config
     from uvicorn.server import ServerState
 
 _AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
@@ -62,14 +61,8 @@ class ClientConnection(asyncio.Protocol):
         "write_paused",
     )
 
-    def __init__(
-        self,
-        config: Config,  # noqa: ARG002 - uvicorn hands it to every protocol class
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self._plane: DataPlane = app_state["plane"]
+    def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
+        self._plane = plane
         self._server_state = server_state
         self._transport: asyncio.Transport
         self._phase = Phase.HEAD

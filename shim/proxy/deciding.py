@@ -7,7 +7,7 @@ a person whom nobody knows yet waits for the account. Everything else is sent on
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from shim.proxy.connection import Phase
 from shim.proxy.exchange import ExchangingConnection
@@ -19,8 +19,9 @@ from shim.trust.refusal import Refused
 from shim.trust.remember import RememberedDecisions, Standing, Unproven
 
 if TYPE_CHECKING:
-    from uvicorn.config import Config
     from uvicorn.server import ServerState
+
+    from shim.proxy.plane import DataPlane
 
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD = Phase.HEAD
@@ -38,14 +39,8 @@ class DecidingConnection(ExchangingConnection):
 
     __slots__ = ("_decisions", "_future", "_keys_future", "_standing", "_undecided")
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
+        super().__init__(plane, server_state)
         self._decisions: RememberedDecisions | None = None
         self._standing: Standing
         self._undecided: _Undecided | None = None
@@ -120,7 +115,8 @@ class DecidingConnection(ExchangingConnection):
     def _await_proof(self, unproven: Unproven, head: bytes, *, waited: bool = False) -> None:
         self._phase = Phase.PROOF
         self.deadline = self._plane.now + self._plane.limits.answer_timeout
-        self._begin_access()
+        if self._plane.observer.wants_access:
+            self._begin_access()
         self._undecided = unproven, head, waited
         self._plane.lane.join(self)
 

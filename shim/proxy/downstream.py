@@ -39,12 +39,12 @@ class Downstream(DecidingConnection):
 
     def __init__(
         self,
-        config: Config,
+        config: Config,  # noqa: ARG002 - uvicorn hands it to every protocol class
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        super().__init__(app_state["plane"], server_state)
         self._searched = 0
 
     # asyncio.Protocol
@@ -158,5 +158,5 @@ class Downstream(DecidingConnection):
     def _unread(self, reason: Reason, detail: str) -> None:
         """Refuse a request whose head is not looked at."""
         self._request_id = ""
-        self._started = asyncio.get_running_loop().time()
+        self._begin_access()
         self._count(self._plane.decisions.refuse(reason, detail, self._stand()))

@@ -5,12 +5,11 @@ What an `Upstream` tells of the answer arrives here. Who asks and whether they m
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
 from shim.proxy.connection import Phase
-from shim.proxy.plane import NEVER
+from shim.proxy.plane import NEVER, DataPlane
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.repeat import may_repeat
 from shim.proxy.telling import AnsweringConnection
@@ -20,7 +19,6 @@ from shim.trust.reasons import PathClass, Reason
 from shim.trust.refusal import Refused
 
 if TYPE_CHECKING:
-    from uvicorn.config import Config
     from uvicorn.server import ServerState
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -47,14 +45,8 @@ class ExchangingConnection(AnsweringConnection):
         "upgrading",
     )
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
+        super().__init__(plane, server_state)
         self._user_name: bytes | None = None
         self._upstream: Upstream | None = None
         self._decoder: ChunkedDecoder | None = None
@@ -285,9 +277,7 @@ class ExchangingConnection(AnsweringConnection):
         self.stall_deadline = NEVER
         if self._upstream is not None:
             self._upstream.resume()
-        if self._phase is _HEAD and self._kept:
-            self._serve()
-            self._resume_reading()
+        self._go_on()
 
     def _abandon(self) -> None:
         upstream, self._upstream = self._upstream, None

@@ -33,10 +33,10 @@ class DataPlane:
     provisioning. `own` is the pool that leads to the control plane, None without one, and
     `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
     is fetched; in the `lane` tokens wait for being looked at. `tls` is for handshakes to come, None where
-    the listener speaks plain HTTP. As of the last tick, `now` is the loop's time
-    in seconds, and `time` that since the epoch. `strangers` are the open connections of peers that were not
-    on the list. `sign_in` is the address that pages without an identity are sent to, empty for none;
-    `contact` is whom a person is told to ask who may not in.
+    the listener speaks plain HTTP. As of the last tick, `now` is the loop's time in seconds, and `time` that
+    since the epoch. `strangers` are the open connections of peers that were not on the list. `sign_in` is the
+    address that pages without an identity are sent to, empty for none; `contact` is whom a person is told to
+    ask who may not in.
     """
 
     __slots__ = (

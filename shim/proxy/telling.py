@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.proxy.answers import own_answer
 from shim.proxy.connection import ClientConnection
@@ -13,8 +13,9 @@ from shim.trust.decide import Decision, refuse
 from shim.trust.refusal import Refused
 
 if TYPE_CHECKING:
-    from uvicorn.config import Config
     from uvicorn.server import ServerState
+
+    from shim.proxy.plane import DataPlane
 
 
 class AnsweringConnection(ClientConnection):
@@ -26,14 +27,8 @@ class AnsweringConnection(ClientConnection):
 
     __slots__ = ("_answer_begun", "_answer_status", "_decision", "_request_id", "_sent", "_started")
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
+        super().__init__(plane, server_state)
         self._decision: Decision
         self._request_id = ""
         self._answer_begun = False

@@ -214,9 +214,9 @@ class Verifier:
         assert self._policy.tokens is not None
         return said_by(verify_token(text, self._policy.tokens, now), self._policy)
 
-    def knows(self, text: str) -> bool:  # noqa: ARG002
-        """Whether it was looked at before."""
-        return False
+    def recall(self, text: str) -> Said | None:  # noqa: ARG002
+        """What was found before: nothing is remembered here."""
+        return None
 
 
 def judge(
@@ -266,7 +266,7 @@ def judge(
     if line.method == b"POST":
         _ask_login(line, policy)
     tokens = place is _PROTECTED and (bool(envelope.tokens) or in_query(line.target))
-    keep_alive = not envelope.close and (line.version == 11 or envelope.keep_alive)
+    keep_alive = _lasts(line, envelope)
     return Decision(result, source, line, block, keep_alive, upgrade, "", belief, tokens)
 
 
@@ -300,9 +300,13 @@ def _ends_here(line: RequestLine | None, block: HeaderBlock | None) -> bool:
     if line is None or block is None:
         return False
     envelope = block.envelope
-    if envelope.close or envelope.upgrade is not None or envelope.length not in (NO_BODY, 0):
-        return False
-    return line.version == 11 or envelope.keep_alive
+    whole = envelope.upgrade is None and envelope.length in (NO_BODY, 0)
+    return whole and _lasts(line, envelope)
+
+
+def _lasts(line: RequestLine, envelope: Envelope) -> bool:
+    """Whether the sender keeps its connection (RFC 9112 §9.3)."""
+    return not envelope.close and (line.version == 11 or envelope.keep_alive)
 
 
 def _headers(head: bytes) -> list[list[str]]:

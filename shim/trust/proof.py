@@ -59,8 +59,8 @@ class Verify(Protocol):
     def __call__(self, text: str, now: float | None) -> Said:
         """What it says, if it holds at `now`, in seconds since the epoch. Raises `Refused`."""
 
-    def knows(self, text: str) -> bool:
-        """Whether that was found before, and costs nothing now."""
+    def recall(self, text: str) -> Said | None:
+        """What was found before, which costs nothing now; whether it still holds is for whoever asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +101,34 @@ class TokenProof(Generic[B]):
 
     def known(self) -> bool:
         """Whether `belief` costs no signature."""
-        return self._found is not None or self._verify.knows(self._text)
+        if self._found is None and (said := self._verify.recall(self._text)) is not None:
+            self._take(said)
+        return self._found is not None
 
     def belief(self, now: float | None) -> B:
         """What is believed at `now`, in seconds since the epoch; with None, as if it had expired."""
         try:
+            found = self._found or self._look(now)
             if self._span is not None:
                 self._span.hold(now)
-            if self._found is None:
-                self._found = self._look(now)
         except Refused as refused:
             return self._awaited.refused(refused)
-        return self._found
+        return found
 
     def _look(self, now: float | None) -> B:
         """Raises `Refused` for what may be otherwise the next time."""
         try:
-            said = self._verify(self._text, now)
+            return self._take(self._verify(self._text, now))
         except Refused as refused:
             if refused.reason is not _LASTING:
                 raise
-            return self._awaited.refused(refused)
+            self._found = self._awaited.refused(refused)
+            return self._found
+
+    def _take(self, said: Said) -> B:
         self._span = said.span
-        self._span.hold(now)
-        return self._awaited.believe(said)
+        self._found = self._awaited.believe(said)
+        return self._found
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,6 +244,6 @@ class _VerifiedTokens(Verifier):
             self._memory.keep(key, said)
         return said
 
-    def knows(self, text: str) -> bool:
-        """Whether it is remembered."""
-        return self._memory.get(digest(text)) is not None
+    def recall(self, text: str) -> Said | None:
+        """What is remembered of it."""
+        return self._memory.get(digest(text))
