@@ -19,6 +19,8 @@ from shim.trust.addresses import NetworkEntry, UnixEntry, parse_entry
 _SHORT_SECRET = 16
 # RFC 7518 §3.2: a key of the hash's own size or larger.
 _SHORT_HS256_SECRET = 32
+# Where Navidrome's web app, its API and its login are, and the shim's own pages.
+_PROTECTED_PATHS = ("/app", "/api", "/auth", "/_shim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,12 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """Sentences for the log, `check` and `/readyz`: allowed, but probably not what was meant."""
-    return (*_trust_warnings(settings), *_secret_warnings(settings), *_idle_settings(settings))
+    return (
+        *_trust_warnings(settings),
+        *_path_warnings(settings),
+        *_secret_warnings(settings),
+        *_idle_settings(settings),
+    )
 
 
 def _listening(settings: Settings) -> Iterator[Contradiction]:
@@ -151,6 +158,25 @@ def _trust_warnings(settings: Settings) -> Iterator[str]:
         yield f"SHIM_LISTEN is a Unix socket, but {name} lacks @: nobody is believed."
     if settings.listen.path is not None and settings.listen_socket_mode & 0o006:
         yield "SHIM_LISTEN_SOCKET_MODE lets everybody on this machine speak as the edge."
+
+
+def _path_warnings(settings: Settings) -> Iterator[str]:
+    """Public prefixes that reach further than they should. They have no boundary, so a prefix covers every
+    path that begins with it."""
+    for prefix in settings.public_paths:
+        bare = prefix.rstrip("/").lower()
+        covered = [path for path in _PROTECTED_PATHS if path.startswith(bare)]
+        if covered:
+            yield (
+                f"SHIM_PUBLIC_PATHS has {prefix}, which covers {', '.join(covered)}: no identity is accepted "
+                "there. Name only the paths that the edge leaves open."
+            )
+        elif settings.base_path.lower().startswith(bare):
+            yield (
+                f"SHIM_BASE_PATH={settings.base_path} begins with the public prefix {prefix}: a rule of the "
+                f"edge for {prefix} leaves everything open. Write the edge's rules with the base path, "
+                f"{settings.base_path}{prefix}."
+            )
 
 
 def _secret_warnings(settings: Settings) -> Iterator[str]:

@@ -135,7 +135,8 @@ class Settings(BaseSettings):
     )
     public_paths: Annotated[tuple[str, ...], reader(places.prefixes)] = setting(
         "/rest/,/share/,/jellyfin/",
-        "Path prefixes that the edge leaves unauthenticated, comma-separated.",
+        "Path prefixes that the edge leaves unauthenticated, comma-separated; compared without case, without "
+        "their last slash and without a boundary: /rest/ covers /restx.",
     )
     public_path_proof: Annotated[
         Literal["none", "secret", "jwt"], reader(values.one_of("none", "secret", "jwt"))

@@ -51,14 +51,14 @@ def judge_claims(
     if not source.listed:
         if policy.refuse_unlisted:
             detail = "the peer is not on the whitelist"
-            return _belief(policy, *[Reason.PEER_REFUSED] * 4, detail=detail), None
+            return _belief(policy, *[Reason.PEER_REFUSED] * 5, detail=detail), None
         reason = Reason.UNLISTED_PEER if claimed else Reason.NO_IDENTITY
-        return _belief(policy, *[reason] * 4), None
+        return _belief(policy, *[reason] * 5), None
     if policy.suspended:
         reason = Reason.BASE_PATH_MISMATCH if claimed else Reason.NO_IDENTITY
-        return _belief(policy, *[reason] * 4), None
+        return _belief(policy, *[reason] * 5), None
     if not claimed:
-        return _belief(policy, *[Reason.NO_IDENTITY] * 4), None
+        return _belief(policy, *[Reason.NO_IDENTITY] * 5), None
     return _judge_listed(fields, policy)
 
 
@@ -163,6 +163,7 @@ def _said(
         protected if public else Reason.PUBLIC_PATH,
         Reason.PUBLIC_PATH,
         Reason.OUTSIDE_BASE_PATH,
+        Reason.NON_ASCII_PATH,
         identity=identity,
         detail=detail,
     )
@@ -174,6 +175,7 @@ def _belief(
     public: Reason,
     share: Reason,
     outside: Reason,
+    non_ascii: Reason,
     *,
     identity: Identity | None = None,
     detail: str = "",
@@ -185,6 +187,9 @@ def _belief(
         if protected is not Reason.NO_IDENTITY:
             detail += f", and what was sent is none: {protected}"
         protected = Reason.IDENTITY_REQUIRED
+    if policy.require_identity and non_ascii is not Reason.PEER_REFUSED:
+        non_ascii = Reason.IDENTITY_REQUIRED
+        detail = detail or "the path needs an identity, and none counts on one that is not ASCII"
     admin = (
         believed
         and identity is not None
@@ -194,13 +199,18 @@ def _belief(
     user_line = b""
     if identity is not None:
         user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
-    rows = _rows(protected, public, share, outside, own)
+    rows = _rows(protected, public, share, outside, own, non_ascii)
     return Belief(rows, identity, user_line, detail, unasked)
 
 
 @cache
 def _rows(
-    protected: Reason, public: Reason, share: Reason, outside: Reason, own: Reason
+    protected: Reason,
+    public: Reason,
+    share: Reason,
+    outside: Reason,
+    own: Reason,
+    non_ascii: Reason,
 ) -> tuple[Outcome, ...]:
     """One row for every `Place`; there are no more combinations than reasons allow."""
     rows = {
@@ -209,6 +219,7 @@ def _rows(
         Place.SHARE: outcome(share, PathClass.PUBLIC),
         Place.OUTSIDE: outcome(outside, PathClass.PUBLIC),
         Place.OWN: outcome(own, PathClass.OWN),
+        Place.NON_ASCII: outcome(non_ascii, PathClass.PROTECTED),
     }
     return tuple(rows[place] for place in Place)
 

@@ -253,7 +253,8 @@ def judge(
     result = belief.outcomes[place]
     verdict = result.verdict
     if verdict is _REJECTED:
-        if result.reason is not Reason.IDENTITY_REQUIRED or not _logs_in(line, policy):
+        required = result.reason is Reason.IDENTITY_REQUIRED and place is _PROTECTED
+        if not required or not _logs_in(line, policy):
             raise Refused(result.reason, belief.detail)
         result = belief.unasked
         verdict = result.verdict

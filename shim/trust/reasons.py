@@ -40,6 +40,7 @@ class Reason(StrEnum):
     UNLISTED_PEER = "unlisted_peer"
     PUBLIC_PATH = "public_path"
     OUTSIDE_BASE_PATH = "outside_base_path"
+    NON_ASCII_PATH = "non_ascii_path"
     BASE_PATH_MISMATCH = "base_path_mismatch"
     USER_HEADER = "user_header"
     # rejected: the request itself
@@ -87,6 +88,7 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.UNLISTED_PEER: (Verdict.STRIPPED, 200),
     Reason.PUBLIC_PATH: (Verdict.STRIPPED, 200),
     Reason.OUTSIDE_BASE_PATH: (Verdict.STRIPPED, 200),
+    Reason.NON_ASCII_PATH: (Verdict.STRIPPED, 200),
     Reason.BASE_PATH_MISMATCH: (Verdict.STRIPPED, 200),
     Reason.USER_HEADER: (Verdict.STRIPPED, 200),
     Reason.MALFORMED_HEAD: (Verdict.REJECTED, 400),

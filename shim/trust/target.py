@@ -40,9 +40,10 @@ class Place(IntEnum):
 
     PROTECTED = 0
     PUBLIC = 1  # an identity counts only with the proof that `public_path_proof` names
-    SHARE = 2  # never carries one
+    SHARE = 2  # public, never carries one
     OUTSIDE = 3  # outside the base path: never carries one
     OWN = 4
+    NON_ASCII = 5  # protected, but an edge may read it as a public one: never carries one
 
 
 _CLASS = {
@@ -51,23 +52,26 @@ _CLASS = {
     Place.SHARE: PathClass.PUBLIC,
     Place.OUTSIDE: PathClass.PUBLIC,
     Place.OWN: PathClass.OWN,
+    Place.NON_ASCII: PathClass.PROTECTED,
 }
 
 
 _PROTECTED = Place.PROTECTED
-_PUBLIC = Place.PUBLIC
 
 
 class Paths:
     """The path classes below a base path.
 
     `base` begins and ends with a slash. `public` are prefixes below it, as the settings name them
-    (`/rest/`). They are compared without case and hold with and without their last slash; more public is
-    more closed. The base path itself is compared with case, as Navidrome mounts it.
+    (`/rest/`). A path is public if it begins with one of them, after percent-decoding, without the prefix's
+    last slash and without ASCII case. There is no boundary (`/restx` is public), because an edge's rule may
+    have none, and a path that is public here by mistake loses only its identity. The base path itself is
+    compared with case, as Navidrome mounts it.
     """
 
     __slots__ = (
         "_base_bare",
+        "_open",
         "_own",
         "_public",
         "_share",
@@ -83,26 +87,34 @@ class Paths:
         lowered = root.lower()
         self.base = root.encode()
         self._base_bare = self.base[:-1] or b"/"
-        self._public = tuple(_below(lowered, prefix) for prefix in public)
-        self._share = _below(lowered, "share")
+        self._public = tuple(_below(lowered, prefix).rstrip(b"/") for prefix in public)
+        self._share = _below(lowered, "share").rstrip(b"/")
         self._own = _below(lowered, "_shim")
         self._subsonic = _below(lowered, "rest")
-        # What begins with none of these, once it ends in a slash, is protected.
-        self._special = (*self._public, self._share, self._own)
+        self._open = (*self._public, self._share)
+        # A path that begins with none of these is protected.
+        self._special = (*self._open, self._own.rstrip(b"/"))
 
     def place(self, path: bytes) -> Place:
         """Where this path leads. `path` is the raw path of the target, without its query."""
         if not path.startswith(self.base) and path != self._base_bare:
             return Place.OUTSIDE
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+            if not path.isascii():
+                # An edge may fold U+017F to "s" or U+0130 to "i", and find a public prefix in it. No
+                # protected path of Navidrome's has such a byte.
+                return Place.SHARE if path.lower().startswith(self._open) else Place.NON_ASCII
         lowered = path.lower()
         if not lowered.startswith(self._special):
-            lowered += b"/"
-            if lowered not in self._special:
-                return _PROTECTED
+            return _PROTECTED
         if lowered.startswith(self._share):
             return Place.SHARE
-        # Where a prefix of the settings covers the shim's own pages, the edge authenticates them no more.
-        return _PUBLIC if lowered.startswith(self._public) else Place.OWN
+        # A prefix of the settings that covers the shim's own pages makes them public too: the edge does
+        # not authenticate there.
+        if lowered.startswith(self._public):
+            return Place.PUBLIC
+        return Place.OWN if (lowered + b"/").startswith(self._own) else _PROTECTED
 
     def own_target(self, target: bytes) -> bytes:
         """The target below the shim's own prefix, as its control plane knows it."""

@@ -215,11 +215,14 @@ def assert_rejected(
     assert not upstream.torn
 
 
-def assert_stripped(front: Shim, upstream: Recorder, answer: Answer, peer: str) -> Received:
+def assert_stripped(
+    front: Shim, upstream: Recorder, answer: Answer, peer: str, *reasons: str
+) -> Received:
     """Navidrome's answer, one line in the log, and one request upstream that names nobody."""
     assert answer.statuses == [200], answer.raw
     (line,) = front.judged(peer, upstream)
     assert line["verdict"] == "stripped"
+    assert not reasons or line["reason"] in reasons
     (received,) = upstream.asked
     assert_names_nobody(received)
     assert upstream.torn == []

@@ -75,6 +75,31 @@ def test_an_ambiguous_target_is_refused_and_not_normalised(
     assert_rejected(front, upstream, answer, peer, 400, "ambiguous_target")
 
 
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("/restx", "public_path"),
+        ("/rest.", "public_path"),
+        ("/RESTx/getUsers", "public_path"),
+        ("/rest%20/getUsers", "public_path"),
+        ("/sharex", "public_path"),
+        ("/jellyfinx/Users", "public_path"),
+        ("/re%C5%BFt/x", "non_ascii_path"),
+        ("/re%C5%BFt%C3%A9", "non_ascii_path"),
+        ("/jellyf%C4%B0n/x", "non_ascii_path"),
+        ("/rest/%C3%A9", "public_path"),
+    ],
+)
+def test_a_path_that_an_edge_may_leave_open_carries_no_identity(
+    front: Shim, upstream: Recorder, target: str, reason: str
+) -> None:
+    """An edge's rule may be a bare prefix (`/rest`), and may fold case as Unicode does (Go's `(?i)`)."""
+    edge = an_edge()
+    answer = front.ask(request(f"GET {target} HTTP/1.1", ADMIN), edge)
+    received = assert_stripped(front, upstream, answer, edge, reason)
+    assert received.target == target
+
+
 @pytest.mark.parametrize("target", ["/app/\x00", "/app/\x7f", "/app/\x01", "/app/\u00e9"])
 def test_a_target_with_a_control_or_a_raw_byte_is_refused(
     front: Shim, upstream: Recorder, target: str

@@ -70,6 +70,20 @@ def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str
         assert identity_fields(seen.headers) == []
 
 
+@pytest.mark.parametrize("path", ["/restx", "/rest.", "/re%C5%BFt/x", "/jellyf%C4%B0n/x"])
+@pytest.mark.parametrize("header", CLAIMS)
+def test_no_path_that_an_edge_may_take_for_a_public_one_carries_an_identity(
+    scene: Scene, path: str, header: str
+) -> None:
+    with scene.client() as intruder:
+        intruder.get(path, headers={header: "admin"})
+    with scene.client("alice") as alice:
+        alice.get(path, headers={header: "admin"})
+    assert scene.stand_in.seen
+    for seen in scene.stand_in.seen:
+        assert identity_fields(seen.headers) == []
+
+
 @pytest.mark.parametrize("header", CLAIMS)
 def test_who_reaches_the_shim_past_the_edge_is_nobody(scene: Scene, header: str) -> None:
     with scene.client(source="127.0.0.9", to=scene.shim_url) as neighbour:

@@ -53,6 +53,8 @@ ATTACKS = [
     ("the same, with a token of theirs", EDGE, API, (*ADMIN, EXPIRED)),
     ("a signed-in user adds `X-auth", EDGE, API, (*SIGNED_IN, "X-authentik-groups: admins")),
     ("a signed-in user adds `X_auth", EDGE, API, (*SIGNED_IN, "X_authentik_groups: admins")),
+    ("the line above with `/restx`", EDGE, "GET /restx HTTP/1.1", ADMIN),
+    ("the same with `/re%C5%BFt/x`", EDGE, "GET /re%C5%BFt/x HTTP/1.1", ADMIN),
     ("a stranger sends `Remote-User", EDGE, API, ("Remote-User: admin",)),
 ]
 

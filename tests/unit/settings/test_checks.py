@@ -113,6 +113,12 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
             {"SHIM_LISTEN": "unix:/run/a", "SHIM_LISTEN_SOCKET_MODE": "0666"},
             "everybody on this machine",
         ),
+        ({"SHIM_PUBLIC_PATHS": "/"}, "covers /app, /api, /auth, /_shim"),
+        ({"SHIM_PUBLIC_PATHS": "/rest/,/a"}, "/a, which covers /app, /api, /auth:"),
+        ({"SHIM_PUBLIC_PATHS": "/API/"}, "covers /api"),
+        ({"SHIM_PUBLIC_PATHS": "/_shim/"}, "covers /_shim"),
+        ({"SHIM_BASE_PATH": "/restaurant"}, "begins with the public prefix /rest/"),
+        ({"SHIM_BASE_PATH": "/Share"}, "edge's rules with the base path, /Share/share/"),
         ({"SHIM_PROXY_SECRET": "short"}, "SHIM_PROXY_SECRET has a value under 16"),
         ({"SHIM_CONTROL_TOKEN": "short"}, "SHIM_CONTROL_TOKEN has under 16"),
         ({"SHIM_JWT_HS256_SECRET": "0" * 31}, "under 32 bytes"),
@@ -132,6 +138,13 @@ def test_what_is_allowed_but_odd_is_said(environ: dict[str, str], says: str) -> 
 def test_a_plain_set_up_has_no_warnings() -> None:
     environ = {"SHIM_REVERSE_PROXY_WHITELIST": "traefik", **JWT, **SECRET, **TOKEN}
     assert warnings(load(environ)) == ()
+
+
+def test_a_public_prefix_below_a_protected_path_has_no_warning() -> None:
+    environ = {"SHIM_PUBLIC_PATHS": "/rest/,/app/icons/", "SHIM_BASE_PATH": "/music"}
+    said = "".join(warnings(load(environ)))
+    assert "PUBLIC_PATHS" not in said
+    assert "BASE_PATH" not in said
 
 
 def test_no_warning_shows_a_secret() -> None:

@@ -43,6 +43,8 @@ _PATHS = (
     "/rest/getUsers?v=1&c=x",
     "/REST/ping",
     "/rest",
+    "/restx",
+    "/re%C5%BFt/x",
     "/share/abc",
     "/jellyfin/socket",
     "/_shim/",
@@ -158,7 +160,7 @@ def policies() -> st.SearchStrategy[Policy]:
 
 _USUAL = st.tuples(
     st.sampled_from(("GET", "GET", "HEAD", "POST")),
-    st.sampled_from(_PATHS[:15]),
+    st.sampled_from(_PATHS[:17]),
     st.just("HTTP/1.1"),
 )
 _UNUSUAL = st.tuples(st.sampled_from(_METHODS), st.sampled_from(_PATHS), st.sampled_from(_VERSIONS))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -79,12 +80,13 @@ def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
 def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
     """The path and the proof, worked out anew from the head that is forwarded."""
     assert decision.line is not None
-    path = decision.line.target.partition(b"?")[0].lower() + b"/"
+    path = unquote_to_bytes(decision.line.target.partition(b"?")[0]).lower() + b"/"
     base = policy.paths.base
     assert decision.line.target.startswith(base) or path == base
+    assert path.isascii()
     below = path[len(base) :]
-    assert not below.startswith(b"share/")
-    if below.startswith((b"rest/", b"jellyfin/")):
+    assert not below.startswith(b"share")
+    if below.startswith((b"rest", b"jellyfin")):
         assert policy.public_path_proof is not None
         assert decision.outcome.reason is Reason.PROXY_SECRET
     if below.startswith(b"_shim/"):
@@ -210,6 +212,7 @@ REACHED = {
     Reason.UNLISTED_PEER,
     Reason.PUBLIC_PATH,
     Reason.OUTSIDE_BASE_PATH,
+    Reason.NON_ASCII_PATH,
     Reason.BASE_PATH_MISMATCH,
     Reason.USER_HEADER,
     Reason.MALFORMED_HEAD,

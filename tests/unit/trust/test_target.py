@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim.trust.policy import Policy
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.refusal import Refused
 from shim.trust.target import (
@@ -19,7 +22,8 @@ from shim.trust.target import (
     _parse_unusual,
     parse_request_line,
 )
-from tests.unit.trust.asking import ADA, head, judged
+from tests.unit.trust.asking import ADA, head, judged, listing
+from tests.unit.trust.fragments import POLICIES
 
 AMBIGUOUS = [
     # dot segments, plain and escaped
@@ -140,9 +144,15 @@ def test_a_plain_target_is_passed_on_as_it_is(target: str) -> None:
     [
         ("/", Place.PROTECTED),
         ("/api/user", Place.PROTECTED),
-        ("/restaurant/", Place.PROTECTED),
         ("/api/rest/", Place.PROTECTED),
-        ("/shared/", Place.PROTECTED),
+        ("/res", Place.PROTECTED),
+        ("/restaurant/", Place.PUBLIC),
+        ("/restx", Place.PUBLIC),
+        ("/rest.", Place.PUBLIC),
+        ("/RESTX/ping", Place.PUBLIC),
+        ("/rest%20/ping", Place.PUBLIC),
+        ("/jellyfins", Place.PUBLIC),
+        ("/shared/", Place.SHARE),
         ("/rest/", Place.PUBLIC),
         ("/rest", Place.PUBLIC),
         ("/REST/ping", Place.PUBLIC),
@@ -159,11 +169,88 @@ def test_a_plain_target_is_passed_on_as_it_is(target: str) -> None:
         ("/_shimmer", Place.PROTECTED),
     ],
 )
-def test_public_prefixes_hold_without_case_and_with_or_without_their_slash(
+def test_public_prefixes_hold_without_case_without_their_slash_and_without_a_boundary(
     path: str, place: Place
 ) -> None:
     assert Paths().place(path.encode()) is place
     assert Paths("/music").place(b"/music" + path.encode()) is place
+
+
+def test_a_public_prefix_is_compared_with_the_decoded_path() -> None:
+    paths = Paths(public=("/a@b/",))
+    assert (
+        paths.place(b"/a@b/x") is paths.place(b"/a%40b/x") is paths.place(b"/A%40B") is Place.PUBLIC
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/re%C5%BFt/x", Place.NON_ASCII),
+        ("/jellyf%C4%B0n/x", Place.NON_ASCII),
+        ("/api/%C3%A9", Place.NON_ASCII),
+        ("/_shim/%C3%A9", Place.NON_ASCII),
+        ("/rest/%C3%A9", Place.SHARE),
+        ("/rest%C3%A9", Place.SHARE),
+        ("/share/%C3%A9", Place.SHARE),
+        ("/api/a%20b", Place.PROTECTED),
+    ],
+)
+def test_a_path_with_a_byte_beyond_ascii_carries_no_identity(path: str, place: Place) -> None:
+    assert Paths().place(path.encode()) is place
+    assert Paths("/music").place(b"/music" + path.encode()) is place
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("/api/%C3%A9", Reason.NON_ASCII_PATH), ("/rest/%C3%A9", Reason.PUBLIC_PATH)],
+)
+def test_an_identity_on_a_path_that_is_not_ascii_is_stripped(target: str, reason: Reason) -> None:
+    for policy in POLICIES[:4]:
+        secret = "X-Shim-Proxy-Secret: swordfish"
+        decision = judged(head(f"GET {target} HTTP/1.1", ADA, secret), policy=policy)
+        expected = reason if policy.whitelist.entries else Reason.UNLISTED_PEER
+        assert decision.outcome.reason is expected
+        assert b"Remote-User" not in decision.head()
+
+
+def test_a_path_that_is_not_ascii_needs_an_identity_where_one_is_required() -> None:
+    policy = Policy(whitelist=listing("127.0.0.2"), require_identity=True, local_login=True)
+    for line in ("GET /api/%C3%A9", "POST /%C3%A9/auth/login"):
+        for fields in ((), (ADA,)):
+            decision = judged(head(f"{line} HTTP/1.1", *fields), policy=policy)
+            assert decision.outcome.reason is Reason.IDENTITY_REQUIRED
+            assert decision.detail
+
+
+# What an edge may find a public prefix in: Go's (?i) folds ſ to s and the Kelvin sign to k, Caddy lowers the
+# whole path, and İ becomes an i with a dot above.
+_FOLDED = {"s": "sSſ", "k": "kK\u212a", "i": "iIİı"}
+_PREFIXES = ("/rest", "/share", "/jellyfin")
+
+
+def _folds(letter: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(_FOLDED.get(letter, letter + letter.upper()))
+
+
+def _open_at_an_edge(path: str) -> bool:
+    read = unquote(path)
+    forms = {read.lower(), read.casefold(), unicodedata.normalize("NFKC", read).casefold()}
+    forms |= {form.replace("\u0307", "").replace("ı", "i") for form in forms}
+    return any(form.startswith(_PREFIXES) for form in forms)
+
+
+@given(
+    st.sampled_from(_PREFIXES).flatmap(lambda prefix: st.tuples(*map(_folds, prefix))).map("".join),
+    st.sampled_from(("", "/", ".", "x", "/ping", "%20/x", "/é")),
+)
+def test_a_path_that_an_edge_may_leave_open_carries_no_identity(prefix: str, rest: str) -> None:
+    path = quote(prefix, safe="/") + quote(rest, safe="/%")
+    assert _open_at_an_edge(path)
+    for base in ("", "/music"):
+        policy = Policy(whitelist=listing("127.0.0.2"), paths=Paths(base))
+        decision = judged(head(f"GET {base}{path} HTTP/1.1", ADA), policy=policy)
+        assert decision.identity is None
 
 
 @pytest.mark.parametrize(
@@ -194,7 +281,8 @@ def test_shares_stay_shares_where_the_settings_do_not_name_them() -> None:
 def test_a_public_prefix_may_be_written_with_and_without_slashes(prefix: str) -> None:
     paths = Paths(public=(prefix,))
     assert paths.place(b"/rest") is paths.place(b"/rest/x") is Place.PUBLIC
-    assert paths.place(b"/restx") is Place.PROTECTED
+    assert paths.place(b"/restx") is Place.PUBLIC
+    assert paths.place(b"/res") is Place.PROTECTED
 
 
 def test_the_root_as_a_public_prefix_makes_everything_public() -> None:
