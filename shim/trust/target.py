@@ -57,6 +57,7 @@ _CLASS = {
 
 
 _PROTECTED = Place.PROTECTED
+_PUBLIC = Place.PUBLIC
 
 
 class Paths:
@@ -97,14 +98,21 @@ class Paths:
 
     def place(self, path: bytes) -> Place:
         """Where this path leads. `path` is the raw path of the target, without its query."""
+        if b"%" not in path:
+            return self.plain_place(path)
+        decoded = unquote_to_bytes(path)
+        if not path.startswith(self.base):
+            return Place.OUTSIDE
+        if decoded.isascii():
+            return self.plain_place(decoded)
+        # An edge may fold U+017F to "s" or U+0130 to "i", and find a public prefix in it. No protected path
+        # of Navidrome's has such a byte.
+        return Place.SHARE if decoded.lower().startswith(self._open) else Place.NON_ASCII
+
+    def plain_place(self, path: bytes) -> Place:
+        """The same for a path without percent-escapes, as most are."""
         if not path.startswith(self.base) and path != self._base_bare:
             return Place.OUTSIDE
-        if b"%" in path:
-            path = unquote_to_bytes(path)
-            if not path.isascii():
-                # An edge may fold U+017F to "s" or U+0130 to "i", and find a public prefix in it. No
-                # protected path of Navidrome's has such a byte.
-                return Place.SHARE if path.lower().startswith(self._open) else Place.NON_ASCII
         lowered = path.lower()
         if not lowered.startswith(self._special):
             return _PROTECTED
@@ -113,7 +121,7 @@ class Paths:
         # A prefix of the settings that covers the shim's own pages makes them public too: the edge does
         # not authenticate there.
         if lowered.startswith(self._public):
-            return Place.PUBLIC
+            return _PUBLIC
         return Place.OWN if (lowered + b"/").startswith(self._own) else _PROTECTED
 
     def own_target(self, target: bytes) -> bytes:
@@ -173,7 +181,7 @@ def parse_request_line(line: bytes, paths: Paths) -> RequestLine:
         method, path, query, minor = usual.groups()
         target = path if query is None else path + query
         return RequestLine(
-            method, target, path, 11 if minor == b"1" else 10, paths.place(path), None
+            method, target, path, 11 if minor == b"1" else 10, paths.plain_place(path), None
         )
     return _parse_unusual(line, paths)
 
