@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 
 from shim.trust.identity import MOST_OF, Role, read_text
+from shim.trust.known_headers import is_known_identity
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 
@@ -35,7 +36,9 @@ class Kind(IntEnum):
     """What becomes of a field."""
 
     PASS = auto()  # end-to-end: forwarded as it is
-    DROP = auto()  # hop-by-hop, or a client's address that is not to be believed
+    DROP = (
+        auto()
+    )  # hop-by-hop, a client's address that is not to be believed, or a provider's header
     HOST = auto()
     LENGTH = auto()
     CODING = auto()  # Transfer-Encoding
@@ -225,7 +228,7 @@ class FieldNames:
             return kind, None
         if folded in _FRAMING:
             return Kind.FRAMING_ALIAS, None
-        if folded in _CLIENT_ADDRESS:
+        if folded in _CLIENT_ADDRESS or is_known_identity(folded):
             return Kind.DROP, None
         if folded.startswith(_FORWARDED_FAMILY):
             if name != folded:

@@ -1,7 +1,7 @@
 """The shim as a process, what it logs, and a client that speaks to it in bytes.
 
 The edge is 127.0.0.2, anyone else 127.0.0.1. Where a test is one row of many, each row speaks from an
-address of its own (127.0.2.x is listed like the edge, 127.0.1.x like nobody), since the log sums up what
+address of its own (127.2.x.y is listed like the edge, 127.1.x.y like nobody), since the log sums up what
 one peer repeats.
 """
 
@@ -26,7 +26,7 @@ from tests.attacks.recorder import FENCE, Received, Recorder
 EDGE = "127.0.0.2"
 ANYONE = "127.0.0.1"
 HOST = "music.example.com"
-LISTED = "127.0.0.2,127.0.2.0/24"
+LISTED = "127.0.0.2,127.2.0.0/16"
 
 Line = Mapping[str, Any]
 _START_SECONDS = 30.0
@@ -36,12 +36,17 @@ _fresh = itertools.count(1)
 
 def an_edge() -> str:
     """An address that is listed, and that nobody has spoken from yet."""
-    return f"127.0.2.{next(_fresh) % 254 + 1}"
+    return _fresh_address("127.2")
 
 
 def someone() -> str:
     """An address that is not listed, and that nobody has spoken from yet."""
-    return f"127.0.1.{next(_fresh) % 254 + 1}"
+    return _fresh_address("127.1")
+
+
+def _fresh_address(network: str) -> str:
+    third, fourth = divmod(next(_fresh), 254)
+    return f"{network}.{third}.{fourth + 1}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,36 @@ def test_the_real_user_header_beside_a_true_identity(front: Shim, upstream: Reco
     assert received.values("Remote-User") == ["ada"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-WebAuth-User",
+        "x_webauth_user",
+        "X-Forwarded-User",
+        "X-Auth-Request-User",
+        "Remote-Groups",
+        "Tailscale-User-Login",
+        "Cf-Access-Authenticated-User-Email",
+    ],
+)
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
+def test_a_user_header_that_navidrome_may_read_instead_is_removed(
+    front: Shim, upstream: Recorder, name: str, path: str
+) -> None:
+    """Navidrome may be configured with another user header than the shim writes."""
+    for peer in (an_edge(), someone()):
+        assert front.ask(request(f"GET {path} HTTP/1.1", f"{name}: root"), peer).statuses == [200]
+        assert front.judged(peer, upstream) == []  # the verdict is `anonymous`
+    edge = an_edge()
+    fields = (f"{name}: root", "X-authentik-username: ada", GROUPS)
+    assert front.ask(request("GET /app/ HTTP/1.1", *fields), edge).statuses == [200]
+    assert front.judged(edge, upstream) == []
+    assert upstream.asked[-1].values("Remote-User") == ["ada"]
+    assert len(upstream.asked) == 3
+    for received in upstream.asked:
+        assert b"root" not in received.head
+
+
 @pytest.mark.parametrize("option", ["X-Authentik-Username", "x-authentik-groups", "Remote-User"])
 def test_connection_close_and_a_name_makes_no_header_hop_by_hop(
     front: Shim, upstream: Recorder, option: str

@@ -138,7 +138,7 @@ def test_a_required_proof_that_is_missing_or_wrong(upstream: Recorder, tmp_path:
                 ((), "identity_required"),
             )
         ):
-            edge = f"127.0.2.{200 + number}"
+            edge = f"127.2.200.{number + 1}"
             answer = shim.ask(request("GET /app/ HTTP/1.1", *fields), edge)
             assert_rejected(shim, upstream, answer, edge, 401, reason)
         upstream.forget()

@@ -6,6 +6,7 @@ import pytest
 
 from shim.trust.fields import FieldNames, Kind, fold, parse_field
 from shim.trust.identity import Role
+from shim.trust.known_headers import USER_HEADERS
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
@@ -35,6 +36,27 @@ NAMES = Policy().names
         (b"X-Shim-Proxy-Secret", Kind.SECRET),
         (b"X_Shim_Proxy_Secret", Kind.ALIAS),
         (b"X_Authentik.Jwt", Kind.ALIAS),
+        (b"X-WebAuth-User", Kind.DROP),
+        (b"X_WebAuth_User", Kind.DROP),
+        (b"x.webauth.user", Kind.DROP),
+        (b"X-Forwarded-User", Kind.DROP),
+        (b"X_Forwarded_User", Kind.DROP),
+        (b"X-Auth-Request-Preferred-Username", Kind.DROP),
+        (b"Remote-Groups", Kind.DROP),
+        (b"X-Pomerium-Claim-Nickname", Kind.DROP),
+        (b"Cf-Access-Jwt-Assertion", Kind.DROP),
+        (b"X-Goog-IAP-JWT-Assertion", Kind.DROP),
+        (b"Tailscale-User-Login", Kind.DROP),
+        (b"X-Vouch-IdP-Claims-Groups", Kind.DROP),
+        (b"X-Amzn-Oidc-Data", Kind.DROP),
+        (b"OIDC_CLAIM_sub", Kind.DROP),
+        (b"Authorization", Kind.PASS),
+        (b"X-ND-Client-Unique-Id", Kind.PASS),
+        (b"X-ND-Authorization", Kind.TOKEN),
+        (b"X-Emby-Authorization", Kind.PASS),
+        (b"X-Emby-Token", Kind.PASS),
+        (b"X-MediaBrowser-Token", Kind.PASS),
+        (b"X-Forwarded-Port", Kind.FORWARDED_OTHER),
     ],
 )
 def test_only_the_exact_name_speaks_and_every_folded_one_is_found(name: bytes, kind: Kind) -> None:
@@ -188,10 +210,20 @@ def test_the_settings_may_name_other_headers() -> None:
         b"x_webauth_user": (Kind.ALIAS, None),
         b"x-edge": (Kind.SECRET, None),
         b"x.edge": (Kind.ALIAS, None),
-        b"x-authentik-username": (Kind.PASS, None),
-        b"remote-user": (Kind.PASS, None),
+        b"x-authentik-username": (Kind.DROP, None),
+        b"remote-user": (Kind.DROP, None),
     }
     assert {name: names.classify(name) for name in kinds} == kinds
+
+
+@pytest.mark.parametrize("name", USER_HEADERS)
+def test_every_known_user_header_is_removed_unless_the_settings_read_it(name: str) -> None:
+    unread = FieldNames({Role.USERNAME: "X-Login"}, (), "X-Navidrome-User", "X-Edge")
+    lowered = name.lower().encode()
+    assert unread.classify(lowered) == (Kind.DROP, None)
+    assert unread.classify(lowered.replace(b"-", b"_")) == (Kind.DROP, None)
+    read = FieldNames({Role.USERNAME: name}, (), "X-Navidrome-User", "X-Edge")
+    assert read.classify(lowered) == (Kind.IDENTITY, Role.USERNAME)
 
 
 def test_a_header_that_carries_an_identity_is_one_whatever_else_its_name_means() -> None:

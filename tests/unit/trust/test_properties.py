@@ -28,7 +28,9 @@ from tests.unit.trust.reading import read_by_llhttp, read_by_the_laxest
 PEERS = (EDGE, ANYONE, parse_peer("@"), parse_peer("fe80::1%eth0"))
 # Navidrome's user header, and everything that says who somebody is, as folding stacks see the names.
 USER = b"remote-user"
-SPEAKING = re.compile(rb"x-authentik-.*|x-shim-proxy-secret")
+SPEAKING = re.compile(
+    rb"x-authentik-.*|x-shim-proxy-secret|x-webauth-.*|x-forwarded-user|remote-groups|cf-access-.*"
+)
 CLIENT = {b"true-client-ip", b"cf-connecting-ip", b"x-client-ip", b"x-cluster-client-ip"}
 PROTOCOL_FAULTS = {
     Reason.MALFORMED_HEAD,
