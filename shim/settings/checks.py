@@ -44,6 +44,7 @@ def warnings(settings: Settings) -> tuple[str, ...]:
     return (
         *_trust_warnings(settings),
         *_path_warnings(settings),
+        *_group_warnings(settings),
         *_secret_warnings(settings),
         *_idle_settings(settings),
     )
@@ -177,6 +178,24 @@ def _path_warnings(settings: Settings) -> Iterator[str]:
                 f"edge for {prefix} leaves everything open. Write the edge's rules with the base path, "
                 f"{settings.base_path}{prefix}."
             )
+
+
+def _group_warnings(settings: Settings) -> Iterator[str]:
+    """Groups that grant rights by a header alone, in which the provider joins names without escaping."""
+    granting = [
+        f"SHIM_{field.upper()}"
+        for field in ("allowed_groups", "admin_groups", "library_groups")
+        if getattr(settings, field)
+    ]
+    if granting and settings.jwt_verify != "required":
+        separator = settings.groups_separator
+        group = next(iter(getattr(settings, granting[0].removeprefix("SHIM_").lower())))
+        yield (
+            f"{' and '.join(granting)}: rights follow the header {settings.groups_header}, in which the "
+            f"provider joins groups with {separator} and escapes nothing, so a group named "
+            f"{'x' + separator + group!r} grants them too. Let nobody else name groups, or set "
+            "SHIM_JWT_VERIFY=required."
+        )
 
 
 def _secret_warnings(settings: Settings) -> Iterator[str]:

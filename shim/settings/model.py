@@ -36,9 +36,9 @@ Flag = Annotated[bool, reader(values.flag)]
 Header = Annotated[str, reader(values.header_name)]
 Line = Annotated[str | None, reader(values.line)]
 Listen = Annotated[Endpoint, reader(places.endpoint)]
+Names = Annotated[tuple[str, ...], reader(values.names)]
 Period = Annotated[float, reader(values.seconds(1, 604_800))]
 Timeout = Annotated[float, reader(values.seconds(0.1, 86_400))]
-Words = Annotated[tuple[str, ...], reader(values.words)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,9 @@ class Settings(BaseSettings):
         "Issuer that a token must name.",
         written="https://auth.example.org/application/o/navidrome/",
     )
-    jwt_audience: Words = setting("", "Audiences, comma-separated, one of which a token must name.")
+    jwt_audience: Names = setting(
+        "", "Audiences, comma-separated or a JSON list, one of which a token must name."
+    )
     jwt_leeway: Annotated[float, reader(values.seconds(0, 300))] = setting(
         "30", "How far the provider's clock may be off."
     )
@@ -245,8 +247,16 @@ class Settings(BaseSettings):
     reconcile_seconds: Period = setting(
         "60", "How often Navidrome's accounts are held against the bindings."
     )
-    allowed_groups: Words = setting("", "Groups that may in, comma-separated; empty: everybody.")
-    admin_groups: Words = setting("", "Groups whose members are Navidrome admins, comma-separated.")
+    allowed_groups: Names = setting(
+        "",
+        "Groups allowed to sign in, comma-separated or a JSON list; empty: no restriction.",
+        written='["CN=family,OU=Groups"]',
+    )
+    admin_groups: Names = setting(
+        "",
+        "Groups whose members are Navidrome admins, comma-separated or a JSON list.",
+        written='["CN=music-admins,OU=Groups"]',
+    )
     library_groups: Annotated[
         Mapping[str, tuple[str | int, ...]], reader(values.library_groups)
     ] = setting(
@@ -265,8 +275,8 @@ class Settings(BaseSettings):
     ] = setting(
         "users", "Accounts that the shim did not make may be claimed by name: none, users or all."
     )
-    protected_users: Words = setting(
-        "", "Navidrome accounts that no identity may be, comma-separated."
+    protected_users: Names = setting(
+        "", "Navidrome accounts that no identity may be, comma-separated or a JSON list."
     )
     allow_last_admin_demotion: Flag = setting(
         "false", "Let the last admin beside the shim's own lose that right by leaving the group."

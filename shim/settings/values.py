@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,8 @@ _POSTGRESQL = re.compile(
     r"postgresql\+psycopg://(?=\S)([^:/@?]*(:[^@]*)?@)?"
     r"(\[[0-9A-Fa-f:.]+\]|[\w.,-]*)(:\d{1,5})?([/?][^@]*)?"
 )
+# A part of a distinguished name (RFC 4514 §3).
+_DN_PART = re.compile(r"(cn|ou|dc|o|c|l|st|street|uid|sn|e|emailaddress)\s*=", re.IGNORECASE)
 # What frames a message, ends at this hop or is Navidrome's own: never a name for an identity or a proof.
 # `X-Forwarded-User` and its kin are free, since oauth2-proxy names people with them.
 _NO_CLAIM = frozenset(
@@ -91,13 +93,22 @@ def written(value: object) -> str:
         case float():
             return f"{value:.6f}".rstrip("0").rstrip(".")
         case tuple():
-            return ",".join(written(each) for each in value)
+            texts = [written(each) for each in value]
+            plain = ",".join(texts)
+            # A name of a JSON list may hold a comma.
+            if any("," in each for each in texts) or plain.startswith("[") or _is_dn_list(texts):
+                return json.dumps(texts, ensure_ascii=False)
+            return plain
         case Mapping():
             return json.dumps(value, ensure_ascii=False)
         case SecretStr():
             return masked_url(value.get_secret_value())
         case _:
             return str(value)
+
+
+def _is_dn_list(entries: Sequence[str]) -> bool:
+    return len(entries) > 1 and any(map(_DN_PART.match, entries))
 
 
 def masked_url(text: str) -> str:
@@ -160,6 +171,57 @@ def words(text: str) -> tuple[str, ...]:
     if len(set(found)) < len(found):
         raise ValueError("expected each entry once")
     return found
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names of groups, accounts or audiences: comma-separated, or a JSON list, in which a name may hold
+    commas. None of them is empty or given twice.
+
+    A comma-separated list with an entry that looks like a part of a distinguished name is refused:
+    `CN=a,OU=b` would be two groups, and somebody may be in one of them.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        return _json_names(text)
+    found = words(text)
+    if _is_dn_list(found):
+        suggestion = json.dumps(_joined_dn_parts(found), ensure_ascii=not text.isprintable())
+        raise ValueError(
+            "expected a JSON list, since the commas of a distinguished name part entries otherwise: "
+            + suggestion
+        )
+    return found
+
+
+def _json_names(text: str) -> tuple[str, ...]:
+    expected = 'expected a JSON list of names such as ["CN=admins,OU=Groups", "family"]'
+    try:
+        found: object = json.loads(text)
+    except RecursionError:
+        raise ValueError(expected) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{expected}; {error.msg} at character {error.pos + 1}") from None
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError(expected)
+    if not all(each and each == each.strip() and each.isprintable() for each in found):
+        raise ValueError(f"{expected}, none empty, with a blank at its ends or a control character")
+    if len(set(found)) < len(found):
+        raise ValueError("expected each entry once")
+    return tuple(found)
+
+
+def _joined_dn_parts(parts: tuple[str, ...]) -> list[str]:
+    """The entries that were probably meant: parts that follow each other are one name, until a part that
+    begins a new one."""
+    joined: list[str] = []
+    inside = False
+    for part in parts:
+        match = _DN_PART.match(part)
+        if inside and match is not None and match[1].lower() not in ("cn", "uid"):
+            joined[-1] += f",{part}"
+        else:
+            joined.append(part)
+        inside = match is not None
+    return joined
 
 
 def account_name(text: str) -> str:

@@ -117,6 +117,12 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
         ({"SHIM_PUBLIC_PATHS": "/rest/,/a"}, "/a, which covers /app, /api, /auth:"),
         ({"SHIM_PUBLIC_PATHS": "/API/"}, "covers /api"),
         ({"SHIM_PUBLIC_PATHS": "/_shim/"}, "covers /_shim"),
+        ({"SHIM_ADMIN_GROUPS": "admins"}, "a group named 'x|admins' grants them too"),
+        (
+            {"SHIM_ALLOWED_GROUPS": "a", "SHIM_LIBRARY_GROUPS": '{"b": [1]}', **JWT}
+            | {"SHIM_JWT_VERIFY": "optional"},
+            "SHIM_ALLOWED_GROUPS and SHIM_LIBRARY_GROUPS: rights follow the header",
+        ),
         ({"SHIM_BASE_PATH": "/restaurant"}, "begins with the public prefix /rest/"),
         ({"SHIM_BASE_PATH": "/Share"}, "edge's rules with the base path, /Share/share/"),
         ({"SHIM_PROXY_SECRET": "short"}, "SHIM_PROXY_SECRET has a value under 16"),
@@ -137,6 +143,7 @@ def test_what_is_allowed_but_odd_is_said(environ: dict[str, str], says: str) -> 
 
 def test_a_plain_set_up_has_no_warnings() -> None:
     environ = {"SHIM_REVERSE_PROXY_WHITELIST": "traefik", **JWT, **SECRET, **TOKEN}
+    environ["SHIM_ADMIN_GROUPS"] = "admins"
     assert warnings(load(environ)) == ()
 
 

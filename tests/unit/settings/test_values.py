@@ -50,6 +50,13 @@ ALPHABET = st.characters(codec="utf-8", exclude_characters="\0")
         ("contact", "Ada, ada@example.org", "Ada, ada@example.org"),
         ("navidrome_admin_username", "the shim", "the shim"),
         ("protected_users", "root,Ädmin", ("root", "Ädmin")),
+        ("admin_groups", '["CN=a,OU=b", "c"]', ("CN=a,OU=b", "c")),
+        ("admin_groups", ' [ "ä" ] ', ("ä",)),
+        ("admin_groups", "[]", ()),
+        ("admin_groups", "[a],b", ("[a]", "b")),
+        ("allowed_groups", "CN=a", ("CN=a",)),
+        ("allowed_groups", "role=a,b", ("role=a", "b")),
+        ("jwt_audience", '["a,b"]', ("a,b",)),
     ],
 )
 def test_text_that_is_taken(name: str, text: str, value: object) -> None:
@@ -141,6 +148,8 @@ def test_an_address_of_a_database_that_is_taken(text: str) -> None:
             ("database_url", f"postgresql+psycopg://{rest}")
             for rest in ("", " ", "db name/shim", "db:port/shim", "db:543210/shim", "[::1/shim")
         ],
+        *[("admin_groups", text) for text in ("[a]", '["a", 1]', '["a", "a"]', '[""]')],
+        *[("admin_groups", text) for text in ('["a "]', '["a\\nb"]', '[["a"]]', "[" * 9999 + "]")],
         *[("control_token", text) for text in ("two words", "käse")],
     ],
 )
@@ -152,6 +161,27 @@ def test_text_that_is_refused(name: str, text: str) -> None:
     assert "expected" in fault.expected or " is " in fault.expected
 
 
+@pytest.mark.parametrize(
+    ("text", "suggestion"),
+    [
+        ("CN=music-admins,OU=Groups,DC=example", '["CN=music-admins,OU=Groups,DC=example"]'),
+        ("a, cn=b, ou=c, cn=d, ou=e, f", '["a", "cn=b,ou=c", "cn=d,ou=e", "f"]'),
+        ("Ou=ä,b", '["Ou=ä", "b"]'),
+        ("a,DC = b", '["a", "DC = b"]'),
+    ],
+)
+@pytest.mark.parametrize("name", ["ADMIN_GROUPS", "ALLOWED_GROUPS", "PROTECTED_USERS"])
+def test_a_distinguished_name_that_commas_would_part_stops_the_start(
+    name: str, text: str, suggestion: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load({f"SHIM_{name}": text})
+    (fault,) = raised.value.faults
+    assert fault.name == f"SHIM_{name}"
+    assert fault.expected.endswith(f": {suggestion}")
+    load({f"SHIM_{name}": suggestion})
+
+
 def test_every_printed_value_is_read_again_as_the_same() -> None:
     environ = {
         "SHIM_LISTEN": "[::1]:4534",
@@ -161,6 +191,9 @@ def test_every_printed_value_is_read_again_as_the_same() -> None:
         "SHIM_LIBRARY_GROUPS": '{"ä": ["Music", 2]}',
         "SHIM_REVERSE_PROXY_WHITELIST": "a,@",
         "SHIM_ACCESS_LOG": "on",
+        "SHIM_ADMIN_GROUPS": '["CN=a,OU=b", "cn=ä"]',
+        "SHIM_ALLOWED_GROUPS": '["cn=a", "b"]',
+        "SHIM_PROTECTED_USERS": '["[a", "b]"]',
     }
     settings = load(environ)
     secret = {each.name for each in SETTINGS if each.secret}
