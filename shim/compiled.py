@@ -114,6 +114,7 @@ def _names(settings: Settings) -> FieldNames:
         settings.reverse_proxy_user_header,
         settings.proxy_secret_header,
         bearer=settings.jwt_bearer,
+        percent_names=settings.name_encoding == "percent",
     )
 
 

@@ -36,6 +36,7 @@ TAKEN = frozenset(
         "jwt_verify",
         "library_groups",
         "local_login",
+        "name_encoding",
         "name_header",
         "proxy_secret",
         "proxy_secret_header",

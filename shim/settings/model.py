@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     )
     username_header: Header = setting("X-authentik-username", "Header with the user's name.")
     name_header: Header = setting("X-authentik-name", "Header with the display name.")
+    name_encoding: Annotated[
+        Literal["auto", "percent"], reader(values.one_of("auto", "percent"))
+    ] = setting(
+        "auto",
+        "How the display name is encoded: auto (UTF-8, or the encoded words of RFC 2047) or percent.",
+    )
     email_header: Header = setting("X-authentik-email", "Header with the e-mail address.")
     groups_header: Header = setting("X-authentik-groups", "Header with the groups.")
     groups_separator: Annotated[str, reader(values.separator)] = setting(

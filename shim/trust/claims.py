@@ -12,7 +12,7 @@ from functools import cache, partial
 
 from shim.trust.fields import Field, Kind
 from shim.trust.forwarding import Source
-from shim.trust.identity import Identity, Role, split_groups
+from shim.trust.identity import DESCRIPTIVE, NEVER_EMPTY, Identity, Role, split_groups
 from shim.trust.names import fold_name
 from shim.trust.policy import Policy, Proof
 from shim.trust.proof import Awaited, Said, ask_agreement, ask_secret, secret_holds
@@ -68,6 +68,9 @@ def _judge_listed(fields: Sequence[Field], policy: Policy) -> tuple[Belief, Awai
     try:
         claims = _read(fields)
         if not claims:
+            if not any(field.value for field in fields if field.kind in CLAIMING):
+                # An edge may always send its identity headers, and leave them empty for a stranger.
+                return _belief(policy, *[Reason.NO_IDENTITY] * 5), None
             return _said(policy, Reason.USER_HEADER, public=secret), None
         token = claims.pop(Role.JWT, "") if policy.tokens is not None else ""
         if not token:
@@ -225,8 +228,9 @@ def _rows(
 
 
 def _read(fields: Sequence[Field]) -> dict[Role, str]:
-    """The claims of a listed peer's fields; none where only the user header or headers that the policy
-    doesn't read were sent. Raises `Refused`."""
+    """The claims of a listed peer's fields. None where all that the policy reads is empty or absent; beside a
+    claim that is not, an empty user name, uid or token counts as absent, and so does an unusable display
+    name or e-mail. Raises `Refused`."""
     seen: set[bytes] = set()
     claims: dict[Role, str] = {}
     # The edge's own header comes after the client's, and speaks where both are there.
@@ -243,9 +247,13 @@ def _read(fields: Sequence[Field]) -> dict[Role, str]:
         if field.role is None:
             continue
         if isinstance(field.claim, Refused):
+            if field.role in DESCRIPTIVE:
+                continue
             # Raised anew: a remembered exception would keep the frames of each time it was raised.
             raise Refused(field.claim.reason, field.claim.detail)
         assert field.claim is not None
         if field.claim or field.role not in claims:
             claims[field.role] = field.claim
-    return claims
+    if not any(claims.values()):
+        return {}
+    return {role: claim for role, claim in claims.items() if claim or role not in NEVER_EMPTY}

@@ -15,7 +15,7 @@ from shim.trust.claims import Belief
 from shim.trust.envelope import CHUNKED, NO_BODY, Envelope, read_envelope, set_apart
 from shim.trust.fields import Field, Kind, parse_line
 from shim.trust.forwarding import Source
-from shim.trust.identity import Identity
+from shim.trust.identity import DESCRIPTIVE, Identity
 from shim.trust.jwt import verify_token
 from shim.trust.policy import Policy
 from shim.trust.proof import Said, TokenProof, Verify, said_by
@@ -150,6 +150,8 @@ class Decision:
                 )
             elif field.kind is Kind.USER:
                 notes.append(f"{field.sent_name} was sent from outside: spoofed")
+            elif field.role in DESCRIPTIVE and isinstance(field.claim, Refused):
+                notes.append(f"{field.sent_name} is not used: {field.claim.detail}")
         if self.loosed:
             notes.append(
                 f"token_mismatch: {', '.join(self.loosed)}: a Navidrome token that does not name "

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from shim.trust.identity import MOST_OF, Role, read_text
+from shim.trust.identity import Role, decode_name, read_text
 from shim.trust.known_headers import is_known_identity
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
@@ -155,8 +155,11 @@ class FieldNames:
 
     `roles` maps what the policy reads to the name of its header; `prefixes` begin the names of all other
     identity headers; `user` is Navidrome's user header, `secret` the shared secret's. `bearer`: the
-    provider's token may come in `Authorization: Bearer` as well. `usual` maps names that are sent often,
-    as they are spelt, to themselves in lower case, as far as they pass.
+    provider's token may come in `Authorization: Bearer` as well. `percent_names`: the display name is
+    percent-encoded. `usual` maps names that are sent often, as they are spelt, to themselves in lower case,
+    as far as they pass.
+
+    The user name may come in Navidrome's user header: it is read, removed, and written again.
     """
 
     __slots__ = (
@@ -165,6 +168,7 @@ class FieldNames:
         "_folded",
         "_prefixes",
         "bearer",
+        "percent_names",
         "roles",
         "secret",
         "user",
@@ -179,16 +183,19 @@ class FieldNames:
         secret: str,
         *,
         bearer: bool = False,
+        percent_names: bool = False,
     ) -> None:
         self.roles = dict(roles)
         self.user = user
         self.secret = secret
         self.bearer = bearer
+        self.percent_names = percent_names
         self._exact: dict[bytes, tuple[Kind, Role | None]] = {
             name.lower().encode(): (Kind.IDENTITY, role) for role, name in roles.items()
         }
         self._exact[secret.lower().encode()] = (Kind.SECRET, None)
-        self._exact[user.lower().encode()] = (Kind.USER, None)
+        if roles.get(Role.USERNAME, "").lower() != user.lower():
+            self._exact[user.lower().encode()] = (Kind.USER, None)
         self._folded = frozenset(fold(name) for name in self._exact)
         self._prefixes = tuple(fold(prefix.encode()) for prefix in prefixes)
         self.usual = {
@@ -274,7 +281,7 @@ def _unusual(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field
     if role is Role.JWT:
         return _token(kind, name, value, value, wire, names)
     if role is not None:
-        return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value))
+        return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value, names))
     if kind is _PASS and lowered == b"cookie" and _TOKEN_COOKIE.search(value):
         return Field(Kind.TOKEN, lowered, value, wire)
     if lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
@@ -286,14 +293,15 @@ def _token(
     kind: Kind, name: bytes, value: bytes, token: bytes, wire: bytes, names: FieldNames
 ) -> Field:
     # No control is left in a line, so ASCII needs no second look; and what follows looks at all of it.
-    plain = token.isascii() and len(token) <= MOST_OF[Role.JWT]
-    claim = token.decode("ascii") if plain else _claim(Role.JWT, token)
+    claim = token.decode("ascii") if token.isascii() else _claim(Role.JWT, token, names)
     apart = names.stand_in(kind, name) if claim and isinstance(claim, str) else None
     return Field(kind, name.lower(), value, wire, b"", Role.JWT, claim, apart)
 
 
-def _claim(role: Role, value: bytes) -> str | Refused:
+def _claim(role: Role, value: bytes, names: FieldNames) -> str | Refused:
     try:
+        if role is Role.NAME:
+            value = decode_name(value, percent=names.percent_names)
         return read_text(role, value)
     except Refused as refused:
         return refused

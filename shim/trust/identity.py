@@ -6,9 +6,12 @@ Go, Python and a database would each make something else of it.
 
 from __future__ import annotations
 
-import unicodedata
+import re
+from base64 import b64decode
+from binascii import a2b_qp
 from dataclasses import dataclass
 from enum import IntEnum
+from urllib.parse import unquote_to_bytes
 
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
@@ -25,16 +28,27 @@ class Role(IntEnum):
     JWT = 5
 
 
-# Characters that a value may have at most.
+# Characters that a value may have at most. Groups and tokens are as long as a head may be.
 MOST_OF: dict[Role, int] = {
     Role.USERNAME: 255,
     Role.UID: 255,
     Role.NAME: 1024,
     Role.EMAIL: 320,
-    Role.GROUPS: 16384,
-    Role.JWT: 16384,
 }
-_NEVER_EMPTY = (Role.USERNAME, Role.UID)
+# Empty, these count as absent.
+NEVER_EMPTY = frozenset({Role.USERNAME, Role.UID, Role.JWT})
+# These describe a person and decide nothing: one that is unusable is dropped.
+DESCRIPTIVE = frozenset({Role.NAME, Role.EMAIL})
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# They change the order in which a name is shown, so that it reads like another one (Unicode TR 36 §2.5).
+_BIDIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Bytes of an encoded display name: four for each character, each of them escaped.
+_MAX_ENCODED_NAME = 12 * 1024
+# RFC 2047 §2; a language may follow the character set (RFC 2231 §5).
+_WORD = rb"=\?[A-Za-z0-9_.:-]+(?:\*[A-Za-z0-9-]*)?\?[BbQq]\?[!->@-~]*\?="
+_ENCODED_WORDS = re.compile(_WORD + rb"(?:[ \t]+" + _WORD + rb")*")
+_CHARSETS = frozenset({"utf-8", "us-ascii", "iso-8859-1", "iso-8859-15", "windows-1252"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +65,52 @@ class Identity:
 
 
 def read_text(role: Role, value: bytes) -> str:
-    """The text of one identity header. Raises `Refused` (`identity_invalid`) as the module says."""
-    most = MOST_OF[role]
+    """Read one identity header. Raises `Refused` (`identity_invalid`) as the module says."""
     label = role.name.lower()
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} is no UTF-8") from None
-    if not text and role in _NEVER_EMPTY:
-        raise Refused(Reason.IDENTITY_INVALID, f"the {label} is empty")
-    if len(text) > most:
+    most = MOST_OF.get(role)
+    if most is not None and len(text) > most:
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} has more than {most} characters")
-    if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
+    if not text.isprintable() and _CONTROL.search(text):
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} has a control character")
+    if role is Role.USERNAME and not text.isascii() and _BIDIRECTIONAL.search(text):
+        raise Refused(Reason.IDENTITY_INVALID, "the username has a bidirectional control")
     if text != text.strip():
         # Blanks that HTTP doesn't know (U+00A0 …): a name that reads like another one.
         raise Refused(Reason.IDENTITY_INVALID, f"the {label} begins or ends with a blank")
     return text
+
+
+def decode_name(value: bytes, *, percent: bool) -> bytes:
+    """Decode a display name once: percent-escapes, or the encoded words of RFC 2047. Returns UTF-8, to be
+    checked like any other value. Raises `Refused` (`identity_invalid`) for what cannot be decoded."""
+    if len(value) > _MAX_ENCODED_NAME:
+        raise Refused(Reason.IDENTITY_INVALID, f"the name has more than {_MAX_ENCODED_NAME} bytes")
+    if percent:
+        return unquote_to_bytes(value)
+    try:
+        return _ENCODED_WORDS.sub(lambda match: _decode_words(match[0]), value)
+    except ValueError:
+        raise Refused(
+            Reason.IDENTITY_INVALID, "the name has an encoded word that is none"
+        ) from None
+
+
+def _decode_words(words: bytes) -> bytes:
+    # RFC 2047 §6.2: blanks between two encoded words are not part of the text.
+    return "".join(map(_decode_word, words.split())).encode()
+
+
+def _decode_word(word: bytes) -> str:
+    _, charset, encoding, text, _ = word.split(b"?")
+    name = charset.partition(b"*")[0].decode("ascii").lower()
+    if name not in _CHARSETS:
+        raise ValueError(name)
+    data = b64decode(text, validate=True) if encoding in b"Bb" else a2b_qp(text, header=True)
+    return data.decode(name)
 
 
 def split_groups(text: str, separator: str) -> tuple[str, ...]:

@@ -23,7 +23,10 @@ from shim.trust.refusal import Refused
 if TYPE_CHECKING:
     from shim.trust.jwt_keys import Key  # which loads what only tokens need
 
-MAX_CHARACTERS = 16384
+# A token is as long as a head may be. What is read of it before its signature is verified is bounded, since
+# reading JSON takes longer than verifying.
+MAX_HEADER = 8192
+_MAX_UNVERIFIED_PAYLOAD = 16384
 # Keys that a token without a key's name is tried with.
 _TRIED = 4
 # A provider's tokens share a few headers, and mostly short ones: only those are remembered.
@@ -91,7 +94,8 @@ def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
     keys = _candidates(_header(head), rules)
     if not keys:
         # Only for a token that would hold the key set is asked again.
-        _read(_payload(body), rules).span.hold(now)
+        if len(body) <= _MAX_UNVERIFIED_PAYLOAD:
+            _read(_payload(body), rules).span.hold(now)
         raise Refused(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
     signature = _segment(end)
     signed = text[: -len(end) - 1].encode()
@@ -131,8 +135,13 @@ def read_object(data: bytes) -> dict[str, object] | None:
 
 
 def _parts(text: str) -> list[str]:
-    segments = text.split(".")
-    if len(text) > MAX_CHARACTERS or len(segments) != 3 or not all(segments) or not text.isascii():
+    segments = text.split(".", 3)
+    if (
+        len(segments) != 3
+        or len(segments[0]) > MAX_HEADER
+        or not all(segments)
+        or not text.isascii()
+    ):
         _invalid("the token is not: header, payload, signature")
     return segments
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from shim.trust.fields import Field, Kind
-from shim.trust.identity import Identity, Role, read_text, split_groups
+from shim.trust.identity import DESCRIPTIVE, NEVER_EMPTY, Identity, Role, read_text, split_groups
 from shim.trust.jwt import Span, Token
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
@@ -152,7 +152,11 @@ def said_by(token: Token, policy: Policy) -> Said:
         Role.GROUPS: joined,
         Role.UID: token.subject,
     }
-    claims = {role: _claim(role, text) for role, text in texts.items() if text is not None}
+    claims = {}
+    for role, text in texts.items():
+        claim = None if text is None else _claim(role, text)
+        if claim is not None and (claim or role not in NEVER_EMPTY):
+            claims[role] = claim
     for role in (Role.USERNAME, *sorted(policy.required)):
         if role not in claims:
             raise Refused(Reason.IDENTITY_INCOMPLETE, f"the token has no {_CLAIMS[role]}")
@@ -171,23 +175,28 @@ def said_by(token: Token, policy: Policy) -> Said:
 
 
 def ask_agreement(headers: Mapping[Role, str], said: Said, policy: Policy) -> None:
-    """Raises `Refused` where a header says something else than the token beside it."""
+    """Raises `Refused` where a header says something else than the token beside it. A display name or e-mail
+    may: the token's counts."""
     for role, header in headers.items():
         claim = said.claims.get(role)
-        if claim is None or claim == header:
+        if claim is None or claim == header or role in DESCRIPTIVE:
             continue
         if role is Role.GROUPS and _same_groups(header, claim, policy.groups_separator):
             continue
         raise Refused(Reason.JWT_DISAGREES, _disagreement(role, header, claim))
 
 
-def _claim(role: Role, text: str) -> str:
-    """The claim as a header would carry it."""
+def _claim(role: Role, text: str) -> str | None:
+    """The claim as a header would carry it; None for a display name or e-mail that none could."""
     try:
-        data = text.strip(" \t").encode()
+        return read_text(role, text.strip(" \t").encode())
     except UnicodeEncodeError:
-        raise Refused(Reason.IDENTITY_INVALID, f"the token's {_CLAIMS[role]} is no text") from None
-    return read_text(role, data)
+        refused = Refused(Reason.IDENTITY_INVALID, f"the token's {_CLAIMS[role]} is no text")
+    except Refused as error:
+        refused = error
+    if role in DESCRIPTIVE:
+        return None
+    raise refused
 
 
 def _same_groups(header: str, claim: str, separator: str) -> bool:

@@ -41,8 +41,9 @@ def _envelope_cost(key: tuple[str, tuple[Field, ...]]) -> int:
     return 2048 + sum(2 * len(field.wire) for field in key[1])
 
 
-def _token_cost(_: bytes) -> int:
-    return 2048
+def _token_cost(key: tuple[bytes, int]) -> int:
+    # What a token says is a part of its text, as itself and as each header would carry it.
+    return 1024 + 2 * key[1]
 
 
 class _Notebook:
@@ -233,11 +234,11 @@ class _VerifiedTokens(Verifier):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
-        self._memory: Memory[bytes, Said] = Memory(2048, 1 << 22, _token_cost)
+        self._memory: Memory[tuple[bytes, int], Said] = Memory(2048, 1 << 22, _token_cost)
 
     def __call__(self, text: str, now: float | None) -> Said:
         """What the token says. What was remembered has to be held against `now` by whoever asks."""
-        key = digest(text)
+        key = (digest(text), len(text))
         said = self._memory.get(key)
         if said is None:
             said = super().__call__(text, now)
@@ -246,4 +247,4 @@ class _VerifiedTokens(Verifier):
 
     def recall(self, text: str) -> Said | None:
         """What is remembered of it."""
-        return self._memory.get(digest(text))
+        return self._memory.get((digest(text), len(text)))

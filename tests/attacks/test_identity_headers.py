@@ -176,8 +176,6 @@ def test_connection_close_leaves_no_alias_behind(front: Shim, upstream: Recorder
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
-        b" \t ",
         b"ad\x00min",
         b"\x00",
         b"ad\rmin",
@@ -193,12 +191,25 @@ def test_connection_close_leaves_no_alias_behind(front: Shim, upstream: Recorder
         "\u00a0admin".encode(),
     ],
 )
-def test_nothing_or_a_control_inside_the_identity(
-    front: Shim, upstream: Recorder, value: bytes
-) -> None:
+def test_a_control_inside_the_identity(front: Shim, upstream: Recorder, value: bytes) -> None:
     edge = an_edge()
     answer = front.ask(request("GET /app/ HTTP/1.1", b"X-authentik-username: " + value), edge)
     assert_rejected(front, upstream, answer, edge, 400, "identity_invalid", "malformed_head")
+
+
+@pytest.mark.parametrize("value", ["", " \t "])
+def test_empty_identity_headers_name_nobody(front: Shim, upstream: Recorder, value: str) -> None:
+    """An edge may always copy them, and leave them empty for a stranger."""
+    edge = an_edge()
+    fields = tuple(f"X-authentik-{role}:{value}" for role in ("username", "groups", "uid", "jwt"))
+    assert front.ask(request("GET /app/ HTTP/1.1", *fields), edge).statuses == [200]
+    assert front.judged(edge, upstream) == []
+    (received,) = upstream.asked
+    assert_names_nobody(received)
+    upstream.forget()
+    edge = an_edge()
+    answer = front.ask(request("GET /app/ HTTP/1.1", *fields, ADMIN), edge)
+    assert_rejected(front, upstream, answer, edge, 400, "identity_duplicate")
 
 
 @pytest.mark.parametrize("value", ["admin ", "admin\t", " \tadmin \t "])

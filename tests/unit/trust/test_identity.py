@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shim.trust.identity import Role, read_text, split_groups
+from shim.trust.identity import Role, decode_name, read_text, split_groups
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 
@@ -54,7 +54,6 @@ def test_clean_text_is_read_as_it_is(role: Role, text: str) -> None:
         (Role.UID, 255),
         (Role.EMAIL, 320),
         (Role.NAME, 1024),
-        (Role.GROUPS, 16384),
     ],
 )
 def test_every_value_has_a_bound_in_characters(role: Role, most: int) -> None:
@@ -63,14 +62,67 @@ def test_every_value_has_a_bound_in_characters(role: Role, most: int) -> None:
         read_text(role, b"e" * (most + 1))
 
 
-@pytest.mark.parametrize("role", [Role.USERNAME, Role.UID])
-def test_who_somebody_is_may_not_be_empty(role: Role) -> None:
+@pytest.mark.parametrize("role", [Role.GROUPS, Role.JWT])
+def test_groups_and_tokens_are_as_long_as_a_head_may_be(role: Role) -> None:
+    assert read_text(role, b"e" * 60_000) == "e" * 60_000
+
+
+@pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+def test_a_user_name_has_no_bidirectional_control(control: str) -> None:
+    text = f"a{control}b".encode()
+    with pytest.raises(Refused, match="bidirectional"):
+        read_text(Role.USERNAME, text)
+    assert read_text(Role.NAME, text) == text.decode()
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (b"Ada Lovelace", "Ada Lovelace"),
+        ("Jörg".encode(), "Jörg"),
+        (b"=?utf-8?q?J=C3=B6rg_M=C3=BCller?=", "Jörg Müller"),
+        (b"=?UTF-8?B?SsO2cmc=?=", "Jörg"),
+        (b"=?iso-8859-1?Q?J=F6rg?=", "Jörg"),
+        (b"=?utf-8*de?q?J=C3=B6rg?=", "Jörg"),
+        (b"=?utf-8?q?J=C3=B6?= \t =?utf-8?q?rg?= =?us-ascii?q?_M?=", "Jörg M"),
+        (b"Dr. =?utf-8?q?J=C3=B6rg?= M", "Dr. Jörg M"),
+        # Decoded once.
+        (b"=?utf-8?q?=3D=3Futf-8=3Fq=3Fx=3F=3D?=", "=?utf-8?q?x?="),
+        (b"J%C3%B6rg", "J%C3%B6rg"),
+        # No encoded word.
+        (b"=?x", "=?x"),
+        (b"a =?utf-8?x?b?= c", "a =?utf-8?x?b?= c"),
+    ],
+)
+def test_encoded_words_of_a_display_name_are_decoded(value: bytes, name: str) -> None:
+    assert decode_name(value, percent=False).decode() == name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"=?utf-8?q?=FF?=", b"=?utf-8?b?SsO2cmc?=", b"=?utf-7?q?x?=", b"=?x?q?x?=", b"x" * 12_289],
+)
+def test_an_encoded_word_that_can_not_be_decoded_is_refused(value: bytes) -> None:
     with pytest.raises(Refused):
-        read_text(role, b"")
+        decode_name(value, percent=False)
 
 
-@pytest.mark.parametrize("role", [Role.NAME, Role.EMAIL, Role.GROUPS])
-def test_what_describes_somebody_may_be_empty(role: Role) -> None:
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (b"J%C3%B6rg%20M", "Jörg M"),
+        (b"J%25C3", "J%C3"),
+        (b"100%", "100%"),
+        (b"=?utf-8?q?x?=", "=?utf-8?q?x?="),
+        ("Jörg".encode(), "Jörg"),
+    ],
+)
+def test_a_display_name_may_be_percent_encoded(value: bytes, name: str) -> None:
+    assert decode_name(value, percent=True).decode() == name
+
+
+@pytest.mark.parametrize("role", TEXTS)
+def test_an_empty_value_is_read(role: Role) -> None:
     assert read_text(role, b"") == ""
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shim.trust.jwt import MAX_CHARACTERS, Token, TokenRules, verify_token
+from shim.trust.jwt import MAX_HEADER, Token, TokenRules, verify_token
 from shim.trust.jwt_keys import read_key_set, secret_key
 from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
@@ -338,9 +338,19 @@ def test_json_that_two_parsers_could_read_in_two_ways(
     assert why_not(_signed(head or good_head, body or good_body)) is Reason.JWT_INVALID
 
 
-def test_a_token_that_is_too_long() -> None:
-    long = token(claims(filler="x" * MAX_CHARACTERS))
-    assert why_not(long) is Reason.JWT_INVALID
+def test_a_token_may_be_long_and_its_header_may_not() -> None:
+    groups = [f"{number:0120}" for number in range(152)]
+    assert verified(token(claims(groups=groups))).groups == tuple(groups)
+    head = json.dumps({"alg": "RS256", "kid": "rsa-0", "x": "x" * MAX_HEADER}).encode()
+    assert why_not(_signed(head, json.dumps(claims()).encode())) is Reason.JWT_INVALID
+
+
+def test_the_claims_of_a_long_token_are_read_only_after_its_signature() -> None:
+    def reason(**changes: Any) -> Reason | None:
+        return why_not(token(claims(exp=NOW - 60, **changes), key=rsa_key(1), kid="new"))
+
+    assert reason() is Reason.JWT_EXPIRED
+    assert reason(x="x" * 16384) is Reason.JWT_UNKNOWN_KEY
 
 
 GOOD = token()
