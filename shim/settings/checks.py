@@ -19,6 +19,18 @@ from shim.trust.addresses import NetworkEntry, UnixEntry, parse_entry
 _SHORT_SECRET = 16
 # RFC 7518 §3.2: a key of the hash's own size or larger.
 _SHORT_HS256_SECRET = 32
+# The settings that give a header its role. A proof's come first, so that a fault names them.
+_HEADERS = (
+    "proxy_secret_header",
+    "jwt_header",
+    "uid_header",
+    "groups_header",
+    "username_header",
+    "email_header",
+    "name_header",
+    "reverse_proxy_user_header",
+)
+_AUTHENTIK_PREFIX = "x-authentik-"
 # Where Navidrome's web app, its API and its login are, and the shim's own pages.
 _PROTECTED_PATHS = ("/app", "/api", "/auth", "/_shim")
 
@@ -118,17 +130,27 @@ def _proof(settings: Settings) -> Iterator[Contradiction]:
 
 
 def _headers(settings: Settings) -> Iterator[Contradiction]:
-    """A proof's header is nobody else's, also under an alias (`X_Name`)."""
-    identity = ("username_header", "name_header", "email_header", "groups_header", "uid_header")
-    for proof, others in (
-        ("proxy_secret_header", ("reverse_proxy_user_header", "jwt_header", *identity)),
-        ("jwt_header", ("reverse_proxy_user_header", *identity)),
-    ):
-        for other in others:
-            if _folded(getattr(settings, proof)) == _folded(getattr(settings, other)):
+    """Each header has one role, also under an alias (`X_Name`). Only the user name may come in Navidrome's
+    user header, which is read, removed and written again."""
+    for index, field in enumerate(_HEADERS):
+        for other in _HEADERS[index + 1 :]:
+            if {field, other} == {"reverse_proxy_user_header", "username_header"}:
+                continue
+            if _folded(getattr(settings, field)) == _folded(getattr(settings, other)):
                 yield Contradiction(
-                    (proof, other), f"expected another header than SHIM_{other.upper()} names"
+                    (field, other), f"expected another header than SHIM_{other.upper()} names"
                 )
+    if (
+        settings.provisioning
+        and settings.jwt_verify != "required"
+        and "uid_header" not in settings.model_fields_set
+        and not _folded(settings.username_header).startswith(_AUTHENTIK_PREFIX)
+    ):
+        yield Contradiction(
+            ("username_header", "uid_header", "jwt_verify", "provisioning"),
+            "expected SHIM_UID_HEADER with it, the header with the provider's stable id, since provisioning "
+            "binds accounts by that; or SHIM_JWT_VERIFY=required, or SHIM_PROVISIONING=false",
+        )
 
 
 def _groups(settings: Settings) -> Iterator[Contradiction]:

@@ -13,6 +13,7 @@ from tests.attacks.running import (
     ANYONE,
     EDGE,
     Shim,
+    an_edge,
     assert_names_nobody,
     assert_rejected,
     assert_stripped,
@@ -148,6 +149,22 @@ def test_a_required_proof_that_is_missing_or_wrong(upstream: Recorder, tmp_path:
         assert received.values("Remote-User") == ["admin"]
         assert settings["PROXY_SECRET"].encode() not in received.head
         assert not any(settings["PROXY_SECRET"] in str(line) for line in shim.lines)
+
+
+def test_a_user_name_in_navidromes_own_user_header(upstream: Recorder, tmp_path: Path) -> None:
+    user = "remote-user: ada"
+    with shim_before(upstream.port, tmp_path, USERNAME_HEADER="Remote-User") as shim:
+        assert shim.ask(request("GET /app/ HTTP/1.1", user), EDGE).statuses == [200]
+        (received,) = upstream.asked
+        assert received.values("Remote-User") == ["ada"]
+        upstream.forget()
+        edge = an_edge()
+        answer = shim.ask(request("GET /app/ HTTP/1.1", user, "Remote_User: root"), edge)
+        assert_rejected(shim, upstream, answer, edge, 400, "header_alias")
+        upstream.forget()
+        anyone = someone()
+        answer = shim.ask(request("GET /app/ HTTP/1.1", user), anyone)
+        assert_stripped(shim, upstream, answer, anyone, "unlisted_peer")
 
 
 def test_a_host_is_no_address(front: Shim, upstream: Recorder) -> None:

@@ -48,6 +48,16 @@ SECRET = {"SHIM_PROXY_SECRET": "0123456789abcdef"}
             "SHIM_JWT_HEADER",
         ),
         ({"SHIM_JWT_HEADER": "remote_user"}, "SHIM_JWT_HEADER", "SHIM_REVERSE_PROXY_USER_HEADER"),
+        ({"SHIM_UID_HEADER": "Remote_User"}, "SHIM_UID_HEADER", "SHIM_REVERSE_PROXY_USER_HEADER"),
+        ({"SHIM_UID_HEADER": "X-authentik-email"}, "SHIM_UID_HEADER", "SHIM_EMAIL_HEADER"),
+        ({"SHIM_GROUPS_HEADER": "x.authentik.name"}, "SHIM_GROUPS_HEADER", "SHIM_NAME_HEADER"),
+        ({"SHIM_NAME_HEADER": "X-authentik-username"}, "SHIM_USERNAME_HEADER", "SHIM_NAME_HEADER"),
+        ({"SHIM_USERNAME_HEADER": "Remote-User"}, "SHIM_USERNAME_HEADER", "SHIM_UID_HEADER"),
+        (
+            {"SHIM_USERNAME_HEADER": "Remote-User", **JWT, "SHIM_JWT_VERIFY": "optional"},
+            "SHIM_USERNAME_HEADER",
+            "SHIM_PROVISIONING=false",
+        ),
         ({"SHIM_ALLOWED_GROUPS": "family,a|b"}, "SHIM_ALLOWED_GROUPS", "'a|b' never matches"),
         ({"SHIM_LIBRARY_GROUPS": '{"a|b": [1]}'}, "SHIM_LIBRARY_GROUPS", "'a|b' never matches"),
     ],
@@ -78,7 +88,12 @@ def test_a_contradiction_is_a_fault_that_names_both(
         {**JWT, "SHIM_JWKS_URL": "", "SHIM_JWT_HS256_SECRET": "0" * 32},
         {**JWT, "SHIM_JWT_BEARER": "true", "SHIM_PUBLIC_PATH_PROOF": "jwt"},
         {**SECRET, "SHIM_PUBLIC_PATH_PROOF": "secret"},
-        {"SHIM_USERNAME_HEADER": "Remote-User"},
+        {"SHIM_USERNAME_HEADER": "Remote-User", "SHIM_PROVISIONING": "false"},
+        {"SHIM_USERNAME_HEADER": "Remote-User", "SHIM_UID_HEADER": "X-authentik-uid"},
+        {"SHIM_USERNAME_HEADER": "Remote-User", "SHIM_UID_HEADER": "Remote-Sub"},
+        {"SHIM_USERNAME_HEADER": "Remote-User", **JWT},
+        {"SHIM_USERNAME_HEADER": "X-Login", "SHIM_REVERSE_PROXY_USER_HEADER": "X-Login"}
+        | {"SHIM_PROVISIONING": "false"},
     ],
 )
 def test_what_fits_together_is_taken(environ: dict[str, str]) -> None:
