@@ -25,6 +25,10 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 UNIX_PEERS = "@"
 
+# Quoted or not: an IPv6 address in brackets or an IPv4 address, with or without a port, or an IPv6 address.
+_FORWARDED_ENTRY = re.compile(
+    rb'("?)(?:\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45}))\1'
+)
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 # WHATWG URL §3.5 "ends in a number": what some resolvers would read as an IPv4 address.
@@ -106,13 +110,16 @@ def parse_entry(text: str) -> Entry:
 
 
 def parse_address(text: bytes) -> Address | None:
-    """The address that a forwarded entry names, or None where it is no plain address: a name, an address
-    with a port or a zone, or nothing."""
+    """The address that a forwarded entry names, without its quotes, brackets and port (RFC 7239 §6; IIS and
+    others write `192.0.2.1:4711`). None where it names none: a name, an address with a zone, or nothing."""
+    match = _FORWARDED_ENTRY.fullmatch(text.strip(b" \t"))
+    if match is None:
+        return None
     try:
-        address = ip_address(text.decode("ascii").strip(" \t"))
+        address = ip_address((match[2] or match[3] or match[4]).decode("ascii"))
     except ValueError:
         return None
-    if isinstance(address, IPv6Address) and address.scope_id is not None:
+    if match[2] is not None and not isinstance(address, IPv6Address):
         return None
     return _unmapped(address)
 

@@ -265,7 +265,9 @@ def judge(
         and verdict is _AUTHENTICATED
         and (upgrade or line.method not in _SAFE_METHODS or policy.paths.acts_by_get(line.path))
     ):
-        raise Refused(Reason.CROSS_SITE, "a browser says that another site sent it")
+        raise Refused(
+            Reason.CROSS_SITE, f"a browser says that another site sent it: {envelope.foreign}"
+        )
     if line.method == b"POST":
         _ask_login(line, policy)
     tokens = place is _PROTECTED and (bool(envelope.tokens) or in_query(line.target))

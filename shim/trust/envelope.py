@@ -26,7 +26,7 @@ CHUNKED = -2
 _LONGEST = 2**63 - 1
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
+_ORIGIN = re.compile(rb"(https?)://([^/?#@]+)")
 _FORWARDED = (
     Kind.FORWARDED_FOR,
     Kind.FORWARDED_PROTO,
@@ -54,7 +54,7 @@ class Envelope:
     `upgrade`: the value of `Upgrade` where `Connection` names it. `websocket`: whether the handshake's
     fields are whole.
     `expects`: the client waits for a 100.
-    `foreign`: a browser says that another site asked.
+    `foreign`: how a browser says that another site asked, empty where it does not.
     `client`: the client's address.
     `removed`: the fields that do not reach Navidrome as they were sent.
     """
@@ -72,7 +72,7 @@ class Envelope:
     upgrade: bytes | None
     websocket: bool
     expects: bool
-    foreign: bool
+    foreign: str
     client: bytes | None
     removed: tuple[Field, ...]
 
@@ -222,17 +222,23 @@ class _Reading:
             and version == (b"sec-websocket-version", b"13")
         )
 
-    def _foreign(self, host: bytes | None) -> bool:
+    def _foreign(self, host: bytes | None) -> str:
+        """Which fields say that another site asked, for the log; empty if none does."""
         sites = self._found.get(Kind.FETCH_SITE, ())
-        if any(field.value.lower() not in _SAME_SITE for field in sites):
-            return True
-        origins = self._found.get(Kind.ORIGIN, ())
-        if not origins:
-            return False
-        asked = host or b""
+        if sites:
+            # Browsers send it with every request to https and to localhost, and no page can forge it.
+            if len(sites) == 1 and sites[0].value.lower() in _SAME_SITE:
+                return ""
+            return f"Sec-Fetch-Site is {_shown(*(field.value for field in sites))}"
+        hosts = [host or b""]
         if self._source.listed and Kind.FORWARDED_HOST in self._found:
-            asked = self._found[Kind.FORWARDED_HOST][-1].value.rpartition(b",")[2].strip(b" \t")
-        return any(_authority(field.value) != _without_default_port(asked) for field in origins)
+            first = self._found[Kind.FORWARDED_HOST][0].value
+            hosts.append(first.partition(b",")[0].strip(b" \t"))
+        origins = [field.value for field in self._found.get(Kind.ORIGIN, ())]
+        if all(_names_host(origin, hosts) for origin in origins):
+            return ""
+        said = f"Origin is {_shown(*origins)}, Host is {_shown(hosts[0])}"
+        return said if len(hosts) == 1 else f"{said}, X-Forwarded-Host is {_shown(hosts[1])}"
 
 
 def _framing(length: int) -> Sequence[bytes]:
@@ -241,12 +247,16 @@ def _framing(length: int) -> Sequence[bytes]:
     return () if length == NO_BODY else (b"Content-Length: %d\r\n" % length,)
 
 
-def _authority(origin: bytes) -> bytes | None:
-    scheme = _SCHEME.match(origin)
-    if scheme is None:  # "null", or nothing that a browser sends
-        return None
-    return _without_default_port(origin[scheme.end() :])
+def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
+    """Whether an origin is one of these hosts, the default port of its scheme aside. `null` is none."""
+    match = _ORIGIN.fullmatch(origin.lower())
+    if match is None:
+        return False
+    port = b":443" if match[1] == b"https" else b":80"
+    return match[2].removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
 
 
-def _without_default_port(authority: bytes) -> bytes:
-    return authority.lower().removesuffix(b":443").removesuffix(b":80")
+def _shown(*values: bytes) -> str:
+    """Values as the log has them: quoted, escaped and cut."""
+    texts = [value[:100].decode("utf-8", "backslashreplace") for value in values[:3]]
+    return ", ".join(map(repr, texts))

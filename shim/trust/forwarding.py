@@ -35,11 +35,14 @@ class Source:
 def client_address(chain: Sequence[bytes], source: Source, hops: AddressList) -> bytes | None:
     """The client's address, where `chain` holds the entries of `X-Forwarded-For` that a listed peer sent.
 
-    The last entry, walked further to the left only past `hops`, stopping at the first that is no plain
-    address; the socket's peer where there is none. None for a Unix peer that named nobody.
+    The last entry, further to the left only past `hops`. An entry that is no address stops the search, empty
+    ones before the last are ignored. If the last is no address, the client is the socket's peer. None for a
+    Unix peer that named nobody.
     """
     client = None
     for entry in reversed(chain):
+        if not entry and client is not None:
+            continue
         address = parse_address(entry)
         if address is None:
             break
@@ -62,19 +65,23 @@ def forwarded_lines(
     chain: list[bytes] = []
     lines: list[bytes] = []
     forwarded: list[bytes] = []
-    has_proto = has_host = False
+    scheme = b""
+    has_host = False
     for field in kept:
         if field.kind is Kind.FORWARDED_FOR:
             chain += [entry.strip(b" \t") for entry in field.value.split(b",")]
         elif field.kind is Kind.FORWARDED:
             forwarded.append(field.value)
+        elif field.kind is Kind.FORWARDED_PROTO:
+            scheme = scheme or field.value.partition(b",")[0].strip(b" \t").lower()
         else:
             lines.append(field.wire)
-            has_proto = has_proto or field.kind is Kind.FORWARDED_PROTO
             has_host = has_host or field.kind is Kind.FORWARDED_HOST
     client = client_address(chain, source, hops)
-    if not has_proto:
-        lines.append(b"X-Forwarded-Proto: %b\r\n" % source.scheme)
+    # Several proxies may each have added theirs: the first is the client's.
+    if scheme not in (b"http", b"https"):
+        scheme = source.scheme
+    lines.append(b"X-Forwarded-Proto: %b\r\n" % scheme)
     if not has_host and host:
         lines.append(b"X-Forwarded-Host: %b\r\n" % host)
     if forwarded:
@@ -83,7 +90,8 @@ def forwarded_lines(
     if source.address is not None:
         chain.append(source.address)
     chain = [entry for entry in chain if entry]
-    if chain:
+    # Without X-Real-IP Navidrome takes the first entry for the client, and anybody may have sent that.
+    if chain and client is not None:
         lines.append(b"X-Forwarded-For: %b\r\n" % b", ".join(chain))
     if client is not None:
         lines.append(b"X-Real-IP: %b\r\n" % client)

@@ -76,6 +76,20 @@ def test_two_clients_behind_one_edge_are_two(guarded: tuple[Shim, StandIn]) -> N
     assert guess(shim, edge, "X-Forwarded-For: 198.51.100.98", 0) == 401
 
 
+@pytest.mark.parametrize(
+    "claim", ["203.0.113.{}:51234", "[2001:db8:{}::1]:443", '"[2001:db8:1{}::1]"']
+)
+def test_one_who_guesses_does_not_lock_out_others_behind_an_edge_that_sends_ports(
+    guarded: tuple[Shim, StandIn], claim: str
+) -> None:
+    shim, _ = guarded
+    edge = an_edge()
+    for number in range(LIMIT + 1):
+        status = guess(shim, edge, f"X-Forwarded-For: {claim.format(1)}", number)
+    assert status == 429
+    assert guess(shim, edge, f"X-Forwarded-For: {claim.format(2)}", 0) == 401
+
+
 def test_an_address_passes_under_no_name_of_the_clients_choice(
     front: Shim, upstream: Recorder
 ) -> None:

@@ -19,7 +19,7 @@ FORM = ("Content-Type: text/plain", "Content-Length: 2")
         (f"Origin: https://evil.{HOST}",),
         ("Origin: https://evil.example",),
         ("Origin: null",),
-        ("Origin: https://evil.example", "Sec-Fetch-Site: same-origin"),
+        ("Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: same-origin"),
         (f"Origin: https://{HOST}", "Sec-Fetch-Site: same-site"),
         ("Origin: https://evil.example", "Connection: close, origin"),
     ],
@@ -54,6 +54,9 @@ def test_a_websocket_that_another_site_opens(front: Shim, upstream: Recorder) ->
         (f"Origin: https://{HOST}", "Sec-Fetch-Site: same-origin"),
         (),
         (f"Origin: https://{HOST}", f"X-Forwarded-Host: {HOST}"),
+        # nginx by default: Host is that of the upstream, and the port is dropped
+        ("Origin: https://music.example.org:8443", "Sec-Fetch-Site: same-origin"),
+        (f"Origin: https://{HOST}", f"X-Forwarded-Host: {HOST}, inner.example"),
     ],
 )
 def test_the_web_app_itself_may_post(

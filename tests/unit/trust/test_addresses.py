@@ -186,8 +186,14 @@ def test_a_peer_is_an_address(sent: str) -> None:
         (b" 10.0.0.5\t", "10.0.0.5"),
         (b"::ffff:10.0.0.5", "10.0.0.5"),
         (b"fd00::1", "fd00::1"),
-        (b"10.0.0.5:80", None),
-        (b"[fd00::1]", None),
+        (b"10.0.0.5:80", "10.0.0.5"),
+        (b"[fd00::1]", "fd00::1"),
+        (b'"[fd00::1]:443"', "fd00::1"),
+        (b"[10.0.0.5]", None),
+        (b"10.0.0.5:x", None),
+        (b"10.0.0.5:123456", None),
+        (b'"10.0.0.5', None),
+        (b"fd00::1]", None),
         (b"fe80::1%eth0", None),
         (b"010.0.0.5", None),
         (b"10.5", None),
@@ -196,7 +202,7 @@ def test_a_peer_is_an_address(sent: str) -> None:
         (b"\xff", None),
     ],
 )
-def test_a_forwarded_entry_is_a_plain_address_or_none(sent: bytes, address: str | None) -> None:
+def test_a_forwarded_entry_is_an_address_or_none(sent: bytes, address: str | None) -> None:
     found = parse_address(sent)
     assert (None if found is None else str(found)) == address
 

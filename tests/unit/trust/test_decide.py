@@ -47,18 +47,35 @@ def without(*names: str) -> list[str]:
         (("Origin: null",), True),
         (("Origin:",), True),
         ((f"Origin: {HOST}",), True),
-        ((f"Origin: https://{HOST}/", "Sec-Fetch-Site: same-origin"), True),
+        (("Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: same-origin"), True),
+        ((f"Origin: https://{HOST}/",), True),
+        ((f"Origin: ftp://{HOST}",), True),
+        ((f"Origin: http://{HOST}:443",), True),
+        ((f"Origin: https://eve@{HOST}",), True),
         ((f"Origin: https://{HOST}", "Origin: https://evil.example"), True),
         ((f"Origin: https://{HOST}", "Sec-Fetch-Site: cross-site"), True),
-        (("Origin: https://evil.example", "Sec-Fetch-Site: same-origin"), True),
+        # where a browser says how the request came, that alone decides
+        (("Origin: https://evil.example", "Sec-Fetch-Site: same-origin"), False),
+        (("Origin: null", "Sec-Fetch-Site: none"), False),
         # naming them away does not help
         (("Origin: https://evil.example", "Connection: origin"), True),
         (("Sec-Fetch-Site: cross-site", "Connection: sec-fetch-site"), True),
         # the edge says which host was asked
         (("Origin: https://a.example", "X-Forwarded-Host: a.example"), False),
         (("Origin: https://a.example:8443", "X-Forwarded-Host: a.example:8443"), False),
-        (("Origin: https://b.example", "X-Forwarded-Host: b.example, a.example"), True),
-        ((f"Origin: https://{HOST}", "X-Forwarded-Host: a.example"), True),
+        (("Origin: https://a.example", "X-Forwarded-Host: a.example:443"), False),
+        (("Origin: https://b.example", "X-Forwarded-Host: b.example, a.example"), False),
+        (("Origin: https://a.example", "X-Forwarded-Host: b.example, a.example"), True),
+        (
+            (
+                "Origin: https://a.example",
+                "X-Forwarded-Host: b.example",
+                "X-Forwarded-Host: a.example",
+            ),
+            True,
+        ),
+        ((f"Origin: https://{HOST}", "X-Forwarded-Host: a.example"), False),
+        (("Origin: null", "X-Forwarded-Host: null"), True),
     ],
 )
 def test_a_browsers_word_that_another_site_asked_is_heeded(
@@ -76,6 +93,25 @@ def test_a_browsers_word_that_another_site_asked_is_heeded(
         assert (decision.outcome.reason is Reason.CROSS_SITE) is foreign
 
 
+@pytest.mark.parametrize(
+    ("fields", "values"),
+    [
+        (("Sec-Fetch-Site: cross-site",), "Sec-Fetch-Site is 'cross-site'"),
+        (("Origin: https://evil.example",), f"Origin is 'https://evil.example', Host is '{HOST}'"),
+        (
+            ("Origin: null", "X-Forwarded-Host: a.example"),
+            f"Origin is 'null', Host is '{HOST}', X-Forwarded-Host is 'a.example'",
+        ),
+        (("Origin: \u202e\u00e9",), f"Origin is '\\u202e\u00e9', Host is '{HOST}'"),
+    ],
+)
+def test_a_cross_site_refusal_names_the_values_that_were_compared(
+    fields: tuple[str, ...], values: str
+) -> None:
+    decision = judged(head("POST /api/user HTTP/1.1", ADA, *fields))
+    assert decision.detail == f"a browser says that another site sent it: {values}"
+
+
 def test_only_a_believed_identity_makes_a_foreign_request_a_danger() -> None:
     foreign = "Sec-Fetch-Site: cross-site"
     assert judged(head("POST /api/user HTTP/1.1", foreign)).outcome.verdict is Verdict.ANONYMOUS
@@ -91,6 +127,15 @@ def test_a_peer_that_is_not_listed_does_not_say_which_host_was_asked() -> None:
     believed = judged(head("POST /api/user HTTP/1.1", *fields), ANYONE, policy)
     assert believed.outcome.verdict is Verdict.AUTHENTICATED  # a listed peer does
     assert judged(head("POST /x HTTP/1.1", *fields), EDGE, policy).identity is None
+
+
+def test_an_unlisted_peers_forwarded_host_is_not_compared() -> None:
+    fields = (ADA, "Origin: https://evil.example", "X-Forwarded-Host: evil.example")
+    whole = head("POST /rest/createPlaylist HTTP/1.1", *fields)
+    envelope = judged(whole, ANYONE).block
+    assert envelope is not None
+    assert "X-Forwarded-Host" not in envelope.envelope.foreign
+    assert envelope.envelope.foreign
 
 
 @pytest.mark.parametrize("path", ["/rest/createPlaylist", "/_shim/api/x"])

@@ -30,10 +30,29 @@ HOPS = listing("173.245.48.0/20", "10.0.0.9")
         ("6.6.6.6, 198.51.100.7, 173.245.48.1, 192.0.2.1", HOPS, "192.0.2.1"),
         # hops alone: the leftmost of them
         ("173.245.48.1, 10.0.0.9", HOPS, "173.245.48.1"),
-        # an entry that is no plain address ends the walk
+        # an entry that is no address ends the walk
         ("198.51.100.7, unknown", HOPS, "127.0.0.2"),
         ("198.51.100.7, unknown, 10.0.0.9", HOPS, "10.0.0.9"),
-        ("198.51.100.7, 10.0.0.9:4711", HOPS, "127.0.0.2"),
+        ("198.51.100.7, 10.0.0.9:http", HOPS, "127.0.0.2"),
+        ("198.51.100.7, [10.0.0.9]", HOPS, "127.0.0.2"),
+        ('198.51.100.7, "10.0.0.9', HOPS, "127.0.0.2"),
+        ("198.51.100.7, 10.0.0.9:", HOPS, "127.0.0.2"),
+        ("198.51.100.7, [fd00::1]x", HOPS, "127.0.0.2"),
+        ("198.51.100.7, [fe80::1%eth0]:443", HOPS, "127.0.0.2"),
+        # ports, brackets and quotes are no part of an address
+        ("203.0.113.7:51234", HOPS, "203.0.113.7"),
+        ("6.6.6.6, 203.0.113.7:51234", HOPS, "203.0.113.7"),
+        ("[2001:db8::1]:443", HOPS, "2001:db8::1"),
+        ("[2001:db8::1]", HOPS, "2001:db8::1"),
+        ('"[2001:DB8::1]:443"', HOPS, "2001:db8::1"),
+        ('"203.0.113.7"', HOPS, "203.0.113.7"),
+        ("[::ffff:203.0.113.7]:1", HOPS, "203.0.113.7"),
+        ("203.0.113.7:51234, 10.0.0.9:4711", HOPS, "203.0.113.7"),
+        # empty entries before the last are ignored
+        ("198.51.100.7,, 10.0.0.9", HOPS, "198.51.100.7"),
+        (",, 198.51.100.7", HOPS, "198.51.100.7"),
+        ("198.51.100.7, 10.0.0.9, ,", HOPS, "127.0.0.2"),
+        (",", HOPS, "127.0.0.2"),
         ("198.51.100.7, fe80::1%eth0", HOPS, "127.0.0.2"),
         ("198.51.100.7,", HOPS, "127.0.0.2"),
         ("198.51.100.7, 010.0.0.9", HOPS, "127.0.0.2"),
@@ -112,6 +131,35 @@ def test_the_kin_of_true_client_ip_never_passes(name: str) -> None:
         told = judged(head("POST /auth/login HTTP/1.1", f"{name}: 6.6.6.6"), peer)
         assert b"6.6.6.6" not in told.head()
         assert name in told.explain()["removed_headers"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("fields", "scheme"),
+    [
+        ((), "https"),
+        (("X-Forwarded-Proto: http",), "http"),
+        (("X-Forwarded-Proto: HTTPS",), "https"),
+        (("X-Forwarded-Proto: http, https",), "http"),
+        (("X-Forwarded-Proto: http", "X-Forwarded-Proto: https"), "http"),
+        (("X-Forwarded-Proto: ,http",), "https"),
+        (("X-Forwarded-Proto: wss",), "https"),
+        (("X-Forwarded-Proto: https://evil",), "https"),
+        (("X-Forwarded-Proto:",), "https"),
+    ],
+)
+def test_the_scheme_is_the_first_word_that_was_forwarded_or_the_listeners(
+    fields: tuple[str, ...], scheme: str
+) -> None:
+    told = judged(head("GET /app/ HTTP/1.1", *fields), scheme=b"https").head()
+    assert forwarded(told, "X-Forwarded-Proto") == [scheme]
+
+
+def test_without_a_known_client_no_chain_is_forwarded() -> None:
+    """Navidrome would take its first entry, which anybody may have sent."""
+    policy = Policy(whitelist=listing("@"))
+    text = head("GET /app/ HTTP/1.1", "X-Forwarded-For: 6.6.6.6, unknown")
+    told = judged(text, parse_peer("@"), policy).head()
+    assert forwarded(told, "X-Forwarded-For") == forwarded(told, "X-Real-IP") == []
 
 
 def test_several_fields_of_one_name_are_one_chain() -> None:
