@@ -112,10 +112,11 @@ def _proofs(settings: Settings) -> list[str]:
 def _public(settings: Settings) -> str:
     """Which paths count less than the others, as the end of a sentence."""
     if settings.public_path_proof == "none":
-        return f" but: {', '.join(dict.fromkeys((*settings.public_paths, '/share/')))}"
+        public = ", ".join(dict.fromkeys((*settings.public_paths, "/share/")))
+        return f" but: {public}, and the web app's manifest and icons"
     proof = {"secret": "the shared secret", "jwt": "a verified token"}[settings.public_path_proof]
     public = ", ".join(path for path in settings.public_paths if path.strip("/") != "share")
-    return f", but on {public} only with {proof}, and never on /share/"
+    return f", but on {public} only with {proof}, and never on /share/ and the web app's manifest and icons"
 
 
 def _without(settings: Settings) -> str:

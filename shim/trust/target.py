@@ -34,13 +34,25 @@ _USUAL = re.compile(
 )
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@\\]+)(/[^#]*)?")
 
+# The web app's manifest and icons, below /app/. Browsers fetch them without cookies, so the edge has to leave
+# them open, and no identity counts there.
+_ASSETS = (
+    b"manifest.webmanifest",
+    b"browserconfig.xml",
+    b"android-chrome-",
+    b"apple-touch-icon",
+    b"favicon",
+    b"mstile-",
+    b"safari-pinned-tab.svg",
+)
+
 
 class Place(IntEnum):
     """Where a path leads, as far as an identity is concerned."""
 
     PROTECTED = 0
     PUBLIC = 1  # an identity counts only with the proof that `public_path_proof` names
-    SHARE = 2  # public, never carries one
+    SHARE = 2  # public, never carries one: shares, and what browsers fetch without cookies
     OUTSIDE = 3  # outside the base path: never carries one
     OWN = 4
     NON_ASCII = 5  # protected, but an edge may read it as a public one: never carries one
@@ -71,6 +83,8 @@ class Paths:
     """
 
     __slots__ = (
+        "_app",
+        "_assets",
         "_base_bare",
         "_open",
         "_own",
@@ -92,9 +106,11 @@ class Paths:
         self._share = _below(lowered, "share").rstrip(b"/")
         self._own = _below(lowered, "_shim")
         self._subsonic = _below(lowered, "rest")
-        self._open = (*self._public, self._share)
+        self._app = _below(lowered, "app")
+        self._assets = tuple(self._app + asset for asset in _ASSETS)
+        self._open = (*self._public, self._share, *self._assets)
         # A path that begins with none of these is protected.
-        self._special = (*self._open, self._own.rstrip(b"/"))
+        self._special = (*self._public, self._share, self._app, self._own.rstrip(b"/"))
 
     def place(self, path: bytes) -> Place:
         """Where this path leads. `path` is the raw path of the target, without its query."""
@@ -122,6 +138,8 @@ class Paths:
         # not authenticate there.
         if lowered.startswith(self._public):
             return _PUBLIC
+        if lowered.startswith(self._app):
+            return Place.SHARE if lowered.startswith(self._assets) else _PROTECTED
         return Place.OWN if (lowered + b"/").startswith(self._own) else _PROTECTED
 
     def own_target(self, target: bytes) -> bytes:

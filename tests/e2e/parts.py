@@ -120,9 +120,12 @@ def caddy(folder: Path, behind: Behind) -> Iterator[str]:
     """Caddy with `deploy/caddy/`; gives its URL."""
     port = free_port()
     config = folder / "Caddyfile"
-    # The loopback alone, and no control socket: options that have to stand before the file.
+    # The loopback alone, and no control socket.
     config.write_text(
-        f"{{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}}\nimport {DEPLOY}/caddy/Caddyfile\n"
+        _changed(
+            (DEPLOY / "caddy/Caddyfile").read_text(),
+            {"\n{\n\tservers {": "\n{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tservers {"},
+        )
     )
     env = {
         "NAVIDROME_SITE": f"http://127.0.0.1:{port}",

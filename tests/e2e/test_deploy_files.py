@@ -191,8 +191,8 @@ def test_the_labels_say_what_the_file_says() -> None:
 def test_no_two_routers_of_one_host_have_the_same_priority() -> None:
     # Traefik leaves open which of two equals is asked first, and another one at the next start.
     priorities = [router["priority"] for router in file_provider()["routers"].values()]
-    assert sorted(set(priorities), reverse=True) == [200, 150, 100, 50]
-    assert len(priorities) == 4
+    assert sorted(set(priorities), reverse=True) == [200, 150, 140, 130, 100, 50]
+    assert len(priorities) == 6
 
 
 def test_every_entry_point_deletes_aliases() -> None:

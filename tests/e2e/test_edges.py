@@ -42,7 +42,16 @@ def names_of_an_identity(scene: Scene, target: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "target", ["/rest/ping?v=1&c=x", "/share/nothing", OPEN_PATH, "/rest/", "/share/img/x"]
+    "target",
+    [
+        "/rest/ping?v=1&c=x",
+        "/share/nothing",
+        OPEN_PATH,
+        "/rest/",
+        "/share/img/x",
+        "/jellyfin/Users",
+        "/app/favicon.ico",
+    ],
 )
 def test_nothing_that_a_stranger_claims_leaves_the_edge(edge_alone: Scene, target: str) -> None:
     with edge_alone.client() as stranger:

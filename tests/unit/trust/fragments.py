@@ -44,6 +44,7 @@ _PATHS = (
     "/REST/ping",
     "/rest",
     "/restx",
+    "/app/manifest.webmanifest",
     "/re%C5%BFt/x",
     "/share/abc",
     "/jellyfin/socket",
@@ -165,7 +166,7 @@ def policies() -> st.SearchStrategy[Policy]:
 
 _USUAL = st.tuples(
     st.sampled_from(("GET", "GET", "HEAD", "POST")),
-    st.sampled_from(_PATHS[:17]),
+    st.sampled_from(_PATHS[:18]),
     st.just("HTTP/1.1"),
 )
 _UNUSUAL = st.tuples(st.sampled_from(_METHODS), st.sampled_from(_PATHS), st.sampled_from(_VERSIONS))

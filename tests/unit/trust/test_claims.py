@@ -453,9 +453,12 @@ def test_a_public_path_carries_an_identity_only_with_the_proof_that_is_named(
         assert users(decision.head()) == []
 
 
-@pytest.mark.parametrize("path", ["/share/abc", "/SHARE", "/share/img/x"])
+@pytest.mark.parametrize(
+    "path",
+    ["/share/abc", "/SHARE", "/share/img/x", "/app/manifest.webmanifest", "/app/favicon.ico"],
+)
 @pytest.mark.parametrize("policy", [POLICY, PROOF])
-def test_a_share_never_carries_an_identity(path: str, policy: Policy) -> None:
+def test_shares_and_the_web_apps_icons_never_carry_an_identity(path: str, policy: Policy) -> None:
     assert reason(ADA, SECRET, path=path, policy=policy) is Reason.PUBLIC_PATH
 
 
@@ -495,6 +498,8 @@ def test_nobody_is_believed_while_navidrome_contradicts_the_base_path() -> None:
         ("/app/", ("Remote-User: ada",), Reason.IDENTITY_REQUIRED),
         ("/rest/ping", (), Reason.NO_IDENTITY),
         ("/share/x", (), Reason.NO_IDENTITY),
+        ("/app/manifest.webmanifest", (), Reason.NO_IDENTITY),
+        ("/app/apple-touch-icon.png", (), Reason.NO_IDENTITY),
         ("/_shim/", (), Reason.NOT_FOUND),
     ],
 )

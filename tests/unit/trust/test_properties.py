@@ -87,7 +87,7 @@ def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
     assert decision.line.target.startswith(base) or path == base
     assert path.isascii()
     below = path[len(base) :]
-    assert not below.startswith(b"share")
+    assert not below.startswith((b"share", b"app/manifest.webmanifest", b"app/favicon"))
     if below.startswith((b"rest", b"jellyfin")):
         assert policy.public_path_proof is not None
         assert decision.outcome.reason is Reason.PROXY_SECRET

@@ -1,0 +1,57 @@
+"""What the edges that we ship leave open reaches Navidrome without a session, and without an identity."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from tests.e2e.conftest import Scene
+from tests.e2e.test_edges import CLAIMS
+from tests.e2e.test_takeover import identity_fields
+
+ICONS = (
+    "/app/browserconfig.xml",
+    "/app/android-chrome-192x192.png",
+    "/app/apple-touch-icon.png",
+    "/app/favicon.ico",
+    "/app/mstile-70x70.png",
+    "/app/safari-pinned-tab.svg",
+)
+
+
+@pytest.fixture
+def shipped(scene: Scene) -> Scene:
+    """The shim behind an edge that we ship."""
+    if scene.edge == "guide":
+        pytest.skip("not an edge that we ship")
+    return scene
+
+
+@pytest.mark.parametrize(
+    "target", ["/app/manifest.webmanifest", "/jellyfin/System/Info/Public", *ICONS]
+)
+def test_what_browsers_and_apps_fetch_without_a_session_reaches_navidrome(
+    shipped: Scene, target: str
+) -> None:
+    with shipped.client() as stranger:
+        answer = stranger.get(target, headers=CLAIMS, follow_redirects=False)
+    assert not answer.is_redirect
+    if target not in ICONS:  # which the stand-in lacks
+        assert answer.status_code == httpx.codes.OK
+    assert identity_fields(shipped.last_seen(target).headers) == []
+
+
+def test_a_jellyfin_app_opens_its_web_socket(shipped: Scene) -> None:
+    url = shipped.url.replace("http", "ws", 1) + "/jellyfin/socket?api_key=x"
+    with connect(url, proxy=None, open_timeout=10) as socket:
+        assert "ForceKeepAlive" in str(socket.recv(timeout=10))
+        socket.send("hello")
+        assert socket.recv(timeout=10) == "hello"
+
+
+def test_long_headers_pass(shipped: Scene) -> None:
+    for target in ("/rest/ping?v=1&c=x", "/app/"):
+        with shipped.client("alice") as alice:
+            answer = alice.get(target, headers={"X-Long": "x" * 40_000})
+        assert answer.status_code == httpx.codes.OK
