@@ -108,9 +108,7 @@ def test_the_accounts_own_token_passes_in_every_place(line: str, fields: list[st
         (APP, ["X-ND-Authorization: "]),
     ],
 )
-def test_one_that_does_not_name_the_account_is_removed(
-    line: str, fields: list[str]
-) -> None:
+def test_one_that_does_not_name_the_account_is_removed(line: str, fields: list[str]) -> None:
     assert not kept(line, *fields)
 
 
