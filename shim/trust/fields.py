@@ -287,7 +287,7 @@ def _unusual(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field
         return _token(Kind.BEARER, name, value, match[1], wire, names)
     if lowered in _EMBY_AUTHORIZATION and kind in (_PASS, Kind.TOKEN):
         kind = Kind.TOKEN if _EMBY_TOKEN in value else _PASS
-    elif lowered in _EMBY_TOKEN_HEADERS and not value:
+    elif kind is Kind.TOKEN and not value and lowered in _EMBY_TOKEN_HEADERS:
         kind = _PASS
     return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
 
