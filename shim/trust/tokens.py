@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -23,6 +24,7 @@ from shim.trust.target import RequestLine
 MAX_TOKENS = 16
 # Of one token, in characters; a user name has a few hundred at most.
 _MAX_LENGTH = 8192
+_CACHED_LENGTH = 1024
 _JWT = rb"(?P<jwt>(?:j|%6[aA])(?:w|%77)(?:t|%74))"
 # Jellyfin's keys are compared in lower case as Go has it: "K" (U+212A) is a k, and "İ" (U+0130) is an i.
 _API_KEY = (
@@ -176,7 +178,13 @@ class _Check:
 
 def read_claims(text: bytes) -> NavidromeClaims | None:
     """Return the claims of a token, None where it is not spelt in the one way or lacks one of them."""
-    if len(text) > _MAX_LENGTH or not text.isascii():
+    if len(text) <= _CACHED_LENGTH:
+        return _read_cached(text)
+    return _read_claims(text) if len(text) <= _MAX_LENGTH else None
+
+
+def _read_claims(text: bytes) -> NavidromeClaims | None:
+    if not text.isascii():
         return None
     parts = [read_segment(segment) for segment in text.decode("ascii").split(".", 3)]
     if len(parts) != 3 or parts[1] is None or None in parts:
@@ -192,6 +200,10 @@ def read_claims(text: bytes) -> NavidromeClaims | None:
     except OverflowError:
         return None
     return NavidromeClaims(username, user_id, seconds) if math.isfinite(seconds) else None
+
+
+# An app sends the same token with each request: at most about 1 MB.
+_read_cached = lru_cache(maxsize=512)(_read_claims)
 
 
 def _keys(subsonic: bool) -> re.Pattern[bytes]:
