@@ -139,7 +139,7 @@ class _Reading:
         return Envelope(
             belief=belief,
             awaited=awaited,
-            forward=b"".join((*kept, *_framing(length), *lines)),
+            forward=b"".join((*kept, framing_lines(length), *lines)),
             tokens=tokens,
             user_prefix=prefix,
             host=host,
@@ -241,10 +241,11 @@ class _Reading:
         return said if len(hosts) == 1 else f"{said}, X-Forwarded-Host is {_shown(hosts[1])}"
 
 
-def _framing(length: int) -> Sequence[bytes]:
+def framing_lines(length: int) -> bytes:
+    """Return the line that frames a body of this length, with its line end; none where there is no body."""
     if length == CHUNKED:
-        return (b"Transfer-Encoding: chunked\r\n",)
-    return () if length == NO_BODY else (b"Content-Length: %d\r\n" % length,)
+        return b"Transfer-Encoding: chunked\r\n"
+    return b"" if length == NO_BODY else b"Content-Length: %d\r\n" % length
 
 
 def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:

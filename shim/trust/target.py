@@ -79,7 +79,7 @@ class Paths:
     (`/rest/`). A path is public if it begins with one of them, after percent-decoding, without the prefix's
     last slash and without ASCII case. There is no boundary (`/restx` is public), because an edge's rule may
     have none, and a path that is public here by mistake loses only its identity. The base path itself is
-    compared with case, as Navidrome mounts it.
+    compared with case, as Navidrome mounts it. `subsonic` begins the paths of its Subsonic API, as it is mounted.
     """
 
     __slots__ = (
@@ -93,6 +93,7 @@ class Paths:
         "_special",
         "_subsonic",
         "base",
+        "subsonic",
     )
 
     def __init__(
@@ -106,6 +107,7 @@ class Paths:
         self._share = _below(lowered, "share").rstrip(b"/")
         self._own = _below(lowered, "_shim")
         self._subsonic = _below(lowered, "rest")
+        self.subsonic = self.base + b"rest/"
         self._app = _below(lowered, "app")
         self._assets = tuple(self._app + asset for asset in _ASSETS)
         self._open = (*self._public, self._share, *self._assets)
@@ -155,6 +157,10 @@ class Paths:
     def logs_in(self, path: bytes) -> bool:
         """Whether this is a call of Navidrome's own login, below whichever base path it has."""
         return path.lower().rstrip(b"/").endswith((b"/auth/login", b"/auth/createadmin"))
+
+    def writes_users(self, path: bytes) -> bool:
+        """Return whether this is Navidrome's user API, below whichever base path it has."""
+        return b"/api/user" in path.lower()
 
     def acts_by_get(self, path: bytes) -> bool:
         """Whether a GET may change something there: Subsonic's calls do."""
