@@ -98,10 +98,15 @@ class Runtime:
         self.plane = DataPlane(policy_of(settings), limits, self.counters, observer)
         self.plane.tls = listener_tls(settings)
         self.plane.pool = UpstreamPool(self.plane, upstream_address(settings))
-        self.enforcement = Enforcement(settings, self.plane, self.trail.record)
+        self.accounts = _accounts(settings, self.trail)
+        self.enforcement = Enforcement(
+            settings,
+            self.plane,
+            self.trail.record,
+            None if self.accounts is None else self.accounts.ground.api.external_authentication,
+        )
         self.plane.contact = settings.contact or ""
         self.empty = EmptyWatch(settings)
-        self.accounts = _accounts(settings, self.trail)
         if self.accounts is not None:
             self.plane.gate = self.accounts.gate
         self._in_force = SettingsInForce(
