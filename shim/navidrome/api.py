@@ -11,13 +11,14 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from shim.navidrome.errors import (
     NameTaken,
     NotAuthenticated,
     PermissionDenied,
     Refused,
+    ResponseTooLarge,
     Unavailable,
 )
 from shim.navidrome.models import (
@@ -29,12 +30,14 @@ from shim.navidrome.models import (
     read_library,
     read_user,
 )
+from shim.navidrome.pages import UserPages
 from shim.navidrome.session import HeaderSession, Session
 from shim.navidrome.transport import Answer, Transport, said
 
 # Begins a password that its owner never chose: the web app lets him set one without knowing it.
 AUTOGEN = "__NAVIDROME_AUTOGEN__"
 _READ_TRIES = 3
+_LIST_TRIES = 2
 _READ_PAUSE = 0.1
 _READ_SECONDS = 1.0
 _CLIENT = {"v": "1.16.1", "c": "navidrome-shim", "f": "json"}
@@ -60,25 +63,45 @@ class Navidrome:
         self._transport = transport
         self._session = session
         self._user_header = user_header
+        # Records of the list that was read last that are too large to be read.
+        self.unreadable = 0
 
     async def close(self) -> None:
         """Close every connection."""
         await self._transport.close()
 
     async def users(self) -> tuple[User, ...]:
-        """Every user. Raises `Unavailable` where the list is not whole."""
-        answer = await self._read("/api/user")
-        listed = answer.data
-        if not isinstance(listed, list):
-            raise Unavailable("GET /api/user: Navidrome answered with something that is no list")
-        total = answer.headers.get("X-Total-Count")
-        if total is not None and total != str(len(listed)):
-            raise Unavailable(f"GET /api/user: {len(listed)} users of {total} came back")
-        return tuple(read_user(each) for each in listed)
+        """Return every user whose record can be read, in pages, and set `unreadable`.
+
+        A user who is created or deleted meanwhile may be among them or not; everybody else is. Raises
+        `Unavailable` if the pages don't fit together twice.
+        """
+        for _ in range(_LIST_TRIES):
+            pages = UserPages()
+            while (wanted := pages.wanted()) is not None:
+                query = {"_sort": "id", "_order": "ASC", "_start": wanted[0], "_end": wanted[1]}
+                try:
+                    response = await self._read(f"/api/user?{urlencode(query)}")
+                except ResponseTooLarge:
+                    pages.too_large()
+                    continue
+                total = response.headers.get("X-Total-Count", "")
+                pages.read(response.data, int(total) if total.isdigit() else None)
+            if pages.fault is None:
+                self.unreadable = pages.unreadable
+                return pages.users
+        raise Unavailable(f"GET /api/user: {pages.fault}")
 
     async def user(self, user_id: str) -> User | None:
-        """The user with this id, None where there is none."""
-        answer = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
+        """The user with this id, None where there is none. Raises `ResponseTooLarge` if the record can't
+        be read."""
+        try:
+            answer = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
+        except ResponseTooLarge as error:
+            raise ResponseTooLarge(
+                f"{error}: the account's name, display name or e-mail is too long; shorten it in Navidrome, "
+                "as an admin, or delete the account"
+            ) from None
         return None if answer.status == 404 else read_user(answer.data)
 
     async def create(self, new: NewUser, password: str) -> str:

@@ -11,7 +11,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from shim.audit.provisioning_events import AccountCreated, EmptyPasswordsFound
+from shim.audit.provisioning_events import (
+    AccountCreated,
+    AccountFailed,
+    EmptyPasswordsFound,
+)
+from shim.navidrome.errors import ResponseTooLarge
 from shim.navidrome.models import User
 from shim.provisioning.bindings import Busy
 from shim.provisioning.means import Means
@@ -64,7 +69,11 @@ class Reconciler:
             if self._means.bindings.is_left(intent):
                 async with self._means.locks.held(*account_keys(intent.uid, intent.user_name)):
                     if self._means.bindings.intent(intent.key) is intent:
-                        await self._look_after(intent, occasion)
+                        try:
+                            await self._look_after(intent, occasion)
+                        except ResponseTooLarge as error:
+                            # It stays open, and its person gets 503; nobody else has to wait for it.
+                            self._unreadable(intent.user_name, intent.uid, error)
 
     async def vet(self, users: Iterable[User]) -> None:
         """Ask of every account that is new or was written since, whether an empty password opens it."""
@@ -100,8 +109,8 @@ class Reconciler:
             now = self._means.bindings.of_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
-            user = await self._means.api.user(now.navidrome_id)
             try:
+                user = await self._means.api.user(now.navidrome_id)
                 if user is None:
                     self._changed(now.uid)
                     await upkeep.forget(now, occasion)
@@ -118,6 +127,9 @@ class Reconciler:
                 await upkeep.forget(now, occasion)
             except Busy:
                 return  # another process is at it
+            except ResponseTooLarge as error:
+                self._changed(now.uid)
+                self._unreadable(now.user_name, now.uid, error)
 
     async def _rest_freed(self, users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
@@ -126,9 +138,25 @@ class Reconciler:
         freed = []
         for user in self._means.directory.all():
             folded = fold_name(user.user_name)
-            if folded and folded not in names and self._means.bindings.of_account(user.id) is None:
+            bound = self._means.bindings.of_account(user.id) is not None
+            if folded and folded not in names and not bound and await self._is_freed(user):
                 freed.append(Rest(folded, user.id, None, until))
         await self._means.bindings.rest(freed)
+
+    async def _is_freed(self, user: User) -> bool:
+        """Whether nobody has the name of an account that is not listed any more, as far as is known."""
+        if not self._means.api.unreadable:
+            return True
+        try:
+            now = await self._means.api.user(user.id)
+        except ResponseTooLarge:
+            return False
+        return now is None or fold_name(now.user_name) != fold_name(user.user_name)
+
+    def _unreadable(self, name: str, uid: str | None, error: ResponseTooLarge) -> None:
+        self._means.record(
+            AccountFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
+        )
 
     async def _look_after(self, intent: Intent, occasion: Occasion) -> None:
         try:

@@ -42,6 +42,7 @@ async def _accounts(settings: Settings, api: Navidrome) -> Check:
         None,
         await _without_password(api, footing.users),
         await _unknown_libraries(api, policy),
+        api.unreadable,
     )
 
 

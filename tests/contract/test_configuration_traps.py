@@ -62,7 +62,7 @@ def test_a_list_is_read_in_pages_with_its_whole_number_beside_each(asker: Asker)
         asker.make(asker.new_name())
     whole = asker.ask("GET", "/api/user?_sort=id").json()
     assert [row["id"] for row in whole] == sorted(row["id"] for row in whole)
-    pages = []
+    pages: list[dict[str, object]] = []
     for start in range(0, len(whole) + 2, 2):
         target = f"/api/user?_sort=id&_order=ASC&_start={start}&_end={start + 2}"
         reply = asker.ask("GET", target)
