@@ -19,6 +19,7 @@ from shim.audit.provisioning_events import (
 from shim.navidrome.errors import ResponseTooLarge
 from shim.navidrome.models import User
 from shim.provisioning.bindings import Busy
+from shim.provisioning.empty_passwords import EmptyPasswords
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.provisioner import Provisioner, account_keys
@@ -39,7 +40,7 @@ class Reconciler:
         self._provisioner = provisioner
         self._changed = changed
         self._one_at_a_time = asyncio.Lock()
-        self._vetted: dict[str, str] = {}
+        self._empty_passwords = EmptyPasswords(means.api, means.bindings.database)
         self.without_password: tuple[str, ...] = ()
 
     async def run(self) -> None:
@@ -77,16 +78,9 @@ class Reconciler:
 
     async def vet(self, users: Iterable[User]) -> None:
         """Ask of every account that is new or was written since, whether an empty password opens it."""
-        users = tuple(users)
-        open_before = self.without_password
-        found = {name for name in open_before if any(u.user_name == name for u in users)}
-        for user in users:
-            if user.user_name and self._vetted.get(user.id) != user.updated_at:
-                opens = await self._means.api.opens_without_password(user.user_name)
-                (found.add if opens else found.discard)(user.user_name)
-                self._vetted[user.id] = user.updated_at
-        self.without_password = tuple(sorted(found))
-        if found.difference(open_before):
+        known = frozenset(self.without_password)
+        self.without_password = await self._empty_passwords.find(users)
+        if not known.issuperset(self.without_password):
             self._means.record(
                 EmptyPasswordsFound(time=time.time(), accounts=self.without_password)
             )

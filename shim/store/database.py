@@ -66,6 +66,10 @@ class Database:
         if why_not is not None:
             raise StoreError(f"{self.place}: {why_not}")
 
+    def is_current(self) -> bool:
+        """Whether its tables are there and up to date. Changes nothing. Raises `StoreError`."""
+        return self.read(_version) == HEAD
+
     def open(self) -> None:
         """Bring the tables up to date. Raises `StoreError`."""
         with _told(self.place):
