@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountFailed, AccountRefused
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
-from shim.provisioning.ground import FAULTS, Fault, Ground
+from shim.provisioning.ground import FAULTS, HOLD_PAUSE, Fault, Ground
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import is_carried
 from shim.provisioning.provisioner import Denied, account_keys
@@ -29,6 +29,8 @@ _RETRY_SECONDS = 5
 _START_SECONDS = 5.0
 # Who can make Navidrome say 401 shall not make everybody wait all the time.
 _DOUBT_SECONDS = 2.0
+# How long a request is held while Navidrome is away, before it gets 503.
+_HOLD_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -144,8 +146,9 @@ class ProvisioningGate:
     async def _fly(self, identity: Identity, asker: Asker) -> Account | Refusal:
         keys = account_keys(identity.uid, identity.username)
         try:
+            held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
             async with self._ground.locks.held(*keys), self._slots:
-                return await self._settle(identity, asker)
+                return await self._settle_held(identity, asker, held_until)
         except Denied as denied:
             self._record(
                 AccountRefused(
@@ -162,6 +165,24 @@ class ProvisioningGate:
             return Refusal(denied.reason, denied.detail)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request gets an answer
             return self._failed(identity, asker, error)
+
+    async def _settle_held(
+        self, identity: Identity, asker: Asker, until: float
+    ) -> Account | Refusal:
+        """`_settle`, tried again until the loop's time `until` while Navidrome is away: it restarts in
+        less, as a rule."""
+        ground, loop = self._ground, asyncio.get_running_loop()
+        while True:
+            number = ground.number
+            try:
+                return await self._settle(identity, asker)
+            except Unavailable:
+                if loop.time() >= until:
+                    raise
+                # The end of the connection that is watched may be heard a moment after a call failed.
+                await asyncio.sleep(HOLD_PAUSE)
+                if ground.number == number and (ground.fault is None or not ground.fault.passing):
+                    raise
 
     async def _settle(self, identity: Identity, asker: Asker) -> Account | Refusal:
         ground = self._ground

@@ -38,16 +38,20 @@ FAULTS = (NavidromeError, StoreError, Busy, Risen)
 # What another process changed in the store is seen after this long at most.
 REFRESH_SECONDS = 0.5
 _FIRST_PAUSE = 1.0
+# Between two tries while Navidrome is away and requests are held.
+HOLD_PAUSE = 0.1
 _LAST_PAUSE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds."""
+    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds. `passing`:
+    Navidrome is away, and may be back in a moment."""
 
     detail: str
     remedy: str | None = None
     retry_after: float = 5.0
+    passing: bool = False
 
 
 class Listener(Protocol):
@@ -91,7 +95,7 @@ class Ground:
         self.listener: Listener
         self.number = 0
         self.peopled = False
-        self.fault: Fault | None = Fault("Navidrome was not asked yet")
+        self.fault: Fault | None = Fault("Navidrome was not asked yet", passing=True)
         self.store_fault: str | None = f"{bindings.database.place}: not opened yet"
         self._own = own
         self._record = record
@@ -119,7 +123,9 @@ class Ground:
         """The number of the ground; None where there is none, and `fault` says why."""
         async with self._attempt:
             loop = asyncio.get_running_loop()
-            if self.fault is not None and loop.time() - self._tried_at >= _FIRST_PAUSE:
+            fault = self.fault
+            pause = HOLD_PAUSE if fault is not None and fault.passing else _FIRST_PAUSE
+            if fault is not None and loop.time() - self._tried_at >= pause:
                 await self._try()
                 self._tried_at = loop.time()
             return None if self.fault is not None else self.number
@@ -129,7 +135,7 @@ class Ground:
         self.number += 1
         self.peopled = False
         if self.fault is None:
-            self.fault = Fault(why, retry_after=1.0)
+            self.fault = Fault(why, retry_after=1.0, passing=True)
             self._tried_at = -_FIRST_PAUSE
         self._let_go()
         self.listener.forget_all()
@@ -174,7 +180,7 @@ class Ground:
         except _NoFooting as error:
             self._failed(Fault(error.problem, error.remedy))
         except Unavailable as error:
-            self._failed(Fault(str(error), retry_after=error.retry_after))
+            self._failed(Fault(str(error), retry_after=error.retry_after, passing=True))
         except FAULTS as error:
             self._failed(Fault(str(error)))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
