@@ -179,9 +179,10 @@ class ProvisioningGate:
             except Unavailable:
                 if loop.time() >= until:
                     raise
+                away = _is_away(ground)
                 # The end of the connection that is watched may be heard a moment after a call failed.
                 await asyncio.sleep(HOLD_PAUSE)
-                if ground.number == number and (ground.fault is None or not ground.fault.passing):
+                if not away and not _is_away(ground) and ground.number == number:
                     raise
 
     async def _settle(self, identity: Identity, asker: Asker) -> Account | Refusal:
@@ -240,6 +241,10 @@ class ProvisioningGate:
             if is_carried(binding.user_name)
             else None
         )
+
+
+def _is_away(ground: Ground) -> bool:
+    return ground.fault is not None and ground.fault.passing
 
 
 def _answer(waiter: asyncio.Future[Account | Refusal], answer: Account | Refusal) -> None:
