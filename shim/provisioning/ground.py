@@ -37,6 +37,8 @@ from shim.store.errors import StoreError
 FAULTS = (NavidromeError, StoreError, Busy, Risen)
 # What another process changed in the store is seen after this long at most.
 REFRESH_SECONDS = 0.5
+# Between two tries to write while the last write failed.
+PROVE_SECONDS = 5.0
 _FIRST_PAUSE = 1.0
 # Between two tries while Navidrome is away and requests are held.
 HOLD_PAUSE = 0.1
@@ -96,7 +98,7 @@ class Ground:
         self.number = 0
         self.peopled = False
         self.fault: Fault | None = Fault("Navidrome was not asked yet", passing=True)
-        self.store_fault: str | None = f"{bindings.database.place}: not opened yet"
+        self._open_fault: str | None = f"{bindings.database.place}: not opened yet"
         self._own = own
         self._record = record
         self._watch = watch
@@ -108,11 +110,17 @@ class Ground:
         self._said: Fault | None = None
         self._wake = asyncio.Event()
         self._opened = False
+        self._prove_at = 0.0
 
     @property
     def policy(self) -> AccountPolicy:
         """The one in force."""
         return self._means.policy
+
+    @property
+    def store_fault(self) -> str | None:
+        """Why the store can't be used, None if it can."""
+        return self._open_fault or self.bindings.database.fault
 
     def enforce(self, policy: AccountPolicy) -> None:
         """Go by this policy from now on: everybody is looked at anew before their next request."""
@@ -221,9 +229,9 @@ class Ground:
                 self._opened = True
             await self.bindings.load()
         except StoreError as error:
-            self.store_fault = str(error)
+            self._open_fault = str(error)
             raise
-        self.store_fault = None
+        self._open_fault = None
 
     def _left(self, number: int) -> None:
         if number == self.number:
@@ -255,7 +263,7 @@ class Ground:
         loop = asyncio.get_running_loop()
         try:
             await self.refresh()
-            self.store_fault = None
+            await self._prove_store(loop.time())
             if loop.time() >= self._reconcile_at:
                 self._reconcile_at = loop.time() + self._reconcile_seconds
                 await self._note_seen()
@@ -263,10 +271,14 @@ class Ground:
         except (NotAuthenticated, PermissionDenied) as error:
             self.lose(str(error))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
-            if isinstance(error, StoreError):
-                self.store_fault = str(error)
             detail = str(error) if isinstance(error, FAULTS) else f"{type(error).__name__}: {error}"
             self._record(AccountFailed(time=time.time(), peer="-", detail=detail))
+
+    async def _prove_store(self, now: float) -> None:
+        """Try to write now and then while the last write failed: nobody else may come who would."""
+        if self.bindings.database.write_fault is not None and now >= self._prove_at:
+            self._prove_at = now + PROVE_SECONDS
+            await self.bindings.database.prove_writable()
 
     async def _note_seen(self) -> None:
         seen = self.listener.take_seen()

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from shim.store.engine import IN_MEMORY, WRITES, Lines, engine_of
 from shim.store.errors import StoreError
-from shim.store.schema import HEAD
+from shim.store.schema import HEAD, MARKS
 
 T = TypeVar("T")
 
@@ -46,11 +46,24 @@ class Database:
                 "navidrome-auth-shim[postgres], or build the image with REQUIREMENTS=postgres.txt"
             ) from None
         self._lines = Lines(self._engine)
+        self._read_fault: str | None = None
+        self._write_fault: str | None = None
 
     @property
     def place(self) -> str:
         """Where it is, without a password, and without the query, which may hold one."""
         return self._url.set(query={}).render_as_string(hide_password=True)
+
+    @property
+    def fault(self) -> str | None:
+        """Why it can't be used, as far as the last transactions tell; None if it can."""
+        return self._write_fault or self._read_fault
+
+    @property
+    def write_fault(self) -> str | None:
+        """Why the last write failed; None if it did not. A read proves nothing about it: a locked file and
+        a full disk are read as before."""
+        return self._write_fault
 
     @property
     def file(self) -> Path | None:
@@ -86,18 +99,30 @@ class Database:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` finds, in one transaction, which sees one moment."""
-        with _told(self.place), self._engine.connect() as connection:
-            return work(connection)
+        try:
+            with _told(self.place), self._engine.connect() as connection:
+                found = work(connection)
+        except StoreError as error:
+            self._read_fault = str(error)
+            raise
+        self._read_fault = None
+        return found
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in one transaction, committed when this returns. What `work` raises undoes it.
         Raises `StoreError`, or SQLAlchemy's IntegrityError as it is."""
-        with (
-            _told(self.place),
-            self._engine.connect().execution_options(**WRITES) as connection,
-            connection.begin(),
-        ):
-            return work(connection)
+        try:
+            with (
+                _told(self.place),
+                self._engine.connect().execution_options(**WRITES) as connection,
+                connection.begin(),
+            ):
+                done = work(connection)
+        except StoreError as error:
+            self._write_fault = str(error)
+            raise
+        self._write_fault = self._read_fault = None
+        return done
 
     async def opened(self) -> None:
         """`open`, off the loop."""
@@ -110,7 +135,16 @@ class Database:
     async def writing(self, work: Callable[[Connection], T]) -> T:
         """`write`, off the loop. Whoever is cancelled meanwhile leaves it running to its end, and so does
         whoever has waited too long for one that has begun."""
-        return await self._in_thread(lambda: self.write(work))
+        try:
+            return await self._in_thread(lambda: self.write(work))
+        except StoreError as error:
+            self._write_fault = str(error)
+            raise
+
+    async def prove_writable(self) -> None:
+        """Write what is there already, to see whether a write works again. Raises `StoreError`."""
+        same = update(MARKS).values(value=MARKS.c.value)
+        await self.writing(lambda connection: connection.execute(same))
 
     def close(self) -> None:
         """Wait for what is under way, but not for a server that answers no more, and let go of the store."""
