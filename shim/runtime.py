@@ -118,6 +118,15 @@ class Runtime:
         self._data: _DataServer
         self._control: _Server
 
+    @property
+    def _store_seconds(self) -> float:
+        """The part of the grace time that is kept for the store."""
+        if self.accounts is None:
+            return 0.0
+        from shim.provisioning.ground import STORE_STOP_SECONDS  # noqa: PLC0415
+
+        return STORE_STOP_SECONDS
+
     def checks(self) -> tuple[Check, ...]:
         """How the parts are, for `/readyz`."""
         checks = self.enforcement.checks()
@@ -169,7 +178,7 @@ class Runtime:
             server_header=False,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace_timeout)),
+            timeout_graceful_shutdown=max(1, round(settings.grace_timeout - self._store_seconds)),
         )
         self._data = _DataServer(config)
         loop = asyncio.get_running_loop()

@@ -39,6 +39,8 @@ FAULTS = (NavidromeError, StoreError, Busy, Risen)
 REFRESH_SECONDS = 0.5
 # Between two tries to write while the last write failed.
 PROVE_SECONDS = 5.0
+# How long a stop waits for the store.
+STORE_STOP_SECONDS = 2.0
 _FIRST_PAUSE = 1.0
 # Between two tries while Navidrome is away and requests are held.
 HOLD_PAUSE = 0.1
@@ -162,13 +164,17 @@ class Ground:
                 await self._look_after()
 
     async def close(self) -> None:
-        """Note who was seen, and let go of everything."""
+        """Note who was seen, and let go of everything. The store has `STORE_STOP_SECONDS` for it: if it is
+        silent, when people were seen last is lost."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + STORE_STOP_SECONDS
         if self.store_fault is None:
-            with contextlib.suppress(*FAULTS):
-                await self._note_seen()
+            with contextlib.suppress(*FAULTS, TimeoutError):
+                async with asyncio.timeout_at(latest):
+                    await self._note_seen()
         self._let_go()
         await self.api.close()
-        await asyncio.to_thread(self.bindings.database.close)
+        await asyncio.to_thread(self.bindings.database.close, max(0.0, latest - loop.time()))
 
     async def refresh(self) -> None:
         """Take in what other processes changed in the store, once. Raises `StoreError`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class Database:
                 "navidrome-auth-shim[postgres], or build the image with REQUIREMENTS=postgres.txt"
             ) from None
         self._lines = Lines(self._engine)
+        self._ends = threading.Event()
         self._read_fault: str | None = None
         self._write_fault: str | None = None
 
@@ -114,7 +116,7 @@ class Database:
         try:
             with (
                 _told(self.place),
-                self._engine.connect().execution_options(**WRITES) as connection,
+                self._engine.connect().execution_options(**{WRITES: self._ends}) as connection,
                 connection.begin(),
             ):
                 done = work(connection)
@@ -146,12 +148,14 @@ class Database:
         same = update(MARKS).values(value=MARKS.c.value)
         await self.writing(lambda connection: connection.execute(same))
 
-    def close(self) -> None:
-        """Wait for what is under way, but not for a server that answers no more, and let go of the store."""
+    def close(self, within: float | None = None) -> None:
+        """Wait for what is under way, at most `within` seconds (by default `_LAST_SECONDS`), and let go of
+        the store. What is not done by then is undone."""
         with contextlib.suppress(RuntimeError):  # closed before
             last = self._thread.submit(int)
             self._thread.shutdown(wait=False)
-            if not wait({last}, _LAST_SECONDS).done:
+            if not wait({last}, _LAST_SECONDS if within is None else within).done:
+                self._ends.set()
                 self._lines.cut()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 
 import pytest
@@ -36,3 +37,22 @@ async def test_a_read_does_not_make_a_store_well_that_was_not_written_to(
     await until(lambda: store_state(world) is State.OK)
     assert await world.ask(person("new")) == "new"
     other.close()
+
+
+async def test_a_locked_store_does_not_hold_up_a_stop(
+    stand_in_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 3600.0)
+    world = stand_in_world
+    await world.start()
+    assert await world.ask(person("alice")) == "alice"
+    other = sqlite3.connect(world.folder / "shim.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(world.ask(person("new")))
+    async with asyncio.timeout(12):
+        await world.stop()
+    assert isinstance(await waiting, Refusal)
+    other.execute("ROLLBACK")
+    other.close()
+    await world.restart()
+    assert await world.ask(person("alice")) == "alice"
