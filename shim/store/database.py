@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from shim.store.engine import IN_MEMORY, WRITES, Lines, engine_of
-from shim.store.errors import StoreError
+from shim.store.errors import StoreError, StoreReplaced
 from shim.store.schema import HEAD, MARKS
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Database:
             ) from None
         self._lines = Lines(self._engine)
         self._ends = threading.Event()
+        self._file_id: tuple[int, int] | None = None
         self._read_fault: str | None = None
         self._write_fault: str | None = None
 
@@ -98,14 +99,33 @@ class Database:
                     self.write(upgrade)
                 except UnknownVersion as error:
                     raise StoreError(f"{self.place}: {error}") from None
+        self._file_id = self._current_file_id()
+
+    def reopen(self, accepts: Callable[[Connection], bool]) -> bool:
+        """Use the file that is there now, if `accepts` finds in it what has to be there; return whether it
+        does. Raises `StoreError`."""
+        file_id = self._current_file_id()
+        if file_id is None:
+            raise self._replaced()
+        self._engine.dispose()
+        with _told(self.place), self._engine.connect() as connection:
+            accepted = _version(connection) == HEAD and accepts(connection)
+        if accepted:
+            self._file_id = file_id
+        else:
+            self._engine.dispose()
+        return accepted
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` finds, in one transaction, which sees one moment."""
         try:
+            self._check_file()
             with _told(self.place), self._engine.connect() as connection:
                 found = work(connection)
         except StoreError as error:
             self._read_fault = str(error)
+            # What a connection remembers of a damaged file is not what a restored one has.
+            self._engine.dispose()
             raise
         self._read_fault = None
         return found
@@ -114,6 +134,7 @@ class Database:
         """Do `work` in one transaction, committed when this returns. What `work` raises undoes it.
         Raises `StoreError`, or SQLAlchemy's IntegrityError as it is."""
         try:
+            self._check_file()
             with (
                 _told(self.place),
                 self._engine.connect().execution_options(**{WRITES: self._ends}) as connection,
@@ -159,6 +180,28 @@ class Database:
                 self._lines.cut()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()
+
+    async def reopened(self, accepts: Callable[[Connection], bool]) -> bool:
+        """`reopen`, off the loop."""
+        return await self._in_thread(lambda: self.reopen(accepts))
+
+    def _current_file_id(self) -> tuple[int, int] | None:
+        """What tells the file from any other one; None where there is no file."""
+        try:
+            status = None if self.file is None else self.file.stat()
+        except OSError:
+            return None
+        return None if status is None else (status.st_dev, status.st_ino)
+
+    def _check_file(self) -> None:
+        if self._file_id is not None and self._current_file_id() != self._file_id:
+            raise self._replaced()
+
+    def _replaced(self) -> StoreReplaced:
+        return StoreReplaced(
+            f"{self.place}: the file was deleted or replaced while the shim runs, so nobody new is bound: "
+            "put the file back, or restart the shim to go on with the one that is there"
+        )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
