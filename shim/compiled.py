@@ -22,6 +22,7 @@ from shim.watch.keys import KeySource
 
 if TYPE_CHECKING:
     from shim.trust.jwt_keys import Key
+    from shim.watch.user_header import UserHeaderState
 
 
 def policy_of(
@@ -31,16 +32,18 @@ def policy_of(
     resolved: Mapping[str, frozenset[IPAddress]] | None = None,
     suspended: bool = False,
     keys: tuple[Key, ...] = (),
+    user_header: UserHeaderState | None = None,
 ) -> Policy:
     """The policy that these settings ask for. `resolved` has the addresses of the whitelist's host names;
-    `suspended` believes nobody; `keys` are those of the provider's key set."""
+    `suspended` believes nobody; `keys` are those of the provider's key set; `user_header` says whether
+    Navidrome obeys the user header, None takes it for granted."""
     proof = settings.public_path_proof
     return Policy(
         number=number,
         whitelist=AddressList(map(parse_entry, settings.reverse_proxy_whitelist), resolved),
         hops=AddressList(map(parse_entry, settings.forwarding_hops)),
         paths=Paths(settings.base_path, settings.public_paths),
-        names=_names(settings),
+        names=_names(settings, user_header),
         groups_separator=settings.groups_separator,
         secrets=tuple(secret.get_secret_value().encode() for secret in settings.proxy_secret),
         tokens=_tokens(settings, keys),
@@ -53,6 +56,7 @@ def policy_of(
         create_admin_closed=settings.provisioning,
         local_login=settings.local_login,
         suspended=suspended,
+        user_header_obeyed=user_header is None or user_header.obeyed is not False,
         max_fields=settings.max_headers,
     )
 
@@ -99,7 +103,7 @@ def upstream_address(settings: Settings) -> Address:
     return Address(upstream.host, upstream.port, upstream.path, tls)
 
 
-def _names(settings: Settings) -> FieldNames:
+def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldNames:
     roles = {
         Role.USERNAME: settings.username_header,
         Role.NAME: settings.name_header,
@@ -115,6 +119,8 @@ def _names(settings: Settings) -> FieldNames:
         settings.proxy_secret_header,
         bearer=settings.jwt_bearer,
         percent_names=settings.name_encoding == "percent",
+        restricted=user_header is not None and user_header.obeyed is not True,
+        obeyed="" if user_header is None else user_header.other,
     )
 
 

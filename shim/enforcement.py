@@ -1,7 +1,8 @@
 """Which policy is in force: what the settings say, and what has to be looked up for it.
 
-Host names, Navidrome's base path and the provider's keys are watched here. Whenever one of them differs
-from what is enforced, the data plane gets a new policy between two requests, and the trail is told.
+Host names, Navidrome's base path, the user header that it obeys and the provider's keys are watched here.
+Whenever one of them differs from what is enforced, the data plane gets a new policy between two requests,
+and the trail is told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from shim.audit.events import Event, PolicyChanged
 from shim.audit.proof_events import KeySetFailed, KeySetFetched, NameLookupFailed, NameResolved
 from shim.compiled import key_source, policy_of
 from shim.control.health import Check
-from shim.health import health_checks
+from shim.health import health_checks, user_header_check
 from shim.proxy.plane import DataPlane
 from shim.settings import Settings
 from shim.trust.addresses import Address
@@ -22,6 +23,7 @@ from shim.trust.policy import Policy
 from shim.watch.keys import KeyWatch
 from shim.watch.names import NameWatch
 from shim.watch.upstream import UpstreamWatch
+from shim.watch.user_header import Configuration, UserHeaderState, UserHeaderWatch
 
 UPSTREAM_WATCH_SECONDS = 15.0
 
@@ -30,8 +32,13 @@ class Enforcement:
     """Keeps the policy of `plane` up to date, and tells `record` of what changed."""
 
     def __init__(
-        self, settings: Settings, plane: DataPlane, record: Callable[[Event], None]
+        self,
+        settings: Settings,
+        plane: DataPlane,
+        record: Callable[[Event], None],
+        configuration: Configuration | None = None,
     ) -> None:
+        """`configuration` reads Navidrome's settings, None where the shim has no account there."""
         self.settings = settings
         self._plane = plane
         self._record = record
@@ -41,6 +48,10 @@ class Enforcement:
         self.upstream = UpstreamWatch(
             settings.upstream, None if ca is None else str(ca), settings.base_path
         )
+        self.user_header = UserHeaderWatch(
+            settings, configuration, lambda: self.enforce("user_header")
+        )
+        self._enforced_user_header: UserHeaderState | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._told_fault: str | None = None
         self._unresolved: dict[str, bool] = {}
@@ -48,12 +59,17 @@ class Enforcement:
 
     def checks(self) -> tuple[Check, ...]:
         """How what is looked up is, for `/readyz`."""
-        return health_checks(self.settings, self.names.states, self.upstream, self.keys)
+        return health_checks(
+            self.settings, self.names.states, self.upstream, self.user_header.state, self.keys
+        )
 
     async def start(self) -> None:
         """Look everything up once, enforce what came of it, and go on looking."""
         await asyncio.gather(
-            self.names.look_up(), self.upstream.ask(), *(k.fetch() for k in self._each_key())
+            self.names.look_up(),
+            self.upstream.ask(),
+            self.user_header.start(),
+            *(k.fetch() for k in self._each_key()),
         )
         self._tell_keys(first=True)
         self._tell_names()
@@ -66,6 +82,7 @@ class Enforcement:
         for keys in self._each_key():
             await keys.close()
         await self.upstream.close()
+        await self.user_header.close()
 
     async def look_again(self) -> None:
         """Look up names and fetch keys now, and enforce what came of it."""
@@ -112,6 +129,7 @@ class Enforcement:
                 lambda: self.enforce("whitelist"),
                 self._tell_names,
             ),
+            self.user_header.run(),
             self.upstream.run(UPSTREAM_WATCH_SECONDS, lambda: self.enforce("base_path")),
             *(keys.run(settings.jwks_refresh_seconds) for keys in self._each_key()),
         ]
@@ -163,17 +181,20 @@ class Enforcement:
 
     def enforce(self, subject: str, *, always: bool = False) -> None:
         """Put a new policy in force where what was looked up differs from what is enforced."""
-        old = self._plane.decisions.policy
+        old, user_header = self._plane.decisions.policy, self.user_header.state
         new = policy_of(
             self.settings,
             number=old.number + 1,
             resolved=self.names.answers(),
             suspended=self.upstream.contradicts,
             keys=() if self.keys is None else self.keys.keys,
+            user_header=user_header,
         )
         before, after = _known(old), _known(new)
-        if before == after and old.suspended == new.suspended and not always:
+        told = _of_user_header(user_header), _of_user_header(self._enforced_user_header)
+        if before == after and old.suspended == new.suspended and told[0] == told[1] and not always:
             return
+        self._enforced_user_header = user_header
         self._plane.enforce(new)
         self._record(
             PolicyChanged(
@@ -182,10 +203,23 @@ class Enforcement:
                 number=new.number,
                 added=tuple(sorted(after - before)),
                 removed=tuple(sorted(before - after)),
-                detail=self.upstream.state.detail if old.suspended != new.suspended else "",
-                alarm=new.suspended,
+                detail="; ".join(self._details(old, new, user_header, differs=told[0] != told[1])),
+                alarm=new.suspended or not new.user_header_obeyed,
             )
         )
+
+    def _details(
+        self, old: Policy, new: Policy, user_header: UserHeaderState, *, differs: bool
+    ) -> list[str]:
+        details = [self.upstream.state.detail] if old.suspended != new.suspended else []
+        if differs:
+            details.append(user_header_check(self.settings, user_header).detail)
+        return details
+
+
+def _of_user_header(state: UserHeaderState | None) -> tuple[bool | None, str]:
+    """What a policy depends on; None is as good as obeyed."""
+    return (True, "") if state is None else (state.obeyed, state.other)
 
 
 def _names(settings: Settings) -> NameWatch:

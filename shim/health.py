@@ -8,12 +8,14 @@ from shim.trust.addresses import AddressList, parse_entry
 from shim.watch.keys import KeyState, KeyWatch
 from shim.watch.names import NameState
 from shim.watch.upstream import UpstreamWatch
+from shim.watch.user_header import UserHeaderState, beyond_the_shim
 
 
 def health_checks(
     settings: Settings,
     names: tuple[NameState, ...],
     upstream: UpstreamWatch,
+    user_header: UserHeaderState,
     keys: KeyWatch | None = None,
 ) -> tuple[Check, ...]:
     """One check for each part."""
@@ -21,6 +23,7 @@ def health_checks(
         _whitelist(settings, names),
         _navidrome(settings, upstream),
         _base_path(settings, upstream),
+        user_header_check(settings, user_header),
     )
     return checks if keys is None else (*checks, _keys(settings, keys.state))
 
@@ -101,6 +104,46 @@ def _base_path(settings: Settings, upstream: UpstreamWatch) -> Check:
             "Set SHIM_BASE_PATH to what Navidrome's ND_BASEURL says.",
         )
     return Check("base_path", State.OK, settings.base_path)
+
+
+def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
+    """Return whether Navidrome obeys the user header, and whom else it trusts."""
+    ours = settings.reverse_proxy_user_header
+    if state.obeyed is None:
+        return Check(
+            "user_header",
+            State.WARNING,
+            f"it is not known whether Navidrome obeys {ours}, so only well-known headers pass: "
+            f"{state.detail}",
+            "See that Navidrome runs, and that GET /rest/ping reaches it.",
+        )
+    if not state.obeyed and state.other:
+        return Check(
+            "user_header",
+            State.FAILING,
+            f"Navidrome obeys {state.other} and the shim writes {ours}: identities are rejected, and only "
+            "well-known headers pass",
+            f"Set Navidrome's ND_EXTAUTH_USERHEADER to {ours} and restart it, or set "
+            f"SHIM_REVERSE_PROXY_USER_HEADER to {state.other} and restart the shim.",
+        )
+    if not state.obeyed:
+        return Check(
+            "user_header",
+            State.FAILING,
+            f"Navidrome does not obey {ours} when the shim sends it: identities are rejected, and only "
+            "well-known headers pass",
+            "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address as a CIDR (172.20.0.5/32; @ on "
+            f"a Unix socket) and ND_EXTAUTH_USERHEADER to {ours}; then restart Navidrome.",
+        )
+    wide = beyond_the_shim(state.trusted_sources or "")
+    if wide:
+        return Check(
+            "user_header",
+            State.WARNING,
+            f"Navidrome obeys {ours} from {', '.join(wide)}: whoever reaches it from there can name any user",
+            "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address alone, as a /32 or /128.",
+        )
+    return Check("user_header", State.OK, f"Navidrome obeys {ours}")
 
 
 def _keys(settings: Settings, state: KeyState) -> Check:

@@ -98,10 +98,15 @@ class Runtime:
         self.plane = DataPlane(policy_of(settings), limits, self.counters, observer)
         self.plane.tls = listener_tls(settings)
         self.plane.pool = UpstreamPool(self.plane, upstream_address(settings))
-        self.enforcement = Enforcement(settings, self.plane, self.trail.record)
+        self.accounts = _accounts(settings, self.trail)
+        self.enforcement = Enforcement(
+            settings,
+            self.plane,
+            self.trail.record,
+            None if self.accounts is None else self.accounts.ground.api.external_authentication,
+        )
         self.plane.contact = settings.contact or ""
         self.empty = EmptyWatch(settings)
-        self.accounts = _accounts(settings, self.trail)
         if self.accounts is not None:
             self.plane.gate = self.accounts.gate
         self._in_force = SettingsInForce(
@@ -112,6 +117,15 @@ class Runtime:
         self._cause = "stopped"
         self._data: _DataServer
         self._control: _Server
+
+    @property
+    def _store_seconds(self) -> float:
+        """The part of the grace time that is kept for the store."""
+        if self.accounts is None:
+            return 0.0
+        from shim.provisioning.ground import STORE_STOP_SECONDS  # noqa: PLC0415
+
+        return STORE_STOP_SECONDS
 
     def checks(self) -> tuple[Check, ...]:
         """How the parts are, for `/readyz`."""
@@ -164,7 +178,7 @@ class Runtime:
             server_header=False,
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace_timeout)),
+            timeout_graceful_shutdown=max(1, round(settings.grace_timeout - self._store_seconds)),
         )
         self._data = _DataServer(config)
         loop = asyncio.get_running_loop()

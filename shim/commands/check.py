@@ -21,6 +21,7 @@ from shim.watch.empty import EmptyWatch
 from shim.watch.keys import KeyWatch
 from shim.watch.names import NameWatch
 from shim.watch.upstream import UpstreamWatch
+from shim.watch.user_header import UserHeaderState, UserHeaderWatch
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
 
@@ -46,16 +47,33 @@ async def _look(settings: Settings) -> tuple[tuple[Check, ...], tuple[str, ...]]
     upstream = UpstreamWatch(settings.upstream, None if ca is None else str(ca), settings.base_path)
     source = key_source(settings)
     keys = None if source is None else KeyWatch(source)
-    await asyncio.gather(
-        names.look_up(), upstream.ask(), *(() if keys is None else (keys.fetch(),))
+    user_header, _ = await asyncio.gather(
+        _user_header(settings),
+        asyncio.gather(names.look_up(), upstream.ask(), *(() if keys is None else (keys.fetch(),))),
     )
     await upstream.close()
     checks = (
         *_certificate(settings),
-        *health_checks(settings, names.states, upstream, keys),
+        *health_checks(settings, names.states, upstream, user_header, keys),
         *await _accounts(settings),
     )
     return checks, whitelist.with_resolved(names.answers()).described()
+
+
+async def _user_header(settings: Settings) -> UserHeaderState:
+    api = None
+    if settings.provisioning:
+        from shim.provisioning.building import build_api  # noqa: PLC0415
+
+        api = build_api(settings)
+    monitor = UserHeaderWatch(
+        settings, None if api is None else api.external_authentication, lambda: None
+    )
+    await monitor.ask()
+    await monitor.close()
+    if api is not None:
+        await api.close()
+    return monitor.state
 
 
 def _certificate(settings: Settings) -> tuple[Check, ...]:

@@ -15,22 +15,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from shim.navidrome.errors import (
     NameTaken,
     NotAuthenticated,
     PermissionDenied,
     Refused,
+    ResponseTooLarge,
     Unavailable,
 )
-from shim.navidrome.models import Library, NewUser, User, read_library, read_user
-from shim.navidrome.session import Session
+from shim.navidrome.models import (
+    ExternalAuthentication,
+    Library,
+    NewUser,
+    User,
+    read_external_authentication,
+    read_library,
+    read_user,
+)
+from shim.navidrome.pages import UserPages
+from shim.navidrome.session import HeaderSession, Session
 from shim.navidrome.transport import Answer, Transport, said
 
 # Begins a password that its owner never chose: the web app lets him set one without knowing it.
 AUTOGEN = "__NAVIDROME_AUTOGEN__"
 _READ_TRIES = 3
+_LIST_TRIES = 2
 _READ_PAUSE = 0.1
 _READ_SECONDS = 1.0
 _CLIENT = {"v": "1.16.1", "c": "navidrome-shim", "f": "json"}
@@ -62,25 +73,45 @@ class Navidrome:
         self._transport = transport
         self._session = session
         self._user_header = user_header
+        # Records of the list that was read last that are too large to be read.
+        self.unreadable = 0
 
     async def close(self) -> None:
         """Close every connection."""
         await self._transport.close()
 
     async def users(self) -> tuple[User, ...]:
-        """Every user. Raises `Unavailable` where the list is not whole."""
-        answer = await self._read("/api/user")
-        listed = answer.data
-        if not isinstance(listed, list):
-            raise Unavailable("GET /api/user: Navidrome answered with something that is no list")
-        total = answer.headers.get("X-Total-Count")
-        if total is not None and total != str(len(listed)):
-            raise Unavailable(f"GET /api/user: {len(listed)} users of {total} came back")
-        return tuple(read_user(each) for each in listed)
+        """Return every user whose record can be read, in pages, and set `unreadable`.
+
+        A user who is created or deleted meanwhile may be among them or not; everybody else is. Raises
+        `Unavailable` if the pages don't fit together twice.
+        """
+        for _ in range(_LIST_TRIES):
+            pages = UserPages()
+            while (wanted := pages.wanted()) is not None:
+                query = {"_sort": "id", "_order": "ASC", "_start": wanted[0], "_end": wanted[1]}
+                try:
+                    response = await self._read(f"/api/user?{urlencode(query)}")
+                except ResponseTooLarge:
+                    pages.too_large()
+                    continue
+                total = response.headers.get("X-Total-Count", "")
+                pages.read(response.data, int(total) if total.isdigit() else None)
+            if pages.fault is None:
+                self.unreadable = pages.unreadable
+                return pages.users
+        raise Unavailable(f"GET /api/user: {pages.fault}")
 
     async def user(self, user_id: str) -> User | None:
-        """The user with this id, None where there is none."""
-        answer = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
+        """The user with this id, None where there is none. Raises `ResponseTooLarge` if the record can't
+        be read."""
+        try:
+            answer = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
+        except ResponseTooLarge as error:
+            raise ResponseTooLarge(
+                f"{error}: the account's name, display name or e-mail is too long; shorten it in Navidrome, "
+                "as an admin, or delete the account"
+            ) from None
         return None if answer.status == 404 else read_user(answer.data)
 
     async def create(self, new: NewUser, password: str) -> str:
@@ -157,34 +188,29 @@ class Navidrome:
         """Whether an empty password opens this account (a Subsonic ping, with no other credentials)."""
         salt = secrets.token_hex(8)
         token = hashlib.md5(salt.encode(), usedforsecurity=False).hexdigest()
-        opened, _ = await self._ping({"u": user_name, "t": token, "s": salt}, {})
+        opened, _ = await _ping(self._transport, {"u": user_name, "t": token, "s": salt}, {})
         return opened
 
     async def standing(self, user_name: str) -> Standing:
         """What the user header is worth with this name in it."""
-        opened, code = await self._ping({}, {self._user_header: user_name.encode()})
+        opened, code = await _ping(self._transport, {}, {self._user_header: user_name.encode()})
         if opened:
             return Standing.KNOWN
         # 10: a parameter is missing, so the header was not looked at. 40: wrong user name.
         return Standing.UNTRUSTED if code == 10 else Standing.UNKNOWN_USER
 
+    async def external_authentication(self) -> ExternalAuthentication | None:
+        """Return Navidrome's settings for external authentication; None if it does not show its
+        configuration (`DevUIShowConfig=false`)."""
+        response = await self._call("GET", "/api/config/config", missing=True)
+        if response.status == 404:
+            return None
+        by_header = isinstance(self._session, HeaderSession)
+        return read_external_authentication(response.data, read_by_header=by_header)
+
     async def is_empty(self) -> bool | None:
         """Whether the server has no users yet, as its web app is told; None where it doesn't say."""
         return await is_empty(self._transport)
-
-    async def _ping(
-        self, query: Mapping[str, str], headers: Mapping[str, bytes]
-    ) -> tuple[bool, int | None]:
-        answer = await self._transport.send(
-            "GET", "/rest/ping", query={**_CLIENT, **query}, headers=headers
-        )
-        found = answer.data
-        inner = found.get("subsonic-response") if isinstance(found, dict) else None
-        if not isinstance(inner, dict) or inner.get("status") not in ("ok", "failed"):
-            raise Unavailable("GET /rest/ping: the answer is no Subsonic answer")
-        error = inner.get("error")
-        code = error.get("code") if isinstance(error, dict) else None
-        return inner["status"] == "ok", code if isinstance(code, int) else None
 
     async def _read(self, path: str, *, missing: bool = False) -> Answer:
         """GET, tried again where Navidrome is not there for a moment, and says so at once."""
@@ -245,6 +271,20 @@ def _refusal(asked: str, answer: Answer) -> Refused | Unavailable:
     return Unavailable(message)
 
 
+async def obeys(transport: Transport, *headers: str) -> bool:
+    """Return whether Navidrome takes the user name from one of these headers when the shim sends it.
+
+    Sends a Subsonic ping with a random user name in each of them. Error 40 (wrong user name) means that
+    the name was read, error 10 (parameter `u` is missing) that it was not. No account is created.
+    Raises `Unavailable` if Navidrome's response says neither.
+    """
+    name = f"navidrome-shim-probe-{secrets.token_hex(8)}".encode()
+    _, code = await _ping(transport, {}, dict.fromkeys(headers, name))
+    if code not in (10, 40):
+        raise Unavailable(f"GET /rest/ping: error {code} does not say whether the header is obeyed")
+    return code == 40
+
+
 async def is_empty(transport: Transport) -> bool | None:
     """Whether the server has no users yet, as its web app is told; None where it doesn't say. Raises
     `Unavailable`."""
@@ -253,3 +293,17 @@ async def is_empty(transport: Transport) -> bool | None:
         return None
     plain = answer.body.replace(b"\\", b"").replace(b" ", b"")
     return b'"firstTime":true' in plain
+
+
+async def _ping(
+    transport: Transport, query: Mapping[str, str], headers: Mapping[str, bytes]
+) -> tuple[bool, int | None]:
+    """Send a Subsonic ping; return whether it succeeded, and the error's code."""
+    answer = await transport.send("GET", "/rest/ping", query={**_CLIENT, **query}, headers=headers)
+    found = answer.data
+    inner = found.get("subsonic-response") if isinstance(found, dict) else None
+    if not isinstance(inner, dict) or inner.get("status") not in ("ok", "failed"):
+        raise Unavailable("GET /rest/ping: the answer is no Subsonic answer")
+    error = inner.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return inner["status"] == "ok", code if isinstance(code, int) else None

@@ -23,6 +23,11 @@ class Unavailable(NavidromeError):
         self.sent = sent
 
 
+class ResponseTooLarge(NavidromeError):
+    """Navidrome's response is larger than the shim reads. It concerns what was asked for alone, so it says
+    nothing about Navidrome as a whole."""
+
+
 class Refused(NavidromeError):
     """Navidrome understood and said no, with `status`."""
 

@@ -54,6 +54,33 @@ class NewUser:
     is_admin: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ExternalAuthentication:
+    """Navidrome's settings for external authentication.
+
+    `user_header` is `ExtAuth.UserHeader`, `trusted_sources` is `ExtAuth.TrustedSources` as it is written
+    there. `read_by_header`: the configuration was read with the user header alone, so Navidrome obeys it.
+    """
+
+    user_header: str
+    trusted_sources: str
+    read_by_header: bool
+
+
+def read_external_authentication(
+    configuration: object, *, read_by_header: bool
+) -> ExternalAuthentication:
+    """Return the part of `GET /api/config/config` that concerns external authentication. Raises
+    `Unavailable` if there is none."""
+    found = configuration.get("config") if isinstance(configuration, dict) else None
+    settings = found.get("ExtAuth") if isinstance(found, dict) else None
+    if not isinstance(settings, dict):
+        raise Unavailable("GET /api/config/config: the configuration has no ExtAuth")
+    return ExternalAuthentication(
+        _text(settings, "UserHeader"), _text(settings, "TrustedSources"), read_by_header
+    )
+
+
 def read_user(said: object) -> User:
     """The user in an answer. Raises `Unavailable` where it is none."""
     if not isinstance(said, dict):

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import httpx
 
 from shim.navidrome.breaker import Breaker
-from shim.navidrome.errors import Unavailable
+from shim.navidrome.errors import ResponseTooLarge, Unavailable
 from shim.settings import Upstream
 
-MAX_ANSWER = 64 << 20
+MAX_RESPONSE = 4 << 20
 # At one time; the pool's own queue is slow where it is long, so there is one before it.
 _CALLS = 8
 
@@ -77,7 +77,8 @@ class Transport:
     ) -> Answer:
         """Send one request, `body` as JSON. A 200 has to be JSON, but where a `page` is asked for.
 
-        Raises `Unavailable` where no answer came, or none that an API gives: 5xx, a redirect, no JSON.
+        Raises `Unavailable` where no answer came, or none that an API gives: 5xx, a redirect, no JSON; and
+        `ResponseTooLarge` for a response of more than `MAX_RESPONSE` bytes.
         """
         async with self._calls:
             loop = asyncio.get_running_loop()
@@ -91,6 +92,9 @@ class Transport:
                     answer = replace(answer, data=_json(answer, f"{method} {path}"))
             except Unavailable:
                 self.breaker.failed(loop.time())
+                raise
+            except ResponseTooLarge:
+                self.breaker.succeeded()
                 raise
             except BaseException:
                 self.breaker.gave_up()
@@ -157,8 +161,8 @@ async def _read(answer: httpx.Response, asked: str) -> bytes:
     content = bytearray()
     async for piece in answer.aiter_bytes():
         content += piece
-        if len(content) > MAX_ANSWER:
-            raise Unavailable(f"{asked}: the answer has more than {MAX_ANSWER} bytes")
+        if len(content) > MAX_RESPONSE:
+            raise ResponseTooLarge(f"{asked}: the response has more than {MAX_RESPONSE} bytes")
     return bytes(content)
 
 

@@ -26,6 +26,7 @@ from shim.provisioning.records import (
     intent_values,
 )
 from shim.store.database import Database
+from shim.store.errors import StoreError, StoreReplaced
 from shim.store.schema import BINDINGS, INTENTS, MARKS, NAME_RESTS, TOKEN_RULES
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ class Bindings:
 
     async def load(self) -> None:
         """Read everything. Raises `StoreError`."""
-        mark, bindings, intents, rests, rules = await self.database.reading(_everything)
+        mark, bindings, intents, rests, rules = await self._read(_everything)
         self._mark = mark
         self._by_id = {binding.id: binding for binding in bindings}
         self._intents = {intent.key: intent for intent in intents}
@@ -144,7 +145,7 @@ class Bindings:
 
     async def refresh(self) -> frozenset[str]:
         """Take in what others changed, if they did. The uids whose bindings are not what they were."""
-        if await self.database.reading(_mark) == self._mark:
+        if await self._read(_mark) == self._mark:
             return frozenset()
         before, rules = self._by_uid, self._rules
         await self.load()
@@ -156,6 +157,28 @@ class Bindings:
         if changed or ruled:
             self._revoked()
         return frozenset(changed)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """Read from the store; if its file was replaced, from the new one, provided that it has every
+        binding that is known: then it was restored, and is no other store."""
+        try:
+            return await self.database.reading(work)
+        except StoreReplaced:
+            if not await self._restored():
+                raise
+        self._mark = -1
+        return await self.database.reading(work)
+
+    async def _restored(self) -> bool:
+        try:
+            return await self.database.reopened(self._is_the_same)
+        except StoreError:
+            return False
+
+    def _is_the_same(self, connection: Connection) -> bool:
+        stored = {row.navidrome_id: row.uid for row in connection.execute(select(BINDINGS))}
+        known = self._by_account
+        return all(stored.get(key, "") == known[key].uid for key in known)
 
     async def open_intent(self, intent: Intent) -> Intent:
         """Commit what is about to be done. Where the same was begun and left, that is taken up again,

@@ -18,7 +18,7 @@ from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountFailed, AccountRefused
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
 from shim.provisioning.bindings import Busy, Outdated
-from shim.provisioning.ground import FAULTS, Fault, Ground
+from shim.provisioning.ground import FAULTS, HOLD_PAUSE, Fault, Ground
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import is_carried
 from shim.provisioning.provisioner import Denied, account_keys
@@ -34,6 +34,8 @@ _START_SECONDS = 5.0
 _DOUBT_SECONDS = 2.0
 # How often an account is looked at for one request, where it changes meanwhile.
 _TRIES = 3
+# How long a request is held while Navidrome is away, before it gets 503.
+_HOLD_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -206,8 +208,9 @@ class ProvisioningGate:
     async def _fly(self, identity: Identity, asker: Asker) -> Account | Refusal:
         keys = account_keys(identity.uid, identity.username)
         try:
+            held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
             async with self._ground.locks.held(*keys), self._slots:
-                return await self._settle(identity, asker)
+                return await self._settle_held(identity, asker, held_until)
         except Denied as denied:
             self._known.pop(identity.uid, None)
             self._record(
@@ -230,6 +233,25 @@ class ProvisioningGate:
         self._flights.pop(key, None)
         if not self._flights:
             self._generations.clear()
+
+    async def _settle_held(
+        self, identity: Identity, asker: Asker, until: float
+    ) -> Account | Refusal:
+        """`_settle`, tried again until the loop's time `until` while Navidrome is away: it restarts in
+        less, as a rule."""
+        ground, loop = self._ground, asyncio.get_running_loop()
+        while True:
+            number = ground.number
+            try:
+                return await self._settle(identity, asker)
+            except Unavailable:
+                if loop.time() >= until:
+                    raise
+                away = _is_away(ground)
+                # The end of the connection that is watched may be heard a moment after a call failed.
+                await asyncio.sleep(HOLD_PAUSE)
+                if not away and not _is_away(ground) and ground.number == number:
+                    raise
 
     async def _settle(self, identity: Identity, asker: Asker) -> Account | Refusal:
         """The identity's account, found out again where something changed meanwhile."""
@@ -311,6 +333,10 @@ class ProvisioningGate:
         if not policy.allows(identity) or not self._admits(user.id):
             return None
         return Account(user.user_name.encode(), user.id)
+
+
+def _is_away(ground: Ground) -> bool:
+    return ground.fault is not None and ground.fault.passing
 
 
 def _answer(waiter: asyncio.Future[Account | Refusal], answer: Account | Refusal) -> None:

@@ -38,7 +38,13 @@ from shim.store.errors import StoreError
 FAULTS = (NavidromeError, StoreError, Busy, Risen)
 # What another process changed in the store is seen after this long at most.
 REFRESH_SECONDS = 0.5
+# Between two tries to write while the last write failed.
+PROVE_SECONDS = 5.0
+# How long a stop waits for the store.
+STORE_STOP_SECONDS = 2.0
 _FIRST_PAUSE = 1.0
+# Between two tries while Navidrome is away and requests are held.
+HOLD_PAUSE = 0.1
 _LAST_PAUSE = 15.0
 # Between two lists of users that are read because a request may have changed them.
 _LIST_SECONDS = 0.1
@@ -46,11 +52,13 @@ _LIST_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds."""
+    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds. `passing`:
+    Navidrome is away, and may be back in a moment."""
 
     detail: str
     remedy: str | None = None
     retry_after: float = 5.0
+    passing: bool = False
 
 
 class Listener(Watcher, Protocol):
@@ -92,8 +100,8 @@ class Ground:
         bindings.watch(self)
         self.number = 0
         self.peopled = False
-        self.fault: Fault | None = Fault("Navidrome was not asked yet")
-        self.store_fault: str | None = f"{bindings.database.place}: not opened yet"
+        self.fault: Fault | None = Fault("Navidrome was not asked yet", passing=True)
+        self._open_fault: str | None = f"{bindings.database.place}: not opened yet"
         self._own = own
         self._record = record
         self._watch = watch
@@ -106,11 +114,17 @@ class Ground:
         self._said: Fault | None = None
         self._wake = asyncio.Event()
         self._opened = False
+        self._prove_at = 0.0
 
     @property
     def policy(self) -> AccountPolicy:
         """The one in force."""
         return self._means.policy
+
+    @property
+    def store_fault(self) -> str | None:
+        """Why the store can't be used, None if it can."""
+        return self._open_fault or self.bindings.database.fault
 
     def enforce(self, policy: AccountPolicy) -> None:
         """Go by this policy from now on: everybody is looked at anew before their next request."""
@@ -121,7 +135,9 @@ class Ground:
         """The number of the ground; None where there is none, and `fault` says why."""
         async with self._attempt:
             loop = asyncio.get_running_loop()
-            if self.fault is not None and loop.time() - self._tried_at >= _FIRST_PAUSE:
+            fault = self.fault
+            pause = HOLD_PAUSE if fault is not None and fault.passing else _FIRST_PAUSE
+            if fault is not None and loop.time() - self._tried_at >= pause:
                 await self._try()
                 self._tried_at = loop.time()
             return None if self.fault is not None else self.number
@@ -131,7 +147,7 @@ class Ground:
         self.number += 1
         self.peopled = False
         if self.fault is None:
-            self.fault = Fault(why, retry_after=1.0)
+            self.fault = Fault(why, retry_after=1.0, passing=True)
             self._tried_at = -_FIRST_PAUSE
         self._let_go()
         self.listener.forget_all()
@@ -163,13 +179,17 @@ class Ground:
         self.listener.revoked()
 
     async def close(self) -> None:
-        """Note who was seen, and let go of everything."""
+        """Note who was seen, and let go of everything. The store has `STORE_STOP_SECONDS` for it: if it is
+        silent, when people were seen last is lost."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + STORE_STOP_SECONDS
         if self.store_fault is None:
-            with contextlib.suppress(*FAULTS):
-                await self._note_seen()
+            with contextlib.suppress(*FAULTS, TimeoutError):
+                async with asyncio.timeout_at(latest):
+                    await self._note_seen()
         self._let_go()
         await self.api.close()
-        await asyncio.to_thread(self.bindings.database.close)
+        await asyncio.to_thread(self.bindings.database.close, max(0.0, latest - loop.time()))
 
     async def refresh(self) -> None:
         """Take in what other processes changed in the store, once. Raises `StoreError`."""
@@ -189,7 +209,7 @@ class Ground:
         except _NoFooting as error:
             self._failed(Fault(error.problem, error.remedy))
         except Unavailable as error:
-            self._failed(Fault(str(error), retry_after=error.retry_after))
+            self._failed(Fault(str(error), retry_after=error.retry_after, passing=True))
         except FAULTS as error:
             self._failed(Fault(str(error)))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
@@ -239,9 +259,9 @@ class Ground:
                 self._opened = True
             await self.bindings.load()
         except StoreError as error:
-            self.store_fault = str(error)
+            self._open_fault = str(error)
             raise
-        self.store_fault = None
+        self._open_fault = None
 
     def _left(self, number: int) -> None:
         if number == self.number:
@@ -273,7 +293,7 @@ class Ground:
         loop = asyncio.get_running_loop()
         try:
             await self.refresh()
-            self.store_fault = None
+            await self._prove_store(loop.time())
             if not self.directory.current:
                 await asyncio.sleep(self._listed_at + _LIST_SECONDS - loop.time())
                 self._listed_at = loop.time()
@@ -285,10 +305,14 @@ class Ground:
         except (NotAuthenticated, PermissionDenied) as error:
             self.lose(str(error))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
-            if isinstance(error, StoreError):
-                self.store_fault = str(error)
             detail = str(error) if isinstance(error, FAULTS) else f"{type(error).__name__}: {error}"
             self._record(AccountFailed(time=time.time(), peer="-", detail=detail))
+
+    async def _prove_store(self, now: float) -> None:
+        """Try to write now and then while the last write failed: nobody else may come who would."""
+        if self.bindings.database.write_fault is not None and now >= self._prove_at:
+            self._prove_at = now + PROVE_SECONDS
+            await self.bindings.database.prove_writable()
 
     async def _note_seen(self) -> None:
         seen = self.listener.take_seen()

@@ -17,9 +17,13 @@ def ground_checks(ground: Ground) -> tuple[Check, ...]:
 
 
 def accounts_check(
-    accounts: int, bindings: int | None, without_password: Iterable[str], unknown: Iterable[str]
+    accounts: int,
+    bindings: int | None,
+    without_password: Iterable[str],
+    unknown: Iterable[str],
+    unreadable: int = 0,
 ) -> Check:
-    """What there is to say of accounts that can be looked after."""
+    """What there is to say of accounts that can be looked after. `unreadable` records are too large."""
     open_accounts = tuple(without_password)
     if open_accounts:
         return Check(
@@ -27,6 +31,14 @@ def accounts_check(
             State.WARNING,
             f"an empty password opens: {', '.join(open_accounts)}",
             "Run `navidrome-shim users lock NAME` for each, or delete it in Navidrome.",
+        )
+    if unreadable:
+        return Check(
+            "accounts",
+            State.WARNING,
+            f"{unreadable} of Navidrome's accounts can't be read, because their records are too large: their "
+            "people get 503",
+            "In Navidrome, as an admin, shorten the account's name or e-mail, or delete the account.",
         )
     missing = tuple(unknown)
     if missing:
@@ -48,6 +60,7 @@ def _accounts(ground: Ground) -> Check:
         len(ground.bindings),
         ground.reconciler.without_password,
         _unknown(ground.policy, ground.directory.libraries),
+        ground.api.unreadable,
     )
 
 

@@ -145,7 +145,7 @@ class Provisioner:
                 await self._means.directory.read(self._means.api.users)
             known = self._means.directory.of_name(identity.username)
             if known is None:
-                raise Busy("Navidrome says that the name is taken, and lists nobody who has it")
+                raise Busy(_nobody_listed(self._means.api.unreadable))
         return await self._link(identity, uid, known, occasion)
 
     async def _create(self, identity: Identity, uid: str, occasion: Occasion) -> Binding:
@@ -287,6 +287,16 @@ def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
     """What has to be locked while an account is worked on: its person, and every name in question."""
     keys = [f"name {fold_name(name)}" for name in user_names]
     return (*keys, f"uid {uid}") if uid is not None else tuple(keys)
+
+
+def _nobody_listed(unreadable: int) -> str:
+    said = "Navidrome says that the name is taken, and lists nobody who has it"
+    if unreadable:
+        said += (
+            f"; {unreadable} accounts can't be read because their records are too large: shorten their "
+            "names in Navidrome, as an admin, or delete them"
+        )
+    return said
 
 
 def _binding(identity: Identity, uid: str, user: User, *, made: bool) -> Binding:

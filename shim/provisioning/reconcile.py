@@ -11,9 +11,15 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from shim.audit.provisioning_events import AccountCreated, EmptyPasswordsFound
+from shim.audit.provisioning_events import (
+    AccountCreated,
+    AccountFailed,
+    EmptyPasswordsFound,
+)
+from shim.navidrome.errors import ResponseTooLarge
 from shim.navidrome.models import User
 from shim.provisioning.bindings import Busy, Watcher
+from shim.provisioning.empty_passwords import EmptyPasswords
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.provisioner import Provisioner, account_keys
@@ -33,7 +39,7 @@ class Reconciler:
         self._watcher = watcher
         self._changed = watcher.forget
         self._one_at_a_time = asyncio.Lock()
-        self._vetted: dict[str, str] = {}
+        self._empty_passwords = EmptyPasswords(means.api, means.bindings.database)
         self.without_password: tuple[str, ...] = ()
 
     async def run(self) -> None:
@@ -79,20 +85,17 @@ class Reconciler:
             if self._means.bindings.is_left(intent):
                 async with self._means.locks.held(*account_keys(intent.uid, intent.user_name)):
                     if self._means.bindings.intent(intent.key) is intent:
-                        await self._look_after(intent, occasion)
+                        try:
+                            await self._look_after(intent, occasion)
+                        except ResponseTooLarge as error:
+                            # It stays open, and its person gets 503; nobody else has to wait for it.
+                            self._unreadable(intent.user_name, intent.uid, error)
 
     async def vet(self, users: Iterable[User]) -> None:
         """Ask of every account that is new or was written since, whether an empty password opens it."""
-        users = tuple(users)
-        open_before = self.without_password
-        found = {name for name in open_before if any(u.user_name == name for u in users)}
-        for user in users:
-            if user.user_name and self._vetted.get(user.id) != user.updated_at:
-                opens = await self._means.api.opens_without_password(user.user_name)
-                (found.add if opens else found.discard)(user.user_name)
-                self._vetted[user.id] = user.updated_at
-        self.without_password = tuple(sorted(found))
-        if found.difference(open_before):
+        known = frozenset(self.without_password)
+        self.without_password = await self._empty_passwords.find(users)
+        if not known.issuperset(self.without_password):
             self._means.record(
                 EmptyPasswordsFound(time=time.time(), accounts=self.without_password)
             )
@@ -120,8 +123,8 @@ class Reconciler:
             now = self._means.bindings.of_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
-            user = await self._means.api.user(now.navidrome_id)
             try:
+                user = await self._means.api.user(now.navidrome_id)
                 if user is None:
                     self._changed(now.uid)
                     await upkeep.forget(now, occasion)
@@ -141,6 +144,9 @@ class Reconciler:
                 await upkeep.forget(now, occasion)
             except Busy:
                 return  # another process is at it
+            except ResponseTooLarge as error:
+                self._changed(now.uid)
+                self._unreadable(now.user_name, now.uid, error)
 
     async def _rest_freed(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
@@ -149,9 +155,25 @@ class Reconciler:
         freed = []
         for user in before:
             folded = fold_name(user.user_name)
-            if folded and folded not in names and self._means.bindings.of_account(user.id) is None:
+            bound = self._means.bindings.of_account(user.id) is not None
+            if folded and folded not in names and not bound and await self._is_freed(user):
                 freed.append(Rest(folded, user.id, None, until))
         await self._means.bindings.rest(freed)
+
+    async def _is_freed(self, user: User) -> bool:
+        """Whether nobody has the name of an account that is not listed any more, as far as is known."""
+        if not self._means.api.unreadable:
+            return True
+        try:
+            now = await self._means.api.user(user.id)
+        except ResponseTooLarge:
+            return False
+        return now is None or fold_name(now.user_name) != fold_name(user.user_name)
+
+    def _unreadable(self, name: str, uid: str | None, error: ResponseTooLarge) -> None:
+        self._means.record(
+            AccountFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
+        )
 
     async def _look_after(self, intent: Intent, occasion: Occasion) -> None:
         try:

@@ -1,7 +1,10 @@
-"""What `check` says of accounts and the store. Asks, and changes nothing: no account, no file, no table."""
+"""What `check` says of accounts and the store. Changes no account, and makes no file and no table; what it
+finds out about empty passwords is remembered in a store that is there.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.building import build_api, own_account
+from shim.provisioning.empty_passwords import EmptyPasswords
 from shim.provisioning.footing import find_footing
 from shim.provisioning.health import accounts_check, store_check
 from shim.provisioning.policy import AccountPolicy, account_policy
@@ -40,14 +44,38 @@ async def _accounts(settings: Settings, api: Navidrome) -> Check:
     return accounts_check(
         len(footing.users),
         None,
-        await _without_password(api, footing.users),
+        await _without_password(settings, api, footing.users),
         await _unknown_libraries(api, policy),
+        api.unreadable,
     )
 
 
-async def _without_password(api: Navidrome, users: tuple[User, ...]) -> list[str]:
-    names = [user.user_name for user in users if user.user_name]
-    return [name for name in names if await api.opens_without_password(name)]
+async def _without_password(
+    settings: Settings, api: Navidrome, users: tuple[User, ...]
+) -> tuple[str, ...]:
+    database = _usable_store(settings)
+    try:
+        return await EmptyPasswords(api, database).find(users)
+    except StoreError:
+        return await EmptyPasswords(api, None).find(users)
+    finally:
+        if database is not None:
+            await asyncio.to_thread(database.close)
+
+
+def _usable_store(settings: Settings) -> Database | None:
+    """The store, if it is there and its tables are up to date."""
+    try:
+        database = Database(settings.database_url.get_secret_value())
+    except StoreError:
+        return None
+    try:
+        if (database.file is None or database.file.exists()) and database.is_current():
+            return database
+    except StoreError:
+        pass
+    database.close()
+    return None
 
 
 async def _unknown_libraries(api: Navidrome, policy: AccountPolicy) -> tuple[str, ...]:

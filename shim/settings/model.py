@@ -342,7 +342,9 @@ class Settings(BaseSettings):
         "1024", "Most requests of one process that wait for a connection to Navidrome."
     )
     grace_timeout: Annotated[float, reader(values.seconds(0, 3600))] = setting(
-        "10", "Time for what is under way to end when the shim stops."
+        "8",
+        "Time for everything to end when the shim stops, two seconds of it for the store. Docker kills after "
+        "10 seconds.",
     )
 
     @classmethod

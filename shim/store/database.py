@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from shim.store.engine import IN_MEMORY, WRITES, Lines, engine_of
-from shim.store.errors import StoreError
-from shim.store.schema import HEAD
+from shim.store.errors import StoreError, StoreReplaced
+from shim.store.schema import HEAD, MARKS
 
 T = TypeVar("T")
 
@@ -46,11 +47,26 @@ class Database:
                 "navidrome-auth-shim[postgres], or build the image with REQUIREMENTS=postgres.txt"
             ) from None
         self._lines = Lines(self._engine)
+        self._ends = threading.Event()
+        self._file_id: tuple[int, int] | None = None
+        self._read_fault: str | None = None
+        self._write_fault: str | None = None
 
     @property
     def place(self) -> str:
         """Where it is, without a password, and without the query, which may hold one."""
         return self._url.set(query={}).render_as_string(hide_password=True)
+
+    @property
+    def fault(self) -> str | None:
+        """Why it can't be used, as far as the last transactions tell; None if it can."""
+        return self._write_fault or self._read_fault
+
+    @property
+    def write_fault(self) -> str | None:
+        """Why the last write failed; None if it did not. A read proves nothing about it: a locked file and
+        a full disk are read as before."""
+        return self._write_fault
 
     @property
     def file(self) -> Path | None:
@@ -66,6 +82,10 @@ class Database:
         if why_not is not None:
             raise StoreError(f"{self.place}: {why_not}")
 
+    def is_current(self) -> bool:
+        """Whether its tables are there and up to date. Changes nothing. Raises `StoreError`."""
+        return self.read(_version) == HEAD
+
     def open(self) -> None:
         """Bring the tables up to date. Raises `StoreError`."""
         with _told(self.place):
@@ -79,21 +99,53 @@ class Database:
                     self.write(upgrade)
                 except UnknownVersion as error:
                     raise StoreError(f"{self.place}: {error}") from None
+        self._file_id = self._current_file_id()
+
+    def reopen(self, accepts: Callable[[Connection], bool]) -> bool:
+        """Use the file that is there now, if `accepts` finds in it what has to be there; return whether it
+        does. Raises `StoreError`."""
+        file_id = self._current_file_id()
+        if file_id is None:
+            raise self._replaced()
+        self._engine.dispose()
+        with _told(self.place), self._engine.connect() as connection:
+            accepted = _version(connection) == HEAD and accepts(connection)
+        if accepted:
+            self._file_id = file_id
+        else:
+            self._engine.dispose()
+        return accepted
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` finds, in one transaction, which sees one moment."""
-        with _told(self.place), self._engine.connect() as connection:
-            return work(connection)
+        try:
+            self._check_file()
+            with _told(self.place), self._engine.connect() as connection:
+                found = work(connection)
+        except StoreError as error:
+            self._read_fault = str(error)
+            # What a connection remembers of a damaged file is not what a restored one has.
+            self._engine.dispose()
+            raise
+        self._read_fault = None
+        return found
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in one transaction, committed when this returns. What `work` raises undoes it.
         Raises `StoreError`, or SQLAlchemy's IntegrityError as it is."""
-        with (
-            _told(self.place),
-            self._engine.connect().execution_options(**WRITES) as connection,
-            connection.begin(),
-        ):
-            return work(connection)
+        try:
+            self._check_file()
+            with (
+                _told(self.place),
+                self._engine.connect().execution_options(**{WRITES: self._ends}) as connection,
+                connection.begin(),
+            ):
+                done = work(connection)
+        except StoreError as error:
+            self._write_fault = str(error)
+            raise
+        self._write_fault = self._read_fault = None
+        return done
 
     async def opened(self) -> None:
         """`open`, off the loop."""
@@ -106,17 +158,50 @@ class Database:
     async def writing(self, work: Callable[[Connection], T]) -> T:
         """`write`, off the loop. Whoever is cancelled meanwhile leaves it running to its end, and so does
         whoever has waited too long for one that has begun."""
-        return await self._in_thread(lambda: self.write(work))
+        try:
+            return await self._in_thread(lambda: self.write(work))
+        except StoreError as error:
+            self._write_fault = str(error)
+            raise
 
-    def close(self) -> None:
-        """Wait for what is under way, but not for a server that answers no more, and let go of the store."""
+    async def prove_writable(self) -> None:
+        """Write what is there already, to see whether a write works again. Raises `StoreError`."""
+        same = update(MARKS).values(value=MARKS.c.value)
+        await self.writing(lambda connection: connection.execute(same))
+
+    def close(self, within: float | None = None) -> None:
+        """Wait for what is under way, at most `within` seconds (by default `_LAST_SECONDS`), and let go of
+        the store. What is not done by then is undone."""
         with contextlib.suppress(RuntimeError):  # closed before
             last = self._thread.submit(int)
             self._thread.shutdown(wait=False)
-            if not wait({last}, _LAST_SECONDS).done:
+            if not wait({last}, _LAST_SECONDS if within is None else within).done:
+                self._ends.set()
                 self._lines.cut()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()
+
+    async def reopened(self, accepts: Callable[[Connection], bool]) -> bool:
+        """`reopen`, off the loop."""
+        return await self._in_thread(lambda: self.reopen(accepts))
+
+    def _current_file_id(self) -> tuple[int, int] | None:
+        """What tells the file from any other one; None where there is no file."""
+        try:
+            status = None if self.file is None else self.file.stat()
+        except OSError:
+            return None
+        return None if status is None else (status.st_dev, status.st_ino)
+
+    def _check_file(self) -> None:
+        if self._file_id is not None and self._current_file_id() != self._file_id:
+            raise self._replaced()
+
+    def _replaced(self) -> StoreReplaced:
+        return StoreReplaced(
+            f"{self.place}: the file was deleted or replaced while the shim runs, so nobody new is bound: "
+            "put the file back, or restart the shim to go on with the one that is there"
+        )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:

@@ -8,18 +8,24 @@ a writer takes the lock at its beginning; PostgreSQL gets one snapshot a reader 
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
+from threading import Event
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-# The execution options of a connection that will write.
-WRITES = {"shim_writes": True}
+# The execution option of a connection that will write: the `threading.Event` that ends its waiting.
+WRITES = "shim_writes"
 # How long a writer waits for its turn.
 BUSY_SECONDS = 10.0
+# How long it waits before it looks whether the store is being closed.
+_TURN_SECONDS = 0.1
 
 IN_MEMORY = (None, "", ":memory:")
 
@@ -87,7 +93,31 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if _writes(connection) else "BEGIN")
+    if _writes(connection):
+        _take_turn(
+            connection.connection.dbapi_connection, connection.get_execution_options()[WRITES]
+        )
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _take_turn(connection: Any, ends: Event) -> None:
+    """Begin to write once no other process does. SQLite's own waiting can't be ended from outside, and would
+    keep the process from ending, so it is asked again and again. Raises `OperationalError`."""
+    latest = time.monotonic() + BUSY_SECONDS
+    connection.execute(f"PRAGMA busy_timeout={round(_TURN_SECONDS * 1000)}")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                busy = "locked" in str(error)
+                if not busy or ends.is_set() or time.monotonic() >= latest:
+                    raise OperationalError("BEGIN IMMEDIATE", None, error) from None
+            else:
+                return
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={round(BUSY_SECONDS * 1000)}")
 
 
 def _postgresql(url: URL) -> Engine:
@@ -116,4 +146,4 @@ def _begin_postgresql(connection: Connection) -> None:
 
 
 def _writes(connection: Connection) -> bool:
-    return "shim_writes" in connection.get_execution_options()
+    return WRITES in connection.get_execution_options()

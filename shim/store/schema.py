@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Double, Integer, MetaData, Table, Text
 
-HEAD = "0002"
+HEAD = "0003"
 
 METADATA = MetaData()
 
@@ -77,6 +77,15 @@ NAME_RESTS = Table(
     Column("navidrome_id", Text, nullable=False),
     Column("uid", Text),
     Column("until", Double, nullable=False),
+)
+
+# Accounts that were tested for an empty password: as they were at `updated_at`, Navidrome's own text.
+PASSWORD_TESTS = Table(
+    "password_tests",
+    METADATA,
+    Column("navidrome_id", Text, primary_key=True),
+    Column("updated_at", Text, nullable=False),
+    Column("empty", Boolean, nullable=False),
 )
 
 # Numbers that rise with every change of what they are named after, so that other processes see it.

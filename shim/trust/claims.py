@@ -199,6 +199,12 @@ def _belief(
         and not policy.admin_groups.isdisjoint(identity.groups or ())
     )
     own = protected if admin or protected is Reason.PEER_REFUSED else Reason.NOT_FOUND
+    if believed and not policy.user_header_obeyed:
+        # Navidrome would not read the name, or would read another header than the shim writes.
+        detail = "Navidrome does not obey the user header that the shim writes"
+        public = Reason.USER_HEADER_MISMATCH if public is protected else public
+        protected = Reason.USER_HEADER_MISMATCH
+        unasked = outcome(protected, PathClass.PROTECTED)
     user_line = b""
     if identity is not None:
         user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())

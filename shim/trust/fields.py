@@ -152,6 +152,21 @@ If-Range Pragma Priority Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Plat
 Sec-Fetch-Mode Sec-Fetch-User Sec-GPC Upgrade-Insecure-Requests User-Agent
 X-ND-Client-Unique-Id X-Request-Id X-Requested-With
 """.split()
+# The headers that browsers, Navidrome's web app, Subsonic and Jellyfin clients need. They alone pass while
+# it is not known that Navidrome obeys the user header, because any other one may be the one it obeys.
+_ALLOWED = frozenset(
+    b"""
+accept accept-charset accept-encoding accept-language accept-ranges
+access-control-request-headers access-control-request-method authorization cache-control
+content-disposition content-encoding content-language content-range content-type cookie date device-memory
+dnt downlink ect if-match if-modified-since if-none-match if-range if-unmodified-since last-event-id
+origin pragma priority range referer rtt save-data service-worker upgrade-insecure-requests user-agent via
+x-nd-authorization x-nd-client-unique-id x-playback-session-id x-request-id x-requested-with
+x-forwarded-port x-forwarded-prefix x-forwarded-scheme x-forwarded-server x-forwarded-ssl
+traceparent tracestate
+""".split()
+)
+_ALLOWED_FAMILIES = (b"sec-", b"x-emby-", b"x-mediabrowser-")
 
 
 def fold(name: bytes) -> bytes:
@@ -165,8 +180,9 @@ class FieldNames:
     `roles` maps what the policy reads to the name of its header; `prefixes` begin the names of all other
     identity headers; `user` is Navidrome's user header, `secret` the shared secret's. `bearer`: the
     provider's token may come in `Authorization: Bearer` as well. `percent_names`: the display name is
-    percent-encoded. `usual` maps names that are sent often, as they are spelt, to themselves in lower case,
-    as far as they pass.
+    percent-encoded. `restricted`: only headers on the allow-list pass, and never `obeyed`, the header that
+    Navidrome obeys instead of `user`. `usual` maps names that are sent often, as they are spelt, to
+    themselves in lower case, as far as they pass.
 
     The user name may come in Navidrome's user header: it is read, removed, and written again.
     """
@@ -175,7 +191,9 @@ class FieldNames:
         "_apart",
         "_exact",
         "_folded",
+        "_obeyed",
         "_prefixes",
+        "_restricted",
         "bearer",
         "percent_names",
         "roles",
@@ -193,7 +211,11 @@ class FieldNames:
         *,
         bearer: bool = False,
         percent_names: bool = False,
+        restricted: bool = False,
+        obeyed: str = "",
     ) -> None:
+        self._restricted = restricted
+        self._obeyed = fold(obeyed.encode())
         self.roles = dict(roles)
         self.user = user
         self.secret = secret
@@ -239,6 +261,8 @@ class FieldNames:
             return Kind.ALIAS, None
         if folded.startswith(self._prefixes):
             return (Kind.IDENTITY if name == folded else Kind.ALIAS), None
+        if self._restricted and self._is_held_back(name, folded):
+            return Kind.DROP, None
         kind = _EXACT.get(name)
         if kind is not None:
             return kind, None
@@ -251,6 +275,15 @@ class FieldNames:
                 return Kind.DROP, None
             return (Kind.FORWARDED_OTHER if name.startswith(b"x-") else Kind.PASS), None
         return Kind.PASS, None
+
+    def _is_held_back(self, name: bytes, folded: bytes) -> bool:
+        """Whether a header may be the one that Navidrome obeys. Those that the shim itself looks at keep
+        their kind, so that an attack stays an attack."""
+        if folded == self._obeyed:
+            return True
+        if name in _EXACT or folded in _FRAMING:
+            return False
+        return name not in _ALLOWED and not name.startswith(_ALLOWED_FAMILIES)
 
 
 def _spellings(name: bytes) -> set[bytes]:

@@ -49,6 +49,8 @@ class Policy:
     `reserved`: accounts, by their folded names, that no identity may be.
     `local_login`: Navidrome's own login stays open where an identity is required.
     `suspended`: nobody is believed for now, since Navidrome contradicts the base path.
+    `user_header_obeyed`: false while Navidrome is known not to obey the user header: identities are
+    rejected. `names` has the allow-list of headers that belongs to it.
     `max_fields`: header lines of one request.
     """
 
@@ -69,6 +71,7 @@ class Policy:
     create_admin_closed: bool = True
     local_login: bool = False
     suspended: bool = False
+    user_header_obeyed: bool = True
     max_fields: int = 100
 
     def lists(self, peer: Peer) -> bool:

@@ -80,6 +80,8 @@ class Reason(StrEnum):
     IDENTITY_CONFLICT = "identity_conflict"
     RESERVED_ACCOUNT = "reserved_account"
     ACCOUNT_UNAVAILABLE = "account_unavailable"
+    # rejected, while Navidrome obeys another header
+    USER_HEADER_MISMATCH = "user_header_mismatch"
 
 
 _TABLE: dict[Reason, tuple[Verdict, int]] = {
@@ -126,6 +128,7 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.IDENTITY_CONFLICT: (Verdict.REJECTED, 403),
     Reason.RESERVED_ACCOUNT: (Verdict.REJECTED, 403),
     Reason.ACCOUNT_UNAVAILABLE: (Verdict.REJECTED, 503),
+    Reason.USER_HEADER_MISMATCH: (Verdict.REJECTED, 503),
 }
 
 

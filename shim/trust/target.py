@@ -79,7 +79,7 @@ class Paths:
     (`/rest/`). A path is public if it begins with one of them, after percent-decoding, without the prefix's
     last slash and without ASCII case. There is no boundary (`/restx` is public), because an edge's rule may
     have none, and a path that is public here by mistake loses only its identity. The base path itself is
-    compared with case, as Navidrome mounts it. `subsonic` begins the paths of its Subsonic API, as it is mounted.
+    compared with case, as Navidrome mounts it. `subsonic` begins the paths of its Subsonic API.
     """
 
     __slots__ = (

@@ -134,6 +134,10 @@ def _serve(connection: socket.socket, told: Recorder) -> None:
 def _answer_to_the_shim(received: Received, base_path: str) -> bytes:
     """What it asks by itself, to see whether Navidrome is there: no request of anybody."""
     web_app = f"{base_path}app/"
+    if received.target.startswith(f"{base_path}rest/ping?"):
+        # It obeys every user header, and knows nobody.
+        said = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
     if received.target.startswith(web_app):
         return _ANSWER
     return f"HTTP/1.1 302 Found\r\nLocation: {web_app}\r\nContent-Length: 0\r\n\r\n".encode()

@@ -78,7 +78,7 @@ http {{
         }}
 
         # Accounts are those of the stand-in Navidrome, so that provisioning does what it does.
-        location ~ ^/(api/user|api/library|auth/|rest/ping) {{
+        location ~ ^/(api/user|api/library|api/config|auth/|rest/ping) {{
             proxy_pass http://127.0.0.1:{accounts};
             proxy_set_header Host $host;
         }}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from shim.audit.provisioning_events import AdminCreated, ProvisioningUnready
+from shim.audit.provisioning_events import AccountFailed, AdminCreated, ProvisioningUnready
 from shim.control.health import State
 from shim.demo.navidrome import Fault, FaultKind
+from shim.provisioning import gate
 from shim.provisioning.building import build_accounts
 from shim.proxy.gate import Refusal
 from shim.settings import load
@@ -42,6 +45,33 @@ async def test_a_server_that_comes_back_as_it_was_keeps_everybody(world: World) 
     await until(lambda: world.accounts.ground.fault is None)
     assert await world.ask(person("alice")) == "alice"
     assert list(await world.users()) == list(before)
+
+
+async def test_a_request_is_held_while_navidrome_restarts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_HOLD_SECONDS", 15.0)
+    await world.start()
+    await world.ask(person("alice"))
+    await world.server.stop()
+    await until(lambda: world.accounts.gate.known(person("alice")) is None)
+    asked = [asyncio.create_task(world.ask(person(name))) for name in ("alice", "new")]
+    await until(lambda: bool(world.told(ProvisioningUnready)))
+    assert not any(task.done() for task in asked)
+    await world.server.start()
+    assert await asyncio.gather(*asked) == ["alice", "new"]
+    assert not world.told(AccountFailed)
+
+
+async def test_a_request_is_not_held_if_navidrome_is_there_and_refuses_the_shim(
+    stand_in_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_HOLD_SECONDS", 3600.0)
+    world = stand_in_world
+    await world.make_first("boss")
+    await world.start()
+    refused = await world.ask(person("alice"))
+    assert isinstance(refused, Refusal) and "none of them is navidrome-shim" in refused.detail
 
 
 async def test_a_401_of_the_api_has_the_users_looked_at_again(world: World) -> None:

@@ -22,6 +22,9 @@ from tests.unit.proxy.navidrome_end import OK, Navidrome, Served
 
 _ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
+# It obeys the user header, and knows nobody.
+_PING = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
+_UNKNOWN_USER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(_PING), _PING)
 
 
 @dataclass
@@ -143,9 +146,16 @@ class Asked:
             self._tasks.add(asyncio.create_task(self._serve(served)))
 
     async def _serve(self, served: Served) -> None:
-        while b"python-httpx" in (head := await served.first_head()):
-            await served.send(OK if b" /app/ " in head else self._redirect)
+        while _is_the_shims(head := await served.first_head()):
+            if b"/rest/ping?" in head:
+                await served.send(_UNKNOWN_USER)
+            else:
+                await served.send(OK if b" /app/ " in head else self._redirect)
         self._questions.put_nowait((served, head))
+
+
+def _is_the_shims(head: bytes) -> bool:
+    return b"python-httpx" in head or b"/ping HTTP/1.1" in head.partition(b"\r\n")[0]
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from shim.health import health_checks
 from shim.settings import load
 from shim.watch.names import NameState
 from shim.watch.upstream import UpstreamWatch
+from shim.watch.user_header import UserHeaderState
 
 
 def whitelist(*addresses: str, fault: str | None = None) -> Check:
@@ -18,7 +19,7 @@ def whitelist(*addresses: str, fault: str | None = None) -> Check:
     settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge"}, None)
     upstream = UpstreamWatch(settings.upstream, None, "/")
     name = NameState("edge", frozenset(map(ip_address, addresses)), fault)
-    check = health_checks(settings, (name,), upstream)[0]
+    check = health_checks(settings, (name,), upstream, UserHeaderState(True))[0]
     assert check.name == "whitelist"
     return check
 

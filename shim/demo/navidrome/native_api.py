@@ -38,7 +38,15 @@ async def native_api(state: State, request: Request) -> Answer:
         if request.method != "GET":
             return method_not_allowed()
         return json_answer([], headers=[("X-Total-Count", "0")])
-    if not parts or parts[0] not in {"user", "song", "library", "share", "keepalive", "events"}:
+    if not parts or parts[0] not in {
+        "user",
+        "song",
+        "library",
+        "share",
+        "keepalive",
+        "events",
+        "config",
+    }:
         return not_found()
     session = state.session(request)
     name = session.subject if session is not None else state.header_user(request)
@@ -60,6 +68,8 @@ async def _route(state: State, asker: Account, request: Request, parts: list[str
         case ["keepalive", *_] if request.method == "GET":
             kind = ("Content-Type", "text/plain; charset=utf-8")
             return Answer(200, (kind,), b'{"response":"ok", "id":"keepalive"}')
+        case ["config", *rest] if rest and request.method == "GET":
+            return _configuration(state, asker)
         case ["user", *rest]:
             return await _users(state, asker, request, rest)
         case ["library", *rest]:
@@ -91,6 +101,24 @@ async def _users(state: State, asker: Account, request: Request, rest: list[str]
             if request.method == "PUT":
                 return user_api.set_user_libraries(state, account_id, request)
     return method_not_allowed() if len(rest) < 2 else not_found()
+
+
+def _configuration(state: State, asker: Account) -> Answer:
+    """`GET /api/config/*`: the settings in force, as far as the stand-in has them."""
+    options = state.options
+    if not asker.is_admin:
+        return text_error(403, _ADMINS_ONLY)
+    external: Json = {
+        "TrustedSources": options.trusted_sources,
+        "UserHeader": options.user_header,
+        "LogoutURL": "",
+    }
+    config: Json = {
+        "BasePath": options.base_path,
+        "EnableUserEditing": options.enable_user_editing,
+        "ExtAuth": external,
+    }
+    return json_answer({"id": "config", "configFile": "", "config": config})
 
 
 def _libraries(state: State, asker: Account, request: Request, rest: list[str]) -> Answer:

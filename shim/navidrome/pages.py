@@ -1,0 +1,82 @@
+"""The user list, read in pages. Pure: it says which page to ask for and takes what came back.
+
+The list is sorted by id. Each page begins with the last user of the page before it: if another one is
+there, users were deleted (the rows moved towards the beginning, and one may have been missed) or created (the
+rows moved towards the end, and some come twice, which does no harm).
+"""
+
+from __future__ import annotations
+
+from shim.navidrome.errors import Unavailable
+from shim.navidrome.models import User, read_user
+
+PAGE_USERS = 100
+
+
+class UserPages:
+    """One reading of the list.
+
+    `unreadable` counts the records that are too large. `fault` says why what was read is not the whole
+    list, None if it is.
+    """
+
+    def __init__(self) -> None:
+        self.unreadable = 0
+        self.fault: str | None = None
+        self._users: dict[str, User] = {}
+        self._last: str | None = None  # the id of the user before `_next`, if it was read
+        self._next = 0
+        self._size = PAGE_USERS
+        self._least_total: int | None = None
+        self._done = False
+
+    @property
+    def users(self) -> tuple[User, ...]:
+        """The users that were read, by id."""
+        return tuple(self._users.values())
+
+    def wanted(self) -> tuple[int, int] | None:
+        """Return `_start` and `_end` of the page to ask for; None if there is no more to ask."""
+        if self._done or self.fault is not None:
+            return None
+        overlap = 0 if self._last is None else 1
+        return self._next - overlap, self._next + self._size
+
+    def too_large(self) -> None:
+        """Take note that the page's response was too large: ask for half of it, or pass the one over."""
+        if self._size > 1:
+            self._size //= 2
+        elif self._last is not None:
+            self._last = None
+        else:
+            self.unreadable += 1
+            self._next += 1
+
+    def read(self, page: object, total: int | None) -> None:
+        """Take a page, and how many users there are. Raises `Unavailable` if it is no list of users."""
+        rows = [] if page is None else page
+        if not isinstance(rows, list):
+            raise Unavailable("GET /api/user: Navidrome answered with something that is no list")
+        users = [read_user(each) for each in rows]
+        overlaps, whole = self._last is not None, len(users) >= self._size
+        if overlaps:
+            if not users or users[0].id not in self._users:
+                self.fault = "users were deleted while the list was read"
+                return
+            users = users[1:]
+            whole = len(users) >= self._size
+        self._users.update((user.id, user) for user in users)
+        self._next += len(users)
+        self._last = users[-1].id if users else None
+        self._size = min(PAGE_USERS, 2 * self._size)
+        if total is not None:
+            least = self._least_total
+            self._least_total = total if least is None else min(least, total)
+        self._done = not users or (not whole if total is None else self._next >= total)
+        if self._done:
+            self._check()
+
+    def _check(self) -> None:
+        found, least = len(self._users) + self.unreadable, self._least_total
+        if least is not None and found < least:
+            self.fault = f"{found} users of {least} came back"

@@ -1,0 +1,71 @@
+"""How a server tells which user header it obeys and whom it trusts, on both servers."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.navidrome.api import Navidrome, obeys
+from shim.navidrome.errors import NotAuthenticated
+from shim.navidrome.session import HeaderSession
+from shim.navidrome.transport import Transport
+from shim.settings import Upstream
+from tests.contract.asking import ADMIN, ANYONE, EDGE, Asker
+
+PING = "/rest/ping?v=1.16.1&c=x&f=json"
+
+
+def test_the_configuration_names_the_user_header_and_the_trusted_sources(asker: Asker) -> None:
+    shown = asker.ask("GET", "/api/config/config").json()
+    assert shown["id"] == "config"
+    external = shown["config"]["ExtAuth"]
+    assert (external["UserHeader"], external["TrustedSources"]) == ("Remote-User", f"{EDGE}/32")
+
+
+def test_the_configuration_is_for_admins_alone(asker: Asker) -> None:
+    name = asker.new_name()
+    asker.make(name)
+    assert asker.ask("GET", "/api/config/config", name).status == 403
+    assert asker.ask("GET", "/api/config/config", None).status == 401
+    assert asker.ask("GET", "/api/config/config", source=ANYONE).status == 401
+
+
+@pytest.mark.parametrize(
+    ("header", "source", "code"),
+    [
+        ("Remote-User", EDGE, 40),
+        ("remote-user", EDGE, 40),
+        ("X-WebAuth-User", EDGE, 10),
+        ("Remote-User", ANYONE, 10),
+    ],
+)
+def test_a_ping_tells_whether_the_user_header_is_obeyed_and_creates_nobody(
+    asker: Asker, header: str, source: str, code: int
+) -> None:
+    name = asker.new_name()
+    reply = asker.ask("GET", PING, None, headers={header: name}, source=source)
+    assert (reply.status, reply.json()["subsonic-response"]["error"]["code"]) == (200, code)
+    assert asker.ask("GET", f"/api/user?user_name={name}").json() == []
+
+
+async def test_the_shim_reads_the_configuration_and_the_probe(asker: Asker) -> None:
+    # Requests of this test come from an address that is not trusted.
+    transport = Transport(Upstream("http", "127.0.0.1", asker.port))
+    api = Navidrome(transport, HeaderSession("Remote-User", ADMIN), "Remote-User")
+    assert not await obeys(transport, "Remote-User", "X-WebAuth-User")
+    with pytest.raises(NotAuthenticated):
+        await api.external_authentication()
+    await api.close()
+
+
+def test_a_list_is_read_in_pages_with_its_whole_number_beside_each(asker: Asker) -> None:
+    for _ in range(5):
+        asker.make(asker.new_name())
+    whole = asker.ask("GET", "/api/user?_sort=id").json()
+    assert [row["id"] for row in whole] == sorted(row["id"] for row in whole)
+    pages: list[dict[str, object]] = []
+    for start in range(0, len(whole) + 2, 2):
+        target = f"/api/user?_sort=id&_order=ASC&_start={start}&_end={start + 2}"
+        reply = asker.ask("GET", target)
+        assert reply.headers["x-total-count"] == str(len(whole))
+        pages += reply.json() or []
+    assert [row["id"] for row in pages] == [row["id"] for row in whole]
