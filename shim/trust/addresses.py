@@ -24,6 +24,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 UNIX_PEERS = "@"
+_MAX_ADDRESS = 128  # characters of an address, its blanks included
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -108,6 +109,8 @@ def parse_entry(text: str) -> Entry:
 def parse_address(text: bytes) -> Address | None:
     """The address that a forwarded entry names, or None where it is no plain address: a name, an address
     with a port or a zone, or nothing."""
+    if len(text) > _MAX_ADDRESS:
+        return None
     try:
         address = ip_address(text.decode("ascii").strip(" \t"))
     except ValueError:

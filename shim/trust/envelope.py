@@ -34,6 +34,8 @@ _FORWARDED = (
     Kind.FORWARDED,
     Kind.FORWARDED_OTHER,
 )
+# Options of `Connection`. No sender names more; what it names is kept with a remembered header block.
+_MAX_OPTIONS = 64
 # End-to-end fields that are looked at on their way.
 _WATCHED = (Kind.HOST, Kind.ORIGIN, Kind.FETCH_SITE, Kind.WEBSOCKET)
 _SAME_SITE = (b"same-origin", b"none")
@@ -197,7 +199,12 @@ class _Reading:
         fields = self._found.get(Kind.CONNECTION)
         if fields is None:
             return frozenset()
-        options = b",".join(field.value for field in fields).lower().split(b",")
+        joined = b",".join(field.value for field in fields)
+        if joined.count(b",") >= _MAX_OPTIONS:
+            raise Refused(
+                Reason.AMBIGUOUS_FRAMING, f"Connection names more than {_MAX_OPTIONS} options"
+            )
+        options = joined.lower().split(b",")
         return frozenset(option.strip(b" \t") for option in options)
 
     def _expects(self) -> bool:

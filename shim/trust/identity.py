@@ -34,6 +34,7 @@ MOST_OF: dict[Role, int] = {
     Role.GROUPS: 16384,
     Role.JWT: 16384,
 }
+MAX_GROUPS = 2048
 _NEVER_EMPTY = (Role.USERNAME, Role.UID)
 
 
@@ -71,6 +72,9 @@ def read_text(role: Role, value: bytes) -> str:
 
 
 def split_groups(text: str, separator: str) -> tuple[str, ...]:
-    """The groups of a header's text, blanks around each passed over, empty ones left out."""
+    """Split a header's text into groups, blanks around each removed, empty ones left out. Raises `Refused`
+    (`identity_invalid`) for more than `MAX_GROUPS`."""
+    if text.count(separator) >= MAX_GROUPS:
+        raise Refused(Reason.IDENTITY_INVALID, f"there are more than {MAX_GROUPS} groups")
     groups = (group.strip() for group in text.split(separator))
     return tuple(group for group in groups if group)

@@ -8,9 +8,9 @@ and nothing else (GHSA-7x63-xv5r-3p2x: one that came in a header).
 from __future__ import annotations
 
 import re
+from binascii import a2b_qp
 from dataclasses import dataclass
 from enum import IntEnum
-from urllib.parse import unquote_to_bytes
 
 from shim.trust.reasons import PathClass, Reason
 from shim.trust.refusal import Refused
@@ -22,15 +22,24 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 _VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")
 # Characters of a path that nobody reads in two ways; "." and "/" are looked at apart.
 _PLAIN = bytes(set(_VISIBLE) - set(b"%;\\?"))
-_ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|)")
+_NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _DELIMITERS = frozenset(b"/\\;%?#\x7f") | frozenset(range(0x20))
+# One branch for each first digit: a search over 20,000 escapes tries them all.
+_REFUSED_ESCAPE = re.compile(
+    b"%%(?:%b)"
+    % b"|".join(
+        b"%x[%b]" % (high, b"".join(b"%x%X" % (low, low) for low in lows))
+        for high in range(8)
+        if (lows := [b & 15 for b in sorted(_UNRESERVED | _DELIMITERS) if b >> 4 == high])
+    )
+)
 # What most request lines are: a path that nobody reads in two ways, as one expression. Whatever it takes,
-# the steps below take too, and make the same of it. No possessive quantifiers: Python before 3.11.5 gets
-# those of groups wrong.
+# the steps below take too, and make the same of it. No group that repeats: each segment would cost another
+# step. Possessive quantifiers for characters alone: Python before 3.11.5 gets those of groups wrong.
 _USUAL = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
-    rb"(/|(?:/[!$&'()*+,\-0-9:=@A-Z_a-z~][!$&'()*+,\-.0-9:=@A-Z_a-z~]*)+/?)(\?[!-\"$-~]*)? HTTP/1\.([01])"
+    rb"(?![^ ?]*/[./])(/[!$&'()*+,\-./0-9:=@A-Z_a-z~]*+)(\?[!-\"$-~]*)? HTTP/1\.([01])"
 )
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@\\]+)(/[^#]*)?")
 
@@ -202,18 +211,24 @@ def _absolute(target: bytes) -> tuple[bytes, bytes]:
 def _examine(path: bytes) -> None:
     if b"//" in path:
         raise Refused(Reason.AMBIGUOUS_TARGET, "the path has an empty segment (//)")
-    if any(segment in (b".", b"..") for segment in path.split(b"/")):
+    if b"/./" in path or b"/../" in path or path.endswith((b"/.", b"/..")):
         raise Refused(Reason.AMBIGUOUS_TARGET, "the path has a dot segment")
     if b";" in path or b"\\" in path:
         raise Refused(Reason.AMBIGUOUS_TARGET, "the path has a semicolon or a backslash")
-    for match in _ESCAPE.finditer(path):
-        if match[1] is None:
-            raise Refused(Reason.AMBIGUOUS_TARGET, "the path has a % that is no escape")
-        byte = int(match[1], 16)
-        if byte in _UNRESERVED or byte in _DELIMITERS:
-            # RFC 3986 §6.2.2.2: one parser decodes it before it matches, the other does not.
-            raise Refused(Reason.AMBIGUOUS_TARGET, f"the path escapes the byte {byte:#04x}")
+    if _NO_ESCAPE.search(path):
+        raise Refused(Reason.AMBIGUOUS_TARGET, "the path has a % that is no escape")
+    escape = _REFUSED_ESCAPE.search(path)
+    if escape is not None:
+        # RFC 3986 §6.2.2.2: one parser decodes it before it matches, the other does not.
+        byte = int(escape[0][1:], 16)
+        raise Refused(Reason.AMBIGUOUS_TARGET, f"the path escapes the byte {byte:#04x}")
     try:
-        unquote_to_bytes(path).decode()
+        _unquote(path).decode()
     except UnicodeDecodeError:
         raise Refused(Reason.AMBIGUOUS_TARGET, "the path is no UTF-8") from None
+
+
+def _unquote(path: bytes) -> bytes:
+    """Decode a path in which every % is an escape. Quoted-printable escapes are read in C, and a loop over
+    20,000 escapes takes milliseconds."""
+    return a2b_qp(path.replace(b"=", b"=3D").replace(b"%", b"="))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from shim.trust.target import (
     Place,
     RequestLine,
     _parse_unusual,
+    _unquote,
     parse_request_line,
 )
 from tests.unit.trust.asking import ADA, head, judged
@@ -346,4 +348,22 @@ def test_the_usual_request_line_comes_to_what_the_steps_make_of_it(
 ) -> None:
     line = f"{method} /{''.join(parts)} HTTP/{version}".encode()
     if _USUAL.fullmatch(line):
-        assert parse_request_line(line, Paths()) == _parse_unusual(line, Paths())
+        assert _outcome(parse_request_line, line) == _outcome(_parse_unusual, line)
+
+
+def _outcome(
+    read: Callable[[bytes, Paths], RequestLine], line: bytes
+) -> RequestLine | tuple[Reason, str]:
+    try:
+        return read(line, Paths())
+    except Refused as refused:
+        return refused.reason, refused.detail
+
+
+_RAW = st.text("abAZ09-_.!$&'()*+,=:@~/", max_size=4).map(str.encode)
+_ESCAPED = st.integers(0, 255).map(lambda byte: b"%%%02x" % byte)
+
+
+@given(st.lists(_RAW | _ESCAPED | _ESCAPED.map(bytes.upper)).map(b"".join))
+def test_escapes_are_decoded_as_the_standard_library_does(text: bytes) -> None:
+    assert _unquote(text) == unquote_to_bytes(text)
