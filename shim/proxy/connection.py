@@ -51,6 +51,7 @@ class ClientConnection(asyncio.Protocol):
         "_peer",
         "_phase",
         "_plane",
+        "_queued",
         "_read_paused",
         "_server_state",
         "_stranger",
@@ -67,6 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._phase = Phase.HEAD
         self._kept = bytearray()  # what was read and not looked at yet
+        self._queued = False  # in the lane, for a turn of its own
         self._read_paused = False
         self._peer: Peer
         self._stranger = False
@@ -87,6 +89,10 @@ class ClientConnection(asyncio.Protocol):
 
     def expired(self) -> None:
         """The deadline of the phase has passed."""
+        raise NotImplementedError
+
+    def _kept_too_much(self) -> None:
+        """Pause reading, or end the connection: more is kept than the limit allows."""
         raise NotImplementedError
 
     # asyncio.Protocol
@@ -121,6 +127,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._plane.leave(stranger=self._stranger)
         self._plane.timed.discard(self)
+        self._plane.paused.pop(self, None)
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:
             self._plane.counters.tunnels_open -= 1
@@ -137,6 +144,7 @@ class ClientConnection(asyncio.Protocol):
         """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
         nor chunks as if it were whole."""
         self._abandon()
+        self._kept.clear()
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE
         )
@@ -150,21 +158,48 @@ class ClientConnection(asyncio.Protocol):
 
     def _keep(self, data: bytes) -> None:
         self._kept += data
-        if len(self._kept) > self._plane.limits.kept_bytes and not self._read_paused:
-            self._pause_reading()
-            self.deadline = min(self.deadline, self._plane.now + self._plane.limits.stall_timeout)
+        if len(self._kept) > self._plane.limits.kept_bytes:
+            self._kept_too_much()
 
     def _pause_reading(self) -> None:
         if not self._read_paused:
             self._read_paused = True
             self._transport.pause_reading()
+            self._plane.paused[self] = None
 
     def _resume_reading(self) -> None:
         # Between requests what is kept is the beginning of a head, which has a bound of its own.
+        if self._queued or not self._read_paused:
+            return
         unfinished = self._phase is _HEAD and not self.write_paused
-        if self._read_paused and (unfinished or len(self._kept) <= self._plane.limits.kept_bytes):
+        if unfinished or len(self._kept) <= self._plane.limits.kept_bytes:
             self._read_paused = False
             self._transport.resume_reading()
+            self._plane.paused.pop(self, None)
+
+    def descriptor(self) -> int:
+        """Return the file descriptor of the client's socket, -1 where it is closed."""
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    def hung_up(self, *, reset: bool) -> None:
+        """End the connection whose client has left while reading is paused; `reset`: both directions ended.
+
+        What the client sent into a tunnel before it left is still for Navidrome, so only a reset ends one."""
+        if reset or self._phase is not Phase.TUNNEL:
+            self.abort()
+
+    # work that others must not wait for
+
+    def _enqueue(self) -> None:
+        """Have `turn` called in one of the next turns of the loop, and read nothing until then."""
+        if not self._queued:
+            self._queued = True
+            self._plane.lane.join(self)
+
+    def turn(self) -> None:
+        """Go on with what was left for this turn."""
+        raise NotImplementedError
 
     def _rest(self) -> None:
         """An answer is out, and another request may come."""
@@ -194,6 +229,7 @@ class ClientConnection(asyncio.Protocol):
         self._linger()
         if self._read_paused:
             self._read_paused = False
+            self._plane.paused.pop(self, None)
             transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+# Heads that are kept and read in one turn of the loop; the next ones have to wait for another.
+_HEADS_PER_TURN = 8
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _CLOSING = Phase.HEAD, Phase.EXCHANGE, Phase.CLOSING
@@ -52,7 +54,7 @@ class Downstream(DecidingConnection):
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase is _HEAD:
-            if self.write_paused:
+            if self.write_paused or self._queued:
                 self._keep(data)
             elif self._kept or not self._serve_whole(data):
                 self._kept += data
@@ -108,8 +110,17 @@ class Downstream(DecidingConnection):
     # heads
 
     def _serve(self) -> None:
-        """Read the heads that are kept, one after the other, as long as nothing is under way."""
+        """Read the heads that are kept, one after the other, as long as nothing is under way; so many in
+        one turn of the loop."""
+        if self._queued:
+            return
+        left = _HEADS_PER_TURN
         while self._phase is _HEAD and self._kept and not self.write_paused:
+            if not left:
+                self._pause_reading()
+                self._enqueue()
+                return
+            left -= 1
             end = self._kept.find(b"\r\n\r\n", self._searched)
             if end < 0:
                 if not self._searched:

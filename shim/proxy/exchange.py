@@ -21,6 +21,11 @@ from shim.trust.refusal import Refused
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+# Chunks of a request's body that are decoded as they come, and in a turn of the connection's own. The first
+# cost about as much as a request, the others a few times that.
+_CHUNKS_AT_ONCE = 32
+_CHUNKS_PER_TURN = 256
+_PIECE = 16384  # bytes that a turn looks at
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _OWN = Phase.HEAD, Phase.EXCHANGE, PathClass.OWN
@@ -29,7 +34,8 @@ _HEAD, _EXCHANGE, _OWN = Phase.HEAD, Phase.EXCHANGE, PathClass.OWN
 class ExchangingConnection(AnsweringConnection):
     """A connection whose decided request is sent on.
 
-    `request_sent`: Navidrome has the whole request. `old`: the request came in HTTP/1.0. `bodiless`: its
+    `request_sent`: Navidrome has the whole request. `upload_paused`: it takes no more of it for now.
+    `old`: the request came in HTTP/1.0. `bodiless`: its
     answer has no body, since it was a HEAD. `upgrading`: it asked for a WebSocket.
     """
 
@@ -43,6 +49,7 @@ class ExchangingConnection(AnsweringConnection):
         "old",
         "request_sent",
         "upgrading",
+        "upload_paused",
     )
 
     def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
@@ -56,6 +63,7 @@ class ExchangingConnection(AnsweringConnection):
         self.old = False
         self.bodiless = False
         self.upgrading = False
+        self.upload_paused = False
 
     # what is built on it has to say
 
@@ -95,6 +103,7 @@ class ExchangingConnection(AnsweringConnection):
             return
         self._phase = _EXCHANGE
         self._upstream = upstream
+        self.upload_paused = False
         plane, decision = self._plane, self._decision
         block = decision.block
         assert block is not None
@@ -112,6 +121,11 @@ class ExchangingConnection(AnsweringConnection):
         else:
             self.request_sent = True
             self.deadline = plane.now + plane.limits.answer_timeout
+            if self._kept:
+                if len(self._kept) > plane.limits.kept_bytes:
+                    self._kept_too_much()
+                else:
+                    self._resume_reading()
             return
         self.deadline = plane.now + plane.limits.body_timeout
         if block.envelope.expects and not self._kept and not self.old:
@@ -140,19 +154,66 @@ class ExchangingConnection(AnsweringConnection):
             upstream.write(data)
             self.request_sent = left <= 0
         else:
-            try:
-                pieces, used = self._decoder.feed(data)
-            except ChunkedError as error:
-                self._bad_body(str(error))
+            used = 0 if self._queued else self._decode(data, _CHUNKS_AT_ONCE)
+            if used < 0:
                 return
-            self.request_sent = self._decoder.done
-            upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
             rest = data[used:]
+            if rest and not self.request_sent:
+                self._kept += rest
+                self._pause_reading()
+                self._enqueue()
+                return
         if self.request_sent:
-            self._decoder = None
-            self.deadline = NEVER if self._answer_begun else plane.now + plane.limits.answer_timeout
+            self._upload_ends()
             if rest:
                 self._keep(rest)
+
+    def _upload_kept(self) -> None:
+        """Decode the next chunks that are kept, for one turn of the loop."""
+        self.deadline = self._plane.now + self._plane.limits.body_timeout
+        used = self._decode(bytes(self._kept[:_PIECE]), _CHUNKS_PER_TURN)
+        if used < 0:
+            return
+        del self._kept[:used]
+        if self.request_sent:
+            self._upload_ends()
+        elif self._kept:
+            self._enqueue()
+            return
+        if not self.upload_paused:
+            self._resume_reading()
+        if self.request_sent and len(self._kept) > self._plane.limits.kept_bytes:
+            self._kept_too_much()
+
+    def _decode(self, data: bytes, max_lines: int) -> int:
+        """Send the chunks of `data` on, put together into one. Return how many bytes were read, -1 where the
+        request is rejected for its coding."""
+        assert self._decoder is not None and self._upstream is not None
+        try:
+            pieces, used = self._decoder.feed(data, max_lines)
+        except ChunkedError as error:
+            self._bad_body(str(error))
+            return -1
+        self.request_sent = self._decoder.done
+        self._upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
+        return used
+
+    def _upload_ends(self) -> None:
+        plane = self._plane
+        self._decoder = None
+        self.deadline = NEVER if self._answer_begun else plane.now + plane.limits.answer_timeout
+
+    def _kept_too_much(self) -> None:
+        """Pause reading where what is kept may be a request's body; end the connection where the client sent
+        it after a whole request, whose response it does not wait for."""
+        phase = self._phase
+        if phase is _HEAD or (phase is _EXCHANGE and self.request_sent):
+            # The next head may be longer than what is kept.
+            if len(self._kept) > self._plane.limits.header_bytes + 4:
+                self.failed("sent_ahead", 400)
+        elif not self._read_paused:
+            self._pause_reading()
+            self.deadline = min(self.deadline, self._plane.now + self._plane.limits.stall_timeout)
 
     def _bad_body(self, detail: str) -> None:
         if self._answer_begun:
@@ -162,11 +223,13 @@ class ExchangingConnection(AnsweringConnection):
 
     def pause_upload(self) -> None:
         """Navidrome takes no more of the request for now."""
+        self.upload_paused = True
         self._pause_reading()
         self.deadline = self._plane.now + self._plane.limits.stall_timeout
 
     def resume_upload(self) -> None:
         """Navidrome takes more."""
+        self.upload_paused = False
         self._resume_reading()
         if self._read_paused:
             return

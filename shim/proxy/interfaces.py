@@ -57,6 +57,16 @@ class Timed(Protocol):
         """What was written has not been taken in time."""
 
 
+class Paused(Protocol):
+    """A connection that nothing is read from for now."""
+
+    def descriptor(self) -> int:
+        """Return the file descriptor of its socket, -1 where it is closed."""
+
+    def hung_up(self, *, reset: bool) -> None:
+        """End it, since its client has left; `reset`: both directions ended."""
+
+
 class KeyFetcher(Protocol):
     """Whoever fetches the keys that tokens are verified with."""
 

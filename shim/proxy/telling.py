@@ -79,6 +79,7 @@ class AnsweringConnection(ClientConnection):
             lasting=lasting,
         )
         self._answer_status = status
+        self._answer_begun = True
         self._sent = len(answer)
         if self._plane.observer.wants_access:
             self._log_access()
