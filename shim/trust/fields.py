@@ -293,4 +293,5 @@ def _claim(role: Role, value: bytes) -> str | Refused:
     try:
         return read_text(role, value)
     except Refused as refused:
-        return refused
+        # A remembered exception would keep the frames in which it was raised, and what they hold.
+        return Refused(refused.reason, refused.detail)
