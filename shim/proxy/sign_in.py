@@ -32,7 +32,7 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
         return None
     if decision.outcome.reason is not Reason.IDENTITY_REQUIRED:
         return None
-    if line.method not in (b"GET", b"HEAD") or block.envelope.upgrade is not None:
+    if line.method not in (b"GET", b"HEAD") or block.envelope.upgrade:
         return None
     if line.path[len(paths.base) :].startswith((b"api/", b"auth/")):
         return None

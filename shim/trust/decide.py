@@ -236,17 +236,13 @@ def judge(
         raise Refused(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
     if line.authority is not None and line.authority != (envelope.host or b"").lower():
         raise Refused(Reason.AMBIGUOUS_TARGET, "the target names another host than Host")
-    if envelope.upgrade is not None and not (
-        envelope.upgrade == b"websocket"
-        and envelope.websocket
-        and line.method == b"GET"
-        and line.version == 11
-    ):
-        # h2c is a known way around a proxy's rules; nothing but a whole WebSocket handshake is passed on.
+    # RFC 9110 §7.8: an offer in HTTP/1.0 is ignored. Of all offers only a WebSocket's is passed on: h2c is a
+    # known way around a proxy's rules.
+    upgrade = envelope.upgrade and line.version == 11
+    if upgrade and not (envelope.websocket and line.method == b"GET"):
         raise Refused(
-            Reason.UPGRADE_REFUSED, "an upgrade that is no WebSocket handshake (RFC 6455 §4.1)"
+            Reason.UPGRADE_REFUSED, "a WebSocket handshake that is not whole (RFC 6455 §4.1)"
         )
-    upgrade = envelope.upgrade is not None
     belief, place = envelope.belief, line.place
     if block.proof is not None and place in block.proof.places:
         belief = block.proof.belief(now)
@@ -300,7 +296,7 @@ def _ends_here(line: RequestLine | None, block: HeaderBlock | None) -> bool:
     if line is None or block is None:
         return False
     envelope = block.envelope
-    whole = envelope.upgrade is None and envelope.length in (NO_BODY, 0)
+    whole = not envelope.upgrade and envelope.length in (NO_BODY, 0)
     return whole and _lasts(line, envelope)
 
 

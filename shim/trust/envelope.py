@@ -26,6 +26,7 @@ CHUNKED = -2
 _LONGEST = 2**63 - 1
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_WEBSOCKET = re.compile(rb"(?i)(?:^|,)[ \t]*websocket[ \t]*(?:,|$)")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
 _FORWARDED = (
     Kind.FORWARDED_FOR,
@@ -53,8 +54,8 @@ class Envelope:
     `host`: the value of `Host`, None if there is none.
     `length`: bytes of the body, `NO_BODY` or `CHUNKED`.
     `close`, `keep_alive`: the options of `Connection`; `named`: the fields that it names, lower case.
-    `upgrade`: the value of `Upgrade` where `Connection` names it. `websocket`: whether the handshake's
-    fields are whole.
+    `upgrade`: whether a WebSocket is offered; any other offer is ignored. `websocket`: whether the
+    handshake's fields are whole.
     `expects`: the client waits for a 100.
     `foreign`: a browser says that another site asked.
     `client`: the client's address.
@@ -71,7 +72,7 @@ class Envelope:
     close: bool
     keep_alive: bool
     named: frozenset[bytes]
-    upgrade: bytes | None
+    upgrade: bool
     websocket: bool
     expects: bool
     foreign: bool
@@ -149,7 +150,7 @@ class _Reading:
             close=b"close" in options,
             keep_alive=b"keep-alive" in options,
             named=named,
-            upgrade=self._upgrade() if b"upgrade" in options else None,
+            upgrade=b"upgrade" in options and self._offers_websocket(),
             websocket=self._websocket(length),
             expects=self._expects(),
             foreign=self._foreign(host),
@@ -213,10 +214,11 @@ class _Reading:
             raise Refused(Reason.AMBIGUOUS_FRAMING, "Expect is not 100-continue")
         return bool(fields)
 
-    def _upgrade(self) -> bytes | None:
-        # RFC 9110 §7.8: the option alone, which some edges send with every request, asks for nothing.
-        fields = self._found.get(Kind.UPGRADE)
-        return None if fields is None else b",".join(field.value for field in fields).lower()
+    def _offers_websocket(self) -> bool:
+        # RFC 9110 §7.8: an offer may be ignored. Java's client and curl offer h2c with every request, and
+        # some edges send the option of `Connection` alone.
+        fields = self._found.get(Kind.UPGRADE, ())
+        return any(_WEBSOCKET.search(field.value) is not None for field in fields)
 
     def _websocket(self, length: int) -> bool:
         fields = sorted((field.name, field.value) for field in self._fields(Kind.WEBSOCKET))
