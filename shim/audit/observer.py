@@ -11,6 +11,8 @@ from shim.audit.proof_events import TokenSeen
 from shim.audit.trail import Trail
 from shim.trust.decide import Decision
 
+_MAX_METHOD = 32
+
 
 class TrailObserver:
     """Records what the data plane tells. `upstream` is Navidrome's address as the settings name it;
@@ -119,12 +121,12 @@ class _Asked(TypedDict):
 
 def _asked(decision: Decision, request_id: str) -> _Asked:
     """Who asked for what, as every event on a request has it."""
-    line = decision.line
+    method, target = decision.requested
     return {
         "request_id": request_id,
         "peer": decision.source.peer.text,
-        "method": "" if line is None else line.method.decode(),
-        "path": "" if line is None else line.path.decode(),
+        "method": method[:_MAX_METHOD].decode("latin-1"),
+        "path": target.partition(b"?")[0].decode("latin-1"),
     }
 
 

@@ -74,8 +74,8 @@ def own_answer(
     asked, where that is known; `request_id` has 16 characters; `retry_after` is in seconds. With `location`
     it sends a browser there to sign in. `contact` is told to a person who may not in."""
     reason = None if decision is None else decision.outcome.reason
-    line = None if decision is None else decision.line
-    form = _Form.PAGE if line is None else _form(line.path, line.target)
+    method, target = (b"", b"") if decision is None else decision.requested
+    form = _form(target)
     template = _template(status, reason, form, contact, retry_after, lasting)
     if location is not None:
         fields = (
@@ -84,7 +84,7 @@ def own_answer(
         )
         template = template.replace(b"\r\n", b"\r\n" + fields.encode(), 1)
     answer = template.replace(_ANY_ID, request_id.encode())
-    if line is not None and line.method == b"HEAD":
+    if method == b"HEAD":
         return answer[: answer.index(b"\r\n\r\n") + 4]
     return answer
 
@@ -98,8 +98,8 @@ class _Form(Enum):
     PAGE = auto()
 
 
-def _form(path: bytes, target: bytes) -> _Form:
-    path = path.lower()
+def _form(target: bytes) -> _Form:
+    path = target.partition(b"?")[0].lower()
     if b"/rest/" in path:
         asked = _JSON_ASKED.search(target, len(path))
         json_asked = asked is not None and _JSON.fullmatch(asked[1]) is not None

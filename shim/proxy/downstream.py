@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Heads that are kept and read in one turn of the loop; the next ones have to wait for another.
 _HEADS_PER_TURN = 8
+_TLS = b"\x16\x03"  # a handshake record (RFC 8446 §5.1)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _CLOSING = Phase.HEAD, Phase.EXCHANGE, Phase.CLOSING
@@ -37,7 +38,7 @@ _REJECTED = Verdict.REJECTED
 class Downstream(DecidingConnection):
     """A client's connection, whole."""
 
-    __slots__ = ("_searched",)
+    __slots__ = ("_empty_line_seen", "_searched")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Downstream(DecidingConnection):
     ) -> None:
         super().__init__(app_state["plane"], server_state)
         self._searched = 0
+        self._empty_line_seen = False
 
     # asyncio.Protocol
 
@@ -121,6 +123,15 @@ class Downstream(DecidingConnection):
                 self._enqueue()
                 return
             left -= 1
+            if not self._empty_line_seen and self._kept.startswith(b"\r\n"):
+                # RFC 9112 §2.2: one empty line before a request line is ignored.
+                self._empty_line_seen = True
+                self._searched = 0
+                del self._kept[:2]
+                continue
+            if self._kept.startswith(_TLS):
+                self._reject_tls()
+                return
             end = self._kept.find(b"\r\n\r\n", self._searched)
             if end < 0:
                 if not self._searched:
@@ -133,12 +144,13 @@ class Downstream(DecidingConnection):
                 if self._searched > self._plane.limits.header_bytes:
                     self._too_large()
                 return
-            data = bytes(self._kept[: end + 4])
-            del self._kept[: end + 4]
             if end > self._plane.limits.header_bytes:
                 self._too_large()
                 return
+            data = bytes(self._kept[: end + 4])
+            del self._kept[: end + 4]
             self._searched = 0
+            self._empty_line_seen = False
             self._consider(data)
 
     def _serve_whole(self, data: bytes) -> bool:
@@ -148,10 +160,13 @@ class Downstream(DecidingConnection):
         decisions = self._plane.decisions
         standing = self._standing if self._decisions is decisions else self._stand()
         at = data.find(b"\r\n")
+        if not at:
+            return False
         block_text = data[at + 2 : -2]
         block = decisions.recall(block_text, standing)
         if len(data) - 4 > self._plane.limits.header_bytes:
             return False
+        self._empty_line_seen = False
         decision = decisions.weigh(data[:at], block_text, standing, block, self._plane.time)
         if isinstance(decision, Unproven):
             self._await_proof(decision, data)
@@ -162,6 +177,16 @@ class Downstream(DecidingConnection):
         self._judge(decision, data)
         return True
 
+    def _reject_tls(self) -> None:
+        """Close a connection on which TLS is spoken: an answer in plain HTTP is nothing to its client."""
+        decisions, standing = self._plane.decisions, self._stand()
+        detail = "a TLS handshake on the port for plain HTTP"
+        decision = decisions.refuse(Reason.MALFORMED_HEAD, detail, standing)
+        self._request_id = ""
+        self._plane.counters.requests[decision.outcome.index] += 1
+        self._plane.observer.judged(decision, self._identify())
+        self._last_words(b"")
+
     def _too_large(self) -> None:
         limit = self._plane.limits.header_bytes
         self._unread(Reason.HEAD_TOO_LARGE, f"the head has more than {limit} bytes")
@@ -170,4 +195,5 @@ class Downstream(DecidingConnection):
         """Refuse a request whose head is not looked at."""
         self._request_id = ""
         self._begin_access()
-        self._count(self._plane.decisions.refuse(reason, detail, self._stand()))
+        line_text = bytes(self._kept[: self._plane.limits.header_bytes]).partition(b"\r\n")[0]
+        self._count(self._plane.decisions.refuse(reason, detail, self._stand(), line_text))

@@ -6,6 +6,7 @@ with a memory for the second (`shim.trust.remember`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -31,6 +32,7 @@ _REJECTED = Verdict.REJECTED
 _PROTECTED = Place.PROTECTED
 # What is refused so may not be what its sender takes it for, nor what follows it.
 _DOUBTED = 400
+_ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@ ]+/")
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
 
 
@@ -44,7 +46,7 @@ class Decision:
     tells whether this one asks for a WebSocket. `detail` says in one sentence what was wrong with a rejected
     request. `belief` is what the verdict stands on. `tokens`: the request goes to a protected path and
     carries what Navidrome may take for a token of its own; `bound` sees to it, and `loosed` says where one
-    was taken away.
+    was taken away. `line_text` is the request line where `line` is None, as far as it was read.
     """
 
     outcome: Outcome
@@ -57,6 +59,18 @@ class Decision:
     belief: Belief | None = None
     tokens: bool = False
     loosed: tuple[str, ...] = ()
+    line_text: bytes = b""
+
+    @property
+    def requested(self) -> tuple[bytes, bytes]:
+        """Method and target, also of a request line that is rejected, as far as it has them."""
+        if self.line is not None:
+            return self.line.method, self.line.target
+        method, _, rest = self.line_text.partition(b" ")
+        target = rest.partition(b" ")[0]
+        # What else stands there may be anything, and this is for the log.
+        readable = method.isalpha() and (target[:1] == b"/" or _ABSOLUTE.match(target))
+        return (method, target) if readable else (b"", b"")
 
     @property
     def identity(self) -> Identity | None:
@@ -183,7 +197,7 @@ def decide(
         )
         return judge(line, block, source, policy, now)
     except Refused as refused:
-        return refuse(refused, source, line, block)
+        return refuse(refused, source, line, block, line_text)
 
 
 def _without_empty_line(rest: bytes) -> bytes:
@@ -234,7 +248,7 @@ def judge(
     elif envelope.length == CHUNKED:
         # RFC 9112 §6.1: HTTP/1.0 knows no transfer codings; whoever reads it as one is mistaken.
         raise Refused(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
-    if line.authority is not None and line.authority != (envelope.host or b"").lower():
+    if line.hosts is not None and (envelope.host or b"").lower() not in line.hosts:
         raise Refused(Reason.AMBIGUOUS_TARGET, "the target names another host than Host")
     # RFC 9110 §7.8: an offer in HTTP/1.0 is ignored. Of all offers only a WebSocket's is passed on: h2c is a
     # known way around a proxy's rules.
@@ -283,12 +297,15 @@ def refuse(
     source: Source,
     line: RequestLine | None = None,
     block: HeaderBlock | None = None,
+    line_text: bytes = b"",
 ) -> Decision:
-    """The `rejected` decision of a refusal."""
+    """The `rejected` decision of a refusal. `line_text` is the request line, where it could not be read."""
     path_class = PathClass.PROTECTED if line is None else line.path_class
     result = outcome(refused.reason, path_class)
     keep_alive = result.status != _DOUBTED and source.listed and _ends_here(line, block)
-    return Decision(result, source, line, block, keep_alive, detail=refused.detail)
+    return Decision(
+        result, source, line, block, keep_alive, detail=refused.detail, line_text=line_text
+    )
 
 
 def _ends_here(line: RequestLine | None, block: HeaderBlock | None) -> bool:

@@ -25,7 +25,7 @@ CHUNKED = -2
 # Go reads a length into an int64.
 _LONGEST = 2**63 - 1
 
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _WEBSOCKET = re.compile(rb"(?i)(?:^|,)[ \t]*websocket[ \t]*(?:,|$)")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
 _FORWARDED = (

@@ -188,7 +188,8 @@ class RememberedDecisions:
         try:
             line = parse_request_line(line_text, self.policy.paths)
         except Refused as refused:
-            return refuse(refused, standing.source)  # as if the block had not been looked at yet
+            # As if the block had not been looked at yet.
+            return refuse(refused, standing.source, line_text=line_text)
         if block is None:
             try:
                 block = read_block(
@@ -227,9 +228,11 @@ class RememberedDecisions:
             standing.notebook.blocks.offer((standing.key, block_text), block)
         return decision
 
-    def refuse(self, reason: Reason, detail: str, standing: Standing) -> Decision:
-        """The decision on a request whose head never became whole."""
-        return refuse(Refused(reason, detail), standing.source)
+    def refuse(
+        self, reason: Reason, detail: str, standing: Standing, line_text: bytes = b""
+    ) -> Decision:
+        """The decision on a request whose head never became whole; `line_text` is what came of its line."""
+        return refuse(Refused(reason, detail), standing.source, line_text=line_text)
 
 
 def _line_reader(memory: Memory[bytes, Field], names: FieldNames) -> Callable[[bytes], Field]:

@@ -8,7 +8,7 @@ and nothing else (GHSA-7x63-xv5r-3p2x: one that came in a header).
 from __future__ import annotations
 
 import re
-from binascii import a2b_qp
+from binascii import a2b_qp, b2a_qp
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,6 +20,7 @@ METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OP
 _VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 _VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")
+_NOT_ASCII = bytes(range(0x80, 0x100))
 # Characters of a path that nobody reads in two ways; "." and "/" are looked at apart.
 _PLAIN = bytes(set(_VISIBLE) - set(b"%;\\?"))
 _NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -41,7 +42,9 @@ _USUAL = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
     rb"(?![^ ?]*/[./])(/[!$&'()*+,\-./0-9:=@A-Z_a-z~]*+)(\?[!-\"$-~]*)? HTTP/1\.([01])"
 )
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@\\]+)(/[^#]*)?")
+_ABSOLUTE = re.compile(rb"(?i:http(s?))://([^/?#@\\]+)(/[^#]*)?")
+
+_PORT = re.compile(rb":[0-9]+\Z")
 
 
 class Place(IntEnum):
@@ -141,8 +144,9 @@ def _below(root: str, prefix: str) -> bytes:
 class RequestLine:
     """What a request line says.
 
-    `target` is in origin form, `path` is it without the query, `authority` is what an absolute form
-    named. `version` is 10 or 11. Treated as frozen; not declared so, because making one is on the hot
+    `target` is in origin form, `path` is it without the query, `hosts` are the values of `Host`, in lower
+    case, that agree with an absolute form; None for another form.
+    `version` is 10 or 11. Treated as frozen; not declared so, because making one is on the hot
     path.
     """
 
@@ -151,7 +155,7 @@ class RequestLine:
     path: bytes
     version: int
     place: Place
-    authority: bytes | None
+    hosts: tuple[bytes, ...] | None
 
     @property
     def path_class(self) -> PathClass:
@@ -188,24 +192,40 @@ def _parse_unusual(line: bytes, paths: Paths) -> RequestLine:
             raise Refused(Reason.METHOD_NOT_IMPLEMENTED, "the method is not passed on")
         raise Refused(Reason.MALFORMED_HEAD, "the method is no token")
     if target.translate(None, _VISIBLE):
-        raise Refused(
-            Reason.AMBIGUOUS_TARGET, "the target has a byte that is no visible ASCII, or a #"
-        )
-    authority = None
+        target = _ascii_target(target)
+    hosts = None
     if target[:1] != b"/":
-        target, authority = _absolute(target)
+        target, hosts = _absolute(target)
     path = target.partition(b"?")[0]
     if path.translate(None, _PLAIN) or b"//" in path or b"/." in path:
         _examine(path)
-    return RequestLine(method, target, path, version, paths.place(path), authority)
+    return RequestLine(method, target, path, version, paths.place(path), hosts)
 
 
-def _absolute(target: bytes) -> tuple[bytes, bytes]:
+def _ascii_target(target: bytes) -> bytes:
+    """Encode bytes from 0x80 of the query: some apps send UTF-8 there, and everybody reads it as its escapes.
+    Raises `Refused` for any other byte that is not visible, and for one in the path."""
+    path, mark, query = target.partition(b"?")
+    if path.translate(None, _VISIBLE) or query.translate(None, _VISIBLE + _NOT_ASCII):
+        raise Refused(
+            Reason.AMBIGUOUS_TARGET, "the target has a byte that is no visible ASCII, or a #"
+        )
+    # Quoted-printable is written in C: "=" is escaped, and lines are broken.
+    escaped = b2a_qp(query, True).replace(b"=\n", b"").replace(b"=3D", b"\n")
+    return path + mark + escaped.replace(b"=", b"%").replace(b"\n", b"=")
+
+
+def _absolute(target: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     # RFC 9112 §3.2.2: a server accepts the absolute form. What it names has to agree with Host.
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise Refused(Reason.AMBIGUOUS_TARGET, "the target is neither a path nor an http address")
-    return match[2] or b"/", match[1].lower()
+    authority = match[2].lower()
+    port = b":443" if match[1] else b":80"
+    # RFC 3986 §3.2.3: an empty port, and none, are the scheme's own.
+    name = authority.removesuffix(port).removesuffix(b":")
+    own_port = name != authority or _PORT.search(authority) is None
+    return match[3] or b"/", (name, name + b":", name + port) if own_port else (authority,)
 
 
 def _examine(path: bytes) -> None:

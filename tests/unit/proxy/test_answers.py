@@ -230,3 +230,21 @@ async def test_the_first_f_of_the_query_names_the_subsonic_format(
 ) -> None:
     answer = await down(front, navidrome, f"/rest/ping?{query}")
     assert (answer.get("content-type") == "application/json") is json_asked
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (get("/rest/a;b?f=json"), 400),
+        (get("/rest/ping?f=json", "Host: again"), 400),
+        (get("/rest/ping?f=json", "bad line"), 400),
+        (get("/rest/ping?f=json", "X: " + "x" * 70_000), 431),
+        (request("BREW", "/rest/ping?f=json"), 501),
+    ],
+)
+async def test_every_rejection_below_rest_is_a_subsonic_error(
+    front: Front, head: str, status: int
+) -> None:
+    answer = await front.ask(head)
+    assert answer.status == status
+    assert json.loads(answer.body)["subsonic-response"]["status"] == "failed"

@@ -137,6 +137,7 @@ def test_a_host_is_a_name_with_or_without_a_port(host: str) -> None:
         ("Host: a/b",),
         ("Host: user@a",),
         ("Host: a:b",),
+        ("Host: :",),
         ("Host: a:1:2",),
         ("Host: a?",),
         ('Host: a"',),
