@@ -131,6 +131,7 @@ class ClientConnection(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:
             self._plane.counters.tunnels_open -= 1
+        self._response_incomplete("client_left")
         self._abandon()
         self._phase = _CLOSING
 
@@ -152,6 +153,7 @@ class ClientConnection(asyncio.Protocol):
 
     def stalled(self) -> None:
         """What was written to the client has not been taken in time."""
+        self._response_incomplete("send_timeout")
         self.abort()
 
     # reading
@@ -182,11 +184,20 @@ class ClientConnection(asyncio.Protocol):
         descriptor: int = self._transport.get_extra_info("socket").fileno()
         return descriptor
 
+    def _response_incomplete(self, reason: str) -> None:
+        """Count and log the response that is under way, if there is one: it does not become whole."""
+        raise NotImplementedError
+
+    def _send_timeout(self) -> float:
+        """Return how many seconds written bytes may wait for the client."""
+        raise NotImplementedError
+
     def hung_up(self, *, reset: bool) -> None:
         """End the connection whose client has left while reading is paused; `reset`: both directions ended.
 
         What the client sent into a tunnel before it left is still for Navidrome, so only a reset ends one."""
         if reset or self._phase is not Phase.TUNNEL:
+            self._response_incomplete("client_left")
             self.abort()
 
     # work that others must not wait for
@@ -249,5 +260,5 @@ class ClientConnection(asyncio.Protocol):
         # With TLS nobody can tell what is still to be sent; uvloop ends such a goodbye by itself.
         unsent = transport.get_write_buffer_size() or not transport.can_write_eof()
         self.deadline = self._plane.now + (
-            limits.stall_timeout if unsent else limits.linger_timeout
+            self._send_timeout() if unsent else limits.linger_timeout
         )

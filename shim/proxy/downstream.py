@@ -73,6 +73,7 @@ class Downstream(DecidingConnection):
         # Whoever ends their side while an answer is pending has left: RFC 9112 §9.6 lets a server say so.
         phase = self._phase
         if phase is _EXCHANGE and self._answer_begun:
+            self._response_incomplete("client_left")
             self.abort()
             return False
         if phase is Phase.TUNNEL and self._upstream is not None:

@@ -5,6 +5,7 @@ What an `Upstream` tells of the answer arrives here. Who asks and whether they m
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from shim.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _CHUNKS_AT_ONCE = 32
 _CHUNKS_PER_TURN = 256
 _PIECE = 16384  # bytes that a turn looks at
+_MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _OWN = Phase.HEAD, Phase.EXCHANGE, PathClass.OWN
@@ -42,6 +44,7 @@ class ExchangingConnection(AnsweringConnection):
     __slots__ = (
         "_body_left",
         "_decoder",
+        "_response_lines",
         "_retried",
         "_upstream",
         "_user_name",
@@ -64,6 +67,7 @@ class ExchangingConnection(AnsweringConnection):
         self.bodiless = False
         self.upgrading = False
         self.upload_paused = False
+        self._response_lines = b""
 
     # what is built on it has to say
 
@@ -243,9 +247,10 @@ class ExchangingConnection(AnsweringConnection):
 
     # the answer
 
-    def answer_begins(self, status: int) -> None:
+    def answer_begins(self, status: int, lines: bytes) -> None:
         """The head of the final answer is about to be sent."""
         self._answer_begun = True
+        self._response_lines = lines
         self._answer_status = status
         if status == 401:
             self._unauthorised()
@@ -318,6 +323,8 @@ class ExchangingConnection(AnsweringConnection):
         """The answer broke off: the client must not take it for whole."""
         self._upstream = None
         if self._phase is not Phase.TUNNEL:
+            if self._plane.observer.wants_access:
+                self._log_access("answer_cut")
             self._plane.counters.failed("answer_cut")
             self._plane.observer.failed(
                 self._decision, self._identify(), "answer_cut", self._answer_status
@@ -331,7 +338,7 @@ class ExchangingConnection(AnsweringConnection):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self.stall_deadline = self._plane.now + self._plane.limits.stall_timeout
+        self.stall_deadline = self._plane.now + self._send_timeout()
         if self._upstream is not None:
             self._upstream.pause()
 
@@ -341,6 +348,17 @@ class ExchangingConnection(AnsweringConnection):
         if self._upstream is not None:
             self._upstream.resume()
         self._go_on()
+
+    def _send_timeout(self) -> float:
+        limits = self._plane.limits
+        media = _MEDIA.search(self._response_lines) is not None
+        return max(limits.stall_timeout, limits.media_stall_timeout if media else 0.0)
+
+    def _response_incomplete(self, reason: str) -> None:
+        if self._phase is _EXCHANGE and self._answer_begun and self._upstream is not None:
+            self._plane.counters.failed(reason)
+            if self._plane.observer.wants_access:
+                self._log_access(reason)
 
     def _abandon(self) -> None:
         upstream, self._upstream = self._upstream, None

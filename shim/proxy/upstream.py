@@ -270,7 +270,7 @@ class Upstream(asyncio.Protocol):
             else:
                 framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
-        client.answer_begins(head.status)
+        client.answer_begins(head.status, head.lines)
         connection = client.connection_line()
         if length < 0:
             self._ground.counters.streams_open += 1
