@@ -38,7 +38,7 @@ from shim.control.app import create_app
 from shim.control.health import Check
 from shim.control.metrics import metrics_of
 from shim.control.reloading import reload_routes
-from shim.control.serving import ControlProtocol
+from shim.control.serving import MOST, ControlProtocol
 from shim.enforcement import Enforcement
 from shim.in_force import SettingsInForce
 from shim.proxy.counters import Counters
@@ -165,7 +165,9 @@ class Runtime:
         settings = self.settings
         self._control_sockets = [control, channel]
         host, port = channel.getsockname()
-        self.plane.own = UpstreamPool(self.plane, UpstreamAddress(host, port), reports=False)
+        self.plane.own = UpstreamPool(
+            self.plane, UpstreamAddress(host, port), reports=False, most=MOST
+        )
         self.plane.own_lines = (
             f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode()
         )

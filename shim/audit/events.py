@@ -150,7 +150,8 @@ class UpstreamFailed(Repeatable):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accessed(Event):
     """One answered request: the access log. `duration_seconds` runs from the request's first byte to the
-    answer's last, `bytes_sent` is the answer's body."""
+    response's last, `bytes_sent` is what was written to the client. `incomplete` says why the response did
+    not become whole."""
 
     event: ClassVar[str] = "accessed"
 
@@ -161,7 +162,9 @@ class Accessed(Event):
     status: int
     bytes_sent: int
     duration_seconds: float
+    client: str | None = None
     user: str | None = None
+    incomplete: str | None = None
     verdict: Verdict
     reason: Reason
 

@@ -11,6 +11,8 @@ from shim.audit.proof_events import TokenSeen
 from shim.audit.trail import Trail
 from shim.trust.decide import Decision
 
+_MAX_METHOD = 32
+
 
 class TrailObserver:
     """Records what the data plane tells. `upstream` is Navidrome's address as the settings name it;
@@ -32,17 +34,16 @@ class TrailObserver:
 
     def judged(self, decision: Decision, request_id: str) -> None:
         """A request was stripped or rejected."""
-        outcome, block, now = decision.outcome, decision.block, self._now()
+        outcome, now = decision.outcome, self._now()
         kin = RequestJudged.kin_of(outcome.reason, outcome.path_class)
         if self._trail.repeated(decision.source.peer.text, kin, now):
             return
-        client = None if block is None else block.envelope.client
         self._trail.record(
             RequestJudged(
                 time=now,
                 **_asked(decision, request_id),
                 peer_trusted=decision.source.listed,
-                client=None if client is None else client.decode(),
+                client=_client(decision),
                 path_class=outcome.path_class,
                 verdict=outcome.verdict,
                 reason=outcome.reason,
@@ -83,9 +84,15 @@ class TrailObserver:
         )
 
     def accessed(
-        self, decision: Decision, request_id: str, status: int, sent: int, seconds: float
+        self,
+        decision: Decision,
+        request_id: str,
+        status: int,
+        sent: int,
+        seconds: float,
+        incomplete: str = "",
     ) -> None:
-        """An answer was given."""
+        """A response was given."""
         self._trail.record(
             Accessed(
                 time=self._now(),
@@ -93,6 +100,8 @@ class TrailObserver:
                 status=status,
                 bytes_sent=sent,
                 duration_seconds=seconds,
+                client=_client(decision),
+                incomplete=incomplete or None,
                 user=None if decision.identity is None else decision.identity.username,
                 verdict=decision.outcome.verdict,
                 reason=decision.outcome.reason,
@@ -124,13 +133,20 @@ class _Asked(TypedDict):
 
 def _asked(decision: Decision, request_id: str) -> _Asked:
     """Who asked for what, as every event on a request has it."""
-    line = decision.line
+    method, target = decision.requested
     return {
         "request_id": request_id,
         "peer": decision.source.peer.text,
-        "method": "" if line is None else line.method.decode(),
-        "path": "" if line is None else line.path.decode(),
+        "method": method[:_MAX_METHOD].decode("latin-1"),
+        "path": target.partition(b"?")[0].decode("latin-1"),
     }
+
+
+def _client(decision: Decision) -> str | None:
+    """The client's address, the peer's where the header block that may name it could not be read."""
+    block = decision.block
+    client = decision.source.address if block is None else block.envelope.client
+    return None if client is None else client.decode()
 
 
 def _claimed(decision: Decision) -> str | None:

@@ -7,11 +7,11 @@ more than the asker may know: why a request was refused stands in the log, under
 from __future__ import annotations
 
 import json
+import re
 from enum import Enum, auto
 from functools import lru_cache
 from html import escape
 from http import HTTPStatus
-from urllib.parse import parse_qs
 from xml.sax.saxutils import quoteattr
 
 from shim.proxy.sign_in import MARK, MARK_SECONDS
@@ -54,6 +54,9 @@ _ASK_SOMEBODY = frozenset(
 NO_ID = "0" * 16
 # Stands for a request's id, and is as long as one.
 _ANY_ID = b"{request--id-16}"
+# The first `f` of a query, as net/url decodes its key and its value.
+_JSON_ASKED = re.compile(rb"[?&](?:f|%66)=([^&]*)")
+_JSON = re.compile(rb"(?:j|%6[Aa])(?:s|%73)(?:o|%6[Ff])(?:n|%6[Ee])")
 # Subsonic's error codes: 40 wrong credentials, 50 not authorised, 0 anything else.
 _SUBSONIC_CODES = {401: 40, 403: 50}
 
@@ -72,8 +75,8 @@ def own_answer(
     asked, where that is known; `request_id` has 16 characters; `retry_after` is in seconds. With `location`
     it sends a browser there to sign in. `contact` is told to a person who may not in."""
     reason = None if decision is None else decision.outcome.reason
-    line = None if decision is None else decision.line
-    form = _Form.PAGE if line is None else _form(line.path, line.target)
+    method, target = (b"", b"") if decision is None else decision.requested
+    form = _form(target)
     template = _template(status, reason, form, contact, retry_after, lasting)
     if location is not None:
         fields = (
@@ -82,7 +85,7 @@ def own_answer(
         )
         template = template.replace(b"\r\n", b"\r\n" + fields.encode(), 1)
     answer = template.replace(_ANY_ID, request_id.encode())
-    if line is not None and line.method == b"HEAD":
+    if method == b"HEAD":
         return answer[: answer.index(b"\r\n\r\n") + 4]
     return answer
 
@@ -96,11 +99,12 @@ class _Form(Enum):
     PAGE = auto()
 
 
-def _form(path: bytes, target: bytes) -> _Form:
-    path = path.lower()
+def _form(target: bytes) -> _Form:
+    path = target.partition(b"?")[0].lower()
     if b"/rest/" in path:
-        query = target.partition(b"?")[2].decode("latin-1")
-        return _Form.SUBSONIC_JSON if parse_qs(query).get("f", [""])[0] == "json" else _Form.XML
+        asked = _JSON_ASKED.search(target, len(path))
+        json_asked = asked is not None and _JSON.fullmatch(asked[1]) is not None
+        return _Form.SUBSONIC_JSON if json_asked else _Form.XML
     return _Form.JSON if b"/api/" in path or b"/auth/" in path else _Form.PAGE
 
 

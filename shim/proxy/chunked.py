@@ -7,6 +7,7 @@ which httptools can't say. Extensions and trailers are bounded in bytes and drop
 from __future__ import annotations
 
 import re
+import sys
 
 from shim.trust.fields import TEXT, TOKEN
 
@@ -15,6 +16,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 # An extension is a name, or a name and a token or quoted text; without blanks, which nobody sends.
 _NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e])*"'
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (_NAME, _NAME, _TEXT))
 _LONGEST_CHUNK = 2**63 - 1
 _LONGEST_LINE = 4096
@@ -38,9 +40,11 @@ class ChunkedDecoder:
         self._trailers = False
         self._extras = 0
 
-    def feed(self, data: bytes) -> tuple[list[bytes], int]:
-        """The body's pieces in `data`, and how many bytes of it belong to this message (all of them
-        unless `done`). Raises `ChunkedError`."""
+    def feed(self, data: bytes, max_lines: int = sys.maxsize) -> tuple[list[bytes], int]:
+        """Decode up to `max_lines` chunk lines and trailers of `data`.
+
+        Return the body's pieces, and how many bytes of `data` were read: all of them unless `done`, or as
+        far as `max_lines` went. Raises `ChunkedError`."""
         pieces: list[bytes] = []
         at, end = 0, len(data)
         while at < end and not self.done:
@@ -55,9 +59,26 @@ class ChunkedDecoder:
                     raise ChunkedError("a chunk does not end in CRLF")
                 self._end -= 1
                 at += 1
+            elif not max_lines:
+                break
             else:
-                at = self._read_line(data, at)
+                max_lines -= 1
+                at = self._read_chunk(data, at, pieces)
         return pieces, at
+
+    def _read_chunk(self, data: bytes, at: int, pieces: list[bytes]) -> int:
+        """Read a line, and its chunk where all of it is there."""
+        size = None if self._line or self._trailers else _PLAIN_SIZE.match(data, at)
+        if size is None:  # with extensions, or not whole, or a trailer
+            return self._read_line(data, at)
+        self._take_size(size[1])
+        start = size.end()
+        stop = start + self._left
+        if stop == start or data[stop : stop + 2] != b"\r\n":
+            return start
+        pieces.append(data[start:stop])
+        self._left = 0
+        return stop + 2
 
     def _read_line(self, data: bytes, at: int) -> int:
         stop = data.find(b"\n", at)
@@ -81,7 +102,10 @@ class ChunkedDecoder:
         if match is None:
             raise ChunkedError("a chunk's size is no hexadecimal number")
         self._count(len(line) - len(match[1]))
-        self._left = int(match[1], 16)
+        self._take_size(match[1])
+
+    def _take_size(self, digits: bytes) -> None:
+        self._left = int(digits, 16)
         if self._left > _LONGEST_CHUNK:
             raise ChunkedError("a chunk is longer than 2^63-1 bytes")
         self._trailers = not self._left

@@ -52,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "_peer",
         "_phase",
         "_plane",
+        "_queued",
         "_read_paused",
         "_server_state",
         "_stranger",
@@ -68,6 +69,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._phase = Phase.HEAD
         self._kept = bytearray()  # what was read and not looked at yet
+        self._queued = False  # in the lane, for a turn of its own
         self._read_paused = False
         self._peer: Peer
         self._stranger = False
@@ -92,6 +94,10 @@ class ClientConnection(asyncio.Protocol):
 
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
+        raise NotImplementedError
+
+    def _kept_too_much(self) -> None:
+        """Pause reading, or end the connection: more is kept than the limit allows."""
         raise NotImplementedError
 
     # asyncio.Protocol
@@ -126,9 +132,11 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._plane.leave(stranger=self._stranger)
         self._plane.timed.discard(self)
+        self._plane.paused.pop(self, None)
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:
             self._plane.counters.tunnels_open -= 1
+        self._response_incomplete("client_left")
         self._abandon()
         self._phase = _CLOSING
 
@@ -142,6 +150,7 @@ class ClientConnection(asyncio.Protocol):
         """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
         nor chunks as if it were whole."""
         self._abandon()
+        self._kept.clear()
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE
         )
@@ -149,27 +158,64 @@ class ClientConnection(asyncio.Protocol):
 
     def stalled(self) -> None:
         """What was written to the client has not been taken in time."""
+        self._response_incomplete("send_timeout")
         self.abort()
 
     # reading
 
     def _keep(self, data: bytes) -> None:
         self._kept += data
-        if len(self._kept) > self._plane.limits.kept_bytes and not self._read_paused:
-            self._pause_reading()
-            self.deadline = min(self.deadline, self._plane.now + self._plane.limits.stall_timeout)
+        if len(self._kept) > self._plane.limits.kept_bytes:
+            self._kept_too_much()
 
     def _pause_reading(self) -> None:
         if not self._read_paused:
             self._read_paused = True
             self._transport.pause_reading()
+            self._plane.paused[self] = None
 
     def _resume_reading(self) -> None:
         # Between requests what is kept is the beginning of a head, which has a bound of its own.
+        if self._queued or not self._read_paused:
+            return
         unfinished = self._phase is _HEAD and not self.write_paused
-        if self._read_paused and (unfinished or len(self._kept) <= self._plane.limits.kept_bytes):
+        if unfinished or len(self._kept) <= self._plane.limits.kept_bytes:
             self._read_paused = False
             self._transport.resume_reading()
+            self._plane.paused.pop(self, None)
+
+    def descriptor(self) -> int:
+        """Return the file descriptor of the client's socket, -1 where it is closed."""
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    def _response_incomplete(self, reason: str) -> None:
+        """Count and log the response that is under way, if there is one: it does not become whole."""
+        raise NotImplementedError
+
+    def _send_timeout(self) -> float:
+        """Return how many seconds written bytes may wait for the client."""
+        raise NotImplementedError
+
+    def hung_up(self, *, reset: bool) -> None:
+        """End the connection whose client has left while reading is paused; `reset`: both directions ended.
+
+        What the client sent into a tunnel before it left is still for Navidrome, so only a reset ends one."""
+        if reset or self._phase is not Phase.TUNNEL:
+            self._response_incomplete("client_left")
+            self.abort()
+
+    # work that others must not wait for
+
+    def _enqueue(self) -> None:
+        """Have `turn` called in one of the next turns of the loop, and read nothing until then."""
+        if not self._queued:
+            self._queued = True
+            self._plane.lane.join(self)
+
+    def turn(self) -> None:
+        """Go on with what was left for this turn."""
+        raise NotImplementedError
 
     def _rest(self) -> None:
         """An answer is out, and another request may come."""
@@ -199,6 +245,7 @@ class ClientConnection(asyncio.Protocol):
         self._linger()
         if self._read_paused:
             self._read_paused = False
+            self._plane.paused.pop(self, None)
             transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
@@ -218,5 +265,5 @@ class ClientConnection(asyncio.Protocol):
         # With TLS nobody can tell what is still to be sent; uvloop ends such a goodbye by itself.
         unsent = transport.get_write_buffer_size() or not transport.can_write_eof()
         self.deadline = self._plane.now + (
-            limits.stall_timeout if unsent else limits.linger_timeout
+            self._send_timeout() if unsent else limits.linger_timeout
         )

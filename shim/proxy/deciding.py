@@ -124,13 +124,21 @@ class DecidingConnection(ExchangingConnection):
         if self._plane.observer.wants_access:
             self._begin_access()
         self._undecided = unproven, head, waited
-        self._plane.lane.join(self)
+        self._enqueue()
 
     def turn(self) -> None:
-        """Look at the token that the request hangs on."""
-        if self._undecided is None:  # whoever sent it has gone
-            return
-        (unproven, head, waited), self._undecided = self._undecided, None
+        """Go on with what was left for this turn: a token, chunks of a body, or heads."""
+        self._queued = False
+        phase = self._phase
+        if self._undecided is not None:
+            self._look_at_token(*self._undecided)
+        elif phase is Phase.EXCHANGE and not self.request_sent and self._upstream is not None:
+            self._upload_kept()
+        elif phase is _HEAD:
+            self._go_on()
+
+    def _look_at_token(self, unproven: Unproven, head: bytes, waited: bool) -> None:
+        self._undecided = None
         self._phase = _HEAD
         plane = self._plane
         if self._decisions is plane.decisions:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+# Heads that are kept and read in one turn of the loop; the next ones have to wait for another.
+_HEADS_PER_TURN = 8
+_TLS = b"\x16\x03"  # a handshake record (RFC 8446 §5.1)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _CLOSING = Phase.HEAD, Phase.EXCHANGE, Phase.CLOSING
@@ -35,7 +38,7 @@ _REJECTED = Verdict.REJECTED
 class Downstream(DecidingConnection):
     """A client's connection, whole."""
 
-    __slots__ = ("_searched",)
+    __slots__ = ("_empty_line_seen", "_searched")
 
     def __init__(
         self,
@@ -46,13 +49,14 @@ class Downstream(DecidingConnection):
     ) -> None:
         super().__init__(app_state["plane"], server_state)
         self._searched = 0
+        self._empty_line_seen = False
 
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase is _HEAD:
-            if self.write_paused:
+            if self.write_paused or self._queued:
                 self._keep(data)
             elif self._kept or not self._serve_whole(data):
                 self._kept += data
@@ -71,6 +75,7 @@ class Downstream(DecidingConnection):
         # Whoever ends their side while an answer is pending has left: RFC 9112 §9.6 lets a server say so.
         phase = self._phase
         if phase is _EXCHANGE and self._answer_begun:
+            self._response_incomplete("client_left")
             self.abort()
             return False
         if phase is Phase.TUNNEL and self._upstream is not None:
@@ -112,8 +117,26 @@ class Downstream(DecidingConnection):
     # heads
 
     def _serve(self) -> None:
-        """Read the heads that are kept, one after the other, as long as nothing is under way."""
+        """Read the heads that are kept, one after the other, as long as nothing is under way; so many in
+        one turn of the loop."""
+        if self._queued:
+            return
+        left = _HEADS_PER_TURN
         while self._phase is _HEAD and self._kept and not self.write_paused:
+            if not left:
+                self._pause_reading()
+                self._enqueue()
+                return
+            left -= 1
+            if not self._empty_line_seen and self._kept.startswith(b"\r\n"):
+                # RFC 9112 §2.2: one empty line before a request line is ignored.
+                self._empty_line_seen = True
+                self._searched = 0
+                del self._kept[:2]
+                continue
+            if self._kept.startswith(_TLS):
+                self._reject_tls()
+                return
             end = self._kept.find(b"\r\n\r\n", self._searched)
             if end < 0:
                 if not self._searched:
@@ -126,12 +149,13 @@ class Downstream(DecidingConnection):
                 if self._searched > self._plane.limits.header_bytes:
                     self._too_large()
                 return
-            data = bytes(self._kept[: end + 4])
-            del self._kept[: end + 4]
             if end > self._plane.limits.header_bytes:
                 self._too_large()
                 return
+            data = bytes(self._kept[: end + 4])
+            del self._kept[: end + 4]
             self._searched = 0
+            self._empty_line_seen = False
             self._consider(data)
 
     def _serve_whole(self, data: bytes) -> bool:
@@ -141,10 +165,13 @@ class Downstream(DecidingConnection):
         decisions = self._plane.decisions
         standing = self._standing if self._decisions is decisions else self._stand()
         at = data.find(b"\r\n")
+        if not at:
+            return False
         block_text = data[at + 2 : -2]
         block = decisions.recall(block_text, standing)
         if len(data) - 4 > self._plane.limits.header_bytes:
             return False
+        self._empty_line_seen = False
         decision = decisions.weigh(data[:at], block_text, standing, block, self._plane.time)
         if isinstance(decision, Unproven):
             self._await_proof(decision, data)
@@ -155,6 +182,16 @@ class Downstream(DecidingConnection):
         self._judge(decision, data)
         return True
 
+    def _reject_tls(self) -> None:
+        """Close a connection on which TLS is spoken: an answer in plain HTTP is nothing to its client."""
+        decisions, standing = self._plane.decisions, self._stand()
+        detail = "a TLS handshake on the port for plain HTTP"
+        decision = decisions.refuse(Reason.MALFORMED_HEAD, detail, standing)
+        self._request_id = ""
+        self._plane.counters.requests[decision.outcome.index] += 1
+        self._plane.observer.judged(decision, self._identify())
+        self._last_words(b"")
+
     def _too_large(self) -> None:
         limit = self._plane.limits.header_bytes
         self._unread(Reason.HEAD_TOO_LARGE, f"the head has more than {limit} bytes")
@@ -163,4 +200,5 @@ class Downstream(DecidingConnection):
         """Refuse a request whose head is not looked at."""
         self._request_id = ""
         self._begin_access()
-        self._count(self._plane.decisions.refuse(reason, detail, self._stand()))
+        line_text = bytes(self._kept[: self._plane.limits.header_bytes]).partition(b"\r\n")[0]
+        self._count(self._plane.decisions.refuse(reason, detail, self._stand(), line_text))

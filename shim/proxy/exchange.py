@@ -5,6 +5,7 @@ What an `Upstream` tells of the answer arrives here. Who asks and whether they m
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from shim.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 _UNLIMITED = -1
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Chunks of a request's body that are decoded as they come, and in a turn of the connection's own. The first
+# cost about as much as a request, the others a few times that.
+_CHUNKS_AT_ONCE = 32
+_CHUNKS_PER_TURN = 256
+_PIECE = 16384  # bytes that a turn looks at
+_MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _OWN = Phase.HEAD, Phase.EXCHANGE, PathClass.OWN
 
@@ -33,7 +40,8 @@ _HEAD, _EXCHANGE, _OWN = Phase.HEAD, Phase.EXCHANGE, PathClass.OWN
 class ExchangingConnection(AnsweringConnection):
     """A connection whose decided request is sent on.
 
-    `request_sent`: Navidrome has the whole request. `old`: the request came in HTTP/1.0. `bodiless`: its
+    `request_sent`: Navidrome has the whole request. `upload_paused`: it takes no more of it for now.
+    `old`: the request came in HTTP/1.0. `bodiless`: its
     answer has no body, since it was a HEAD. `upgrading`: it asked for a WebSocket.
     """
 
@@ -42,6 +50,7 @@ class ExchangingConnection(AnsweringConnection):
         "_body_left",
         "_buffer",
         "_decoder",
+        "_response_lines",
         "_retried",
         "_unfinished",
         "_upstream",
@@ -49,6 +58,7 @@ class ExchangingConnection(AnsweringConnection):
         "old",
         "request_sent",
         "upgrading",
+        "upload_paused",
     )
 
     def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
@@ -64,6 +74,8 @@ class ExchangingConnection(AnsweringConnection):
         self.old = False
         self.bodiless = False
         self.upgrading = False
+        self.upload_paused = False
+        self._response_lines = b""
 
     # what is built on it has to say
 
@@ -103,6 +115,7 @@ class ExchangingConnection(AnsweringConnection):
             return
         self._phase = _EXCHANGE
         self._upstream = upstream
+        self.upload_paused = False
         plane, decision = self._plane, self._decision
         block = decision.block
         assert block is not None
@@ -125,6 +138,11 @@ class ExchangingConnection(AnsweringConnection):
         else:
             self.request_sent = True
             self.deadline = plane.now + plane.limits.answer_timeout
+            if self._kept:
+                if len(self._kept) > plane.limits.kept_bytes:
+                    self._kept_too_much()
+                else:
+                    self._resume_reading()
             return
         self.deadline = plane.now + plane.limits.body_timeout
         if block.envelope.expects and not self._kept and not self.old:
@@ -153,24 +171,71 @@ class ExchangingConnection(AnsweringConnection):
             upstream.write(data)
             self.request_sent = left <= 0
         else:
-            try:
-                pieces, used = self._decoder.feed(data)
-            except ChunkedError as error:
-                self._reject_body(Refused(Reason.AMBIGUOUS_FRAMING, str(error)))
+            used = 0 if self._queued else self._decode(data, _CHUNKS_AT_ONCE)
+            if used < 0:
                 return
-            if self._body_left != _UNLIMITED:
-                self._body_left -= sum(map(len, pieces))
-                if self._body_left < 0:
-                    self._reject_body(user_body_too_large())
-                    return
-            self.request_sent = self._decoder.done
-            upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
             rest = data[used:]
+            if rest and not self.request_sent:
+                self._kept += rest
+                self._pause_reading()
+                self._enqueue()
+                return
         if self.request_sent:
-            self._decoder = None
-            self.deadline = NEVER if self._answer_begun else plane.now + plane.limits.answer_timeout
+            self._upload_ends()
             if rest:
                 self._keep(rest)
+
+    def _upload_kept(self) -> None:
+        """Decode the next chunks that are kept, for one turn of the loop."""
+        self.deadline = self._plane.now + self._plane.limits.body_timeout
+        used = self._decode(bytes(self._kept[:_PIECE]), _CHUNKS_PER_TURN)
+        if used < 0:
+            return
+        del self._kept[:used]
+        if self.request_sent:
+            self._upload_ends()
+        elif self._kept:
+            self._enqueue()
+            return
+        if not self.upload_paused:
+            self._resume_reading()
+        if self.request_sent and len(self._kept) > self._plane.limits.kept_bytes:
+            self._kept_too_much()
+
+    def _decode(self, data: bytes, max_lines: int) -> int:
+        """Send the chunks of `data` on, put together into one. Return how many bytes were read, -1 where the
+        request is rejected for its coding."""
+        assert self._decoder is not None and self._upstream is not None
+        try:
+            pieces, used = self._decoder.feed(data, max_lines)
+        except ChunkedError as error:
+            self._reject_body(Refused(Reason.AMBIGUOUS_FRAMING, str(error)))
+            return -1
+        if self._body_left != _UNLIMITED:
+            self._body_left -= sum(map(len, pieces))
+            if self._body_left < 0:
+                self._reject_body(user_body_too_large())
+                return -1
+        self.request_sent = self._decoder.done
+        self._upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
+        return used
+
+    def _upload_ends(self) -> None:
+        plane = self._plane
+        self._decoder = None
+        self.deadline = NEVER if self._answer_begun else plane.now + plane.limits.answer_timeout
+
+    def _kept_too_much(self) -> None:
+        """Pause reading where what is kept may be a request's body; end the connection where the client sent
+        it after a whole request, whose response it does not wait for."""
+        phase = self._phase
+        if phase is _HEAD or (phase is _EXCHANGE and self.request_sent):
+            # The next head may be longer than what is kept.
+            if len(self._kept) > self._plane.limits.header_bytes + 4:
+                self.failed("sent_ahead", 400)
+        elif not self._read_paused:
+            self._pause_reading()
+            self.deadline = min(self.deadline, self._plane.now + self._plane.limits.stall_timeout)
 
     def _reject_body(self, refused: Refused) -> None:
         if self._answer_begun:
@@ -180,11 +245,13 @@ class ExchangingConnection(AnsweringConnection):
 
     def pause_upload(self) -> None:
         """Navidrome takes no more of the request for now."""
+        self.upload_paused = True
         self._pause_reading()
         self.deadline = self._plane.now + self._plane.limits.stall_timeout
 
     def resume_upload(self) -> None:
         """Navidrome takes more."""
+        self.upload_paused = False
         self._resume_reading()
         if self._read_paused:
             return
@@ -198,9 +265,10 @@ class ExchangingConnection(AnsweringConnection):
 
     # the answer
 
-    def answer_begins(self, status: int) -> None:
+    def answer_begins(self, status: int, lines: bytes) -> None:
         """The head of the final answer is about to be sent."""
         self._answer_begun = True
+        self._response_lines = lines
         self._answer_status = status
         if status == 401:
             self._unauthorised()
@@ -285,6 +353,8 @@ class ExchangingConnection(AnsweringConnection):
         """The answer broke off: the client must not take it for whole."""
         self._upstream = None
         if self._phase is not Phase.TUNNEL:
+            if self._plane.observer.wants_access:
+                self._log_access("answer_cut")
             self._plane.counters.failed("answer_cut")
             self._plane.observer.failed(
                 self._decision, self._identify(), "answer_cut", self._answer_status
@@ -298,7 +368,7 @@ class ExchangingConnection(AnsweringConnection):
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self.stall_deadline = self._plane.now + self._plane.limits.stall_timeout
+        self.stall_deadline = self._plane.now + self._send_timeout()
         if self._upstream is not None:
             self._upstream.pause()
 
@@ -308,6 +378,17 @@ class ExchangingConnection(AnsweringConnection):
         if self._upstream is not None:
             self._upstream.resume()
         self._go_on()
+
+    def _send_timeout(self) -> float:
+        limits = self._plane.limits
+        media = _MEDIA.search(self._response_lines) is not None
+        return max(limits.stall_timeout, limits.media_stall_timeout if media else 0.0)
+
+    def _response_incomplete(self, reason: str) -> None:
+        if self._phase is _EXCHANGE and self._answer_begun and self._upstream is not None:
+            self._plane.counters.failed(reason)
+            if self._plane.observer.wants_access:
+                self._log_access(reason)
 
     def _abandon(self) -> None:
         upstream, self._upstream = self._upstream, None

@@ -33,9 +33,16 @@ class Observer(Protocol):
         """A request got one of the shim's own answers, since Navidrome gave none. `word` says why."""
 
     def accessed(
-        self, decision: Decision, request_id: str, status: int, sent: int, seconds: float
+        self,
+        decision: Decision,
+        request_id: str,
+        status: int,
+        sent: int,
+        seconds: float,
+        incomplete: str = "",
     ) -> None:
-        """An answer was given. `sent` is in bytes, as written to the client."""
+        """A response was given. `sent` is in bytes, as written to the client; `incomplete` says why the
+        response did not become whole, empty where it did."""
 
     def upstream_up(self) -> None:
         """Navidrome answers again."""
@@ -58,6 +65,16 @@ class Timed(Protocol):
 
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
+
+
+class Paused(Protocol):
+    """A connection that nothing is read from for now."""
+
+    def descriptor(self) -> int:
+        """Return the file descriptor of its socket, -1 where it is closed."""
+
+    def hung_up(self, *, reset: bool) -> None:
+        """End it, since its client has left; `reset`: both directions ended."""
 
 
 class KeyFetcher(Protocol):
@@ -94,8 +111,8 @@ class Client(Protocol):
     def resume_upload(self) -> None:
         """Navidrome takes more."""
 
-    def answer_begins(self, status: int) -> None:
-        """The head of the final answer is about to be sent."""
+    def answer_begins(self, status: int, lines: bytes) -> None:
+        """The head of the final answer is about to be sent; `lines` are those of it that pass."""
 
     def connection_line(self) -> bytes:
         """The line that tells the client whether the connection lasts."""

@@ -15,6 +15,7 @@ class Limits:
     head_timeout: float = 10.0
     body_timeout: float = 60.0  # a request's body without progress
     stall_timeout: float = 300.0  # written bytes that nobody takes
+    media_stall_timeout: float = 3600.0  # the same of audio and video, whose player may be paused
     idle_timeout: float = 180.0
     connect_timeout: float = 5.0  # waiting for a connection included
     answer_timeout: float = 60.0  # to the first byte of an answer

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import ssl
 import time
 from collections.abc import Iterable
+from itertools import islice
 
 from shim.proxy.counters import Counters
 from shim.proxy.gate import AccountGate
-from shim.proxy.interfaces import KeyFetcher, Observer, Timed
+from shim.proxy.interfaces import KeyFetcher, Observer, Paused, Timed
 from shim.proxy.lane import Lane
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
@@ -26,6 +28,9 @@ from shim.trust.remember import RememberedDecisions
 TICK = 0.5
 # Connections that are checked again in one turn of the loop.
 _CHECKS_PER_TURN = 256
+# Paused sockets that one sweep asks for a hang-up, in turn. Where there is no POLLRDHUP a reset is noticed.
+_POLLED = 256
+_HANG_UP = getattr(select, "POLLRDHUP", 0)
 NEVER = math.inf
 
 
@@ -37,9 +42,10 @@ class DataPlane:
     `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
     is fetched; in the `lane` tokens wait for being looked at. `tls` is for handshakes to come, None where
     the listener speaks plain HTTP. As of the last tick, `now` is the loop's time in seconds, and `time` that
-    since the epoch. `strangers` are the open connections of peers that were not on the list. `sign_in` is the
-    address that pages without an identity are sent to, empty for none; `contact` is whom a person is told to
-    ask who may not in. `body_budget` is for bodies that are read before they are sent on.
+    since the epoch. `paused` are the connections that nothing is read from for now, the next to be asked
+    for a hang-up first. `strangers` are the open connections of peers that were not on the list. `sign_in` is
+    the address that pages without an identity are sent to, empty for none; `contact` is whom a person is told
+    to ask who may not in. `body_budget` is for bodies that are read before they are sent on.
     """
 
     __slots__ = (
@@ -58,6 +64,7 @@ class DataPlane:
         "observer",
         "own",
         "own_lines",
+        "paused",
         "pool",
         "sign_in",
         "strangers",
@@ -83,6 +90,7 @@ class DataPlane:
         self.own: UpstreamPool | None = None
         self.own_lines = b""
         self.timed: set[Timed] = set()
+        self.paused: dict[Paused, None] = {}
         self.strangers = 0
         self.keys: KeyFetcher | None = None
         self.lane = Lane()
@@ -147,6 +155,8 @@ class DataPlane:
                 connection.stalled()
         for pool in self._pools():
             pool.sweep(now)
+        if self.paused:
+            self._end_hung_up()
         gate = self.gate
         if gate is not None and gate.revocations != self._revocations:
             self._revocations = gate.revocations
@@ -163,6 +173,19 @@ class DataPlane:
             connection.check_account()
         if self._checking:
             asyncio.get_running_loop().call_soon(self._check_accounts)
+
+    def _end_hung_up(self) -> None:
+        """End connections whose clients have left: as nothing is read from them, nothing else tells."""
+        asked: dict[int, Paused] = {}
+        poll = select.poll()
+        for connection in list(islice(self.paused, _POLLED)):
+            self.paused[connection] = self.paused.pop(connection)  # the last to be asked again
+            descriptor = connection.descriptor()
+            if descriptor >= 0:
+                asked[descriptor] = connection
+                poll.register(descriptor, _HANG_UP)
+        for descriptor, events in poll.poll(0):
+            asked[descriptor].hung_up(reset=bool(events & (select.POLLERR | select.POLLHUP)))
 
     def _pools(self) -> Iterable[UpstreamPool]:
         return (self.pool,) if self.own is None else (self.pool, self.own)

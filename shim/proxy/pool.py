@@ -47,6 +47,7 @@ class UpstreamPool:
         "_connecting",
         "_ground",
         "_idle",
+        "_most",
         "_open",
         "_tasks",
         "_waiting",
@@ -56,7 +57,11 @@ class UpstreamPool:
         "shapes",
     )
 
-    def __init__(self, ground: Ground, address: Address, *, reports: bool = True) -> None:
+    def __init__(
+        self, ground: Ground, address: Address, *, reports: bool = True, most: int | None = None
+    ) -> None:
+        """`most`: connections at the same time, by default as many as the limits allow."""
+        self._most = ground.limits.max_upstream_connections if most is None else most
         self._ground = ground
         self._address = address
         self._idle: list[Upstream] = []
@@ -83,7 +88,7 @@ class UpstreamPool:
             client.unserved("pool_exhausted", 503)
             return
         self._waiting[client] = None
-        if self._open < self._ground.limits.max_upstream_connections:
+        if self._open < self._most:
             self._connect()
 
     def forget(self, client: Client) -> None:
@@ -134,7 +139,7 @@ class UpstreamPool:
         self._idle.clear()
 
     def _refill(self) -> None:
-        room = self._open < self._ground.limits.max_upstream_connections
+        room = self._open < self._most
         if room and not self.closed and len(self._waiting) > self._connecting:
             self._connect()
 

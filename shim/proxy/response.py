@@ -18,6 +18,7 @@ UNTIL_CLOSE = -3
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
 _LONGEST = 2**63 - 1
 
+_MAX_OPTIONS = 64  # of `Connection`, as in a request
 _OWN_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade"})
 _DROP, LENGTH, _CODING, _CONNECTION, _UPGRADE = range(5)
 _SPECIAL: dict[bytes, int] = {
@@ -136,4 +137,6 @@ def _frame(
 
 
 def _options(value: bytes) -> frozenset[bytes]:
+    if value.count(b",") >= _MAX_OPTIONS:
+        raise BadAnswer(f"Connection names more than {_MAX_OPTIONS} options")
     return frozenset(option.strip(b" \t") for option in value.lower().split(b","))

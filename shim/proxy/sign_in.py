@@ -7,6 +7,7 @@ not sent a second time: then the edge signs people in and doesn't say so, and bo
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from shim.trust.decide import Decision
@@ -17,12 +18,9 @@ from shim.trust.target import Paths
 MARK = "shim-signing-in"
 MARK_SECONDS = 20
 
-_LINE = rb"(?im)^%b:[ \t]*([^\r\n]*)"
-_ACCEPT = re.compile(_LINE % b"accept")
-_MODE = re.compile(_LINE % b"sec-fetch-mode")
-_HOST = re.compile(_LINE % b"x-forwarded-host")
-_SCHEME = re.compile(_LINE % b"x-forwarded-proto")
-_SENT = re.compile(rb"(?im)^cookie:[^\r\n]*\b" + MARK.encode())
+_MAX_TARGET = 4096  # bytes of a target that is sent along; no browser takes a much longer Location
+_MAX_AUTHORITY = 262  # of a name of 255 characters, and a port
+_SENT = re.compile(rb"\b" + MARK.encode())
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
@@ -34,14 +32,16 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
         return None
     if decision.outcome.reason is not Reason.IDENTITY_REQUIRED:
         return None
-    if line.method not in (b"GET", b"HEAD") or block.envelope.upgrade is not None:
+    if line.method not in (b"GET", b"HEAD") or block.envelope.upgrade:
         return None
     if line.path[len(paths.base) :].startswith((b"api/", b"auth/")):
         return None
     if line.path == address.partition("?")[0].encode():
         return None  # the edge let its own sign-in through to here
-    fields = block.forward
-    if not _asks_for_a_page(fields) or _SENT.search(fields):
+    if len(line.target) > _MAX_TARGET:
+        return None
+    fields = _fields(block.forward)
+    if not _asks_for_a_page(fields) or any(map(_SENT.search, fields.get(b"cookie", ()))):
         return None
     back = _back(fields, line.target)
     if back is None:
@@ -49,24 +49,33 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
     return f"{address}{'&' if '?' in address else '?'}rd={quote(back, safe='')}"
 
 
-def _asks_for_a_page(fields: bytes) -> bool:
+def _fields(lines: bytes) -> dict[bytes, list[bytes]]:
+    """The values of each field, by its name in lower case."""
+    found: dict[bytes, list[bytes]] = {}
+    for line in lines.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        found.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return found
+
+
+def _asks_for_a_page(fields: Mapping[bytes, list[bytes]]) -> bool:
     """Whether a browser wants to show what comes (Fetch Metadata; else by what it accepts)."""
-    mode = _MODE.search(fields)
+    mode = fields.get(b"sec-fetch-mode")
     if mode is not None:
-        return mode[1].strip().lower() == b"navigate"
-    accept = _ACCEPT.search(fields)
-    return accept is not None and b"text/html" in accept[1].lower()
+        return mode[0].lower() == b"navigate"
+    accept = fields.get(b"accept")
+    return accept is not None and b"text/html" in accept[0].lower()
 
 
-def _back(fields: bytes, target: bytes) -> str | None:
-    host = _last(_HOST, fields)
-    if _AUTHORITY.fullmatch(host) is None:
+def _back(fields: Mapping[bytes, list[bytes]], target: bytes) -> str | None:
+    host = _last(fields, b"x-forwarded-host")
+    if len(host) > _MAX_AUTHORITY or _AUTHORITY.fullmatch(host) is None:
         return None
-    scheme = "https" if _last(_SCHEME, fields).lower() == b"https" else "http"
+    scheme = "https" if _last(fields, b"x-forwarded-proto").lower() == b"https" else "http"
     return f"{scheme}://{host.decode()}{target.decode()}"
 
 
-def _last(line: re.Pattern[bytes], fields: bytes) -> bytes:
+def _last(fields: Mapping[bytes, list[bytes]], name: bytes) -> bytes:
     """The last of a field's values, which the nearest proxy wrote."""
-    found = line.findall(fields)
+    found = fields.get(name)
     return found[-1].rpartition(b",")[2].strip(b" \t") if found else b""

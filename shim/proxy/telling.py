@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from shim.proxy.answers import own_answer
-from shim.proxy.connection import ClientConnection
+from shim.proxy.connection import ClientConnection, Phase
 from shim.proxy.sign_in import sign_in_location
 from shim.trust.decide import Decision, refuse
 from shim.trust.refusal import Refused
@@ -38,8 +38,10 @@ class AnsweringConnection(ClientConnection):
 
     def failed(self, word: str, status: int) -> None:
         """There is no answer from Navidrome: give one of our own, or end the connection if one began."""
-        self._abandon()
         plane = self._plane
+        if self._answer_begun and self._phase is Phase.EXCHANGE and plane.observer.wants_access:
+            self._log_access(word)
+        self._abandon()
         plane.counters.failed(word)
         plane.observer.failed(self._decision, self._identify(), word, status)
         if self._answer_begun:
@@ -79,6 +81,7 @@ class AnsweringConnection(ClientConnection):
             lasting=lasting,
         )
         self._answer_status = status
+        self._answer_begun = True
         self._sent = len(answer)
         if self._plane.observer.wants_access:
             self._log_access()
@@ -98,9 +101,14 @@ class AnsweringConnection(ClientConnection):
         self._started = self._started or asyncio.get_running_loop().time()
         self._sent = 0
 
-    def _log_access(self) -> None:
+    def _log_access(self, incomplete: str = "") -> None:
         seconds = asyncio.get_running_loop().time() - self._started
         self._started = 0.0
         self._plane.observer.accessed(
-            self._decision, self._identify(), self._answer_status, self._sent, seconds
+            self._decision,
+            self._identify(),
+            self._answer_status,
+            self._sent,
+            seconds,
+            incomplete,
         )

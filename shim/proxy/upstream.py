@@ -22,6 +22,7 @@ from shim.proxy.response import (
 )
 from shim.proxy.shapes import AnswerShapes
 
+_MAX_INTERIM = 16  # responses of 1xx before the final one
 _SWITCHING_PROTOCOLS = 101
 # From this many bytes on, two pieces in one call of the system are cheaper than a copy.
 _WORTH_TWO_PIECES = 4096
@@ -67,6 +68,7 @@ class Upstream(asyncio.Protocol):
         "_client",
         "_decoder",
         "_ground",
+        "_interim",
         "_left",
         "_partial",
         "_persistent",
@@ -86,6 +88,7 @@ class Upstream(asyncio.Protocol):
         self._phase = _Phase.IDLE
         self._partial = bytearray()  # of a head
         self._searched = 0
+        self._interim = 0
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self._persistent = False
@@ -99,6 +102,7 @@ class Upstream(asyncio.Protocol):
     def begin(self, client: Client, head: bytes) -> None:
         """Send a request's head for `client`, who hears of the answer."""
         self._client = client
+        self._interim = 0
         self._phase = _HEAD
         self._transport.write(head)
 
@@ -226,6 +230,10 @@ class Upstream(asyncio.Protocol):
             if head.status == _SWITCHING_PROTOCOLS:
                 self._switched(client, head, data[at:])
                 return
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                self._refused(client)
+                return
             if head.status != 100 and not client.old and not client.upgrading:
                 # RFC 9110 §15.2: passed on, but for the 100 that was answered by us.
                 client.send(head.lines + b"\r\n")
@@ -262,7 +270,7 @@ class Upstream(asyncio.Protocol):
             else:
                 framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
-        client.answer_begins(head.status)
+        client.answer_begins(head.status, head.lines)
         connection = client.connection_line()
         if length < 0:
             self._ground.counters.streams_open += 1

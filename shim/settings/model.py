@@ -322,7 +322,8 @@ class Settings(BaseSettings):
     head_timeout: Timeout = setting("10", "Time for a client to send a request's head.")
     body_timeout: Timeout = setting("60", "Longest pause within a request's body.")
     stall_timeout: Timeout = setting(
-        "300", "Longest that an answer waits for a client who reads nothing."
+        "300",
+        "Longest that a response waits for a client that reads nothing; an hour at least for audio and video.",
     )
     idle_timeout: Timeout = setting(
         "180", "How long an idle client connection is kept; longer than the edge keeps its own."

@@ -24,6 +24,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 UNIX_PEERS = "@"
+_MAX_ADDRESS = 128  # characters of an address, its blanks included
 
 # Quoted or not: an IPv6 address in brackets or an IPv4 address, with or without a port, or an IPv6 address.
 _FORWARDED_ENTRY = re.compile(
@@ -112,6 +113,8 @@ def parse_entry(text: str) -> Entry:
 def parse_address(text: bytes) -> Address | None:
     """The address that a forwarded entry names, without its quotes, brackets and port (RFC 7239 §6; IIS and
     others write `192.0.2.1:4711`). None where it names none: a name, an address with a zone, or nothing."""
+    if len(text) > _MAX_ADDRESS:
+        return None
     match = _FORWARDED_ENTRY.fullmatch(text.strip(b" \t"))
     if match is None:
         return None

@@ -39,6 +39,7 @@ _REJECTED = Verdict.REJECTED
 _PROTECTED = Place.PROTECTED
 # What is refused so may not be what its sender takes it for, nor what follows it.
 _DOUBTED = 400
+_ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@ ]+/")
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
 # Of a request to Navidrome's user API: one user's long name would make the list unreadable for all.
 USER_BODY_BYTES = 65536
@@ -60,6 +61,7 @@ class Decision:
     tokens are removed by `without_void_tokens`, and `void` says where they were; those of another account by
     `bound`, and `loosed` says where. `claims` are those of the tokens that are left. `form`: the body is a
     form that may carry one as well, and was not read yet. `writes_users`: it can change Navidrome's users.
+    `line_text` is the request line where `line` is None, as far as it was read.
     """
 
     outcome: Outcome
@@ -77,6 +79,18 @@ class Decision:
     void: tuple[str, ...] = ()
     loosed: tuple[str, ...] = ()
     claims: tuple[NavidromeClaims, ...] = ()
+    line_text: bytes = b""
+
+    @property
+    def requested(self) -> tuple[bytes, bytes]:
+        """Method and target, also of a request line that is rejected, as far as it has them."""
+        if self.line is not None:
+            return self.line.method, self.line.target
+        method, _, rest = self.line_text.partition(b" ")
+        target = rest.partition(b" ")[0]
+        # What else stands there may be anything, and this is for the log.
+        readable = method.isalpha() and (target[:1] == b"/" or _ABSOLUTE.match(target))
+        return (method, target) if readable else (b"", b"")
 
     @property
     def identity(self) -> Identity | None:
@@ -264,7 +278,7 @@ def decide(
         )
         return judge(line, block, source, policy, now)
     except Refused as refused:
-        return refuse(refused, source, line, block)
+        return refuse(refused, source, line, block, line_text)
 
 
 def _without_empty_line(rest: bytes) -> bytes:
@@ -315,19 +329,15 @@ def judge(
     elif envelope.length == CHUNKED:
         # RFC 9112 §6.1: HTTP/1.0 knows no transfer codings; whoever reads it as one is mistaken.
         raise Refused(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
-    if line.authority is not None and line.authority != (envelope.host or b"").lower():
+    if line.hosts is not None and (envelope.host or b"").lower() not in line.hosts:
         raise Refused(Reason.AMBIGUOUS_TARGET, "the target names another host than Host")
-    if envelope.upgrade is not None and not (
-        envelope.upgrade == b"websocket"
-        and envelope.websocket
-        and line.method == b"GET"
-        and line.version == 11
-    ):
-        # h2c is a known way around a proxy's rules; nothing but a whole WebSocket handshake is passed on.
+    # RFC 9110 §7.8: an offer in HTTP/1.0 is ignored. Of all offers only a WebSocket's is passed on: h2c is a
+    # known way around a proxy's rules.
+    upgrade = envelope.upgrade and line.version == 11
+    if upgrade and not (envelope.websocket and line.method == b"GET"):
         raise Refused(
-            Reason.UPGRADE_REFUSED, "an upgrade that is no WebSocket handshake (RFC 6455 §4.1)"
+            Reason.UPGRADE_REFUSED, "a WebSocket handshake that is not whole (RFC 6455 §4.1)"
         )
-    upgrade = envelope.upgrade is not None
     belief, place = envelope.belief, line.place
     if block.proof is not None and place in block.proof.places:
         belief = block.proof.belief(now)
@@ -416,12 +426,15 @@ def refuse(
     source: Source,
     line: RequestLine | None = None,
     block: HeaderBlock | None = None,
+    line_text: bytes = b"",
 ) -> Decision:
-    """The `rejected` decision of a refusal."""
+    """The `rejected` decision of a refusal. `line_text` is the request line, where it could not be read."""
     path_class = PathClass.PROTECTED if line is None else line.path_class
     result = outcome(refused.reason, path_class)
     keep_alive = result.status != _DOUBTED and source.listed and _ends_here(line, block)
-    return Decision(result, source, line, block, keep_alive, detail=refused.detail)
+    return Decision(
+        result, source, line, block, keep_alive, detail=refused.detail, line_text=line_text
+    )
 
 
 def _ends_here(line: RequestLine | None, block: HeaderBlock | None) -> bool:
@@ -429,7 +442,7 @@ def _ends_here(line: RequestLine | None, block: HeaderBlock | None) -> bool:
     if line is None or block is None:
         return False
     envelope = block.envelope
-    whole = envelope.upgrade is None and envelope.length in (NO_BODY, 0)
+    whole = not envelope.upgrade and envelope.length in (NO_BODY, 0)
     return whole and _lasts(line, envelope)
 
 

@@ -25,7 +25,8 @@ CHUNKED = -2
 # Go reads a length into an int64.
 _LONGEST = 2**63 - 1
 
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_WEBSOCKET = re.compile(rb"(?i)(?:^|,)[ \t]*websocket[ \t]*(?:,|$)")
 _ORIGIN = re.compile(rb"(https?)://([^/?#@]+)")
 _FORWARDED = (
     Kind.FORWARDED_FOR,
@@ -34,6 +35,8 @@ _FORWARDED = (
     Kind.FORWARDED,
     Kind.FORWARDED_OTHER,
 )
+# Options of `Connection`. No sender names more; what it names is kept with a remembered header block.
+_MAX_OPTIONS = 64
 # End-to-end fields that are looked at on their way.
 _WATCHED = (Kind.HOST, Kind.ORIGIN, Kind.FETCH_SITE, Kind.WEBSOCKET)
 _SAME_SITE = (b"same-origin", b"none")
@@ -51,8 +54,8 @@ class Envelope:
     `host`: the value of `Host`, None if there is none.
     `length`: bytes of the body, `NO_BODY` or `CHUNKED`.
     `close`, `keep_alive`: the options of `Connection`; `named`: the fields that it names, lower case.
-    `upgrade`: the value of `Upgrade` where `Connection` names it. `websocket`: whether the handshake's
-    fields are whole.
+    `upgrade`: whether a WebSocket is offered; any other offer is ignored. `websocket`: whether the
+    handshake's fields are whole.
     `expects`: the client waits for a 100.
     `foreign`: how a browser says that another site asked, empty where it does not.
     `client`: the client's address.
@@ -69,7 +72,7 @@ class Envelope:
     close: bool
     keep_alive: bool
     named: frozenset[bytes]
-    upgrade: bytes | None
+    upgrade: bool
     websocket: bool
     expects: bool
     foreign: str
@@ -147,7 +150,7 @@ class _Reading:
             close=b"close" in options,
             keep_alive=b"keep-alive" in options,
             named=named,
-            upgrade=self._upgrade() if b"upgrade" in options else None,
+            upgrade=b"upgrade" in options and self._offers_websocket(),
             websocket=self._websocket(length),
             expects=self._expects(),
             foreign=self._foreign(host),
@@ -197,7 +200,12 @@ class _Reading:
         fields = self._found.get(Kind.CONNECTION)
         if fields is None:
             return frozenset()
-        options = b",".join(field.value for field in fields).lower().split(b",")
+        joined = b",".join(field.value for field in fields)
+        if joined.count(b",") >= _MAX_OPTIONS:
+            raise Refused(
+                Reason.AMBIGUOUS_FRAMING, f"Connection names more than {_MAX_OPTIONS} options"
+            )
+        options = joined.lower().split(b",")
         return frozenset(option.strip(b" \t") for option in options)
 
     def _expects(self) -> bool:
@@ -206,10 +214,11 @@ class _Reading:
             raise Refused(Reason.AMBIGUOUS_FRAMING, "Expect is not 100-continue")
         return bool(fields)
 
-    def _upgrade(self) -> bytes | None:
-        # RFC 9110 §7.8: the option alone, which some edges send with every request, asks for nothing.
-        fields = self._found.get(Kind.UPGRADE)
-        return None if fields is None else b",".join(field.value for field in fields).lower()
+    def _offers_websocket(self) -> bool:
+        # RFC 9110 §7.8: an offer may be ignored. Java's client and curl offer h2c with every request, and
+        # some edges send the option of `Connection` alone.
+        fields = self._found.get(Kind.UPGRADE, ())
+        return any(_WEBSOCKET.search(field.value) is not None for field in fields)
 
     def _websocket(self, length: int) -> bool:
         fields = sorted((field.name, field.value) for field in self._fields(Kind.WEBSOCKET))

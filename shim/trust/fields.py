@@ -354,4 +354,5 @@ def _claim(role: Role, value: bytes, names: FieldNames) -> str | Refused:
             value = decode_name(value, percent=names.percent_names)
         return read_text(role, value)
     except Refused as refused:
-        return refused
+        # A remembered exception would keep the frames in which it was raised, and what they hold.
+        return Refused(refused.reason, refused.detail)

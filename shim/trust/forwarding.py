@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from shim.trust.addresses import AddressList, Peer, parse_address
 from shim.trust.fields import Field, Kind
 
+# Entries of `X-Forwarded-For` that are read, and forwarded: the last ones. No chain of proxies is longer.
+_MAX_ENTRIES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -62,14 +65,14 @@ def forwarded_lines(
     """
     if not source.listed:
         return _from_socket(source, host), source.address
-    chain: list[bytes] = []
+    forwarded_for: list[bytes] = []
     lines: list[bytes] = []
     forwarded: list[bytes] = []
     scheme = b""
     has_host = False
     for field in kept:
         if field.kind is Kind.FORWARDED_FOR:
-            chain += [entry.strip(b" \t") for entry in field.value.split(b",")]
+            forwarded_for.append(field.value)
         elif field.kind is Kind.FORWARDED:
             forwarded.append(field.value)
         elif field.kind is Kind.FORWARDED_PROTO:
@@ -77,6 +80,8 @@ def forwarded_lines(
         else:
             lines.append(field.wire)
             has_host = has_host or field.kind is Kind.FORWARDED_HOST
+    entries = b",".join(forwarded_for).rsplit(b",", _MAX_ENTRIES)[-_MAX_ENTRIES:]
+    chain = [entry.strip(b" \t") for entry in entries] if forwarded_for else []
     client = client_address(chain, source, hops)
     # Several proxies may each have added theirs: the first is the client's.
     if scheme not in (b"http", b"https"):

@@ -49,6 +49,7 @@ _MAX_ENCODED_NAME = 12 * 1024
 _WORD = rb"=\?[A-Za-z0-9_.:-]+(?:\*[A-Za-z0-9-]*)?\?[BbQq]\?[!->@-~]*\?="
 _ENCODED_WORDS = re.compile(_WORD + rb"(?:[ \t]+" + _WORD + rb")*")
 _CHARSETS = frozenset({"utf-8", "us-ascii", "iso-8859-1", "iso-8859-15", "windows-1252"})
+MAX_GROUPS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,9 @@ def _decode_word(word: bytes) -> str:
 
 
 def split_groups(text: str, separator: str) -> tuple[str, ...]:
-    """The groups of a header's text, blanks around each passed over, empty ones left out."""
+    """Split a header's text into groups, blanks around each removed, empty ones left out. Raises `Refused`
+    (`identity_invalid`) for more than `MAX_GROUPS`."""
+    if text.count(separator) >= MAX_GROUPS:
+        raise Refused(Reason.IDENTITY_INVALID, f"there are more than {MAX_GROUPS} groups")
     groups = (group.strip() for group in text.split(separator))
     return tuple(group for group in groups if group)

@@ -27,7 +27,7 @@ class Memory(Generic[K, V]):
 
     __slots__ = ("_cost", "_entries", "_marks", "_most_marks", "_older", "_size", "_used", "recent")
 
-    def __init__(self, entries: int, size: int, cost: Callable[[K], int]) -> None:
+    def __init__(self, entries: int, size: int, cost: Callable[[K, V], int]) -> None:
         self.recent: dict[K, V] = {}
         self._older: dict[K, V] = {}
         self._marks: set[int] = set()
@@ -43,7 +43,8 @@ class Memory(Generic[K, V]):
     @property
     def size(self) -> int:
         """The bytes in use, as `cost` tells."""
-        return sum(map(self._cost, self.recent)) + sum(map(self._cost, self._older))
+        generations = (self.recent, self._older)
+        return sum(self._cost(key, value) for each in generations for key, value in each.items())
 
     def get(self, key: K) -> V | None:
         """What is remembered under this key, or None."""
@@ -70,7 +71,7 @@ class Memory(Generic[K, V]):
 
     def keep(self, key: K, value: V) -> None:
         """Remember the value at once: for what nobody can make up."""
-        cost = self._cost(key)
+        cost = self._cost(key, value)
         if cost > self._size:
             return
         if len(self.recent) >= self._entries or self._used + cost > self._size:

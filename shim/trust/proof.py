@@ -99,6 +99,11 @@ class TokenProof(Generic[B]):
         self._found: B | None = None
         self._span: Span | None = None
 
+    @property
+    def size(self) -> int:
+        """The bytes that it keeps alive: the token, and the belief that comes of it."""
+        return 1024 + len(self._text)
+
     def known(self) -> bool:
         """Whether `belief` costs no signature."""
         if self._found is None and (said := self._verify.recall(self._text)) is not None:

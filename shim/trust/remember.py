@@ -10,8 +10,9 @@ verified is remembered by its digest, so that another block with the same one co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from sys import getsizeof
 
 from shim.trust.addresses import Peer
 from shim.trust.block import HeaderBlock, Sealed, read_block, split_block
@@ -19,6 +20,7 @@ from shim.trust.decide import Decision, Verifier, judge, refuse, seal
 from shim.trust.envelope import Envelope, read_envelope, set_apart
 from shim.trust.fields import Field, FieldNames, parse_line
 from shim.trust.forwarding import Source
+from shim.trust.identity import Identity
 from shim.trust.jwt import digest
 from shim.trust.memory import Memory
 from shim.trust.policy import Policy
@@ -27,23 +29,57 @@ from shim.trust.reasons import Reason
 from shim.trust.refusal import Refused
 from shim.trust.target import RequestLine, parse_request_line
 
-
-def _block_cost(key: tuple[str, bytes]) -> int:
-    return 512 + 2 * len(key[1])
+# What an entry costs in bytes, with everything that it keeps alive; each entry pays for what several share.
 
 
-def _line_cost(line: bytes) -> int:
-    return 512 + 4 * len(line)
+def _block_cost(key: tuple[str, bytes], block: HeaderBlock) -> int:
+    envelope, proof = block.envelope, block.proof
+    fields = (*envelope.removed, *envelope.tokens, *block.dropped)
+    size = 512 + len(key[1]) + len(block.forward) + (0 if proof is None else proof.size)
+    return size + _fields_cost(fields) + _envelope_size(envelope)
 
 
-def _envelope_cost(key: tuple[str, tuple[Field, ...]]) -> int:
+def _line_cost(line: bytes, field: Field) -> int:
+    return 256 + len(line) + _field_cost(field)
+
+
+def _sealed_cost(key: tuple[str, tuple[Field, ...]], sealed: Sealed) -> int:
+    envelope, proof = sealed
+    return _envelope_cost(key, envelope) + (0 if proof is None else proof.size)
+
+
+def _envelope_cost(key: tuple[str, tuple[Field, ...]], envelope: Envelope) -> int:
     # It keeps its fields alive, long after the memory of lines has let go of them.
-    return 2048 + sum(2 * len(field.wire) for field in key[1])
+    return 512 + _fields_cost(key[1]) + _envelope_size(envelope)
 
 
-def _token_cost(key: tuple[bytes, int]) -> int:
-    # What a token says is a part of its text, as itself and as each header would carry it.
-    return 1024 + 2 * key[1]
+def _token_cost(_: tuple[bytes, int], said: Said) -> int:
+    return 1024 + _identity_size(said.identity) + sum(map(getsizeof, said.claims.values()))
+
+
+def _fields_cost(fields: Sequence[Field]) -> int:
+    return sum(map(_field_cost, fields))
+
+
+def _field_cost(field: Field) -> int:
+    # Of an identity header that is read there is the text as well, up to four bytes for a character.
+    text = 0 if field.claim is None else getsizeof(field.claim)
+    return 384 + len(field.name) + len(field.value) + len(field.wire) + text
+
+
+def _envelope_size(envelope: Envelope) -> int:
+    """The bytes of an envelope without its fields."""
+    beliefs = 1024 if envelope.awaited is None else 4096
+    named = 256 + sum(128 + len(name) for name in envelope.named)
+    identity = envelope.belief.identity
+    who = 0 if identity is None else _identity_size(identity)
+    return 1024 + len(envelope.forward) + beliefs + named + who
+
+
+def _identity_size(identity: Identity) -> int:
+    texts = (identity.username, identity.name, identity.email, identity.uid)
+    groups = identity.groups or ()
+    return 256 + sum(map(getsizeof, (*texts, groups, *groups)))
 
 
 class _Notebook:
@@ -57,12 +93,17 @@ class _Notebook:
             int(512 * share), 3 * size, _block_cost
         )
         self.envelopes: Memory[tuple[str, tuple[Field, ...]], Envelope] = Memory(
-            int(512 * share), size, _envelope_cost
+            int(512 * share), 2 * size, _envelope_cost
         )
         self.sealed: Memory[tuple[str, tuple[Field, ...]], Sealed] = Memory(
-            int(512 * share), size, _envelope_cost
+            int(512 * share), 2 * size, _sealed_cost
         )
         self.lines: Memory[bytes, Field] = Memory(int(2048 * share), size, _line_cost)
+
+    @property
+    def size(self) -> int:
+        """The bytes in use."""
+        return self.blocks.size + self.envelopes.size + self.sealed.size + self.lines.size
 
 
 @dataclass(slots=True)
@@ -115,6 +156,11 @@ class RememberedDecisions:
         """The header block of these bytes, if it is remembered. What is remembered has no empty line."""
         return standing.notebook.blocks.get((standing.key, block_text))
 
+    @property
+    def size(self) -> int:
+        """The bytes that everything remembered keeps alive, at most."""
+        return self._verify.size + sum(each.size for each in self._notebooks.values())
+
     def decide(
         self,
         line_text: bytes,
@@ -142,7 +188,8 @@ class RememberedDecisions:
         try:
             line = parse_request_line(line_text, self.policy.paths)
         except Refused as refused:
-            return refuse(refused, standing.source)  # as if the block had not been looked at yet
+            # As if the block had not been looked at yet.
+            return refuse(refused, standing.source, line_text=line_text)
         if block is None:
             try:
                 block = read_block(
@@ -181,9 +228,11 @@ class RememberedDecisions:
             standing.notebook.blocks.offer((standing.key, block_text), block)
         return decision
 
-    def refuse(self, reason: Reason, detail: str, standing: Standing) -> Decision:
-        """The decision on a request whose head never became whole."""
-        return refuse(Refused(reason, detail), standing.source)
+    def refuse(
+        self, reason: Reason, detail: str, standing: Standing, line_text: bytes = b""
+    ) -> Decision:
+        """The decision on a request whose head never became whole; `line_text` is what came of its line."""
+        return refuse(Refused(reason, detail), standing.source, line_text=line_text)
 
 
 def _line_reader(memory: Memory[bytes, Field], names: FieldNames) -> Callable[[bytes], Field]:
@@ -244,6 +293,11 @@ class _VerifiedTokens(Verifier):
             said = super().__call__(text, now)
             self._memory.keep(key, said)
         return said
+
+    @property
+    def size(self) -> int:
+        """The bytes in use."""
+        return self._memory.size
 
     def recall(self, text: str) -> Said | None:
         """What is remembered of it."""

@@ -80,23 +80,48 @@ def test_not_one_byte_goes_upstream_before_navidromes_101(
 @pytest.mark.parametrize(
     "fields",
     [
-        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ",
-        "Connection: upgrade\r\nUpgrade: h2c",
         "Connection: Upgrade\r\nUpgrade: h2c, websocket",
         "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c",
-        "Connection: Upgrade\r\nUpgrade: TLS/1.0",
         "Connection: Upgrade\r\nUpgrade: websocket",
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x",
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
-def test_h2c_and_every_other_upgrade(
+def test_a_handshake_that_is_not_whole(
     front: Shim, upstream: Recorder, fields: str, listed: bool
 ) -> None:
     peer = an_edge() if listed else someone()
     text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
     answer = front.ask(text + SECOND, peer)
     assert_rejected(front, upstream, answer, peer, 400, "upgrade_refused")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ",
+        "Connection: upgrade\r\nUpgrade: h2c",
+        "Connection: Upgrade\r\nUpgrade:",
+        "Connection: Upgrade\r\nUpgrade: TLS/1.0",
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
+def test_an_offer_of_h2c_or_anything_else_is_ignored_and_what_follows_is_a_request(
+    front: Shim, upstream: Recorder, fields: str, listed: bool
+) -> None:
+    peer = an_edge() if listed else someone()
+    text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
+    last = SECOND.replace(b"Host", b"Connection: close\r\nHost")
+    assert front.ask(text + last, peer).statuses == [200, 200]
+    front.judged(peer, upstream)
+    assert [received.target for received in upstream.asked] == [
+        "/app/",
+        "/rest/getUsers?v=1&c=smuggled",
+    ]
+    for received in upstream.asked:
+        assert_names_nobody(received)
+        for name in ("Upgrade", "HTTP2-Settings", "Connection"):
+            assert received.values(name) == []
 
 
 def test_a_handshake_with_a_body(front: Shim, upstream: Recorder) -> None:

@@ -40,6 +40,7 @@ class Notes:
     judged_as: list[tuple[Reason, str]] = field(default_factory=list)
     failures: list[tuple[str, int, str]] = field(default_factory=list)
     accesses: list[tuple[str, int, int]] = field(default_factory=list)
+    incomplete: list[tuple[str, int, int]] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
     upstream: list[str] = field(default_factory=list)
     tokens: list[tuple[str, ...]] = field(default_factory=list)
@@ -58,9 +59,17 @@ class Notes:
         self.failures.append((word, status, request_id))
 
     def accessed(
-        self, decision: Decision, request_id: str, status: int, sent: int, seconds: float
+        self,
+        decision: Decision,
+        request_id: str,
+        status: int,
+        sent: int,
+        seconds: float,
+        incomplete: str = "",
     ) -> None:
         del decision
+        if incomplete:
+            self.incomplete.append((incomplete, status, sent))
         assert 0 <= seconds < 3600
         self.durations.append(seconds)
         self.accesses.append((request_id, status, sent))

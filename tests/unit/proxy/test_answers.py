@@ -211,3 +211,40 @@ async def test_the_access_log_knows_what_was_sent(navidrome: Navidrome) -> None:
             501,
             len(refused.received),
         )
+
+
+@pytest.mark.parametrize(
+    ("query", "json_asked"),
+    [
+        ("f=json", True),
+        ("u=a&%66=%6Ason", True),
+        ("f=json&f=xml", True),
+        ("f=xml&f=json", False),
+        ("xf=json", False),
+        ("u=f=json", False),
+        ("f=json%00", False),
+    ],
+)
+async def test_the_first_f_of_the_query_names_the_subsonic_format(
+    front: Front, navidrome: Navidrome, query: str, json_asked: bool
+) -> None:
+    answer = await down(front, navidrome, f"/rest/ping?{query}")
+    assert (answer.get("content-type") == "application/json") is json_asked
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (get("/rest/a;b?f=json"), 400),
+        (get("/rest/ping?f=json", "Host: again"), 400),
+        (get("/rest/ping?f=json", "bad line"), 400),
+        (get("/rest/ping?f=json", "X: " + "x" * 70_000), 431),
+        (request("BREW", "/rest/ping?f=json"), 501),
+    ],
+)
+async def test_every_rejection_below_rest_is_a_subsonic_error(
+    front: Front, head: str, status: int
+) -> None:
+    answer = await front.ask(head)
+    assert answer.status == status
+    assert json.loads(answer.body)["subsonic-response"]["status"] == "failed"

@@ -150,3 +150,38 @@ def test_what_is_encoded_is_decoded_to_the_same(pieces: list[bytes]) -> None:
     encoded = encode_chunk(pieces)
     assert (encoded == b"") == (not whole), "an empty chunk would end the body"
     assert decoded(encoded + b"0\r\n\r\n")[0] == whole
+
+
+_PIECES = [
+    "1\r\na\r\n",
+    "2\r\nab\r\n",
+    "3;a\r\nabc\r\n",
+    "0\r\n",
+    "\r\n",
+    "a: b\r\n",
+    "1\r\nab",
+    "x",
+]
+
+
+@given(
+    st.lists(st.sampled_from(_PIECES)).map(lambda pieces: "".join(pieces).encode()),
+    st.integers(1, 5),
+)
+def test_so_many_lines_at_a_time_come_to_the_same(data: bytes, max_lines: int) -> None:
+    assert _in_steps(data, max_lines) == _outcome(data)
+
+
+def _in_steps(data: bytes, max_lines: int) -> tuple[bytes, int | None] | None:
+    decoder = ChunkedDecoder()
+    body, at = b"", 0
+    while at < len(data) and not decoder.done:
+        try:
+            pieces, used = decoder.feed(data[at:], max_lines)
+        except ChunkedError:
+            return None
+        assert used > 0
+        assert len(pieces) <= max_lines + 1
+        body += b"".join(pieces)
+        at += used
+    return body, at if decoder.done else None

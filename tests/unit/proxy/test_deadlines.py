@@ -172,12 +172,12 @@ async def test_heads_behind_answers_that_nobody_takes_are_not_told_of_as_late(
     async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
         client = await front.client(EDGE, receive_buffer=4096)
         refused = get("/app/", "X-authentik-uid: 1").encode()  # a 403, and the connection lasts
-        sending = asyncio.create_task(client.send(*[refused * 100] * 100))
-        await until(lambda: front.reading_paused)
+        while not front.writing_paused:
+            await client.send(refused)
+        await client.send(*[refused] * 100)
         front.pass_time(41)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, TimeoutError):
             await client.read_to_end()
-        sending.cancel()
         assert {reason for reason, _ in front.notes.judged_as} == {Reason.IDENTITY_INCOMPLETE}
 
 
@@ -231,18 +231,3 @@ async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> N
         answer = await client.answer()
         assert (answer.status, answer.get("retry-after")) == (503, "5")
         assert navidrome.count == 0
-
-
-async def test_what_is_sent_ahead_of_a_silent_navidrome_has_a_stall_timeout(
-    front: Front, navidrome: Navidrome
-) -> None:
-    client = await front.client()
-    await client.send(get("/api/events").encode())
-    served, _ = await navidrome.asked()
-    await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
-    await client.answer_head()
-    for _ in range(64):
-        await client.send(bytes(1 << 12))
-    front.pass_time(31)
-    await front.until_no_client()
-    await served.gone()

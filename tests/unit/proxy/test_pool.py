@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shim.proxy.limits import Limits
+from shim.proxy.pool import UpstreamPool
 from tests.unit.proxy.client import get, request
 from tests.unit.proxy.front import Front, front_before
 from tests.unit.proxy.navidrome_end import OK, Navidrome, Served, navidrome_on_a_socket
@@ -308,3 +309,15 @@ async def test_what_is_repeated_is_repeated_with_its_answer_whole(
     assert (await again.head()).startswith(b"GET /2 ")
     await again.send(OK)
     assert [(await client.answer()).body for _ in range(2)] == [b"ok"] * 2
+
+
+async def test_a_pool_may_have_a_bound_of_its_own(front: Front, navidrome: Navidrome) -> None:
+    front.plane.pool = UpstreamPool(front.plane, navidrome.address, most=1)
+    first, second = await front.client(), await front.client()
+    await first.send(get("/1").encode())
+    served, _ = await navidrome.asked()
+    await second.send(get("/2").encode())
+    await front.settled()
+    assert navidrome.count == 1
+    await served.send(OK)
+    assert (await served.head()).startswith(b"GET /2 ")

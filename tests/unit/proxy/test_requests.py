@@ -226,7 +226,6 @@ _BOTH = "Content-Length: 1\r\nTransfer-Encoding: chunked"
         "Transfer_Encoding: chunked",
         "Expect: 200-ok",
         "Host: other",
-        "Upgrade: h2c\r\nConnection: Upgrade",
         "X\x01: y",
         "no colon",
         " folded: line",
@@ -260,7 +259,7 @@ async def test_what_can_be_read_in_two_ways_is_refused_and_closed(
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "GET / HTTP/1.1\nHost: h\n\n",
         "GET / HTTP/1.1\r\nHost: h\nX: y\r\n",
-        "\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        "\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
     ],
 )
 async def test_a_malformed_head_is_refused_at_once(
@@ -336,3 +335,33 @@ async def test_a_bad_chunked_body_is_refused_and_its_request_dropped(
     assert (await client.answer()).status == 400
     await served.gone()
     assert b"0\r\n\r\n" not in bytes(served.received), "Navidrome never sees the body end"
+
+
+@pytest.mark.parametrize("slices", [(b"\r\n", b""), (b"\r", b"\n"), (b"", b"\r\n")])
+async def test_one_empty_line_before_a_request_line_is_ignored(
+    front: Front, navidrome: Navidrome, slices: tuple[bytes, bytes]
+) -> None:
+    client = await front.client()
+    first, second = slices
+    await client.send(*filter(None, (first, second + get("/1").encode())))
+    served, sent = await navidrome.asked()
+    assert sent.startswith(b"GET /1 ")
+    await served.send(OK)
+    await client.answer()
+    await client.send(b"\r\n" + get("/2").encode())
+    assert (await served.head()).startswith(b"GET /2 ")
+    await served.send(OK)
+    await client.answer()
+
+
+async def test_two_empty_lines_before_a_request_line_are_rejected(front: Front) -> None:
+    client = await front.client()
+    await client.send(b"\r\n", b"\r\n", get("/1").encode())
+    assert (await client.answer()).status == 400
+
+
+async def test_a_tls_handshake_on_the_plain_port_is_closed_and_told_of(front: Front) -> None:
+    client = await front.client()
+    await client.send(bytes.fromhex("1603010200010001fc0303") + bytes(500))
+    assert await client.read_to_end() == b""
+    assert [reason for reason, _ in front.notes.judged_as] == [Reason.MALFORMED_HEAD]

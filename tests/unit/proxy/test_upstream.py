@@ -118,12 +118,24 @@ async def test_interim_answers_are_not_for_a_client_of_1_0(
     assert (await client.answer()).status == 200
 
 
-async def test_any_number_of_interim_answers_does_not_recurse(
-    front: Front, navidrome: Navidrome
+@pytest.mark.parametrize(("count", "status"), [(16, 200), (17, 502)])
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 100 \r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+@pytest.mark.parametrize("in_one_piece", [True, False])
+async def test_more_than_16_interim_responses_are_a_502(
+    front: Front,
+    navidrome: Navidrome,
+    count: int,
+    status: int,
+    interim: bytes,
+    in_one_piece: bool,
 ) -> None:
     client, served = await asked(front, navidrome)
-    await served.send(b"HTTP/1.1 100 \r\n\r\n" * 5000 + OK)
-    assert (await client.answer()).body == b"ok"
+    pieces = [*[interim] * count, OK]
+    await served.send(*([b"".join(pieces)] if in_one_piece else pieces))
+    if b"103" in interim:
+        for _ in range(16):
+            assert (await client.answer()).status == 103
+    assert (await client.answer()).status == status
 
 
 @pytest.mark.parametrize(

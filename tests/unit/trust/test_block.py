@@ -137,6 +137,7 @@ def test_a_host_is_a_name_with_or_without_a_port(host: str) -> None:
         ("Host: a/b",),
         ("Host: user@a",),
         ("Host: a:b",),
+        ("Host: :",),
         ("Host: a:1:2",),
         ("Host: a?",),
         ('Host: a"',),
@@ -265,3 +266,11 @@ def test_a_request_has_a_bounded_number_of_lines() -> None:
 def test_what_is_no_head_is_refused(text: bytes) -> None:
     decision = judged(text)
     assert (decision.outcome.reason, decision.outcome.status) == (Reason.MALFORMED_HEAD, 400)
+
+
+@pytest.mark.parametrize(("options", "rejected"), [(64, False), (65, True)])
+def test_more_than_64_options_of_connection_are_rejected(options: int, rejected: bool) -> None:
+    lines = [f"Connection: {','.join(f'x{n}' for n in range(32))}"]
+    lines.append(f"Connection: {','.join(f'y{n}' for n in range(options - 32))}")
+    decision = judged(head("GET / HTTP/1.1", *lines))
+    assert (decision.outcome.reason is Reason.AMBIGUOUS_FRAMING) is rejected

@@ -207,3 +207,17 @@ def test_what_connection_names_can_not_take_the_clients_address_away() -> None:
     assert forwarded(told, "X-Forwarded-For") == ["198.51.100.7, 127.0.0.2"]
     assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]
     assert forwarded(told, "Host") == [HOST]
+
+
+def test_only_the_last_32_entries_of_x_forwarded_for_are_read_and_forwarded() -> None:
+    policy = Policy(whitelist=POLICY.whitelist, hops=listing("10.0.0.0/8"))
+    entries = ["198.51.100.7", *(f"10.0.0.{number}" for number in range(1, 33))]
+    told = judged(
+        head("GET /app/ HTTP/1.1", f"X-Forwarded-For: {', '.join(entries)}"), policy=policy
+    ).head()
+    assert forwarded(told, "X-Forwarded-For") == [", ".join([*entries[1:], "127.0.0.2"])]
+    assert forwarded(told, "X-Real-IP") == ["10.0.0.1"]
+    told = judged(
+        head("GET /app/ HTTP/1.1", f"X-Forwarded-For: {', '.join(entries[:-1])}"), policy=policy
+    ).head()
+    assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]

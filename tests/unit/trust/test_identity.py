@@ -143,3 +143,9 @@ def test_groups_are_split_where_the_settings_say(
     text: str, separator: str, groups: tuple[str, ...]
 ) -> None:
     assert split_groups(text, separator) == groups
+
+
+def test_more_than_2048_groups_are_rejected() -> None:
+    assert len(split_groups("|".join(["a"] * 2048), "|")) == 2048
+    with pytest.raises(Refused, match="groups"):
+        split_groups("|".join(["a"] * 2049), "|")

@@ -9,7 +9,7 @@ from shim.trust.memory import Memory
 
 
 def memory(entries: int = 8, size: int = 800) -> Memory[str, int]:
-    return Memory(entries, size, lambda key: 10 * len(key))
+    return Memory(entries, size, lambda key, _: 10 * len(key))
 
 
 def learn(into: Memory[str, int], key: str, value: int = 1) -> None:

@@ -126,6 +126,14 @@ def test_no_bytes_at_all_make_it_raise(text: bytes, peer: Peer, policy: Policy) 
     )
 
 
+def with_query_escaped(text: bytes) -> bytes:
+    """The head with its query as it is forwarded: bytes from 0x80 as their escapes."""
+    line, end, rest = text.partition(b"\r\n")
+    path, mark, query = line.partition(b"?")
+    escaped = re.sub(rb"[\x80-\xff]", lambda match: b"%%%02X" % match[0][0], query)
+    return path + mark + escaped + end + rest
+
+
 @settings(max_examples=1000, deadline=None)
 @given(requests(), st.data())
 def test_a_head_that_is_accepted_is_one_for_llhttp_too(text: bytes, data: st.DataObject) -> None:
@@ -133,7 +141,7 @@ def test_a_head_that_is_accepted_is_one_for_llhttp_too(text: bytes, data: st.Dat
     text = text[:at] + data.draw(st.binary(max_size=2)) + text[at + data.draw(st.integers(0, 2)) :]
     decision = judged(text)
     if decision.outcome.reason not in PROTOCOL_FAULTS:
-        assert read_by_llhttp(text) is not None
+        assert read_by_llhttp(with_query_escaped(text)) is not None
 
 
 @pytest.mark.parametrize("byte", range(256))
@@ -191,7 +199,7 @@ def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refus
             parsed = parse_request_line(line, Paths())
         except Refused:
             continue
-        read = read_by_llhttp(line + b"\r\nHost: a\r\n\r\n")
+        read = read_by_llhttp(with_query_escaped(line + b"\r\nHost: a\r\n\r\n"))
         assert read is not None, line
         assert read.method == parsed.method
         assert read.target == parsed.target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,7 @@ from shim.trust.target import (
     Place,
     RequestLine,
     _parse_unusual,
+    _unquote,
     parse_request_line,
 )
 from tests.unit.trust.asking import ADA, head, judged, listing
@@ -105,9 +106,12 @@ def test_a_target_that_could_be_read_in_two_ways_is_refused(target: str) -> None
     assert decision.detail
 
 
-@pytest.mark.parametrize("byte", [*range(0x21), 0x23, *range(0x7F, 0x100)])
-@pytest.mark.parametrize("place", [b"/rest/%bx", b"/api?x=%by"])
-def test_a_target_holds_visible_ascii_alone(byte: int, place: bytes) -> None:
+@pytest.mark.parametrize(
+    ("byte", "place"),
+    [(byte, b"/rest/%bx") for byte in (*range(0x21), 0x23, *range(0x7F, 0x100))]
+    + [(byte, b"/api?x=%by") for byte in (*range(0x21), 0x23, 0x7F)],
+)
+def test_a_target_holds_visible_ascii_alone_but_for_its_query(byte: int, place: bytes) -> None:
     line = b"GET " + place % bytes([byte]) + b" HTTP/1.1"
     with pytest.raises(Refused) as refused:
         parse_request_line(line, Paths())
@@ -378,7 +382,7 @@ def test_a_request_line_is_three_words_and_a_version_of_1(line: str) -> None:
         ("http://music.example.com:8080/app/", "music.example.com:8080", True),
         ("http://music.example.com", "music.example.com", True),
         ("http://music.example.com/app/", "other.example.com", False),
-        ("http://music.example.com:80/app/", "music.example.com", False),
+        ("http://music.example.com:81/app/", "music.example.com", False),
         ("http://music.example.com./app/", "music.example.com", False),
     ],
 )
@@ -448,4 +452,69 @@ def test_the_usual_request_line_comes_to_what_the_steps_make_of_it(
 ) -> None:
     line = f"{method} /{''.join(parts)} HTTP/{version}".encode()
     if _USUAL.fullmatch(line):
-        assert parse_request_line(line, Paths()) == _parse_unusual(line, Paths())
+        assert _outcome(parse_request_line, line) == _outcome(_parse_unusual, line)
+
+
+def _outcome(
+    read: Callable[[bytes, Paths], RequestLine], line: bytes
+) -> RequestLine | tuple[Reason, str]:
+    try:
+        return read(line, Paths())
+    except Refused as refused:
+        return refused.reason, refused.detail
+
+
+_RAW = st.text("abAZ09-_.!$&'()*+,=:@~/", max_size=4).map(str.encode)
+_ESCAPED = st.integers(0, 255).map(lambda byte: b"%%%02x" % byte)
+
+
+@given(st.lists(_RAW | _ESCAPED | _ESCAPED.map(bytes.upper)).map(b"".join))
+def test_escapes_are_decoded_as_the_standard_library_does(text: bytes) -> None:
+    assert _unquote(text) == unquote_to_bytes(text)
+
+
+def test_raw_bytes_of_a_query_are_forwarded_as_their_escapes() -> None:
+    line = parse_request_line("GET /rest/search3?query=Björk&a=b%20c\\ HTTP/1.1".encode(), Paths())
+    assert line.target == b"/rest/search3?query=Bj%C3%B6rk&a=b%20c\\"
+    assert line.path == b"/rest/search3"
+
+
+@given(
+    st.binary(max_size=300).map(lambda data: data.translate(None, bytes(range(0x21)) + b"#\x7f"))
+)
+def test_every_query_of_visible_and_high_bytes_is_escaped_alike(query: bytes) -> None:
+    line = parse_request_line(b"GET /x?" + query + b" HTTP/1.1", Paths())
+    assert line.target == b"/x?" + b"".join(
+        b"%%%02X" % byte if byte >= 0x80 else bytes([byte]) for byte in query
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["GET /Björk HTTP/1.1", "GET /Björk?a HTTP/1.1", "GET /?ö# HTTP/1.1"]
+)
+def test_raw_bytes_elsewhere_are_rejected(line: str) -> None:
+    with pytest.raises(Refused):
+        parse_request_line(line.encode(), Paths())
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "agrees"),
+    [
+        ("http://a/x", "a", True),
+        ("http://a:80/x", "a", True),
+        ("http://a/x", "a:80", True),
+        ("http://A:/x", "a:", True),
+        ("https://a:443/x", "a", True),
+        ("https://a:80/x", "a", False),
+        ("http://a:443/x", "a", False),
+        ("http://a:8080/x", "a", False),
+        ("http://a:8080/x", "a:8080", True),
+        ("http://[::1]:80/x", "[::1]", True),
+        ("http://a/x", "b", False),
+    ],
+)
+def test_an_absolute_form_agrees_with_host_whatever_spells_the_schemes_port(
+    target: str, host: str, agrees: bool
+) -> None:
+    decision = judged(head(f"GET {target} HTTP/1.1", host=host))
+    assert (decision.outcome.reason is not Reason.AMBIGUOUS_TARGET) is agrees

@@ -1,0 +1,255 @@
+"""Bounded work in each turn of the loop, and bounded memory for what a client sends ahead: nobody waits for
+another client's tiny chunks or pipelined heads, and a client that left is noticed though nothing is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from shim.proxy import plane
+from shim.proxy.chunked import ChunkedDecoder
+from shim.trust.decide import Decision
+from tests.unit.proxy.client import Client, get, request
+from tests.unit.proxy.front import EDGE, Front, front_before
+from tests.unit.proxy.navidrome_end import OK, Navidrome, navidrome_on_a_socket
+from tests.unit.proxy.slow_gate import SlowGate
+
+AHEAD = 1 << 16
+
+
+@asynccontextmanager
+async def counted_turns() -> AsyncIterator[list[int]]:
+    """The number of the loop's turn, in a list of one."""
+    turn = [0]
+
+    async def count() -> None:
+        while True:
+            turn[0] += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(count())
+    try:
+        yield turn
+    finally:
+        task.cancel()
+
+
+async def _upload(front: Front, *lines: str) -> Client:
+    client = await front.client()
+    await client.send(request("POST", "/api/x", *lines).encode())
+    return client
+
+
+async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
+    front: Front, navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: Counter[int] = Counter()
+    feed = ChunkedDecoder.feed
+    async with counted_turns() as turn:
+
+        def counting(self: ChunkedDecoder, *arguments: object) -> tuple[list[bytes], int]:
+            pieces, used = feed(self, *arguments)  # type: ignore[arg-type]
+            decoded[turn[0]] += len(pieces)
+            return pieces, used
+
+        client = await _upload(front, "Transfer-Encoding: chunked")
+        served, _ = await navidrome.asked()
+        with monkeypatch.context() as patched:
+            patched.setattr(ChunkedDecoder, "feed", counting)
+            sending = asyncio.create_task(client.send(b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n"))
+            # Read as it comes: whoever does not take it pauses the upload.
+            chunks = []
+            while chunk := await served.chunk():
+                chunks.append(chunk)
+            await sending
+    assert b"".join(chunks) == b"a" * 20_000
+    assert max(decoded.values()) <= 300
+    assert len(chunks) < 2000, "tiny chunks are put together"
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+
+
+async def test_another_client_is_served_amid_tiny_chunks(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await _upload(front, "Transfer-Encoding: chunked")
+    slow, _ = await navidrome.asked()
+    await client.send(b"1\r\na\r\n" * 20_000)
+    other = await front.client()
+    await other.send(get("/api/song").encode())
+    served, _ = await navidrome.asked()
+    await served.send(OK)
+    assert (await other.answer()).status == 200
+    assert any(each._queued for each in front._connections), "chunks are left"
+    assert slow.received.count(b"a") < 20_000
+
+
+async def test_what_follows_a_body_of_tiny_chunks_is_the_next_request(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    head = request("POST", "/api/x", "Transfer-Encoding: chunked").encode()
+    body = b"1\r\na\r\n" * 5000 + b"0\r\n\r\n"
+    await client.send(head + body + get("/next").encode())
+    served, _ = await navidrome.asked()
+    assert await served.chunks() == b"a" * 5000
+    await served.send(OK)
+    assert (await client.answer()).status == 200
+    assert (await served.head()).startswith(b"GET /next ")
+
+
+async def test_a_broken_chunk_behind_tiny_ones_is_a_400(front: Front, navidrome: Navidrome) -> None:
+    client = await _upload(front, "Transfer-Encoding: chunked")
+    await navidrome.accepted()
+    await client.send(b"1\r\na\r\n" * 5000 + b"x\r\n")
+    assert (await client.answer()).status == 400
+
+
+async def test_a_client_that_leaves_amid_its_tiny_chunks_is_dropped(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await _upload(front, "Transfer-Encoding: chunked")
+    served, _ = await navidrome.asked()
+    await client.send(b"1\r\na\r\n" * 20_000)
+    client.reset()
+    await front.until_no_client()
+    await served.gone()
+
+
+async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejected = get("/app/", "X-authentik-uid: 1").encode()  # a 403, and the connection lasts
+    judged: Counter[int] = Counter()
+    async with counted_turns() as turn:
+        client = await front.client(EDGE)
+        note = front.notes.judged
+
+        def counting(decision: Decision, request_id: str) -> None:
+            judged[turn[0]] += 1
+            note(decision, request_id)
+
+        monkeypatch.setattr(front.notes, "judged", counting)
+        sending = asyncio.create_task(client.send(rejected * 1000))
+        for _ in range(1000):
+            assert (await client.answer()).status == 403
+        await sending
+    assert sum(judged.values()) == 1000
+    assert max(judged.values()) <= 16
+
+
+async def test_a_response_has_to_be_waited_for_before_64_kb_are_sent_ahead(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/api/song").encode())
+    served, _ = await navidrome.asked()
+    await client.send(bytes(AHEAD))
+    await front.settled()
+    assert front.notes.failures == []
+    await client.send(bytes(4096))
+    answer = await client.answer()
+    assert (answer.status, answer.get("connection")) == (400, "close")
+    assert front.notes.failures == [("sent_ahead", 400, answer.get("x-request-id"))]
+    await served.gone()
+
+
+async def test_what_is_sent_ahead_of_a_response_that_began_ends_it_with_a_reset(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/api/events").encode())
+    served, _ = await navidrome.asked()
+    await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    await client.answer_head()
+    with pytest.raises(ConnectionError):
+        await client.send(*[bytes(1 << 14)] * 64)
+    await front.until_no_client()
+    await served.gone()
+    assert [word for word, *_ in front.notes.failures] == ["sent_ahead"]
+
+
+async def test_heads_sent_in_one_piece_count_as_sent_ahead(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await client.send(get("/1", "X: " + "x" * 7000).encode() * 30)
+    served, _ = await navidrome.asked()
+    assert (await client.answer()).status == 400
+    await served.gone()
+
+
+async def _paused_upload(front: Front, navidrome: Navidrome) -> Client:
+    """A client whose upload nobody takes, and that has sent more than the shim reads."""
+    client = await _upload(front, "Content-Length: 100000000")
+    await navidrome.accepted()
+    waiting = front.plane.paused.copy()
+    for _ in range(4096):
+        if front.plane.paused != waiting:
+            await client.send(bytes(1 << 12))  # which the shim does not read
+            return client
+        await client.send(bytes(1 << 14))
+    raise AssertionError("the shim reads on")
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
+    tmp_path: Path, reset: bool
+) -> None:
+    async with (
+        navidrome_on_a_socket(tmp_path / "n.sock") as navidrome,
+        front_before(navidrome) as front,
+    ):
+        client = await _paused_upload(front, navidrome)
+        front.pass_time(0)
+        assert front.counters.client_connections == 1, "it is still there"
+        if reset:
+            client.reset()
+        else:
+            client.close()
+        front.pass_time(1)
+        await front.until_no_client()
+        assert not front.plane.paused
+
+
+async def test_paused_sockets_are_asked_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plane, "_POLLED", 2)
+    async with (
+        navidrome_on_a_socket(tmp_path / "n.sock") as navidrome,
+        front_before(navidrome) as front,
+    ):
+        clients = [await _paused_upload(front, navidrome) for _ in range(5)]
+        for client in clients[2:]:
+            client.close()
+        counts = []
+        for _ in range(3):
+            front.plane.sweep(front.plane.now)
+            await asyncio.sleep(0.01)
+            counts.append(len(front.plane.paused))
+        assert counts == [5, 3, 2]
+
+
+async def test_a_client_that_leaves_while_its_account_is_awaited_is_noticed(
+    navidrome: Navidrome,
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, gate=gate) as front:
+        client = await front.client(EDGE)
+        lines = ("X-authentik-username: alice", "X-authentik-uid: u1", "Content-Length: 1000000")
+        await client.send(request("POST", "/api/x", *lines).encode())
+        future = await gate.question()
+        while not front.reading_paused:
+            await client.send(bytes(1 << 14))
+        await client.send(bytes(1 << 14))
+        client.close()
+        front.pass_time(1)
+        await front.until_no_client()
+        assert future.cancelled()

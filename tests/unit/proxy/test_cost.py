@@ -1,0 +1,67 @@
+"""Bounded work: 64 kB of the worst input known for each parser cost a bounded number of Python instructions.
+
+Instructions are counted, not time: what loops in C is linear and measured by hand, with
+`python -m tests.bench.worst_inputs`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.bench import worst_inputs
+from tests.bench.worst_inputs import HEADS, PAGES, RESPONSES, decide_head, read_response
+
+# An ordinary request of a browser takes 3,000 to 5,000; a loop over 64 kB takes hundreds of thousands.
+MAX_INSTRUCTIONS = 40_000
+
+
+def instructions(call: Callable[[], object]) -> int:
+    """How many bytecode instructions `call` takes, in all functions that it calls."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("address", ["10.0.0.2", "203.0.113.9"])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_costs_bounded_work_from_any_peer(name: str, address: str) -> None:
+    decide_head(
+        HEADS[name], worst_inputs.POLICY, address
+    )  # what is learned once is not the head's cost
+    cost = instructions(lambda: decide_head(HEADS[name], worst_inputs.POLICY, address))
+    assert cost < MAX_INSTRUCTIONS
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_without_an_identity_costs_bounded_work(name: str) -> None:
+    decide_head(PAGES[name], worst_inputs.PAGES_POLICY, "10.0.0.2")
+    cost = instructions(lambda: decide_head(PAGES[name], worst_inputs.PAGES_POLICY, "10.0.0.2"))
+    assert cost < MAX_INSTRUCTIONS
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_a_response_head_costs_bounded_work(name: str) -> None:
+    read_response(RESPONSES[name])
+    assert instructions(lambda: read_response(RESPONSES[name])) < MAX_INSTRUCTIONS
+
+
+def test_an_ordinary_loop_is_counted() -> None:
+    assert instructions(lambda: [byte + 1 for byte in bytes(10_000)]) > MAX_INSTRUCTIONS

@@ -1,0 +1,79 @@
+"""Responses that do not become whole are counted and logged, with the bytes that were sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shim.proxy.limits import Limits
+from tests.unit.proxy.client import Client, get
+from tests.unit.proxy.ends import until
+from tests.unit.proxy.front import Front, front_before
+from tests.unit.proxy.navidrome_end import Navidrome, Served
+
+SIZE = 3_000_000
+
+
+@pytest.fixture
+async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
+    limits = Limits(stall_timeout=300)
+    async with front_before(navidrome, limits=limits, wants_access=True, send_buffer=4096) as made:
+        yield made
+
+
+async def begun(front: Front, navidrome: Navidrome, kind: str) -> tuple[Client, Served]:
+    """A client that has read the head of a response, and takes no more of it."""
+    client = await front.client(receive_buffer=4096)
+    await client.send(get("/rest/stream").encode())
+    served, _ = await navidrome.asked()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {SIZE}\r\n\r\n"
+    await served.send(head.encode())
+    await client.answer_head()
+    return client, served
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_client_that_leaves_amid_its_response(
+    front: Front, navidrome: Navidrome, reset: bool
+) -> None:
+    client, served = await begun(front, navidrome, "audio/mpeg")
+    await served.send(bytes(1000))
+    await client.read_exactly(1000)
+    if reset:
+        client.reset()
+    else:
+        client.close()
+    await front.until_no_client()
+    ((word, status, sent),) = front.notes.incomplete
+    assert (word, status) == ("client_left", 200)
+    assert 1000 < sent < 1200
+    assert front.counters.failures == {"client_left": 1}
+
+
+async def test_a_response_that_navidrome_cuts(front: Front, navidrome: Navidrome) -> None:
+    client, served = await begun(front, navidrome, "audio/mpeg")
+    served.close()
+    await client.read_to_reset()
+    assert [word for word, *_ in front.notes.incomplete] == ["answer_cut"]
+    assert front.counters.failures == {"answer_cut": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [("text/html", 300), ("audio/flac", 3600), ("Video/mp4", 3600)]
+)
+async def test_a_player_may_be_paused_for_an_hour_and_anybody_else_for_five_minutes(
+    front: Front, navidrome: Navidrome, kind: str, seconds: int
+) -> None:
+    _, served = await begun(front, navidrome, kind)
+    sending = asyncio.create_task(served.send(bytes(SIZE)))
+    await until(lambda: sending.done() or front.writing_paused)
+    front.pass_time(seconds - 1)
+    await asyncio.sleep(0)
+    assert front.counters.client_connections == 1
+    front.pass_time(2)
+    await front.until_no_client()
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert [word for word, *_ in front.notes.incomplete] == ["send_timeout"]
