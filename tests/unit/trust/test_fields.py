@@ -54,8 +54,8 @@ NAMES = Policy().names
         (b"X-ND-Client-Unique-Id", Kind.PASS),
         (b"X-ND-Authorization", Kind.TOKEN),
         (b"X-Emby-Authorization", Kind.PASS),
-        (b"X-Emby-Token", Kind.PASS),
-        (b"X-MediaBrowser-Token", Kind.PASS),
+        (b"X-Emby-Token", Kind.TOKEN),
+        (b"X-MediaBrowser-Token", Kind.TOKEN),
         (b"X-Forwarded-Port", Kind.FORWARDED_OTHER),
     ],
 )
