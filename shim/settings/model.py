@@ -323,7 +323,8 @@ class Settings(BaseSettings):
     body_timeout: Timeout = setting("60", "Longest pause within a request's body.")
     stall_timeout: Timeout = setting(
         "300",
-        "Longest that a response waits for a client that reads nothing; an hour at least for audio and video.",
+        "Longest that a response waits for a client that reads nothing; audio and video wait at least an "
+        "hour.",
     )
     idle_timeout: Timeout = setting(
         "180", "How long an idle client connection is kept; longer than the edge keeps its own."
