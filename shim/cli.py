@@ -8,6 +8,7 @@ import typer
 
 import shim
 from shim.commands.check import check
+from shim.commands.database import database
 from shim.commands.demo import demo
 from shim.commands.explain import explain
 from shim.commands.reload import reload
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(users, name="users")
+app.add_typer(database, name="database")
 app.command()(serve)
 app.command()(check)
 app.command()(explain)

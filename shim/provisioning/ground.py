@@ -17,6 +17,7 @@ from shim.audit.events import Event
 from shim.audit.provisioning_events import (
     AccountFailed,
     AdminCreated,
+    OwnAccountSecured,
     ProvisioningReady,
     ProvisioningUnready,
 )
@@ -27,6 +28,7 @@ from shim.provisioning.bindings import Bindings, Busy
 from shim.provisioning.footing import OwnAccount, find_footing
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
+from shim.provisioning.own_account import OwnAccountRecords
 from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.provisioner import Provisioner
 from shim.provisioning.reconcile import Reconciler
@@ -197,10 +199,13 @@ class Ground:
         self._let_go()
         number = self.number
         self._presence = await self._watch(lambda: self._left(number))
-        footing = await find_footing(self.api, self._own)
+        records = OwnAccountRecords(self.bindings.database)
+        footing = await find_footing(self.api, self._own, records)
         for name in footing.made:
-            first = name == self._own.user_name
+            first = not footing.by_admin
             self._record(AdminCreated(time=time.time(), account=name, first=first))
+        if footing.secured:
+            self._record(OwnAccountSecured(time=time.time(), account=self._own.user_name))
         self.peopled = footing.peopled and number == self.number
         if footing.users is None:
             raise _NoFooting(footing.problem, footing.remedy)

@@ -193,7 +193,7 @@ async def operations(
         why_not = ""
         users = None
         try:
-            footing = await find_footing(ground.api, own_account(settings), creates=False)
+            footing = await find_footing(ground.api, own_account(settings))
             users, why_not = footing.users, f"{footing.problem}. {footing.remedy}"
         except NavidromeError as error:
             why_not = str(error)

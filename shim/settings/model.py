@@ -22,6 +22,7 @@ from shim.settings.values import Mode, reader
 PREFIX = "SHIM_"
 SECRETS = frozenset(
     {
+        "bootstrap_admin_password",
         "control_token",
         "database_url",
         "jwt_hs256_secret",
@@ -239,6 +240,15 @@ class Settings(BaseSettings):
     )
     navidrome_admin_password: Annotated[SecretStr | None, reader(values.secret)] = setting(
         None, "Its password, if the shim shall log in; none: it acts by the user header."
+    )
+    bootstrap_admin: Annotated[str | None, reader(values.account_name)] = setting(
+        None,
+        "Existing Navidrome admin that creates the shim's own account on a server with users; used only "
+        "while that account is missing or no admin.",
+        written="admin",
+    )
+    bootstrap_admin_password: Annotated[SecretStr | None, reader(values.secret)] = setting(
+        None, "Password of that admin; none: the user header is enough."
     )
     navidrome_timeout: Timeout = setting("10", "Time for one call of Navidrome's API.")
     reconcile_seconds: Period = setting(

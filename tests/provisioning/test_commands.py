@@ -142,6 +142,10 @@ async def test_check_names_what_is_wrong_and_changes_nothing(tcp_world: World) -
     assert not (world.folder / "shim.db").exists()
     await world.make_first()
     await world.make("hole", "")
+    checks = (await check(world))["checks"]
+    assert "confirm-new" in checks["accounts"]["remedy"]
+    assert not (world.folder / "shim.db").exists()
+    await world.confirm_new()
     checks = (await check(world, LIBRARY_GROUPS='{"x": ["No Such"]}'))["checks"]
     assert "hole" in checks["accounts"]["detail"]
     await world.delete("hole")
@@ -161,6 +165,28 @@ async def test_without_provisioning_an_empty_server_is_warned_of(tcp_world: Worl
     await world.make_first()
     checks = (await check(world))["checks"]
     assert checks["accounts"]["state"] == "ok"
+
+
+async def test_check_says_what_becomes_of_an_identity_of_each_accounts_name(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.make_first("admin", "secret-1")
+    for name, admin in (("ada", False), ("boss", True)):
+        made = {"userName": name, "password": "pw", "isAdmin": admin}
+        await world.call("POST", "/api/user", made, "admin")
+    said = await check(
+        world, BOOTSTRAP_ADMIN="admin", ADMIN_GROUPS="admins", PROTECTED_USERS="boss"
+    )
+    accounts = {each["account"]: each for each in said["accounts"]}
+    assert sorted(accounts) == ["ada", "admin", "boss"]
+    assert "linked" in accounts["ada"]["outcome"]
+    assert "becomes admin" in accounts["ada"]["with_admin_group"]
+    assert "SHIM_LINK_EXISTING is users" in accounts["admin"]["outcome"]
+    assert "reserved" in accounts["boss"]["outcome"]
+    assert any("SHIM_ALLOWED_GROUPS is not set" in each for each in said["summary"])
+    _, out, _ = await run(world, "check")
+    assert "becomes admin" in out and "May sign in: everybody" in out
 
 
 async def check(world: World, **settings: str) -> Any:

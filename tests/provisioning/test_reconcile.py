@@ -72,6 +72,7 @@ async def test_the_name_of_an_account_that_was_nobodys_rests_too(world: World) -
 async def test_accounts_that_an_empty_password_opens_are_named(world: World) -> None:
     await world.make_first()
     await world.make("hole", "")
+    await world.confirm_new()
     await world.start()
     await world.accounts.ground.reconcile()
     [found] = world.told(EmptyPasswordsFound)
