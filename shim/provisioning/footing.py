@@ -32,7 +32,8 @@ class Footing:
     """`users`: every user of the server, None where they can't be had. `peopled`: the server is known to
     have users, so no visitor becomes its first admin. Where `users` is None, `problem` says why and
     `remedy` what to do. `made`: accounts that were made for the shim just now; `by_admin`: by an existing
-    admin, and not as the first. `secured`: an existing account of the shim's name got a new password."""
+    admin, and not as the first. `secured`: an existing account of the shim's name got a new password.
+    `lost_database`: the database is not the one that belongs to this Navidrome."""
 
     users: tuple[User, ...] | None
     peopled: bool
@@ -41,6 +42,7 @@ class Footing:
     made: tuple[str, ...] = ()
     secured: bool = False
     by_admin: bool = False
+    lost_database: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def lost_database() -> Footing:
         f"Navidrome has the account {OWN_NAME}, but this database knows nothing of it: the database is "
         "another one than before, or lost; no identity is accepted"
     )
-    return Footing(None, True, problem, LOST_DATABASE_REMEDY)
+    return Footing(None, True, problem, LOST_DATABASE_REMEDY, lost_database=True)
 
 
 async def _as_own_account(

@@ -25,7 +25,7 @@ from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NavidromeError, NotAuthenticated, PermissionDenied, Unavailable
 from shim.navidrome.presence import Presence
 from shim.provisioning.bindings import Bindings, Busy
-from shim.provisioning.footing import OwnAccount, find_footing
+from shim.provisioning.footing import Footing, OwnAccount, find_footing
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.own_account import OwnAccountRecords
@@ -34,6 +34,7 @@ from shim.provisioning.provisioner import Provisioner
 from shim.provisioning.reconcile import Reconciler
 from shim.provisioning.writer import Risen
 from shim.store.errors import StoreError
+from shim.trust.reasons import Reason
 
 # What goes wrong outside of the shim while an account is looked after.
 FAULTS = (NavidromeError, StoreError, Busy, Risen)
@@ -45,11 +46,13 @@ _LAST_PAUSE = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds."""
+    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds. `reason` is what
+    requests are rejected with meanwhile."""
 
     detail: str
     remedy: str | None = None
     retry_after: float = 5.0
+    reason: Reason = Reason.NAVIDROME_UNAVAILABLE
 
 
 class Listener(Protocol):
@@ -174,13 +177,13 @@ class Ground:
         try:
             await self._stand()
         except _NoFooting as error:
-            self._failed(Fault(error.problem, error.remedy))
+            self._failed(Fault(error.problem, error.remedy, reason=error.reason))
         except Unavailable as error:
             self._failed(Fault(str(error), retry_after=error.retry_after))
         except FAULTS as error:
-            self._failed(Fault(str(error)))
+            self._failed(Fault(str(error), reason=reason_of(error)))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
-            self._failed(Fault(f"{type(error).__name__}: {error}"))
+            self._failed(Fault(f"{type(error).__name__}: {error}", reason=reason_of(error)))
         else:
             if number == self.number:
                 self.fault = self._said = None
@@ -208,7 +211,7 @@ class Ground:
             self._record(OwnAccountSecured(time=time.time(), account=self._own.user_name))
         self.peopled = footing.peopled and number == self.number
         if footing.users is None:
-            raise _NoFooting(footing.problem, footing.remedy)
+            raise _NoFooting(footing)
         self.directory.replace(footing.users)
         self.directory.libraries = ()
         await self.reconciler.look_after_intents(Occasion("start"))
@@ -279,7 +282,24 @@ class Ground:
 class _NoFooting(NavidromeError):
     """Navidrome answers, and the shim may not look after accounts there."""
 
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
+    def __init__(self, footing: Footing) -> None:
+        super().__init__(footing.problem)
+        self.problem = footing.problem
+        self.remedy = footing.remedy
+        self.reason = (
+            Reason.DATABASE_UNCONFIRMED if footing.lost_database else Reason.NAVIDROME_ACCESS_DENIED
+        )
+
+
+def reason_of(error: Exception) -> Reason:
+    """The reason of a request that this error rejects."""
+    match error:
+        case StoreError():
+            return Reason.STORE_UNAVAILABLE
+        case Busy() | Risen():
+            return Reason.ACCOUNT_PENDING
+        case NotAuthenticated() | PermissionDenied():
+            return Reason.NAVIDROME_ACCESS_DENIED
+        case NavidromeError():
+            return Reason.NAVIDROME_UNAVAILABLE
+    return Reason.ACCOUNT_UNAVAILABLE

@@ -36,7 +36,7 @@ class DataPlane:
     the listener speaks plain HTTP. As of the last tick, `now` is the loop's time in seconds, and `time` that
     since the epoch. `strangers` are the open connections of peers that were not on the list. `sign_in` is the
     address that pages without an identity are sent to, empty for none; `contact` is whom a person is told to
-    ask who may not in.
+    ask who may not in; `sign_out` is linked on the page of a person who may sign in as somebody else.
     """
 
     __slots__ = (
@@ -54,6 +54,7 @@ class DataPlane:
         "own_lines",
         "pool",
         "sign_in",
+        "sign_out",
         "strangers",
         "time",
         "timed",
@@ -83,6 +84,7 @@ class DataPlane:
         self.tls: ssl.SSLContext | None = None
         self.sign_in = ""
         self.contact = ""
+        self.sign_out = ""
         self.now = 0.0
         self.time = time.time()
         self._ticker: asyncio.TimerHandle | None = None

@@ -216,6 +216,12 @@ class Settings(BaseSettings):
         "Where pages are sent that need an identity: an address, or a path on the host that was asked.",
         written="/outpost.goauthentik.io/start",
     )
+    sign_out_url: Annotated[str | None, reader(places.sign_in_address)] = setting(
+        None,
+        "Where the 403 page lets a person sign out; none: authentik's, if SHIM_SIGN_IN_URL is authentik's. "
+        "ND_EXTAUTH_LOGOUTURL is read too.",
+        written="/outpost.goauthentik.io/sign_out",
+    )
     local_login: Flag = setting(
         "false",
         "Leave Navidrome's login call open while SHIM_REQUIRE_IDENTITY is on; its pages and its API need an "

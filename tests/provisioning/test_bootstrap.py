@@ -103,7 +103,7 @@ async def test_a_lost_database_lets_nobody_in_until_it_is_restored_or_confirmed(
     for file in files:
         file.rename(world.folder / f"kept-{file.name}")
     await world.start(PROVISIONING_FAILURE="open")
-    assert await world.reason(person("ada", uid="a stranger")) is Reason.ACCOUNT_UNAVAILABLE
+    assert await world.reason(person("ada", uid="a stranger")) is Reason.DATABASE_UNCONFIRMED
     detail, remedy = fault(world)
     assert "database" in detail and "confirm-new" in remedy
     await world.stop()

@@ -37,7 +37,7 @@ async def test_a_server_that_comes_back_as_it_was_keeps_everybody(world: World) 
     await until(lambda: world.accounts.gate.known(person("alice")) is None)
     refused = await world.ask(person("alice"))
     assert isinstance(refused, Refusal) and refused.retry_after
-    assert refused.reason is Reason.ACCOUNT_UNAVAILABLE
+    assert refused.reason is Reason.NAVIDROME_UNAVAILABLE
     await world.server.start()
     await until(lambda: world.accounts.ground.fault is None)
     assert await world.ask(person("alice")) == "alice"
@@ -62,7 +62,7 @@ async def test_a_server_with_users_and_without_the_shims_account_says_what_to_do
     await world.make_first("owner", "secret-1")
     await world.start()
     refused = await world.ask(person("alice"))
-    assert isinstance(refused, Refusal) and refused.reason is Reason.ACCOUNT_UNAVAILABLE
+    assert isinstance(refused, Refusal) and refused.reason is Reason.NAVIDROME_ACCESS_DENIED
     check = world.accounts.checks()[1]
     assert check.state is State.FAILING
     assert "none of them is navidrome-shim" in check.detail
