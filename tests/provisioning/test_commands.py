@@ -195,3 +195,40 @@ async def check(world: World, **settings: str) -> Any:
     _, out, err = await run(world, "check", "--json")
     assert out, err
     return json.loads(out)
+
+
+def edge(name: str, *groups: str, uid: str = "") -> tuple[str, ...]:
+    """`explain`'s arguments for a request of this person through the edge."""
+    headers = {
+        "username": name,
+        "groups": "|".join(groups),
+        "uid": uid or f"uid-of-{name.lower()}",
+    }
+    lines = (("-H", f"X-authentik-{key}: {value}") for key, value in headers.items())
+    return ("explain", "--peer", "127.0.0.1", "--path", "/app/", *sum(lines, ()))
+
+
+async def test_explain_tells_the_whole_decision_with_policy_and_binding(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.start(ALLOWED_GROUPS="music", PROTECTED_USERS="boss")
+    await world.ask(person("Ada", "music"))
+    for arguments, verdict, reason, why in (
+        (edge("ada", "music"), "authenticated", "listed_peer", "bound to the account Ada"),
+        (edge("eve", "other"), "rejected", "group_not_allowed", "SHIM_ALLOWED_GROUPS (music)"),
+        (edge("boss", "music"), "rejected", "reserved_account", "SHIM_PROTECTED_USERS"),
+        (edge("ada", "music", uid="x"), "rejected", "identity_conflict", "uid-of-ada"),
+        (edge("ada2", "music", uid="uid-of-ada"), "rejected", "rename_not_followed", "is jwt"),
+        (edge("new", "music"), "authenticated", "listed_peer", "has none of this name"),
+    ):
+        said = await as_json(world, *arguments)
+        assert (said["verdict"], said["reason"]) == (verdict, reason)
+        assert why in said["steps"][-1]["why"]
+        names = [step["step"] for step in said["steps"]]
+        assert names == ["peer", "path", "identity", "policy", "account"][: len(names)]
+    said = await as_json(world, *edge("ada", "music"))
+    assert ["Remote-User", "Ada"] in said["forwarded_headers"]
+    _, out, _ = await run(world, *edge("ada", "music"))
+    assert "None" not in out and "True" not in out and "('" not in out and "['" not in out
+    assert list(await world.users()) == ["Ada"]
