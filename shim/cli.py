@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import shim
 from shim.commands.check import check
+from shim.commands.configuration import EnvFile
 from shim.commands.database import database
 from shim.commands.demo import demo
 from shim.commands.explain import explain
@@ -19,7 +21,7 @@ app = typer.Typer(
     name="navidrome-shim",
     help="The sidecar that decides whom Navidrome may believe.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(users, name="users")
@@ -37,11 +39,22 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _env_file(path: Path | None) -> None:
+    if path is not None:
+        EnvFile.choose(path)
+
+
 @app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--env-file", callback=_env_file, help="Read settings from this file instead of .env."
+        ),
+    ] = None,
 ) -> None:
     """The sidecar that decides whom Navidrome may believe."""
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from shim.control.health import Check, State
 from shim.navidrome.api import Navidrome
@@ -20,7 +18,7 @@ from shim.provisioning.own_account import OwnAccountRecords
 from shim.provisioning.policy import AccountPolicy, account_policy, is_carried
 from shim.provisioning.records import Binding
 from shim.settings import Settings
-from shim.store.database import Database
+from shim.store.database import Database, file_problem
 from shim.store.errors import StoreError
 from shim.trust.identity import Identity
 from shim.trust.names import fold_name
@@ -163,20 +161,13 @@ def _store(settings: Settings) -> Check:
         return store_check("", str(error))
     try:
         file = database.file
+        if file is not None and (problem := file_problem(file)) is not None:
+            return store_check(database.place, f"{database.place}: {problem}")
         if file is not None and not file.exists():
-            return _new_file(file, database.place)
+            return store_check(database.place, None)
         database.look()
     except StoreError as error:
         return store_check(database.place, str(error))
     finally:
         database.close()
     return store_check(database.place, None)
-
-
-def _new_file(file: Path, place: str) -> Check:
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        return store_check(place, f"{place}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return store_check(place, f"{place}: the folder {folder} can't be written to")
-    return store_check(place, None)
