@@ -13,6 +13,7 @@ from shim.commands.configuration import EnvFile
 from shim.commands.database import database
 from shim.commands.demo import demo
 from shim.commands.explain import explain
+from shim.commands.health import health as ask_health
 from shim.commands.reload import reload
 from shim.commands.serve import serve
 from shim.commands.users import users
@@ -30,6 +31,18 @@ app.command()(serve)
 app.command()(check)
 app.command()(explain)
 app.command()(reload)
+
+
+@app.command()
+def health(
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask /readyz instead of /healthz.")
+    ] = False,
+) -> None:
+    """Ask the shim that runs here whether it is up; exit 0 or 1. For a container's health check."""
+    raise typer.Exit(ask_health(["--ready"] if ready else []))
+
+
 app.command()(demo)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from shim.certificate import CertificateUnusable, listener_tls
 from shim.commands.configuration import settings_or_exit
-from shim.commands.terminal import cell, console, print_table, safe
+from shim.commands.terminal import cell, console, print_json, print_table, safe
 from shim.compiled import key_source, policy_of
 from shim.control.health import Check, State, is_ready
 from shim.health import health_checks
@@ -38,7 +37,7 @@ def check(
     if as_json:
         result = _as_json(settings, checks, trusted, ready)
         result["accounts"] = [asdict(account) for account in accounts]
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
     else:
         _show(settings, checks, trusted)
         _show_accounts(accounts)

@@ -7,6 +7,7 @@ import asyncio
 import typer
 
 from shim.commands.configuration import settings_or_exit
+from shim.commands.terminal import print_error
 
 database = typer.Typer(help="Look after the shim's own database.", no_args_is_help=True)
 
@@ -40,7 +41,7 @@ def confirm_new() -> None:
     try:
         place, confirmed = asyncio.run(confirm())
     except StoreError as error:
-        typer.echo(f"navidrome-shim: {error}", err=True)
+        print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
     if confirmed:
         typer.echo(

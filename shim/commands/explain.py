@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 
 from shim.commands.configuration import settings_or_exit
 from shim.commands.reason_texts import REASON_TEXTS
-from shim.commands.terminal import cell, print_error, print_table
+from shim.commands.terminal import cell, print_error, print_json, print_table
 from shim.compiled import key_source, policy_of
 from shim.settings import Settings
 from shim.trust.addresses import parse_peer
@@ -71,7 +70,7 @@ def explain(
         {"step": name, "result": outcome, "why": why} for name, outcome, why in steps
     ]
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+        print_json(result)
     else:
         _show(result)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 
 import typer
 
 from shim.certificate import CertificateUnusable
 from shim.commands.configuration import EnvFile, read_settings, settings_or_exit
+from shim.commands.terminal import print_error
 from shim.settings import Fault, Settings, SettingsError
 from shim.store.errors import StoreError
 
@@ -24,10 +24,10 @@ def serve() -> None:
     try:
         Runtime(settings, _reader(EnvFile.path.exists())).serve()
     except OSError as error:
-        sys.stderr.write(f"navidrome-shim: {error.strerror or error}\n")
+        print_error(f"navidrome-shim: {error.strerror or error}")
         raise typer.Exit(1) from None
     except (StoreError, CertificateUnusable) as error:
-        sys.stderr.write(f"navidrome-shim: {error}\n")
+        print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
 
 

@@ -6,6 +6,7 @@ and are never folded where the output is piped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import typer
@@ -60,6 +61,11 @@ def print_table(
     # A padded last column would wrap in narrow viewers.
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
+
+
+def print_json(value: object) -> None:
+    """A value as JSON, without a raw control or direction mark in it."""
+    typer.echo(escape(json.dumps(value, indent=2, ensure_ascii=False), keep="\n"))
 
 
 def print_error(sentence: str) -> None:
