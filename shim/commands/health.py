@@ -1,6 +1,7 @@
 """`navidrome-shim health`: whether the shim that runs here is up.
 
-Imports little, since a container asks every half minute. Reads SHIM_CONTROL_LISTEN as the shim does, from the environment or `.env`, without loading the settings.
+Imports little, since a container asks every half minute. Reads SHIM_CONTROL_LISTEN as the shim does, from the
+environment or `.env`, without loading the settings.
 """
 
 from __future__ import annotations

@@ -59,6 +59,20 @@ async def test_the_list_says_whose_every_account_is(any_store_world: World) -> N
     assert [name for name, line in listed.items() if line["empty_password"]] == ["guest"]
     _, out, _ = await run(world, "users", "list")
     assert "empty password" in out and "alice" in out
+    for filters, names in (
+        (("--state", "active"), {"alice"}),
+        (("--state", "active", "--state", "refused"), {"alice", "eve"}),
+        (("--name", "E"), {"alice", "eve", "guest", "navidrome-shim"}),
+        (("--name", "ali", "--state", "refused"), set()),
+    ):
+        found = await as_json(world, "users", "list", *filters)
+        assert {line["account"] for line in found} == names
+    assert (await run(world, "users", "list", "--state", "odd"))[0] == 2
+    await world.ask(person("alice", "music", display="Alice"))
+    await world.change("alice", name="\x1b[2J\nA\u202e")
+    _, out, err = await run(world, "users", "sync", "--all")
+    assert "\\u001b" in out
+    assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
 async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_world: World) -> None:
