@@ -57,6 +57,8 @@ lock: $(VENV)/dev.stamp
 		--output-file requirements/postgres.txt pyproject.toml
 	@$(LOCK) $(ARGS) --constraint requirements/postgres.txt --extra postgres --extra dev \
 		--output-file requirements/dev.txt pyproject.toml
+	@$(LOCK) $(ARGS) --constraint requirements/dev.txt \
+		--output-file requirements/build.txt requirements/build.in
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -149,3 +149,13 @@ def _required(settings: Settings) -> frozenset[Role]:
     if settings.allowed_groups or settings.admin_groups or settings.library_groups:
         required.add(Role.GROUPS)
     return frozenset(required)
+
+
+def sign_out_url(settings: Settings) -> str:
+    """Where the 403 page lets a person sign out; empty where that is not known. authentik's address follows
+    from the one that signs in."""
+    if settings.sign_out_url is not None:
+        return settings.sign_out_url
+    start = settings.sign_in_url or ""
+    outpost, found, _ = start.partition("/outpost.goauthentik.io/start")
+    return f"{outpost}/outpost.goauthentik.io/sign_out" if found else ""

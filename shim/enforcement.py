@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from shim.audit.events import Event, PolicyChanged
 from shim.audit.proof_events import KeySetFailed, KeySetFetched, NameLookupFailed, NameResolved
-from shim.compiled import key_source, policy_of
+from shim.compiled import key_source, policy_of, sign_out_url
 from shim.control.health import Check
 from shim.health import health_checks, user_header_check
 from shim.proxy.plane import DataPlane
@@ -120,6 +120,7 @@ class Enforcement:
     def _reach(self) -> None:
         self._plane.keys = self.keys
         self._plane.sign_in = self.settings.sign_in_url or ""
+        self._plane.sign_out = sign_out_url(self.settings)
 
     def _watch(self) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()

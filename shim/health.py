@@ -151,6 +151,12 @@ def _keys(settings: Settings, state: KeyState) -> Check:
     if state.fault is None:
         return Check("keys", State.OK, f"{settings.jwks_url}: {names}")
     remedy = "Check SHIM_JWKS_URL, and that the provider is reached from here."
+    if state.fault.startswith("the key set is empty"):
+        remedy = (
+            "An authentik proxy provider (forward auth) cannot have a signing key: set SHIM_JWT_VERIFY=off, "
+            "and SHIM_PROXY_SECRET on the edge's authenticated route. For an OAuth2 provider, choose a "
+            "signing key there."
+        )
     if state.keys:
         detail = f"{state.fault}; for {state.since:.0f} s the keys from before count: {names}"
         return Check("keys", State.WARNING, detail, remedy)

@@ -14,6 +14,7 @@ from shim.enforcement import Enforcement
 from shim.proxy.plane import DataPlane
 from shim.reload import Reloaded, merged
 from shim.settings import Settings, SettingsError, warnings
+from shim.settings.summary import summary
 
 if TYPE_CHECKING:
     from shim.provisioning.building import AccountParts  # which loads the database's code
@@ -62,7 +63,14 @@ class SettingsInForce:
         """Record what is in force, with `notes` beside the settings' own warnings."""
         said = tuple(f"{name}={value}" for name, value in self._settings.public().items() if value)
         warned = (*warnings(self._settings), *notes)
-        self._record(ConfigurationInForce(time=time.time(), settings=said, warnings=warned))
+        self._record(
+            ConfigurationInForce(
+                time=time.time(),
+                settings=said,
+                summary=summary(self._settings),
+                warnings=warned,
+            )
+        )
 
     async def _reload(self) -> Reloaded:
         if self._reread is None:

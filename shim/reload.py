@@ -45,6 +45,7 @@ TAKEN = frozenset(
         "require_identity",
         "reverse_proxy_whitelist",
         "sign_in_url",
+        "sign_out_url",
         "uid_header",
         "untrusted_peers",
         "username_header",

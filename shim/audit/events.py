@@ -203,11 +203,13 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationInForce(Event):
-    """What the shim goes by from now on: `NAME=value` each, a secret only as set or not set."""
+    """What the shim goes by from now on: `NAME=value` each, a secret only as set or not set. `summary`: who
+    may sign in, who is an admin, which proof is in force."""
 
     event: ClassVar[str] = "configuration_in_force"
 
     settings: tuple[str, ...]
+    summary: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

@@ -215,6 +215,20 @@ class AdminCreated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnAccountSecured(Event):
+    """An existing Navidrome account of the shim's name, which this database did not create, got a new
+    password and its tokens became void."""
+
+    event: ClassVar[str] = "own_account_secured"
+
+    account: str
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningReady(Event):
     """Navidrome's accounts are known: that many, of which so many are bound."""
 

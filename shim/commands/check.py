@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from shim.certificate import CertificateUnusable, listener_tls
 from shim.commands.configuration import settings_or_exit
+from shim.commands.terminal import cell, console, print_json, print_table, safe
 from shim.compiled import key_source, policy_of
 from shim.control.health import Check, State, is_ready
 from shim.health import health_checks
 from shim.settings import Settings, warnings
+from shim.settings.summary import summary
 from shim.watch.empty import EmptyWatch
 from shim.watch.keys import KeyWatch
 from shim.watch.names import NameWatch
 from shim.watch.upstream import UpstreamWatch
 from shim.watch.user_header import UserHeaderState, UserHeaderWatch
+
+if TYPE_CHECKING:
+    from shim.provisioning.survey import AccountOutcome
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
 
@@ -31,16 +33,21 @@ def check(
 ) -> None:
     """Check the settings, resolve the whitelist, reach Navidrome, and say what would be trusted."""
     settings = settings_or_exit()
-    checks, trusted = asyncio.run(_look(settings))
+    checks, trusted, accounts = asyncio.run(_look(settings))
     ready = is_ready(checks)
     if as_json:
-        typer.echo(json.dumps(_as_json(settings, checks, trusted, ready), indent=2))
+        result = _as_json(settings, checks, trusted, ready)
+        result["accounts"] = [asdict(account) for account in accounts]
+        print_json(result)
     else:
         _show(settings, checks, trusted)
+        _show_accounts(accounts)
     raise typer.Exit(0 if ready else 1)
 
 
-async def _look(settings: Settings) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+async def _look(
+    settings: Settings,
+) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...]]:
     whitelist = policy_of(settings).whitelist
     names = NameWatch(whitelist.hosts, 0)
     ca = settings.upstream_ca
@@ -57,7 +64,12 @@ async def _look(settings: Settings) -> tuple[tuple[Check, ...], tuple[str, ...]]
         *health_checks(settings, names.states, upstream, user_header, keys),
         *await _accounts(settings),
     )
-    return checks, whitelist.with_resolved(names.answers()).described()
+    accounts: tuple[AccountOutcome, ...] = ()
+    if settings.provisioning:
+        from shim.provisioning.survey import outcomes  # noqa: PLC0415 - as below
+
+        accounts = await outcomes(settings)
+    return checks, whitelist.with_resolved(names.answers()).described(), accounts
 
 
 async def _user_header(settings: Settings) -> UserHeaderState:
@@ -111,20 +123,10 @@ def _as_json(
             for one in checks
         },
         "trusted_peers": list(trusted),
+        "summary": list(summary(settings)),
         "warnings": list(warnings(settings)),
         "settings": settings.public(),
     }
-
-
-def _proofs(settings: Settings) -> list[str]:
-    """What an identity has to bring, in words."""
-    proofs = ["the peer's address"]
-    if settings.proxy_secret:
-        proofs.append(f"the shared secret in {settings.proxy_secret_header}")
-    if settings.jwt_verify != "off":
-        when = "where it is sent" if settings.jwt_verify == "optional" else "always"
-        proofs.append(f"the provider's token in {settings.jwt_header}, {when}")
-    return proofs
 
 
 def _public(settings: Settings) -> str:
@@ -147,17 +149,42 @@ def _without(settings: Settings) -> str:
 
 
 def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...]) -> None:
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
+    rows = []
     for one in checks:
         colour = _COLOURS[one.state]
-        table.add_row(f"[{colour}]{one.state}[/]", one.name, escape(one.detail))
+        rows.append((f"[{colour}]{one.state}[/]", one.name, cell(one.detail)))
         if one.remedy is not None:
-            table.add_row("", "", f"→ {escape(one.remedy)}")
-    console.print(table)
-    console.print(f"\nIdentity headers count from: {escape(', '.join(trusted) or 'nobody')}")
-    console.print(f"They count on every path{escape(_public(settings))}")
-    console.print(f"What proves them: {escape(', '.join(_proofs(settings)))}")
-    console.print(f"Without an identity: {escape(_without(settings))}")
+            rows.append(("", "", f"→ {cell(one.remedy)}"))
+    print_table(("", "", ""), rows)
+    sentences = (
+        f"Identity headers count from: {', '.join(trusted) or 'nobody'}",
+        f"They count on every path{_public(settings)}",
+        *summary(settings),
+        f"Without an identity: {_without(settings)}",
+    )
+    typer.echo()
+    for sentence in sentences:
+        typer.echo(safe(sentence))
     for warning in warnings(settings):
-        console.print(f"[yellow]warning[/] {escape(warning)}")
+        console().print(f"[yellow]warning[/] {cell(warning)}")
+
+
+def _show_accounts(accounts: tuple[AccountOutcome, ...]) -> None:
+    if not accounts:
+        return
+    typer.echo("\nAn identity with the user name of an existing account:")
+    with_groups = any(account.with_admin_group is not None for account in accounts)
+    titles = ["account", "admin", "without an admin group", "with one"]
+    rows = [
+        [
+            cell(account.account),
+            "yes" if account.admin else "",
+            cell(account.outcome),
+            cell(account.with_admin_group or ""),
+        ]
+        for account in accounts
+    ]
+    if not with_groups:
+        titles = [*titles[:2], "on its first visit"]
+        rows = [row[:3] for row in rows]
+    print_table(titles, rows)

@@ -6,6 +6,7 @@ import httpx
 import typer
 
 from shim.commands.configuration import settings_or_exit
+from shim.commands.terminal import print_error, safe
 from shim.settings import Settings
 
 # Both are taken at the start alone.
@@ -24,20 +25,19 @@ def reload() -> None:
     try:
         answer = _ask(settings)
     except httpx.HTTPError as error:
-        typer.echo(
+        print_error(
             f"navidrome-shim: nobody answers at {settings.control_listen}: "
-            f"{str(error) or type(error).__name__}{_STARTED_BY}",
-            err=True,
+            f"{str(error) or type(error).__name__}{_STARTED_BY}"
         )
         raise typer.Exit(1) from None
     if answer.status_code != 200:
         for fault in _faults(answer):
-            typer.echo(fault, err=True)
+            print_error(fault)
         raise typer.Exit(1)
     told = answer.json()
-    typer.echo("taken: " + (", ".join(told["changed"]) or "nothing had changed"))
+    typer.echo(safe("taken: " + (", ".join(told["changed"]) or "nothing had changed")))
     if told["waiting"]:
-        typer.echo("only after a restart: " + ", ".join(told["waiting"]))
+        typer.echo(safe("only after a restart: " + ", ".join(told["waiting"])))
 
 
 def _ask(settings: Settings) -> httpx.Response:

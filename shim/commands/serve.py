@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Callable
 
 import typer
 
 from shim.certificate import CertificateUnusable
-from shim.commands.configuration import ENV_FILE, settings_or_exit
-from shim.settings import Fault, Settings, SettingsError, load
+from shim.commands.configuration import EnvFile, read_settings, settings_or_exit
+from shim.commands.terminal import print_error
+from shim.settings import Fault, Settings, SettingsError
 from shim.store.errors import StoreError
 
 
@@ -23,12 +22,12 @@ def serve() -> None:
 
     settings = settings_or_exit()
     try:
-        Runtime(settings, _reader(ENV_FILE.exists())).serve()
+        Runtime(settings, _reader(EnvFile.path.exists())).serve()
     except OSError as error:
-        sys.stderr.write(f"navidrome-shim: {error.strerror or error}\n")
+        print_error(f"navidrome-shim: {error.strerror or error}")
         raise typer.Exit(1) from None
     except (StoreError, CertificateUnusable) as error:
-        sys.stderr.write(f"navidrome-shim: {error}\n")
+        print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
 
 
@@ -37,9 +36,9 @@ def _reader(file_was_there: bool) -> Callable[[], Settings]:
     somebody saves it, is no word on the secrets that stood in it."""
 
     def read() -> Settings:
-        if file_was_there and not ENV_FILE.exists():
+        if file_was_there and not EnvFile.path.exists():
             expected = "expected the file that was there at the start"
-            raise SettingsError([Fault(str(ENV_FILE), "file", None, expected)])
-        return load(os.environ, ENV_FILE)
+            raise SettingsError([Fault(str(EnvFile.path), "file", None, expected)])
+        return read_settings()
 
     return read

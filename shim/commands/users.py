@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from shim.audit.lines import Lines
 from shim.audit.log import LogSink, configure_log
 from shim.audit.plain import timestamp
 from shim.audit.trail import Trail
 from shim.commands.configuration import settings_or_exit
+from shim.commands.terminal import (
+    cell,
+    console,
+    print_error,
+    print_json,
+    print_table,
+    safe,
+    short_uid,
+)
+from shim.trust.names import fold_name
 
 if TYPE_CHECKING:
     from shim.provisioning.operations import Change, Hold, Line, Operations
 
 T = TypeVar("T")
+_STATES = {"active", "refused", "released", "unbound", "reserved", "gone"}
 
 users = typer.Typer(
     help="Show and look after the Navidrome accounts of the identity provider's people.",
@@ -41,21 +48,42 @@ users.add_typer(holds, name="holds")
 
 
 @users.command("list")
-def list_users(as_json: AsJson = False) -> None:
-    """List Navidrome's accounts: whose they are, when they were seen, and how they stand."""
+def list_users(
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only accounts in this state: active, refused, released, unbound, reserved or gone; "
+            "may be repeated."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only accounts whose name contains this text.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List Navidrome's accounts: whose they are, when they were seen, and in which state."""
+    unknown = set(state or ()) - _STATES
+    if unknown:
+        raise typer.BadParameter(
+            f"expected one of {', '.join(sorted(_STATES))}", param_hint="--state"
+        )
 
     async def work(operations: Operations) -> tuple[list[Line], str]:
         return await operations.lines(), operations.why_not
 
     lines, why_not = _run(work)
+    part = fold_name(name or "")
+    lines = [
+        line
+        for line in lines
+        if (not state or line.state in state) and part in fold_name(line.account)
+    ]
     if as_json:
-        typer.echo(
-            json.dumps([_line_as_json(line) for line in lines], indent=2, ensure_ascii=False)
-        )
+        print_json([_line_as_json(line) for line in lines])
     else:
         _show_lines(lines)
     if why_not.strip(". "):
-        _say(f"Navidrome could not be asked: {why_not}")
+        print_error(f"Navidrome could not be asked: {why_not}")
         raise typer.Exit(1)
 
 
@@ -90,7 +118,7 @@ def sync(
     changes, applied = _run(work)
     if as_json:
         result = {"changes": [asdict(change) for change in changes], "applied": applied}
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
     elif changes:
         typer.echo("Done." if applied else "Nothing was changed; --yes does it.")
 
@@ -106,9 +134,9 @@ def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
     closed = _run(work)
     later = "" if closed else " The running shim replaces its password once Navidrome answers."
     if as_json:
-        typer.echo(json.dumps({"account": name, "unlinked": True, "locked": closed}))
+        print_json({"account": name, "unlinked": True, "locked": closed})
     else:
-        typer.echo(f"{name} is linked to nobody any more.{later}")
+        typer.echo(safe(f"{name} is linked to nobody any more.{later}"))
 
 
 @users.command()
@@ -121,9 +149,9 @@ def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 
     _run(work)
     if as_json:
-        typer.echo(json.dumps({"account": name, "locked": True}))
+        print_json({"account": name, "locked": True})
     else:
-        typer.echo(f"{name} is locked.")
+        typer.echo(safe(f"{name} is locked."))
 
 
 @users.command()
@@ -135,9 +163,9 @@ def unlock(name: Name, as_json: AsJson = False) -> None:
 
     _run(work)
     if as_json:
-        typer.echo(json.dumps({"account": name, "locked": False}))
+        print_json({"account": name, "locked": False})
     else:
-        typer.echo(f"{name} is not locked any more. Set it a password in Navidrome.")
+        typer.echo(safe(f"{name} is not locked any more. Set it a password in Navidrome."))
 
 
 @holds.command("list")
@@ -150,15 +178,13 @@ def list_holds(as_json: AsJson = False) -> None:
     found = _run(work)
     if as_json:
         rows = [{**asdict(hold), "until": timestamp(hold.until)} for hold in found]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "held for uid", "until"):
-        table.add_column(title, overflow="fold")
-    for hold in found:
-        until = timestamp(hold.until)[:16].replace("T", " ")
-        table.add_row(escape(hold.name), escape(hold.uid or ""), until)
-    Console(highlight=False).print(table)
+    rows_shown = (
+        (cell(hold.name), cell(hold.uid or ""), timestamp(hold.until)[:16].replace("T", " "))
+        for hold in found
+    )
+    print_table(("name", "held for uid", "until"), rows_shown)
 
 
 @holds.command("end")
@@ -170,9 +196,9 @@ def end_hold(name: Name, as_json: AsJson = False) -> None:
 
     _run(work)
     if as_json:
-        typer.echo(json.dumps({"name": name, "held": False}))
+        print_json({"name": name, "held": False})
     else:
-        typer.echo(f"{name} is not held any more.")
+        typer.echo(safe(f"{name} is not held any more."))
 
 
 def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
@@ -180,10 +206,10 @@ def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
     if yes:
         return
     for sentence in plan:
-        _say(sentence)
+        print_error(sentence)
     asks = sys.stdin.isatty() and not as_json
     if not asks or not typer.confirm("Do this?"):
-        _say("Nothing was changed; --yes does it.")
+        print_error("Nothing was changed; --yes does it.")
         raise typer.Exit(1)
 
 
@@ -211,14 +237,10 @@ def _run(work: Callable[[Operations], Awaitable[T]]) -> T:
     try:
         return asyncio.run(within())
     except (NotDone, StoreError) as error:
-        _say(str(error))
+        print_error(str(error))
         raise typer.Exit(1) from None
     finally:
         lines.close(2.0)
-
-
-def _say(sentence: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence)
 
 
 def _line_as_json(line: Line) -> dict[str, Any]:
@@ -227,25 +249,23 @@ def _line_as_json(line: Line) -> dict[str, Any]:
 
 
 def _show_lines(lines: list[Line]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("account", "uid", "last seen", "admin", "state"):
-        table.add_column(title, overflow="fold")
+    target = console()
+    rows = []
     for line in lines:
         admin = {None: "?", True: "yes", False: ""}[line.admin]
         state = f"{line.state}, [red]empty password[/]" if line.empty_password else line.state
         seen = "" if line.last_seen is None else timestamp(line.last_seen)[:16].replace("T", " ")
-        table.add_row(escape(line.account), escape(line.uid or ""), seen, admin, state)
-    Console(highlight=False).print(table)
+        uid = cell(short_uid(line.uid or "", target))
+        rows.append((cell(line.account), uid, seen, admin, state))
+    print_table(("account", "uid", "last seen", "admin", "state"), rows, target)
 
 
 def _show_changes(changes: list[Change]) -> None:
     if not changes:
         typer.echo("Everything is as it should be.")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("account", "field", "is", "would be"):
-        table.add_column(title)
-    for change in changes:
-        cells = (change.account, change.field, change.old, change.new)
-        table.add_row(*(escape(cell) for cell in cells))
-    Console(highlight=False).print(table)
+    rows = [
+        tuple(map(cell, (change.account, change.field, change.old, change.new)))
+        for change in changes
+    ]
+    print_table(("account", "field", "is", "would be"), rows)

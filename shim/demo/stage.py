@@ -6,7 +6,6 @@ believes it. What is started here is ended here, whatever happens.
 
 from __future__ import annotations
 
-import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +21,6 @@ from shim.demo.navidrome.accounts import AccountFields
 from shim.demo.navidrome.state import Share
 from shim.demo.outpost import Outpost, OutpostOptions, OutpostUser
 from shim.demo.sidecar import Sidecar, sidecar
-from shim.reserved import OWN_NAME
 
 EDGE_ADDRESS: Final = "127.0.0.2"
 NEIGHBOUR: Final = "127.0.0.3"
@@ -108,7 +106,7 @@ async def stage(ports: Ports | None = None) -> AsyncIterator[Stage]:
         folder = Path(parts.enter_context(TemporaryDirectory(prefix="navidrome-shim-demo-")))
         outpost = parts.enter_context(Outpost(OutpostOptions(users=(*USERS, DIRK))))
         options = StandInOptions(trusted_sources="127.0.0.1/32")
-        navidrome = _with_shims_account(_furnished(options))
+        navidrome = _furnished(options)
         bare = _furnished(StandInOptions(trusted_sources=f"{EDGE_ADDRESS}/32", user_header=CLAIM))
         for server, port in ((navidrome, ports.navidrome), (bare, 0)):
             await server.start(f"127.0.0.1:{port}")
@@ -142,6 +140,7 @@ def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> di
         "SHIM_ALLOWED_GROUPS": "family,admins",
         "SHIM_ADMIN_GROUPS": "admins",
         "SHIM_LINK_EXISTING": "all",  # the admin's own account is there already
+        "SHIM_BOOTSTRAP_ADMIN": ADMIN.username,  # as whom the shim creates its own account
         "SHIM_CONTACT": CONTACT,
         "SHIM_DATABASE_URL": f"sqlite:///{folder}/shim.db",
         "SHIM_LOG_FORMAT": "json",
@@ -199,11 +198,4 @@ def _furnished(options: StandInOptions) -> StandIn:
     assert alice is not None
     song = server.state.catalogue.songs[1]
     server.state.shares[SHARE_ID] = Share(SHARE_ID, song.id, "From Alice", False, alice.id)
-    return server
-
-
-def _with_shims_account(server: StandIn) -> StandIn:
-    """As `navidrome-shim check` asks an admin to do it, on a server that has users."""
-    password = secrets.token_urlsafe(32)
-    server.accounts.put(AccountFields(user_name=OWN_NAME, password=password, is_admin=True))
     return server

@@ -184,6 +184,10 @@ class Navidrome:
         self._session.made()
         return True
 
+    def own_account_changed(self) -> None:
+        """The account that the session acts as was created or changed: a refused login may work now."""
+        self._session.made()
+
     async def opens_without_password(self, user_name: str) -> bool:
         """Whether an empty password opens this account (a Subsonic ping, with no other credentials)."""
         salt = secrets.token_hex(8)

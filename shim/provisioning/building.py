@@ -13,7 +13,7 @@ from shim.navidrome.presence import Presence, watch
 from shim.navidrome.session import HeaderSession, LoginSession, Session
 from shim.navidrome.transport import Transport, tls_context
 from shim.provisioning.bindings import Bindings
-from shim.provisioning.footing import OwnAccount
+from shim.provisioning.footing import BootstrapAdmin, OwnAccount
 from shim.provisioning.gate import ProvisioningGate
 from shim.provisioning.ground import Ground
 from shim.provisioning.health import ground_checks
@@ -77,17 +77,23 @@ def build_accounts(settings: Settings, record: Callable[[Event], None]) -> Accou
 
 def build_api(settings: Settings) -> Navidrome:
     """Navidrome's API, spoken to as the settings say."""
+    own = own_account(settings)
+    return _api(settings, own.user_name, own.password)
+
+
+def _api(settings: Settings, user_name: str, password: Callable[[], str] | None) -> Navidrome:
+    """Navidrome's API as this user: by login where there is a password, else by the user header."""
     ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
     transport = Transport(
         settings.upstream, settings.base_path, ca=ca, timeout=settings.navidrome_timeout
     )
-    own = own_account(settings)
+    header = settings.reverse_proxy_user_header
     session: Session
-    if own.password is not None:
-        session = LoginSession(transport, own.user_name, own.password)
+    if password is not None:
+        session = LoginSession(transport, user_name, password)
     else:
-        session = HeaderSession(own.user_header, own.user_name)
-    return Navidrome(transport, session, own.user_header)
+        session = HeaderSession(header, user_name)
+    return Navidrome(transport, session, header)
 
 
 def own_account(settings: Settings) -> OwnAccount:
@@ -97,4 +103,14 @@ def own_account(settings: Settings) -> OwnAccount:
         settings.navidrome_admin_username,
         settings.reverse_proxy_user_header,
         None if secret is None else secret.get_secret_value,
+        _bootstrap_admin(settings),
+        lambda user_name: _api(settings, user_name, None),
     )
+
+
+def _bootstrap_admin(settings: Settings) -> BootstrapAdmin | None:
+    name, secret = settings.bootstrap_admin, settings.bootstrap_admin_password
+    if name is None:
+        return None
+    password = None if secret is None else secret.get_secret_value
+    return BootstrapAdmin(name, lambda: _api(settings, name, password))

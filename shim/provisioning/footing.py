@@ -1,7 +1,8 @@
 """Where the shim stands with Navidrome: whether it may look after accounts, and what to do where not.
 
-An empty server gets its first admin here, the shim's own, so that no visitor becomes it by chance. Nothing
-is remembered: who asks keeps the answer as long as it holds.
+An empty server gets its first admin here, the shim's own, so that no visitor becomes it by chance. On a
+server with users, the bootstrap admin of the settings creates that account or gives it the admin right.
+Nothing is remembered: who asks keeps the answer as long as it holds.
 """
 
 from __future__ import annotations
@@ -10,48 +11,88 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shim.navidrome.api import Navidrome, Standing, generated_password
+from shim.navidrome.api import Navidrome, Standing
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied
 from shim.navidrome.models import NewUser, User
+from shim.provisioning.own_account import OwnAccountRecords
 from shim.provisioning.writer import new_id
 from shim.reserved import OWN_NAME
 from shim.trust.names import fold_name
 
 _EXAMPLE = "172.20.0.5/32; @ on a Unix socket"
+LOST_DATABASE_REMEDY = (
+    "Restore the database that SHIM_DATABASE_URL named before (in a container: mount the volume that holds "
+    "it). If there never was one, or it is gone for good, run `navidrome-shim database confirm-new`; the "
+    "account then gets a new password, and people are linked to accounts by name again."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Footing:
     """`users`: every user of the server, None where they can't be had. `peopled`: the server is known to
     have users, so no visitor becomes its first admin. Where `users` is None, `problem` says why and
-    `remedy` what to do. `made`: accounts that were made for the shim just now."""
+    `remedy` what to do. `made`: accounts that were made for the shim just now; `by_admin`: by an existing
+    admin, and not as the first. `secured`: an existing account of the shim's name got a new password.
+    `lost_database`: the database is not the one that belongs to this Navidrome."""
 
     users: tuple[User, ...] | None
     peopled: bool
     problem: str = ""
     remedy: str = ""
     made: tuple[str, ...] = ()
+    secured: bool = False
+    by_admin: bool = False
+    lost_database: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapAdmin:
+    """An existing Navidrome admin, used only while the shim's own account is missing or no admin. `connect`
+    returns the API as this admin; the caller closes it."""
+
+    user_name: str
+    connect: Callable[[], Navidrome]
 
 
 @dataclass(frozen=True, slots=True)
 class OwnAccount:
-    """The account that the shim acts as. `password` is None where it acts by `user_header`."""
+    """The account that the shim acts as. `password` is None where it acts by `user_header`; `act_as` gives
+    the API as another user by that header, for the caller to close."""
 
     user_name: str
     user_header: str
     password: Callable[[], str] | None = None
+    bootstrap: BootstrapAdmin | None = None
+    act_as: Callable[[str], Navidrome] | None = None
+
+    def new_password(self) -> str:
+        """The configured password, or a random one that is stored nowhere. Without Navidrome's prefix for
+        generated passwords: nobody may replace it without knowing it."""
+        return self.password() if self.password is not None else secrets.token_urlsafe(32)
 
 
-async def find_footing(api: Navidrome, own: OwnAccount, *, creates: bool = True) -> Footing:
-    """Find out, and make the shim's account where the server is empty; with `creates` false nothing is
-    made. Raises `Unavailable` where Navidrome can't be asked."""
+async def find_footing(
+    api: Navidrome, own: OwnAccount, records: OwnAccountRecords | None = None
+) -> Footing:
+    """Find out, and with `records` create, secure or promote the shim's own account where that is needed;
+    without them nothing is changed. Raises `Unavailable` where Navidrome can't be asked, `StoreError` where
+    the database can't."""
     try:
-        return await _own_account_beside(api, own, await api.users(), creates=creates)
+        users = await api.users()
     except NotAuthenticated as error:
-        said = str(error)
+        said, promote = str(error), None
     except PermissionDenied:
-        return _no_admin(own)
-    if not creates:
+        said, promote = "", _no_admin(own)
+    else:
+        return await _as_own_account(api, own, users, records)
+    if own.bootstrap is not None:
+        try:
+            return await _as_bootstrap_admin(api, own, own.bootstrap, records)
+        except NotAuthenticated as error:
+            said = str(error)
+    if promote is not None:
+        return promote
+    if records is None:
         empty = await api.is_empty()
         if empty:
             return Footing(
@@ -61,37 +102,198 @@ async def find_footing(api: Navidrome, own: OwnAccount, *, creates: bool = True)
                 f"Start the shim: it makes the first admin, {own.user_name}, by itself.",
             )
         return await _unknown(api, own, said)
-    # Without a password of its own it gets one that is kept nowhere.
-    password = own.password() if own.password is not None else secrets.token_urlsafe(32)
-    if await api.create_admin(own.user_name, password):
-        return await _first(api, own)
+    if await _create_first(api, own, records):
+        return await _first(api, own, records)
     return await _unknown(api, own, said)
 
 
-async def _first(api: Navidrome, own: OwnAccount) -> Footing:
+def own_account_of(users: tuple[User, ...], user_name: str) -> User | None:
+    """The user with this name, as Navidrome compares names."""
+    folded = fold_name(user_name)
+    return next((user for user in users if fold_name(user.user_name) == folded), None)
+
+
+async def is_lost_database(users: tuple[User, ...], records: OwnAccountRecords | None) -> bool:
+    """Whether Navidrome has the account `navidrome-shim` and the database knows nothing of it: another
+    database holds who has which account. `records` is None for a database that does not exist."""
+    if own_account_of(users, OWN_NAME) is None:
+        return False
+    return records is None or not await records.is_in_use()
+
+
+def lost_database() -> Footing:
+    """The footing on a lost database: nobody is let in."""
+    problem = (
+        f"Navidrome has the account {OWN_NAME}, but this database knows nothing of it: the database is "
+        "another one than before, or lost; no identity is accepted"
+    )
+    return Footing(None, True, problem, LOST_DATABASE_REMEDY, lost_database=True)
+
+
+async def _as_own_account(
+    api: Navidrome, own: OwnAccount, users: tuple[User, ...], records: OwnAccountRecords | None
+) -> Footing:
+    """The shim is an admin already."""
+    if records is None:
+        return Footing(users, True)
+    if await is_lost_database(users, records):
+        return lost_database()
+    account = own_account_of(users, OWN_NAME)
+    if account is None:
+        if own.password is None:
+            return Footing(users, True)
+        # With the password of another admin the shim makes an account of its own beside it.
+        await records.confirm()
+        await _create(api, OWN_NAME, secrets.token_urlsafe(32), records)
+        return Footing(await api.users(), True, made=(OWN_NAME,), by_admin=True)
+    if await records.knows(account.id):
+        return Footing(users, True)
+    if fold_name(own.user_name) != fold_name(OWN_NAME):
+        await _secure(api, account, secrets.token_urlsafe(32), records)
+    elif own.password is not None:
+        # The login with the operator's password worked: only the tokens are left to be voided.
+        await records.adopt(account.id)
+    else:
+        await _secure_oneself(api, own, account, records)
+    return Footing(await api.users(), True, secured=True)
+
+
+async def _as_bootstrap_admin(
+    api: Navidrome, own: OwnAccount, bootstrap: BootstrapAdmin, records: OwnAccountRecords | None
+) -> Footing:
+    """What the bootstrap admin of the settings makes of it. Raises `NotAuthenticated` where Navidrome does
+    not take the shim for this admin; the server may be an empty one."""
+    admin = bootstrap.connect()
+    try:
+        try:
+            users = await admin.users()
+        except PermissionDenied:
+            return Footing(
+                None,
+                True,
+                f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, who is no admin in Navidrome",
+                "Set it to the name of an admin: in Navidrome, Settings → Users shows who is one.",
+            )
+        if records is None:
+            return Footing(users, True)
+        return await _bootstrap(admin, api, own, users, records)
+    finally:
+        await admin.close()
+
+
+async def _no_bootstrap_user(
+    api: Navidrome, own: OwnAccount, bootstrap: BootstrapAdmin, said: str
+) -> Footing:
+    standing = await api.standing(bootstrap.user_name)
+    if standing is Standing.UNTRUSTED and own.password is None:
+        problem, remedy = _untrusted(own)
+        return Footing(None, True, problem, remedy)
+    if standing is Standing.KNOWN:  # the password is wrong
+        problem = f"Navidrome does not take SHIM_BOOTSTRAP_ADMIN {bootstrap.user_name}: {said}"
+        remedy = (
+            "Correct SHIM_BOOTSTRAP_ADMIN_PASSWORD, or leave it out: the user header is enough."
+        )
+        return Footing(None, True, problem, remedy)
+    return Footing(
+        None,
+        True,
+        f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, and Navidrome has no such user",
+        "Set it to the name of an existing admin: in Navidrome, Settings → Users shows who is one.",
+    )
+
+
+async def _bootstrap(
+    admin: Navidrome,
+    api: Navidrome,
+    own: OwnAccount,
+    users: tuple[User, ...],
+    records: OwnAccountRecords,
+) -> Footing:
+    """Create the shim's own account as the bootstrap admin, or secure it and give it the right."""
+    if await is_lost_database(users, records):
+        return lost_database()
+    account = own_account_of(users, own.user_name)
+    made: tuple[str, ...] = ()
+    secured = False
+    if account is None:
+        await records.confirm()
+        await _create(admin, own.user_name, own.new_password(), records)
+        made = (own.user_name,)
+    elif not account.is_admin:
+        # Whoever made it may know its password and hold its tokens.
+        await _secure(admin, account, own.new_password(), records)
+        fresh = await admin.user(account.id)
+        if fresh is not None:
+            await admin.write(fresh, {"isAdmin": True})
+        secured = True
+    api.own_account_changed()
+    try:
+        return Footing(await api.users(), True, made=made, secured=secured, by_admin=True)
+    except (NotAuthenticated, PermissionDenied) as error:
+        if own.password is None:
+            problem, remedy = _untrusted(own)
+        else:
+            problem = str(error)
+            remedy = f"Set SHIM_NAVIDROME_ADMIN_PASSWORD to the password of {own.user_name}."
+        return Footing(None, True, problem, remedy, made, secured, by_admin=True)
+
+
+async def _create(
+    api: Navidrome, user_name: str, password: str, records: OwnAccountRecords
+) -> None:
+    new = NewUser(new_id(), user_name, "navidrome-shim", "", is_admin=True)
+    await records.adopt(await api.create(new, password))
+
+
+async def _secure(api: Navidrome, account: User, password: str, records: OwnAccountRecords) -> None:
+    """Give an account that this database did not create a new password, and void its tokens."""
+    await api.write(account, {}, password)
+    await records.adopt(account.id)
+
+
+async def _secure_oneself(
+    api: Navidrome, own: OwnAccount, account: User, records: OwnAccountRecords
+) -> None:
+    """`_secure` for the account that the shim acts as. Navidrome asks everybody for the current password
+    when they change their own, so a second admin, with a random name, does it and is deleted."""
+    assert own.act_as is not None
+    name = f"{OWN_NAME}-{secrets.token_hex(8)}"
+    helper = NewUser(new_id(), name, OWN_NAME, "", is_admin=True)
+    helper_id = await api.create(helper, secrets.token_urlsafe(32))
+    other = own.act_as(name)
+    try:
+        await _secure(other, account, own.new_password(), records)
+    finally:
+        await other.close()
+        await api.delete(helper_id)
+
+
+async def _create_first(api: Navidrome, own: OwnAccount, records: OwnAccountRecords) -> bool:
+    # Before the call: a shim that is killed after it must not take its own database for a lost one.
+    empty = await api.is_empty()
+    if empty:
+        await records.confirm()
+    return await api.create_admin(own.user_name, own.new_password())
+
+
+async def _first(api: Navidrome, own: OwnAccount, records: OwnAccountRecords) -> Footing:
     """The server was empty, and has the shim's account now."""
     try:
         users = await api.users()
     except (NotAuthenticated, PermissionDenied):
+        await records.confirm()
         problem, remedy = _untrusted(own)
         return Footing(None, True, problem, remedy, (own.user_name,))
+    account = own_account_of(users, own.user_name)
+    if account is not None:
+        await records.adopt(account.id)
     return Footing(users, True, made=(own.user_name,))
-
-
-async def _own_account_beside(
-    api: Navidrome, own: OwnAccount, users: tuple[User, ...], *, creates: bool
-) -> Footing:
-    """With the password of another admin the shim makes an account of its own beside it."""
-    names = {fold_name(user.user_name) for user in users}
-    if not creates or own.password is None or OWN_NAME in names:
-        return Footing(users, True)
-    new = NewUser(new_id(), OWN_NAME, "navidrome-shim", "", is_admin=True)
-    await api.create(new, generated_password())
-    return Footing(await api.users(), True, made=(OWN_NAME,))
 
 
 async def _unknown(api: Navidrome, own: OwnAccount, said: str) -> Footing:
     """The server has users, and does not take the shim for one of them."""
+    if own.bootstrap is not None:
+        return await _no_bootstrap_user(api, own, own.bootstrap, said)
     if own.password is not None:
         return Footing(
             None,
@@ -107,9 +309,8 @@ async def _unknown(api: Navidrome, own: OwnAccount, said: str) -> Footing:
         None,
         True,
         f"Navidrome has users, and none of them is {own.user_name}",
-        f"In Navidrome, as an admin, open Settings → Users → Create, make the user {own.user_name} with "
-        "any long password and Is Admin on; or set SHIM_NAVIDROME_ADMIN_USERNAME and "
-        "SHIM_NAVIDROME_ADMIN_PASSWORD to those of an admin that exists, once.",
+        "Set SHIM_BOOTSTRAP_ADMIN to the name of an existing Navidrome admin and start the shim again: it "
+        f"creates {own.user_name} as that admin, once. No password is needed.",
     )
 
 
@@ -118,7 +319,8 @@ def _no_admin(own: OwnAccount) -> Footing:
         None,
         True,
         f"{own.user_name} is no admin in Navidrome",
-        f"In Navidrome, as an admin, open Settings → Users → {own.user_name} and switch Is Admin on.",
+        "Set SHIM_BOOTSTRAP_ADMIN to the name of an existing Navidrome admin and start the shim again; or "
+        f"in Navidrome, as an admin, open Settings → Users → {own.user_name} and switch Is Admin on.",
     )
 
 

@@ -18,7 +18,7 @@ from shim.audit.events import Event
 from shim.audit.provisioning_events import AccountFailed, AccountRefused
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
 from shim.provisioning.bindings import Busy, Outdated
-from shim.provisioning.ground import FAULTS, HOLD_PAUSE, Fault, Ground
+from shim.provisioning.ground import FAULTS, HOLD_PAUSE, Fault, Ground, reason_of
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import is_carried
 from shim.provisioning.provisioner import Denied, account_keys
@@ -48,6 +48,14 @@ class _Known:
     binding: int
     changes: int
     seen: bool = True
+
+
+class _NotReady(Unavailable):
+    """Accounts can't be looked after for now, for `reason`."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.detail, retry_after=fault.retry_after)
+        self.reason = fault.reason
 
 
 class ProvisioningGate:
@@ -98,7 +106,7 @@ class ProvisioningGate:
         if flight is None:
             flight = self._flights[key] = loop.create_task(self._fly(identity, asker))
             flight.add_done_callback(lambda _: self._ended(key))
-        late = Refusal(Reason.ACCOUNT_UNAVAILABLE, "the account took too long", _RETRY_SECONDS)
+        late = Refusal(Reason.ACCOUNT_PENDING, "the account took too long", _RETRY_SECONDS)
         timer = loop.call_later(self._timeout, _answer, waiter, late)
 
         def landed(done: asyncio.Task[Account | Refusal]) -> None:
@@ -279,7 +287,7 @@ class ProvisioningGate:
         number = await ground.attain()
         if number is None:
             fault = ground.fault or Fault("Navidrome went away")
-            raise Unavailable(fault.detail, retry_after=fault.retry_after)
+            raise _NotReady(fault)
         occasion = Occasion("request", identity, asker)
         try:
             binding = await ground.provisioner.settle(identity, occasion, verified=asker.verified)
@@ -310,7 +318,8 @@ class ProvisioningGate:
         if passes is not None:
             return passes
         wait = error.retry_after if isinstance(error, Unavailable) else float(_RETRY_SECONDS)
-        return Refusal(Reason.ACCOUNT_UNAVAILABLE, detail, max(1, round(wait)))
+        reason = error.reason if isinstance(error, _NotReady) else reason_of(error)
+        return Refusal(reason, detail, max(1, round(wait)))
 
     def _let_pass(self, identity: Identity) -> Account | None:
         """The account of somebody who is known, as it is, where the settings say so and no visitor could

@@ -17,6 +17,7 @@ from shim.audit.events import Event
 from shim.audit.provisioning_events import (
     AccountFailed,
     AdminCreated,
+    OwnAccountSecured,
     ProvisioningReady,
     ProvisioningUnready,
 )
@@ -28,11 +29,13 @@ from shim.provisioning.bindings import Bindings, Busy, Watcher
 from shim.provisioning.footing import Footing, OwnAccount, find_footing
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
+from shim.provisioning.own_account import OwnAccountRecords
 from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.provisioner import Provisioner
 from shim.provisioning.reconcile import Reconciler
 from shim.provisioning.writer import Risen
 from shim.store.errors import StoreError
+from shim.trust.reasons import Reason
 
 # What goes wrong outside of the shim while an account is looked after.
 FAULTS = (NavidromeError, StoreError, Busy, Risen)
@@ -53,12 +56,13 @@ _LIST_SECONDS = 0.1
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why there is no ground to stand on, and what to do; `retry_after` is in seconds. `passing`:
-    Navidrome is away, and may be back in a moment."""
+    Navidrome is away, and may be back in a moment. `reason` is what requests are rejected with meanwhile."""
 
     detail: str
     remedy: str | None = None
     retry_after: float = 5.0
     passing: bool = False
+    reason: Reason = Reason.NAVIDROME_UNAVAILABLE
 
 
 class Listener(Watcher, Protocol):
@@ -212,13 +216,13 @@ class Ground:
         try:
             await self._stand()
         except _NoFooting as error:
-            self._failed(Fault(error.problem, error.remedy))
+            self._failed(Fault(error.problem, error.remedy, reason=error.reason))
         except Unavailable as error:
             self._failed(Fault(str(error), retry_after=error.retry_after, passing=True))
         except FAULTS as error:
-            self._failed(Fault(str(error)))
+            self._failed(Fault(str(error), reason=reason_of(error)))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
-            self._failed(Fault(f"{type(error).__name__}: {error}"))
+            self._failed(Fault(f"{type(error).__name__}: {error}", reason=reason_of(error)))
         else:
             if number == self.number:
                 self.fault = self._said = None
@@ -239,11 +243,13 @@ class Ground:
         self._presence = await self._watch(lambda: self._left(number))
         footing = await self._find_footing()
         for name in footing.made:
-            first = name == self._own.user_name
+            first = not footing.by_admin
             self._record(AdminCreated(time=time.time(), account=name, first=first))
+        if footing.secured:
+            self._record(OwnAccountSecured(time=time.time(), account=self._own.user_name))
         self.peopled = footing.peopled and number == self.number
         if footing.users is None:
-            raise _NoFooting(footing.problem, footing.remedy)
+            raise _NoFooting(footing)
         self.directory.libraries = ()
         await self.reconciler.look_after_intents(Occasion("start"))
 
@@ -251,7 +257,8 @@ class Ground:
         found: list[Footing] = []
 
         async def users() -> tuple[User, ...]:
-            found.append(await find_footing(self.api, self._own))
+            records = OwnAccountRecords(self.bindings.database)
+            found.append(await find_footing(self.api, self._own, records))
             return found[0].users or ()
 
         await self.directory.read(users)
@@ -352,7 +359,24 @@ class _Nobody:
 class _NoFooting(NavidromeError):
     """Navidrome answers, and the shim may not look after accounts there."""
 
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
+    def __init__(self, footing: Footing) -> None:
+        super().__init__(footing.problem)
+        self.problem = footing.problem
+        self.remedy = footing.remedy
+        self.reason = (
+            Reason.DATABASE_UNCONFIRMED if footing.lost_database else Reason.NAVIDROME_ACCESS_DENIED
+        )
+
+
+def reason_of(error: Exception) -> Reason:
+    """The reason of a request that this error rejects."""
+    match error:
+        case StoreError():
+            return Reason.STORE_UNAVAILABLE
+        case Busy() | Risen():
+            return Reason.ACCOUNT_PENDING
+        case NotAuthenticated() | PermissionDenied():
+            return Reason.NAVIDROME_ACCESS_DENIED
+        case NavidromeError():
+            return Reason.NAVIDROME_UNAVAILABLE
+    return Reason.ACCOUNT_UNAVAILABLE

@@ -23,6 +23,7 @@ from shim.provisioning.policy import field_changes, written_of
 from shim.provisioning.records import NOTHING_WRITTEN, Binding, BindingState
 from shim.provisioning.writer import Risen
 from shim.settings import Settings
+from shim.store.errors import StoreError
 from shim.trust.names import fold_name
 
 
@@ -282,13 +283,19 @@ async def operations(
 ) -> AsyncIterator[Operations]:
     """The commands' work with these settings. Raises `StoreError` where the store can't be opened."""
     ground = build_ground(settings, record)
+    database = ground.bindings.database
+    if database.file is not None and not database.file.exists():
+        raise StoreError(
+            f"{database.place}: there is no database. Run the command with the settings of the running shim: "
+            "in its folder, with --env-file, or in its container."
+        )
     try:
         await ground.bindings.database.opened()
         await ground.bindings.load()
         why_not = ""
         users = None
         try:
-            footing = await find_footing(ground.api, own_account(settings), creates=False)
+            footing = await find_footing(ground.api, own_account(settings))
             users, why_not = footing.users, f"{footing.problem}. {footing.remedy}"
         except NavidromeError as error:
             why_not = str(error)

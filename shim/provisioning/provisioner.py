@@ -120,7 +120,10 @@ class Provisioner:
         policy = self._means.policy
         if not policy.follows(verified=verified):
             why = f"SHIM_FOLLOW_RENAMES is {policy.follow_renames}"
-            raise Denied(_CONFLICT, f"the uid belongs to {binding.user_name}, and {why}")
+            raise Denied(
+                Reason.RENAME_NOT_FOLLOWED,
+                f"the person's account is {binding.user_name}, and the new name is not followed: {why}",
+            )
         self._check_free(identity, binding.navidrome_id)
         if self._means.directory.of_name(identity.username) is not None:
             raise Denied(_CONFLICT, "another account has the new name")
@@ -134,7 +137,7 @@ class Provisioner:
         rest = self._means.bindings.rest_of(folded)
         if rest is not None and navidrome_id != rest.navidrome_id and rest.uid != identity.uid:
             why = "whose tokens have not ended yet; it is free after SHIM_NAME_REST_HOURS"
-            raise Denied(_CONFLICT, f"the name was another account's, {why}")
+            raise Denied(Reason.NAME_HELD, f"the name was another account's, {why}")
 
     def _check_usable(self, user: User) -> None:
         if self._means.policy.reserves(user.user_name):

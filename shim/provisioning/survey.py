@@ -6,20 +6,37 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
+import time
+from dataclasses import dataclass
 
 from shim.control.health import Check, State
 from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
+from shim.provisioning.bindings import Bindings
 from shim.provisioning.building import build_api, own_account
 from shim.provisioning.empty_passwords import EmptyPasswords
-from shim.provisioning.footing import find_footing
+from shim.provisioning.footing import find_footing, is_lost_database, lost_database
 from shim.provisioning.health import accounts_check, store_check
-from shim.provisioning.policy import AccountPolicy, account_policy
+from shim.provisioning.own_account import OwnAccountRecords
+from shim.provisioning.policy import AccountPolicy, account_policy, is_carried
+from shim.provisioning.records import Binding
 from shim.settings import Settings
-from shim.store.database import Database
+from shim.store.database import Database, file_problem
 from shim.store.errors import StoreError
+from shim.trust.identity import Identity
+from shim.trust.names import fold_name
+
+
+@dataclass(frozen=True, slots=True)
+class AccountOutcome:
+    """An existing account, and what happens to an identity of its name. `with_admin_group` is None where no
+    group grants the admin right."""
+
+    account: str
+    admin: bool
+    outcome: str
+    with_admin_group: str | None
 
 
 async def survey(settings: Settings) -> tuple[Check, ...]:
@@ -34,13 +51,97 @@ async def survey(settings: Settings) -> tuple[Check, ...]:
     return (_store(settings), accounts)
 
 
+async def outcomes(settings: Settings) -> tuple[AccountOutcome, ...]:
+    """What happens to an identity of each existing account's name, without an admin group and with one.
+    Empty where Navidrome can't be asked: `survey` says why."""
+    api = build_api(settings)
+    try:
+        footing = await find_footing(api, own_account(settings))
+    except NavidromeError:
+        return ()
+    finally:
+        await api.close()
+    policy = account_policy(settings)
+    bindings = await _bindings(settings)
+    found = (
+        AccountOutcome(
+            user.user_name,
+            user.is_admin,
+            outcome_of(user, policy, bindings.get(user.id), in_admin_group=False),
+            outcome_of(user, policy, bindings.get(user.id), in_admin_group=True)
+            if policy.admin_groups
+            else None,
+        )
+        for user in footing.users or ()
+    )
+    return tuple(sorted(found, key=lambda each: fold_name(each.account)))
+
+
+def outcome_of(
+    user: User, policy: AccountPolicy, binding: Binding | None, *, in_admin_group: bool
+) -> str:
+    """What happens to an identity of this account's name on its first visit, in words."""
+    if policy.reserves(user.user_name):
+        return "rejected: the account is reserved"
+    if not is_carried(user.user_name):
+        return "rejected: the name contains characters not allowed in a header"
+    if binding is not None and binding.uid is not None:
+        return f"signs in if its uid is {binding.uid}, else rejected"
+    groups = tuple(policy.admin_groups)[:1] if in_admin_group else ()
+    identity = Identity(user.user_name, None, None, groups, "any")
+    released = binding is not None and binding.made
+    why_not = policy.why_not_linked(user, identity, released=released)
+    if why_not is not None:
+        return f"rejected: {why_not}"
+    if policy.grants_admin(user, identity):
+        return "linked to this account, becomes admin; its password is replaced and its tokens are void"
+    ends = binding is not None  # nobody's since it was unlinked
+    kept = "gets a new password" if ends else "keeps its password and its tokens"
+    if user.is_admin and policy.admin(identity) is False:
+        return f"linked to this account, {kept}, loses the admin right"
+    return f"linked to this account, {kept}"
+
+
+async def _bindings(settings: Settings) -> dict[str, Binding]:
+    """The bindings by account, where there is a database that can be read as it is."""
+    try:
+        database = Database(settings.database_url.get_secret_value())
+    except StoreError:
+        return {}
+    try:
+        if database.file is not None and not database.file.exists():
+            return {}
+        bindings = Bindings(database, "check", time.time)
+        await bindings.load()
+        return {binding.navidrome_id: binding for binding in bindings.all()}
+    except StoreError:
+        return {}
+    finally:
+        await asyncio.to_thread(database.close)
+
+
+async def _is_lost(settings: Settings, users: tuple[User, ...]) -> bool:
+    database = Database(settings.database_url.get_secret_value())
+    try:
+        if database.file is not None and not database.file.exists():
+            return await is_lost_database(users, None)
+        return await is_lost_database(users, OwnAccountRecords(database))
+    except StoreError:
+        return False  # said of the store itself
+    finally:
+        await asyncio.to_thread(database.close)
+
+
 async def _accounts(settings: Settings, api: Navidrome) -> Check:
     policy = account_policy(settings)
-    footing = await find_footing(api, own_account(settings), creates=False)
+    footing = await find_footing(api, own_account(settings))
     if footing.users is None:
         # An empty server is no fault: starting is what helps.
         state = State.FAILING if footing.peopled else State.WARNING
         return Check("accounts", state, footing.problem, footing.remedy)
+    if await _is_lost(settings, footing.users):
+        lost = lost_database()
+        return Check("accounts", State.FAILING, lost.problem, lost.remedy)
     return accounts_check(
         len(footing.users),
         None,
@@ -91,20 +192,13 @@ def _store(settings: Settings) -> Check:
         return store_check("", str(error))
     try:
         file = database.file
+        if file is not None and (problem := file_problem(file)) is not None:
+            return store_check(database.place, f"{database.place}: {problem}")
         if file is not None and not file.exists():
-            return _new_file(file, database.place)
+            return store_check(database.place, None)
         database.look()
     except StoreError as error:
         return store_check(database.place, str(error))
     finally:
         database.close()
     return store_check(database.place, None)
-
-
-def _new_file(file: Path, place: str) -> Check:
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        return store_check(place, f"{place}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return store_check(place, f"{place}: the folder {folder} can't be written to")
-    return store_check(place, None)

@@ -34,22 +34,53 @@ _SENTENCES: dict[int, str] = {
     504: "Navidrome took too long to answer.",
 }
 _BY_REASON: dict[Reason, str] = {
-    Reason.IDENTITY_REQUIRED: "Nobody is signed in. If you have just signed in, please tell whoever runs "
-    "this music server that it does not hear of it.",
-    Reason.LOCAL_LOGIN_CLOSED: "This music server has no passwords of its own here: sign in as usual.",
+    Reason.IDENTITY_REQUIRED: "You are not signed in. If you just signed in, contact the administrator: no "
+    "identity was received.",
+    Reason.LOCAL_LOGIN_CLOSED: "Password login is disabled; use your identity provider.",
     Reason.JWT_EXPIRED: "Your sign-in has expired. Please sign in again.",
-    Reason.GROUP_NOT_ALLOWED: "Your account is not in a group that may use this music server. "
-    "Please ask whoever runs it to add you.",
-    Reason.IDENTITY_CONFLICT: "Your user name belongs to another person's account here. "
-    "Please ask whoever runs this music server to sort it out.",
+    Reason.GROUP_NOT_ALLOWED: "You are signed in, but you are not in a group that may use this music "
+    "server. Ask the administrator to add you.",
+    Reason.IDENTITY_CONFLICT: "This music server already has an account with your user name, and it is not "
+    "linked to your sign-in. Ask the administrator to link it, or to free the name.",
     Reason.RESERVED_ACCOUNT: "Your user name is reserved on this music server. "
-    "Please ask whoever runs it for another one.",
-    Reason.ACCOUNT_UNAVAILABLE: "Your account is being prepared. Please try again in a moment.",
+    "Ask the administrator for another one.",
+    Reason.RENAME_NOT_FOLLOWED: "Your user name changed at the identity provider, and your account here "
+    "still has the old one. The account is yours: ask the administrator to rename it, or to set "
+    "SHIM_FOLLOW_RENAMES.",
+    Reason.NAME_HELD: "Your user name was another account's until recently and is still held for it. "
+    "Try again in a few days, or ask the administrator to end the hold.",
+    Reason.IDENTITY_INCOMPLETE: "Your sign-in arrived without your user id or your groups. Contact the "
+    "administrator: the reverse proxy leaves out a header.",
+    Reason.ACCOUNT_PENDING: "Your account is being prepared. Try again in a moment.",
+    Reason.NAVIDROME_UNAVAILABLE: "The music server (Navidrome) is not available right now. "
+    "Try again in a minute.",
+    Reason.NAVIDROME_ACCESS_DENIED: "The music server is not set up completely: Navidrome does not let the "
+    "sign-in service manage accounts. Contact the administrator.",
+    Reason.STORE_UNAVAILABLE: "The database of the sign-in service is not available right now. Try again in "
+    "a minute; if this stays, contact the administrator.",
+    Reason.DATABASE_UNCONFIRMED: "The database of the sign-in service is new or was lost, so nobody can sign "
+    "in until the administrator confirms it.",
+    Reason.ACCOUNT_UNAVAILABLE: "Your account could not be prepared because of an internal error. Try again "
+    "in a minute; if this stays, contact the administrator with the number below.",
     Reason.CROSS_SITE: "The request came from another site, so it was not passed on.",
 }
-_ASK_SOMEBODY = frozenset(
-    {Reason.GROUP_NOT_ALLOWED, Reason.IDENTITY_CONFLICT, Reason.RESERVED_ACCOUNT}
+# A person is signed in, as somebody who may not: another account may be.
+_OTHER_ACCOUNT = frozenset(
+    {
+        Reason.GROUP_NOT_ALLOWED,
+        Reason.IDENTITY_CONFLICT,
+        Reason.NAME_HELD,
+        Reason.RENAME_NOT_FOLLOWED,
+        Reason.RESERVED_ACCOUNT,
+    }
 )
+_SHOW_CONTACT = _OTHER_ACCOUNT | {
+    Reason.DATABASE_UNCONFIRMED,
+    Reason.IDENTITY_INCOMPLETE,
+    Reason.IDENTITY_REQUIRED,
+    Reason.NAVIDROME_ACCESS_DENIED,
+    Reason.STORE_UNAVAILABLE,
+}
 # Of a request that was not looked at, and is told of nowhere.
 NO_ID = "0" * 16
 # Stands for a request's id, and is as long as one.
@@ -69,15 +100,17 @@ def own_answer(
     retry_after: int | None = None,
     location: str | None = None,
     contact: str = "",
+    sign_out: str = "",
     lasting: bool = False,
 ) -> bytes:
     """A whole answer, after which the connection ends unless it is `lasting`. `decision` tells what was
     asked, where that is known; `request_id` has 16 characters; `retry_after` is in seconds. With `location`
-    it sends a browser there to sign in. `contact` is told to a person who may not in."""
+    it sends a browser there to sign in. `contact` is told to a person who may not in, `sign_out` is
+    linked there."""
     reason = None if decision is None else decision.outcome.reason
     method, target = (b"", b"") if decision is None else decision.requested
     form = _form(target)
-    template = _template(status, reason, form, contact, retry_after, lasting)
+    template = _template(status, reason, form, contact, sign_out, retry_after, lasting)
     if location is not None:
         fields = (
             f"Location: {location}\r\n"
@@ -114,6 +147,7 @@ def _template(
     reason: Reason | None,
     form: _Form,
     contact: str,
+    sign_out: str,
     retry_after: int | None,
     lasting: bool,
 ) -> bytes:
@@ -121,9 +155,10 @@ def _template(
     sentence = _SENTENCES.get(status, "The request was not passed on.")
     if reason is not None and status not in (302, 502):
         sentence = _BY_REASON.get(reason, sentence)
-    if contact and reason in _ASK_SOMEBODY:
+    if contact and reason in _SHOW_CONTACT:
         sentence = f"{sentence} Contact: {contact}"
-    content_type, body = _render(status, sentence, form)
+    link = sign_out if reason in _OTHER_ACCOUNT else ""
+    content_type, body = _render(status, sentence, form, link)
     fields = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         f"Content-Type: {content_type}",
@@ -138,7 +173,7 @@ def _template(
     return "\r\n".join(fields).encode() + b"\r\n\r\n" + body
 
 
-def _render(status: int, sentence: str, form: _Form) -> tuple[str, bytes]:
+def _render(status: int, sentence: str, form: _Form, sign_out: str) -> tuple[str, bytes]:
     request_id = _ANY_ID.decode()
     match form:
         case _Form.XML | _Form.SUBSONIC_JSON:
@@ -148,7 +183,9 @@ def _render(status: int, sentence: str, form: _Form) -> tuple[str, bytes]:
             answer = {"error": sentence, "status": status, "requestId": request_id}
             return "application/json", json.dumps(answer).encode()
         case _Form.PAGE:
-            return "text/html; charset=utf-8", _page(status, sentence, request_id).encode()
+            return "text/html; charset=utf-8", _page(
+                status, sentence, request_id, sign_out
+            ).encode()
 
 
 def _subsonic(status: int, message: str, *, json_asked: bool) -> tuple[str, bytes]:
@@ -164,12 +201,17 @@ def _subsonic(status: int, message: str, *, json_asked: bool) -> tuple[str, byte
     ).encode()
 
 
-def _page(status: int, sentence: str, request_id: str) -> str:
+def _page(status: int, sentence: str, request_id: str, sign_out: str) -> str:
     title = f"{status} {HTTPStatus(status).phrase}"
+    link = (
+        f'<p><a href="{escape(sign_out)}">Sign out and use another account</a></p>'
+        if sign_out
+        else ""
+    )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title></head>"
-        f"<body><h1>{escape(title)}</h1><p>{escape(sentence)}</p>"
+        f"<body><h1>{escape(title)}</h1><p>{escape(sentence)}</p>{link}"
         f"<p><small>Request {request_id}</small></p></body></html>\n"
     )

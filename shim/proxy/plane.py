@@ -45,7 +45,8 @@ class DataPlane:
     since the epoch. `paused` are the connections that nothing is read from for now, the next to be asked
     for a hang-up first. `strangers` are the open connections of peers that were not on the list. `sign_in` is
     the address that pages without an identity are sent to, empty for none; `contact` is whom a person is told
-    to ask who may not in. `body_budget` is for bodies that are read before they are sent on.
+    to ask who may not in, `sign_out` is linked on the page of a person who may sign in as somebody else.
+    `body_budget` is for bodies that are read before they are sent on.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class DataPlane:
         "paused",
         "pool",
         "sign_in",
+        "sign_out",
         "strangers",
         "time",
         "timed",
@@ -97,6 +99,7 @@ class DataPlane:
         self.tls: ssl.SSLContext | None = None
         self.sign_in = ""
         self.contact = ""
+        self.sign_out = ""
         self.now = 0.0
         self.time = time.time()
         self.body_budget = BodyBudget(limits.buffered_bytes)

@@ -78,6 +78,7 @@ class AnsweringConnection(ClientConnection):
             retry_after=retry_after,
             location=location,
             contact=self._plane.contact,
+            sign_out=self._plane.sign_out,
             lasting=lasting,
         )
         self._answer_status = status

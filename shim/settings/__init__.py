@@ -57,6 +57,7 @@ class Alias:
 ALIASES = (
     Alias("ND_BASEURL", "base_path", places.base_path_of_url, places.base_path),
     Alias("ND_EXTAUTH_USERHEADER", "reverse_proxy_user_header", values.header_name, str.lower),
+    Alias("ND_EXTAUTH_LOGOUTURL", "sign_out_url", places.sign_in_address, str),
     Alias("ND_REVERSEPROXYUSERHEADER", "reverse_proxy_user_header", values.header_name, str.lower),
 )
 

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from shim.settings.model import Settings
 from shim.settings.places import Endpoint
 from shim.trust.addresses import NetworkEntry, UnixEntry, parse_entry
+from shim.trust.names import fold_name
 
 _SHORT_SECRET = 16
 # RFC 7518 §3.2: a key of the hash's own size or larger.
@@ -49,6 +50,7 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
     yield from _proof(settings)
     yield from _headers(settings)
     yield from _groups(settings)
+    yield from _bootstrap(settings)
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
@@ -164,6 +166,15 @@ def _groups(settings: Settings) -> Iterator[Contradiction]:
                 )
 
 
+def _bootstrap(settings: Settings) -> Iterator[Contradiction]:
+    name = settings.bootstrap_admin
+    if name is not None and fold_name(name) == fold_name(settings.navidrome_admin_username):
+        yield Contradiction(
+            ("bootstrap_admin", "navidrome_admin_username"),
+            "expected the name of an existing admin, not of the account that it is to create",
+        )
+
+
 def _trust_warnings(settings: Settings) -> Iterator[str]:
     name = "SHIM_REVERSE_PROXY_WHITELIST"
     if not settings.reverse_proxy_whitelist:
@@ -243,6 +254,8 @@ def _idle_settings(settings: Settings) -> Iterator[str]:
         )
     if not settings.require_identity and (settings.sign_in_url or settings.local_login):
         yield "SHIM_SIGN_IN_URL and SHIM_LOCAL_LOGIN mean nothing without SHIM_REQUIRE_IDENTITY=true."
+    if settings.bootstrap_admin_password is not None and settings.bootstrap_admin is None:
+        yield "SHIM_BOOTSTRAP_ADMIN_PASSWORD means nothing without SHIM_BOOTSTRAP_ADMIN."
 
 
 def _is_secret(secret: SecretStr) -> bool:

@@ -22,6 +22,7 @@ from shim.settings.values import Mode, reader
 PREFIX = "SHIM_"
 SECRETS = frozenset(
     {
+        "bootstrap_admin_password",
         "control_token",
         "database_url",
         "jwt_hs256_secret",
@@ -224,6 +225,12 @@ class Settings(BaseSettings):
         "Where pages are sent that need an identity: an address, or a path on the host that was asked.",
         written="/outpost.goauthentik.io/start",
     )
+    sign_out_url: Annotated[str | None, reader(places.sign_in_address)] = setting(
+        None,
+        "Where the 403 page lets a person sign out; none: authentik's, if SHIM_SIGN_IN_URL is authentik's. "
+        "ND_EXTAUTH_LOGOUTURL is read too.",
+        written="/outpost.goauthentik.io/sign_out",
+    )
     local_login: Flag = setting(
         "false",
         "Leave Navidrome's login call open while SHIM_REQUIRE_IDENTITY is on; its pages and its API need an "
@@ -248,6 +255,15 @@ class Settings(BaseSettings):
     )
     navidrome_admin_password: Annotated[SecretStr | None, reader(values.secret)] = setting(
         None, "Its password, if the shim shall log in; none: it acts by the user header."
+    )
+    bootstrap_admin: Annotated[str | None, reader(values.account_name)] = setting(
+        None,
+        "Existing Navidrome admin that creates the shim's own account on a server with users; used only "
+        "while that account is missing or no admin.",
+        written="admin",
+    )
+    bootstrap_admin_password: Annotated[SecretStr | None, reader(values.secret)] = setting(
+        None, "Password of that admin; none: the user header is enough."
     )
     navidrome_timeout: Timeout = setting("10", "Time for one call of Navidrome's API.")
     reconcile_seconds: Period = setting(

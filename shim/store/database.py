@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, text, update
+from sqlalchemy import URL, Connection, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -37,7 +38,7 @@ class Database:
     `StoreError` where it can't be spoken to at all."""
 
     def __init__(self, url: str) -> None:
-        self._url = make_url(url)
+        self._url = _absolute(make_url(url))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         try:
             self._engine = engine_of(self._url)
@@ -88,6 +89,7 @@ class Database:
 
     def open(self) -> None:
         """Bring the tables up to date. Raises `StoreError`."""
+        self._prepare_file()
         with _told(self.place):
             with self._engine.connect() as connection:
                 current = _version(connection)
@@ -115,6 +117,22 @@ class Database:
         else:
             self._engine.dispose()
         return accepted
+
+    def _prepare_file(self) -> None:
+        """Create the file for its owner alone, or say why that can't be done. SQLite gives the files beside
+        it the same mode."""
+        file = self.file
+        if file is None:
+            return
+        problem = file_problem(file)
+        if problem is not None:
+            raise StoreError(f"{self.place}: {problem}")
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+        except OSError as error:
+            raise StoreError(f"{self.place}: {error.strerror or error}") from None
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` finds, in one transaction, which sees one moment."""
@@ -215,6 +233,29 @@ class Database:
             # What has not begun by now is never done: whoever asked for it has been told so.
             under_way.cancel()
             raise StoreError(f"{self.place}: no answer for {_ANSWER_SECONDS:.0f} s") from None
+
+
+def _absolute(url: URL) -> URL:
+    """The URL with the whole path of an SQLite file: what is said of it names one place."""
+    name = url.database
+    if url.get_backend_name() != "sqlite" or name in IN_MEMORY or str(name).startswith("file:"):
+        return url
+    return url.set(database=str(Path(str(name)).absolute()))
+
+
+def file_problem(file: Path) -> str | None:
+    """Why a database can't be in this file, and what to do; None where nothing is known to be wrong."""
+    folder = file.absolute().parent
+    user = f"user {os.geteuid()}"
+    remedy = f"make it writable (chown {os.geteuid()} {folder}), or set SHIM_DATABASE_URL to another place"
+    if not folder.is_dir():
+        create = "create it (in a container: mount a volume there), or set SHIM_DATABASE_URL"
+        return f"there is no folder {folder}: {create}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {folder} can't be written to by {user}: {remedy}"
+    if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+        return f"the file {file} can't be written to by {user}: {remedy}"
+    return None
 
 
 @contextmanager

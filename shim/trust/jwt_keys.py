@@ -75,6 +75,8 @@ def read_key_set(data: bytes) -> tuple[Key, ...]:
         found = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("what came is no JSON") from None
+    if found in ({}, {"keys": []}):
+        raise ValueError("the key set is empty: the provider signs this token with no key")
     entries = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(entries, list):
         entries = []

@@ -79,6 +79,13 @@ class Reason(StrEnum):
     GROUP_NOT_ALLOWED = "group_not_allowed"
     IDENTITY_CONFLICT = "identity_conflict"
     RESERVED_ACCOUNT = "reserved_account"
+    RENAME_NOT_FOLLOWED = "rename_not_followed"
+    NAME_HELD = "name_held"
+    ACCOUNT_PENDING = "account_pending"
+    NAVIDROME_UNAVAILABLE = "navidrome_unavailable"
+    NAVIDROME_ACCESS_DENIED = "navidrome_access_denied"
+    STORE_UNAVAILABLE = "store_unavailable"
+    DATABASE_UNCONFIRMED = "database_unconfirmed"
     ACCOUNT_UNAVAILABLE = "account_unavailable"
     # rejected, while Navidrome obeys another header
     USER_HEADER_MISMATCH = "user_header_mismatch"
@@ -127,6 +134,13 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.GROUP_NOT_ALLOWED: (Verdict.REJECTED, 403),
     Reason.IDENTITY_CONFLICT: (Verdict.REJECTED, 403),
     Reason.RESERVED_ACCOUNT: (Verdict.REJECTED, 403),
+    Reason.RENAME_NOT_FOLLOWED: (Verdict.REJECTED, 403),
+    Reason.NAME_HELD: (Verdict.REJECTED, 403),
+    Reason.ACCOUNT_PENDING: (Verdict.REJECTED, 503),
+    Reason.NAVIDROME_UNAVAILABLE: (Verdict.REJECTED, 503),
+    Reason.NAVIDROME_ACCESS_DENIED: (Verdict.REJECTED, 503),
+    Reason.STORE_UNAVAILABLE: (Verdict.REJECTED, 503),
+    Reason.DATABASE_UNCONFIRMED: (Verdict.REJECTED, 503),
     Reason.ACCOUNT_UNAVAILABLE: (Verdict.REJECTED, 503),
     Reason.USER_HEADER_MISMATCH: (Verdict.REJECTED, 503),
 }

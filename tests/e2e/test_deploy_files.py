@@ -65,7 +65,13 @@ def test_the_image_is_of_hashed_packages_alone() -> None:
         assert "--require-hashes" in words or {"--no-index", "--no-deps"} <= set(words)
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert [re.match(r"[\w-]+", need).group() for need in stated] == ["hatchling"]  # type: ignore[union-attr]
-    assert re.search(r"^hatchling==", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
+    # pip before 26.1 refuses --require-hashes with a constraint: the build's packages are locked apart.
+    assert not any("--constraint" in words for words in pips)
+    build = (ROOT / "requirements/build.txt").read_text()
+    pins = set(re.findall(r"^([\w-]+==\S+) ", build, re.MULTILINE))
+    assert any(pin.startswith("hatchling==") for pin in pins)
+    whole = (ROOT / "requirements/dev.txt").read_text()
+    assert pins <= set(re.findall(r"^([\w-]+==\S+) ", whole, re.MULTILINE))
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:
@@ -98,14 +104,15 @@ def add_on_check() -> list[str]:
 
 
 def healthy(check: list[str], control: str) -> bool:
-    """What a health check says of a control plane; in the add-on's, the port is fixed."""
-    program, *rest = check
-    assert program == "python"
-    port = control.rpartition(":")[2]
-    words = [word.replace("127.0.0.1:4535", f"127.0.0.1:{port}") for word in rest]
+    """What a health check says of a control plane."""
+    assert check == ["navidrome-shim", "health"]
     env = {"SHIM_CONTROL_LISTEN": control, "PATH": os.environ.get("PATH", os.defpath)}
     done = subprocess.run(
-        [sys.executable, *words], env=env, timeout=30, check=False, capture_output=True
+        [beside_python(check[0]), *check[1:]],
+        env=env,
+        timeout=30,
+        check=False,
+        capture_output=True,
     )
     return done.returncode == 0
 
@@ -139,6 +146,34 @@ def test_the_add_on_lets_the_shim_alone_reach_navidrome() -> None:
     assert "ports: !reset" in raw
     assert "networks: !override" in raw
     assert "labels: !override" in raw
+
+
+def test_settings_in_composes_env_file_reach_the_shim() -> None:
+    shim = add_on()["services"]["navidrome-shim"]
+    assert shim["env_file"] == [{"path": ".env", "required": False}]
+    # `environment` wins over the file: it names no setting that a person would put there.
+    assert set(shim["environment"]) == {
+        "SHIM_UPSTREAM",
+        "SHIM_REVERSE_PROXY_WHITELIST",
+        "SHIM_PROXY_SECRET",
+    }
+
+
+def test_the_health_check_loads_little() -> None:
+    words = "import sys; sys.argv = ['navidrome-shim', 'health']; from shim.__main__ import main\n"
+    words += "try: main()\nexcept SystemExit: pass\n"
+    words += (
+        "print(sorted({'typer', 'pydantic', 'httpx', 'sqlalchemy', 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words],
+        env={"SHIM_CONTROL_LISTEN": f"127.0.0.1:{free_port()}", "PYTHONPATH": str(ROOT)},
+        timeout=30,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_add_ons_settings_are_settings(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from shim.commands.reason_texts import REASON_TEXTS
+from shim.trust.reasons import Reason
 from tests.attacks.recorder import Recorder
 from tests.proof.provider import Provider
 from tests.proof.shims import command
@@ -73,3 +75,30 @@ def test_an_authority_that_is_none_is_said_by_check(upstream: Recorder, tmp_path
     assert (done.returncode, done.stderr) == (1, "")
     keys = json.loads(done.stdout)["checks"]["keys"]
     assert keys["state"] == "failing" and "authority.pem has no certificate" in keys["detail"]
+
+
+def test_explain_takes_the_proofs_from_where_no_process_list_shows_them(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    ada = ("-H", "X-authentik-username: ada", "--with-secret", "--json")
+    asked = ("explain", "--peer", "127.0.0.1", "--path", "/app/", *ada)
+    done = command(tmp_path, *asked, settings=given(upstream))
+    told = json.loads(done.stdout)
+    assert (told["verdict"], told["reason"]) == ("authenticated", "proxy_secret")
+    assert SECRET not in done.stdout + done.stderr
+    token = tmp_path / "token"
+    token.write_text("no.such.token\n")
+    done = command(
+        tmp_path,
+        *asked,
+        "--token-file",
+        str(token),
+        settings=given(upstream, **issuer.settings()),
+    )
+    assert json.loads(done.stdout)["reason"] == "jwt_invalid"
+    done = command(tmp_path, *asked, settings=given(upstream) | {"PROXY_SECRET": ""})
+    assert done.returncode == 2 or "SHIM_PROXY_SECRET" in done.stderr
+
+
+def test_every_reason_is_explained_in_words() -> None:
+    assert set(REASON_TEXTS) == set(Reason)

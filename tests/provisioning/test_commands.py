@@ -59,6 +59,20 @@ async def test_the_list_says_whose_every_account_is(any_store_world: World) -> N
     assert [name for name, line in listed.items() if line["empty_password"]] == ["guest"]
     _, out, _ = await run(world, "users", "list")
     assert "empty password" in out and "alice" in out
+    for filters, names in (
+        (("--state", "active"), {"alice"}),
+        (("--state", "active", "--state", "refused"), {"alice", "eve"}),
+        (("--name", "E"), {"alice", "eve", "guest", "navidrome-shim"}),
+        (("--name", "ali", "--state", "refused"), set()),
+    ):
+        found = await as_json(world, "users", "list", *filters)
+        assert {line["account"] for line in found} == names
+    assert (await run(world, "users", "list", "--state", "odd"))[0] == 2
+    await world.ask(person("alice", "music", display="Alice"))
+    await world.change("alice", name="\x1b[2J\nA\u202e")
+    _, out, err = await run(world, "users", "sync", "--all")
+    assert "\\u001b" in out
+    assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
 async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_world: World) -> None:
@@ -216,6 +230,10 @@ async def test_check_names_what_is_wrong_and_changes_nothing(tcp_world: World) -
     assert not (world.folder / "shim.db").exists()
     await world.make_first()
     await world.make("hole", "")
+    checks = (await check(world))["checks"]
+    assert "confirm-new" in checks["accounts"]["remedy"]
+    assert not (world.folder / "shim.db").exists()
+    await world.confirm_new()
     checks = (await check(world, LIBRARY_GROUPS='{"x": ["No Such"]}'))["checks"]
     assert "hole" in checks["accounts"]["detail"]
     await world.delete("hole")
@@ -237,9 +255,68 @@ async def test_without_provisioning_an_empty_server_is_warned_of(tcp_world: Worl
     assert checks["accounts"]["state"] == "ok"
 
 
+async def test_check_says_what_becomes_of_an_identity_of_each_accounts_name(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.make_first("admin", "secret-1")
+    for name, admin in (("ada", False), ("boss", True)):
+        made = {"userName": name, "password": "pw", "isAdmin": admin}
+        await world.call("POST", "/api/user", made, "admin")
+    said = await check(
+        world, BOOTSTRAP_ADMIN="admin", ADMIN_GROUPS="admins", PROTECTED_USERS="boss"
+    )
+    accounts = {each["account"]: each for each in said["accounts"]}
+    assert sorted(accounts) == ["ada", "admin", "boss"]
+    assert "linked" in accounts["ada"]["outcome"]
+    assert "becomes admin" in accounts["ada"]["with_admin_group"]
+    assert "SHIM_LINK_EXISTING is users" in accounts["admin"]["outcome"]
+    assert "reserved" in accounts["boss"]["outcome"]
+    assert any("SHIM_ALLOWED_GROUPS is not set" in each for each in said["summary"])
+    _, out, _ = await run(world, "check")
+    assert "becomes admin" in out and "May sign in: everybody" in out
+
+
 async def check(world: World, **settings: str) -> Any:
     """What `check` says, whatever its exit."""
     world.use(**settings)
     _, out, err = await run(world, "check", "--json")
     assert out, err
     return json.loads(out)
+
+
+def edge(name: str, *groups: str, uid: str = "") -> tuple[str, ...]:
+    """`explain`'s arguments for a request of this person through the edge."""
+    headers = {
+        "username": name,
+        "groups": "|".join(groups),
+        "uid": uid or f"uid-of-{name.lower()}",
+    }
+    lines = (("-H", f"X-authentik-{key}: {value}") for key, value in headers.items())
+    return ("explain", "--peer", "127.0.0.1", "--path", "/app/", *sum(lines, ()))
+
+
+async def test_explain_tells_the_whole_decision_with_policy_and_binding(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.start(ALLOWED_GROUPS="music", PROTECTED_USERS="boss")
+    await world.ask(person("Ada", "music"))
+    for arguments, verdict, reason, why in (
+        (edge("ada", "music"), "authenticated", "listed_peer", "bound to the account Ada"),
+        (edge("eve", "other"), "rejected", "group_not_allowed", "SHIM_ALLOWED_GROUPS (music)"),
+        (edge("boss", "music"), "rejected", "reserved_account", "SHIM_PROTECTED_USERS"),
+        (edge("ada", "music", uid="x"), "rejected", "identity_conflict", "uid-of-ada"),
+        (edge("ada2", "music", uid="uid-of-ada"), "rejected", "rename_not_followed", "is jwt"),
+        (edge("new", "music"), "authenticated", "listed_peer", "has none of this name"),
+    ):
+        said = await as_json(world, *arguments)
+        assert (said["verdict"], said["reason"]) == (verdict, reason)
+        assert why in said["steps"][-1]["why"]
+        names = [step["step"] for step in said["steps"]]
+        assert names == ["peer", "path", "identity", "policy", "account"][: len(names)]
+    said = await as_json(world, *edge("ada", "music"))
+    assert ["Remote-User", "Ada"] in said["forwarded_headers"]
+    _, out, _ = await run(world, *edge("ada", "music"))
+    assert "None" not in out and "True" not in out and "('" not in out and "['" not in out
+    assert list(await world.users()) == ["Ada"]

@@ -29,7 +29,7 @@ async def test_a_first_visit_while_the_api_fails_makes_nothing_twice(
     world.stand_in.breaks(Fault(kind, USERS, frozenset({method}), times=6, carried_out=True))
     refused = await world.ask(person("alice"))
     if isinstance(refused, Refusal):
-        assert refused.reason is Reason.ACCOUNT_UNAVAILABLE and refused.retry_after
+        assert refused.reason is Reason.NAVIDROME_UNAVAILABLE and refused.retry_after
         assert world.told(AccountFailed)
     world.stand_in.breaks(None)
     await _settled(world)
@@ -104,7 +104,7 @@ async def test_a_request_does_not_wait_for_ever(stand_in_world: World) -> None:
     world.stand_in.breaks(Fault(FaultKind.HANG, USERS))
     answer = await world.accounts.gate.ensure(person("alice"), ASKER)
     assert isinstance(answer, Refusal) and answer.retry_after
-    assert answer.reason is Reason.ACCOUNT_UNAVAILABLE
+    assert answer.reason is Reason.ACCOUNT_PENDING
 
 
 async def test_a_door_that_could_not_be_closed_is_closed_later(stand_in_world: World) -> None:
@@ -115,7 +115,7 @@ async def test_a_door_that_could_not_be_closed_is_closed_later(stand_in_world: W
     await world.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
     world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
     refused = await world.reason(person("eve"))
-    assert refused in (Reason.GROUP_NOT_ALLOWED, Reason.ACCOUNT_UNAVAILABLE)
+    assert refused in (Reason.GROUP_NOT_ALLOWED, Reason.NAVIDROME_UNAVAILABLE)
     world.stand_in.breaks(None)
     assert await world.opens("eve", "mine")
     await world.restart()

@@ -22,7 +22,7 @@ async def test_an_account_renamed_in_navidrome_is_followed(world: World) -> None
     assert await world.ask(person("alice")) == "Alice2"
     assert list(await world.users()) == ["Alice2"]
     assert [event.old_name for event in world.told(AccountRenamed)] == ["alice"]
-    assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
 
 
 async def test_an_account_deleted_in_navidrome_is_forgotten_and_made_anew(world: World) -> None:
@@ -33,7 +33,7 @@ async def test_an_account_deleted_in_navidrome_is_forgotten_and_made_anew(world:
     await world.accounts.ground.reconcile()
     assert len(world.told(AccountForgotten)) == 1
     assert world.accounts.gate.known(person("alice")) is None
-    assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
     assert await world.ask(person("alice")) == "alice"
     assert (await world.user("alice"))["id"] != before["id"]
 
@@ -66,12 +66,13 @@ async def test_the_name_of_an_account_that_was_nobodys_rests_too(world: World) -
     await world.accounts.ground.reconcile()
     await world.delete("guest")
     await world.accounts.ground.reconcile()
-    assert await world.reason(person("guest")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("guest")) is Reason.NAME_HELD
 
 
 async def test_accounts_that_an_empty_password_opens_are_named(world: World) -> None:
     await world.make_first()
     await world.make("hole", "")
+    await world.confirm_new()
     await world.start()
     await world.accounts.ground.reconcile()
     [found] = world.told(EmptyPasswordsFound)

@@ -37,7 +37,7 @@ async def test_of_two_that_meet_a_person_at_once_one_makes_the_account_and_none_
         both = [world.ask(person(name)) for name in names for world in (first, second)]
         for answer in await asyncio.gather(*both):
             if isinstance(answer, Refusal):
-                assert answer.reason is Reason.ACCOUNT_UNAVAILABLE and answer.retry_after
+                assert answer.reason is Reason.ACCOUNT_PENDING and answer.retry_after
                 assert "another process" in answer.detail
         for world in (first, second):
             assert [await world.ask(person(name)) for name in names] == names
@@ -73,7 +73,7 @@ async def test_while_the_store_is_away_the_known_pass_and_nobody_else(
         for stranger in (person("bob", "music"), person("alice", "music", uid="other")):
             refused = await world.ask(stranger)
             assert isinstance(refused, Refusal) and refused.retry_after
-            assert refused.reason is Reason.ACCOUNT_UNAVAILABLE
+            assert refused.reason is Reason.STORE_UNAVAILABLE
         assert await world.reason(person("mallory")) is Reason.GROUP_NOT_ALLOWED
         assert list(await world.users()) == ["alice"], "nothing is made that can't be bound"
     finally:

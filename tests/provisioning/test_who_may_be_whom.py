@@ -130,10 +130,10 @@ async def test_a_person_renamed_at_the_provider_keeps_the_account(world: World) 
 async def test_a_rename_is_followed_as_the_settings_allow(world: World) -> None:
     await world.start()
     await world.ask(person("alice", uid="u"))
-    assert await world.reason(person("alicia", uid="u")) is CONFLICT
+    assert await world.reason(person("alicia", uid="u")) is Reason.RENAME_NOT_FOLLOWED
     assert await world.ask(person("alicia", uid="u"), VERIFIED) == "alicia"
     await world.restart(FOLLOW_RENAMES="off")
-    assert await world.reason(person("alison", uid="u"), VERIFIED) is CONFLICT
+    assert await world.reason(person("alison", uid="u"), VERIFIED) is Reason.RENAME_NOT_FOLLOWED
     assert list(await world.users()) == ["alicia"]
 
 
@@ -151,9 +151,9 @@ async def test_a_freed_name_rests(world: World) -> None:
     await world.start(FOLLOW_RENAMES="headers")
     await world.ask(person("alice", uid="u"))
     await world.ask(person("alicia", uid="u"))
-    assert await world.reason(person("Alice", uid="v")) is CONFLICT
+    assert await world.reason(person("Alice", uid="v")) is Reason.NAME_HELD
     await world.restart()
-    assert await world.reason(person("alice", uid="v")) is CONFLICT
+    assert await world.reason(person("alice", uid="v")) is Reason.NAME_HELD
     await world.restart(FOLLOW_RENAMES="headers", NAME_REST_HOURS="0")
     await world.ask(person("ally", uid="u"))
     assert await world.ask(person("alicia", uid="v")) == "alicia"

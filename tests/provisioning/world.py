@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 from shim.audit.events import Event
 from shim.provisioning.building import AccountParts, build_accounts
+from shim.provisioning.own_account import OwnAccountRecords
 from shim.proxy.gate import Account, Asker, Refusal
 from shim.settings import load
+from shim.store.database import Database
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 from tests.provisioning.servers import ADMIN, Server, StandInServer, client_of
@@ -118,6 +120,13 @@ class World:
     async def close(self) -> None:
         await self.leave()
         await self.server.stop()
+
+    async def confirm_new(self) -> None:
+        """Do what `database confirm-new` does."""
+        database = Database(self.database_url)
+        await database.opened()
+        await OwnAccountRecords(database).confirm()
+        database.close()
 
     # requests
 

@@ -6,9 +6,12 @@ from ipaddress import ip_address
 
 import pytest
 
+from shim.compiled import key_source
 from shim.control.health import Check, State
 from shim.health import health_checks
 from shim.settings import load
+from shim.trust.jwt_keys import read_key_set
+from shim.watch.keys import KeyWatch
 from shim.watch.names import NameState
 from shim.watch.upstream import UpstreamWatch
 from shim.watch.user_header import UserHeaderState
@@ -41,3 +44,27 @@ def test_a_name_without_an_address_lists_nobody() -> None:
     check = whitelist(fault="no answer in time")
     assert check.state is State.FAILING
     assert "edge: no answer in time" in check.detail
+
+
+async def test_an_empty_key_set_is_said_to_be_a_proxy_providers() -> None:
+    settings = load(
+        {
+            "SHIM_JWT_VERIFY": "required",
+            "SHIM_JWKS_URL": "https://auth.example.org/jwks/",
+            "SHIM_JWT_ISSUER": "issuer",
+            "SHIM_JWT_AUDIENCE": "audience",
+        },
+        None,
+    )
+    upstream = UpstreamWatch(settings.upstream, None, "/")
+    for text in (b"{}", b'{"keys": []}'):
+        with pytest.raises(ValueError, match="the key set is empty") as raised:
+            read_key_set(text)
+        source = key_source(settings)
+        assert source is not None
+        keys = KeyWatch(source)
+        keys._failed(str(raised.value))
+        check = health_checks(settings, (), upstream, UserHeaderState(True), keys)[-1]
+        assert (check.name, check.state) == ("keys", State.FAILING)
+        assert "authentik proxy provider" in (check.remedy or "")
+        assert "SHIM_PROXY_SECRET" in (check.remedy or "")

@@ -44,7 +44,9 @@ async def _under_way(shim: Program, asked: Asked) -> tuple[Client, Served]:
 async def test_it_starts_says_so_and_stops_with_0(tmp_path: Path, navidrome: Navidrome) -> None:
     secret = "do-not-tell-0123456789abcdef"
     async with started(tmp_path, navidrome, proxy_secret=secret) as (shim, _):
-        said = " ".join((await shim.event("configuration_in_force"))["settings"])
+        in_force = await shim.event("configuration_in_force")
+        said = " ".join(in_force["settings"])
+        assert any("May sign in: everybody" in sentence for sentence in in_force["summary"])
         assert "SHIM_REVERSE_PROXY_WHITELIST=127.0.0.2" in said
         assert "do-not-tell" not in said
         idle = await shim.client()

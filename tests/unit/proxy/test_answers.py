@@ -7,11 +7,17 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from shim.compiled import sign_out_url
+from shim.proxy.answers import own_answer
 from shim.proxy.limits import Limits
+from shim.settings import load
+from shim.trust.decide import refuse
 from shim.trust.reasons import Reason
+from shim.trust.refusal import Refused
 from tests.unit.proxy.client import Answer, get, request
 from tests.unit.proxy.front import EDGE, Front, front_before, policy
 from tests.unit.proxy.navidrome_end import Navidrome
+from tests.unit.trust.asking import ADA, head, judged
 
 _SUBSONIC = "{http://subsonic.org/restapi}"
 
@@ -248,3 +254,59 @@ async def test_every_rejection_below_rest_is_a_subsonic_error(
     answer = await front.ask(head)
     assert answer.status == status
     assert json.loads(answer.body)["subsonic-response"]["status"] == "failed"
+
+
+_ACCOUNT_REASONS = (
+    Reason.GROUP_NOT_ALLOWED,
+    Reason.IDENTITY_CONFLICT,
+    Reason.RESERVED_ACCOUNT,
+    Reason.RENAME_NOT_FOLLOWED,
+    Reason.NAME_HELD,
+    Reason.ACCOUNT_PENDING,
+    Reason.NAVIDROME_UNAVAILABLE,
+    Reason.NAVIDROME_ACCESS_DENIED,
+    Reason.STORE_UNAVAILABLE,
+    Reason.DATABASE_UNCONFIRMED,
+    Reason.ACCOUNT_UNAVAILABLE,
+)
+
+
+def page_for(reason: Reason, **parts: str) -> str:
+    """The page that a browser gets when its request is rejected for this reason."""
+    decision = judged(head("GET /app/ HTTP/1.1", ADA))
+    rejected = refuse(Refused(reason, "why"), decision.source, decision.line, decision.block)
+    return own_answer(rejected.outcome.status, rejected, "0" * 16, **parts).decode()  # type: ignore[arg-type]
+
+
+def test_every_reason_of_an_account_has_a_page_of_its_own() -> None:
+    assert len({page_for(reason) for reason in _ACCOUNT_REASONS}) == len(_ACCOUNT_REASONS)
+    renamed = page_for(Reason.RENAME_NOT_FOLLOWED)
+    assert "The account is yours" in renamed and "SHIM_FOLLOW_RENAMES" in renamed
+
+
+def test_a_person_who_may_not_sign_in_is_offered_another_account() -> None:
+    page = page_for(Reason.GROUP_NOT_ALLOWED, sign_out='/out?a="b', contact="ask@example.org")
+    assert '<a href="/out?a=&quot;b">Sign out and use another account</a>' in page
+    assert "ask@example.org" in page
+    assert "Sign out" not in page_for(Reason.GROUP_NOT_ALLOWED)
+    assert "Sign out" not in page_for(Reason.NAVIDROME_UNAVAILABLE, sign_out="/out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ""),
+        ({"SHIM_SIGN_OUT_URL": "/bye"}, "/bye"),
+        ({"ND_EXTAUTH_LOGOUTURL": "https://auth.example.org/out"}, "https://auth.example.org/out"),
+        (
+            {"SHIM_SIGN_IN_URL": "https://a.example.org/outpost.goauthentik.io/start?rd=/"},
+            "https://a.example.org/outpost.goauthentik.io/sign_out",
+        ),
+        ({"SHIM_SIGN_IN_URL": "/outpost.goauthentik.io/start"}, "/outpost.goauthentik.io/sign_out"),
+        ({"SHIM_SIGN_IN_URL": "/oauth2/start"}, ""),
+    ],
+)
+def test_the_way_to_sign_out_is_a_setting_or_authentiks(
+    settings: dict[str, str], expected: str
+) -> None:
+    assert sign_out_url(load(settings)) == expected

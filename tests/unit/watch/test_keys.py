@@ -56,7 +56,7 @@ async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
         (answer(ONE, "text/plain"), "text/plain"),
         (answer(b"<html>sign in</html>"), "no JSON"),
         (answer(b"[]"), "no key set"),
-        (answer(b'{"keys": []}'), "no key set"),
+        (answer(b'{"keys": []}'), "the key set is empty"),
         (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
         (answer(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
         (answer(ONE, status="500 Oops"), "500"),

@@ -1,0 +1,73 @@
+"""`navidrome-shim health`: whether the shim that runs here is up.
+
+Imports little, since a container asks every half minute. Reads SHIM_CONTROL_LISTEN as the shim does, from the
+environment or `.env`, without loading the settings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_DEFAULT = "127.0.0.1:4535"
+_SECONDS = 4.0
+_LINE = re.compile(r"^\s*(?:export\s+)?(SHIM_CONTROL_\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def health(arguments: Sequence[str]) -> int:
+    """Exit code 0 if the control plane answers 200, else 1. `--ready` asks /readyz instead of /healthz."""
+    try:
+        variables = {**_file_variables(Path(".env")), **os.environ}
+        path = "/readyz" if "--ready" in arguments else "/healthz"
+        status = _ask(variables, path)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"navidrome-shim: not reached: {error}\n")
+        return 1
+    if status != 200:
+        sys.stderr.write(f"navidrome-shim: {path} responds with {status}\n")
+        return 1
+    return 0
+
+
+def _file_variables(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError:
+        return {}
+    return {name: value.strip("\"'") for name, value in _LINE.findall(text)}
+
+
+def _ask(variables: Mapping[str, str], path: str) -> int:
+    listen = variables.get("SHIM_CONTROL_LISTEN", "").strip() or _DEFAULT
+    token = variables.get("SHIM_CONTROL_TOKEN", "")
+    file = variables.get("SHIM_CONTROL_TOKEN_FILE", "")
+    if not token and file and path == "/readyz":
+        token = Path(file).read_text("utf-8").rstrip("\r\n")
+    with _connect(listen) as connection:
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close"]
+        if token:
+            lines.append(f"Authorization: Bearer {token}")
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        head = b""
+        while b"\r\n" not in head and (data := connection.recv(4096)):
+            head += data
+    words = head.split(b" ", 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
+        raise ValueError("the response is not HTTP")
+    return int(words[1])
+
+
+def _connect(listen: str) -> socket.socket:
+    if listen.startswith("unix:"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_SECONDS)
+        connection.connect(listen.removeprefix("unix:"))
+        return connection
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    return socket.create_connection((_EVERYWHERE.get(host, host), int(port)), _SECONDS)
