@@ -231,7 +231,7 @@ class Provisioner:
                 account=after.user_name,
                 navidrome_id=after.id,
                 admin=after.is_admin,
-                password_kept=password is None,
+                credentials_kept=password is None,
                 notes=("it was an admin already",) if claims_admin else (),
                 **occasion.told(),
             )

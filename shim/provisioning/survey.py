@@ -5,7 +5,6 @@ finds out about empty passwords is remembered in a store that is there.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 

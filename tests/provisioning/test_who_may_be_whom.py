@@ -60,7 +60,7 @@ async def test_an_account_that_was_there_is_claimed_as_the_settings_allow(
         assert (user["name"], user["email"]) == ("New Name", "old@example.com")
         assert await world.opens("old", "known"), "the first link changes no password"
         [linked] = world.told(AccountLinked)
-        assert linked.password_kept and linked.severity is Severity.WARNING
+        assert linked.credentials_kept and linked.severity is Severity.WARNING
         assert not world.told(AccountLocked) and not world.told(AccountReadmitted)
 
 
@@ -79,7 +79,7 @@ async def test_a_first_link_keeps_tokens_and_the_next_one_ends_them(world: World
     await bindings.put(binding.released())
     assert await world.ask(person("old", uid="other")) == "old"
     assert not world.passes(token) and not await world.opens("old", "known")
-    assert [event.password_kept for event in world.told(AccountLinked)] == [True, False]
+    assert [event.credentials_kept for event in world.told(AccountLinked)] == [True, False]
 
 
 async def test_a_link_that_makes_an_admin_ends_password_and_tokens(world: World) -> None:
@@ -91,7 +91,7 @@ async def test_a_link_that_makes_an_admin_ends_password_and_tokens(world: World)
     assert (await world.user("old"))["isAdmin"] is True
     assert not world.passes(token) and not await world.opens("old", "known")
     [linked] = world.told(AccountLinked)
-    assert not linked.password_kept
+    assert not linked.credentials_kept
 
 
 async def test_an_admins_account_is_claimed_by_a_member_of_the_admin_groups(world: World) -> None:
