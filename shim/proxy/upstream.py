@@ -8,6 +8,7 @@ to a client of HTTP/1.1 as chunks. A body that was cut never ends cleanly for th
 from __future__ import annotations
 
 import asyncio
+import re
 from enum import IntEnum, auto
 from typing import Protocol, cast
 
@@ -22,6 +23,7 @@ from shim.proxy.response import (
 )
 from shim.proxy.shapes import AnswerShapes
 
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _MAX_INTERIM = 16  # responses of 1xx before the final one
 _SWITCHING_PROTOCOLS = 101
 # From this many bytes on, two pieces in one call of the system are cheaper than a copy.
@@ -238,6 +240,10 @@ class Upstream(asyncio.Protocol):
                 # RFC 9110 §15.2: passed on, but for the 100 that was answered by us.
                 client.send(head.lines + b"\r\n")
         self._partial += data[at:]
+        if _BARE_LF.search(self._partial, self._searched):
+            # A head whose lines end in LF alone never ends here: better said now than after the timeout.
+            self._refused(client)
+            return
         self._searched = max(0, len(self._partial) - 3)
         if self._searched > self._ground.limits.header_bytes:
             self._refused(client)

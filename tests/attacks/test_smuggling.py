@@ -105,7 +105,7 @@ def test_lines_that_can_be_read_in_two_ways(front: Shim, upstream: Recorder, cas
         "POST /rest/ping HTTP/2.0",
         "POST /rest/ping RTSP/1.0",
         "PRI * HTTP/2.0",
-        "\r\nPOST /rest/ping HTTP/1.1",
+        "\r\n\r\nPOST /rest/ping HTTP/1.1",
     ],
 )
 def test_request_lines_that_can_be_read_in_two_ways(

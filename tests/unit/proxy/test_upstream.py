@@ -271,3 +271,14 @@ async def test_navidromes_version_is_not_the_clients(front: Front, navidrome: Na
     assert (await client.answer()).head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     await client.send(get().encode())
     await served.head()
+
+
+@pytest.mark.parametrize(
+    "pieces", [(b"HTTP/1.1 200 OK\nA: b\n\n",), (b"HTTP/1.1 200 OK\r\nA: b", b"\n")]
+)
+async def test_a_response_head_with_a_bare_lf_is_a_502_at_once(
+    front: Front, navidrome: Navidrome, pieces: tuple[bytes, ...]
+) -> None:
+    client, served = await asked(front, navidrome)
+    await served.send(*pieces)
+    assert (await client.answer()).status == 502
