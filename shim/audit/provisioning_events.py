@@ -66,8 +66,8 @@ class AccountChanged(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLinked(AccountEvent):
-    """An account that was there already belongs to this identity from now on. `credentials_kept`: its password
-    and its tokens are as they were. `notes` say what else is to be known."""
+    """An account that was there already belongs to this identity from now on. `credentials_kept`: its
+    password and its tokens are as they were. `notes` say what else is to be known."""
 
     event: ClassVar[str] = "account_linked"
 

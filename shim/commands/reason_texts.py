@@ -12,6 +12,12 @@ REASON_TEXTS: dict[Reason, str] = {
     Reason.UNLISTED_PEER: "the peer is not on SHIM_REVERSE_PROXY_WHITELIST, so its identity headers do not "
     "count",
     Reason.PUBLIC_PATH: "the edge does not authenticate this path, so identity headers do not count on it",
+    Reason.NON_ASCII_PATH: "the path holds a byte beyond ASCII, which an edge may read as a public path, so "
+    "identity headers do not count on it",
+    Reason.NAVIDROME_TOKEN_VOID: "the request carried a Navidrome token that is void; it is removed",
+    Reason.BODY_TOO_LARGE: "the body is longer than allowed on this path",
+    Reason.USER_HEADER_MISMATCH: "Navidrome does not obey SHIM_REVERSE_PROXY_USER_HEADER, so nobody is "
+    "trusted",
     Reason.OUTSIDE_BASE_PATH: "the path is outside SHIM_BASE_PATH, so identity headers do not count on it",
     Reason.BASE_PATH_MISMATCH: "Navidrome's base path is another one than SHIM_BASE_PATH, so nobody is "
     "trusted",

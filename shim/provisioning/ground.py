@@ -22,7 +22,13 @@ from shim.audit.provisioning_events import (
     ProvisioningUnready,
 )
 from shim.navidrome.api import Navidrome
-from shim.navidrome.errors import NavidromeError, NotAuthenticated, PermissionDenied, Unavailable
+from shim.navidrome.errors import (
+    NavidromeError,
+    NotAuthenticated,
+    PermissionDenied,
+    ResponseTooLarge,
+    Unavailable,
+)
 from shim.navidrome.models import User
 from shim.navidrome.presence import Presence
 from shim.provisioning.bindings import Bindings, Busy, Watcher
@@ -377,6 +383,8 @@ def reason_of(error: Exception) -> Reason:
             return Reason.ACCOUNT_PENDING
         case NotAuthenticated() | PermissionDenied():
             return Reason.NAVIDROME_ACCESS_DENIED
+        case ResponseTooLarge():
+            return Reason.ACCOUNT_UNAVAILABLE
         case NavidromeError():
             return Reason.NAVIDROME_UNAVAILABLE
     return Reason.ACCOUNT_UNAVAILABLE

@@ -155,7 +155,7 @@ async def test_an_account_that_was_deleted_is_unlinked_and_its_name_stays_its_pe
     assert done["unlinked"] is True
     [hold] = await as_json(world, "users", "holds", "list")
     assert (hold["name"], hold["uid"]) == ("alice", "uid-of-alice")
-    assert await world.reason(person("Alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("Alice", uid="other")) is Reason.NAME_HELD
     assert await world.ask(person("alice")) == "alice"
     assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
 
@@ -166,7 +166,7 @@ async def test_a_hold_is_listed_and_ended(any_store_world: World) -> None:
     await world.ask(person("alice"))
     await world.delete("alice")
     await world.accounts.ground.reconcile()
-    assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
     _, out, _ = await run(world, "users", "holds", "list")
     assert "alice" in out and "uid-of-alice" in out
     assert await as_json(world, "users", "holds", "end", "ALICE") == {
@@ -184,6 +184,7 @@ async def test_the_lock_of_an_account_that_nobody_is_linked_to_can_be_ended(
 ) -> None:
     world = tcp_world
     await world.make_first()
+    await world.confirm_new()
     guest = await world.make("guest")
     await world.start()
     await world.ask(person("alice"))

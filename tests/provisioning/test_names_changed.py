@@ -120,7 +120,7 @@ async def test_an_account_recreated_as_an_admin_is_not_its_old_persons(world: Wo
     assert world.accounts.ground.bindings.of_account(new) is None
     [forgotten] = world.told(AccountForgotten)
     assert forgotten.account == "alice"
-    assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
 
 
 async def test_an_account_recreated_as_a_users_is_claimed_as_the_settings_allow(
@@ -170,8 +170,8 @@ async def test_changes_that_never_end_keep_nobody_out(stand_in_world: World) -> 
         return user
 
     api.user = changed_meanwhile  # type: ignore[method-assign]
-    assert await world.ask(person("alice")) == "alice"
-    assert world.accounts.gate.known(person("alice")) is None
+    assert await world.ask(person("alice", "more")) == "alice"
+    assert world.accounts.gate.known(person("alice", "more")) is None
 
 
 async def test_who_comes_after_a_change_does_not_join_who_looked_before(

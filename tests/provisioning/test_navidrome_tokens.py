@@ -154,6 +154,7 @@ async def test_another_process_hears_of_a_lock(any_store_world: World) -> None:
 
 async def test_a_token_passes_only_if_its_claims_name_one_account(world: World) -> None:
     await world.make_first()
+    await world.confirm_new()
     guest = await world.make("Guest", "mine")
     other = await world.make("other", "mine")
     await world.start()
@@ -177,6 +178,7 @@ async def test_a_token_passes_only_if_its_claims_name_one_account(world: World) 
 async def test_no_token_passes_while_the_users_are_not_known(stand_in_world: World) -> None:
     world = stand_in_world
     await world.make_first()
+    await world.confirm_new()
     guest = await world.make("guest", "mine")
     await world.start(RECONCILE_SECONDS="3600")
     gate = world.accounts.gate

@@ -66,6 +66,7 @@ async def test_an_account_that_was_there_is_claimed_as_the_settings_allow(
 
 async def test_a_first_link_keeps_tokens_and_the_next_one_ends_them(world: World) -> None:
     await world.make_first()
+    await world.confirm_new()
     await world.make("old", "known")
     await world.start()
     token = await world.login("old", "known")
@@ -84,6 +85,7 @@ async def test_a_first_link_keeps_tokens_and_the_next_one_ends_them(world: World
 
 async def test_a_link_that_makes_an_admin_ends_password_and_tokens(world: World) -> None:
     await world.make_first()
+    await world.confirm_new()
     await world.make("old", "known")
     await world.start(ADMIN_GROUPS="admins")
     token = await world.login("old", "known")
