@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -196,6 +196,18 @@ class Simulation:
         if isinstance(self.server, StandInServer):
             self.server.breaks(fault)
 
+    @contextmanager
+    def _without_faults(self) -> Iterator[None]:
+        """What the model itself reads of Navidrome is never hit by a fault."""
+        if not isinstance(self.server, StandInServer):
+            yield
+            return
+        fault, self.server.stand_in.fault = self.server.stand_in.fault, None
+        try:
+            yield
+        finally:
+            self.server.stand_in.fault = self.server.stand_in.fault or fault
+
     async def reconcile(self) -> None:
         """Let Navidrome work again, and reconcile on each shim."""
         self.break_the_api(None)
@@ -233,12 +245,11 @@ class Simulation:
         password = f"own-{next(_numbers)}"
         url = f"{self.shims[shim].url}/api/user/{account_id}"
         headers = _identity_headers(identity)
-        record = await self._edge.get(url, headers=headers)
-        if record.status_code != 200:
+        record = await _call(self._edge, "GET", url, headers)
+        if record is None:
             return None
-        body = {**record.json(), "password": password}
-        changed = await self._edge.put(url, headers=headers, json=body)
-        return password if changed.status_code == 200 else None
+        changed = await _call(self._edge, "PUT", url, headers, {**record, "password": password})
+        return None if changed is None else password
 
     async def use_huge_name(self, identity: Identity, account_id: str, shim: int) -> None:
         """Set a display name that makes the list of accounts larger than a client can read."""
@@ -310,8 +321,8 @@ class Simulation:
         url = f"{self.shims[shim].url}/api/user/{credential.account_id}"
         headers = {"X-ND-Authorization": f"Bearer {credential.secret}"}
         body = {"userName": credential.name, "name": credential.name, "password": password}
-        changed = await self._neighbour.put(url, headers=headers, json=body)
-        return password if changed.status_code == 200 else None
+        changed = await _call(self._neighbour, "PUT", url, headers, body)
+        return None if changed is None else password
 
     async def _uses(
         self, client: httpx.AsyncClient, credential: Credential, name: str, shim: int
@@ -355,14 +366,16 @@ class Simulation:
             headers = {"X-ND-Authorization": f"Bearer {self._administrator_token}"}
         else:
             url, headers = self._navidrome, {"Remote-User": OWN_ACCOUNT}
-        response = await self._neighbour.request(method, f"{url}{path}", headers=headers, json=body)
+            self.break_the_api(None)
+        data = await _call(self._neighbour, method, f"{url}{path}", headers, body)
         if not self._administrator_token and method != "GET":
             await self.reconcile()
-        return response.json() if response.status_code == 200 else None
+        return data
 
     async def accounts(self) -> dict[str, dict[str, Any]]:
         """Every account but the shim's and the administrator's, by id, as Navidrome says itself."""
-        users = await self.world.users()
+        with self._without_faults():
+            users = await self.world.users()
         return {user["id"]: user for user in users.values() if user["userName"] != ADMINISTRATOR}
 
     async def find(self, name: str) -> dict[str, Any] | None:
@@ -416,6 +429,21 @@ class Simulation:
 def _client(source: str) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(local_address=source)
     return httpx.AsyncClient(transport=transport, timeout=20, trust_env=False)
+
+
+async def _call(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: Mapping[str, object] | None = None,
+) -> Any:
+    """The JSON of a response with status 200; None where there is none."""
+    try:
+        response = await client.request(method, url, headers=headers, json=body)
+        return response.json() if response.status_code == 200 else None
+    except (httpx.TransportError, ValueError):
+        return None
 
 
 def _identity_headers(identity: Identity) -> dict[str, str]:

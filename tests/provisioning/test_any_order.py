@@ -375,20 +375,22 @@ class AnyOrder(RuleBasedStateMachine):
 
     async def _make_by_hand(self, name: str, *, admin: bool, shim: int) -> None:
         password = f"by hand {name}"
+        self.settled.clear()
         account_id = await self.simulation.create(name, password, admin=admin, shim=shim)
         if account_id is None:
             return
-        self.settled.clear()
-        self.linkable[account_id] = admin
+        if self.calm:
+            self.linkable[account_id] = admin
         if not self._is_full():
             made = await self.simulation.log_in(account_id, name, password)
             for credential in made:
-                credential.must_work = True
+                credential.must_work = self.calm
             self.credentials += made
 
     async def _rename_by_hand(self, name: str, new: str, shim: int) -> None:
         account = await self.simulation.find(name)
-        if account is not None and await self.simulation.rename(account["id"], new, shim):
+        if account is not None:
+            await self.simulation.rename(account["id"], new, shim)
             self._renamed(account["id"], new)
 
     async def _swap_two_names(self, shim: int) -> None:
@@ -401,8 +403,8 @@ class AnyOrder(RuleBasedStateMachine):
             (second[0], first[1]),
             (first[0], second[1]),
         ):
-            if await self.simulation.rename(account_id, name, shim):
-                self._renamed(account_id, name)
+            await self.simulation.rename(account_id, name, shim)
+            self._renamed(account_id, name)
 
     def _renamed(self, account_id: str, name: str) -> None:
         self.settled.clear()
@@ -455,7 +457,7 @@ class AnyOrder(RuleBasedStateMachine):
                     self._revoke(accounts[name]["id"], "an operator locked it")
                 case ("delete", name, _), _ if accounts[name] is not None:
                     self._revoke(accounts[name]["id"], "it was deleted")
-                case ("rename", name, new, _), True if accounts[name] is not None:
+                case ("rename", name, new, _), _ if accounts[name] is not None:
                     self._renamed(accounts[name]["id"], new)
                 case _:
                     pass
@@ -552,7 +554,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.streams.remove(stream)
 
     async def _bindings_are_sound(self) -> None:
-        accounts = (await self.simulation.world.users()).values()
+        accounts = (await self.simulation.accounts()).values()
         folded = [fold_name(account["userName"]) for account in accounts]
         assert len(folded) == len(set(folded)), folded
         assert all(folded)
