@@ -70,6 +70,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("rename"), st.sampled_from(NAMES), st.sampled_from(OTHER_NAMES), SHIMS),
     st.tuples(st.just("reload"), POLICIES),
     st.tuples(st.just("reconcile")),
+    st.tuples(st.just("refresh")),
 )
 KINDS = [kind for kind in FaultKind if kind is not FaultKind.HANG]
 # Seconds after which the stream of a revoked identity has to be closed.
@@ -85,6 +86,7 @@ class AnyOrder(RuleBasedStateMachine):
     known_names: who was bound to an account of this name, ever, by folded name.
     settled: people who were let in last, and against whom nothing but other people's requests happened since.
     linkable: accounts that an administrator made and that nobody was ever bound to, by id: whether as admin.
+    generated: accounts whose password the shim generated, so that their owner may set another one.
     calm: no fault was played since the last reconcile.
     """
 
@@ -107,6 +109,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.known_names: dict[str, set[str]] = {}
         self.settled: dict[str, Identity] = {}
         self.linkable: dict[str, bool] = {}
+        self.made_by_hand: set[str] = set()
+        self.owned_before: set[str] = set()
+        self.refused: set[str] = set()
+        self.generated: set[str] = set()
         self.credentials: list[Credential] = []
         self.streams: list[Stream] = []
         self.calm = True
@@ -305,6 +311,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.identities[uid] = identity
             for account_id in self._accounts_of(uid):
                 self._revoke(account_id, "its person was refused by group")
+                self.generated.discard(account_id)
+                self.refused.add(account_id)
             return
         if response.status != 200:
             assert response.status in {403, 503}, (response.status, response.text)
@@ -317,14 +325,24 @@ class AnyOrder(RuleBasedStateMachine):
             bound = bindings.of_uid(uid)
             assert bound is not None, f"{uid} was let in without a binding"
             assert bound.navidrome_id == account_id, f"{uid} was let into an account not theirs"
+            assert bound.state == "active", f"{uid} was let in, and is said to be {bound.state}"
             assert self._allows(identity), "let in without an allowed group"
             assert response.admin == self._wants_admin(identity), "the right of an admin is wrong"
+        self._note_password(account_id, strict=strict)
         if account_id in self.linkable:
             self._linked(account_id, identity, was_admin=self.linkable.pop(account_id))
         self.identities[uid] = identity
         self.known_names.setdefault(folded, set()).add(uid)
         if strict and self.calm:
             self.settled[uid] = identity
+
+    def _note_password(self, account_id: str, *, strict: bool) -> None:
+        """The shim generated the password of an account that it created, or whose person was readmitted."""
+        created = account_id not in self.owned_before and account_id not in self.made_by_hand
+        if strict and self.calm and (created or account_id in self.refused):
+            self.generated.add(account_id)
+        self.owned_before.add(account_id)
+        self.refused.discard(account_id)
 
     def _linked(self, account_id: str, identity: Identity, *, was_admin: bool) -> None:
         """An account that was never bound keeps its credentials, unless it gains the right of an admin."""
@@ -337,6 +355,9 @@ class AnyOrder(RuleBasedStateMachine):
         if identity is None or account_id is None or self._is_full():
             return
         password = await self.simulation.set_password(identity, account_id, shim)
+        if account_id in self.generated:
+            assert password is not None, f"{uid} can't set a password without the generated one"
+            self.generated.discard(account_id)
         account = (await self.simulation.accounts()).get(account_id)
         if password is not None and account is not None:
             for old in self._credentials_of(account_id):
@@ -379,6 +400,7 @@ class AnyOrder(RuleBasedStateMachine):
         account_id = await self.simulation.create(name, password, admin=admin, shim=shim)
         if account_id is None:
             return
+        self.made_by_hand.add(account_id)
         if self.calm:
             self.linkable[account_id] = admin
         if not self._is_full():
@@ -420,25 +442,27 @@ class AnyOrder(RuleBasedStateMachine):
             self._revoke(account["id"], "it was deleted")
 
     async def _unlink(self, name: str) -> None:
-        bound = self._binding_named(name)
+        bound = self._bound_account(name)
         if bound is not None and await self.simulation.unlink(name):
-            self._unlinked(*bound)
+            self._unlinked(bound)
 
-    def _unlinked(self, uid: str, account_id: str) -> None:
+    def _unlinked(self, account_id: str) -> None:
         self.settled.clear()
         self.owners.pop(account_id, None)
-        self.identities.pop(uid, None)
+        self.generated.discard(account_id)
+        self.refused.discard(account_id)
         self._revoke(account_id, "it was unlinked")
 
     async def _lock(self, name: str) -> None:
         account = await self.simulation.find(name)
         if account is not None and await self.simulation.lock(name):
             self._revoke(account["id"], "an operator locked it")
+            self.generated.discard(account["id"])
 
     async def _at_once(self, actions: list[Any], order: list[int]) -> None:
         self.settled.clear()
         self._lose_track_of_links()
-        before = {name: self._binding_named(name) for name in NAMES}
+        before = {name: self._bound_account(name) for name in NAMES}
         accounts = {name: await self.simulation.find(name) for name in NAMES}
         results = await self.scheduler.interleave(
             [functools.partial(self._act, action) for action in actions], order
@@ -452,7 +476,7 @@ class AnyOrder(RuleBasedStateMachine):
                 case ("unlink", name), True:
                     bound = before[name]
                     if bound is not None:
-                        self._unlinked(*bound)
+                        self._unlinked(bound)
                 case ("lock", name), True if accounts[name] is not None:
                     self._revoke(accounts[name]["id"], "an operator locked it")
                 case ("delete", name, _), _ if accounts[name] is not None:
@@ -465,6 +489,9 @@ class AnyOrder(RuleBasedStateMachine):
         for identity in visitors:
             if any(identity != other for other in visitors if other.uid == identity.uid):
                 self.identities.pop(identity.uid, None)  # which of them was heard last is not known
+        for identity in visitors:
+            await self._visit(identity, 0)
+            await self._visit(identity, 1)
         await self._reconcile()
 
     async def _act(self, action: tuple[Any, ...]) -> Any:
@@ -487,6 +514,8 @@ class AnyOrder(RuleBasedStateMachine):
                 await simulation.reload(policy)
             case ("reconcile",):
                 await simulation.reconcile()
+            case ("refresh",):
+                await simulation.let_processes_see_each_other()
         return None
 
     # checks
@@ -540,9 +569,10 @@ class AnyOrder(RuleBasedStateMachine):
                 may = may and self.known_names.get(folded, {uid}) <= {uid}
             else:
                 may = holder is None and self.known_names.get(folded, {uid}) <= {uid}
-                may = may and self._bindings().of_name(folded) in {None, binding}
+                bound = self._bindings().of_name(folded)
+                may = may and (bound is None or bound.uid in {None, uid})
+            response = await self._visit(identity, 0)
             if may:
-                response = await self._visit(identity, 0)
                 assert response.status == 200, f"{uid} is locked out: {response.text}"
 
     async def _revoked_streams_end(self) -> None:
@@ -584,10 +614,11 @@ class AnyOrder(RuleBasedStateMachine):
     def _bindings(self) -> Any:
         return self.simulation.world.accounts.ground.bindings
 
-    def _binding_named(self, name: str) -> tuple[str, str] | None:
+    def _bound_account(self, name: str) -> str | None:
+        """The id of the account that `users unlink NAME` frees."""
         for binding in self._bindings().all():
             if fold_name(name) in {binding.folded_name, fold_name(binding.claimed_name)}:
-                return None if binding.uid is None else (binding.uid, binding.navidrome_id)
+                return None if binding.uid is None else str(binding.navidrome_id)
         return None
 
     def _accounts_of(self, uid: str) -> list[str]:
@@ -604,8 +635,10 @@ class AnyOrder(RuleBasedStateMachine):
                 stream.revoked = stream.revoked or event
 
     def _lose_track_of_links(self) -> None:
-        """From now on an account may be linked without a response that says so."""
+        """From now on an account may be linked or locked without a response that says so."""
         self.linkable.clear()
+        self.generated.clear()
+        self.owned_before.update(self.made_by_hand, self.owners)
         for credential in self.credentials:
             credential.must_work = False
 
