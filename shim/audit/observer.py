@@ -54,17 +54,22 @@ class TrailObserver:
         )
 
     def tokens_seen(self, decision: Decision, request_id: str) -> None:
-        """A request to a protected path brought a Navidrome token."""
+        """A request brought a Navidrome token that was removed, or that speaks for itself."""
         identity = decision.identity
-        self._trail.record(
-            TokenSeen(
-                time=self._now(),
-                **_asked(decision, request_id),
-                reason="token_mismatch" if decision.loosed else "token_without_identity",
-                places=decision.loosed or decision.token_places,
-                user=None if identity is None else identity.username,
-            )
-        )
+        found = {"navidrome_token_void": decision.void, "token_mismatch": decision.loosed}
+        if not any(found.values()):
+            found = {"token_without_identity": decision.token_places}
+        for reason, places in found.items():
+            if places:
+                self._trail.record(
+                    TokenSeen(
+                        time=self._now(),
+                        **_asked(decision, request_id),
+                        reason=reason,
+                        places=places,
+                        user=None if identity is None else identity.username,
+                    )
+                )
 
     def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
         """A request got one of the shim's own answers, since Navidrome gave none."""

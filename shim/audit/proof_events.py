@@ -19,10 +19,11 @@ from shim.audit.plain import clip, loggable_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSeen(Repeatable):
-    """A request to a protected path brought a Navidrome token.
+    """A request brought a Navidrome token.
 
-    `reason` is `token_mismatch` where it did not name the account of `user` and was taken away, or
-    `token_without_identity` where nobody was named and it passed. `places` are those that it was in.
+    `reason` is `navidrome_token_void` where it was void and was removed, `token_mismatch` where it did not
+    name the account of `user` and was removed, or `token_without_identity` where nobody was named on a
+    protected path and it passed. `places` are those that it was in.
     """
 
     event: ClassVar[str] = "token_seen"
@@ -45,7 +46,7 @@ class TokenSeen(Repeatable):
 
     @property
     def severity(self) -> Severity:
-        return Severity.WARNING if self.reason == "token_mismatch" else Severity.INFO
+        return Severity.INFO if self.reason == "token_without_identity" else Severity.WARNING
 
     @property
     def kin(self) -> tuple[str, ...]:

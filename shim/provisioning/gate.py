@@ -61,6 +61,7 @@ class ProvisioningGate:
         self._flights: dict[tuple[Identity, bool], asyncio.Task[Account | Refusal]] = {}
         self._doubted_at = -_DOUBT_SECONDS
         self._keeper: asyncio.Task[None] | None = None
+        self.revocations = 0
         ground.listener = self
 
     # AccountGate
@@ -100,6 +101,15 @@ class ProvisioningGate:
 
     def upstream_changed(self) -> None:
         self._ground.lose("Navidrome was away")
+
+    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:  # noqa: ARG002
+        return True
+
+    def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:  # noqa: ARG002
+        return True
+
+    def users_may_have_changed(self) -> None:
+        pass
 
     # what others tell
 

@@ -26,6 +26,7 @@ _SENTENCES: dict[int, str] = {
     403: "You are not allowed to do this.",
     404: "There is nothing here.",
     408: "The request took too long to arrive.",
+    413: "The request is too large.",
     431: "The request's headers are too large.",
     501: "This method is not supported.",
     502: "Navidrome does not answer right now.",

@@ -30,6 +30,7 @@ class Phase(IntEnum):
     PROOF = auto()  # a token waits for being looked at
     KEYS = auto()  # the key set is fetched anew, once
     ACCOUNT = auto()  # the gate is asked
+    BODY = auto()  # a form is read before the request is sent on
     CONNECTION = auto()  # the pool is asked
     EXCHANGE = auto()  # the request goes to Navidrome, the answer comes back
     TUNNEL = auto()
@@ -87,6 +88,10 @@ class ClientConnection(asyncio.Protocol):
 
     def expired(self) -> None:
         """The deadline of the phase has passed."""
+        raise NotImplementedError
+
+    def check_account(self) -> None:
+        """An account was revoked: end what is under way, if it is for that one."""
         raise NotImplementedError
 
     # asyncio.Protocol

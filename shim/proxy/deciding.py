@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
+from shim.proxy.chunked import ChunkedError
 from shim.proxy.connection import Phase
-from shim.proxy.exchange import ExchangingConnection
+from shim.proxy.exchange import CONTINUE, ExchangingConnection
 from shim.proxy.gate import Account, Asker, Refusal
+from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
 from shim.proxy.upstream import Upstream
 from shim.trust.decide import Decision
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.refusal import Refused
 from shim.trust.remember import RememberedDecisions, Standing, Unproven
+from shim.trust.tokens import NavidromeClaims, filter_form
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -63,7 +66,7 @@ class DecidingConnection(ExchangingConnection):
         plane = self._plane
         outcome = decision.outcome
         self._decision = decision
-        self._user_name = None
+        self._account = None
         self._request_id = ""
         if plane.observer.wants_access:
             self._begin_access()
@@ -86,17 +89,20 @@ class DecidingConnection(ExchangingConnection):
             assert identity is not None
             account = plane.gate.known(identity)
             if account is not None:
-                self._user_name = account.user_name
-                if decision.tokens:
-                    self._bind_tokens(account)
+                self._account = account
             elif (
                 outcome.path_class is not _OWN
             ):  # what is shown there has to be seen without Navidrome
                 self._ask_gate()
                 return
+            if decision.tokens:
+                self._check_tokens(account)
         elif decision.tokens:
-            self._bind_tokens(None)
-        plane.counters.requests[outcome.index] += 1
+            self._check_tokens(None)
+        if decision.form and plane.gate is not None:
+            self._begin_form()
+            return
+        plane.counters.requests[self._decision.outcome.index] += 1
         if verdict is _STRIPPED:
             plane.observer.judged(decision, self._identify())
         self._connect()
@@ -157,16 +163,110 @@ class DecidingConnection(ExchangingConnection):
 
     # tokens of Navidrome's own
 
-    def _bind_tokens(self, account: Account | None) -> None:
-        """Let no Navidrome token pass that names another account; without provisioning no account is
-        known by its id, so none passes. Where nobody is named, it passes and is told of."""
-        decision = self._decision
-        if decision.identity is not None:
-            name = decision.identity.username.encode() if account is None else account.user_name
-            self._decision = decision.bound(name, None if account is None else account.id)
-            if self._decision is decision:
-                return
-        self._plane.observer.tokens_seen(self._decision, self._identify())
+    def _check_tokens(self, account: Account | None) -> None:
+        """Remove the Navidrome tokens that are void, and, where somebody is named, those of other accounts.
+        Without provisioning no account is known by its id, so then nobody's is theirs; where nobody is
+        named, none is known to be void."""
+        before = decision = self._decision
+        if self._plane.gate is not None:
+            decision = decision.without_void_tokens(self._is_valid)
+        identity = decision.identity
+        if identity is not None:
+            name = identity.username.encode() if account is None else account.user_name
+            decision = decision.bound(name, None if account is None else account.id)
+        self._decision = decision
+        removed = decision.void != before.void or decision.loosed != before.loosed
+        if removed or decision.token_without_identity:
+            self._plane.observer.tokens_seen(decision, self._identify())
+
+    def _is_valid(self, claims: NavidromeClaims) -> bool:
+        gate = self._plane.gate
+        assert gate is not None
+        return gate.navidrome_token_valid(claims.username, claims.user_id, claims.issued_at)
+
+    def check_account(self) -> None:
+        """An account was revoked: end what is under way, if it is for that one."""
+        under_way = self._phase is Phase.EXCHANGE or self._phase is Phase.TUNNEL
+        if under_way and not self._may_continue():
+            self.failed("account_revoked", 403)
+
+    def _may_continue(self) -> bool:
+        gate, decision, account = self._plane.gate, self._decision, self._account
+        if gate is None:
+            return True
+        if account is not None:
+            identity = decision.identity
+            uid = None if identity is None else identity.uid
+            if account.id is None or not gate.may_continue(account.id, uid, 0.0):
+                return False
+        return all(
+            gate.may_continue(claims.user_id, None, claims.issued_at) for claims in decision.claims
+        )
+
+    # forms that may carry one
+
+    def _begin_form(self) -> None:
+        """Read the body before the request is sent on."""
+        plane, block = self._plane, self._decision.block
+        assert block is not None
+        self._phase = Phase.BODY
+        self.deadline = plane.now + plane.limits.form_timeout
+        trusted = self._decision.source.listed
+        try:
+            self._buffer = BodyBuffer(
+                block.envelope.length, plane.limits.form_bytes, plane.body_budget, trusted=trusted
+            )
+        except BodyTooLarge:
+            self._reject_form()
+            return
+        self._unfinished = True
+        data = bytes(self._kept)
+        self._kept.clear()
+        if block.envelope.expects and not data and not self.old:
+            self._transport.write(CONTINUE)
+        self._resume_reading()
+        self._read_form(data)
+
+    def _read_form(self, data: bytes) -> None:
+        """Take a piece of the body; send the request on once it is whole."""
+        buffer = self._buffer
+        assert buffer is not None
+        try:
+            rest = buffer.feed(data)
+        except BodyTooLarge:
+            self._reject_form()
+        except BufferFull:
+            self.failed("buffer_full", 503)
+        except ChunkedError as error:
+            self._refuse(Refused(Reason.AMBIGUOUS_FRAMING, str(error)))
+        else:
+            if buffer.done:
+                self._form_read(buffer.take(), rest)
+
+    def _reject_form(self) -> None:
+        limit = self._plane.limits.form_bytes
+        self._refuse(Refused(Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes"))
+
+    def _form_read(self, body: bytes, rest: bytes) -> None:
+        plane, account = self._plane, self._account
+        if account is None:
+            accept = self._is_valid
+        else:
+            name, user_id = account.user_name, account.id
+
+            def accept(claims: NavidromeClaims) -> bool:
+                return claims.names(name, user_id) and self._is_valid(claims)
+
+        body, removed, claims = filter_form(body, accept)
+        self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
+        if removed:
+            plane.observer.tokens_seen(decision, self._identify())
+        plane.counters.requests[decision.outcome.index] += 1
+        if decision.outcome.verdict is _STRIPPED and not removed:
+            plane.observer.judged(decision, self._identify())
+        self._keep(body + rest)
+        if self._recheck():
+            self._connect()
 
     # accounts
 
@@ -194,31 +294,50 @@ class DecidingConnection(ExchangingConnection):
             self._refuse(Refused(answer.reason, answer.detail), answer.retry_after)
             self._go_on()
             return
-        if self._user_name is None:
+        first, self._account = self._account is None, answer
+        if not first and not all(
+            claims.names(answer.user_name, answer.id) for claims in decision.claims
+        ):
+            self.failed("account_revoked", 403)
+            return
+        if first and decision.tokens:
+            self._check_tokens(answer)
+        if decision.form:
+            self._begin_form()
+            return
+        if first:
             self._plane.counters.requests[decision.outcome.index] += 1
-        self._user_name = answer.user_name
-        if decision.tokens:
-            self._bind_tokens(answer)
         self._connect()
 
     def _reconsider(self, upstream: Upstream) -> bool:
-        # Navidrome may have become another one, with no users, while the connection was waited for.
-        gate, identity = self._plane.gate, self._decision.identity
-        if gate is None or identity is None or self._user_name is None:
+        if self._recheck():
             return False
-        if gate.known(identity) is not None:
-            return False
-        self._phase = Phase.ACCOUNT
         # Not at once: it would be the next waiting client's turn to think again, within this one's.
         asyncio.get_running_loop().call_soon(self._pool().release, upstream)
-        self._ask_gate()
         return True
+
+    def _recheck(self) -> bool:
+        """Return whether a request that waited may be sent as it is. If not, it is rejected, or the gate is
+        asked again: an account may have been revoked meanwhile, or Navidrome have become another one, with
+        no users."""
+        gate, decision = self._plane.gate, self._decision
+        if gate is None or (self._account is None and not decision.claims):
+            return True
+        if decision.claims and not self._may_continue():
+            self._phase = Phase.ACCOUNT
+            self.failed("account_revoked", 403)
+            return False
+        identity = decision.identity
+        if identity is None or gate.known(identity) is not None:
+            return True
+        self._ask_gate()
+        return False
 
     def _unauthorised(self) -> None:
         # From its API, to a request that named an account: that one may not be there any more.
         plane, decision = self._plane, self._decision
         gate, identity, line = plane.gate, decision.identity, decision.line
-        if gate is None or identity is None or line is None or self._user_name is None:
+        if gate is None or identity is None or line is None or self._account is None:
             return
         if line.path.startswith(plane.decisions.policy.paths.base + b"api/"):
             gate.doubt(identity)

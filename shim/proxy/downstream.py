@@ -5,9 +5,9 @@ The class that uvicorn is given as its HTTP protocol, in five layers, each a fil
 of a head (`deciding`), and here the bytes as they come. One request is under way at a time; what a client
 sends ahead is kept up to a bound, then reading pauses. The phases of a request:
 
-    HEAD ──▶ PROOF ──▶ KEYS ──▶ ACCOUNT ──▶ CONNECTION ──▶ EXCHANGE ──▶ HEAD
-      │        │         │         │            │             ├──▶ TUNNEL
-      └────────┴─────────┴─────────┴────────────┴─────────────┴──▶ HEAD or CLOSING
+    HEAD ──▶ PROOF ──▶ KEYS ──▶ ACCOUNT ──▶ BODY ──▶ CONNECTION ──▶ EXCHANGE ──▶ HEAD
+      │        │         │         │          │          │             ├──▶ TUNNEL
+      └────────┴─────────┴─────────┴──────────┴──────────┴─────────────┴──▶ HEAD or CLOSING
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Downstream(DecidingConnection):
         elif phase is Phase.TUNNEL:
             assert self._upstream is not None
             self._upstream.write(data)
+        elif phase is Phase.BODY:
+            self._read_form(data)
         elif phase is not _CLOSING:
             self._keep(data)
 
@@ -98,6 +100,8 @@ class Downstream(DecidingConnection):
                 self._go_on()
             case Phase.ACCOUNT:
                 self.failed("account_timeout", 503)
+            case Phase.BODY:
+                self.failed("body_timeout", 408)
             case Phase.CONNECTION:
                 self.failed("connect_timeout", 504)
             case _ if self._transport.get_write_buffer_size():

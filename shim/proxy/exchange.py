@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from shim.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
 from shim.proxy.connection import Phase
+from shim.proxy.gate import Account
 from shim.proxy.plane import NEVER, DataPlane
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.repeat import may_repeat
+from shim.proxy.request_body import BodyBuffer
 from shim.proxy.telling import AnsweringConnection
 from shim.proxy.upstream import Upstream
+from shim.trust.decide import USER_BODY_BYTES, user_body_too_large
 from shim.trust.envelope import CHUNKED
 from shim.trust.reasons import PathClass, Reason
 from shim.trust.refusal import Refused
@@ -21,7 +24,8 @@ from shim.trust.refusal import Refused
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_UNLIMITED = -1
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD, _EXCHANGE, _OWN = Phase.HEAD, Phase.EXCHANGE, PathClass.OWN
 
@@ -34,11 +38,13 @@ class ExchangingConnection(AnsweringConnection):
     """
 
     __slots__ = (
+        "_account",
         "_body_left",
+        "_buffer",
         "_decoder",
         "_retried",
+        "_unfinished",
         "_upstream",
-        "_user_name",
         "bodiless",
         "old",
         "request_sent",
@@ -47,11 +53,13 @@ class ExchangingConnection(AnsweringConnection):
 
     def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
         super().__init__(plane, server_state)
-        self._user_name: bytes | None = None
+        self._account: Account | None = None
         self._upstream: Upstream | None = None
         self._decoder: ChunkedDecoder | None = None
         self._body_left = 0
         self._retried = False
+        self._buffer: BodyBuffer | None = None
+        self._unfinished = False  # something is to be done when the response comes, or never will
         self.request_sent = True
         self.old = False
         self.bodiless = False
@@ -101,11 +109,16 @@ class ExchangingConnection(AnsweringConnection):
         if decision.outcome.path_class is _OWN and plane.own_lines:
             head = decision.own_head(plane.decisions.policy.paths, plane.own_lines)
         else:
-            head = decision.head(self._user_name)
+            account = self._account
+            head = decision.head(None if account is None else account.user_name)
         upstream.begin(self, head)
+        if decision.writes_users and plane.gate is not None:
+            self._unfinished = True
+            plane.gate.users_may_have_changed()
         length = block.envelope.length
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
+            self._body_left = USER_BODY_BYTES if decision.writes_users else _UNLIMITED
         elif length > 0:
             self._decoder = None
             self._body_left = length
@@ -115,7 +128,7 @@ class ExchangingConnection(AnsweringConnection):
             return
         self.deadline = plane.now + plane.limits.body_timeout
         if block.envelope.expects and not self._kept and not self.old:
-            self._transport.write(_CONTINUE)
+            self._transport.write(CONTINUE)
         data = bytes(self._kept)
         self._kept.clear()
         self._resume_reading()
@@ -143,8 +156,13 @@ class ExchangingConnection(AnsweringConnection):
             try:
                 pieces, used = self._decoder.feed(data)
             except ChunkedError as error:
-                self._bad_body(str(error))
+                self._reject_body(Refused(Reason.AMBIGUOUS_FRAMING, str(error)))
                 return
+            if self._body_left != _UNLIMITED:
+                self._body_left -= sum(map(len, pieces))
+                if self._body_left < 0:
+                    self._reject_body(user_body_too_large())
+                    return
             self.request_sent = self._decoder.done
             upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
             rest = data[used:]
@@ -154,11 +172,11 @@ class ExchangingConnection(AnsweringConnection):
             if rest:
                 self._keep(rest)
 
-    def _bad_body(self, detail: str) -> None:
+    def _reject_body(self, refused: Refused) -> None:
         if self._answer_begun:
             self.abort()
             return
-        self._refuse(Refused(Reason.AMBIGUOUS_FRAMING, detail))
+        self._refuse(refused)
 
     def pause_upload(self) -> None:
         """Navidrome takes no more of the request for now."""
@@ -186,10 +204,22 @@ class ExchangingConnection(AnsweringConnection):
         self._answer_status = status
         if status == 401:
             self._unauthorised()
+        if self._unfinished:
+            self._finish_request()
         if not self.request_sent:
             self.keep_alive = False
         elif not self._read_paused:
             self.deadline = NEVER
+
+    def _finish_request(self) -> None:
+        """Do what was left for when the response comes, or never will."""
+        self._unfinished = False
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.release()
+        gate = self._plane.gate
+        if gate is not None and self._decision.writes_users:
+            gate.users_may_have_changed()
 
     def connection_line(self) -> bytes:
         """The line that tells the client whether the connection lasts."""
@@ -283,5 +313,7 @@ class ExchangingConnection(AnsweringConnection):
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.drop()
+        if self._unfinished:
+            self._finish_request()
         if self._phase is Phase.CONNECTION:
             self._pool().forget(self)

@@ -1,7 +1,8 @@
-"""What the data plane knows of accounts: an interface with two questions.
+"""What the data plane knows of accounts: an interface.
 
-The first is asked on every authenticated request and does no I/O; the second only where the first one
-had no answer. Who provisions, and how, is not known here.
+`known` is asked on every authenticated request and does no I/O; `ensure` only where that had no answer;
+the others where a request carries a Navidrome token, may change users, or outlives a revocation. Who
+provisions, and how, is not known here.
 """
 
 from __future__ import annotations
@@ -45,6 +46,22 @@ class Asker:
 
 class AccountGate(Protocol):
     """Answers whether the account behind an identity is ready."""
+
+    revocations: int
+    """Rises whenever an account is locked, denied, unlinked, deleted or bound to another uid: responses under
+    way are checked again."""
+
+    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
+        """Return whether a Navidrome token with these claims (`sub`, `uid`, `iat` in seconds since the
+        epoch) may pass. No I/O."""
+
+    def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
+        """Return whether a response that was begun for the account `user_id` may go on: by the identity
+        `uid`, or, if it is None, by a Navidrome token that was issued at `issued_at`. No I/O."""
+
+    def users_may_have_changed(self) -> None:
+        """A request that can change Navidrome's users was sent; read them again before a known name is
+        used."""
 
     def known(self, identity: Identity) -> Account | None:
         """The account, if it is known and nothing about it has changed. No I/O: a look-up."""

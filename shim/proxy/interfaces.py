@@ -26,8 +26,8 @@ class Observer(Protocol):
         """A request was stripped or rejected."""
 
     def tokens_seen(self, decision: Decision, request_id: str) -> None:
-        """A request to a protected path brought a Navidrome token that was taken from it, or brought one
-        and no identity."""
+        """A request brought a Navidrome token that was removed, or brought one to a protected path and no
+        identity."""
 
     def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
         """A request got one of the shim's own answers, since Navidrome gave none. `word` says why."""
@@ -55,6 +55,9 @@ class Timed(Protocol):
 
     def stalled(self) -> None:
         """What was written has not been taken in time."""
+
+    def check_account(self) -> None:
+        """An account was revoked: end what is under way, if it is for that one."""
 
 
 class KeyFetcher(Protocol):

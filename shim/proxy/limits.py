@@ -22,4 +22,7 @@ class Limits:
     max_connections: int = 4096
     max_upstream_connections: int = 4096
     max_waiting: int = 1024
+    form_bytes: int = 1 << 20  # of a form that is read before it is sent on
+    buffered_bytes: int = 1 << 26  # of all of them together
+    form_timeout: float = 10.0
     linger_timeout: float = 2.0  # for a refused client to read its answer

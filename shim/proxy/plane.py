@@ -18,11 +18,14 @@ from shim.proxy.interfaces import KeyFetcher, Observer, Timed
 from shim.proxy.lane import Lane
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
+from shim.proxy.request_body import BodyBudget
 from shim.trust.addresses import Peer
 from shim.trust.policy import Policy
 from shim.trust.remember import RememberedDecisions
 
 TICK = 0.5
+# Connections that are checked again in one turn of the loop.
+_CHECKS_PER_TURN = 256
 NEVER = math.inf
 
 
@@ -36,11 +39,14 @@ class DataPlane:
     the listener speaks plain HTTP. As of the last tick, `now` is the loop's time in seconds, and `time` that
     since the epoch. `strangers` are the open connections of peers that were not on the list. `sign_in` is the
     address that pages without an identity are sent to, empty for none; `contact` is whom a person is told to
-    ask who may not in.
+    ask who may not in. `body_budget` is for bodies that are read before they are sent on.
     """
 
     __slots__ = (
+        "_checking",
+        "_revocations",
         "_ticker",
+        "body_budget",
         "contact",
         "counters",
         "decisions",
@@ -85,7 +91,10 @@ class DataPlane:
         self.contact = ""
         self.now = 0.0
         self.time = time.time()
+        self.body_budget = BodyBudget(limits.buffered_bytes)
         self._ticker: asyncio.TimerHandle | None = None
+        self._revocations = 0 if gate is None else gate.revocations
+        self._checking: list[Timed] = []
 
     def enforce(self, policy: Policy) -> None:
         """Judge from now on by this policy. Requests under way go on as they were decided."""
@@ -138,6 +147,22 @@ class DataPlane:
                 connection.stalled()
         for pool in self._pools():
             pool.sweep(now)
+        gate = self.gate
+        if gate is not None and gate.revocations != self._revocations:
+            self._revocations = gate.revocations
+            idle = not self._checking
+            self._checking = list(self.timed)
+            if idle:
+                self._check_accounts()
+
+    def _check_accounts(self) -> None:
+        """End what is under way for accounts that were revoked, some connections in each turn."""
+        batch = self._checking[-_CHECKS_PER_TURN:]
+        del self._checking[-_CHECKS_PER_TURN:]
+        for connection in batch:
+            connection.check_account()
+        if self._checking:
+            asyncio.get_running_loop().call_soon(self._check_accounts)
 
     def _pools(self) -> Iterable[UpstreamPool]:
         return (self.pool,) if self.own is None else (self.pool, self.own)

@@ -6,13 +6,21 @@ with a memory for the second (`shim.trust.remember`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from shim.trust.addresses import Peer
 from shim.trust.block import HeaderBlock, Sealed, read_block, split_block
 from shim.trust.claims import Belief
-from shim.trust.envelope import CHUNKED, NO_BODY, Envelope, read_envelope, set_apart
+from shim.trust.envelope import (
+    CHUNKED,
+    NO_BODY,
+    Envelope,
+    framing_lines,
+    read_envelope,
+    set_apart,
+)
 from shim.trust.fields import Field, Kind, parse_line
 from shim.trust.forwarding import Source
 from shim.trust.identity import Identity
@@ -22,7 +30,7 @@ from shim.trust.proof import Said, TokenProof, Verify, said_by
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.refusal import Refused
 from shim.trust.target import Paths, Place, RequestLine, parse_request_line
-from shim.trust.tokens import belong_to, in_query, places_of, without_tokens
+from shim.trust.tokens import Accept, NavidromeClaims, filter_tokens, in_query, token_locations
 
 _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
@@ -32,6 +40,11 @@ _PROTECTED = Place.PROTECTED
 # What is refused so may not be what its sender takes it for, nor what follows it.
 _DOUBTED = 400
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
+# Of a request to Navidrome's user API: one user's long name would make the list unreadable for all.
+USER_BODY_BYTES = 65536
+# Go reads a form of these methods alone, and of this type; whatever looks like it is taken for one.
+_FORM_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
+_FORM_TYPE = re.compile(rb"(?im)^content-type:[^\r\n]*x-www-form-urlencoded")
 
 
 @dataclass(slots=True)
@@ -42,9 +55,11 @@ class Decision:
     may carry another request: after a rejected one only a listed peer's, and only where there is no doubt
     about where that request ended, so that a flood of them doesn't cost the edge its connections. `upgrade`
     tells whether this one asks for a WebSocket. `detail` says in one sentence what was wrong with a rejected
-    request. `belief` is what the verdict stands on. `tokens`: the request goes to a protected path and
-    carries what Navidrome may take for a token of its own; `bound` sees to it, and `loosed` says where one
-    was taken away.
+    request. `belief` is what the verdict stands on. `tokens`: the request carries what Navidrome may take for
+    a token of its own; `subsonic`: its path is below `/rest/`, where Navidrome reads fewer of them. Void
+    tokens are removed by `without_void_tokens`, and `void` says where they were; those of another account by
+    `bound`, and `loosed` says where. `claims` are those of the tokens that are left. `form`: the body is a
+    form that may carry one as well, and was not read yet. `writes_users`: it can change Navidrome's users.
     """
 
     outcome: Outcome
@@ -56,7 +71,12 @@ class Decision:
     detail: str = ""
     belief: Belief | None = None
     tokens: bool = False
+    subsonic: bool = False
+    form: bool = False
+    writes_users: bool = False
+    void: tuple[str, ...] = ()
     loosed: tuple[str, ...] = ()
+    claims: tuple[NavidromeClaims, ...] = ()
 
     @property
     def identity(self) -> Identity | None:
@@ -70,18 +90,65 @@ class Decision:
         """Where the request carries tokens of Navidrome's own, if `tokens` says that it may."""
         if not self.tokens or self.line is None or self.block is None:
             return ()
-        return places_of(self.line, self.block)
+        return token_locations(self.line, self.block, subsonic=self.subsonic)
+
+    def without_void_tokens(self, valid: Accept) -> Decision:
+        """Return the same decision without the Navidrome tokens that are not valid. Where nobody else was
+        named, its verdict is `stripped` then."""
+        decision, removed = self._filtered(valid)
+        if not removed:
+            return decision
+        result = self.outcome
+        if result.verdict is Verdict.ANONYMOUS:
+            result = outcome(Reason.NAVIDROME_TOKEN_VOID, result.path_class)
+        return replace(decision, outcome=result, void=(*self.void, *removed))
 
     def bound(self, user_name: bytes, user_id: str | None) -> Decision:
-        """The same decision, where every Navidrome token is of this account or none is left."""
+        """Return the same decision without the Navidrome tokens that do not name exactly this account;
+        where its id is not known, none does."""
+        decision, removed = self._filtered(lambda claims: claims.names(user_name, user_id))
+        return replace(decision, loosed=(*self.loosed, *removed)) if removed else decision
+
+    def _filtered(self, accept: Accept) -> tuple[Decision, tuple[str, ...]]:
         line, block = self.line, self.block
         if line is None or block is None or not self.tokens:
-            return self
-        if belong_to(line, block, user_name, user_id):
-            return self
-        bare_line, bare_block = without_tokens(line, block)
-        loosed = self.token_places
-        return replace(self, line=bare_line, block=bare_block, tokens=False, loosed=loosed)
+            return self, ()
+        found = filter_tokens(line, block, accept, subsonic=self.subsonic)
+        if not found.removed and found.accepted == self.claims:
+            return self, ()
+        decision = replace(
+            self,
+            line=found.line,
+            block=found.block,
+            tokens=bool(found.accepted),
+            claims=found.accepted,
+        )
+        return decision, found.removed
+
+    def with_form(
+        self, length: int, claims: tuple[NavidromeClaims, ...], *, void: bool
+    ) -> Decision:
+        """Return the same decision for a request whose form was read and is sent with this length.
+        `claims` are those of the tokens in it; `void`: others were removed."""
+        block = self.block
+        assert block is not None
+        old, new = framing_lines(block.envelope.length), framing_lines(length)
+        # A line can stand in no value, and the first one is ours: the client's own is never forwarded.
+        forward = block.forward.replace(b"\r\n" + old, b"\r\n" + new, 1)
+        envelope = replace(block.envelope, length=length)
+        result, places = self.outcome, self.void
+        if void:
+            places = (*places, "form jwt")
+            if result.verdict is Verdict.ANONYMOUS:
+                result = outcome(Reason.NAVIDROME_TOKEN_VOID, result.path_class)
+        return replace(
+            self,
+            outcome=result,
+            block=replace(block, envelope=envelope, forward=forward),
+            form=False,
+            void=places,
+            claims=(*self.claims, *claims),
+        )
 
     def head(self, user_name: bytes | None = None) -> bytes:
         """The head as Navidrome shall see it, its empty line included.
@@ -140,6 +207,14 @@ class Decision:
         }
 
     @property
+    def token_without_identity(self) -> bool:
+        """Whether a Navidrome token on a protected path speaks for itself, since nobody is named."""
+        line = self.line
+        return (
+            self.tokens and self.identity is None and line is not None and line.place is _PROTECTED
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that say what else there was to see, the refusal's own first."""
         notes = [self.detail] if self.detail else []
@@ -150,12 +225,16 @@ class Decision:
                 )
             elif field.kind is Kind.USER:
                 notes.append(f"{field.sent_name} was sent from outside: spoofed")
+        if self.void:
+            notes.append(
+                f"navidrome_token_void: {', '.join(self.void)}: a Navidrome token that is void is removed"
+            )
         if self.loosed:
             notes.append(
                 f"token_mismatch: {', '.join(self.loosed)}: a Navidrome token that does not name "
                 "the account is removed"
             )
-        elif self.tokens and self.identity is None:
+        elif self.token_without_identity:
             notes.append(
                 f"{', '.join(self.token_places)}: a Navidrome token on a protected path, and no identity"
             )
@@ -263,11 +342,55 @@ def judge(
         and (upgrade or line.method not in _SAFE_METHODS or policy.paths.acts_by_get(line.path))
     ):
         raise Refused(Reason.CROSS_SITE, "a browser says that another site sent it")
+    writes_users = form = False
+    if line.method != b"GET":
+        writes_users, form = _check_write(line, block, policy)
+    tokens = subsonic = False
+    if envelope.tokens or line.target is not line.path:
+        subsonic = line.path.startswith(policy.paths.subsonic)
+        tokens = bool(envelope.tokens) or in_query(line.target, subsonic=subsonic)
+    keep_alive = _lasts(line, envelope)
+    return Decision(
+        result,
+        source,
+        line,
+        block,
+        keep_alive,
+        upgrade,
+        "",
+        belief,
+        tokens,
+        subsonic,
+        form,
+        writes_users,
+    )
+
+
+def _check_write(line: RequestLine, block: HeaderBlock, policy: Policy) -> tuple[bool, bool]:
+    """Return whether a request that is no GET can change Navidrome's users, and whether its body is a form
+    that may carry a Navidrome token. Raises `Refused`."""
     if line.method == b"POST":
         _ask_login(line, policy)
-    tokens = place is _PROTECTED and (bool(envelope.tokens) or in_query(line.target))
-    keep_alive = _lasts(line, envelope)
-    return Decision(result, source, line, block, keep_alive, upgrade, "", belief, tokens)
+    writes_users = line.method != b"HEAD" and policy.paths.writes_users(line.path)
+    length = block.envelope.length
+    if writes_users and length > USER_BODY_BYTES:
+        raise user_body_too_large()
+    return writes_users, length not in (NO_BODY, 0) and _is_form(line, block)
+
+
+def user_body_too_large() -> Refused:
+    """Return the rejection of a long body for Navidrome's user API."""
+    detail = f"the body of a request to Navidrome's user API has more than {USER_BODY_BYTES} bytes"
+    return Refused(Reason.BODY_TOO_LARGE, detail)
+
+
+def _is_form(line: RequestLine, block: HeaderBlock) -> bool:
+    """Return whether the body is a form that Navidrome reads parameters from, below whichever base path."""
+    return (
+        line.method in _FORM_METHODS
+        and b"/rest/" in line.path.lower()
+        and _FORM_TYPE.search(block.forward) is not None
+    )
 
 
 def _logs_in(line: RequestLine, policy: Policy) -> bool:

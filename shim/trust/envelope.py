@@ -139,7 +139,7 @@ class _Reading:
         return Envelope(
             belief=belief,
             awaited=awaited,
-            forward=b"".join((*kept, *_framing(length), *lines)),
+            forward=b"".join((*kept, framing_lines(length), *lines)),
             tokens=tokens,
             user_prefix=prefix,
             host=host,
@@ -235,10 +235,11 @@ class _Reading:
         return any(_authority(field.value) != _without_default_port(asked) for field in origins)
 
 
-def _framing(length: int) -> Sequence[bytes]:
+def framing_lines(length: int) -> bytes:
+    """Return the line that frames a body of this length, with its line end; none where there is no body."""
     if length == CHUNKED:
-        return (b"Transfer-Encoding: chunked\r\n",)
-    return () if length == NO_BODY else (b"Content-Length: %d\r\n" % length,)
+        return b"Transfer-Encoding: chunked\r\n"
+    return b"" if length == NO_BODY else b"Content-Length: %d\r\n" % length
 
 
 def _authority(origin: bytes) -> bytes | None:

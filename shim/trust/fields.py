@@ -112,9 +112,17 @@ _EXACT: dict[bytes, Kind] = {
     b"x-forwarded-host": Kind.FORWARDED_HOST,
     b"forwarded": Kind.FORWARDED,
     b"x-nd-authorization": Kind.TOKEN,
+    b"x-emby-authorization": Kind.TOKEN,
+    b"x-emby-token": Kind.TOKEN,
+    b"x-mediabrowser-token": Kind.TOKEN,
 }
-# A cookie of Navidrome's own, by its exact name, as net/http parts cookies.
-_TOKEN_COOKIE = re.compile(rb"(?:^|;)[ \t]*jwt[ \t]*(?:[=;]|$)")
+# A cookie of Navidrome's own, by its exact name, as net/http parts cookies, behind a ";".
+TOKEN_COOKIE = re.compile(rb";[ \t]*jwt[ \t]*(?:[=;]|\Z)")
+# Jellyfin's header fields, as Navidrome's expression finds them; `(?<!\w)` keeps it linear.
+EMBY_FIELD = re.compile(rb'(?<!\w)(?:Token="(?P<token>[^"]*)"|\w+="[^"]*")')
+# Without it such a header has no token.
+_EMBY_TOKEN = b'Token="'
+_EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
 _BEARER = re.compile(rb"(?i:bearer)[ \t]+(.*)")  # RFC 6750 §2.1
 _FRAMING = frozenset(
     {
@@ -259,7 +267,7 @@ def parse_field(line: bytes, names: FieldNames) -> Field:
     value = value.strip(BLANKS)
     wire = b"%b: %b\r\n" % (name, value)
     if usual is not None:
-        if usual == b"cookie" and b"jwt" in value and _TOKEN_COOKIE.search(value):
+        if usual == b"cookie" and _has_token_cookie(value):
             return Field(Kind.TOKEN, usual, value, wire)
         return Field(_PASS, usual, value, wire, wire)
     return _unusual(name, value, wire, names)
@@ -272,11 +280,17 @@ def _unusual(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field
         return _token(kind, name, value, value, wire, names)
     if role is not None:
         return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value))
-    if kind is _PASS and lowered == b"cookie" and _TOKEN_COOKIE.search(value):
+    if kind is _PASS and lowered == b"cookie" and _has_token_cookie(value):
         return Field(Kind.TOKEN, lowered, value, wire)
     if lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
         return _token(Kind.BEARER, name, value, match[1], wire, names)
+    if lowered in _EMBY_AUTHORIZATION and kind in (_PASS, Kind.TOKEN):
+        kind = Kind.TOKEN if _EMBY_TOKEN in value else _PASS
     return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
+
+
+def _has_token_cookie(value: bytes) -> bool:
+    return b"jwt" in value and TOKEN_COOKIE.search(b";" + value) is not None
 
 
 def _token(

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     OUTSIDE_BASE_PATH = "outside_base_path"
     BASE_PATH_MISMATCH = "base_path_mismatch"
     USER_HEADER = "user_header"
+    NAVIDROME_TOKEN_VOID = "navidrome_token_void"
     # rejected: the request itself
     MALFORMED_HEAD = "malformed_head"
     AMBIGUOUS_TARGET = "ambiguous_target"
@@ -52,6 +53,7 @@ class Reason(StrEnum):
     METHOD_NOT_IMPLEMENTED = "method_not_implemented"
     HEAD_TOO_LARGE = "head_too_large"
     HEAD_TIMEOUT = "head_timeout"
+    BODY_TOO_LARGE = "body_too_large"
     # rejected: the identity
     HEADER_ALIAS = "header_alias"
     IDENTITY_DUPLICATE = "identity_duplicate"
@@ -89,6 +91,7 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.OUTSIDE_BASE_PATH: (Verdict.STRIPPED, 200),
     Reason.BASE_PATH_MISMATCH: (Verdict.STRIPPED, 200),
     Reason.USER_HEADER: (Verdict.STRIPPED, 200),
+    Reason.NAVIDROME_TOKEN_VOID: (Verdict.STRIPPED, 200),
     Reason.MALFORMED_HEAD: (Verdict.REJECTED, 400),
     Reason.AMBIGUOUS_TARGET: (Verdict.REJECTED, 400),
     Reason.AMBIGUOUS_FRAMING: (Verdict.REJECTED, 400),
@@ -98,6 +101,7 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.METHOD_NOT_IMPLEMENTED: (Verdict.REJECTED, 501),
     Reason.HEAD_TOO_LARGE: (Verdict.REJECTED, 431),
     Reason.HEAD_TIMEOUT: (Verdict.REJECTED, 408),
+    Reason.BODY_TOO_LARGE: (Verdict.REJECTED, 413),
     Reason.HEADER_ALIAS: (Verdict.REJECTED, 400),
     Reason.IDENTITY_DUPLICATE: (Verdict.REJECTED, 400),
     Reason.IDENTITY_INVALID: (Verdict.REJECTED, 400),

@@ -63,7 +63,8 @@ class Paths:
 
     `base` begins and ends with a slash. `public` are prefixes below it, as the settings name them
     (`/rest/`). They are compared without case and hold with and without their last slash; more public is
-    more closed. The base path itself is compared with case, as Navidrome mounts it.
+    more closed. The base path itself is compared with case, as Navidrome mounts it. `subsonic` begins the
+    paths of its Subsonic API, as it is mounted.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class Paths:
         "_special",
         "_subsonic",
         "base",
+        "subsonic",
     )
 
     def __init__(
@@ -87,6 +89,7 @@ class Paths:
         self._share = _below(lowered, "share")
         self._own = _below(lowered, "_shim")
         self._subsonic = _below(lowered, "rest")
+        self.subsonic = self.base + b"rest/"
         # What begins with none of these, once it ends in a slash, is protected.
         self._special = (*self._public, self._share, self._own)
 
@@ -117,6 +120,10 @@ class Paths:
     def logs_in(self, path: bytes) -> bool:
         """Whether this is a call of Navidrome's own login, below whichever base path it has."""
         return path.lower().rstrip(b"/").endswith((b"/auth/login", b"/auth/createadmin"))
+
+    def writes_users(self, path: bytes) -> bool:
+        """Return whether this is Navidrome's user API, below whichever base path it has."""
+        return b"/api/user" in path.lower()
 
     def acts_by_get(self, path: bytes) -> bool:
         """Whether a GET may change something there: Subsonic's calls do."""

@@ -1,120 +1,296 @@
-"""Navidrome's own tokens in a request: found as Navidrome reads them, and bound to one account.
+"""Navidrome's own tokens in a request: found as Navidrome reads them, checked, removed where void.
 
 On its API such a token beats the user header, so an old one of another account would speak for it. Whether
-a token is genuine only Navidrome knows; here it is only read. Whatever cannot be read in one way is
-nobody's.
+a token is genuine only Navidrome knows; here it is only read. A token that cannot be read in exactly one
+way passes no check. Every parser here is linear in its input, and at most `MAX_TOKENS` tokens of a request
+are looked at: a request with more of them loses all.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from shim.trust.block import HeaderBlock
-from shim.trust.fields import Field
+from shim.trust.fields import EMBY_FIELD, TOKEN_COOKIE, Field
 from shim.trust.jwt import read_object, read_segment
 from shim.trust.target import RequestLine
 
-# A query key after percent-decoding, also where somebody takes ";" for what parts two keys.
-_IN_QUERY = re.compile(rb"[&;](?:j|%6[aA])(?:w|%77)(?:t|%74)(?:[=&;]|$)")
+MAX_TOKENS = 16
+# Of one token, in characters; a user name has a few hundred at most.
+_MAX_LENGTH = 8192
+_JWT = rb"(?P<jwt>(?:j|%6[aA])(?:w|%77)(?:t|%74))"
+# Jellyfin's keys are compared in lower case as Go has it: "K" (U+212A) is a k, and "İ" (U+0130) is an i.
+_API_KEY = (
+    rb"(?i:(?:a|%[46]1)(?:p|%[57]0)(?:i|%[46]9|(?:\xc4|%c4)(?:\xb0|%b0))(?:_|%5f)?"
+    rb"(?:k|%[46]b|(?:\xe2|%e2)(?:\x84|%84)(?:\xaa|%aa))(?:e|%[46]5)(?:y|%[57]9))"
+)
+# A key after percent-decoding, also where a parser takes ";" for a separator.
+_SUBSONIC_KEYS = re.compile(rb"[&;]%b(?:[=&;]|\Z)" % _JWT)
+_ALL_KEYS = re.compile(rb"[&;](?:%b|%b)(?:[=&;]|\Z)" % (_JWT, _API_KEY))
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _COOKIE = b"cookie"
+_ND_AUTHORIZATION = b"x-nd-authorization"
+_EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
 
 
-def in_query(target: bytes) -> bool:
-    """Whether the query has the parameter `jwt`, under any spelling."""
-    if b"jwt" not in target and b"%" not in target:
+@dataclass(frozen=True, slots=True)
+class NavidromeClaims:
+    """The claims of a Navidrome token: `sub`, `uid`, and `iat` in seconds since the epoch."""
+
+    username: str
+    user_id: str
+    issued_at: float
+
+    def names(self, user_name: bytes, user_id: str | None) -> bool:
+        """Return whether they name exactly this account; without its id, no."""
+        return (
+            self.user_id == user_id and self.username.encode("utf-8", "surrogatepass") == user_name
+        )
+
+
+Accept: TypeAlias = Callable[[NavidromeClaims], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredTokens:
+    """A request without the tokens that were not accepted: `removed` names where they were, `accepted` has
+    the claims of those that are left."""
+
+    line: RequestLine
+    block: HeaderBlock
+    removed: tuple[str, ...]
+    accepted: tuple[NavidromeClaims, ...]
+
+
+class _Token(NamedTuple):
+    """A token in a text: what is cut out to remove it, and the token, None where it can't be read."""
+
+    start: int
+    end: int
+    text: bytes | None
+    location: str
+
+
+def in_query(target: bytes, *, subsonic: bool) -> bool:
+    """Return whether the query has a parameter that Navidrome may read a token from, in any spelling.
+    `subsonic`: the path is below `/rest/`, where it reads `jwt` alone."""
+    if b"%" not in target and b"jwt" not in target and (subsonic or b"key" not in target.lower()):
         return False
-    return _has_key(target.partition(b"?")[2])
+    return _keys(subsonic).search(b"&" + target.partition(b"?")[2]) is not None
 
 
-def _has_key(query: bytes) -> bool:
-    return _IN_QUERY.search(b"&" + query) is not None
+def token_locations(line: RequestLine, block: HeaderBlock, *, subsonic: bool) -> tuple[str, ...]:
+    """Return where the request carries what Navidrome may take for a token of its own."""
+    fields, query = _find(line, block, subsonic)
+    return _names((*(token for tokens in fields for token in tokens), *query))
 
 
-def places_of(line: RequestLine, block: HeaderBlock) -> tuple[str, ...]:
-    """Where the request carries what Navidrome may take for a token of its own."""
-    found = ["cookie jwt" if f.name == _COOKIE else f.sent_name for f in block.envelope.tokens]
-    if in_query(line.target):
-        found.append("query jwt")
-    return tuple(dict.fromkeys(found))
+def filter_tokens(
+    line: RequestLine, block: HeaderBlock, accept: Accept, *, subsonic: bool
+) -> FilteredTokens:
+    """Remove every token that can't be read or that `accept` rejects, and leave all else as it is."""
+    in_fields, in_target = _find(line, block, subsonic)
+    check = _Check(accept, sum(map(len, in_fields)) + len(in_target))
+    kept: list[Field] = []
+    dropped: list[Field] = []
+    old = block.envelope.tokens
+    for field, tokens in zip(old, in_fields, strict=True):
+        removed = check.rejected(tokens)
+        rest = _without_tokens(field, removed) if removed else field
+        if rest is not None:
+            kept.append(rest)
+        if rest is not field and field.name != _COOKIE:
+            dropped.append(field)
+    removed = check.rejected(in_target)
+    if removed:
+        path, _, query = line.target.partition(b"?")
+        query = _cut(query, removed)
+        # Without a query the target is the path itself: that tells a request line without one.
+        line = replace(line, target=path + b"?" + query if query else line.path)
+    if check.removed:
+        passing = block.forward[sum(len(field.wire) for field in old) :]
+        forward = b"".join(field.wire for field in kept) + passing
+        envelope = replace(block.envelope, tokens=tuple(kept))
+        block = replace(
+            block, envelope=envelope, forward=forward, dropped=(*block.dropped, *dropped)
+        )
+    return FilteredTokens(line, block, _names(check.removed), tuple(check.accepted))
 
 
-def belong_to(line: RequestLine, block: HeaderBlock, user_name: bytes, user_id: str | None) -> bool:
-    """Whether every token of the request names exactly this account, by name and id; where its id is not
-    known, none does."""
-    if user_id is None:
-        return False
-    texts = [text for field in block.envelope.tokens for text in _in_field(field)]
-    texts += _in_target(line.target)
-    return all(text is not None and _names(text, user_name, user_id) for text in texts)
+def filter_form(body: bytes, accept: Accept) -> tuple[bytes, bool, tuple[NavidromeClaims, ...]]:
+    """Do the same with the body of an `application/x-www-form-urlencoded` request below `/rest/`. Return
+    the body, whether something was removed, and the claims of the tokens that are left."""
+    if b"jwt" not in body and b"%" not in body:
+        return body, False, ()
+    tokens = _in_parameters(body, "form ", _SUBSONIC_KEYS)
+    check = _Check(accept, len(tokens))
+    removed = check.rejected(tokens)
+    return _cut(body, removed), bool(removed), tuple(check.accepted)
 
 
-def without_tokens(line: RequestLine, block: HeaderBlock) -> tuple[RequestLine, HeaderBlock]:
-    """The same request, with no token of Navidrome's in any place."""
-    path, mark, query = line.target.partition(b"?")
-    kept = b"&".join(part for part in query.split(b"&") if not _has_key(part))
-    target = path + mark + kept if kept else path
-    fields = block.envelope.tokens
-    cleaned = b"".join(_without_cookie(field) for field in fields if field.name == _COOKIE)
-    rest = block.forward[sum(len(field.wire) for field in fields) :]
-    dropped = tuple(field for field in fields if field.name != _COOKIE)
-    return replace(line, target=target), replace(
-        block, forward=cleaned + rest, dropped=(*block.dropped, *dropped)
-    )
+class _Check:
+    """Checks tokens, `count` in all, and keeps what came of it."""
+
+    __slots__ = ("_accept", "_too_many", "accepted", "removed")
+
+    def __init__(self, accept: Accept, count: int) -> None:
+        self._accept = accept
+        self._too_many = count > MAX_TOKENS
+        self.accepted: list[NavidromeClaims] = []
+        self.removed: list[_Token] = []
+
+    def rejected(self, tokens: Sequence[_Token]) -> list[_Token]:
+        """Return those that are to be removed."""
+        rejected = []
+        for token in tokens:
+            claims = None if self._too_many or token.text is None else read_claims(token.text)
+            if claims is not None and self._accept(claims):
+                self.accepted.append(claims)
+            else:
+                rejected.append(token)
+        self.removed += rejected
+        return rejected
 
 
-def _in_field(field: Field) -> list[bytes | None]:
-    """The tokens in a header line, None for one that cannot be read."""
-    value = field.value
-    if field.name != _COOKIE:
-        # The first six characters, in any case, and any seventh.
-        return [value[7:] if len(value) > 7 and value[:6].upper() == b"BEARER" else None]
-    found: list[bytes | None] = []
-    for part in value.split(b";"):
-        name, _, text = part.strip(b" \t").partition(b"=")
-        if name.strip(b" \t") == b"jwt":
-            quoted = len(text) > 1 and text[:1] == text[-1:] == b'"'
-            found.append(text[1:-1] if quoted else text)
-    return found
-
-
-def _in_target(target: bytes) -> list[bytes | None]:
-    found: list[bytes | None] = []
-    for part in target.partition(b"?")[2].split(b"&"):
-        if not _has_key(part):
-            continue
-        text = part.partition(b"=")[2]
-        readable = b";" not in part and not _BAD_ESCAPE.search(text)
-        found.append(unquote_to_bytes(text.replace(b"+", b" ")) if readable else None)
-    return found
-
-
-def _names(text: bytes, user_name: bytes, user_id: str) -> bool:
-    try:
-        segments = text.decode("ascii").split(".")
-    except UnicodeDecodeError:
-        return False
-    parts = [read_segment(segment) for segment in segments]
+def read_claims(text: bytes) -> NavidromeClaims | None:
+    """Return the claims of a token, None where it is not spelt in the one way or lacks one of them."""
+    if len(text) > _MAX_LENGTH or not text.isascii():
+        return None
+    parts = [read_segment(segment) for segment in text.decode("ascii").split(".", 3)]
     if len(parts) != 3 or parts[1] is None or None in parts:
-        return False
-    claims = read_object(parts[1])
-    if claims is None:
-        return False
-    subject = claims.get("sub")
-    return (
-        isinstance(subject, str)
-        and subject.encode(errors="surrogatepass") == user_name
-        and claims.get("uid") == user_id
-    )
+        return None
+    claims = read_object(parts[1]) or {}
+    username, user_id, issued_at = claims.get("sub"), claims.get("uid"), claims.get("iat")
+    if not isinstance(username, str) or not isinstance(user_id, str) or not username or not user_id:
+        return None
+    if isinstance(issued_at, bool) or not isinstance(issued_at, int | float):
+        return None
+    try:
+        seconds = float(issued_at)
+    except OverflowError:
+        return None
+    return NavidromeClaims(username, user_id, seconds) if math.isfinite(seconds) else None
 
 
-def _without_cookie(field: Field) -> bytes:
-    parts = [
-        part
-        for part in field.value.split(b";")
-        if part.strip(b" \t").partition(b"=")[0].strip(b" \t") != b"jwt"
-    ]
-    rest = b";".join(parts).strip(b" \t")
-    return b"%b: %b\r\n" % (field.sent_name.encode(), rest) if rest else b""
+def _keys(subsonic: bool) -> re.Pattern[bytes]:
+    return _SUBSONIC_KEYS if subsonic else _ALL_KEYS
+
+
+def _names(tokens: Iterable[_Token]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(token.location for token in tokens))
+
+
+def _find(
+    line: RequestLine, block: HeaderBlock, subsonic: bool
+) -> tuple[list[Sequence[_Token]], Sequence[_Token]]:
+    """Find the tokens of each field that may carry some, and those of the query."""
+    fields = [_in_field(field) for field in block.envelope.tokens]
+    query = line.target.partition(b"?")[2]
+    return fields, _in_parameters(query, "query ", _keys(subsonic)) if query else ()
+
+
+def _in_field(field: Field) -> Sequence[_Token]:
+    value, name = field.value, field.sent_name
+    if field.name == _COOKIE:
+        return _in_cookie(value)
+    if field.name in _EMBY_AUTHORIZATION:
+        return _in_authorization(value, name)
+    text: bytes | None = value
+    if field.name == _ND_AUTHORIZATION:
+        # The first six characters, in any case, and any seventh.
+        text = value[7:] if len(value) > 7 and value[:6].upper() == b"BEARER" else None
+    return (_Token(0, len(value), text, name),)
+
+
+def _in_authorization(value: bytes, name: str) -> Sequence[_Token]:
+    """Find every `Token="…"`, whatever the scheme is."""
+    if value.count(b'"') > 8 * MAX_TOKENS:
+        return _too_many(value, name)
+    tokens: list[_Token] = []
+    for match in EMBY_FIELD.finditer(value):
+        text = match["token"]
+        if text and b"%" in text and not _BAD_ESCAPE.search(text):  # else it is read as it is
+            text = unquote_to_bytes(text[: 3 * _MAX_LENGTH])
+        if text:
+            tokens.append(_Token(*match.span("token"), text, name))
+    return tokens
+
+
+def _in_cookie(value: bytes) -> Sequence[_Token]:
+    tokens: list[_Token] = []
+    for start, end, _ in _parts(value, b";", TOKEN_COOKIE):
+        text = value[start:end].partition(b"=")[2].rstrip(b" \t")
+        if len(text) > 1 and text[:1] == text[-1:] == b'"':
+            text = text[1:-1]
+        tokens.append(_Token(*_with_separator(value, start, end), text, "cookie jwt"))
+        if len(tokens) > MAX_TOKENS:
+            return _too_many(value, "cookie jwt")
+    return tokens
+
+
+def _in_parameters(text: bytes, where: str, keys: re.Pattern[bytes]) -> Sequence[_Token]:
+    """Find the tokens of a query or a form."""
+    tokens: list[_Token] = []
+    for start, end, match in _parts(text, b"&", keys):
+        name = where + ("apikey" if match["jwt"] is None else "jwt")
+        token = _parameter_value(text[start:end])
+        tokens.append(_Token(*_with_separator(text, start, end), token, name))
+        if len(tokens) > MAX_TOKENS:
+            return _too_many(text, name)
+    return tokens
+
+
+def _parts(
+    text: bytes, separator: bytes, pattern: re.Pattern[bytes]
+) -> Iterator[tuple[int, int, re.Match[bytes]]]:
+    """Find the parts of a text, between separators, in which the pattern is found: their start and end.
+    The pattern begins with a separator; where it is found behind another one, the whole part counts."""
+    padded = separator + text
+    at = 0
+    while (match := pattern.search(padded, at)) is not None:
+        start = padded.rfind(separator, 0, match.start() + 1)
+        at = padded.find(separator, start + 1)
+        if at < 0:
+            at = len(padded)
+        yield start, at - 1, match
+
+
+def _with_separator(text: bytes, start: int, end: int) -> tuple[int, int]:
+    """Return what is cut out to remove this part: the separator behind it too, or the one before it."""
+    return (start, end + 1) if end < len(text) else (max(0, start - 1), end)
+
+
+def _too_many(text: bytes, location: str) -> Sequence[_Token]:
+    """Stand for more tokens than are looked at: all of the text is one that can't be read."""
+    return (_Token(0, len(text), None, location),) * (MAX_TOKENS + 1)
+
+
+def _parameter_value(part: bytes) -> bytes | None:
+    # Go's ParseQuery passes over a parameter with a ";" or a bad escape.
+    text = part.partition(b"=")[2]
+    if b";" in part or len(text) > 3 * _MAX_LENGTH or _BAD_ESCAPE.search(text):
+        return None
+    return unquote_to_bytes(text.replace(b"+", b" "))
+
+
+def _without_tokens(field: Field, removed: Sequence[_Token]) -> Field | None:
+    """Return the field without these tokens, None where nothing is left of it."""
+    value = _cut(field.value, removed).strip(b" \t")
+    if not value:
+        return None
+    return replace(field, value=value, wire=b"%b: %b\r\n" % (field.sent_name.encode(), value))
+
+
+def _cut(text: bytes, tokens: Sequence[_Token]) -> bytes:
+    """Return the text without these tokens."""
+    pieces: list[bytes] = []
+    at = 0
+    for token in tokens:
+        pieces.append(text[at : token.start])
+        at = token.end
+    return b"".join((*pieces, text[at:]))

@@ -43,10 +43,12 @@ class Notes:
     durations: list[float] = field(default_factory=list)
     upstream: list[str] = field(default_factory=list)
     tokens: list[tuple[str, ...]] = field(default_factory=list)
+    void: list[tuple[str, ...]] = field(default_factory=list)
 
     def tokens_seen(self, decision: Decision, request_id: str) -> None:
         assert request_id
         self.tokens.append(decision.loosed)
+        self.void.append(decision.void)
 
     def judged(self, decision: Decision, request_id: str) -> None:
         self.judged_as.append((decision.outcome.reason, request_id))

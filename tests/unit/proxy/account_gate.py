@@ -1,0 +1,66 @@
+"""A gate with accounts in memory, which a test locks."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shim.proxy.gate import Account, Asker, Refusal
+from shim.trust.identity import Identity
+from shim.trust.reasons import Reason
+from tests.unit.trust.minting import SECRET, token
+
+ISSUED = 1_700_000_000
+
+
+def navidrome_token(name: str, *, issued_at: float = ISSUED) -> str:
+    """A token as Navidrome issues it to this account."""
+    claims = {"iss": "ND", "sub": name, "uid": f"id-{name}", "adm": False, "iat": issued_at}
+    return token(claims, key=SECRET, algorithm="HS256", kid=None)
+
+
+class Accounts:
+    """Knows everybody at once, under the id `id-NAME`. `valid_from`: tokens of an account that were not
+    issued later are void; None voids all. `changes`: how often users may have changed."""
+
+    def __init__(self) -> None:
+        self.revocations = 0
+        self.changes = 0
+        self.valid_from: dict[str, float | None] = {}
+        self.denied: set[str] = set()
+
+    def lock(self, name: str, valid_from: float | None = None) -> None:
+        """The person may not in any more, and the account's tokens are void."""
+        self.denied.add(name)
+        self.valid_from[name] = valid_from
+        self.revocations += 1
+
+    def known(self, identity: Identity) -> Account | None:
+        name = identity.username
+        return None if name in self.denied else Account(name.encode(), f"id-{name}")
+
+    def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
+        del asker
+        future: asyncio.Future[Account | Refusal] = asyncio.get_running_loop().create_future()
+        future.set_result(
+            self.known(identity) or Refusal(Reason.GROUP_NOT_ALLOWED, "the account is locked")
+        )
+        return future
+
+    def doubt(self, identity: Identity) -> None:
+        del identity
+
+    def upstream_changed(self) -> None:
+        pass
+
+    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
+        start = self.valid_from.get(username, 0.0)
+        return user_id == f"id-{username}" and start is not None and issued_at > start
+
+    def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
+        name = user_id.removeprefix("id-")
+        if uid is not None:
+            return name not in self.denied
+        return self.navidrome_token_valid(name, user_id, issued_at)
+
+    def users_may_have_changed(self) -> None:
+        self.changes += 1

@@ -1,0 +1,423 @@
+"""Navidrome's own tokens at the data plane: void ones are removed, and what they began is cut."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+
+from shim.proxy.limits import Limits
+from shim.trust.policy import Proof
+from shim.trust.reasons import OUTCOMES, Reason
+from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
+from tests.unit.proxy.client import Client, get, request
+from tests.unit.proxy.ends import turns
+from tests.unit.proxy.front import ANYONE, EDGE, Front, front_before, policy
+from tests.unit.proxy.navidrome_end import OK, Navidrome, Served
+
+FORM = "Content-Type: application/x-www-form-urlencoded"
+ADA, BOB = navidrome_token("ada"), navidrome_token("bob")
+IDENTITY = ("X-authentik-username: ada", "X-authentik-uid: u1")
+STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+
+def locked() -> Accounts:
+    """Ada is locked, bob is not."""
+    accounts = Accounts()
+    accounts.lock("ada")
+    return accounts
+
+
+async def received(navidrome: Navidrome, served: Served | None = None) -> tuple[Served, bytes]:
+    if served is None:
+        return await navidrome.asked()
+    return served, await served.head()
+
+
+@pytest.mark.parametrize("source", [EDGE, ANYONE])
+@pytest.mark.parametrize("path", ["/rest/ping", "/api/song", "/share/x", "/jellyfin/items", "/x"])
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("", "X-ND-Authorization: Bearer {}"),
+        ("", "Cookie: a=b; jwt={}"),
+        ("", 'Authorization: MediaBrowser Client="x", Token="{}"'),
+        ("", 'X-Emby-Authorization: Emby Token="{}", Client="x"'),
+        ("", "X-Emby-Token: {}"),
+        ("", "X-MediaBrowser-Token: {}"),
+        ("?a=b&%6Awt={}", "Accept: */*"),
+    ],
+)
+async def test_a_void_token_is_removed_on_every_path_and_a_valid_one_passes(
+    navidrome: Navidrome, source: str, path: str, query: str, field: str
+) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client(source)
+        served = None
+        for text, passes in ((BOB, True), (ADA, False), ("junk", False)):
+            await client.send(get(path + query.format(text), field.format(text)).encode())
+            served, head = await received(navidrome, served)
+            assert (text.encode() in head) is passes
+            await served.send(OK)
+            assert (await client.answer()).status == 200
+        assert len([each for each in front.notes.void if each]) == 2
+        counted = [row for row in OUTCOMES if row.reason is Reason.NAVIDROME_TOKEN_VOID]
+        assert sum(front.counters.requests[row.index] for row in counted) == 2
+
+
+@pytest.mark.parametrize("key", ["api_key", "ApiKey", "api%E2%84%AAey", "API_%4bEY", "ap%C4%B0key"])
+async def test_jellyfins_query_keys_are_read_as_go_folds_them(
+    navidrome: Navidrome, key: str
+) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client()
+        await client.send(get(f"/jellyfin/socket?{key}={ADA}&x=1").encode())
+        served, head = await navidrome.asked()
+        assert b"GET /jellyfin/socket?x=1 HTTP/1.1\r\n" in head
+        await served.send(OK)
+        await client.answer()
+
+
+async def test_subsonics_own_api_key_is_left_alone(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client()
+        await client.send(get("/rest/ping?apiKey=abc&u=ada").encode())
+        _, head = await navidrome.asked()
+        assert b"GET /rest/ping?apiKey=abc&u=ada HTTP/1.1\r\n" in head
+
+
+async def test_one_void_token_among_valid_ones_goes_alone(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client()
+        emby = f'X-Emby-Authorization: Emby Token="{ADA}", Token="{quote(BOB)}", Client="c"'
+        await client.send(get(f"/rest/x?jwt={ADA}&jwt={BOB}", f"Cookie: jwt={BOB}", emby).encode())
+        _, head = await navidrome.asked()
+        assert ADA.encode() not in head
+        assert head.count(BOB.encode()) == 3
+        assert b'X-Emby-Authorization: Emby Token="", Token="' in head
+
+
+async def test_a_public_path_that_takes_an_identity_takes_no_other_accounts_token(
+    navidrome: Navidrome,
+) -> None:
+    by = policy(secrets=(b"s3cret" * 6,), public_path_proof=Proof.SECRET)
+    async with front_before(navidrome, gate=Accounts(), by=by) as front:
+        client = await front.client(EDGE)
+        secret = f"X-Shim-Proxy-Secret: {'s3cret' * 6}"
+        for text, passes in ((BOB, False), (ADA, True)):
+            fields = (*IDENTITY, secret, f"X-ND-Authorization: Bearer {text}")
+            await client.send(get(f"/rest/ping?jwt={text}", *fields).encode())
+            served, head = await navidrome.asked()
+            assert b"Remote-User: ada\r\n" in head
+            assert (b"eyJ" in head) is passes
+            await served.send(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
+            await client.answer()
+        assert [loosed for loosed in front.notes.tokens if loosed] == [
+            ("X-ND-Authorization", "query jwt")
+        ]
+
+
+# forms
+
+
+async def form(client: Client, body: bytes, *fields: str, target: str = "/rest/ping") -> None:
+    length = f"Content-Length: {len(body)}"
+    await client.send(request("POST", target, FORM, length, *fields).encode(), body)
+
+
+@pytest.mark.parametrize("content_type", [FORM, FORM.replace("application", "APPLICATION") + "; x"])
+async def test_a_void_token_in_a_form_is_removed_and_the_rest_arrives(
+    navidrome: Navidrome, content_type: str
+) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client()
+        body = f"u=ada&jwt={ADA}&v=1&%6awt={ADA}".encode()
+        head = request("POST", "/rest/ping", content_type, f"Content-Length: {len(body)}")
+        # In one piece with the next request, and then by single bytes.
+        await client.send(head.encode() + body + get("/rest/next").encode())
+        served, head_seen = await navidrome.asked()
+        assert b"\r\nContent-Length: 9\r\n" in head_seen
+        assert await served.read_exactly(9) == b"u=ada&v=1"
+        await served.send(OK)
+        await client.answer()
+        assert b"/rest/next" in await served.head()
+        await served.send(OK)
+        await client.answer()
+        await client.send(head.encode())
+        await client.send_each_byte(body)
+        assert b"Content-Length: 9\r\n" in await served.head()
+        assert await served.read_exactly(9) == b"u=ada&v=1"
+        await served.send(OK)
+        await client.answer()
+        assert front.plane.body_budget.used == 0
+        assert front.notes.void == [("form jwt",)] * 2
+
+
+async def test_a_valid_token_in_a_form_passes_and_a_form_may_come_in_chunks(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client()
+        body = f"u=bob&jwt={BOB}".encode()
+        head = request("POST", "/rest/ping", FORM, "Transfer-Encoding: chunked").encode()
+        await client.send(head + b"5\r\n%b\r\n%x\r\n" % (body[:5], len(body) - 5), body[5:])
+        await client.send(b"\r\n0\r\n\r\n")
+        served, seen = await navidrome.asked()
+        assert b"\r\nContent-Length: %d\r\n" % len(body) in seen
+        assert b"Transfer-Encoding" not in seen
+        assert await served.read_exactly(len(body)) == body
+
+
+async def test_a_form_of_nothing_but_a_void_token_is_sent_without_a_body(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        client = await front.client()
+        for _ in range(2):
+            await form(client, f"jwt={ADA}".encode(), "Expect: 100-continue")
+        assert b"100 Continue" in await client.read_until(b"\r\n\r\n")
+        served, head = await navidrome.asked()
+        assert b"\r\nContent-Length: 0\r\n" in head
+        await served.send(OK)
+        await client.answer()
+        assert b"\r\nContent-Length: 0\r\n" in await served.head()
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_form_that_is_too_large_is_rejected_in_subsonics_form(
+    navidrome: Navidrome, *, chunked: bool
+) -> None:
+    limits = Limits(form_bytes=100)
+    async with front_before(navidrome, gate=locked(), limits=limits) as front:
+        client = await front.client()
+        if chunked:
+            head = request("POST", "/rest/ping?f=json", FORM, "Transfer-Encoding: chunked")
+            await client.send(head.encode(), b"65\r\n" + bytes(101))
+        else:
+            await form(client, bytes(101), target="/rest/ping?f=json")
+        answer = await client.answer()
+        assert answer.status == 413
+        assert b'"subsonic-response"' in answer.body
+        assert navidrome.count == 0
+        assert front.notes.judged_as[-1][0] is Reason.BODY_TOO_LARGE
+        assert front.plane.body_budget.used == 0
+
+
+async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navidrome) -> None:
+    limits = Limits(form_bytes=100, buffered_bytes=200)
+    async with front_before(navidrome, gate=locked(), limits=limits) as front:
+        head = request("POST", "/rest/ping", FORM, "Content-Length: 100").encode()
+        slow = await front.client()
+        await slow.send(head, bytes(90))
+        await front.settled()
+        full = await front.client()
+        await full.send(head, bytes(90))
+        assert (await full.answer()).status == 503
+        trusted = await front.client(EDGE)
+        await trusted.send(head, bytes(100))
+        served, _ = await navidrome.asked()
+        await served.read_exactly(100)
+        front.pass_time(limits.form_timeout + 1)
+        assert (await slow.answer()).status == 408
+        await served.send(OK)
+        await trusted.answer()
+        gone = await front.client()
+        await gone.send(head, bytes(50))
+        await front.settled()
+        assert front.plane.body_budget.used == 50
+        gone.close()
+        await front.settled()
+        assert front.plane.body_budget.used == 0
+
+
+async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, gate=locked()) as front:
+        for target, kind in (("/rest/x", "Content-Type: application/json"), ("/api/x", FORM)):
+            client = await front.client()
+            await client.send(request("POST", target, kind, "Content-Length: 9").encode())
+            _, head = await navidrome.asked()
+            assert b"Content-Length: 9" in head
+
+
+# what is under way
+
+
+async def streaming(front: Front, navidrome: Navidrome, *fields: str, target: str) -> Client:
+    client = await front.client(EDGE)
+    await client.send(get(target, *fields).encode())
+    served, _ = await navidrome.asked()
+    await served.send(STREAM)
+    await client.answer_head()
+    await client.chunk()
+    return client
+
+
+async def is_cut(client: Client) -> bool:
+    try:
+        await client.read_to_end()
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    raise AssertionError("the stream ended as if it were whole")
+
+
+async def test_streams_that_a_revoked_identity_or_token_began_are_cut(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        by_identity = await streaming(front, navidrome, *IDENTITY, target="/api/events")
+        by_token = await streaming(front, navidrome, target=f"/rest/stream?jwt={ADA}")
+        of_bob = await streaming(front, navidrome, target=f"/rest/stream?jwt={BOB}")
+        of_nobody = await streaming(front, navidrome, target="/rest/stream?u=ada&t=x")
+        accounts.lock("ada")
+        front.pass_time(0.5)
+        assert await is_cut(by_identity)
+        assert await is_cut(by_token)
+        await front.settled()
+        assert front.counters.streams_open == 2
+        assert front.counters.failures["account_revoked"] == 2
+        for left in (of_bob, of_nobody):
+            left.close()
+
+
+async def test_a_tunnel_and_a_request_that_is_not_answered_yet_are_ended(
+    navidrome: Navidrome,
+) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        tunnel = await front.client()
+        upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        await tunnel.send(get(f"/jellyfin/socket?api_key={ADA}", *upgrade, key).encode())
+        served, _ = await navidrome.asked()
+        await served.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        await tunnel.answer_head()
+        pending = await front.client(EDGE)
+        await pending.send(get("/api/song", *IDENTITY).encode())
+        await navidrome.asked()
+        accounts.lock("ada")
+        front.pass_time(0.5)
+        assert await is_cut(tunnel)
+        assert (await pending.answer()).status == 403
+
+
+async def test_many_connections_are_checked_over_several_turns(
+    navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.proxy.plane._CHECKS_PER_TURN", 2)
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        target = f"/rest/stream?jwt={ADA}"
+        clients = [await streaming(front, navidrome, target=target) for _ in range(5)]
+        accounts.lock("ada")
+        front.pass_time(0.5)
+        assert front.plane.counters.streams_open == 3, (
+            "two in this turn, the others in the next ones"
+        )
+        await turns(4)
+        for client in clients:
+            assert await is_cut(client)
+
+
+async def test_a_form_whose_sender_is_revoked_meanwhile_is_not_sent(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    by = policy(secrets=(b"s3cret" * 6,), public_path_proof=Proof.SECRET)
+    async with front_before(navidrome, gate=accounts, by=by) as front:
+        by_identity, by_token = await front.client(EDGE), await front.client()
+        secret = f"X-Shim-Proxy-Secret: {'s3cret' * 6}"
+        start = request("POST", "/rest/x", FORM, "Content-Length: 4", *IDENTITY, secret)
+        await by_identity.send(start.encode())
+        nobody = request("POST", f"/rest/x?jwt={ADA}", FORM, "Content-Length: 4")
+        await by_token.send(nobody.encode())
+        await front.settled()
+        accounts.lock("ada")
+        for client in (by_identity, by_token):
+            await client.send(b"a=bc")
+            assert (await client.answer()).status == 403
+        assert navidrome.count == 0
+
+
+async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sent(
+    navidrome: Navidrome,
+) -> None:
+    accounts = Accounts()
+    limits = Limits(max_upstream_connections=1)
+    async with front_before(navidrome, gate=accounts, limits=limits) as front:
+        first = await front.client()
+        await first.send(get("/rest/ping").encode())
+        served, _ = await navidrome.asked()
+        waiting = await front.client()
+        await waiting.send(get(f"/rest/stream?jwt={ADA}").encode())
+        await front.settled()
+        accounts.lock("ada")
+        await served.send(OK)
+        assert (await waiting.answer()).status == 403
+
+
+# users that change
+
+
+async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client()
+        await client.send(request("PUT", "/api/user/1", "Content-Length: 2").encode(), b"{}")
+        served, _ = await navidrome.asked()
+        assert accounts.changes == 1, "the head was sent"
+        await served.send(OK)
+        await client.answer()
+        assert accounts.changes == 2, "the response came"
+        await client.send(request("DELETE", "/api/user/1").encode())
+        await served.head()
+        assert accounts.changes == 3
+        served.close()
+        assert (await client.answer()).status == 502
+        assert accounts.changes == 4
+        for line in ("GET /api/user", "HEAD /api/user/1", "POST /api/song"):
+            method, target = line.split(" ")
+            await front.client()
+            await (await front.client()).send(request(method, target).encode())
+            await navidrome.asked()
+        assert accounts.changes == 4
+
+
+@pytest.mark.parametrize("provisioning", [True, False])
+async def test_bodies_for_the_user_api_are_limited(
+    navidrome: Navidrome, *, provisioning: bool
+) -> None:
+    gate = Accounts() if provisioning else None
+    async with front_before(navidrome, gate=gate) as front:
+        client = await front.client()
+        await client.send(request("PUT", "/api/user/1", "Content-Length: 65537").encode())
+        assert (await client.answer()).status == 413
+        assert navidrome.count == 0
+        client = await front.client()
+        head = request("PUT", "/api/user/1", "Content-Length: 65536").encode()
+        await client.send(head, bytes(65536))
+        served, _ = await navidrome.asked()
+        await served.read_exactly(65536)
+        chunked = await front.client()
+        head = request("PUT", "/api/user/1", "Transfer-Encoding: chunked").encode()
+        chunk = b"8000\r\n" + bytes(32768) + b"\r\n"
+        await chunked.send(head + chunk + chunk)
+        served, _ = await navidrome.asked()
+        await served.read_exactly(65536)
+        await chunked.send(b"1\r\nx\r\n")
+        assert (await chunked.answer()).status == 413
+        await served.gone()
+        assert b"x" not in served.received[served.received.index(b"\r\n\r\n") + 4 :]
+
+
+async def test_a_token_is_as_old_as_its_issue(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    accounts.valid_from["ada"] = ISSUED
+    async with front_before(navidrome, gate=accounts) as front:
+        later = navidrome_token("ada", issued_at=ISSUED + 1)
+        client = await front.client()
+        await client.send(get("/rest/x", f"Cookie: jwt={ADA}; jwt={later}").encode())
+        _, head = await navidrome.asked()
+        assert f"Cookie: jwt={later}\r\n".encode() in head
