@@ -228,12 +228,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def unlink(self, name: str) -> None:
         self._run(self._unlink(name))
-        self._run(self.simulation.let_processes_see_each_other())
 
     @rule(name=st.sampled_from(NAMES))
     def lock(self, name: str) -> None:
         self._run(self._lock(name))
-        self._run(self.simulation.let_processes_see_each_other())
 
     @rule(policy=POLICIES)
     def reload(self, policy: dict[str, str]) -> None:
@@ -296,9 +294,9 @@ class AnyOrder(RuleBasedStateMachine):
     # steps
 
     async def _visit(self, identity: Identity, shim: int) -> Response:
+        await self.simulation.let_processes_see_each_other()
         response = await self.simulation.visit(identity, shim)
         await self._take_in(identity, response, shim, strict=True)
-        await self.simulation.let_processes_see_each_other()
         return response
 
     async def _take_in(
@@ -528,7 +526,6 @@ class AnyOrder(RuleBasedStateMachine):
 
     async def _reconcile(self) -> None:
         await self.simulation.reconcile()
-        await self.simulation.let_processes_see_each_other()
         self.calm = True
         accounts = await self.simulation.accounts()
         for uid, identity in list(self.identities.items()):
@@ -609,7 +606,12 @@ class AnyOrder(RuleBasedStateMachine):
     # what the model knows
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
+        async def run() -> T:
+            result = await work
+            await self.simulation.let_processes_see_each_other()
+            return result
+
+        return self.runner.run(run())
 
     def _bindings(self) -> Any:
         return self.simulation.world.accounts.ground.bindings
