@@ -437,7 +437,8 @@ class AnyOrder(RuleBasedStateMachine):
         if account is not None:
             await self.simulation.delete(account["id"], shim)
             self.settled.clear()
-            self._revoke(account["id"], "it was deleted")
+            if account["id"] not in await self.simulation.accounts():
+                self._revoke(account["id"], "it was deleted")
 
     async def _unlink(self, name: str) -> None:
         bound = self._bound_account(name)
@@ -477,12 +478,14 @@ class AnyOrder(RuleBasedStateMachine):
                         self._unlinked(bound)
                 case ("lock", name), True if accounts[name] is not None:
                     self._revoke(accounts[name]["id"], "an operator locked it")
-                case ("delete", name, _), _ if accounts[name] is not None:
-                    self._revoke(accounts[name]["id"], "it was deleted")
                 case ("rename", name, new, _), _ if accounts[name] is not None:
                     self._renamed(accounts[name]["id"], new)
                 case _:
                     pass
+        remaining = await self.simulation.accounts()
+        for account_id in {each.account_id for each in (*self.credentials, *self.streams)}:
+            if account_id not in remaining:
+                self._revoke(account_id, "it was deleted")
         visitors = [action[1] for action in actions if action[0] == "visit"]
         for identity in visitors:
             if any(identity != other for other in visitors if other.uid == identity.uid):
