@@ -66,12 +66,15 @@ class AccountChanged(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLinked(AccountEvent):
-    """An account that was there already belongs to this identity from now on."""
+    """An account that was there already belongs to this identity from now on. `password_kept`: its password
+    and its tokens are as they were. `notes` say what else is to be known."""
 
     event: ClassVar[str] = "account_linked"
 
     navidrome_id: str
     admin: bool
+    password_kept: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def severity(self) -> Severity:
@@ -87,9 +90,20 @@ class AccountUnlinked(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLocked(AccountEvent):
-    """An account got a password that nobody knows, which ends its own and its Subsonic tokens; `why`."""
+    """An account got a password that nobody knows, which ends its own and its Subsonic tokens; `why`. Its
+    Navidrome tokens are void."""
 
     event: ClassVar[str] = "account_locked"
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountReadmitted(AccountEvent):
+    """An account got a password that nobody knows and that its owner may replace; `why`. The old password
+    and tokens issued before are void."""
+
+    event: ClassVar[str] = "account_readmitted"
 
     why: str
 
@@ -127,17 +141,6 @@ class AccountRisen(AccountEvent):
     @property
     def severity(self) -> Severity:
         return Severity.ERROR
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemotionWithheld(AccountEvent):
-    """An account stays admin though its identity is in no admin group, since it is the last one."""
-
-    event: ClassVar[str] = "demotion_withheld"
-
-    @property
-    def severity(self) -> Severity:
-        return Severity.WARNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from shim.audit.trail import Trail
 from shim.commands.configuration import settings_or_exit
 
 if TYPE_CHECKING:
-    from shim.provisioning.operations import Change, Line, Operations
+    from shim.provisioning.operations import Change, Hold, Line, Operations
 
 T = TypeVar("T")
 
@@ -32,6 +32,12 @@ users = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help="The account's name.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
+
+holds = typer.Typer(
+    help="User names that became free and are held for whoever had them.", no_args_is_help=True
+)
+users.add_typer(holds, name="holds")
 
 
 @users.command("list")
@@ -58,7 +64,7 @@ def sync(
     name: Annotated[str | None, typer.Argument(help="The account's name.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Every linked account.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Make accounts what the identity provider said last; shows first what would change."""
@@ -90,10 +96,11 @@ def sync(
 
 
 @users.command()
-def unlink(name: Name, as_json: AsJson = False) -> None:
-    """Free an account of its person; the next one who comes with its name may claim it."""
+def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Free an account of its person and lock it; the next one who comes with its name may claim it."""
 
     async def work(operations: Operations) -> bool:
+        _confirm(operations.unlink_plan(name), yes=yes, as_json=as_json)
         return await operations.unlink(name)
 
     closed = _run(work)
@@ -105,17 +112,79 @@ def unlink(name: Name, as_json: AsJson = False) -> None:
 
 
 @users.command()
-def lock(name: Name, as_json: AsJson = False) -> None:
-    """Replace an account's password by one that nobody knows, which ends its Subsonic tokens too."""
+def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Replace an account's password by one that nobody knows, and end all of its tokens."""
 
     async def work(operations: Operations) -> None:
+        _confirm(operations.lock_plan(name), yes=yes, as_json=as_json)
         await operations.lock(name)
 
     _run(work)
     if as_json:
         typer.echo(json.dumps({"account": name, "locked": True}))
     else:
-        typer.echo(f"{name} has a new password, which nobody knows; its owner may set another one.")
+        typer.echo(f"{name} is locked.")
+
+
+@users.command()
+def unlock(name: Name, as_json: AsJson = False) -> None:
+    """End the lock of an account that nobody is linked to; then set it a password in Navidrome."""
+
+    async def work(operations: Operations) -> None:
+        await operations.unlock(name)
+
+    _run(work)
+    if as_json:
+        typer.echo(json.dumps({"account": name, "locked": False}))
+    else:
+        typer.echo(f"{name} is not locked any more. Set it a password in Navidrome.")
+
+
+@holds.command("list")
+def list_holds(as_json: AsJson = False) -> None:
+    """List the user names that are held: until when, and who may have them nevertheless."""
+
+    async def work(operations: Operations) -> list[Hold]:
+        return operations.holds()
+
+    found = _run(work)
+    if as_json:
+        rows = [{**asdict(hold), "until": timestamp(hold.until)} for hold in found]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "held for uid", "until"):
+        table.add_column(title, overflow="fold")
+    for hold in found:
+        until = timestamp(hold.until)[:16].replace("T", " ")
+        table.add_row(escape(hold.name), escape(hold.uid or ""), until)
+    Console(highlight=False).print(table)
+
+
+@holds.command("end")
+def end_hold(name: Name, as_json: AsJson = False) -> None:
+    """Hold a user name no longer: whoever comes with it next may have it."""
+
+    async def work(operations: Operations) -> None:
+        await operations.end_hold(name)
+
+    _run(work)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "held": False}))
+    else:
+        typer.echo(f"{name} is not held any more.")
+
+
+def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
+    """Say what will be done and ask, unless `yes`. Leaves with 1 where nobody agrees."""
+    if yes:
+        return
+    for sentence in plan:
+        _say(sentence)
+    asks = sys.stdin.isatty() and not as_json
+    if not asks or not typer.confirm("Do this?"):
+        _say("Nothing was changed; --yes does it.")
+        raise typer.Exit(1)
 
 
 def _run(work: Callable[[Operations], Awaitable[T]]) -> T:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import secrets
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from urllib.parse import quote
 
@@ -41,8 +45,14 @@ class Standing(StrEnum):
 
 
 def generated_password() -> str:
-    """A password that nobody knows: 256 random bits, marked as not chosen by the owner."""
-    return AUTOGEN + secrets.token_urlsafe(32)
+    """A password that nobody knows: 256 random bits, marked as not chosen by the owner, who may set another
+    one without knowing it."""
+    return AUTOGEN + locking_password()
+
+
+def locking_password() -> str:
+    """Return a password that nobody knows, and that can't be replaced without knowing it."""
+    return secrets.token_urlsafe(32)
 
 
 class Navidrome:
@@ -96,7 +106,8 @@ class Navidrome:
     async def write(
         self, user: User, changes: Mapping[str, object], password: str | None = None
     ) -> User:
-        """Write a user's record back with these changes, and give it as it is now.
+        """Write a user's record back with these changes, and give it as it is now: its `read_at` is when it
+        was written.
 
         A record that is gone would be made anew, with an empty password: whoever calls this has to see
         to it (`opens_without_password`). Raises `NameTaken` where another user has the new name.
@@ -107,7 +118,7 @@ class Navidrome:
         if password is not None:
             body["password"] = password
         answer = await self._call("PUT", f"/api/user/{quote(user.id, safe='')}", body=body)
-        return read_user(answer.data)
+        return replace(read_user(answer.data), read_at=_date(answer))
 
     async def delete(self, user_id: str) -> None:
         """Delete a user; one who is gone is no error."""
@@ -207,6 +218,14 @@ class Navidrome:
         if answer.status < 400:
             self._session.answered(answer)
         return answer
+
+
+def _date(answer: Answer) -> float:
+    """Return the response's `Date` in seconds since the epoch; this machine's time where there is none."""
+    try:
+        return parsedate_to_datetime(answer.headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return math.ceil(time.time())
 
 
 def _refusal(asked: str, answer: Answer) -> Refused | Unavailable:

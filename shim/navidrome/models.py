@@ -27,7 +27,8 @@ class Library:
 @dataclass(frozen=True, slots=True)
 class User:
     """A Navidrome account. `record` is what was read, to be written back; times are as Navidrome writes
-    them."""
+    them. `read_at`: when Navidrome gave it, in seconds since the epoch by Navidrome's own clock; 0 where
+    that is not known."""
 
     id: str
     user_name: str
@@ -38,6 +39,7 @@ class User:
     updated_at: str
     libraries: frozenset[int]
     record: Mapping[str, object] = field(repr=False, compare=False)
+    read_at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -15,21 +16,40 @@ from sqlalchemy.exc import IntegrityError
 from shim.provisioning.owner import may_live
 from shim.provisioning.records import (
     Binding,
+    BindingState,
     Intent,
     Rest,
+    TokenRule,
     binding_of,
     binding_values,
     intent_of,
     intent_values,
 )
 from shim.store.database import Database
-from shim.store.schema import BINDINGS, INTENTS, MARKS, NAME_RESTS
+from shim.store.schema import BINDINGS, INTENTS, MARKS, NAME_RESTS, TOKEN_RULES
+
+T = TypeVar("T")
 
 _MARK = "bindings"
+_OUTDATED = "another process, or another request, changed whose the account is"
 
 
 class Busy(Exception):
     """Another process is at work on the same account, or has just been."""
+
+
+class Outdated(Busy):
+    """The binding was changed since it was read: read it again, then decide again."""
+
+
+class Watcher(Protocol):
+    """Who depends on what the store says."""
+
+    def forget(self, uid: str | None) -> None:
+        """This person's account is not what it was."""
+
+    def revoked(self) -> None:
+        """An account was locked, denied, unlinked, deleted or bound to another uid."""
 
 
 class Bindings:
@@ -46,6 +66,12 @@ class Bindings:
         self._by_account: dict[str, Binding] = {}
         self._intents: dict[str, Intent] = {}
         self._rests: dict[str, Rest] = {}
+        self._rules: dict[str, TokenRule] = {}
+        self._watcher: Watcher | None = None
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of changes from now on."""
+        self._watcher = watcher
 
     # reading
 
@@ -67,6 +93,24 @@ class Bindings:
     def of_account(self, navidrome_id: str) -> Binding | None:
         """The binding of the account with this id."""
         return self._by_account.get(navidrome_id)
+
+    def rule_of(self, navidrome_id: str) -> TokenRule | None:
+        """Return which tokens of the account are void, None if all of them may pass."""
+        return self._rules.get(navidrome_id)
+
+    def is_locked(self, navidrome_id: str) -> bool:
+        """Return whether the account is locked: no token of it passes."""
+        rule = self._rules.get(navidrome_id)
+        return rule is not None and rule.locked
+
+    def locked_rule(self, navidrome_id: str) -> TokenRule:
+        """Return the account's rule with every token void."""
+        return replace(self._rules.get(navidrome_id) or TokenRule(navidrome_id), locked=True)
+
+    def holds(self) -> tuple[Rest, ...]:
+        """Return every name that is held for somebody now."""
+        now = self._now()
+        return tuple(rest for rest in self._rests.values() if rest.until > now)
 
     def intents(self) -> tuple[Intent, ...]:
         """Every intent that is open."""
@@ -90,20 +134,27 @@ class Bindings:
 
     async def load(self) -> None:
         """Read everything. Raises `StoreError`."""
-        mark, bindings, intents, rests = await self.database.reading(_everything)
+        mark, bindings, intents, rests, rules = await self.database.reading(_everything)
         self._mark = mark
         self._by_id = {binding.id: binding for binding in bindings}
         self._intents = {intent.key: intent for intent in intents}
         self._rests = {rest.folded_name: rest for rest in rests}
+        self._rules = {rule.navidrome_id: rule for rule in rules}
         self._index()
 
     async def refresh(self) -> frozenset[str]:
         """Take in what others changed, if they did. The uids whose bindings are not what they were."""
         if await self.database.reading(_mark) == self._mark:
             return frozenset()
-        before = self._by_uid
+        before, rules = self._by_uid, self._rules
         await self.load()
         changed = {uid for uid, old in before.items() if _differ(old, self._by_uid.get(uid))}
+        ruled = {
+            name for name in {*rules, *self._rules} if rules.get(name) != self._rules.get(name)
+        }
+        changed |= {uid for uid, binding in self._by_uid.items() if binding.navidrome_id in ruled}
+        if changed or ruled:
+            self._revoked()
         return frozenset(changed)
 
     async def open_intent(self, intent: Intent) -> Intent:
@@ -136,47 +187,110 @@ class Bindings:
         self._intents.pop(intent.key, None)
 
     async def put(
-        self, binding: Binding, *, ends: Intent | None = None, rest: Rest | None = None
+        self,
+        binding: Binding,
+        *,
+        ends: Intent | None = None,
+        rest: Rest | None = None,
+        rule: TokenRule | None = None,
     ) -> Binding:
-        """Store a binding, new or changed, and with it the end of an intent and a name that rests.
-        Raises `Busy` where another process has bound the person, the name or the account, or unlinked it.
+        """Store a binding, new or changed, and with it the end of an intent, a name that rests and a token
+        rule. Raises `Busy` where another process has bound the person, the name or the account, and
+        `Outdated` where the binding was changed since it was read.
         """
-        known = self._by_id.get(binding.id)
-        before = None if known is None else known.uid
 
         def work(connection: Connection) -> tuple[Binding, int]:
-            values = binding_values(binding)
             if binding.id:
-                row = update(BINDINGS).where(BINDINGS.c.id == binding.id, _still(before))
-                if connection.execute(row.values(**values)).rowcount == 0:
-                    raise Busy("another process changed whose the account is")
-                stored = binding
+                stored = _update(connection, binding)
             else:
+                values = binding_values(binding)
                 key = connection.execute(insert(BINDINGS).values(**values)).inserted_primary_key
                 assert key is not None
                 stored = replace(binding, id=key[0])
             _end_intent(connection, ends)
             _put_rest(connection, rest)
+            _put_rule(connection, rule)
             return stored, _raise_mark(connection)
 
         stored = await self._change(work)
+        before = self._by_id.get(stored.id)
         self._drop(binding.id)
         self._by_id[stored.id] = stored
         self._enter(stored)
         self._done(ends, rest)
+        if rule is not None:
+            self._rules[rule.navidrome_id] = rule
+        if rule is not None or (before is not None and _revokes(before, stored)):
+            self._revoked()
         return stored
 
-    async def forget(self, binding: Binding, rest: Rest | None = None) -> None:
-        """Remove a binding; its name rests."""
+    async def put_rule(self, rule: TokenRule) -> None:
+        """Store which tokens of an account are void."""
 
-        def work(connection: Connection) -> tuple[Binding, int]:
-            connection.execute(delete(BINDINGS).where(BINDINGS.c.id == binding.id))
+        def work(connection: Connection) -> tuple[None, int]:
+            _put_rule(connection, rule)
+            return None, _raise_mark(connection)
+
+        await self._change(work)
+        self._rules[rule.navidrome_id] = rule
+        self._revoked()
+
+    async def rename(
+        self,
+        names: Mapping[Binding, str],
+        gone: Iterable[Binding] = (),
+        rests: Iterable[Rest] = (),
+    ) -> None:
+        """Give bindings the names that their accounts have now and remove those that are `gone`, in one
+        step: names may be swapped. Raises `Outdated` where one of them was changed since it was read."""
+        removed, held = tuple(gone), tuple(rests)
+        renamed = [
+            replace(binding, user_name=name, version=binding.version + 1)
+            for binding, name in names.items()
+        ]
+
+        def work(connection: Connection) -> tuple[None, int]:
+            for binding in removed:
+                _delete(connection, binding)
+            for binding in names:
+                # No account has such a name: until all are renamed, none is in another's way.
+                row = update(BINDINGS).where(*_as_read(binding))
+                changed = connection.execute(row.values(folded_name=f"\x01{binding.id}"))
+                if changed.rowcount == 0:
+                    raise Outdated(_OUTDATED)
+            for after in renamed:
+                row = update(BINDINGS).where(BINDINGS.c.id == after.id)
+                connection.execute(row.values(**binding_values(after)))
+            for rest in held:
+                _put_rest(connection, rest)
+            return None, _raise_mark(connection)
+
+        await self._change(work)
+        for binding in (*removed, *names):
+            self._drop(binding.id)
+        for after in renamed:
+            self._by_id[after.id] = after
+            self._enter(after)
+        for rest in held:
+            self._done(None, rest)
+        if self._watcher is not None:
+            for binding in (*removed, *renamed):
+                self._watcher.forget(binding.uid)
+        if removed:
+            self._revoked()
+
+    async def forget(self, binding: Binding, rest: Rest | None = None) -> None:
+        """Remove a binding; its name rests. Raises `Outdated` where it was changed since it was read."""
+
+        def work(connection: Connection) -> tuple[None, int]:
+            _delete(connection, binding)
             _put_rest(connection, rest)
-            return binding, _raise_mark(connection)
+            return None, _raise_mark(connection)
 
         await self._change(work)
         self._drop(binding.id)
         self._done(None, rest)
+        self._revoked()
 
     async def rest(self, rests: Iterable[Rest]) -> None:
         """Let these names rest, and forget those that have rested long enough."""
@@ -190,6 +304,16 @@ class Bindings:
         await self.database.writing(work)
         self._rests = {name: rest for name, rest in self._rests.items() if rest.until > now}
         self._rests.update({rest.folded_name: rest for rest in new})
+
+    async def end_rest(self, folded_name: str) -> None:
+        """Hold this name no longer; other processes see it."""
+
+        def work(connection: Connection) -> tuple[None, int]:
+            connection.execute(delete(NAME_RESTS).where(NAME_RESTS.c.folded_name == folded_name))
+            return None, _raise_mark(connection)
+
+        await self._change(work)
+        self._rests.pop(folded_name, None)
 
     async def saw(self, seen: Mapping[int, float]) -> None:
         """Note when these bindings, by their number, were seen last. Others need not be told."""
@@ -207,7 +331,11 @@ class Bindings:
 
     # memory
 
-    async def _change(self, work: Callable[[Connection], tuple[Binding, int]]) -> Binding:
+    def _revoked(self) -> None:
+        if self._watcher is not None:
+            self._watcher.revoked()
+
+    async def _change(self, work: Callable[[Connection], tuple[T, int]]) -> T:
         try:
             stored, mark = await self.database.writing(work)
         except IntegrityError:
@@ -246,16 +374,27 @@ def _differ(old: Binding, new: Binding | None) -> bool:
     return new is None or replace(new, last_seen=old.last_seen) != old
 
 
+def _revokes(before: Binding, after: Binding) -> bool:
+    """Whether somebody who was let in as this account is not any more."""
+    if after.uid != before.uid or after.navidrome_id != before.navidrome_id:
+        return True
+    return after.state is not before.state and after.state is not BindingState.ACTIVE
+
+
 def _everything(
     connection: Connection,
-) -> tuple[int, list[Binding], list[Intent], list[Rest]]:
+) -> tuple[int, list[Binding], list[Intent], list[Rest], list[TokenRule]]:
     bindings = [binding_of(row) for row in connection.execute(select(BINDINGS))]
     intents = [intent_of(row) for row in connection.execute(select(INTENTS))]
     rests = [
         Rest(row.folded_name, row.navidrome_id, row.uid, row.until)
         for row in connection.execute(select(NAME_RESTS))
     ]
-    return _mark(connection), bindings, intents, rests
+    rules = [
+        TokenRule(row.navidrome_id, row.locked, row.void_before)
+        for row in connection.execute(select(TOKEN_RULES))
+    ]
+    return _mark(connection), bindings, intents, rests, rules
 
 
 def _mark(connection: Connection) -> int:
@@ -268,9 +407,22 @@ def _raise_mark(connection: Connection) -> int:
     return _mark(connection)
 
 
-def _still(uid: str | None) -> ColumnElement[bool]:
-    """Whether the binding is this person's still, or nobody's."""
-    return BINDINGS.c.uid.is_(None) if uid is None else BINDINGS.c.uid == uid
+def _as_read(binding: Binding) -> tuple[ColumnElement[bool], ...]:
+    """The row of a binding, if nobody changed it since it was read."""
+    return BINDINGS.c.id == binding.id, BINDINGS.c.version == binding.version
+
+
+def _update(connection: Connection, binding: Binding) -> Binding:
+    after = replace(binding, version=binding.version + 1)
+    row = update(BINDINGS).where(*_as_read(binding))
+    if connection.execute(row.values(**binding_values(after))).rowcount == 0:
+        raise Outdated(_OUTDATED)
+    return after
+
+
+def _delete(connection: Connection, binding: Binding) -> None:
+    if connection.execute(delete(BINDINGS).where(*_as_read(binding))).rowcount == 0:
+        raise Outdated(_OUTDATED)
 
 
 def _end_intent(connection: Connection, intent: Intent | None) -> None:
@@ -288,5 +440,16 @@ def _put_rest(connection: Connection, rest: Rest | None) -> None:
                 navidrome_id=rest.navidrome_id,
                 uid=rest.uid,
                 until=rest.until,
+            )
+        )
+
+
+def _put_rule(connection: Connection, rule: TokenRule | None) -> None:
+    if rule is not None:
+        key = TOKEN_RULES.c.navidrome_id == rule.navidrome_id
+        connection.execute(delete(TOKEN_RULES).where(key))
+        connection.execute(
+            insert(TOKEN_RULES).values(
+                navidrome_id=rule.navidrome_id, locked=rule.locked, void_before=rule.void_before
             )
         )

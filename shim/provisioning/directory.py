@@ -1,11 +1,13 @@
 """Navidrome's users as they were listed last, with what was written since: to look names up without asking.
 
-A picture, not the truth: what depends on it is asked again before it is done.
+A picture, not the truth: what depends on it is asked again before it is done. It is `current` until a
+request was sent that can change users, and again once they were listed after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 
 from shim.navidrome.models import Library, User
 from shim.trust.names import fold_name
@@ -15,9 +17,43 @@ class Directory:
     """Users by id and by folded name, and the libraries, empty until they are asked for."""
 
     def __init__(self) -> None:
+        self._reading = asyncio.Lock()
         self._users: dict[str, User] = {}
         self._by_name: dict[str, User] = {}
         self.libraries: tuple[Library, ...] = ()
+        # How many requests that can change users were sent, and how many of them the last list includes.
+        self.changes = 0
+        self._listed_changes = 0
+        # What was written while a list was read, by id; None: that user was removed.
+        self._written: dict[str, User | None] | None = None
+
+    @property
+    def current(self) -> bool:
+        """Whether nobody can have changed users since they were listed."""
+        return self.changes == self._listed_changes
+
+    def users_may_have_changed(self) -> None:
+        """A request was sent that can change users."""
+        self.changes += 1
+
+    async def read(self, users: Callable[[], Awaitable[tuple[User, ...]]]) -> tuple[User, ...]:
+        """List Navidrome's users by `users` and take them over; what is written meanwhile stays. Return the
+        list. Raises what `users` raises."""
+        async with self._reading:
+            changes, self._written = self.changes, {}
+            try:
+                listed = await users()
+                self.replace(listed)
+                self._listed_changes = changes
+                written, self._written = self._written, None
+            finally:
+                self._written = None
+            for user_id, user in written.items():
+                if user is None:
+                    self.drop(user_id)
+                else:
+                    self.put(user)
+        return listed
 
     def replace(self, users: Iterable[User]) -> None:
         """Take a new list."""
@@ -30,14 +66,20 @@ class Directory:
     def put(self, user: User) -> None:
         """Take over one user, as just read or written."""
         self.drop(user.id)
+        self._note(user.id, user)
         self._users[user.id] = user
         self._by_name.setdefault(fold_name(user.user_name), user)
 
     def drop(self, user_id: str) -> None:
         """Take one out."""
+        self._note(user_id, None)
         old = self._users.pop(user_id, None)
         if old is not None and self._by_name.get(fold_name(old.user_name)) is old:
             del self._by_name[fold_name(old.user_name)]
+
+    def _note(self, user_id: str, user: User | None) -> None:
+        if self._written is not None:
+            self._written[user_id] = user
 
     def of_id(self, user_id: str) -> User | None:
         """The user with this id."""

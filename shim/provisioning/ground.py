@@ -22,9 +22,10 @@ from shim.audit.provisioning_events import (
 )
 from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NavidromeError, NotAuthenticated, PermissionDenied, Unavailable
+from shim.navidrome.models import User
 from shim.navidrome.presence import Presence
-from shim.provisioning.bindings import Bindings, Busy
-from shim.provisioning.footing import OwnAccount, find_footing
+from shim.provisioning.bindings import Bindings, Busy, Watcher
+from shim.provisioning.footing import Footing, OwnAccount, find_footing
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import AccountPolicy
@@ -39,6 +40,8 @@ FAULTS = (NavidromeError, StoreError, Busy, Risen)
 REFRESH_SECONDS = 0.5
 _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 15.0
+# Between two lists of users that are read because a request may have changed them.
+_LIST_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,11 @@ class Fault:
     retry_after: float = 5.0
 
 
-class Listener(Protocol):
+class Listener(Watcher, Protocol):
     """Who passes people on because of what is known."""
 
     def forget_all(self) -> None:
         """Everything that is known is void."""
-
-    def forget(self, uid: str | None) -> None:
-        """This person's account is not what it was."""
 
     def take_seen(self) -> dict[int, float]:
         """The bindings that were asked for since this was called last, and when."""
@@ -87,8 +87,9 @@ class Ground:
         self.directory = means.directory
         self.locks = means.locks
         self.provisioner = Provisioner(means, self.refresh)
-        self.reconciler = Reconciler(means, self.provisioner, self._changed)
-        self.listener: Listener
+        self.reconciler = Reconciler(means, self.provisioner, self)
+        self.listener: Listener = _Nobody()
+        bindings.watch(self)
         self.number = 0
         self.peopled = False
         self.fault: Fault | None = Fault("Navidrome was not asked yet")
@@ -99,6 +100,7 @@ class Ground:
         self._presence: Presence | None = None
         self._reconcile_seconds = reconcile_seconds
         self._reconcile_at = 0.0
+        self._listed_at = -_LIST_SECONDS
         self._attempt = asyncio.Lock()
         self._tried_at = -_FIRST_PAUSE
         self._said: Fault | None = None
@@ -147,6 +149,19 @@ class Ground:
                 pause = _FIRST_PAUSE
                 await self._look_after()
 
+    def users_may_have_changed(self) -> None:
+        """A request was sent that can change Navidrome's users: read them again at once."""
+        self.directory.users_may_have_changed()
+        self._wake.set()
+
+    def forget(self, uid: str | None) -> None:
+        """This person's account is not what it was."""
+        self.listener.forget(uid)
+
+    def revoked(self) -> None:
+        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+        self.listener.revoked()
+
     async def close(self) -> None:
         """Note who was seen, and let go of everything."""
         if self.store_fault is None:
@@ -159,7 +174,7 @@ class Ground:
     async def refresh(self) -> None:
         """Take in what other processes changed in the store, once. Raises `StoreError`."""
         for uid in await self.bindings.refresh():
-            self._changed(uid)
+            self.forget(uid)
 
     async def reconcile(self) -> None:
         """Hold Navidrome's accounts against the bindings, once. Raises what the API and the store do."""
@@ -197,16 +212,25 @@ class Ground:
         self._let_go()
         number = self.number
         self._presence = await self._watch(lambda: self._left(number))
-        footing = await find_footing(self.api, self._own)
+        footing = await self._find_footing()
         for name in footing.made:
             first = name == self._own.user_name
             self._record(AdminCreated(time=time.time(), account=name, first=first))
         self.peopled = footing.peopled and number == self.number
         if footing.users is None:
             raise _NoFooting(footing.problem, footing.remedy)
-        self.directory.replace(footing.users)
         self.directory.libraries = ()
         await self.reconciler.look_after_intents(Occasion("start"))
+
+    async def _find_footing(self) -> Footing:
+        found: list[Footing] = []
+
+        async def users() -> tuple[User, ...]:
+            found.append(await find_footing(self.api, self._own))
+            return found[0].users or ()
+
+        await self.directory.read(users)
+        return found[0]
 
     async def _open_store(self) -> None:
         try:
@@ -250,6 +274,10 @@ class Ground:
         try:
             await self.refresh()
             self.store_fault = None
+            if not self.directory.current:
+                await asyncio.sleep(self._listed_at + _LIST_SECONDS - loop.time())
+                self._listed_at = loop.time()
+                await self.reconciler.follow_names()
             if loop.time() >= self._reconcile_at:
                 self._reconcile_at = loop.time() + self._reconcile_seconds
                 await self._note_seen()
@@ -267,8 +295,21 @@ class Ground:
         if seen:
             await self.bindings.saw(seen)
 
-    def _changed(self, uid: str | None) -> None:
-        self.listener.forget(uid)
+
+class _Nobody:
+    """Who listens where nobody passes people on: for commands."""
+
+    def forget_all(self) -> None:
+        pass
+
+    def forget(self, uid: str | None) -> None:
+        pass
+
+    def revoked(self) -> None:
+        pass
+
+    def take_seen(self) -> dict[int, float]:
+        return {}
 
 
 class _NoFooting(NavidromeError):

@@ -54,6 +54,16 @@ class Change:
     new: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A user name that is given to nobody but the person `uid`, None for nobody at all, until `until`
+    (seconds since the epoch)."""
+
+    name: str
+    uid: str | None
+    until: float
+
+
 class Operations:
     """The commands' work, over an opened store. `users` is None where Navidrome could not be asked;
     `why_not` says why."""
@@ -105,12 +115,85 @@ class Operations:
                 written = written_of(binding.identity, binding.written)
                 await ground.bindings.put(replace(binding, written=written))
 
+    def unlink_plan(self, name: str) -> list[str]:
+        """Return what `unlink` will do, in sentences."""
+        binding = self._linked(name)
+        account, person = binding.user_name, f"{binding.claimed_name} (uid {binding.uid})"
+        plan = [f"{account} is linked to {person}. The link is removed."]
+        if self._users is not None and binding.navidrome_id not in {u.id for u in self._users}:
+            hours = self._ground.policy.rest_seconds / 3600
+            return [
+                *plan,
+                (
+                    f"The account was deleted in Navidrome. {person} may have the name {account} again; it "
+                    f"is held against everybody else for {hours:g} hours (`users holds end {account}` ends "
+                    "that)."
+                ),
+            ]
+        return [
+            *plan,
+            (
+                "Its password is replaced by one that nobody knows. Its tokens end, and so does every "
+                "response that is under way."
+            ),
+            f"The next person who signs in as {account} may claim it, {binding.claimed_name} too.",
+        ]
+
+    def lock_plan(self, name: str) -> list[str]:
+        """Return what `lock` will do, in sentences."""
+        user = self._account(name)
+        binding = self._ground.bindings.of_account(user.id)
+        plan = [
+            (
+                f"The password of {user.user_name} is replaced by one that nobody knows. Its tokens end, "
+                "and so does every response that is under way."
+            )
+        ]
+        if binding is None or binding.uid is None:
+            return [
+                *plan,
+                "Nobody is linked to it: the lock ends when a person claims it, or by `users unlock`.",
+            ]
+        return [
+            *plan,
+            (
+                f"{binding.claimed_name} (uid {binding.uid}) is let in again at the next sign-in, if the "
+                "policy allows it, and can then set a password. To keep that person out, use the identity "
+                "provider."
+            ),
+        ]
+
+    async def unlock(self, name: str) -> None:
+        """End the lock of an account that nobody is linked to. Tokens issued before stay void."""
+        user, bindings = self._account(name), self._ground.bindings
+        rule, binding = bindings.rule_of(user.id), bindings.of_account(user.id)
+        if rule is None or not rule.locked:
+            raise NotDone(f"{user.user_name} is not locked")
+        if binding is not None:
+            raise NotDone(
+                f"{user.user_name} was linked to a person: the lock ends when one signs in who may have it"
+            )
+        await bindings.put_rule(replace(rule, locked=False))
+
+    def holds(self) -> list[Hold]:
+        """Return every user name that is held, by name."""
+        found = (
+            Hold(rest.folded_name, rest.uid, rest.until) for rest in self._ground.bindings.holds()
+        )
+        return sorted(found, key=lambda hold: hold.name)
+
+    async def end_hold(self, name: str) -> None:
+        """Hold a user name no longer."""
+        folded = fold_name(name)
+        if folded not in {hold.name for hold in self.holds()}:
+            raise NotDone(f"{name} is not held; `users holds list` shows all")
+        await self._ground.bindings.end_rest(folded)
+        await asyncio.sleep(2 * REFRESH_SECONDS)
+
     async def unlink(self, name: str) -> bool:
         """Free an account of its person. Whether its password is replaced already; where it could not be,
         the running shim does it."""
-        binding = self._binding(name)
-        if binding.uid is None:
-            raise NotDone(f"{binding.user_name} is linked to nobody")
+        binding = self._linked(name)
         closed = True
         try:
             occasion = Occasion("command", binding.identity)
@@ -123,17 +206,13 @@ class Operations:
 
     async def lock(self, name: str) -> None:
         """Replace an account's password by one that nobody knows."""
-        users = self._known_users()
-        found = [user for user in users if fold_name(user.user_name) == fold_name(name)]
-        if not found:
-            raise NotDone(f"Navidrome has no account {name}")
-        if self._ground.policy.reserves(name):
-            raise NotDone(f"{name} is the shim's own account or protected, and never written to")
-        occasion = Occasion("command")
         with _explained(name):
-            user = await self._ground.api.user(found[0].id) or found[0]
-            rights = self._ground.provisioner.rights
-            await rights.change(user, {}, occasion, lock_since="an operator locked it")
+            user = await self._ground.api.user(self._account(name).id)
+            if user is None:
+                raise NotDone(f"{name} was deleted in Navidrome meanwhile")
+            await self._ground.provisioner.upkeep.lock(user, Occasion("command"))
+        # The running shim looks this often: when this returns, no token passes there any more.
+        await asyncio.sleep(2 * REFRESH_SECONDS)
 
     def _line(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> Line:
         is_open = user.user_name in open_names
@@ -174,6 +253,22 @@ class Operations:
             if folded in (binding.folded_name, fold_name(binding.claimed_name)):
                 return binding
         raise NotDone(f"no account named {name} is linked; `users list` shows all")
+
+    def _linked(self, name: str) -> Binding:
+        binding = self._binding(name)
+        if binding.uid is None:
+            raise NotDone(f"{binding.user_name} is linked to nobody")
+        return binding
+
+    def _account(self, name: str) -> User:
+        """The account of this name, which the shim may write to."""
+        users = self._known_users()
+        found = [user for user in users if fold_name(user.user_name) == fold_name(name)]
+        if not found:
+            raise NotDone(f"Navidrome has no account {name}")
+        if self._ground.policy.reserves(name):
+            raise NotDone(f"{name} is the shim's own account or protected, and never written to")
+        return found[0]
 
     def _known_users(self) -> tuple[User, ...]:
         if self._users is None:

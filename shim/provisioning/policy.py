@@ -39,7 +39,6 @@ class AccountPolicy:
     library_groups: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     follow_renames: Literal["jwt", "headers", "off"] = "jwt"
     link_existing: Literal["none", "users", "all"] = "users"
-    demotes_last_admin: bool = False
     rest_seconds: float = 48 * 3600.0
     lets_pass: bool = False
 
@@ -61,7 +60,8 @@ class AccountPolicy:
     def libraries(self, identity: Identity, known: Iterable[Library]) -> frozenset[int] | None:
         """The libraries of the identity's account while it is no admin; None: as they are.
 
-        In no group that has any, it gets what every new user gets: who left a group keeps nothing of it.
+        In no group that has any, it gets what every new user gets: who left a group keeps nothing of it. So
+        it does where its groups' libraries are not there.
         """
         if not self.library_groups:
             return None
@@ -69,7 +69,7 @@ class AccountPolicy:
         groups = identity.groups or ()
         wanted = [name for group in groups for name in self.library_groups.get(group, ())]
         found = {library.id for library in known if library.id in wanted or library.name in wanted}
-        if not wanted:
+        if not found:
             found = {library.id for library in known if library.default}
         return frozenset(found) or None
 
@@ -93,9 +93,17 @@ class AccountPolicy:
             return None
         if self.link_existing == "none":
             return "the account was not made by the shim, and SHIM_LINK_EXISTING is none"
-        if self.link_existing == "users" and user.is_admin:
-            return "the account is an admin that the shim did not make, and SHIM_LINK_EXISTING is users"
+        if self.link_existing == "users" and user.is_admin and not self.admin(identity):
+            return (
+                "the account is an admin that the shim did not make, SHIM_LINK_EXISTING is users, and the "
+                "person is in no group of SHIM_ADMIN_GROUPS"
+            )
         return None
+
+    def grants_admin(self, user: User, identity: Identity) -> bool:
+        """Return whether a link to this identity makes an admin of an account that is none: then its
+        password and its tokens end."""
+        return not user.is_admin and self.admin(identity) is True
 
 
 def account_policy(settings: Settings) -> AccountPolicy:
@@ -108,7 +116,6 @@ def account_policy(settings: Settings) -> AccountPolicy:
         library_groups=settings.library_groups,
         follow_renames=settings.follow_renames,
         link_existing=settings.link_existing,
-        demotes_last_admin=settings.allow_last_admin_demotion,
         rest_seconds=settings.name_rest_hours * 3600.0,
         lets_pass=settings.provisioning_failure == "open",
     )

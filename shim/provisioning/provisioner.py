@@ -13,7 +13,7 @@ from dataclasses import replace
 from shim.audit.provisioning_events import AccountCreated, AccountFailed, AccountLinked
 from shim.navidrome.errors import NameTaken, NavidromeError
 from shim.navidrome.models import NewUser, User
-from shim.provisioning.bindings import Busy
+from shim.provisioning.bindings import Busy, Outdated
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.policy import (
@@ -22,8 +22,8 @@ from shim.provisioning.policy import (
     usable_email,
     written_of,
 )
-from shim.provisioning.records import NOTHING_WRITTEN, Binding, BindingState
-from shim.provisioning.rights import Rights
+from shim.provisioning.records import NOTHING_WRITTEN, Binding, BindingState, TokenRule
+from shim.provisioning.rights import Readmission, Rights
 from shim.provisioning.upkeep import Upkeep
 from shim.provisioning.writer import Risen, new_id
 from shim.store.errors import StoreError
@@ -142,7 +142,7 @@ class Provisioner:
             try:
                 return await self._create(identity, uid, occasion)
             except NameTaken:
-                self._means.directory.replace(await self._means.api.users())
+                await self._means.directory.read(self._means.api.users)
             known = self._means.directory.of_name(identity.username)
             if known is None:
                 raise Busy("Navidrome says that the name is taken, and lists nobody who has it")
@@ -179,11 +179,12 @@ class Provisioner:
         return binding
 
     async def _link(self, identity: Identity, uid: str, known: User, occasion: Occasion) -> Binding:
-        """Bind an account that is there already. Whoever knew its password knows it no longer."""
+        """Bind an account that is there already. It keeps its password and its tokens where it was never
+        bound before and the link gives it no right."""
         user = await self._means.api.user(known.id)
         if user is None or fold_name(user.user_name) != fold_name(identity.username):
-            self._means.directory.replace(await self._means.api.users())
-            raise Busy("the account with this name changed just now")
+            await self._means.directory.read(self._means.api.users)
+            raise Outdated("the account with this name changed just now")
         old = self._means.bindings.of_account(user.id)
         if old is not None and old.uid is not None:
             raise Denied(_CONFLICT, f"the account is bound to another uid ({old.uid})")
@@ -193,9 +194,13 @@ class Provisioner:
             raise Denied(_CONFLICT, why_not)
         self._check_usable(user)
         changes = field_changes(identity, user, NOTHING_WRITTEN, self._means.policy)
+        claims_admin = user.is_admin
+        password = None
+        if old is not None or not await self._keeps_password(user, identity):
+            password = Readmission("it was linked to a person")
+            await self._means.bindings.put_rule(self._means.bindings.locked_rule(user.id))
         try:
-            since = "it was linked to a person"
-            after = await self.rights.change(user, changes, occasion, lock_since=since)
+            after = await self.rights.change(user, changes, occasion, password=password)
         except Risen:
             if old is not None:
                 await self._means.bindings.forget(old)
@@ -203,19 +208,30 @@ class Provisioner:
             return await self._create(identity, uid, occasion)
         binding = _binding(identity, uid, after, made=released)
         if old is not None:
-            binding = replace(binding, id=old.id, first_seen=old.first_seen)
-        binding = await self._means.bindings.put(binding)
+            binding = replace(binding, id=old.id, first_seen=old.first_seen, version=old.version)
+        rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
+        binding = await self._means.bindings.put(binding, rule=rule)
         self._means.record(
             AccountLinked(
                 time=time.time(),
                 account=after.user_name,
                 navidrome_id=after.id,
                 admin=after.is_admin,
+                password_kept=password is None,
+                notes=("it was an admin already",) if claims_admin else (),
                 **occasion.told(),
             )
         )
         await self.rights.set_libraries(identity, after, occasion)
         return binding
+
+    async def _keeps_password(self, user: User, identity: Identity) -> bool:
+        """Whether an account that was never bound keeps its password and its tokens when it is."""
+        if self._means.bindings.is_locked(user.id) or self._means.policy.grants_admin(
+            user, identity
+        ):
+            return False
+        return not await self._means.api.opens_without_password(user.user_name)
 
     # a person who has one
 
@@ -235,11 +251,11 @@ class Provisioner:
             changes["userName"] = identity.username
             # The old name rests before it is free: whoever is killed in between has said so.
             await self._means.bindings.rest((self.upkeep.rest_for(binding),))
-        since = "the policy refused the person" if binding.open_door else None
+        password = self._readmission(binding)
         try:
-            after = await self.rights.change(user, changes, occasion, lock_since=since)
+            after = await self.rights.change(user, changes, occasion, password=password)
         except NameTaken:
-            self._means.directory.replace(await self._means.api.users())
+            await self._means.directory.read(self._means.api.users)
             raise Denied(_CONFLICT, "another account has the new name") from None
         await self.rights.set_libraries(identity, after, occasion)
         settled = replace(
@@ -251,9 +267,20 @@ class Provisioner:
             identity=identity,
             written=written_of(identity, binding.written),
         )
-        if settled == binding:
+        if settled == binding and password is None:
             return binding
-        return await self._means.bindings.put(replace(settled, last_seen=time.time()))
+        rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
+        return await self._means.bindings.put(replace(settled, last_seen=time.time()), rule=rule)
+
+    def _readmission(self, binding: Binding) -> Readmission | None:
+        """The new password of an account that is locked, or was to be: its person may come in again."""
+        locked = self._means.bindings.is_locked(binding.navidrome_id)
+        if binding.state is BindingState.ACTIVE and not binding.open_door and not locked:
+            return None
+        refused = binding.state is BindingState.REFUSED
+        return Readmission(
+            "the policy allows the person again" if refused else "its person came back after a lock"
+        )
 
 
 def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from shim.audit.provisioning_events import AccountCreated, EmptyPasswordsFound
 from shim.navidrome.models import User
-from shim.provisioning.bindings import Busy
+from shim.provisioning.bindings import Busy, Watcher
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
 from shim.provisioning.provisioner import Provisioner, account_keys
@@ -24,15 +24,14 @@ from shim.trust.names import fold_name
 
 
 class Reconciler:
-    """Holds the two against each other. `changed` is told the uid of each account that is not what it was,
-    before the change is seen by a request."""
+    """Holds the two against each other. `watcher` is told of each account that is not what it was, before the
+    change is seen by a request."""
 
-    def __init__(
-        self, means: Means, provisioner: Provisioner, changed: Callable[[str | None], None]
-    ) -> None:
+    def __init__(self, means: Means, provisioner: Provisioner, watcher: Watcher) -> None:
         self._means = means
         self._provisioner = provisioner
-        self._changed = changed
+        self._watcher = watcher
+        self._changed = watcher.forget
         self._one_at_a_time = asyncio.Lock()
         self._vetted: dict[str, str] = {}
         self.without_password: tuple[str, ...] = ()
@@ -43,11 +42,8 @@ class Reconciler:
             await self._run()
 
     async def _run(self) -> None:
-        occasion = Occasion("reconcile")
-        await self.look_after_intents(occasion)
-        users = await self._means.api.users()
-        await self._rest_freed(users)
-        self._means.directory.replace(users)
+        await self.look_after_intents(Occasion("reconcile"))
+        users = await self._list()
         self._means.directory.libraries = ()
         if self._means.policy.library_groups:
             self._means.directory.libraries = await self._means.api.libraries()
@@ -56,6 +52,25 @@ class Reconciler:
             if self._is_odd(binding, there.get(binding.navidrome_id)):
                 await self._put_right(binding)
         await self.vet(users)
+
+    async def follow_names(self) -> None:
+        """List the users, and follow the names of their accounts; after a request that may have changed
+        them. Raises what the API and the store raise."""
+        async with self._one_at_a_time:
+            there = {user.id: user for user in await self._list()}
+            for binding in self._means.bindings.all():
+                user = there.get(binding.navidrome_id)
+                if user is None or user.user_name != binding.user_name:
+                    await self._put_right(binding)
+
+    async def _list(self) -> tuple[User, ...]:
+        before = self._means.directory.all()
+        users = await self._means.directory.read(self._means.api.users)
+        await self._rest_freed(before, users)
+        there = {user.id for user in users}
+        if any(user.id not in there for user in before):
+            self._watcher.revoked()
+        return users
 
     async def look_after_intents(self, occasion: Occasion) -> None:
         """See what became of every write that was left. Raises what the API raises: then an account may
@@ -83,12 +98,17 @@ class Reconciler:
             )
 
     def _is_odd(self, binding: Binding, user: User | None) -> bool:
+        """Whether anything of an account is not as the policy wants it."""
+        policy = self._means.policy
         if user is None or binding.open_door or user.user_name != binding.user_name:
             return True
         if binding.state is BindingState.RELEASED:
             return False
-        admin = self._means.policy.admin(binding.identity)
-        if admin is not None and admin is not user.is_admin:
+        active = binding.state is BindingState.ACTIVE
+        if active and not policy.allows(binding.identity):
+            return True
+        admin = policy.admin(binding.identity)
+        if admin is not None and admin is not user.is_admin and (active or user.is_admin):
             return True
         wanted = self._means.policy.libraries(binding.identity, self._means.directory.libraries)
         return wanted is not None and not user.is_admin and wanted != user.libraries
@@ -109,9 +129,12 @@ class Reconciler:
                 if user.user_name != now.user_name:
                     self._changed(now.uid)
                     now = await upkeep.follow(now, user, occasion)
-                if now.open_door:
+                if now.state is BindingState.ACTIVE and not self._means.policy.allows(now.identity):
+                    self._changed(now.uid)
+                    await upkeep.refuse(now, now.identity, occasion)
+                elif now.open_door:
                     await upkeep.close_door(now, occasion)
-                elif now.state is BindingState.ACTIVE:
+                elif now.state is not BindingState.RELEASED:
                     await upkeep.restore(now, user, occasion)
             except Risen:
                 self._changed(now.uid)
@@ -119,12 +142,12 @@ class Reconciler:
             except Busy:
                 return  # another process is at it
 
-    async def _rest_freed(self, users: tuple[User, ...]) -> None:
+    async def _rest_freed(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
         names = {fold_name(user.user_name) for user in users}
         until = time.time() + self._means.policy.rest_seconds
         freed = []
-        for user in self._means.directory.all():
+        for user in before:
             folded = fold_name(user.user_name)
             if folded and folded not in names and self._means.bindings.of_account(user.id) is None:
                 freed.append(Rest(folded, user.id, None, until))

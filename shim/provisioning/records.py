@@ -36,7 +36,7 @@ NOTHING_WRITTEN = Written()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """Which account belongs to whom; the columns are explained at `store.schema.BINDINGS`. `id` is 0
-    before it is stored."""
+    before it is stored. `version` is that of the row that was read: it is written only if it still has it."""
 
     id: int = 0
     uid: str | None
@@ -50,6 +50,7 @@ class Binding:
     last_seen: float
     identity: Identity
     written: Written = NOTHING_WRITTEN
+    version: int = 0
 
     @property
     def folded_name(self) -> str:
@@ -64,11 +65,10 @@ class Binding:
 
 
 class IntentKind(StrEnum):
-    """What was about to be done. `lock` writes nothing, and only keeps others out."""
+    """What was about to be done."""
 
     CREATE = "create"
     WRITE = "write"
-    LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,20 @@ class Intent:
     created_at: str = ""
     owner: str
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRule:
+    """Which Navidrome tokens of the account `navidrome_id` are void: every one while it is `locked`, else
+    those that were not issued after `void_before` (seconds since the epoch, by Navidrome's clock)."""
+
+    navidrome_id: str
+    locked: bool = False
+    void_before: float = 0.0
+
+    def admits(self, issued_at: float) -> bool:
+        """Return whether a token that was issued at this time may pass."""
+        return not self.locked and issued_at > self.void_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,7 @@ def binding_values(binding: Binding) -> dict[str, object]:
         "last_seen": binding.last_seen,
         "identity": _identity_text(binding.identity),
         "written": json.dumps({"name": binding.written.name, "email": binding.written.email}),
+        "version": binding.version,
     }
 
 
@@ -129,6 +144,7 @@ def binding_of(row: Any) -> Binding:
         last_seen=row.last_seen,
         identity=_identity_of(row.identity),
         written=Written(written.get("name"), written.get("email")),
+        version=row.version,
     )
 
 

@@ -1,25 +1,39 @@
-"""Changing an account: its record, its rights and its password, each change said.
+"""Changing an account: its record, its rights and its password, each change recorded.
 
-Above `writer`, which knows how to write; here is what is written with care for the others: the last admin
-keeps his right, an admin's libraries are left alone.
+Above `writer`, which knows how to write. An admin's libraries are left alone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from shim.audit.provisioning_events import AccountChanged, AccountLocked, DemotionWithheld
+from shim.audit.provisioning_events import AccountChanged, AccountLocked, AccountReadmitted
+from shim.navidrome.api import generated_password, locking_password
 from shim.navidrome.models import Library, User
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
-from shim.provisioning.records import Intent, IntentKind
 from shim.provisioning.writer import Writer
 from shim.trust.identity import Identity
-from shim.trust.names import fold_name
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A new password that nobody knows and that can't be replaced without knowing it; `why`: a sentence for
+    the trail."""
+
+    why: str
+    password: str = field(default_factory=locking_password, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Readmission:
+    """A new password that nobody knows, and that the account's owner may replace without knowing it; `why`: a
+    sentence for the trail."""
+
+    why: str
+    password: str = field(default_factory=generated_password, repr=False)
 
 
 class Rights:
@@ -28,8 +42,6 @@ class Rights:
     def __init__(self, means: Means) -> None:
         self._means = means
         self.writer = Writer(means)
-        self._demotion = asyncio.Lock()
-        self._withheld: set[str] = set()
 
     async def change(
         self,
@@ -37,16 +49,21 @@ class Rights:
         changes: Mapping[str, object],
         occasion: Occasion,
         *,
-        lock_since: str | None = None,
+        password: Lock | Readmission | None = None,
     ) -> User:
-        """Write these changes of `user`, as just read; with `lock_since`, which says why, the account also
-        gets a password that nobody knows. The user as it is now."""
-        if changes.get("isAdmin") is False:
-            async with self._may_demote(user, occasion) as may:
-                if not may:
-                    changes = {n: value for n, value in changes.items() if n != "isAdmin"}
-                return await self._write(user, changes, occasion, lock_since)
-        return await self._write(user, changes, occasion, lock_since)
+        """Write these changes of `user`, as just read, and a new password if one is given. Return the user as
+        it is now: of a new password, `read_at` is when it was written."""
+        if not changes and password is None:
+            return user
+        text = None if password is None else password.password
+        after = await self.writer.write(user, changes, occasion, password=text)
+        self._means.directory.put(after)
+        self._say(after, _differences(user, after), occasion)
+        if password is not None:
+            event = AccountLocked if isinstance(password, Lock) else AccountReadmitted
+            now, told = time.time(), occasion.told()
+            self._means.record(event(time=now, account=after.user_name, why=password.why, **told))
+        return after
 
     async def set_libraries(self, identity: Identity, user: User, occasion: Occasion) -> None:
         """Give the account the libraries of the identity's groups."""
@@ -61,57 +78,6 @@ class Rights:
         names = {library.id: library.name for library in libraries}
         change = f"libraries: {_named(user.libraries, names)} → {_named(wanted, names)}"
         self._say(user, (change,), occasion)
-
-    async def _write(
-        self,
-        user: User,
-        changes: Mapping[str, object],
-        occasion: Occasion,
-        lock_since: str | None,
-    ) -> User:
-        if not changes and lock_since is None:
-            return user
-        after = await self.writer.write(user, changes, occasion, lock=lock_since is not None)
-        self._means.directory.put(after)
-        self._say(after, _differences(user, after), occasion)
-        if lock_since is not None:
-            told = occasion.told()
-            now = time.time()
-            self._means.record(
-                AccountLocked(time=now, account=after.user_name, why=lock_since, **told)
-            )
-        return after
-
-    @asynccontextmanager
-    async def _may_demote(self, user: User, occasion: Occasion) -> AsyncIterator[bool]:
-        """Whether the account may lose its right: another admin beside the shim's own has to be left.
-        Held until it is written, so that no two lose it at once."""
-        async with self._demotion:
-            intent = await self._means.bindings.open_intent(
-                Intent(
-                    key="demotion",
-                    kind=IntentKind.LOCK,
-                    owner=self._means.bindings.owner,
-                    since=time.time(),
-                )
-            )
-            try:
-                yield await self._may_lose_it(user, occasion)
-            finally:
-                await self._means.bindings.close_intent(intent)
-
-    async def _may_lose_it(self, user: User, occasion: Occasion) -> bool:
-        own = fold_name(self._means.policy.own_name)
-        others = (one for one in await self._means.api.users() if one.id != user.id)
-        left = any(one.is_admin and fold_name(one.user_name) != own for one in others)
-        if left or self._means.policy.demotes_last_admin:
-            self._withheld.discard(user.id)
-            return True
-        if user.id not in self._withheld:
-            self._withheld.add(user.id)
-            told = occasion.told()
-            self._means.record(DemotionWithheld(time=time.time(), account=user.user_name, **told))
-        return False
 
     async def _libraries(self) -> tuple[Library, ...]:
         if not self._means.directory.libraries:

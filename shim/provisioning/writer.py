@@ -12,6 +12,7 @@ import secrets
 import string
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from shim.audit.provisioning_events import AccountLocked, AccountRisen
 from shim.navidrome.api import generated_password
@@ -19,7 +20,7 @@ from shim.navidrome.errors import Refused, Unavailable
 from shim.navidrome.models import NewUser, User
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
-from shim.provisioning.records import Intent, IntentKind
+from shim.provisioning.records import Intent, IntentKind, TokenRule
 from shim.trust.names import fold_name
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -79,10 +80,9 @@ class Writer:
         changes: Mapping[str, object],
         occasion: Occasion,
         *,
-        lock: bool = False,
+        password: str | None = None,
     ) -> User:
-        """Write `user`, as just read, back with these changes; with `lock` it gets a password that
-        nobody knows.
+        """Write `user`, as just read, back with these changes and, if given, a new password.
 
         Raises `Risen` where the account had been deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
         """
@@ -100,7 +100,6 @@ class Writer:
                 since=time.time(),
             )
         )
-        password = generated_password() if lock else None
         try:
             after = await self._means.api.write(user, changes, password)
         except Refused:
@@ -114,7 +113,7 @@ class Writer:
                 await self._means.bindings.close_intent(intent)
             raise
         try:
-            await self._verify(after, user.created_at, occasion, had_password=lock)
+            await self._verify(after, user.created_at, occasion, had_password=password is not None)
         except Risen:
             await self._means.bindings.close_intent(intent)
             raise
@@ -144,7 +143,9 @@ class Writer:
         account that an empty password opens counts as risen, or one that was just given another."""
         opened = not had_password and await self._means.api.opens_without_password(user.user_name)
         if opened:
-            await self._means.api.write(user, {}, generated_password())
+            after = await self._means.api.write(user, {}, generated_password())
+            rule = self._means.bindings.rule_of(user.id) or TokenRule(user.id)
+            await self._means.bindings.put_rule(replace(rule, void_before=after.read_at))
         if (opened or had_password) and user.created_at != created_at:
             await self._means.api.delete(user.id)
             self._means.record(

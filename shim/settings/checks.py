@@ -176,8 +176,6 @@ def _idle_settings(settings: Settings) -> Iterator[str]:
         )
     if not settings.require_identity and (settings.sign_in_url or settings.local_login):
         yield "SHIM_SIGN_IN_URL and SHIM_LOCAL_LOGIN mean nothing without SHIM_REQUIRE_IDENTITY=true."
-    if settings.allow_last_admin_demotion and not settings.admin_groups:
-        yield "SHIM_ALLOW_LAST_ADMIN_DEMOTION means nothing without SHIM_ADMIN_GROUPS."
 
 
 def _is_secret(secret: SecretStr) -> bool:

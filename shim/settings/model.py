@@ -262,13 +262,11 @@ class Settings(BaseSettings):
     link_existing: Annotated[
         Literal["none", "users", "all"], reader(values.one_of("none", "users", "all"))
     ] = setting(
-        "users", "Accounts that the shim did not make may be claimed by name: none, users or all."
+        "users",
+        "Existing accounts that may be claimed by name: none, users (admins' by SHIM_ADMIN_GROUPS) or all.",
     )
     protected_users: Words = setting(
         "", "Navidrome accounts that no identity may be, comma-separated."
-    )
-    allow_last_admin_demotion: Flag = setting(
-        "false", "Let the last admin beside the shim's own lose that right by leaving the group."
     )
     name_rest_hours: Annotated[int, reader(values.count(0, 8760))] = setting(
         "48", "How long a freed user name is given to nobody: Navidrome's SessionTimeout."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Double, Integer, MetaData, Table, Text
 
-HEAD = "0001"
+HEAD = "0002"
 
 METADATA = MetaData()
 
@@ -34,6 +34,20 @@ BINDINGS = Table(
     # What the provider said last and what was last written, as JSON.
     Column("identity", Text, nullable=False),
     Column("written", Text, nullable=False),
+    # Rises with every change, so that nobody writes over what somebody else changed since it was read.
+    Column("version", Integer, nullable=False, server_default="0"),
+)
+
+# Which Navidrome tokens of an account are void; an account without a row keeps all of them. Rows outlive
+# bindings, and are there for accounts that nobody is linked to, too.
+TOKEN_RULES = Table(
+    "token_rules",
+    METADATA,
+    Column("navidrome_id", Text, primary_key=True),
+    # Every token is void while the account is locked.
+    Column("locked", Boolean, nullable=False),
+    # Tokens that were not issued after this are void: seconds since the epoch, by Navidrome's clock.
+    Column("void_before", Double, nullable=False),
 )
 
 # Writes to Navidrome that are about to be made, or were and have not been looked after.
@@ -42,7 +56,7 @@ INTENTS = Table(
     METADATA,
     # What no two processes work on at once.
     Column("key", Text, primary_key=True),
-    # `create`, `write` or `lock`.
+    # `create` or `write`.
     Column("kind", Text, nullable=False),
     Column("navidrome_id", Text, nullable=False),
     Column("user_name", Text, nullable=False),

@@ -202,11 +202,12 @@ class Simulation:
         if not isinstance(self.server, StandInServer):
             yield
             return
-        fault, self.server.stand_in.fault = self.server.stand_in.fault, None
+        fault = self.server.stand_in.fault
+        self.server.breaks(None)
         try:
             yield
         finally:
-            self.server.stand_in.fault = self.server.stand_in.fault or fault
+            self.server.breaks(fault)
 
     async def reconcile(self) -> None:
         """Let Navidrome work again, and reconcile on each shim."""

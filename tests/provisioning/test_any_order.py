@@ -462,7 +462,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.settled.clear()
         self._lose_track_of_links()
         before = {name: self._bound_account(name) for name in NAMES}
-        accounts = {name: await self.simulation.find(name) for name in NAMES}
+        found = {name: await self.simulation.find(name) for name in NAMES}
+        accounts = {name: account["id"] for name, account in found.items() if account is not None}
         results = await self.scheduler.interleave(
             [functools.partial(self._act, action) for action in actions], order
         )
@@ -476,14 +477,14 @@ class AnyOrder(RuleBasedStateMachine):
                     bound = before[name]
                     if bound is not None:
                         self._unlinked(bound)
-                case ("lock", name), True if accounts[name] is not None:
-                    self._revoke(accounts[name]["id"], "an operator locked it")
-                case ("rename", name, new, _), _ if accounts[name] is not None:
-                    self._renamed(accounts[name]["id"], new)
+                case ("lock", name), True if name in accounts:
+                    self._revoke(accounts[name], "an operator locked it")
+                case ("rename", name, new, _), _ if name in accounts:
+                    self._renamed(accounts[name], new)
                 case _:
                     pass
         remaining = await self.simulation.accounts()
-        for account_id in {each.account_id for each in (*self.credentials, *self.streams)}:
+        for account_id in accounts.values():
             if account_id not in remaining:
                 self._revoke(account_id, "it was deleted")
         visitors = [action[1] for action in actions if action[0] == "visit"]

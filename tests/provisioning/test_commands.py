@@ -68,7 +68,7 @@ async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_wo
     alice = await world.user("alice")
     await world.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
     assert await world.reason(person("alice", uid="new")) is Reason.IDENTITY_CONFLICT
-    done = await as_json(world, "users", "unlink", "ALICE")
+    done = await as_json(world, "users", "unlink", "ALICE", "--yes")
     assert done == {"account": "ALICE", "unlinked": True, "locked": True}
     assert world.accounts.gate.known(person("alice")) is None
     assert not await world.opens("alice", "mine")
@@ -76,7 +76,7 @@ async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_wo
     assert (await world.user("alice"))["id"] == alice["id"]
     assert len(world.told(AccountLinked)) == 1
     assert await world.reason(person("alice")) is Reason.IDENTITY_CONFLICT
-    status, _, err = await run(world, "users", "unlink", "nobody")
+    status, _, err = await run(world, "users", "unlink", "nobody", "--yes")
     assert status == 1 and "nobody" in err
 
 
@@ -89,7 +89,7 @@ async def test_an_account_is_unlinked_while_navidrome_is_away_and_locked_later(
     alice = await world.user("alice")
     await world.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
     await world.server.stop()
-    done = await as_json(world, "users", "unlink", "alice")
+    done = await as_json(world, "users", "unlink", "alice", "--yes")
     assert done["locked"] is False
     await world.server.start()
     async with asyncio.timeout(10):
@@ -104,12 +104,86 @@ async def test_lock_ends_an_accounts_password(tcp_world: World) -> None:
     await world.make("guest", "")
     await world.make("boss", "secret")
     assert await world.opens("guest", "")
-    assert await as_json(world, "users", "lock", "guest") == {"account": "guest", "locked": True}
+    locked = await as_json(world, "users", "lock", "guest", "--yes")
+    assert locked == {"account": "guest", "locked": True}
     assert not await world.opens("guest", "")
     for name in ("boss", "navidrome-shim", "nobody"):
-        status, _, err = await run(world, "users", "lock", name)
+        status, _, err = await run(world, "users", "lock", name, "--yes")
         assert status == 1 and name in err
     assert await world.opens("boss", "secret")
+
+
+async def test_unlink_and_lock_say_what_they_will_do_and_ask(tcp_world: World) -> None:
+    world = tcp_world
+    await world.start()
+    await world.ask(person("alice"))
+    alice = await world.user("alice")
+    await world.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
+    for command in ("unlink", "lock"):
+        for option in ((), ("--json",)):
+            status, _, err = await run(world, "users", command, "alice", *option)
+            assert status == 1
+            assert "uid-of-alice" in err and "password" in err and "--yes" in err
+    assert world.accounts.gate.known(person("alice")) is not None
+    assert await world.opens("alice", "mine")
+
+
+async def test_an_account_that_was_deleted_is_unlinked_and_its_name_stays_its_persons(
+    any_store_world: World,
+) -> None:
+    world = any_store_world
+    await world.start(RECONCILE_SECONDS="3600")
+    await world.ask(person("alice"))
+    await world.delete("alice")
+    status, _, err = await run(world, "users", "unlink", "alice")
+    assert status == 1 and "deleted" in err and "holds end" in err
+    done = await as_json(world, "users", "unlink", "alice", "--yes")
+    assert done["unlinked"] is True
+    [hold] = await as_json(world, "users", "holds", "list")
+    assert (hold["name"], hold["uid"]) == ("alice", "uid-of-alice")
+    assert await world.reason(person("Alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert await world.ask(person("alice")) == "alice"
+    assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
+
+
+async def test_a_hold_is_listed_and_ended(any_store_world: World) -> None:
+    world = any_store_world
+    await world.start()
+    await world.ask(person("alice"))
+    await world.delete("alice")
+    await world.accounts.ground.reconcile()
+    assert await world.reason(person("alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    _, out, _ = await run(world, "users", "holds", "list")
+    assert "alice" in out and "uid-of-alice" in out
+    assert await as_json(world, "users", "holds", "end", "ALICE") == {
+        "name": "ALICE",
+        "held": False,
+    }
+    assert await world.ask(person("alice", uid="other")) == "alice"
+    assert await as_json(world, "users", "holds", "list") == []
+    status, _, err = await run(world, "users", "holds", "end", "alice")
+    assert status == 1 and "not held" in err
+
+
+async def test_the_lock_of_an_account_that_nobody_is_linked_to_can_be_ended(
+    tcp_world: World,
+) -> None:
+    world = tcp_world
+    await world.make_first()
+    guest = await world.make("guest")
+    await world.start()
+    await world.ask(person("alice"))
+    assert (await as_json(world, "users", "lock", "guest", "--yes"))["locked"] is True
+    rule = world.accounts.ground.bindings.rule_of(guest)
+    assert rule is not None and rule.locked
+    assert (await as_json(world, "users", "unlock", "guest"))["locked"] is False
+    await world.accounts.ground.refresh()
+    gate = world.accounts.gate
+    assert not gate.navidrome_token_valid("guest", guest, rule.void_before)
+    assert gate.navidrome_token_valid("guest", guest, rule.void_before + 1)
+    for name in ("alice", "guest"):
+        status, _, err = await run(world, "users", "unlock", name)
+        assert status == 1 and "not locked" in err
 
 
 async def test_sync_says_first_what_it_would_change(tcp_world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shim.audit.provisioning_events import AccountChanged, AccountLocked, DemotionWithheld
+from shim.audit.provisioning_events import AccountChanged, AccountLocked
 from shim.trust.reasons import Reason
 from tests.provisioning.world import World, person
 
@@ -53,21 +53,10 @@ async def test_admin_follows_the_groups_at_the_next_request(world: World) -> Non
     assert changes == ["isAdmin: True → False", "isAdmin: False → True"]
 
 
-async def test_the_last_admin_beside_the_shim_is_not_demoted(world: World) -> None:
+async def test_the_last_admin_beside_the_shims_own_is_demoted_too(world: World) -> None:
     await world.start(ADMIN_GROUPS="admins")
     await world.ask(person("alice", "admins"))
     assert await world.ask(person("alice")) == "alice"
-    assert (await world.user("alice"))["isAdmin"] is True
-    assert len(world.told(DemotionWithheld)) == 1
-    await world.ask(person("bob", "admins"))
-    await world.accounts.ground.reconcile()
-    assert (await world.user("alice"))["isAdmin"] is False
-
-
-async def test_the_last_admin_is_demoted_where_the_settings_say_so(world: World) -> None:
-    await world.start(ADMIN_GROUPS="admins", ALLOW_LAST_ADMIN_DEMOTION="true")
-    await world.ask(person("alice", "admins"))
-    await world.ask(person("alice"))
     assert (await world.user("alice"))["isAdmin"] is False
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from shim.audit.events import Severity
 from shim.audit.provisioning_events import (
     AccountChanged,
     AccountLinked,
     AccountLocked,
+    AccountReadmitted,
     AccountRefused,
 )
 from shim.trust.reasons import Reason
@@ -56,10 +58,62 @@ async def test_an_account_that_was_there_is_claimed_as_the_settings_allow(
         assert not world.told(AccountLinked)
     else:
         assert (user["name"], user["email"]) == ("New Name", "old@example.com")
-        assert not await world.opens("old", "known")
-        assert not await world.opens("old", "")
-        assert len(world.told(AccountLinked)) == 1
-        assert len(world.told(AccountLocked)) == 1
+        assert await world.opens("old", "known"), "the first link changes no password"
+        [linked] = world.told(AccountLinked)
+        assert linked.password_kept and linked.severity is Severity.WARNING
+        assert not world.told(AccountLocked) and not world.told(AccountReadmitted)
+
+
+async def test_a_first_link_keeps_tokens_and_the_next_one_ends_them(world: World) -> None:
+    await world.make_first()
+    await world.make("old", "known")
+    await world.start()
+    token = await world.login("old", "known")
+    assert world.passes(token)
+    assert await world.ask(person("old")) == "old"
+    assert world.passes(token) and await world.opens("old", "known")
+    assert world.accounts.gate.may_continue(token.user_id, None, token.issued_at)
+    bindings = world.accounts.ground.bindings
+    binding = bindings.of_uid("uid-of-old")
+    assert binding is not None
+    await bindings.put(binding.released())
+    assert await world.ask(person("old", uid="other")) == "old"
+    assert not world.passes(token) and not await world.opens("old", "known")
+    assert [event.password_kept for event in world.told(AccountLinked)] == [True, False]
+
+
+async def test_a_link_that_makes_an_admin_ends_password_and_tokens(world: World) -> None:
+    await world.make_first()
+    await world.make("old", "known")
+    await world.start(ADMIN_GROUPS="admins")
+    token = await world.login("old", "known")
+    assert await world.ask(person("old", "admins")) == "old"
+    assert (await world.user("old"))["isAdmin"] is True
+    assert not world.passes(token) and not await world.opens("old", "known")
+    [linked] = world.told(AccountLinked)
+    assert not linked.password_kept
+
+
+async def test_an_admins_account_is_claimed_by_a_member_of_the_admin_groups(world: World) -> None:
+    await world.start(ADMIN_GROUPS="admins", PROTECTED_USERS="boss")
+    for name in ("old", "boss"):
+        await world.make(name, "known", isAdmin=True)
+    assert await world.reason(person("old", "music")) is CONFLICT
+    assert await world.reason(person("boss", "admins")) is Reason.RESERVED_ACCOUNT
+    assert await world.ask(person("old", "admins")) == "old"
+    assert await world.reason(person("old", "admins", uid="other")) is CONFLICT
+    [linked] = world.told(AccountLinked)
+    assert linked.severity is Severity.WARNING and linked.admin and linked.notes
+    assert (await world.user("old"))["isAdmin"] is True and await world.opens("old", "known")
+
+
+async def test_an_account_that_an_empty_password_opens_gets_another_when_it_is_linked(
+    world: World,
+) -> None:
+    await world.start()
+    await world.make("old", "")
+    assert await world.ask(person("old")) == "old"
+    assert not await world.opens("old", "")
 
 
 async def test_a_person_renamed_at_the_provider_keeps_the_account(world: World) -> None:

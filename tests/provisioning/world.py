@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,16 @@ def person(
 ) -> Identity:
     """An identity as the provider gives it; its uid is made from the name where none is given."""
     return Identity(name, display, email, groups, uid or f"uid-of-{name.lower()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of Navidrome's own, and its claims `sub`, `uid` and `iat`."""
+
+    text: str
+    username: str
+    user_id: str
+    issued_at: int
 
 
 class World:
@@ -178,6 +191,26 @@ class World:
         }
         answer = await self._client.get("/rest/ping", params=query)
         return bool(answer.json()["subsonic-response"]["status"] == "ok")
+
+    async def login(self, name: str, password: str) -> Token:
+        """A token of Navidrome's own, for its user's password."""
+        body = {"username": name, "password": password}
+        answer = await self._client.post("/auth/login", json=body)
+        assert answer.status_code == 200, answer.text
+        text = answer.json()["token"]
+        claims = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
+        return Token(text, claims["sub"], claims["uid"], claims["iat"])
+
+    async def call_with(self, token: Token, method: str, path: str, body: object = None) -> int:
+        """The status of a call with a token of Navidrome's own and no user header."""
+        headers = {"X-ND-Authorization": f"Bearer {token.text}"}
+        answer = await self._client.request(method, path, json=body, headers=headers)
+        return answer.status_code
+
+    def passes(self, token: Token) -> bool:
+        """Whether the shim lets this token through."""
+        gate = self.accounts.gate
+        return gate.navidrome_token_valid(token.username, token.user_id, token.issued_at)
 
     async def page(self, user: str | None) -> str:
         """The web app's page, which logs its user in."""

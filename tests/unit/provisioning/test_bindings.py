@@ -11,9 +11,17 @@ from dataclasses import replace
 
 import pytest
 
-from shim.provisioning.bindings import Bindings, Busy
+from shim.provisioning.bindings import Bindings, Busy, Outdated
 from shim.provisioning.owner import LEASE_SECONDS, may_live, new_owner
-from shim.provisioning.records import Binding, BindingState, Intent, IntentKind, Rest, Written
+from shim.provisioning.records import (
+    Binding,
+    BindingState,
+    Intent,
+    IntentKind,
+    Rest,
+    TokenRule,
+    Written,
+)
 from shim.store.database import Database
 from shim.trust.identity import Identity
 
@@ -99,7 +107,7 @@ async def test_what_another_process_changed_is_seen_and_told(
     assert await second.refresh() == frozenset()
     assert await first.refresh() == {"u"}
     assert first.of_uid("u") is None
-    assert first.of_name("alice") == replace(found.released(), id=found.id)
+    assert first.of_name("alice") == replace(found.released(), id=found.id, version=1)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +201,67 @@ async def test_what_was_unlinked_elsewhere_is_not_linked_again_by_a_late_write(
         await first.put(replace(stored, last_seen=9.0))
     await first.refresh()
     assert first.of_uid("u") is None
+
+
+async def test_a_binding_that_was_changed_since_it_was_read_is_not_written_over(
+    opened: Callable[..., Bindings],
+) -> None:
+    bindings = opened()
+    await bindings.load()
+    read = await bindings.put(binding())
+    released = await bindings.put(read.released())
+    for late in (bindings.put(read), bindings.forget(read), bindings.rename({read: "Bob"})):
+        with pytest.raises(Outdated):
+            await late
+    assert bindings.all() == (released,)
+
+
+async def test_swapped_names_are_stored_in_one_step(opened: Callable[..., Bindings]) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    names = ("Alice", "Bob", "Carol")
+    stored = [await first.put(binding(name, f"u{name}", f"id{name}")) for name in names]
+    alice, bob, carol = stored
+    await second.load()
+    await first.rename({alice: "BOB", bob: "alice"}, [carol], [Rest("carol", "idCarol", "u", 2000)])
+    assert await second.refresh() == {"uAlice", "uBob", "uCarol"}
+    for one in (first, second):
+        assert {each.uid: each.user_name for each in one.all()} == {
+            "uAlice": "BOB",
+            "uBob": "alice",
+        }
+        found = one.of_name("bob")
+        assert found is not None and found.uid == "uAlice" and one.of_account("idAlice") == found
+        assert one.of_name("carol") is None and one.rest_of("carol") is not None
+
+
+async def test_token_rules_are_seen_by_other_processes(opened: Callable[..., Bindings]) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    stored = await first.put(binding())
+    await second.load()
+    assert second.rule_of("id") is None
+    locked = await first.put(replace(stored, open_door=True), rule=first.locked_rule("id"))
+    assert await second.refresh() == {"u"}
+    assert second.is_locked("id") and first.is_locked("id")
+    await first.put(replace(locked, open_door=False), rule=TokenRule("id", void_before=1000.0))
+    await first.put_rule(TokenRule("nobody's", locked=True))
+    await second.refresh()
+    for one in (first, second):
+        rule = one.rule_of("id")
+        assert rule is not None and not rule.admits(1000.0) and rule.admits(1001.0)
+        assert one.is_locked("nobody's")
+
+
+async def test_a_hold_on_a_name_ends_for_every_process(opened: Callable[..., Bindings]) -> None:
+    first, second = opened(), opened()
+    await first.load()
+    await first.rest([Rest("alice", "id", None, 2000)])
+    await second.load()
+    assert [each.folded_name for each in second.holds()] == ["alice"]
+    await first.end_rest("alice")
+    await second.refresh()
+    assert first.holds() == second.holds() == ()
 
 
 async def test_two_who_are_linked_to_nobody_stand_beside_each_other(

@@ -76,7 +76,8 @@ def test_admins_are_nobodys_business_without_admin_groups() -> None:
         (("ids",), {1, 2}),
         (("x",), {1}),
         ((), {1}),
-        (("lost",), None),
+        (("lost",), {1}),
+        (("lost", "family"), {2}),
     ],
 )
 def test_libraries_by_group(groups: tuple[str, ...], expected: set[int] | None) -> None:
@@ -106,23 +107,36 @@ def test_renames(setting: Literal["jwt", "headers", "off"], verified: bool, expe
 
 
 @pytest.mark.parametrize(
-    ("link", "admin", "released", "allowed"),
+    ("link", "admin", "released", "in_admin_group", "allowed"),
     [
-        ("none", False, False, False),
-        ("users", False, False, True),
-        ("users", True, False, False),
-        ("all", True, False, True),
-        ("none", False, True, True),
-        ("users", True, True, False),
-        ("all", True, True, True),
+        ("none", False, False, True, False),
+        ("none", True, False, True, False),
+        ("users", False, False, False, True),
+        ("users", True, False, False, False),
+        ("users", True, False, True, True),
+        ("all", True, False, False, True),
+        ("none", False, True, False, True),
+        ("users", True, True, False, False),
+        ("none", True, True, False, False),
+        ("none", True, True, True, True),
+        ("all", True, True, False, True),
     ],
 )
 def test_claims(
-    link: Literal["none", "users", "all"], admin: bool, released: bool, allowed: bool
+    link: Literal["none", "users", "all"],
+    admin: bool,
+    released: bool,
+    in_admin_group: bool,
+    allowed: bool,
 ) -> None:
-    policy = AccountPolicy(link_existing=link)
-    why_not = policy.why_not_linked(user(admin=admin), identity(), released=released)
+    policy = AccountPolicy(link_existing=link, admin_groups=frozenset({"admins"}))
+    one = identity("admins") if in_admin_group else identity("music")
+    why_not = policy.why_not_linked(user(admin=admin), one, released=released)
     assert (why_not is None) is allowed
+    assert policy.grants_admin(user(admin=admin), one) is (in_admin_group and not admin)
+    if not released and admin and link == "users":
+        ungrouped = AccountPolicy(link_existing=link)
+        assert ungrouped.why_not_linked(user(admin=True), one, released=False) is not None
 
 
 @pytest.mark.parametrize(

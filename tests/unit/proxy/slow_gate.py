@@ -34,14 +34,14 @@ class SlowGate:
     def upstream_changed(self) -> None:
         self.changes += 1
 
-    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
-        raise AssertionError((username, user_id, issued_at))
-
-    def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
-        raise AssertionError((user_id, uid, issued_at))
-
     def users_may_have_changed(self) -> None:
-        raise AssertionError("no request here changes users")
+        pass
+
+    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:  # noqa: ARG002
+        return True
+
+    def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:  # noqa: ARG002
+        return True
 
     def answer(self, future: asyncio.Future[Account | Refusal], name: bytes = b"alice") -> None:
         """The account is ready, and known from now on."""
