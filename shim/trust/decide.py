@@ -346,9 +346,10 @@ def judge(
     if line.method != b"GET":
         writes_users, form = _check_write(line, block, policy)
     tokens = subsonic = False
-    if envelope.tokens or line.target is not line.path:
-        subsonic = line.path.startswith(policy.paths.subsonic)
-        tokens = bool(envelope.tokens) or in_query(line.target, subsonic=subsonic)
+    target, path = line.target, line.path
+    root = policy.paths.subsonic
+    if envelope.tokens or (target is not path and in_query(target, path, root)):
+        tokens, subsonic = True, path.startswith(root)
     keep_alive = _lasts(line, envelope)
     return Decision(
         result,

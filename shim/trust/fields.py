@@ -123,6 +123,7 @@ EMBY_FIELD = re.compile(rb'(?<!\w)(?:Token="(?P<token>[^"]*)"|\w+="[^"]*")')
 # Without it such a header has no token.
 _EMBY_TOKEN = b'Token="'
 _EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
+_EMBY_TOKEN_HEADERS = (b"x-emby-token", b"x-mediabrowser-token")
 _BEARER = re.compile(rb"(?i:bearer)[ \t]+(.*)")  # RFC 6750 §2.1
 _FRAMING = frozenset(
     {
@@ -286,6 +287,8 @@ def _unusual(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field
         return _token(Kind.BEARER, name, value, match[1], wire, names)
     if lowered in _EMBY_AUTHORIZATION and kind in (_PASS, Kind.TOKEN):
         kind = Kind.TOKEN if _EMBY_TOKEN in value else _PASS
+    elif kind is Kind.TOKEN and not value and lowered in _EMBY_TOKEN_HEADERS:
+        kind = _PASS
     return Field(kind, lowered, value, wire, wire if kind is _PASS else b"")
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.attacks.recorder import Recorder
-from tests.attacks.running import an_edge, request, shim_before, someone
+from tests.attacks.running import an_edge, assert_rejected, request, shim_before, someone
 from tests.unit.trust.minting import SECRET, token
 
 ADA = "X-authentik-username: ada"
@@ -55,3 +55,30 @@ def test_public_paths_keep_theirs(upstream: Recorder, tmp_path: Path) -> None:
         assert [one.head.count(OLD.encode()) for one in upstream.asked] == [3, 3]
         shim.judged(someone(), upstream)
         assert not [line for line in shim.lines if line.get("event") == "token_seen"]
+
+
+def test_where_an_identity_counts_on_public_paths_no_other_accounts_token_passes_there(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    secret = "0123456789abcdef" * 3
+    settings = {"PROXY_SECRET": secret, "PUBLIC_PATH_PROOF": "secret"}
+    with shim_before(upstream.port, tmp_path, **settings) as shim:
+        peer = an_edge()
+        emby = f'X-Emby-Authorization: MediaBrowser Client="c", Token="{OLD}"'
+        proof = f"X-Shim-Proxy-Secret: {secret}"
+        shim.ask(everywhere("GET /jellyfin/items?ApiKey={} HTTP/1.1", ADA, proof, emby), peer)
+        (received,) = upstream.asked
+        assert received.values("Remote-User") == ["ada"]
+        assert OLD.encode() not in received.head
+        assert received.values("X-Emby-Authorization") == ['MediaBrowser Client="c", Token=""']
+        line = shim.wait_for_line(event="token_seen", peer=peer)
+        assert (line["reason"], line["user"]) == ("token_mismatch", "ada")
+        assert "query apikey" in line["places"]
+
+
+def test_a_long_body_for_the_user_api_is_rejected(upstream: Recorder, tmp_path: Path) -> None:
+    with shim_before(upstream.port, tmp_path) as shim:
+        peer = someone()
+        length = "Content-Length: 11300000"
+        answer = shim.ask(request("PUT /api/user/1 HTTP/1.1", length), peer)
+        assert_rejected(shim, upstream, answer, peer, 413, "body_too_large")
