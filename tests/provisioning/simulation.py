@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,10 +209,10 @@ class Simulation:
         finally:
             self.server.breaks(fault)
 
-    async def reconcile(self) -> None:
-        """Let Navidrome work again, and reconcile on each shim."""
+    async def reconcile(self, shims: Iterable[RunningShim] = ()) -> None:
+        """Let Navidrome work again, and reconcile on these shims, on all where none is named."""
         self.break_the_api(None)
-        for shim in self.shims:
+        for shim in shims or self.shims:
             ground = shim.world.accounts.ground
             ground.api._transport.breaker.succeeded()
             async with asyncio.timeout(20):
@@ -369,8 +369,10 @@ class Simulation:
             url, headers = self._navidrome, {"Remote-User": OWN_ACCOUNT}
             self.break_the_api(None)
         data = await _call(self._neighbour, method, f"{url}{path}", headers, body)
-        if not self._administrator_token and method != "GET":
-            await self.reconcile()
+        if method != "GET":
+            # A shim learns of a change that did not pass through it when it reconciles.
+            others = [each for each in self.shims if each is not self.shims[shim]]
+            await self.reconcile(others if self._administrator_token else self.shims)
         return data
 
     async def accounts(self) -> dict[str, dict[str, Any]]:
