@@ -18,6 +18,7 @@ from shim.provisioning.records import (
     Binding,
     BindingState,
     Intent,
+    IntentKind,
     Rest,
     TokenRule,
     binding_of,
@@ -157,11 +158,15 @@ class Bindings:
             self._revoked()
         return frozenset(changed)
 
-    async def open_intent(self, intent: Intent) -> Intent:
+    async def open_intent(self, intent: Intent, holder: Binding | None = None) -> Intent:
         """Commit what is about to be done. Where the same was begun and left, that is taken up again,
-        under its own id. Raises `Busy` where somebody else is at it."""
+        under its own id. `holder`: the binding of the account that is to be written, as it was read; None
+        for an account that has none. Raises `Busy` where somebody else is at it, `Outdated` where the
+        binding is not that any more."""
 
         def work(connection: Connection) -> Intent:
+            if intent.kind is IntentKind.WRITE:
+                _check_holder(connection, intent.navidrome_id, holder)
             row = connection.execute(select(INTENTS).where(INTENTS.c.key == intent.key)).first()
             found = intent
             if row is not None:
@@ -410,6 +415,14 @@ def _raise_mark(connection: Connection) -> int:
 def _as_read(binding: Binding) -> tuple[ColumnElement[bool], ...]:
     """The row of a binding, if nobody changed it since it was read."""
     return BINDINGS.c.id == binding.id, BINDINGS.c.version == binding.version
+
+
+def _check_holder(connection: Connection, navidrome_id: str, holder: Binding | None) -> None:
+    columns = select(BINDINGS.c.id, BINDINGS.c.version)
+    row = connection.execute(columns.where(BINDINGS.c.navidrome_id == navidrome_id)).first()
+    found = None if row is None else (row.id, row.version)
+    if found != (None if holder is None else (holder.id, holder.version)):
+        raise Outdated(_OUTDATED)
 
 
 def _update(connection: Connection, binding: Binding) -> Binding:

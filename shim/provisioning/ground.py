@@ -105,6 +105,7 @@ class Ground:
         self._tried_at = -_FIRST_PAUSE
         self._said: Fault | None = None
         self._wake = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
         self._opened = False
 
     @property
@@ -147,12 +148,13 @@ class Ground:
                 await self.attain()
             if self.fault is None:
                 pause = _FIRST_PAUSE
-                await self._look_after()
+                await self._guarded(self._look_after())
 
     def users_may_have_changed(self) -> None:
         """A request was sent that can change Navidrome's users: read them again at once."""
         self.directory.users_may_have_changed()
-        self._wake.set()
+        if self._following is None or self._following.done():
+            self._following = asyncio.get_running_loop().create_task(self._follow_names())
 
     def forget(self, uid: str | None) -> None:
         """This person's account is not what it was."""
@@ -164,6 +166,9 @@ class Ground:
 
     async def close(self) -> None:
         """Note who was seen, and let go of everything."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         if self.store_fault is None:
             with contextlib.suppress(*FAULTS):
                 await self._note_seen()
@@ -271,17 +276,25 @@ class Ground:
 
     async def _look_after(self) -> None:
         loop = asyncio.get_running_loop()
+        await self.refresh()
+        self.store_fault = None
+        if loop.time() >= self._reconcile_at:
+            self._reconcile_at = loop.time() + self._reconcile_seconds
+            await self._note_seen()
+            await self.reconcile()
+
+    async def _follow_names(self) -> None:
+        """List the users until the list includes every change."""
+        loop = asyncio.get_running_loop()
+        while self.fault is None and not self.directory.current:
+            await asyncio.sleep(self._listed_at + _LIST_SECONDS - loop.time())
+            self._listed_at = loop.time()
+            await self._guarded(self.reconciler.follow_names())
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """Do work that goes on in the background: what fails is recorded."""
         try:
-            await self.refresh()
-            self.store_fault = None
-            if not self.directory.current:
-                await asyncio.sleep(self._listed_at + _LIST_SECONDS - loop.time())
-                self._listed_at = loop.time()
-                await self.reconciler.follow_names()
-            if loop.time() >= self._reconcile_at:
-                self._reconcile_at = loop.time() + self._reconcile_seconds
-                await self._note_seen()
-                await self.reconcile()
+            await work
         except (NotAuthenticated, PermissionDenied) as error:
             self.lose(str(error))
         except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop

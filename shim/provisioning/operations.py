@@ -110,7 +110,7 @@ class Operations:
             rights = ground.provisioner.rights
             with _explained(user.user_name):
                 record, _ = await self._wanted(binding, user)
-                after = await rights.change(user, record, occasion)
+                after = await rights.change(user, record, occasion, holder=binding)
                 await rights.set_libraries(binding.identity, after, occasion)
                 written = written_of(binding.identity, binding.written)
                 await ground.bindings.put(replace(binding, written=written))
@@ -245,7 +245,7 @@ class Operations:
         if not ground.directory.libraries:
             ground.directory.libraries = await ground.api.libraries()
         libraries = ground.policy.libraries(identity, ground.directory.libraries)
-        return record, None if libraries == user.libraries else libraries
+        return record, None if not libraries or libraries == user.libraries else libraries
 
     def _binding(self, name: str) -> Binding:
         folded = fold_name(name)

@@ -58,7 +58,7 @@ class AccountPolicy:
         return not self.admin_groups.isdisjoint(identity.groups or ())
 
     def libraries(self, identity: Identity, known: Iterable[Library]) -> frozenset[int] | None:
-        """The libraries of the identity's account while it is no admin; None: as they are.
+        """The libraries of the identity's account while it is no admin, perhaps none; None: as they are.
 
         In no group that has any, it gets what every new user gets: who left a group keeps nothing of it. So
         it does where its groups' libraries are not there.
@@ -71,7 +71,7 @@ class AccountPolicy:
         found = {library.id for library in known if library.id in wanted or library.name in wanted}
         if not found:
             found = {library.id for library in known if library.default}
-        return frozenset(found) or None
+        return frozenset(found)
 
     def unknown_libraries(self, known: Iterable[Library]) -> tuple[str, ...]:
         """What the settings name as a library and is none."""

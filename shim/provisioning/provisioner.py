@@ -31,6 +31,10 @@ from shim.trust.identity import Identity
 from shim.trust.names import fold_name
 from shim.trust.reasons import Reason
 
+NO_LIBRARY = (
+    "in no group of SHIM_LIBRARY_GROUPS that gives a library, Navidrome has no default library, and it takes "
+    "no account's last one"
+)
 _CONFLICT = Reason.IDENTITY_CONFLICT
 
 
@@ -80,6 +84,9 @@ class Provisioner:
         user = await self._means.api.user(binding.navidrome_id)
         if user is not None:
             binding = await self.upkeep.follow(binding, user, occasion)
+            if await self.rights.keeps_denied_libraries(identity, user):
+                await self._refuse(binding, identity, occasion)
+                raise Denied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
             try:
                 return await self._update(identity, binding, user, occasion, renames=renames)
             except Risen:
@@ -92,6 +99,8 @@ class Provisioner:
     async def _refuse(self, binding: Binding, identity: Identity, occasion: Occasion) -> None:
         try:
             await self.upkeep.refuse(binding, identity, occasion)
+        except Outdated:
+            raise  # what is refused is decided again, by what the binding is now
         except (NavidromeError, StoreError, Busy) as error:
             # The person is refused all the same, and the door closed as soon as that can be done.
             self._means.record(
@@ -174,7 +183,7 @@ class Provisioner:
         )
         # An account that was begun earlier may have been begun for other groups.
         changes = field_changes(identity, user, binding.written, self._means.policy)
-        user = await self.rights.change(user, changes, occasion)
+        user = await self.rights.change(user, changes, occasion, holder=binding)
         await self.rights.set_libraries(identity, user, occasion)
         return binding
 
@@ -193,6 +202,8 @@ class Provisioner:
         if why_not is not None:
             raise Denied(_CONFLICT, why_not)
         self._check_usable(user)
+        if await self.rights.keeps_denied_libraries(identity, user):
+            raise Denied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
         changes = field_changes(identity, user, NOTHING_WRITTEN, self._means.policy)
         claims_admin = user.is_admin
         password = None
@@ -200,7 +211,7 @@ class Provisioner:
             password = Readmission("it was linked to a person")
             await self._means.bindings.put_rule(self._means.bindings.locked_rule(user.id))
         try:
-            after = await self.rights.change(user, changes, occasion, password=password)
+            after = await self.rights.change(user, changes, occasion, holder=old, password=password)
         except Risen:
             if old is not None:
                 await self._means.bindings.forget(old)
@@ -253,11 +264,12 @@ class Provisioner:
             await self._means.bindings.rest((self.upkeep.rest_for(binding),))
         password = self._readmission(binding)
         try:
-            after = await self.rights.change(user, changes, occasion, password=password)
+            after = await self.rights.change(
+                user, changes, occasion, holder=binding, password=password
+            )
         except NameTaken:
             await self._means.directory.read(self._means.api.users)
             raise Denied(_CONFLICT, "another account has the new name") from None
-        await self.rights.set_libraries(identity, after, occasion)
         settled = replace(
             binding,
             user_name=after.user_name,
@@ -267,10 +279,12 @@ class Provisioner:
             identity=identity,
             written=written_of(identity, binding.written),
         )
-        if settled == binding and password is None:
-            return binding
-        rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
-        return await self._means.bindings.put(replace(settled, last_seen=time.time()), rule=rule)
+        if settled != binding or password is not None:
+            rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
+            settled = replace(settled, last_seen=time.time())
+            settled = await self._means.bindings.put(settled, rule=rule)
+        await self.rights.set_libraries(identity, after, occasion)
+        return settled
 
     def _readmission(self, binding: Binding) -> Readmission | None:
         """The new password of an account that is locked, or was to be: its person may come in again."""

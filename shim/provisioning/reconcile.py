@@ -56,12 +56,11 @@ class Reconciler:
     async def follow_names(self) -> None:
         """List the users, and follow the names of their accounts; after a request that may have changed
         them. Raises what the API and the store raise."""
-        async with self._one_at_a_time:
-            there = {user.id: user for user in await self._list()}
-            for binding in self._means.bindings.all():
-                user = there.get(binding.navidrome_id)
-                if user is None or user.user_name != binding.user_name:
-                    await self._put_right(binding)
+        there = {user.id: user for user in await self._list()}
+        for binding in self._means.bindings.all():
+            user = there.get(binding.navidrome_id)
+            if user is None or user.user_name != binding.user_name:
+                await self._put_right(binding)
 
     async def _list(self) -> tuple[User, ...]:
         before = self._means.directory.all()
@@ -111,7 +110,10 @@ class Reconciler:
         if admin is not None and admin is not user.is_admin and (active or user.is_admin):
             return True
         wanted = self._means.policy.libraries(binding.identity, self._means.directory.libraries)
-        return wanted is not None and not user.is_admin and wanted != user.libraries
+        if wanted is None or user.is_admin or wanted == user.libraries:
+            return False
+        # Of a person whom the policy denies, the last libraries stay: no password or token opens them.
+        return active or bool(wanted)
 
     async def _put_right(self, binding: Binding) -> None:
         occasion, upkeep = Occasion("reconcile", binding.identity), self._provisioner.upkeep
@@ -129,7 +131,7 @@ class Reconciler:
                 if user.user_name != now.user_name:
                     self._changed(now.uid)
                     now = await upkeep.follow(now, user, occasion)
-                if now.state is BindingState.ACTIVE and not self._means.policy.allows(now.identity):
+                if now.state is BindingState.ACTIVE and await self._denies(now, user):
                     self._changed(now.uid)
                     await upkeep.refuse(now, now.identity, occasion)
                 elif now.open_door:
@@ -141,6 +143,13 @@ class Reconciler:
                 await upkeep.forget(now, occasion)
             except Busy:
                 return  # another process is at it
+
+    async def _denies(self, binding: Binding, user: User) -> bool:
+        """Whether the policy denies the person of an active account."""
+        if not self._means.policy.allows(binding.identity):
+            return True
+        rights = self._provisioner.rights
+        return await rights.keeps_denied_libraries(binding.identity, user)
 
     async def _rest_freed(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""

@@ -14,6 +14,7 @@ from shim.navidrome.api import generated_password, locking_password
 from shim.navidrome.models import Library, User
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
+from shim.provisioning.records import Binding
 from shim.provisioning.writer import Writer
 from shim.trust.identity import Identity
 
@@ -49,14 +50,16 @@ class Rights:
         changes: Mapping[str, object],
         occasion: Occasion,
         *,
+        holder: Binding | None,
         password: Lock | Readmission | None = None,
     ) -> User:
-        """Write these changes of `user`, as just read, and a new password if one is given. Return the user as
-        it is now: of a new password, `read_at` is when it was written."""
+        """Write these changes of `user`, as just read, and a new password if one is given. `holder`: the
+        account's binding as it was read, None if it has none. Return the user as it is now: of a new
+        password, `read_at` is when it was written."""
         if not changes and password is None:
             return user
         text = None if password is None else password.password
-        after = await self.writer.write(user, changes, occasion, password=text)
+        after = await self.writer.write(user, changes, occasion, holder=holder, password=text)
         self._means.directory.put(after)
         self._say(after, _differences(user, after), occasion)
         if password is not None:
@@ -71,13 +74,24 @@ class Rights:
             return
         libraries = await self._libraries()
         wanted = self._means.policy.libraries(identity, libraries)
-        if wanted is None or wanted == user.libraries:
+        # Navidrome takes no account's last library: see `keeps_denied_libraries`.
+        if not wanted or wanted == user.libraries:
             return
         await self._means.api.set_libraries(user.id, wanted)
         self._means.directory.put(replace(user, libraries=wanted))
         names = {library.id: library.name for library in libraries}
         change = f"libraries: {_named(user.libraries, names)} → {_named(wanted, names)}"
         self._say(user, (change,), occasion)
+
+    async def keeps_denied_libraries(self, identity: Identity, user: User) -> bool:
+        """Return whether the account has libraries, may have none, and can't be left with none: Navidrome
+        takes no account's last library."""
+        policy = self._means.policy
+        admin = policy.admin(identity)
+        if (user.is_admin if admin is None else admin) or not policy.library_groups:
+            return False
+        wanted = policy.libraries(identity, await self._libraries())
+        return wanted is not None and not wanted and bool(user.libraries)
 
     async def _libraries(self) -> tuple[Library, ...]:
         if not self._means.directory.libraries:

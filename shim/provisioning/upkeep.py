@@ -74,7 +74,7 @@ class Upkeep:
             return
         await bindings.put_rule(rule)
         after = await self._rights.change(
-            user, {}, occasion, password=Lock(_WHY[BindingState.ACTIVE])
+            user, {}, occasion, holder=None, password=Lock(_WHY[BindingState.ACTIVE])
         )
         await bindings.put_rule(replace(rule, void_before=after.read_at))
 
@@ -94,7 +94,7 @@ class Upkeep:
             changes = {"isAdmin": False} if demotes and not released else {}
             try:
                 after = await self._rights.change(
-                    user, changes, occasion, password=Lock(_WHY[binding.state])
+                    user, changes, occasion, holder=binding, password=Lock(_WHY[binding.state])
                 )
             except Risen:
                 await self.forget(binding, occasion)
@@ -110,7 +110,7 @@ class Upkeep:
         rights = {name: value for name, value in changes.items() if name == "isAdmin"}
         if binding.state is not BindingState.ACTIVE and rights.get("isAdmin"):
             rights = {}
-        after = await self._rights.change(user, rights, occasion)
+        after = await self._rights.change(user, rights, occasion, holder=binding)
         await self._rights.set_libraries(identity, after, occasion)
 
     async def forget(self, binding: Binding, occasion: Occasion) -> None:

@@ -20,7 +20,7 @@ from shim.navidrome.errors import Refused, Unavailable
 from shim.navidrome.models import NewUser, User
 from shim.provisioning.means import Means
 from shim.provisioning.occasion import Occasion
-from shim.provisioning.records import Intent, IntentKind, TokenRule
+from shim.provisioning.records import Binding, Intent, IntentKind, TokenRule
 from shim.trust.names import fold_name
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -80,9 +80,12 @@ class Writer:
         changes: Mapping[str, object],
         occasion: Occasion,
         *,
+        holder: Binding | None,
         password: str | None = None,
     ) -> User:
-        """Write `user`, as just read, back with these changes and, if given, a new password.
+        """Write `user`, as just read, back with these changes and, if given, a new password. `holder`: the
+        account's binding as it was read, None if it has none; if it is another one by now, nothing is
+        written (`Outdated`).
 
         Raises `Risen` where the account had been deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
         """
@@ -98,7 +101,8 @@ class Writer:
                 created_at=user.created_at,
                 owner=self._means.bindings.owner,
                 since=time.time(),
-            )
+            ),
+            holder,
         )
         try:
             after = await self._means.api.write(user, changes, password)

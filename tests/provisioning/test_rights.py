@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shim.audit.provisioning_events import AccountChanged, AccountLocked
 from shim.trust.reasons import Reason
 from tests.provisioning.world import World, person
@@ -104,5 +106,32 @@ async def test_libraries_follow_the_groups(stand_in_world: World) -> None:
     assert await _libraries(world, "alice") == [1]
 
 
+async def test_who_leaves_the_last_library_group_keeps_no_library_of_it(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.start(LIBRARY_GROUPS='{"family": ["Family"]}')
+    accounts = world.stand_in.stand_in.state.accounts
+    accounts.libraries = tuple(
+        replace(each, default_new_users=False) for each in accounts.libraries
+    )
+    for name in ("alice", "bob"):
+        await world.ask(person(name, "family"))
+        assert await _libraries(world, name) == [2]
+        user = await world.user(name)
+        await world.call("PUT", f"/api/user/{user['id']}", {**user, "password": "mine"})
+    assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
+    assert not await world.opens("alice", "mine")
+    assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
+    await world.restart(LIBRARY_GROUPS='{"kids": ["Kids"]}')
+    await world.accounts.ground.reconcile()
+    assert not await world.opens("bob", "mine")
+    assert len(world.told(AccountLocked)) == 2
+    assert await world.ask(person("alice", "kids")) == "alice"
+    assert await _libraries(world, "alice") == [3]
+    assert await world.ask(person("carol")) == "carol", "whose new account has no library"
+    assert await _libraries(world, "carol") == []
+
+
 async def _libraries(world: World, name: str) -> list[int]:
-    return [library["id"] for library in (await world.user(name))["libraries"]]
+    return [library["id"] for library in (await world.user(name)).get("libraries", [])]

@@ -89,6 +89,7 @@ def test_libraries_by_group(groups: tuple[str, ...], expected: set[int] | None) 
     }
     policy = AccountPolicy(library_groups=named)
     assert policy.libraries(identity(*groups), LIBRARIES) == expected
+    assert policy.libraries(identity("lost"), LIBRARIES[1:]) == frozenset(), "there is no default"
     assert policy.unknown_libraries(LIBRARIES) == ("Nowhere",)
     assert AccountPolicy().libraries(identity("family"), LIBRARIES) is None
 
