@@ -9,9 +9,13 @@ from __future__ import annotations
 from shim.proxy.chunked import ChunkedDecoder
 from shim.trust.envelope import CHUNKED
 
+# Of a chunked body: so that one of single bytes costs a few milliseconds in all.
+_MAX_CHUNKS = 4096
+_SLICE = 4096
+
 
 class BodyTooLarge(Exception):
-    """The body is longer than what is buffered of one."""
+    """The body is longer than what is buffered of one, or has too many chunks."""
 
 
 class BufferFull(Exception):
@@ -49,7 +53,17 @@ class BodyBuffer:
     """Reads one body of `length` bytes, or a chunked one, of at most `limit` bytes. Raises `BodyTooLarge` at
     once where the length says so. `release` gives its bytes back, and is called once it is not needed."""
 
-    __slots__ = ("_budget", "_data", "_decoder", "_left", "_limit", "_taken", "_trusted", "done")
+    __slots__ = (
+        "_budget",
+        "_chunks",
+        "_data",
+        "_decoder",
+        "_left",
+        "_limit",
+        "_taken",
+        "_trusted",
+        "done",
+    )
 
     def __init__(self, length: int, limit: int, budget: BodyBudget, *, trusted: bool) -> None:
         if length > limit:
@@ -61,6 +75,7 @@ class BodyBuffer:
         self._left = length
         self._data = bytearray()
         self._taken = 0
+        self._chunks = 0
         self.done = False
 
     def feed(self, data: bytes) -> bytes:
@@ -71,8 +86,7 @@ class BodyBuffer:
             self._left -= len(body)
             self.done = not self._left
         else:
-            pieces, used = self._decoder.feed(data)
-            body, rest = b"".join(pieces), data[used:]
+            body, rest = self._decode(self._decoder, data)
             self.done = self._decoder.done
         if len(self._data) + len(body) > self._limit:
             raise BodyTooLarge
@@ -80,6 +94,18 @@ class BodyBuffer:
         self._taken += len(body)
         self._data += body
         return rest
+
+    def _decode(self, decoder: ChunkedDecoder, data: bytes) -> tuple[bytes, bytes]:
+        body: list[bytes] = []
+        at = 0
+        while at < len(data) and not decoder.done:
+            pieces, used = decoder.feed(data[at : at + _SLICE])
+            at += used
+            body += pieces
+            self._chunks += len(pieces)
+            if self._chunks > _MAX_CHUNKS:
+                raise BodyTooLarge
+        return b"".join(body), data[at:]
 
     def take(self) -> bytes:
         """Return the whole body, and keep it no longer; its bytes stay counted until `release`."""
