@@ -238,8 +238,22 @@ class Simulation:
         )
         if response.status_code != 200:
             return Response(response.status_code, text=response.text)
+        if not response.text:  # a Navidrome that was built without its web app
+            return await self._account_by_playlist(identity, shim)
         account = _logged_in(response.text)
         return Response(200, account["id"], account["username"], account["isAdmin"])
+
+    async def _account_by_playlist(self, identity: Identity, shim: int) -> Response:
+        """Find out the account by what it owns: a playlist that it creates."""
+        url, headers = f"{self.shims[shim].url}/api/playlist", _identity_headers(identity)
+        created = await self._edge.post(url, headers=headers, json={"name": f"p{next(_numbers)}"})
+        if created.status_code != 200:
+            return Response(created.status_code, text=created.text)
+        playlist = await _call(self._edge, "GET", f"{url}/{created.json()['id']}", headers)
+        account = None if playlist is None else (await self.accounts()).get(playlist["ownerId"])
+        if account is None:
+            return Response(503, text="the account was changed meanwhile")
+        return Response(200, account["id"], account["userName"], account["isAdmin"])
 
     async def set_password(self, identity: Identity, account_id: str, shim: int) -> str | None:
         """Set a password of one's own, as the web app does. The password, None where it was rejected."""
