@@ -243,8 +243,9 @@ def _in_authorization(value: bytes, name: str) -> Sequence[_Token]:
     tokens: list[_Token] = []
     for match in EMBY_FIELD.finditer(value):
         text = match["token"]
-        if text and b"%" in text and not _BAD_ESCAPE.search(text):  # else it is read as it is
-            text = unquote_to_bytes(text[: 3 * _MAX_LENGTH])
+        # Where an escape is bad Navidrome reads the text as it is; one that is too long is void either way.
+        if text and len(text) <= _MAX_LENGTH and b"%" in text and not _BAD_ESCAPE.search(text):
+            text = unquote_to_bytes(text)
         if text:
             tokens.append(_Token(*match.span("token"), text, name))
     return tokens

@@ -130,7 +130,9 @@ def test_a_token_of_another_account_does_not_beat_the_identity(
             assert answer.status_code == 403, (path, headers)
             assert "X-ND-Authorization" not in answer.headers
         noted = shim.wait_for_line(event="token_seen")
-        assert (noted["reason"], noted["user"]) == ("token_mismatch", "alice")
+        # The account was created past the shim: until its users are read again the token is void.
+        assert noted["reason"] in {"token_mismatch", "navidrome_token_void"}
+        assert noted["user"] == "alice"
         assert root not in json.dumps(shim.lines, default=str)
 
 
