@@ -83,7 +83,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     owners: the person who is in an account, by account id; who is unlinked owns nothing.
     identities: what the shims heard of a person last and obeyed, by uid.
-    known_names: who was bound to an account of this name, ever, by folded name.
+    known_names: who was in an account of this name, ever, by folded name: its id where it was nobody's.
     settled: people who were let in last, and against whom nothing but other people's requests happened since.
     linkable: accounts that an administrator made and that nobody was ever bound to, by id: whether as admin.
     generated: accounts whose password the shim generated, so that their owner may set another one.
@@ -106,6 +106,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.scheduler.install(self.patches)
         self.owners: dict[str, str] = {}
         self.identities: dict[str, Identity] = {}
+        self.last_owners: dict[str, str] = {}
         self.known_names: dict[str, set[str]] = {}
         self.settled: dict[str, Identity] = {}
         self.linkable: dict[str, bool] = {}
@@ -315,9 +316,10 @@ class AnyOrder(RuleBasedStateMachine):
         if response.status != 200:
             assert response.status in {403, 503}, (response.status, response.text)
             return
-        account_id, folded = response.account_id, fold_name(response.name)
+        account_id = response.account_id
         if strict:
             owner = self.owners.setdefault(account_id, uid)
+            self.last_owners[account_id] = uid
             assert owner == uid, f"{response.name} is {owner}'s, and {uid} was let into it"
             bindings = self.simulation.shims[shim].world.accounts.ground.bindings
             bound = bindings.of_uid(uid)
@@ -330,7 +332,7 @@ class AnyOrder(RuleBasedStateMachine):
         if account_id in self.linkable:
             self._linked(account_id, identity, was_admin=self.linkable.pop(account_id))
         self.identities[uid] = identity
-        self.known_names.setdefault(folded, set()).add(uid)
+        self.known_names.setdefault(fold_name(response.name), set()).add(uid)
         if strict and self.calm:
             self.settled[uid] = identity
 
@@ -410,8 +412,8 @@ class AnyOrder(RuleBasedStateMachine):
     async def _rename_by_hand(self, name: str, new: str, shim: int) -> None:
         account = await self.simulation.find(name)
         if account is not None:
+            self.settled.clear()
             await self.simulation.rename(account["id"], new, shim)
-            self._renamed(account["id"], new)
 
     async def _swap_two_names(self, shim: int) -> None:
         accounts = list((await self.simulation.accounts()).values())[:2]
@@ -423,14 +425,8 @@ class AnyOrder(RuleBasedStateMachine):
             (second[0], first[1]),
             (first[0], second[1]),
         ):
+            self.settled.clear()
             await self.simulation.rename(account_id, name, shim)
-            self._renamed(account_id, name)
-
-    def _renamed(self, account_id: str, name: str) -> None:
-        self.settled.clear()
-        owner = self.owners.get(account_id)
-        if owner is not None:
-            self.known_names.setdefault(fold_name(name), set()).add(owner)
 
     async def _delete_by_hand(self, name: str, shim: int) -> None:
         account = await self.simulation.find(name)
@@ -479,8 +475,6 @@ class AnyOrder(RuleBasedStateMachine):
                         self._unlinked(bound)
                 case ("lock", name), True if name in accounts:
                     self._revoke(accounts[name], "an operator locked it")
-                case ("rename", name, new, _), _ if name in accounts:
-                    self._renamed(accounts[name], new)
                 case _:
                     pass
         remaining = await self.simulation.accounts()
@@ -585,8 +579,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.streams.remove(stream)
 
     async def _bindings_are_sound(self) -> None:
-        accounts = (await self.simulation.accounts()).values()
-        folded = [fold_name(account["userName"]) for account in accounts]
+        accounts = await self.simulation.accounts()
+        for account_id, account in accounts.items():
+            holder = self.last_owners.get(account_id, account_id)
+            self.known_names.setdefault(fold_name(account["userName"]), set()).add(holder)
+        folded = [fold_name(account["userName"]) for account in accounts.values()]
         assert len(folded) == len(set(folded)), folded
         assert all(folded)
         uids = [binding.uid for binding in self._bindings().all() if binding.uid is not None]
