@@ -152,7 +152,7 @@ async def test_a_claim_that_meets_a_deletion_makes_the_account_anew(world: World
     await world.start()
     old_id = await world.make("old", "known")
     _deletes_before_writing(world)
-    assert await world.ask(person("old")) == "old"
+    assert await world.ask(person("old", display="New")) == "old"
     after = await world.user("old")
     assert after["id"] != old_id
     assert not await world.opens("old", "known") and not await world.opens("old", "")

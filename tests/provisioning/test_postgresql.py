@@ -74,7 +74,7 @@ def test_whom_one_process_has_bound_is_known_to_every_other(
         listed = command(tmp_path, "users", "list", "--json", settings=given)
         owners = {line["account"]: line["uid"] for line in json.loads(listed.stdout)}
         assert owners == {"alice": "uid-alice", "bob": "uid-bob", "navidrome-shim": None}
-        unlinked = command(tmp_path, "users", "unlink", "alice", settings=given)
+        unlinked = command(tmp_path, "users", "unlink", "alice", "--yes", settings=given)
         assert unlinked.returncode == 0, unlinked.stderr
         # Whoever comes with the name next has it, and not the one before.
         assert visit(first, "alice", uid="new").status_code == 200

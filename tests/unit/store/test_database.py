@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -22,7 +23,7 @@ from shim.store import database as module
 from shim.store import engine
 from shim.store.database import Database
 from shim.store.errors import StoreError
-from shim.store.schema import HEAD, MARKS, METADATA
+from shim.store.schema import BINDINGS, HEAD, INTENTS, MARKS, METADATA, TOKEN_RULES
 from shim.store.upgrade import configuration
 
 Opened = Callable[[], Database]
@@ -183,3 +184,50 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used_says_where(url: str) -> None:
     with pytest.raises(StoreError, match=url.rpartition("/")[2]):
         Database(url).open()
+
+
+def test_an_upgrade_locks_anew_what_an_earlier_version_locked(store_url: str) -> None:
+    columns = (
+        "uid, navidrome_id, user_name, folded_name, claimed_name, made, state, open_door, first_seen, "
+        "last_seen, identity, written"
+    )
+    rows = [
+        ("a", "active", False),
+        ("b", "refused", False),
+        ("c", "released", False),
+        ("d", "active", True),
+    ]
+
+    def fill(connection: Connection) -> None:
+        config = configuration()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for name, state, pending in rows:
+            values = ":n, :n, :n, :n, :n, true, :state, :pending, 1, 2, '{}', '{}'"
+            connection.execute(
+                text(f"INSERT INTO bindings ({columns}) VALUES ({values})"),
+                {"n": name, "state": state, "pending": pending},
+            )
+        connection.execute(
+            text(
+                "INSERT INTO intents (key, kind, navidrome_id, user_name, created_at, owner, since) "
+                "VALUES ('demotion', 'lock', '', '', '', 'x', 1)"
+            )
+        )
+
+    before = Database(store_url)
+    before.write(fill)
+    before.close()
+    database = Database(store_url)
+    database.open()
+    try:
+        pending = database.read(
+            lambda c: {row.uid: (row.open_door, row.version) for row in c.execute(select(BINDINGS))}
+        )
+        rules = database.read(lambda c: {tuple(row) for row in c.execute(select(TOKEN_RULES))})
+        intents = database.read(lambda c: c.execute(select(INTENTS)).all())
+    finally:
+        database.close()
+    assert pending == {"a": (False, 0), "b": (True, 0), "c": (True, 0), "d": (True, 0)}
+    assert rules == {("b", True, 0.0), ("c", True, 0.0), ("d", True, 0.0)}
+    assert intents == []
