@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ _numbers = itertools.count(1)
 @dataclass(frozen=True, slots=True)
 class Response:
     """The response to a request for the web app. `account_id`, `name` and `admin` are those of the account
-    that Navidrome logged in, where the status is 200. `reason`: the shim's reason of a 403 or 503."""
+    that Navidrome logged in, where the status is 200. `text`: what the page of another status says."""
 
     status: int
     account_id: str = ""
@@ -237,7 +238,8 @@ class Simulation:
             f"{self.shims[shim].url}/app/", headers=_identity_headers(identity)
         )
         if response.status_code != 200:
-            return Response(response.status_code, text=response.text)
+            text = re.sub(r"<(title|style).*?</|<[^>]*>", " ", response.text, flags=re.DOTALL)
+            return Response(response.status_code, text=" ".join(text.split()))
         if not response.text:  # a Navidrome that was built without its web app
             return await self._account_by_playlist(identity, shim)
         account = _logged_in(response.text)
