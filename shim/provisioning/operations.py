@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from shim.audit.events import Event
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
-from shim.provisioning.bindings import Busy
+from shim.provisioning.bindings import Busy, Outdated
 from shim.provisioning.building import build_ground, own_account
 from shim.provisioning.footing import find_footing
 from shim.provisioning.ground import REFRESH_SECONDS, Ground
@@ -25,6 +25,9 @@ from shim.provisioning.writer import Risen
 from shim.settings import Settings
 from shim.store.errors import StoreError
 from shim.trust.names import fold_name
+
+# How often a binding is read again that the running shim changes at the same time.
+_TRIES = 5
 
 
 class NotDone(Exception):
@@ -195,12 +198,8 @@ class Operations:
         """Free an account of its person. Whether its password is replaced already; where it could not be,
         the running shim does it."""
         binding = self._linked(name)
-        closed = True
-        try:
-            occasion = Occasion("command", binding.identity)
-            await self._ground.provisioner.upkeep.release(binding, occasion)
-        except (NavidromeError, Busy):
-            closed = False
+        with _explained(name):
+            closed = await self._release(binding)
         # The running shim looks this often: when this returns, the link counts nowhere any more.
         await asyncio.sleep(2 * REFRESH_SECONDS)
         return closed
@@ -214,6 +213,21 @@ class Operations:
             await self._ground.provisioner.upkeep.lock(user, Occasion("command"))
         # The running shim looks this often: when this returns, no token passes there any more.
         await asyncio.sleep(2 * REFRESH_SECONDS)
+
+    async def _release(self, binding: Binding) -> bool:
+        """Unlink, also where the running shim changes the binding at the same time, as long as it is the
+        same person's."""
+        release, bindings = self._ground.provisioner.upkeep.release, self._ground.bindings
+        for _ in range(_TRIES):
+            try:
+                return await release(binding, Occasion("command", binding.identity))
+            except Outdated:
+                await bindings.load()
+                found = bindings.of_account(binding.navidrome_id)
+                if found is None or found.uid != binding.uid:
+                    break
+                binding = found
+        raise Busy("it was changed by others meanwhile; try again")
 
     def _line(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> Line:
         is_open = user.user_name in open_names

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 from shim.audit.provisioning_events import AccountForgotten, AccountRenamed, AccountUnlinked
+from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.bindings import Busy, Outdated
 from shim.provisioning.means import Means
@@ -52,14 +53,19 @@ class Upkeep:
         if binding.open_door:
             await self.close_door(binding, occasion)
 
-    async def release(self, binding: Binding, occasion: Occasion) -> None:
-        """Unlink: the account is nobody's until it is claimed again, and locked."""
+    async def release(self, binding: Binding, occasion: Occasion) -> bool:
+        """Unlink: the account is nobody's until it is claimed again. Return whether it is locked already; if
+        not, the running shim does it. Raises `Busy` where it was not unlinked."""
         bindings = self._means.bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         released = await bindings.put(binding.released(), rule=rule)
         told = occasion.told()
         self._means.record(AccountUnlinked(time=time.time(), account=binding.user_name, **told))
-        await self.close_door(released, occasion)
+        try:
+            await self.close_door(released, occasion)
+        except (NavidromeError, Busy):
+            return False
+        return True
 
     async def lock(self, user: User, occasion: Occasion) -> None:
         """Lock an account at an operator's wish, whether somebody is linked to it or not. The person of a

@@ -133,8 +133,15 @@ class RealServer:
         return (self._folder / "log").read_text("utf-8", "replace")[-2000:]
 
 
-def server_of(kind: str, folder: Path, *, libraries: tuple[str, ...] = ()) -> Server:
-    """A server that is not started yet. `kind`: `stand-in` or `real`, then `tcp` or `unix`."""
+def server_of(
+    kind: str,
+    folder: Path,
+    *,
+    libraries: tuple[str, ...] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Server:
+    """A server that is not started yet. `kind`: `stand-in` or `real`, then `tcp` or `unix`. `settings`
+    are further environment variables of a real one."""
     which, how = kind.split()
     path = folder / "nd.sock"
     if which == "stand-in":
@@ -148,7 +155,7 @@ def server_of(kind: str, folder: Path, *, libraries: tuple[str, ...] = ()) -> Se
         )
         return StandInServer(listen, options)
     listen = f"127.0.0.1:{_free_port()}" if how == "tcp" else f"unix:{path}"
-    return RealServer(os.environ["NAVIDROME_BIN"], folder / "navidrome", listen, {})
+    return RealServer(os.environ["NAVIDROME_BIN"], folder / "navidrome", listen, settings or {})
 
 
 def upstream_of(listen: str) -> str:

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shim.audit.provisioning_events import AccountReadmitted
+from shim.audit.provisioning_events import AccountReadmitted, AccountUnlinked
 from shim.navidrome.models import User
+from shim.provisioning.operations import NotDone, operations
 from shim.proxy.gate import Account, Refusal
+from shim.settings import load
 from shim.trust.reasons import Reason
 from tests.provisioning.test_commands import run
 from tests.provisioning.world import ASKER, World, person, until
@@ -142,3 +144,33 @@ def _id(world: World, uid: str) -> str:
     binding = world.accounts.ground.bindings.of_uid(uid)
     assert binding is not None
     return binding.navidrome_id
+
+
+async def test_an_unlink_is_done_although_the_running_shim_changes_the_binding_meanwhile(
+    any_store_world: World,
+) -> None:
+    world = any_store_world
+    await world.start()
+    assert await world.ask(person("alice", display="One")) == "alice"
+    async with operations(load(world.environment()), world.events.append) as commands:
+        assert await world.ask(person("alice", display="Two")) == "alice"
+        assert await commands.unlink("alice")
+    assert len(world.told(AccountUnlinked)) == 1
+    await world.accounts.ground.refresh()
+    assert world.accounts.ground.bindings.of_uid("uid-of-alice") is None
+
+
+async def test_an_account_that_another_person_got_meanwhile_is_not_unlinked(
+    any_store_world: World,
+) -> None:
+    world = any_store_world
+    await world.start(NAME_REST_HOURS="0")
+    assert await world.ask(person("alice")) == "alice"
+    async with operations(load(world.environment()), world.events.append) as commands:
+        status, _, err = await run(world, "users", "unlink", "alice", "--yes")
+        assert status == 0, err
+        await world.accounts.ground.refresh()
+        assert await world.ask(person("alice", uid="another")) == "alice"
+        with pytest.raises(NotDone):
+            await commands.unlink("alice")
+    assert world.accounts.ground.bindings.of_uid("another") is not None

@@ -56,7 +56,7 @@ async def _routed(state: State, request: Request, mount: str) -> Answer:
         case "auth":
             return _login_routes(state, request)
         case "jellyfin" if state.options.jellyfin:
-            return jellyfin(request)
+            return jellyfin(state, request)
     return redirect(f"{state.options.base_path}/app/")
 
 

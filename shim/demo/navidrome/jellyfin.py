@@ -1,4 +1,4 @@
-"""`/jellyfin/…`: enough of it to tell that a request got there, and its WebSocket.
+"""`/jellyfin/…`: the login, who is logged in, and the WebSocket.
 
 The router below the mount is case-blind, the mount is not. Unlike the real one, the socket asks
 for no credentials and sends every message but `KeepAlive` back, for tests of tunnels.
@@ -10,24 +10,63 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from shim.demo.navidrome.accounts import Account
 from shim.demo.navidrome.answers import Answer, json_answer, text_error
+from shim.demo.navidrome.goform import Json
 from shim.demo.navidrome.request import Request
+from shim.demo.navidrome.state import State
 
 SOCKET = "/jellyfin/socket"
 _KEEP_ALIVE_SECONDS = 60
+_TOKEN_HEADERS = ("X-Emby-Token", "X-MediaBrowser-Token")
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
-def jellyfin(request: Request) -> Answer:
-    """The public server information; 401 for the rest."""
+def jellyfin(state: State, request: Request) -> Answer:
+    """The public server information, the login and its account; 401 for the rest."""
     path = request.path.lower()
     if path == "/system/info/public":
         return json_answer({"ServerName": "Navidrome", "ProductName": "Jellyfin Server"})
     if path == "/socket":
         return text_error(400, "Bad Request", [("Sec-Websocket-Version", "13")])
+    if path == "/users/authenticatebyname" and request.method == "POST":
+        return _authenticate(state, request)
+    account = _account(state, request)
+    if account is not None and path == "/users/me" and request.method == "GET":
+        return json_answer(_user(account))
     return Answer(401)
+
+
+def _authenticate(state: State, request: Request) -> Answer:
+    """`POST /Users/AuthenticateByName`. An empty password never logs in here."""
+    try:
+        body: object = json.loads(request.body)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return text_error(400, "Bad Request")
+    account = state.accounts.find(str(body.get("Username", "")))
+    password = body.get("Pw")
+    if not password or account is None or account.password != password:
+        return text_error(401, "Unauthorized")
+    state.accounts.log_in(account)
+    return json_answer({"User": _user(account), "AccessToken": state.tokens.issue(account)})
+
+
+def _account(state: State, request: Request) -> Account | None:
+    """The account that the token of a header names, by its user name alone. Not all places where the
+    real one finds a token are read."""
+    token = next(filter(None, map(request.header, _TOKEN_HEADERS)), "")
+    claims = state.tokens.read(token) if token else None
+    return None if claims is None else state.accounts.find(claims.subject)
+
+
+def _user(account: Account) -> dict[str, Json]:
+    identifier = account.id.encode().hex()
+    policy: Json = {"IsAdministrator": account.is_admin}
+    return {"Name": account.user_name, "Id": identifier, "Policy": policy}
 
 
 def is_socket(base_path: str, path: str) -> bool:
