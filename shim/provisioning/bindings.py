@@ -321,17 +321,20 @@ class Bindings:
         self._revoked()
 
     async def rest(self, rests: Iterable[Rest]) -> None:
-        """Let these names rest, and forget those that have rested long enough."""
+        """Let these names rest, and forget those that have rested long enough. A name that another process
+        holds for the person of the same account already stays that person's."""
         new, now = tuple(rests), self._now()
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> list[Rest]:
             connection.execute(delete(NAME_RESTS).where(NAME_RESTS.c.until <= now))
-            for rest in new:
+            put = [rest for rest in new if not _is_held(connection, rest)]
+            for rest in put:
                 _put_rest(connection, rest)
+            return put
 
-        await self.database.writing(work)
+        put = await self.database.writing(work)
         self._rests = {name: rest for name, rest in self._rests.items() if rest.until > now}
-        self._rests.update({rest.folded_name: rest for rest in new})
+        self._rests.update({rest.folded_name: rest for rest in put})
 
     async def end_rest(self, folded_name: str) -> None:
         """Hold this name no longer; other processes see it."""
@@ -465,6 +468,18 @@ def _end_intent(connection: Connection, intent: Intent | None) -> None:
     if intent is not None:
         mine = (INTENTS.c.key == intent.key) & (INTENTS.c.owner == intent.owner)
         connection.execute(delete(INTENTS).where(mine))
+
+
+def _is_held(connection: Connection, rest: Rest) -> bool:
+    """Return whether a person holds the name that this hold of nobody's would take from them."""
+    if rest.uid is not None:
+        return False
+    held = select(NAME_RESTS.c.uid).where(
+        NAME_RESTS.c.folded_name == rest.folded_name,
+        NAME_RESTS.c.navidrome_id == rest.navidrome_id,
+        NAME_RESTS.c.uid.is_not(None),
+    )
+    return connection.execute(held).first() is not None
 
 
 def _put_rest(connection: Connection, rest: Rest | None) -> None:

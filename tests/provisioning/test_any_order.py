@@ -568,7 +568,8 @@ class AnyOrder(RuleBasedStateMachine):
                 may = may and (bound is None or bound.uid in {None, uid})
             response = await self._visit(identity, 0)
             if may:
-                assert response.status == 200, f"{uid} is locked out: {response.text}"
+                last = self.simulation.world.events[-1]
+                assert response.status == 200, f"{uid} is locked out: {response.text}, {last}"
 
     async def _revoked_streams_end(self) -> None:
         revoked = [stream for stream in self.streams if stream.revoked]

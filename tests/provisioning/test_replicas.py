@@ -58,6 +58,23 @@ async def test_whom_one_refuses_from_now_on_the_other_one_forgets(any_store_worl
         await until(lambda: second.accounts.gate.known(person("eve", "music")) is None)
 
 
+async def test_the_name_of_a_deleted_account_stays_its_persons_whoever_notices_first(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        assert await first.ask(person("alice")) == "alice"
+        for world in (first, second):
+            await world.accounts.ground.reconcile()
+        await first.delete("alice")
+        for world in (first, second):
+            await world.accounts.ground.reconcile()
+            await world.accounts.ground.refresh()
+        assert await second.reason(person("alice", uid="another")) is Reason.IDENTITY_CONFLICT
+        assert await second.ask(person("alice")) == "alice"
+
+
 async def test_while_the_store_is_away_the_known_pass_and_nobody_else(
     postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
 ) -> None:
