@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
 LOCK := env --unset PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-options
-CODE := shim tests
+CODE := shim demo tests
 
 .PHONY: help demo run test lint format bench docs lock clean
 .DELETE_ON_ERROR:
@@ -23,7 +23,7 @@ help:
 	@echo "make clean   remove what make made"
 
 demo: $(VENV)/run.stamp
-	@$(BIN)/python -m shim demo $(ARGS)
+	@$(BIN)/python -m demo $(ARGS)
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m shim serve $(ARGS)

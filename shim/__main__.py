@@ -9,10 +9,10 @@ def main() -> None:
     """Entry point of the command."""
     if sys.argv[1:2] == ["health"] and not {"-h", "--help"} & set(sys.argv):
         # Asked every half minute: it loads none of the other commands' code.
-        from shim.commands.health import health  # noqa: PLC0415
+        from shim.cli.health import health  # noqa: PLC0415
 
         sys.exit(health(sys.argv[2:]))
-    from shim.cli import main as cli  # noqa: PLC0415
+    from shim.cli.main import main as cli  # noqa: PLC0415
 
     cli()
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.postgresql import PostgreSQL, programs
+from tests.support.postgresql import PostgreSQL, programs
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -43,7 +43,7 @@ def postgresql() -> Iterator[PostgreSQL]:
         _lacks("PostgreSQL's server")
     server = PostgreSQL(found)
     try:
-        server.make()
+        server.create()
         yield server
     finally:
         server.remove()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias, TypeVar
 
-from shim.audit.events import Repeatable
+from shim.audit.events import CoalescedEvent
 
-Kin: TypeAlias = tuple[str, ...]
+GroupKey: TypeAlias = tuple[str, ...]
 Key = TypeVar("Key")
 
 
@@ -25,90 +25,90 @@ class Coalescer:
     One window yields at most `(capacity + number of kins) * (burst + 1)` events.
     """
 
-    __slots__ = ("_burst", "_by_kin", "_by_peer", "_capacity", "_window")
+    __slots__ = ("_burst", "_by_group", "_by_peer", "_capacity", "_window")
 
     def __init__(self, *, burst: int = 5, window: float = 60.0, capacity: int = 128) -> None:
         self._burst = burst
         self._window = window
         self._capacity = capacity
         # Both in the order in which their windows began, which is the order in which they end.
-        self._by_peer: dict[tuple[str, Kin], _Bucket] = {}
-        self._by_kin: dict[Kin, _Bucket] = {}
+        self._by_peer: dict[tuple[str, GroupKey], _Bucket] = {}
+        self._by_group: dict[GroupKey, _Bucket] = {}
 
-    def offer(self, event: Repeatable, now: float) -> list[Repeatable]:
+    def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
         """What is to be written because of this event, `now` in seconds of a monotonic clock."""
-        out = self.due(now)
-        if self._bucket(event, now).admit(event):
+        out = self.expired_summaries(now)
+        if self._bucket(event, now).accept(event):
             out.append(event)
         return out
 
-    def repeat(self, peer: str, kin: Kin, time: float, now: float) -> bool:
+    def count_suppressed(self, peer: str, group_key: GroupKey, time: float, now: float) -> bool:
         """Count one more event of this peer and kin, of which nothing would be written but that; `time` is
         the event's own. False where it has to be offered."""
-        bucket = self._by_peer.get((peer, kin))
+        bucket = self._by_peer.get((peer, group_key))
         if bucket is None:
             if len(self._by_peer) < self._capacity:
                 return False
-            bucket = self._by_kin.get(kin)
+            bucket = self._by_group.get(group_key)
         if bucket is None or bucket.sample is None or bucket.began <= now - self._window:
             return False
-        bucket.held += 1
+        bucket.suppressed += 1
         bucket.last_time = time
         return True
 
-    def due(self, now: float) -> list[Repeatable]:
+    def expired_summaries(self, now: float) -> list[CoalescedEvent]:
         """The summaries of the windows that have ended."""
-        if not self._by_peer and not self._by_kin:
+        if not self._by_peer and not self._by_group:
             return []
         began = now - self._window
-        return [*_ended(self._by_peer, began), *_ended(self._by_kin, began)]
+        return [*_ended(self._by_peer, began), *_ended(self._by_group, began)]
 
-    def drain(self) -> list[Repeatable]:
+    def drain(self) -> list[CoalescedEvent]:
         """The summaries of all windows, ended or not: nothing is held back after it."""
-        return self.due(float("inf"))
+        return self.expired_summaries(float("inf"))
 
-    def _bucket(self, event: Repeatable, now: float) -> _Bucket:
-        key = (event.peer, event.kin)
+    def _bucket(self, event: CoalescedEvent, now: float) -> _Bucket:
+        key = (event.peer, event.group_key)
         bucket = self._by_peer.get(key)
         if bucket is None and len(self._by_peer) < self._capacity:
             bucket = self._by_peer[key] = _Bucket(now, self._burst, many_peers=False)
         if bucket is None:
-            bucket = self._by_kin.get(event.kin)
+            bucket = self._by_group.get(event.group_key)
         if bucket is None:
-            bucket = self._by_kin[event.kin] = _Bucket(now, self._burst, many_peers=True)
+            bucket = self._by_group[event.group_key] = _Bucket(now, self._burst, many_peers=True)
         return bucket
 
 
 class _Bucket:
     """One window of one kind: `room` more are written, then `held` are counted, `sample` the first."""
 
-    __slots__ = ("began", "held", "last_time", "many_peers", "room", "sample")
+    __slots__ = ("began", "last_time", "many_peers", "room", "sample", "suppressed")
 
     def __init__(self, began: float, room: int, *, many_peers: bool) -> None:
         self.began = began
         self.room = room
         self.many_peers = many_peers
-        self.held = 0
+        self.suppressed = 0
         self.last_time = 0.0
-        self.sample: Repeatable | None = None
+        self.sample: CoalescedEvent | None = None
 
-    def admit(self, event: Repeatable) -> bool:
+    def accept(self, event: CoalescedEvent) -> bool:
         if self.room > 0:
             self.room -= 1
             return True
         if self.sample is None:
             self.sample = event
-        self.held += event.count
+        self.suppressed += event.count
         self.last_time = event.time
         return False
 
-    def summary(self) -> Repeatable | None:
+    def summary(self) -> CoalescedEvent | None:
         if self.sample is None:
             return None
-        return self.sample.summary(self.held, self.last_time, many_peers=self.many_peers)
+        return self.sample.summary(self.suppressed, self.last_time, many_peers=self.many_peers)
 
 
-def _ended(buckets: dict[Key, _Bucket], began: float) -> Iterator[Repeatable]:
+def _ended(buckets: dict[Key, _Bucket], began: float) -> Iterator[CoalescedEvent]:
     while buckets:
         key = next(iter(buckets))
         if buckets[key].began > began:

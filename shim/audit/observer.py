@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import TypedDict
 
-from shim.audit.events import Accessed, RequestJudged, UpstreamDown, UpstreamFailed, UpstreamUp
-from shim.audit.proof_events import TokenSeen
+from shim.audit.events import Access, RequestDecision, RequestFailed, UpstreamDown, UpstreamUp
+from shim.audit.events.proof import NavidromeTokenFound
 from shim.audit.trail import Trail
-from shim.trust.decide import Decision
+from shim.trust.decision import Decision
 
 _MAX_METHOD = 32
 
@@ -23,67 +23,67 @@ class TrailObserver:
         trail: Trail,
         upstream: str,
         *,
-        wants_access: bool = False,
+        logs_access: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._trail = trail
         self._upstream = upstream
         self._now = now
         self._down_since: float | None = None
-        self.wants_access = wants_access
+        self.logs_access = logs_access
 
-    def judged(self, decision: Decision, request_id: str) -> None:
+    def request_decided(self, decision: Decision, request_id: str) -> None:
         """A request was stripped or rejected."""
         outcome, now = decision.outcome, self._now()
-        kin = RequestJudged.kin_of(outcome.reason, outcome.path_class)
-        if self._trail.repeated(decision.source.peer.text, kin, now):
+        group_key = RequestDecision.build_group_key(outcome.reason, outcome.path_class)
+        if self._trail.count_suppressed(decision.source.peer.text, group_key, now):
             return
         self._trail.record(
-            RequestJudged(
+            RequestDecision(
                 time=now,
-                **_asked(decision, request_id),
-                peer_trusted=decision.source.listed,
+                **_request_fields(decision, request_id),
+                peer_trusted=decision.source.trusted,
                 client=_client(decision),
                 path_class=outcome.path_class,
                 verdict=outcome.verdict,
                 reason=outcome.reason,
                 status=outcome.status,
-                user=_claimed(decision),
+                user=_claimed_name(decision),
                 removed_headers=_removed(decision),
                 notes=decision.notes,
             )
         )
 
-    def tokens_seen(self, decision: Decision, request_id: str) -> None:
+    def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
         """A request brought a Navidrome token that was removed, or that speaks for itself."""
         identity = decision.identity
-        found = {"navidrome_token_void": decision.void, "token_mismatch": decision.loosed}
+        found = {"navidrome_token_void": decision.void, "token_mismatch": decision.removed_tokens}
         if not any(found.values()):
-            found = {"token_without_identity": decision.token_places}
-        for reason, places in found.items():
-            if places:
+            found = {"token_without_identity": decision.token_locations}
+        for reason, locations in found.items():
+            if locations:
                 self._trail.record(
-                    TokenSeen(
+                    NavidromeTokenFound(
                         time=self._now(),
-                        **_asked(decision, request_id),
+                        **_request_fields(decision, request_id),
                         reason=reason,
-                        places=places,
+                        locations=locations,
                         user=None if identity is None else identity.username,
                     )
                 )
 
-    def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
-        """A request got one of the shim's own answers, since Navidrome gave none."""
+    def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
+        """A request got one of the shim's own responses, since Navidrome gave none."""
         self._trail.record(
-            UpstreamFailed(
+            RequestFailed(
                 time=self._now(),
-                **_asked(decision, request_id),
+                **_request_fields(decision, request_id),
                 status=status,
-                reason=word,
+                reason=failure,
             )
         )
 
-    def accessed(
+    def request_completed(
         self,
         decision: Decision,
         request_id: str,
@@ -94,9 +94,9 @@ class TrailObserver:
     ) -> None:
         """A response was given."""
         self._trail.record(
-            Accessed(
+            Access(
                 time=self._now(),
-                **_asked(decision, request_id),
+                **_request_fields(decision, request_id),
                 status=status,
                 bytes_sent=sent,
                 duration_seconds=seconds,
@@ -115,23 +115,23 @@ class TrailObserver:
         self._down_since = None
         self._trail.record(UpstreamUp(time=now, upstream=self._upstream, down_seconds=away))
 
-    def upstream_down(self, why: str) -> None:
+    def upstream_down(self, reason: str) -> None:
         """Navidrome can't be reached."""
         if self._down_since is None:
             self._down_since = self._now()
             self._trail.record(
-                UpstreamDown(time=self._down_since, upstream=self._upstream, reason=why)
+                UpstreamDown(time=self._down_since, upstream=self._upstream, reason=reason)
             )
 
 
-class _Asked(TypedDict):
+class _RequestFields(TypedDict):
     request_id: str
     peer: str
     method: str
     path: str
 
 
-def _asked(decision: Decision, request_id: str) -> _Asked:
+def _request_fields(decision: Decision, request_id: str) -> _RequestFields:
     """Who asked for what, as every event on a request has it."""
     method, target = decision.requested
     return {
@@ -145,15 +145,15 @@ def _asked(decision: Decision, request_id: str) -> _Asked:
 def _client(decision: Decision) -> str | None:
     """The client's address, the peer's where the header block that may name it could not be read."""
     block = decision.block
-    client = decision.source.address if block is None else block.envelope.client
+    client = decision.source.address if block is None else block.metadata.client
     return None if client is None else client.decode()
 
 
-def _claimed(decision: Decision) -> str | None:
+def _claimed_name(decision: Decision) -> str | None:
     if decision.block is None:
         return None
-    belief = decision.belief or decision.block.envelope.belief
-    identity = belief.identity
+    trust_result = decision.trust_result or decision.block.metadata.trust_result
+    identity = trust_result.identity
     return None if identity is None else identity.username
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from shim.audit.coalesce import Coalescer, Kin
-from shim.audit.events import Event, EventsLost, Repeatable
-from shim.audit.lines import say_on_stderr
+from shim.audit.coalesce import Coalescer, GroupKey
+from shim.audit.events import CoalescedEvent, Event, EventsDropped
+from shim.audit.line_writer import print_to_stderr
 
 BATCH = 64
 SWEEP_SECONDS = 1.0
@@ -25,7 +25,7 @@ LAST_RETRY_SECONDS = 60.0
 FINISHING_RETRY_SECONDS = 0.2
 
 
-class SinkGone(Exception):
+class SinkClosed(Exception):
     """Raised by a sink that can never be written to again."""
 
 
@@ -61,12 +61,12 @@ class Trail:
         capacity: int = 4096,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
-        complain: Callable[[str], None] = say_on_stderr,
+        on_error: Callable[[str], None] = print_to_stderr,
     ) -> None:
-        self._queues = tuple(_Queue(sink, capacity, now, complain) for sink in sinks)
+        self._queues = tuple(_Queue(sink, capacity, now, on_error) for sink in sinks)
         self._coalescer = coalescer or Coalescer()
         self._clock = clock
-        self._complain = complain
+        self._on_error = on_error
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -75,12 +75,12 @@ class Trail:
     def start(self) -> None:
         """Begin to write, on the running event loop. What was recorded before is not lost."""
         self._tasks = tuple(asyncio.create_task(queue.run()) for queue in self._queues)
-        self._sweeper = asyncio.create_task(self._sweep_on())
+        self._sweeper = asyncio.create_task(self._sweep_forever())
 
     def record(self, event: Event) -> None:
         """Have the event written, or counted if many of its kind come at once."""
         try:
-            if isinstance(event, Repeatable):
+            if isinstance(event, CoalescedEvent):
                 for one in self._coalescer.offer(event, self._clock()):
                     self._put(one)
             else:
@@ -89,21 +89,21 @@ class Trail:
             self._faults += 1
             if self._faults == 1:
                 with suppress(Exception):
-                    self._complain(f"an event could not be recorded: {fault!r}")
+                    self._on_error(f"an event could not be recorded: {fault!r}")
 
-    def repeated(self, peer: str, kin: Kin, time: float) -> bool:
+    def count_suppressed(self, peer: str, group_key: GroupKey, time: float) -> bool:
         """Count an event, at `time` in seconds since the epoch, without its being made: only where so many
         of its peer and kin came that no more than their number would be written."""
-        return self._coalescer.repeat(peer, kin, time, self._clock())
+        return self._coalescer.count_suppressed(peer, group_key, time, self._clock())
 
     def sweep(self) -> None:
         """Write the summaries that are due. Done each second once the trail is started."""
-        for summary in self._coalescer.due(self._clock()):
+        for summary in self._coalescer.expired_summaries(self._clock()):
             self._put(summary)
 
-    def lost(self) -> dict[str, int]:
+    def dropped(self) -> dict[str, int]:
         """Events that each sink has not got and will not get, by its name."""
-        return {queue.sink.name: queue.lost + self._faults for queue in self._queues}
+        return {queue.sink.name: queue.dropped + self._faults for queue in self._queues}
 
     async def close(self, within: float = 5.0) -> None:
         """Write everything that is held back or waits, for at most `within` seconds in all."""
@@ -125,16 +125,16 @@ class Trail:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for queue in self._queues:
-            queue.say_what_is_left()
+            queue.report_dropped()
 
     def _put(self, event: Event, *, beyond_capacity: bool = False) -> None:
         for queue in self._queues:
             if self._closed:
-                queue.lose(event)
+                queue.drop(event)
             else:
                 queue.put(event, beyond_capacity=beyond_capacity)
 
-    async def _sweep_on(self) -> None:
+    async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.sweep()
@@ -144,36 +144,36 @@ class _Queue:
     """What waits for one sink. An event leaves it when the sink has written it."""
 
     def __init__(
-        self, sink: Sink, capacity: int, now: Callable[[], float], complain: Callable[[str], None]
+        self, sink: Sink, capacity: int, now: Callable[[], float], on_error: Callable[[str], None]
     ) -> None:
         self.sink = sink
-        self.lost = 0
+        self.dropped = 0
         self._capacity = capacity
         self._now = now
-        self._complain = complain
+        self._on_error = on_error
         self._events: deque[Event] = deque()
-        self._untold = 0
+        self._unreported = 0
         self._wake = asyncio.Event()
-        self._finish = asyncio.Event()
+        self._finishing = asyncio.Event()
         self._retry = FIRST_RETRY_SECONDS
         self._failing = False
-        self._gone = False
+        self._sink_closed = False
 
     def put(self, event: Event, *, beyond_capacity: bool) -> None:
         full = len(self._events) >= self._capacity and not beyond_capacity
-        if full or self._gone:
-            self.lose(event)
+        if full or self._sink_closed:
+            self.drop(event)
             return
         self._events.append(event)
         self._wake.set()
 
-    def lose(self, event: Event) -> None:
-        count = event.count if isinstance(event, Repeatable) else 1
-        self.lost += count
-        self._untold += count
+    def drop(self, event: Event) -> None:
+        count = event.count if isinstance(event, CoalescedEvent) else 1
+        self.dropped += count
+        self._unreported += count
 
     def finish(self) -> None:
-        self._finish.set()
+        self._finishing.set()
         self._wake.set()
 
     async def run(self) -> None:
@@ -182,23 +182,23 @@ class _Queue:
             self._wake.clear()
             while self._events:
                 await self._write_some()
-            if self._finish.is_set():
+            if self._finishing.is_set():
                 await self._close_sink()
                 return
 
-    def say_what_is_left(self) -> None:
+    def report_dropped(self) -> None:
         for event in self._events:
-            self.lose(event)
+            self.drop(event)
         self._events.clear()
-        if self._untold:
-            self._complain(f"{self._untold} events could not be written to {self.sink.name}")
-            self._untold = 0
+        if self._unreported:
+            self._on_error(f"{self._unreported} events could not be written to {self.sink.name}")
+            self._unreported = 0
 
     async def _write_some(self) -> None:
         batch = [self._events[i] for i in range(min(BATCH, len(self._events)))]
         try:
             await self.sink.write(batch)
-        except SinkGone as fault:
+        except SinkClosed as fault:
             self._give_up(fault)
             return
         except Exception as fault:  # noqa: BLE001 - whatever a sink raises
@@ -209,31 +209,33 @@ class _Queue:
         if self._failing:
             self._failing = False
             self._retry = FIRST_RETRY_SECONDS
-            self._complain(f"{self.sink.name} can be written to again")
-        if self._untold:
-            told, self._untold = self._untold, 0
-            self._events.append(EventsLost(time=self._now(), sink=self.sink.name, count=told))
+            self._on_error(f"{self.sink.name} can be written to again")
+        if self._unreported:
+            unreported, self._unreported = self._unreported, 0
+            self._events.append(
+                EventsDropped(time=self._now(), sink=self.sink.name, count=unreported)
+            )
         await asyncio.sleep(0)  # other work comes between two batches
 
     async def _wait_after(self, fault: Exception) -> None:
         if not self._failing:
             self._failing = True
-            self._complain(f"{self.sink.name} can't be written to, will be tried again: {fault!r}")
-        if self._finish.is_set():
+            self._on_error(f"{self.sink.name} can't be written to, will be tried again: {fault!r}")
+        if self._finishing.is_set():
             await asyncio.sleep(FINISHING_RETRY_SECONDS)
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._finish.wait(), self._retry)
+            await asyncio.wait_for(self._finishing.wait(), self._retry)
         self._retry = min(self._retry * 2, LAST_RETRY_SECONDS)
 
-    def _give_up(self, fault: SinkGone) -> None:
-        self._gone = True
-        self._complain(f"{self.sink.name} is not written to any more: {fault}")
+    def _give_up(self, fault: SinkClosed) -> None:
+        self._sink_closed = True
+        self._on_error(f"{self.sink.name} is not written to any more: {fault}")
         while self._events:
-            self.lose(self._events.popleft())
+            self.drop(self._events.popleft())
 
     async def _close_sink(self) -> None:
         try:
             await self.sink.close()
         except Exception as fault:  # noqa: BLE001 - whatever a sink raises
-            self._complain(f"{self.sink.name} could not be closed: {fault!r}")
+            self._on_error(f"{self.sink.name} could not be closed: {fault!r}")

@@ -28,7 +28,7 @@ _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Caller:
     """Who asks: `user` is the believed name on the private channel, None on the listener."""
 
     user: str | None
@@ -49,15 +49,15 @@ class Access:
             raise ValueError("the channel's secret and the token may not be empty")
         self._channel_secret = channel_secret.encode()
         self._token = None if token is None else token.encode()
-        self._hosts = frozenset(_bare(host) for host in hosts)
+        self._hosts = frozenset(_bare_host(host) for host in hosts)
         self._any_address = not self._hosts.isdisjoint(("0.0.0.0", "::"))
 
-    def allowed(self, request: Request) -> Asker:
+    def authorize(self, request: Request) -> Caller:
         """Who asks, as a dependency of every route but `/healthz`. Raises 401, 403, 404 or 421."""
         if CHANNEL_HEADER in request.headers:
-            return Asker(self._channel_user(request))
+            return Caller(self._channel_user(request))
         if self._has_token(request):
-            return Asker(None)
+            return Caller(None)
         self._check_host(request)
         if self._token is not None:
             raise HTTPException(
@@ -67,9 +67,9 @@ class Access:
             )
         if not _is_local(request):
             raise HTTPException(403, "without SHIM_CONTROL_TOKEN only this machine itself may ask")
-        return Asker(None)
+        return Caller(None)
 
-    def addressed(self, request: Request) -> None:
+    def check_host(self, request: Request) -> None:
         """Whether the request is meant for us at all, as the dependency of `/healthz`, which is open.
         Raises 404 or 421."""
         if CHANNEL_HEADER in request.headers:
@@ -78,7 +78,7 @@ class Access:
             self._check_host(request)
 
     def _channel_user(self, request: Request) -> str:
-        secret, user = _only(request, CHANNEL_HEADER), _only(request, USER_HEADER)
+        secret, user = _single_header(request, CHANNEL_HEADER), _single_header(request, USER_HEADER)
         known = hmac.compare_digest(secret, self._channel_secret)
         try:
             name = user.decode("utf-8")
@@ -90,13 +90,13 @@ class Access:
         return name
 
     def _has_token(self, request: Request) -> bool:
-        scheme, _, token = _only(request, "Authorization").partition(b" ")
+        scheme, _, token = _single_header(request, "Authorization").partition(b" ")
         if self._token is None or scheme.lower() != b"bearer":
             return False
         return hmac.compare_digest(token.strip(), self._token)
 
     def _check_host(self, request: Request) -> None:
-        host = _bare(_only(request, "Host").decode("latin-1"), port=True)
+        host = _bare_host(_single_header(request, "Host").decode("latin-1"), port=True)
         if host == "localhost" or host in self._hosts:
             return
         try:
@@ -104,16 +104,16 @@ class Access:
         except ValueError:
             address = None
         if address is None or not (self._any_address or address.is_loopback):
-            raise HTTPException(421, "the control plane is not asked for by this name")
+            raise HTTPException(421, "Host header is not an allowed control-plane name")
 
 
-def _only(request: Request, name: str) -> bytes:
+def _single_header(request: Request, name: str) -> bytes:
     """The value of the only header of this name, nothing where there are several."""
     values = request.headers.getlist(name)
     return values[0].encode("latin-1") if len(values) == 1 else b""
 
 
-def _bare(host: str, *, port: bool = False) -> str:
+def _bare_host(host: str, *, port: bool = False) -> str:
     """The host in lower case, without brackets and, if it has one, without its port."""
     host = host.strip().lower()
     if host.startswith("["):

@@ -1,7 +1,7 @@
 """The control plane as an application: `/healthz`, `/readyz`, `/metrics`.
 
 Every route but `/healthz` belongs to the guarded router, so that a new one is closed until somebody opens
-it. Every answer is JSON, metrics aside, and says no more than the asker may know.
+it. Every response is JSON, metrics aside, and says no more than the asker may know.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shim.control.access import Access
-from shim.control.health import HealthSource, is_ready
+from shim.health import HealthSource, is_ready
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -43,13 +43,13 @@ def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Acce
     )
     app.include_router(_open_routes(access))
     app.include_router(_guarded_routes(health, metrics, access))
-    _answer_faults(app)
+    _add_error_handlers(app)
     app.add_middleware(SecurityHeaders)
     return app
 
 
 def _open_routes(access: Access) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(access.addressed)])
+    router = APIRouter(dependencies=[Depends(access.check_host)])
 
     @router.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
@@ -59,7 +59,7 @@ def _open_routes(access: Access) -> APIRouter:
 
 
 def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Access) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(access.allowed)])
+    router = APIRouter(dependencies=[Depends(access.authorize)])
 
     @router.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
@@ -80,7 +80,7 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
 
 
 class SecurityHeaders:
-    """Puts `SECURITY_HEADERS` on every answer that doesn't bring its own."""
+    """Puts `SECURITY_HEADERS` on every response that doesn't bring its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -96,22 +96,22 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-def _answer_faults(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
-    async def refused(_request: Request, fault: HTTPException) -> Response:
+    async def on_http_error(_request: Request, fault: HTTPException) -> Response:
         return _error(fault.status_code, fault.detail, fault.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def unreadable(_request: Request, fault: RequestValidationError) -> Response:
+    async def on_validation_error(_request: Request, fault: RequestValidationError) -> Response:
         wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
         return _error(422, "; ".join(wrong))
 
     @app.exception_handler(Exception)
-    async def failed(_request: Request, _fault: Exception) -> Response:
+    async def on_error(_request: Request, _fault: Exception) -> Response:
         # Made outside of the middleware, since that may be what failed.
-        return _error(500, "the shim itself failed here; its log says how", SECURITY_HEADERS)
+        return _error(500, "Internal error; see the log", SECURITY_HEADERS)
 
 
 def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    word = HTTPStatus(status).phrase.lower().replace(" ", "_")
-    return JSONResponse({"error": word, "detail": detail}, status_code=status, headers=headers)
+    name = HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return JSONResponse({"error": name, "detail": detail}, status_code=status, headers=headers)

@@ -17,17 +17,17 @@ from shim.proxy.counters import Counters
 from shim.trust.reasons import OUTCOMES
 
 
-def metrics_of(
-    counters: Counters, *, version: str, events_lost: Callable[[], Mapping[str, int]] = dict
+def build_registry(
+    counters: Counters, *, version: str, events_dropped: Callable[[], Mapping[str, int]] = dict
 ) -> CollectorRegistry:
     """A registry with all metrics of this process; other parts may register theirs beside them.
 
-    `events_lost`: by the name of each sink of the audit trail, the events that it did not get.
+    `events_dropped`: by the name of each sink of the audit trail, the events that it did not get.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(ProxyCollector(counters))
     registry.register(BuildCollector(version))
-    registry.register(TrailCollector(events_lost))
+    registry.register(TrailCollector(events_dropped))
     ProcessCollector(registry=registry)
     return registry
 
@@ -51,12 +51,12 @@ class ProxyCollector(Collector):
         yield requests
 
         failures = CounterMetricFamily(
-            "shim_upstream_failures",
+            "shim_request_failures",
             "Requests answered 502, 503 or 504 instead of by Navidrome.",
             labels=("reason",),
         )
-        for word, count in dict(counters.failures).items():
-            failures.add_metric((word,), count)
+        for failure, count in dict(counters.failures).items():
+            failures.add_metric((failure,), count)
         yield failures
 
         yield CounterMetricFamily(
@@ -65,7 +65,7 @@ class ProxyCollector(Collector):
             counters.retries,
         )
         yield CounterMetricFamily(
-            "shim_clients_refused", "Connections beyond the limit.", counters.clients_refused
+            "shim_clients_rejected", "Connections beyond the limit.", counters.clients_rejected
         )
         for name, text, value in (
             (
@@ -107,15 +107,15 @@ class BuildCollector(Collector):
 class TrailCollector(Collector):
     """Says what the audit trail could not write."""
 
-    def __init__(self, events_lost: Callable[[], Mapping[str, int]]) -> None:
-        self._events_lost = events_lost
+    def __init__(self, events_dropped: Callable[[], Mapping[str, int]]) -> None:
+        self._events_dropped = events_dropped
 
     def collect(self) -> Iterator[Metric]:
-        lost = CounterMetricFamily(
-            "shim_audit_events_lost",
+        dropped = CounterMetricFamily(
+            "shim_audit_events_dropped",
             "Events that a sink of the audit trail did not get.",
             labels=("sink",),
         )
-        for sink, count in self._events_lost().items():
-            lost.add_metric((sink,), count)
-        yield lost
+        for sink, count in self._events_dropped().items():
+            dropped.add_metric((sink,), count)
+        yield dropped

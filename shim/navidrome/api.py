@@ -18,10 +18,10 @@ from enum import StrEnum
 from urllib.parse import quote, urlencode
 
 from shim.navidrome.errors import (
+    ApiError,
     NameTaken,
     NotAuthenticated,
     PermissionDenied,
-    Refused,
     ResponseTooLarge,
     Unavailable,
 )
@@ -36,7 +36,7 @@ from shim.navidrome.models import (
 )
 from shim.navidrome.pages import UserPages
 from shim.navidrome.session import HeaderSession, Session
-from shim.navidrome.transport import Answer, Transport, said
+from shim.navidrome.transport import Response, Transport, body_excerpt
 
 # Begins a password that its owner never chose: the web app lets him set one without knowing it.
 AUTOGEN = "__NAVIDROME_AUTOGEN__"
@@ -47,7 +47,7 @@ _READ_SECONDS = 1.0
 _CLIENT = {"v": "1.16.1", "c": "navidrome-shim", "f": "json"}
 
 
-class Standing(StrEnum):
+class HeaderTrust(StrEnum):
     """What the user header is worth at Navidrome when the shim sends it."""
 
     KNOWN = "known"
@@ -106,17 +106,17 @@ class Navidrome:
         """The user with this id, None where there is none. Raises `ResponseTooLarge` if the record can't
         be read."""
         try:
-            answer = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
+            response = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
         except ResponseTooLarge as error:
             raise ResponseTooLarge(
                 f"{error}: the account's name, display name or e-mail is too long; shorten it in Navidrome, "
                 "as an admin, or delete the account"
             ) from None
-        return None if answer.status == 404 else read_user(answer.data)
+        return None if response.status == 404 else read_user(response.data)
 
     async def create(self, new: NewUser, password: str) -> str:
         """Make a user, and give its id. Raises `NameTaken` where another one has the name."""
-        answer = await self._call(
+        response = await self._call(
             "POST",
             "/api/user",
             body={
@@ -128,11 +128,11 @@ class Navidrome:
                 "password": password,
             },
         )
-        made = answer.data
-        made_id = made.get("id") if isinstance(made, dict) else None
-        if not isinstance(made_id, str) or not made_id:
+        created = response.data
+        created_id = created.get("id") if isinstance(created, dict) else None
+        if not isinstance(created_id, str) or not created_id:
             raise Unavailable("POST /api/user: Navidrome answered without an id")
-        return made_id
+        return created_id
 
     async def write(
         self, user: User, changes: Mapping[str, object], password: str | None = None
@@ -140,7 +140,7 @@ class Navidrome:
         """Write a user's record back with these changes, and give it as it is now: its `read_at` is when it
         was written.
 
-        A record that is gone would be made anew, with an empty password: whoever calls this has to see
+        A record that is gone would be made again, with an empty password: whoever calls this has to see
         to it (`opens_without_password`). Raises `NameTaken` where another user has the new name.
         """
         body: dict[str, object] = {**user.record, **changes}
@@ -148,8 +148,8 @@ class Navidrome:
             raise ValueError("a user without a name is never written")
         if password is not None:
             body["password"] = password
-        answer = await self._call("PUT", f"/api/user/{quote(user.id, safe='')}", body=body)
-        return replace(read_user(answer.data), read_at=_date(answer))
+        response = await self._call("PUT", f"/api/user/{quote(user.id, safe='')}", body=body)
+        return replace(read_user(response.data), read_at=_date(response))
 
     async def delete(self, user_id: str) -> None:
         """Delete a user; one who is gone is no error."""
@@ -172,21 +172,21 @@ class Navidrome:
 
     async def create_admin(self, user_name: str, password: str) -> bool:
         """Make the first user, an admin. False where the server has users already."""
-        answer = await self._transport.send(
+        response = await self._transport.send(
             "POST", "/auth/createAdmin", body={"username": user_name, "password": password}
         )
-        if answer.status == 403:
+        if response.status == 403:
             return False
-        if answer.status != 200:
-            raise _refusal("POST /auth/createAdmin", answer)
-        if not isinstance(answer.data, dict):
+        if response.status != 200:
+            raise _error_for("POST /auth/createAdmin", response)
+        if not isinstance(response.data, dict):
             raise Unavailable("POST /auth/createAdmin: the answer is no account")
-        self._session.made()
+        self._session.account_created()
         return True
 
     def own_account_changed(self) -> None:
-        """The account that the session acts as was created or changed: a refused login may work now."""
-        self._session.made()
+        """The account that the session acts as was created or changed: a rejected login may work now."""
+        self._session.account_created()
 
     async def opens_without_password(self, user_name: str) -> bool:
         """Whether an empty password opens this account (a Subsonic ping, with no other credentials)."""
@@ -195,13 +195,13 @@ class Navidrome:
         opened, _ = await _ping(self._transport, {"u": user_name, "t": token, "s": salt}, {})
         return opened
 
-    async def standing(self, user_name: str) -> Standing:
+    async def header_trust(self, user_name: str) -> HeaderTrust:
         """What the user header is worth with this name in it."""
         opened, code = await _ping(self._transport, {}, {self._user_header: user_name.encode()})
         if opened:
-            return Standing.KNOWN
+            return HeaderTrust.KNOWN
         # 10: a parameter is missing, so the header was not looked at. 40: wrong user name.
-        return Standing.UNTRUSTED if code == 10 else Standing.UNKNOWN_USER
+        return HeaderTrust.UNTRUSTED if code == 10 else HeaderTrust.UNKNOWN_USER
 
     async def external_authentication(self) -> ExternalAuthentication | None:
         """Return Navidrome's settings for external authentication; None if it does not show its
@@ -216,7 +216,7 @@ class Navidrome:
         """Whether the server has no users yet, as its web app is told; None where it doesn't say."""
         return await is_empty(self._transport)
 
-    async def _read(self, path: str, *, missing: bool = False) -> Answer:
+    async def _read(self, path: str, *, missing: bool = False) -> Response:
         """GET, tried again where Navidrome is not there for a moment, and says so at once."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + _READ_SECONDS
@@ -232,46 +232,46 @@ class Navidrome:
 
     async def _call(
         self, method: str, path: str, *, body: object = None, missing: bool = False
-    ) -> Answer:
-        """An API call; 404 is an answer where `missing` says so. A 401 is tried once more where the
+    ) -> Response:
+        """An API call; 404 is a response where `missing` says so. A 401 is tried once more where the
         session has another way."""
-        answer = await self._send(method, path, body)
-        if answer.status == 401 and self._session.refused():
-            answer = await self._send(method, path, body)
-        if answer.status == 200 or (missing and answer.status == 404):
-            return answer
-        raise _refusal(f"{method} {path}", answer)
+        response = await self._send(method, path, body)
+        if response.status == 401 and self._session.on_unauthorized():
+            response = await self._send(method, path, body)
+        if response.status == 200 or (missing and response.status == 404):
+            return response
+        raise _error_for(f"{method} {path}", response)
 
-    async def _send(self, method: str, path: str, body: object) -> Answer:
+    async def _send(self, method: str, path: str, body: object) -> Response:
         headers = await self._session.headers()
-        answer = await self._transport.send(method, path, headers=headers, body=body)
-        if answer.status < 400:
-            self._session.answered(answer)
-        return answer
+        response = await self._transport.send(method, path, headers=headers, body=body)
+        if response.status < 400:
+            self._session.on_response(response)
+        return response
 
 
-def _date(answer: Answer) -> float:
+def _date(response: Response) -> float:
     """Return the response's `Date` in seconds since the epoch; this machine's time where there is none."""
     try:
-        return parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
         return math.ceil(time.time())
 
 
-def _refusal(asked: str, answer: Answer) -> Refused | Unavailable:
-    """What an answer that is none of the expected comes to."""
-    message = f"{asked}: Navidrome answered {answer.status}: {said(answer.body)}"
-    match answer.status:
+def _error_for(call: str, response: Response) -> ApiError | Unavailable:
+    """What a response that is none of the expected comes to."""
+    message = f"{call}: Navidrome answered {response.status}: {body_excerpt(response.body)}"
+    match response.status:
         case 401:
             return NotAuthenticated(message, 401)
         case 403:
             return PermissionDenied(message, 403)
-        case 400 if b"ra.validation.unique" in answer.body:
+        case 400 if b"ra.validation.unique" in response.body:
             return NameTaken(message, 400)
         case 429:
             return Unavailable(message, retry_after=20.0, sent=False)
         case status if 400 <= status < 500:
-            return Refused(message, status)
+            return ApiError(message, status)
     return Unavailable(message)
 
 
@@ -292,10 +292,10 @@ async def obeys(transport: Transport, *headers: str) -> bool:
 async def is_empty(transport: Transport) -> bool | None:
     """Whether the server has no users yet, as its web app is told; None where it doesn't say. Raises
     `Unavailable`."""
-    answer = await transport.send("GET", "/app/", page=True)
-    if b"firstTime" not in answer.body:
+    response = await transport.send("GET", "/app/", page=True)
+    if b"firstTime" not in response.body:
         return None
-    plain = answer.body.replace(b"\\", b"").replace(b" ", b"")
+    plain = response.body.replace(b"\\", b"").replace(b" ", b"")
     return b'"firstTime":true' in plain
 
 
@@ -303,8 +303,10 @@ async def _ping(
     transport: Transport, query: Mapping[str, str], headers: Mapping[str, bytes]
 ) -> tuple[bool, int | None]:
     """Send a Subsonic ping; return whether it succeeded, and the error's code."""
-    answer = await transport.send("GET", "/rest/ping", query={**_CLIENT, **query}, headers=headers)
-    found = answer.data
+    response = await transport.send(
+        "GET", "/rest/ping", query={**_CLIENT, **query}, headers=headers
+    )
+    found = response.data
     inner = found.get("subsonic-response") if isinstance(found, dict) else None
     if not isinstance(inner, dict) or inner.get("status") not in ("ok", "failed"):
         raise Unavailable("GET /rest/ping: the answer is no Subsonic answer")

@@ -33,7 +33,7 @@ class Breaker:
         return 0.0
 
     def succeeded(self) -> None:
-        """A call got an answer."""
+        """A call got a response."""
         self._failed = 0
         self._pause = self._first
         self._open_until = None
@@ -47,7 +47,7 @@ class Breaker:
             self._pause = min(self._last, self._pause * 2)
         self._probing = False
 
-    def gave_up(self) -> None:
+    def cancelled(self) -> None:
         """A call was ended by who made it: that says nothing."""
         self._probing = False
 

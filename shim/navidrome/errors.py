@@ -28,7 +28,7 @@ class ResponseTooLarge(NavidromeError):
     nothing about Navidrome as a whole."""
 
 
-class Refused(NavidromeError):
+class ApiError(NavidromeError):
     """Navidrome understood and said no, with `status`."""
 
     def __init__(self, message: str, status: int) -> None:
@@ -36,13 +36,13 @@ class Refused(NavidromeError):
         self.status = status
 
 
-class NotAuthenticated(Refused):
+class NotAuthenticated(ApiError):
     """401: it does not know whom the shim speaks as."""
 
 
-class PermissionDenied(Refused):
+class PermissionDenied(ApiError):
     """403: whom the shim speaks as is no admin."""
 
 
-class NameTaken(Refused):
+class NameTaken(ApiError):
     """400: another user has that name."""

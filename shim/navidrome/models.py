@@ -81,35 +81,35 @@ def read_external_authentication(
     )
 
 
-def read_user(said: object) -> User:
-    """The user in an answer. Raises `Unavailable` where it is none."""
-    if not isinstance(said, dict):
+def read_user(data: object) -> User:
+    """The user in a response. Raises `Unavailable` where it is none."""
+    if not isinstance(data, dict):
         raise Unavailable("Navidrome answered with something that is no user")
-    libraries = said.get("libraries") or []
+    libraries = data.get("libraries") or []
     if not isinstance(libraries, list):
         raise Unavailable("Navidrome answered with a user whose libraries are no list")
     return User(
-        id=_text(said, "id"),
-        user_name=_text(said, "userName"),
-        name=_text(said, "name"),
-        email=_text(said, "email"),
-        is_admin=said.get("isAdmin") is True,
-        created_at=_text(said, "createdAt"),
-        updated_at=_text(said, "updatedAt"),
+        id=_text(data, "id"),
+        user_name=_text(data, "userName"),
+        name=_text(data, "name"),
+        email=_text(data, "email"),
+        is_admin=data.get("isAdmin") is True,
+        created_at=_text(data, "createdAt"),
+        updated_at=_text(data, "updatedAt"),
         libraries=frozenset(read_library(each).id for each in libraries),
-        record={name: value for name, value in said.items() if name not in _NO_COLUMNS},
+        record={name: value for name, value in data.items() if name not in _NO_COLUMNS},
     )
 
 
-def read_library(said: object) -> Library:
-    """The library in an answer. Raises `Unavailable` where it is none."""
-    if not isinstance(said, dict) or type(said.get("id")) is not int:
+def read_library(data: object) -> Library:
+    """The library in a response. Raises `Unavailable` where it is none."""
+    if not isinstance(data, dict) or type(data.get("id")) is not int:
         raise Unavailable("Navidrome answered with something that is no library")
-    return Library(said["id"], _text(said, "name"), said.get("defaultNewUsers") is True)
+    return Library(data["id"], _text(data, "name"), data.get("defaultNewUsers") is True)
 
 
-def _text(said: Mapping[str, object], name: str) -> str:
-    value = said.get(name)
+def _text(data: Mapping[str, object], name: str) -> str:
+    value = data.get(name)
     if not isinstance(value, str):
         raise Unavailable(f"Navidrome answered with a record without {name}")
     return value

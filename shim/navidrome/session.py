@@ -1,6 +1,6 @@
 """Whom the shim speaks as: by the user header, or with the token of a login.
 
-A token is renewed by every answer. One that is not taken any more is replaced by one new login; logins
+A token is renewed by every response. One that is not taken any more is replaced by one new login; logins
 are made one at a time, and not again for a while after Navidrome said no, since it limits them.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from shim.navidrome.errors import NotAuthenticated, Unavailable
-from shim.navidrome.transport import Answer, Transport, said
+from shim.navidrome.transport import Response, Transport, body_excerpt
 
 TOKEN_HEADER = "X-ND-Authorization"
 # Navidrome's AuthWindowLength.
@@ -24,14 +24,14 @@ class Session(Protocol):
     async def headers(self) -> Mapping[str, str | bytes]:
         """The headers of the next call. Raises `NavidromeError` where there are none to be had."""
 
-    def answered(self, answer: Answer) -> None:
+    def on_response(self, response: Response) -> None:
         """A call got this answer."""
 
-    def refused(self) -> bool:
+    def on_unauthorized(self) -> bool:
         """A call got 401. Whether it is worth one more try."""
 
-    def made(self) -> None:
-        """The account that is spoken as was made just now: what was refused before may work."""
+    def account_created(self) -> None:
+        """The account that is spoken as was made just now: what was rejected before may work."""
 
 
 class HeaderSession:
@@ -43,14 +43,14 @@ class HeaderSession:
     async def headers(self) -> Mapping[str, str | bytes]:
         return self._headers
 
-    def answered(self, answer: Answer) -> None:
+    def on_response(self, response: Response) -> None:
         """Nothing to learn from it."""
 
-    def refused(self) -> bool:
+    def on_unauthorized(self) -> bool:
         return False
 
-    def made(self) -> None:
-        """Nothing was refused that is remembered."""
+    def account_created(self) -> None:
+        """Nothing was rejected that is remembered."""
 
 
 class LoginSession:
@@ -63,7 +63,7 @@ class LoginSession:
         self._token: str | None = None
         self._login = asyncio.Lock()
         self._not_before = 0.0
-        self._said_no = ""
+        self._login_error = ""
 
     async def headers(self) -> Mapping[str, str | bytes]:
         async with self._login:
@@ -72,46 +72,46 @@ class LoginSession:
                 token = self._token = await self._log_in()
         return {TOKEN_HEADER: f"Bearer {token}"}
 
-    def answered(self, answer: Answer) -> None:
-        renewed = answer.headers.get(TOKEN_HEADER)
+    def on_response(self, response: Response) -> None:
+        renewed = response.headers.get(TOKEN_HEADER)
         if renewed and self._token is not None:
             self._token = renewed
 
-    def refused(self) -> bool:
+    def on_unauthorized(self) -> bool:
         self._token = None
         return True
 
-    def made(self) -> None:
+    def account_created(self) -> None:
         self._not_before = 0.0
 
     async def _log_in(self) -> str:
         now = asyncio.get_running_loop().time()
         if now < self._not_before:
-            raise Unavailable(self._said_no, retry_after=self._not_before - now, sent=False)
-        answer = await self._transport.send(
+            raise Unavailable(self._login_error, retry_after=self._not_before - now, sent=False)
+        response = await self._transport.send(
             "POST",
             "/auth/login",
             body={"username": self._user_name, "password": self._password()},
         )
-        if answer.status == 200:
-            return token_of(answer)
-        self._not_before = now + _pause(answer)
-        if answer.status == 429:
-            self._said_no = "Navidrome takes no more logins for now (its AuthRequestLimit)"
-            raise Unavailable(self._said_no, retry_after=_pause(answer), sent=False)
-        self._said_no = f"the login as {self._user_name} failed: {said(answer.body)}"
-        raise NotAuthenticated(self._said_no, answer.status)
+        if response.status == 200:
+            return read_token(response)
+        self._not_before = now + _pause(response)
+        if response.status == 429:
+            self._login_error = "Navidrome takes no more logins for now (its AuthRequestLimit)"
+            raise Unavailable(self._login_error, retry_after=_pause(response), sent=False)
+        self._login_error = f"the login as {self._user_name} failed: {body_excerpt(response.body)}"
+        raise NotAuthenticated(self._login_error, response.status)
 
 
-def token_of(answer: Answer) -> str:
-    """The token in the answer to a login. Raises `Unavailable` where there is none."""
-    found = answer.data
+def read_token(response: Response) -> str:
+    """The token in the response to a login. Raises `Unavailable` where there is none."""
+    found = response.data
     token = found.get("token") if isinstance(found, dict) else None
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
         raise Unavailable("the login was answered without a token")
     return token
 
 
-def _pause(answer: Answer) -> float:
-    told = answer.headers.get("Retry-After", "")
-    return float(told) if told.isdigit() and len(told) < 5 else _LOGIN_PAUSE
+def _pause(response: Response) -> float:
+    retry_after = response.headers.get("Retry-After", "")
+    return float(retry_after) if retry_after.isdigit() and len(retry_after) < 5 else _LOGIN_PAUSE

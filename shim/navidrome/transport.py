@@ -24,7 +24,7 @@ _CALLS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What came back. `data` is the JSON of a 200, where JSON was asked for."""
 
     status: int
@@ -74,10 +74,10 @@ class Transport:
         query: Mapping[str, str] | None = None,
         body: object = None,
         page: bool = False,
-    ) -> Answer:
+    ) -> Response:
         """Send one request, `body` as JSON. A 200 has to be JSON, but where a `page` is asked for.
 
-        Raises `Unavailable` where no answer came, or none that an API gives: 5xx, a redirect, no JSON; and
+        Raises `Unavailable` where no response came, or none that an API gives: 5xx, a redirect, no JSON; and
         `ResponseTooLarge` for a response of more than `MAX_RESPONSE` bytes.
         """
         async with self._calls:
@@ -87,9 +87,9 @@ class Transport:
                 message = "Navidrome failed several times in a row, and is left alone for a moment"
                 raise Unavailable(message, retry_after=wait, sent=False)
             try:
-                answer = await self._send(method, path, headers or {}, query or {}, body)
-                if answer.status == 200 and not page:
-                    answer = replace(answer, data=_json(answer, f"{method} {path}"))
+                response = await self._send(method, path, headers or {}, query or {}, body)
+                if response.status == 200 and not page:
+                    response = replace(response, data=_json(response, f"{method} {path}"))
             except Unavailable:
                 self.breaker.failed(loop.time())
                 raise
@@ -97,10 +97,10 @@ class Transport:
                 self.breaker.succeeded()
                 raise
             except BaseException:
-                self.breaker.gave_up()
+                self.breaker.cancelled()
                 raise
             self.breaker.succeeded()
-            return answer
+            return response
 
     async def _send(
         self,
@@ -109,32 +109,34 @@ class Transport:
         headers: Mapping[str, str | bytes],
         query: Mapping[str, str],
         body: object,
-    ) -> Answer:
+    ) -> Response:
         encoded = [(name.encode(), _bytes(value)) for name, value in headers.items()]
-        asked = f"{method} {path}"
+        call = f"{method} {path}"
         try:
             async with asyncio.timeout(self._timeout):
                 request = self._client.build_request(
                     method, self._base + path, headers=encoded, params=query or None, json=body
                 )
-                answer = await self._client.send(request, stream=True)
+                response = await self._client.send(request, stream=True)
                 try:
-                    content = await _read(answer, asked)
+                    content = await _read(response, call)
                 finally:
-                    await answer.aclose()
+                    await response.aclose()
         except TimeoutError:
-            raise Unavailable(f"{asked}: no answer within {self._timeout:g} s") from None
+            raise Unavailable(f"{call}: no response within {self._timeout:g} s") from None
         except httpx.ConnectError as error:
-            raise Unavailable(f"{asked}: not reached: {error}", sent=False) from None
+            raise Unavailable(f"{call}: not reached: {error}", sent=False) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise Unavailable(f"{asked}: {type(error).__name__}: {error}") from None
-        if answer.status_code >= 500 or answer.status_code in range(300, 400):
-            raise Unavailable(f"{asked}: Navidrome answered {answer.status_code}: {said(content)}")
-        return Answer(answer.status_code, answer.headers, content)
+            raise Unavailable(f"{call}: {type(error).__name__}: {error}") from None
+        if response.status_code >= 500 or response.status_code in range(300, 400):
+            raise Unavailable(
+                f"{call}: Navidrome answered {response.status_code}: {body_excerpt(content)}"
+            )
+        return Response(response.status_code, response.headers, content)
 
 
-def said(body: bytes) -> str:
-    """What an answer's body says, in at most 200 printable characters."""
+def body_excerpt(body: bytes) -> str:
+    """What a response's body says, in at most 200 printable characters."""
     text = body[:400].decode("utf-8", "replace")
     text = "".join(c if c.isprintable() else " " for c in text).strip()
     return text if len(text) <= 200 else text[:199] + "…"
@@ -147,22 +149,24 @@ def tls_context(upstream: Upstream, ca: str | None) -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def _json(answer: Answer, asked: str) -> object:
+def _json(response: Response, call: str) -> object:
     try:
-        found: object = json.loads(answer.body)
+        found: object = json.loads(response.body)
     except (ValueError, RecursionError):
-        kind = said(answer.headers.get("Content-Type", "no type").encode())
-        message = f"{asked}: Navidrome answered with {kind} that is no JSON: {said(answer.body)}"
+        kind = body_excerpt(response.headers.get("Content-Type", "no type").encode())
+        message = (
+            f"{call}: Navidrome answered with {kind} that is no JSON: {body_excerpt(response.body)}"
+        )
         raise Unavailable(message) from None
     return found
 
 
-async def _read(answer: httpx.Response, asked: str) -> bytes:
+async def _read(response: httpx.Response, call: str) -> bytes:
     content = bytearray()
-    async for piece in answer.aiter_bytes():
+    async for piece in response.aiter_bytes():
         content += piece
         if len(content) > MAX_RESPONSE:
-            raise ResponseTooLarge(f"{asked}: the response has more than {MAX_RESPONSE} bytes")
+            raise ResponseTooLarge(f"{call}: the response has more than {MAX_RESPONSE} bytes")
     return bytes(content)
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from shim.navidrome.models import Library, User
-from shim.trust.names import fold_name
+from shim.trust.names import normalize_name
 
 
 class Directory:
@@ -61,33 +61,36 @@ class Directory:
         self._by_name = {}
         for user in self._users.values():
             # Of two that differ in case alone, Navidrome finds the first.
-            self._by_name.setdefault(fold_name(user.user_name), user)
+            self._by_name.setdefault(normalize_name(user.user_name), user)
 
     def put(self, user: User) -> None:
         """Take over one user, as just read or written."""
         self.drop(user.id)
         self._note(user.id, user)
         self._users[user.id] = user
-        self._by_name.setdefault(fold_name(user.user_name), user)
+        self._by_name.setdefault(normalize_name(user.user_name), user)
 
     def drop(self, user_id: str) -> None:
         """Take one out."""
         self._note(user_id, None)
-        old = self._users.pop(user_id, None)
-        if old is not None and self._by_name.get(fold_name(old.user_name)) is old:
-            del self._by_name[fold_name(old.user_name)]
+        previous = self._users.pop(user_id, None)
+        if (
+            previous is not None
+            and self._by_name.get(normalize_name(previous.user_name)) is previous
+        ):
+            del self._by_name[normalize_name(previous.user_name)]
 
     def _note(self, user_id: str, user: User | None) -> None:
         if self._written is not None:
             self._written[user_id] = user
 
-    def of_id(self, user_id: str) -> User | None:
+    def by_id(self, user_id: str) -> User | None:
         """The user with this id."""
         return self._users.get(user_id)
 
-    def of_name(self, user_name: str) -> User | None:
+    def by_name(self, user_name: str) -> User | None:
         """The user whom Navidrome takes this name for."""
-        return self._by_name.get(fold_name(user_name))
+        return self._by_name.get(normalize_name(user_name))
 
     def all(self) -> tuple[User, ...]:
         """Every user."""

@@ -39,7 +39,7 @@ class EmptyPasswords:
         there = {user.id: user for user in users if user.user_name}
         if self._database is not None and any(self._is_due(user) for user in there.values()):
             # Another process may have tested them.
-            self._tests = await self._database.reading(_stored)
+            self._tests = await self._database.read_async(_stored)
         await self._test([user for user in there.values() if self._is_due(user)], there)
         return tuple(
             sorted(user.user_name for user in there.values() if self._tests[user.id].empty)
@@ -62,7 +62,7 @@ class EmptyPasswords:
             for navidrome_id in gone:
                 del self._tests[navidrome_id]
             if self._database is not None and (found or gone):
-                await self._database.writing(lambda connection: _store(connection, found, gone))
+                await self._database.write_async(lambda connection: _store(connection, found, gone))
 
 
 def _stored(connection: Connection) -> dict[str, PasswordTest]:
@@ -73,9 +73,9 @@ def _stored(connection: Connection) -> dict[str, PasswordTest]:
 
 
 def _store(connection: Connection, found: Mapping[str, PasswordTest], gone: Iterable[str]) -> None:
-    old = [{"old": navidrome_id} for navidrome_id in (*found, *gone)]
+    previous = [{"old": navidrome_id} for navidrome_id in (*found, *gone)]
     connection.execute(
-        delete(PASSWORD_TESTS).where(PASSWORD_TESTS.c.navidrome_id == bindparam("old")), old
+        delete(PASSWORD_TESTS).where(PASSWORD_TESTS.c.navidrome_id == bindparam("old")), previous
     )
     new = [
         {"navidrome_id": navidrome_id, "updated_at": test.updated_at, "empty": test.empty}

@@ -15,15 +15,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shim.audit.events import Event
-from shim.audit.provisioning_events import AccountFailed, AccountRefused
+from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFailed
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
-from shim.provisioning.bindings import Busy, Outdated
-from shim.provisioning.ground import FAULTS, HOLD_PAUSE, Fault, Ground, reason_of
-from shim.provisioning.occasion import Occasion
-from shim.provisioning.policy import is_carried
-from shim.provisioning.provisioner import Denied, account_keys
-from shim.provisioning.records import BindingState
-from shim.proxy.gate import Account, Asker, Refusal
+from shim.provisioning.audit_context import AuditContext
+from shim.provisioning.binding_store import Busy, Outdated
+from shim.provisioning.models import BindingState
+from shim.provisioning.policy import is_header_safe
+from shim.provisioning.provisioner import IdentityDenied, account_keys
+from shim.provisioning.service import (
+    EXTERNAL_ERRORS,
+    HOLD_PAUSE,
+    Fault,
+    ProvisioningService,
+    reason_of,
+)
+from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 
@@ -31,7 +37,7 @@ _RETRY_SECONDS = 5
 # A Navidrome that says nothing does not keep the shim from starting.
 _START_SECONDS = 5.0
 # Who can make Navidrome say 401 shall not make everybody wait all the time.
-_DOUBT_SECONDS = 2.0
+_UNAUTHORIZED_SECONDS = 2.0
 # How often an account is looked at for one request, where it changes meanwhile.
 _TRIES = 3
 # How long a request is held while Navidrome is away, before it gets 503.
@@ -64,27 +70,29 @@ class ProvisioningGate:
 
     def __init__(
         self,
-        ground: Ground,
+        service: ProvisioningService,
         record: Callable[[Event], None],
         *,
         timeout: float = 10.0,
-        most: int = 64,
+        max_concurrent: int = 64,
     ) -> None:
-        self._ground = ground
+        self._service = service
         self._record = record
         self._timeout = timeout
-        self._slots = asyncio.Semaphore(most)
+        self._slots = asyncio.Semaphore(max_concurrent)
         self._known: dict[str | None, _Known] = {}
-        self._flights: dict[tuple[Identity, bool, int], asyncio.Task[Account | Refusal]] = {}
+        self._in_flight: dict[
+            tuple[Identity, bool, int], asyncio.Task[Account | AccountDenied]
+        ] = {}
         # How many requests that can change users were sent.
         self._changes = 0
         # A number that rises with every change of an account, and what it was at the last one of each uid.
         self._generation = 0
         self._generations: dict[str | None, int] = {}
         self.revocations = 0
-        self._doubted_at = -_DOUBT_SECONDS
-        self._keeper: asyncio.Task[None] | None = None
-        ground.listener = self
+        self._last_unauthorized_at = -_UNAUTHORIZED_SECONDS
+        self._run_task: asyncio.Task[None] | None = None
+        service.cache = self
 
     # AccountGate
 
@@ -97,93 +105,97 @@ class ProvisioningGate:
         known.seen = True
         return known.account
 
-    def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
+    def ensure(
+        self, identity: Identity, request_info: RequestInfo
+    ) -> asyncio.Future[Account | AccountDenied]:
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Account | Refusal] = loop.create_future()
+        waiter: asyncio.Future[Account | AccountDenied] = loop.create_future()
         # Who comes after a change does not join a flight that may have looked before it.
-        key = (identity, asker.verified, self._changes)
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = loop.create_task(self._fly(identity, asker))
-            flight.add_done_callback(lambda _: self._ended(key))
-        late = Refusal(Reason.ACCOUNT_PENDING, "the account took too long", _RETRY_SECONDS)
-        timer = loop.call_later(self._timeout, _answer, waiter, late)
+        key = (identity, request_info.verified, self._changes)
+        task = self._in_flight.get(key)
+        if task is None:
+            task = self._in_flight[key] = loop.create_task(self._provision(identity, request_info))
+            task.add_done_callback(lambda _: self._ended(key))
+        timeout_result = AccountDenied(
+            Reason.ACCOUNT_PENDING, "the account took too long", _RETRY_SECONDS
+        )
+        timer = loop.call_later(self._timeout, _resolve, waiter, timeout_result)
 
-        def landed(done: asyncio.Task[Account | Refusal]) -> None:
+        def finished(done: asyncio.Task[Account | AccountDenied]) -> None:
             timer.cancel()
-            _answer(waiter, _result(done))
+            _resolve(waiter, _result(done))
 
-        flight.add_done_callback(landed)
+        task.add_done_callback(finished)
         return waiter
 
-    def doubt(self, identity: Identity) -> None:
+    def report_unauthorized(self, identity: Identity) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._doubted_at < _DOUBT_SECONDS:
-            self.forget(identity.uid)
+        if now - self._last_unauthorized_at < _UNAUTHORIZED_SECONDS:
+            self.discard(identity.uid)
             return
-        self._doubted_at = now
-        self._ground.lose("Navidrome did not know an account that it was told of")
+        self._last_unauthorized_at = now
+        self._service.invalidate("Navidrome did not know an account that it was told of")
 
     def upstream_changed(self) -> None:
-        self._ground.lose("Navidrome was away")
+        self._service.invalidate("Navidrome was away")
 
     def users_may_have_changed(self) -> None:
         self._changes += 1
-        self._ground.users_may_have_changed()
+        self._service.users_may_have_changed()
 
     def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
-        directory = self._ground.directory
-        user = directory.of_id(user_id)
-        if user is None or self._ground.fault is not None or not directory.current:
+        directory = self._service.directory
+        user = directory.by_id(user_id)
+        if user is None or self._service.fault is not None or not directory.current:
             return False
-        if directory.of_name(username) is not user or not self._admits(user_id):
+        if directory.by_name(username) is not user or not self._admits(user_id):
             return False
-        rule = self._ground.bindings.rule_of(user_id)
+        rule = self._service.bindings.rule_of(user_id)
         return rule is None or rule.admits(issued_at)
 
     def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
-        ground = self._ground
+        service = self._service
         if not self._admits(user_id):
             return False
         if uid is not None:
-            binding = ground.bindings.of_account(user_id)
+            binding = service.bindings.by_account(user_id)
             return binding is not None and binding.uid == uid
-        rule = ground.bindings.rule_of(user_id)
+        rule = service.bindings.rule_of(user_id)
         if rule is not None and not rule.admits(issued_at):
             return False
         # While the users are not known, responses that are under way go on.
-        known = ground.fault is None and ground.directory.current
-        return not known or ground.directory.of_id(user_id) is not None
+        known = service.fault is None and service.directory.current
+        return not known or service.directory.by_id(user_id) is not None
 
     def _admits(self, user_id: str) -> bool:
         """Whether the account is neither locked nor unlinked nor a person's whom the policy denies."""
-        bindings = self._ground.bindings
-        binding = bindings.of_account(user_id)
+        bindings = self._service.bindings
+        binding = bindings.by_account(user_id)
         if binding is None:
             return not bindings.is_locked(user_id)
-        active = binding.state is BindingState.ACTIVE and self._ground.policy.allows(
+        active = binding.state is BindingState.ACTIVE and self._service.policy.allows(
             binding.identity
         )
         return active and not bindings.is_locked(user_id)
 
     # what others tell
 
-    def forget(self, uid: str | None) -> None:
+    def discard(self, uid: str | None) -> None:
         """This person's account is not what it was: look at it again before the next request."""
         self._known.pop(uid, None)
         self._generation += 1
-        if self._flights:
+        if self._in_flight:
             self._generations[uid] = self._generation
 
     def revoked(self) -> None:
         """An account was locked, denied, unlinked, deleted or bound to another uid."""
         self.revocations += 1
 
-    def forget_all(self) -> None:
+    def clear(self) -> None:
         """Navidrome may be another one: nobody is known."""
         self._known.clear()
 
-    def take_seen(self) -> dict[int, float]:
+    def drain_last_seen(self) -> dict[int, float]:
         """The bindings, by their number, that were asked for since this was called last, and now."""
         now, seen = time.time(), {}
         for known in self._known.values():
@@ -195,82 +207,86 @@ class ProvisioningGate:
     async def start(self) -> None:
         """Try once to have everything ready, and go on trying from now on."""
         loop = asyncio.get_running_loop()
-        self._keeper = loop.create_task(self._ground.keep())
-        first = loop.create_task(self._ground.attain())
+        self._run_task = loop.create_task(self._service.run())
+        first = loop.create_task(self._service.ensure_ready())
         await asyncio.wait({first}, timeout=_START_SECONDS)
 
     async def stop(self) -> None:
         """End what is under way; everybody who waits is refused."""
-        flights: list[asyncio.Task[Account | Refusal] | asyncio.Task[None]]
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            flights.append(self._keeper)
-        await asyncio.gather(*flights, return_exceptions=True)
-        await self._ground.close()
+        tasks: list[asyncio.Task[Account | AccountDenied] | asyncio.Task[None]]
+        tasks = list(self._in_flight.values())
+        for task in tasks:
+            task.cancel()
+        if self._run_task is not None:
+            self._run_task.cancel()
+            tasks.append(self._run_task)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._service.close()
 
     # a flight
 
-    async def _fly(self, identity: Identity, asker: Asker) -> Account | Refusal:
+    async def _provision(
+        self, identity: Identity, request_info: RequestInfo
+    ) -> Account | AccountDenied:
         keys = account_keys(identity.uid, identity.username)
         try:
             held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
-            async with self._ground.locks.held(*keys), self._slots:
-                return await self._settle_held(identity, asker, held_until)
-        except Denied as denied:
+            async with self._service.locks.held(*keys), self._slots:
+                return await self._settle_held(identity, request_info, held_until)
+        except IdentityDenied as denied:
             self._known.pop(identity.uid, None)
             self._record(
-                AccountRefused(
+                AccountDeniedEvent(
                     time=time.time(),
-                    peer=asker.peer,
+                    peer=request_info.peer,
                     reason=denied.reason,
                     detail=denied.detail,
                     name=identity.username,
                     uid=identity.uid,
                     groups=identity.groups,
-                    request_id=asker.request_id,
+                    request_id=request_info.request_id,
                 )
             )
-            return Refusal(denied.reason, denied.detail)
+            return AccountDenied(denied.reason, denied.detail)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request gets an answer
-            return self._failed(identity, asker, error)
+            return self._failed(identity, request_info, error)
 
     def _ended(self, key: tuple[Identity, bool, int]) -> None:
-        self._flights.pop(key, None)
-        if not self._flights:
+        self._in_flight.pop(key, None)
+        if not self._in_flight:
             self._generations.clear()
 
     async def _settle_held(
-        self, identity: Identity, asker: Asker, until: float
-    ) -> Account | Refusal:
+        self, identity: Identity, request_info: RequestInfo, until: float
+    ) -> Account | AccountDenied:
         """`_settle`, tried again until the loop's time `until` while Navidrome is away: it restarts in
         less, as a rule."""
-        ground, loop = self._ground, asyncio.get_running_loop()
+        service, loop = self._service, asyncio.get_running_loop()
         while True:
-            number = ground.number
+            generation = service.generation
             try:
-                return await self._settle(identity, asker)
+                return await self._provision_once(identity, request_info)
             except Unavailable:
                 if loop.time() >= until:
                     raise
-                away = _is_away(ground)
+                away = _is_away(service)
                 # The end of the connection that is watched may be heard a moment after a call failed.
                 await asyncio.sleep(HOLD_PAUSE)
-                if not away and not _is_away(ground) and ground.number == number:
+                if not away and not _is_away(service) and service.generation == generation:
                     raise
 
-    async def _settle(self, identity: Identity, asker: Asker) -> Account | Refusal:
+    async def _provision_once(
+        self, identity: Identity, request_info: RequestInfo
+    ) -> Account | AccountDenied:
         """The identity's account, found out again where something changed meanwhile."""
         for left in range(_TRIES - 1, -1, -1):
             generation, changes = self._generation, self._changes
             try:
-                found = await self._look(identity, asker)
+                found = await self._look(identity, request_info)
             except Outdated:
                 if not left:
                     raise
-                await self._ground.refresh()
+                await self._service.refresh()
                 continue
             if self._generations.get(identity.uid, 0) > generation:
                 continue
@@ -282,78 +298,86 @@ class ProvisioningGate:
             return found.account
         raise Busy("the account was changed again and again meanwhile")
 
-    async def _look(self, identity: Identity, asker: Asker) -> _Known:
-        ground, changes = self._ground, self._changes
-        number = await ground.attain()
-        if number is None:
-            fault = ground.fault or Fault("Navidrome went away")
+    async def _look(self, identity: Identity, request_info: RequestInfo) -> _Known:
+        service, changes = self._service, self._changes
+        generation = await service.ensure_ready()
+        if generation is None:
+            fault = service.fault or Fault("Navidrome went away")
             raise _NotReady(fault)
-        occasion = Occasion("request", identity, asker)
+        audit_context = AuditContext("request", identity, request_info)
         try:
-            binding = await ground.provisioner.settle(identity, occasion, verified=asker.verified)
+            binding = await service.provisioner.provision(
+                identity, audit_context, verified=request_info.verified
+            )
         except (NotAuthenticated, PermissionDenied):
-            ground.lose("Navidrome does not take the shim for an admin any more")
+            service.invalidate("Navidrome does not take the shim for an admin any more")
             raise
         account = Account(binding.user_name.encode(), binding.navidrome_id)
-        if number != ground.number:
+        if generation != service.generation:
             # Navidrome may have become another one while this was done: nobody is named to it.
             raise Unavailable("Navidrome went away meanwhile", retry_after=1)
         return _Known(identity, account, binding.id, changes)
 
-    def _failed(self, identity: Identity, asker: Asker, error: Exception) -> Account | Refusal:
-        passes = self._let_pass(identity)
-        detail = str(error) if isinstance(error, FAULTS) else f"{type(error).__name__}: {error}"
+    def _failed(
+        self, identity: Identity, request_info: RequestInfo, error: Exception
+    ) -> Account | AccountDenied:
+        stale_account = self._allow_stale(identity)
+        detail = (
+            str(error) if isinstance(error, EXTERNAL_ERRORS) else f"{type(error).__name__}: {error}"
+        )
         self._record(
-            AccountFailed(
+            ProvisioningFailed(
                 time=time.time(),
-                peer=asker.peer,
+                peer=request_info.peer,
                 detail=detail,
                 name=identity.username,
                 uid=identity.uid,
                 groups=identity.groups,
-                request_id=asker.request_id,
-                passed=passes is not None,
+                request_id=request_info.request_id,
+                allowed_stale=stale_account is not None,
             )
         )
-        if passes is not None:
-            return passes
+        if stale_account is not None:
+            return stale_account
         wait = error.retry_after if isinstance(error, Unavailable) else float(_RETRY_SECONDS)
         reason = error.reason if isinstance(error, _NotReady) else reason_of(error)
-        return Refusal(reason, detail, max(1, round(wait)))
+        return AccountDenied(reason, detail, max(1, round(wait)))
 
-    def _let_pass(self, identity: Identity) -> Account | None:
+    def _allow_stale(self, identity: Identity) -> Account | None:
         """The account of somebody who is known, as it is, where the settings say so and no visitor could
         become the first admin."""
-        ground = self._ground
-        policy = ground.policy
-        if not policy.lets_pass or not ground.peopled or identity.uid is None:
+        service = self._service
+        policy = service.policy
+        if not policy.fail_open or not service.has_users or identity.uid is None:
             return None
-        binding = ground.bindings.of_uid(identity.uid)
+        binding = service.bindings.by_uid(identity.uid)
         if (
             binding is None
             or binding.state is not BindingState.ACTIVE
-            or not ground.directory.current
+            or not service.directory.current
         ):
             return None
         # The name that the account had when the users were listed last, and nobody can have changed since.
-        user = ground.directory.of_id(binding.navidrome_id)
-        if user is None or not is_carried(user.user_name) or policy.reserves(user.user_name):
+        user = service.directory.by_id(binding.navidrome_id)
+        if user is None or not is_header_safe(user.user_name) or policy.reserves(user.user_name):
             return None
         if not policy.allows(identity) or not self._admits(user.id):
             return None
         return Account(user.user_name.encode(), user.id)
 
 
-def _is_away(ground: Ground) -> bool:
-    return ground.fault is not None and ground.fault.passing
+def _is_away(service: ProvisioningService) -> bool:
+    return service.fault is not None and service.fault.passing
 
 
-def _answer(waiter: asyncio.Future[Account | Refusal], answer: Account | Refusal) -> None:
+def _resolve(
+    waiter: asyncio.Future[Account | AccountDenied], result: Account | AccountDenied
+) -> None:
     if not waiter.done():
-        waiter.set_result(answer)
+        waiter.set_result(result)
 
 
-def _result(flight: asyncio.Task[Account | Refusal]) -> Account | Refusal:
-    if flight.cancelled():
-        return Refusal(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_SECONDS)
-    return flight.result()
+def _result(task: asyncio.Task[Account | AccountDenied]) -> Account | AccountDenied:
+    if task.cancelled():
+        return AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_SECONDS)
+    return task.result()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shim.control.health import Check, State
+from shim.health import Check, State
 from shim.navidrome.models import Library
-from shim.provisioning.ground import Ground
 from shim.provisioning.policy import AccountPolicy
+from shim.provisioning.service import ProvisioningService
 
 
-def ground_checks(ground: Ground) -> tuple[Check, ...]:
+def service_checks(service: ProvisioningService) -> tuple[Check, ...]:
     """How provisioning stands."""
-    store = store_check(ground.bindings.database.place, ground.store_fault)
-    return (store, _accounts(ground))
+    store = store_check(service.bindings.database.display_url, service.store_fault)
+    return (store, _accounts(service))
 
 
 def accounts_check(
@@ -48,19 +48,19 @@ def accounts_check(
             f"SHIM_LIBRARY_GROUPS names libraries that Navidrome has not: {', '.join(missing)}",
             "Name libraries as Navidrome does (Settings → Libraries), or by their id.",
         )
-    bound = "" if bindings is None else f", {bindings} linked to a person"
-    return Check("accounts", State.OK, f"{accounts} in Navidrome{bound}")
+    linked = "" if bindings is None else f", {bindings} linked to a person"
+    return Check("accounts", State.OK, f"{accounts} in Navidrome{linked}")
 
 
-def _accounts(ground: Ground) -> Check:
-    if ground.fault is not None:
-        return Check("accounts", State.FAILING, ground.fault.detail, ground.fault.remedy)
+def _accounts(service: ProvisioningService) -> Check:
+    if service.fault is not None:
+        return Check("accounts", State.FAILING, service.fault.detail, service.fault.remedy)
     return accounts_check(
-        len(ground.directory.all()),
-        len(ground.bindings),
-        ground.reconciler.without_password,
-        _unknown(ground.policy, ground.directory.libraries),
-        ground.api.unreadable,
+        len(service.directory.all()),
+        len(service.bindings),
+        service.reconciler.without_password,
+        _unknown(service.policy, service.directory.libraries),
+        service.api.unreadable,
     )
 
 
@@ -68,10 +68,10 @@ def _unknown(policy: AccountPolicy, libraries: tuple[Library, ...]) -> tuple[str
     return policy.unknown_libraries(libraries) if libraries else ()
 
 
-def store_check(place: str, fault: str | None) -> Check:
+def store_check(display_url: str, fault: str | None) -> Check:
     """What there is to say of the store at `place`."""
     if fault is None:
-        return Check("store", State.OK, place)
+        return Check("store", State.OK, display_url)
     remedy = (
         "See that it answers and may be written to, or set SHIM_DATABASE_URL to a place that does."
     )

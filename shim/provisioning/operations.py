@@ -14,28 +14,28 @@ from dataclasses import dataclass, replace
 from shim.audit.events import Event
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
-from shim.provisioning.bindings import Busy, Outdated
-from shim.provisioning.building import build_ground, own_account
-from shim.provisioning.footing import find_footing
-from shim.provisioning.ground import REFRESH_SECONDS, Ground
-from shim.provisioning.occasion import Occasion
-from shim.provisioning.policy import field_changes, written_of
-from shim.provisioning.records import NOTHING_WRITTEN, Binding, BindingState
-from shim.provisioning.writer import Risen
+from shim.provisioning.account_writer import AccountRecreated
+from shim.provisioning.admin import ensure_admin_access
+from shim.provisioning.audit_context import AuditContext
+from shim.provisioning.binding_store import Busy, Outdated
+from shim.provisioning.factory import build_service, own_account
+from shim.provisioning.models import NOTHING_WRITTEN, Binding, BindingState
+from shim.provisioning.policy import field_changes, last_written
+from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings
 from shim.store.errors import StoreError
-from shim.trust.names import fold_name
+from shim.trust.names import normalize_name
 
 # How often a binding is read again that the running shim changes at the same time.
 _TRIES = 5
 
 
-class NotDone(Exception):
+class OperationError(Exception):
     """What was asked for can't be done; the message says why, and what would help."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class AccountRow:
     """One account of `users list`. `admin` is None where Navidrome could not be asked; `state` is the
     binding's, or `unbound`, `reserved` or `gone`. `last_seen` is in seconds since the epoch."""
 
@@ -72,60 +72,62 @@ class Operations:
     """The commands' work, over an opened store. `users` is None where Navidrome could not be asked;
     `why_not` says why."""
 
-    def __init__(self, ground: Ground, users: tuple[User, ...] | None, why_not: str) -> None:
-        self._ground = ground
+    def __init__(
+        self, service: ProvisioningService, users: tuple[User, ...] | None, unavailable_reason: str
+    ) -> None:
+        self._service = service
         self._users = users
-        self.why_not = why_not
+        self.unavailable_reason = unavailable_reason
 
-    async def lines(self) -> list[Line]:
+    async def rows(self) -> list[AccountRow]:
         """Every account of the server, and every binding, by name."""
         users = {user.id: user for user in self._users or ()}
-        bindings = {binding.navidrome_id: binding for binding in self._ground.bindings.all()}
-        await self._vet(users)
-        open_names = self._ground.reconciler.without_password
-        lines = [self._line(user, bindings.get(user.id), open_names) for user in users.values()]
+        bindings = {binding.navidrome_id: binding for binding in self._service.bindings.all()}
+        await self._find_empty_passwords(users)
+        open_names = self._service.reconciler.without_password
+        rows = [self._row(user, bindings.get(user.id), open_names) for user in users.values()]
         for binding in bindings.values():
             if binding.navidrome_id not in users:
                 state = str(binding.state) if self._users is None else "gone"
-                lines.append(_bound_line(binding, None, state))
-        return sorted(lines, key=lambda line: fold_name(line.account))
+                rows.append(_binding_row(binding, None, state))
+        return sorted(rows, key=lambda row: normalize_name(row.account))
 
     async def plan(self, name: str | None) -> list[Change]:
         """What is not as the provider said last, of one account or of all."""
         changes = []
         for binding, user in await self._synced(name):
-            record, libraries = await self._wanted(binding, user)
+            record, libraries = await self._target_state(binding, user)
             for field, new in record.items():
                 changes.append(Change(user.user_name, field, str(user.record.get(field)), str(new)))
             if libraries is not None:
-                old = ", ".join(map(str, sorted(user.libraries)))
+                previous = ", ".join(map(str, sorted(user.libraries)))
                 new = ", ".join(map(str, sorted(libraries)))
-                changes.append(Change(user.user_name, "libraries", old, new))
+                changes.append(Change(user.user_name, "libraries", previous, new))
         return changes
 
     async def sync(self, name: str | None) -> None:
         """Do it."""
-        ground = self._ground
+        service = self._service
         for binding, _ in await self._synced(name):
-            user = await ground.api.user(binding.navidrome_id)
+            user = await service.api.user(binding.navidrome_id)
             if user is None:
                 continue
-            occasion = Occasion("command", binding.identity)
-            rights = ground.provisioner.rights
-            with _explained(user.user_name):
-                record, _ = await self._wanted(binding, user)
-                after = await rights.change(user, record, occasion, holder=binding)
-                await rights.set_libraries(binding.identity, after, occasion)
-                written = written_of(binding.identity, binding.written)
-                await ground.bindings.put(replace(binding, written=written))
+            audit_context = AuditContext("command", binding.identity)
+            updater = service.provisioner.updater
+            with _as_operation_error(user.user_name):
+                record, _ = await self._target_state(binding, user)
+                after = await updater.change(user, record, audit_context, holder=binding)
+                await updater.set_libraries(binding.identity, after, audit_context)
+                written = last_written(binding.identity, binding.last_written)
+                await service.bindings.put(replace(binding, last_written=written))
 
     def unlink_plan(self, name: str) -> list[str]:
         """Return what `unlink` will do, in sentences."""
         binding = self._linked(name)
-        account, person = binding.user_name, f"{binding.claimed_name} (uid {binding.uid})"
+        account, person = binding.user_name, f"{binding.provider_username} (uid {binding.uid})"
         plan = [f"{account} is linked to {person}. The link is removed."]
         if self._users is not None and binding.navidrome_id not in {u.id for u in self._users}:
-            hours = self._ground.policy.rest_seconds / 3600
+            hours = self._service.policy.name_hold_seconds / 3600
             return [
                 *plan,
                 (
@@ -140,13 +142,13 @@ class Operations:
                 "Its password is replaced by one that nobody knows. Its tokens end, and so does every "
                 "response that is under way."
             ),
-            f"The next person who signs in as {account} may claim it, {binding.claimed_name} too.",
+            f"The next person who signs in as {account} may claim it, {binding.provider_username} too.",
         ]
 
     def lock_plan(self, name: str) -> list[str]:
         """Return what `lock` will do, in sentences."""
         user = self._account(name)
-        binding = self._ground.bindings.of_account(user.id)
+        binding = self._service.bindings.by_account(user.id)
         plan = [
             (
                 f"The password of {user.user_name} is replaced by one that nobody knows. Its tokens end, "
@@ -161,7 +163,8 @@ class Operations:
         return [
             *plan,
             (
-                f"{binding.claimed_name} (uid {binding.uid}) is let in again at the next sign-in, if the "
+                f"{binding.provider_username} (uid {binding.uid}) is let in again at the next "
+                f"sign-in, if the "
                 "policy allows it, and can then set a password. To keep that person out, use the identity "
                 "provider."
             ),
@@ -169,12 +172,12 @@ class Operations:
 
     async def unlock(self, name: str) -> None:
         """End the lock of an account that nobody is linked to. Tokens issued before stay void."""
-        user, bindings = self._account(name), self._ground.bindings
-        rule, binding = bindings.rule_of(user.id), bindings.of_account(user.id)
+        user, bindings = self._account(name), self._service.bindings
+        rule, binding = bindings.rule_of(user.id), bindings.by_account(user.id)
         if rule is None or not rule.locked:
-            raise NotDone(f"{user.user_name} is not locked")
+            raise OperationError(f"{user.user_name} is not locked")
         if binding is not None:
-            raise NotDone(
+            raise OperationError(
                 f"{user.user_name} was linked to a person: the lock ends when one signs in who may have it"
             )
         await bindings.put_rule(replace(rule, locked=False))
@@ -182,23 +185,24 @@ class Operations:
     def holds(self) -> list[Hold]:
         """Return every user name that is held, by name."""
         found = (
-            Hold(rest.folded_name, rest.uid, rest.until) for rest in self._ground.bindings.holds()
+            Hold(hold.normalized_name, hold.uid, hold.until)
+            for hold in self._service.bindings.holds()
         )
         return sorted(found, key=lambda hold: hold.name)
 
     async def end_hold(self, name: str) -> None:
         """Hold a user name no longer."""
-        folded = fold_name(name)
-        if folded not in {hold.name for hold in self.holds()}:
-            raise NotDone(f"{name} is not held; `users holds list` shows all")
-        await self._ground.bindings.end_rest(folded)
+        normalized = normalize_name(name)
+        if normalized not in {hold.name for hold in self.holds()}:
+            raise OperationError(f"{name} is not held; `users holds list` shows all")
+        await self._service.bindings.end_rest(normalized)
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def unlink(self, name: str) -> bool:
         """Free an account of its person. Whether its password is replaced already; where it could not be,
         the running shim does it."""
         binding = self._linked(name)
-        with _explained(name):
+        with _as_operation_error(name):
             closed = await self._release(binding)
         # The running shim looks this often: when this returns, the link counts nowhere any more.
         await asyncio.sleep(2 * REFRESH_SECONDS)
@@ -206,88 +210,94 @@ class Operations:
 
     async def lock(self, name: str) -> None:
         """Replace an account's password by one that nobody knows."""
-        with _explained(name):
-            user = await self._ground.api.user(self._account(name).id)
+        with _as_operation_error(name):
+            user = await self._service.api.user(self._account(name).id)
             if user is None:
-                raise NotDone(f"{name} was deleted in Navidrome meanwhile")
-            await self._ground.provisioner.upkeep.lock(user, Occasion("command"))
+                raise OperationError(f"{name} was deleted in Navidrome meanwhile")
+            await self._service.provisioner.lifecycle.lock(user, AuditContext("command"))
         # The running shim looks this often: when this returns, no token passes there any more.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def _release(self, binding: Binding) -> bool:
         """Unlink, also where the running shim changes the binding at the same time, as long as it is the
         same person's."""
-        release, bindings = self._ground.provisioner.upkeep.release, self._ground.bindings
+        release, bindings = self._service.provisioner.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
-                return await release(binding, Occasion("command", binding.identity))
+                return await release(binding, AuditContext("command", binding.identity))
             except Outdated:
                 await bindings.load()
-                found = bindings.of_account(binding.navidrome_id)
+                found = bindings.by_account(binding.navidrome_id)
                 if found is None or found.uid != binding.uid:
                     break
                 binding = found
         raise Busy("it was changed by others meanwhile; try again")
 
-    def _line(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> Line:
+    def _row(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> AccountRow:
         is_open = user.user_name in open_names
-        if self._ground.policy.reserves(user.user_name):
-            return Line(user.user_name, user.id, None, None, user.is_admin, "reserved", is_open)
+        if self._service.policy.reserves(user.user_name):
+            return AccountRow(
+                user.user_name, user.id, None, None, user.is_admin, "reserved", is_open
+            )
         if binding is None:
-            return Line(user.user_name, user.id, None, None, user.is_admin, "unbound", is_open)
-        return replace(_bound_line(binding, user.is_admin, binding.state), empty_password=is_open)
+            return AccountRow(
+                user.user_name, user.id, None, None, user.is_admin, "unbound", is_open
+            )
+        return replace(_binding_row(binding, user.is_admin, binding.state), empty_password=is_open)
 
-    async def _vet(self, users: dict[str, User]) -> None:
+    async def _find_empty_passwords(self, users: dict[str, User]) -> None:
         if self._users is not None:
-            await self._ground.reconciler.vet(users.values())
+            await self._service.reconciler.find_empty_passwords(users.values())
 
     async def _synced(self, name: str | None) -> list[tuple[Binding, User]]:
         users = {user.id: user for user in self._known_users()}
-        chosen = self._ground.bindings.all() if name is None else (self._binding(name),)
+        chosen = self._service.bindings.all() if name is None else (self._binding(name),)
         return [
             (binding, users[binding.navidrome_id])
             for binding in chosen
             if binding.state is BindingState.ACTIVE and binding.navidrome_id in users
         ]
 
-    async def _wanted(
+    async def _target_state(
         self, binding: Binding, user: User
     ) -> tuple[dict[str, object], frozenset[int] | None]:
-        ground, identity = self._ground, binding.identity
-        record = field_changes(identity, user, NOTHING_WRITTEN, ground.policy)
-        if not ground.policy.library_groups or record.get("isAdmin", user.is_admin):
+        service, identity = self._service, binding.identity
+        record = field_changes(identity, user, NOTHING_WRITTEN, service.policy)
+        if not service.policy.library_groups or record.get("isAdmin", user.is_admin):
             return record, None
-        if not ground.directory.libraries:
-            ground.directory.libraries = await ground.api.libraries()
-        libraries = ground.policy.libraries(identity, ground.directory.libraries)
+        if not service.directory.libraries:
+            service.directory.libraries = await service.api.libraries()
+        libraries = service.policy.libraries(identity, service.directory.libraries)
         return record, None if not libraries or libraries == user.libraries else libraries
 
     def _binding(self, name: str) -> Binding:
-        folded = fold_name(name)
-        for binding in self._ground.bindings.all():
-            if folded in (binding.folded_name, fold_name(binding.claimed_name)):
+        normalized = normalize_name(name)
+        for binding in self._service.bindings.all():
+            if normalized in (binding.normalized_name, normalize_name(binding.provider_username)):
                 return binding
-        raise NotDone(f"no account named {name} is linked; `users list` shows all")
+        raise OperationError(f"no account named {name} is linked; `users list` shows all")
 
     def _linked(self, name: str) -> Binding:
         binding = self._binding(name)
         if binding.uid is None:
-            raise NotDone(f"{binding.user_name} is linked to nobody")
+            raise OperationError(f"{binding.user_name} is linked to nobody")
         return binding
 
     def _account(self, name: str) -> User:
         """The account of this name, which the shim may write to."""
         users = self._known_users()
-        found = [user for user in users if fold_name(user.user_name) == fold_name(name)]
+        found = [user for user in users if normalize_name(user.user_name) == normalize_name(name)]
         if not found:
-            raise NotDone(f"Navidrome has no account {name}")
-        if self._ground.policy.reserves(name):
-            raise NotDone(f"{name} is the shim's own account or protected, and never written to")
+            raise OperationError(f"Navidrome has no account {name}")
+        if self._service.policy.reserves(name):
+            raise OperationError(
+                f"{name} is the shim's own account or protected, and never written to"
+            )
         return found[0]
 
     def _known_users(self) -> tuple[User, ...]:
         if self._users is None:
-            raise NotDone(self.why_not)
+            raise OperationError(self.unavailable_reason)
         return self._users
 
 
@@ -296,43 +306,47 @@ async def operations(
     settings: Settings, record: Callable[[Event], None]
 ) -> AsyncIterator[Operations]:
     """The commands' work with these settings. Raises `StoreError` where the store can't be opened."""
-    ground = build_ground(settings, record)
-    database = ground.bindings.database
+    service = build_service(settings, record)
+    database = service.bindings.database
     if database.file is not None and not database.file.exists():
         raise StoreError(
-            f"{database.place}: there is no database. Run the command with the settings of the running shim: "
+            f"{database.display_url}: there is no database. Run the command with the settings of "
+            f"the running shim: "
             "in its folder, with --env-file, or in its container."
         )
     try:
-        await ground.bindings.database.opened()
-        await ground.bindings.load()
-        why_not = ""
+        await service.bindings.database.open_async()
+        await service.bindings.load()
+        unavailable_reason = ""
         users = None
         try:
-            footing = await find_footing(ground.api, own_account(settings))
-            users, why_not = footing.users, f"{footing.problem}. {footing.remedy}"
+            admin_access = await ensure_admin_access(service.api, own_account(settings))
+            users, unavailable_reason = (
+                admin_access.users,
+                f"{admin_access.error}. {admin_access.remedy}",
+            )
         except NavidromeError as error:
-            why_not = str(error)
-        ground.directory.replace(users or ())
-        yield Operations(ground, users, why_not)
+            unavailable_reason = str(error)
+        service.directory.replace(users or ())
+        yield Operations(service, users, unavailable_reason)
     finally:
-        await ground.api.close()
-        await asyncio.to_thread(ground.bindings.database.close)
+        await service.api.close()
+        await asyncio.to_thread(service.bindings.database.close)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _as_operation_error(name: str) -> Iterator[None]:
     """Turns what may come in between into `NotDone`."""
     try:
         yield
-    except Risen:
-        raise NotDone(f"{name} was deleted in Navidrome meanwhile") from None
+    except AccountRecreated:
+        raise OperationError(f"{name} was deleted in Navidrome meanwhile") from None
     except (Busy, NavidromeError) as error:
-        raise NotDone(f"{name}: {error}") from None
+        raise OperationError(f"{name}: {error}") from None
 
 
-def _bound_line(binding: Binding, admin: bool | None, state: str) -> Line:
-    return Line(
+def _binding_row(binding: Binding, admin: bool | None, state: str) -> AccountRow:
+    return AccountRow(
         binding.user_name,
         binding.navidrome_id,
         binding.uid,

@@ -11,7 +11,7 @@ import time
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from shim.store.database import Database
-from shim.store.schema import BINDINGS, MARKS, TOKEN_RULES
+from shim.store.schema import BINDINGS, CHANGE_COUNTERS, TOKEN_RULES
 
 _IN_USE = "database_in_use"
 _ACCOUNT = "own_account "
@@ -25,16 +25,18 @@ class OwnAccountRecords:
 
     async def is_in_use(self) -> bool:
         """Whether this database has been used with a Navidrome before, or was confirmed as a new one."""
-        return await self._database.reading(_is_in_use)
+        return await self._database.read_async(_is_in_use)
 
     async def confirm(self) -> None:
         """Record that this database is in use, so that it no longer counts as a lost one's replacement."""
-        await self._database.writing(lambda connection: _put(connection, _IN_USE, 1))
+        await self._database.write_async(lambda connection: _put(connection, _IN_USE, 1))
 
     async def knows(self, navidrome_id: str) -> bool:
         """Whether this database created or adopted the account with this id."""
         name = _ACCOUNT + navidrome_id
-        return await self._database.reading(lambda connection: _value(connection, name)) is not None
+        return (
+            await self._database.read_async(lambda connection: _value(connection, name)) is not None
+        )
 
     async def adopt(self, navidrome_id: str) -> None:
         """Record the account as the shim's own; every token issued until now is void."""
@@ -49,10 +51,10 @@ class OwnAccountRecords:
             rule = {"navidrome_id": navidrome_id, "locked": False, "void_before": float(now)}
             connection.execute(insert(TOKEN_RULES).values(rule))
             # So that every shim reads the rule.
-            changed = update(MARKS).where(MARKS.c.name == "bindings")
-            connection.execute(changed.values(value=MARKS.c.value + 1))
+            changed = update(CHANGE_COUNTERS).where(CHANGE_COUNTERS.c.name == "bindings")
+            connection.execute(changed.values(value=CHANGE_COUNTERS.c.value + 1))
 
-        await self._database.writing(work)
+        await self._database.write_async(work)
 
 
 def _is_in_use(connection: Connection) -> bool:
@@ -62,10 +64,12 @@ def _is_in_use(connection: Connection) -> bool:
 
 
 def _value(connection: Connection, name: str) -> int | None:
-    found = connection.execute(select(MARKS.c.value).where(MARKS.c.name == name)).scalar()
+    found = connection.execute(
+        select(CHANGE_COUNTERS.c.value).where(CHANGE_COUNTERS.c.name == name)
+    ).scalar()
     return None if found is None else int(found)
 
 
 def _put(connection: Connection, name: str, value: int) -> None:
-    connection.execute(delete(MARKS).where(MARKS.c.name == name))
-    connection.execute(insert(MARKS).values(name=name, value=value))
+    connection.execute(delete(CHANGE_COUNTERS).where(CHANGE_COUNTERS.c.name == name))
+    connection.execute(insert(CHANGE_COUNTERS).values(name=name, value=value))

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shim.navidrome.models import Library, User
-from shim.provisioning.records import NOTHING_WRITTEN, Written
-from shim.reserved import OWN_NAME, reserved_names
+from shim.provisioning.models import NOTHING_WRITTEN, LastWritten
 from shim.settings import Settings
+from shim.settings.reserved import DEFAULT_ADMIN_USERNAME, reserved_names
 from shim.trust.identity import Identity
-from shim.trust.names import fold_name
+from shim.trust.names import normalize_name
 
 # One @ between two words; Navidrome itself takes anything.
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 # A header's value ends at a control and loses its blanks at both ends on its way.
-_NOT_CARRIED = re.compile(r"[\x00-\x1f\x7f]|^[ \t]|[ \t]$|^$")
+_NOT_HEADER_SAFE = re.compile(r"[\x00-\x1f\x7f]|^[ \t]|[ \t]$|^$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +32,15 @@ class AccountPolicy:
     accounts pass as they are while Navidrome's API fails.
     """
 
-    own_name: str = OWN_NAME
-    reserved: frozenset[str] = frozenset({OWN_NAME})
+    own_name: str = DEFAULT_ADMIN_USERNAME
+    reserved: frozenset[str] = frozenset({DEFAULT_ADMIN_USERNAME})
     allowed_groups: frozenset[str] = frozenset()
     admin_groups: frozenset[str] = frozenset()
     library_groups: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     follow_renames: Literal["jwt", "headers", "off"] = "jwt"
     link_existing: Literal["none", "users", "all"] = "users"
-    rest_seconds: float = 48 * 3600.0
-    lets_pass: bool = False
+    name_hold_seconds: float = 48 * 3600.0
+    fail_open: bool = False
 
     def allows(self, identity: Identity) -> bool:
         """Whether the identity is in a group that may in."""
@@ -49,7 +49,7 @@ class AccountPolicy:
 
     def reserves(self, user_name: str) -> bool:
         """Whether no identity may be this account, and the shim never writes to it."""
-        return fold_name(user_name) in self.reserved
+        return normalize_name(user_name) in self.reserved
 
     def admin(self, identity: Identity) -> bool | None:
         """Whether the identity's account is an admin; None: no setting says."""
@@ -67,8 +67,8 @@ class AccountPolicy:
             return None
         known = tuple(known)
         groups = identity.groups or ()
-        wanted = [name for group in groups for name in self.library_groups.get(group, ())]
-        found = {library.id for library in known if library.id in wanted or library.name in wanted}
+        names = [name for group in groups for name in self.library_groups.get(group, ())]
+        found = {library.id for library in known if library.id in names or library.name in names}
         if not found:
             found = {library.id for library in known if library.default}
         return frozenset(found)
@@ -86,10 +86,10 @@ class AccountPolicy:
         was verified says so."""
         return self.follow_renames == "headers" or (self.follow_renames == "jwt" and verified)
 
-    def why_not_linked(self, user: User, identity: Identity, *, released: bool) -> str | None:
+    def link_error(self, user: User, identity: Identity, *, unlinked: bool) -> str | None:
         """Why the identity may not claim this account by its name, None where it may. `released`: the
         shim made the account, and it was unlinked."""
-        if released and (not user.is_admin or self.admin(identity)):
+        if unlinked and (not user.is_admin or self.admin(identity)):
             return None
         if self.link_existing == "none":
             return "the account was not made by the shim, and SHIM_LINK_EXISTING is none"
@@ -116,14 +116,14 @@ def account_policy(settings: Settings) -> AccountPolicy:
         library_groups=settings.library_groups,
         follow_renames=settings.follow_renames,
         link_existing=settings.link_existing,
-        rest_seconds=settings.name_rest_hours * 3600.0,
-        lets_pass=settings.provisioning_failure == "open",
+        name_hold_seconds=settings.name_reuse_delay_hours * 3600.0,
+        fail_open=settings.provisioning_fail_mode == "open",
     )
 
 
-def is_carried(user_name: str) -> bool:
+def is_header_safe(user_name: str) -> bool:
     """Whether a user header can carry this name as it is. Navidrome itself checks no name."""
-    return _NOT_CARRIED.search(user_name) is None
+    return _NOT_HEADER_SAFE.search(user_name) is None
 
 
 def usable_email(email: str | None) -> str | None:
@@ -132,7 +132,7 @@ def usable_email(email: str | None) -> str | None:
 
 
 def field_changes(
-    identity: Identity, user: User, written: Written, policy: AccountPolicy
+    identity: Identity, user: User, last_written: LastWritten, policy: AccountPolicy
 ) -> dict[str, object]:
     """What of the account's record is not what it should be, by the record's own names.
 
@@ -140,10 +140,10 @@ def field_changes(
     them in Navidrome stays; an admin's right is always what the groups say.
     """
     changes: dict[str, object] = {}
-    if identity.name and identity.name not in (written.name, user.name):
+    if identity.name and identity.name not in (last_written.name, user.name):
         changes["name"] = identity.name
     email = usable_email(identity.email)
-    if email is not None and email not in (written.email, user.email):
+    if email is not None and email not in (last_written.email, user.email):
         changes["email"] = email
     admin = policy.admin(identity)
     if admin is not None and admin is not user.is_admin:
@@ -151,8 +151,8 @@ def field_changes(
     return changes
 
 
-def written_of(identity: Identity, before: Written = NOTHING_WRITTEN) -> Written:
+def last_written(identity: Identity, before: LastWritten = NOTHING_WRITTEN) -> LastWritten:
     """What counts as written once an identity's changes are."""
-    return Written(
+    return LastWritten(
         name=identity.name or before.name, email=usable_email(identity.email) or before.email
     )

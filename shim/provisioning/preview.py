@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
-from shim.provisioning.bindings import Bindings
-from shim.provisioning.building import build_api, own_account
-from shim.provisioning.footing import find_footing, is_lost_database, own_account_of
+from shim.provisioning.admin import ensure_admin_access, is_lost_database, own_account_of
+from shim.provisioning.binding_store import BindingStore
+from shim.provisioning.factory import build_api, own_account
+from shim.provisioning.models import Binding
 from shim.provisioning.own_account import OwnAccountRecords
 from shim.provisioning.policy import AccountPolicy, account_policy
-from shim.provisioning.records import Binding
 from shim.settings import Settings
 from shim.store.database import Database
 from shim.store.errors import StoreError
 from shim.trust.identity import Identity
-from shim.trust.names import fold_name
+from shim.trust.names import normalize_name
 from shim.trust.reasons import Reason
 
 
@@ -46,7 +46,7 @@ async def preview(settings: Settings, identity: Identity, *, verified: bool) -> 
         return (step, _rejected("binding", Reason.STORE_UNAVAILABLE, str(error)))
     try:
         new = database.file is not None and not database.file.exists()
-        bindings = Bindings(database, "explain", time.time)
+        bindings = BindingStore(database, "explain", time.time)
         if not new:
             await bindings.load()
         return (step, await _binding_step(settings, policy, identity, bindings, new, verified))
@@ -64,86 +64,90 @@ def _policy_step(policy: AccountPolicy, identity: Identity) -> Step:
             "the identity has no uid, which accounts are bound by",
         )
     if policy.reserves(identity.username):
-        why = "the name is the shim's own account's or one of SHIM_PROTECTED_USERS"
-        return _rejected("policy", Reason.RESERVED_ACCOUNT, why)
+        reason = "the name is the shim's own account's or one of SHIM_PROTECTED_USERS"
+        return _rejected("policy", Reason.RESERVED_ACCOUNT, reason)
     allowed = ", ".join(sorted(policy.allowed_groups))
     groups = ", ".join(identity.groups or ()) or "none"
     if not policy.allows(identity):
-        why = f"none of the groups ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})"
-        return _rejected("policy", Reason.GROUP_NOT_ALLOWED, why)
-    why = f"a group ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})" if allowed else ""
-    return Step("policy", "may sign in", why or "SHIM_ALLOWED_GROUPS is not set: everybody may")
+        reason = f"none of the groups ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})"
+        return _rejected("policy", Reason.GROUP_NOT_ALLOWED, reason)
+    reason = f"a group ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})" if allowed else ""
+    return Step("policy", "may sign in", reason or "SHIM_ALLOWED_GROUPS is not set: everybody may")
 
 
 async def _binding_step(
     settings: Settings,
     policy: AccountPolicy,
     identity: Identity,
-    bindings: Bindings,
+    bindings: BindingStore,
     new: bool,
     verified: bool,
 ) -> Step:
     api = build_api(settings)
     try:
-        footing = await find_footing(api, own_account(settings))
+        admin_access = await ensure_admin_access(api, own_account(settings))
     except NavidromeError as error:
         return _rejected("account", Reason.NAVIDROME_UNAVAILABLE, str(error))
     finally:
         await api.close()
-    if footing.users is None:
-        why = f"{footing.problem}. {footing.remedy}"
-        return _rejected("account", Reason.NAVIDROME_ACCESS_DENIED, why)
+    if admin_access.users is None:
+        reason = f"{admin_access.error}. {admin_access.remedy}"
+        return _rejected("account", Reason.NAVIDROME_ACCESS_DENIED, reason)
     records = None if new else OwnAccountRecords(bindings.database)
-    if await is_lost_database(footing.users, records):
-        why = "the database knows nothing of the account navidrome-shim: see `navidrome-shim check`"
-        return _rejected("account", Reason.DATABASE_UNCONFIRMED, why)
+    if await is_lost_database(admin_access.users, records):
+        reason = (
+            "the database knows nothing of the account navidrome-shim: see `navidrome-shim check`"
+        )
+        return _rejected("account", Reason.DATABASE_UNCONFIRMED, reason)
     assert identity.uid is not None
-    binding = bindings.of_uid(identity.uid)
+    binding = bindings.by_uid(identity.uid)
     if binding is not None:
         return _bound_step(policy, identity, binding, verified=verified)
-    return _unbound_step(policy, identity, bindings, footing.users)
+    return _unbound_step(policy, identity, bindings, admin_access.users)
 
 
 def _bound_step(
     policy: AccountPolicy, identity: Identity, binding: Binding, *, verified: bool
 ) -> Step:
-    name = fold_name(identity.username)
-    renamed = name not in (fold_name(binding.claimed_name), binding.folded_name)
+    name = normalize_name(identity.username)
+    renamed = name not in (normalize_name(binding.provider_username), binding.normalized_name)
     if renamed and not policy.follows(verified=verified):
-        why = (
+        reason = (
             f"the uid is bound to {binding.user_name}, the name changed, and SHIM_FOLLOW_RENAMES is "
             f"{policy.follow_renames}"
         )
-        return _rejected("account", Reason.RENAME_NOT_FOLLOWED, why)
+        return _rejected("account", Reason.RENAME_NOT_FOLLOWED, reason)
     if renamed:
-        why = f"the account {binding.user_name} is renamed to {identity.username}"
-        return Step("account", "renamed", why, user_name=identity.username)
-    why = f"the uid is bound to the account {binding.user_name}"
-    return Step("account", "bound", why, user_name=binding.user_name)
+        reason = f"the account {binding.user_name} is renamed to {identity.username}"
+        return Step("account", "renamed", reason, user_name=identity.username)
+    reason = f"the uid is bound to the account {binding.user_name}"
+    return Step("account", "bound", reason, user_name=binding.user_name)
 
 
 def _unbound_step(
-    policy: AccountPolicy, identity: Identity, bindings: Bindings, users: tuple[User, ...]
+    policy: AccountPolicy, identity: Identity, bindings: BindingStore, users: tuple[User, ...]
 ) -> Step:
-    folded = fold_name(identity.username)
-    holder = bindings.of_name(folded)
+    normalized = normalize_name(identity.username)
+    holder = bindings.by_name(normalized)
     if holder is not None and holder.uid is not None:
-        why = f"the account {holder.user_name} is bound to another uid ({holder.uid})"
-        return _rejected("account", Reason.IDENTITY_CONFLICT, why)
-    held = bindings.rest_of(folded)
+        reason = f"the account {holder.user_name} is bound to another uid ({holder.uid})"
+        return _rejected("account", Reason.IDENTITY_CONFLICT, reason)
+    held = bindings.name_hold(normalized)
     if held is not None and held.uid != identity.uid:
-        why = "the name was another account's until recently, and is held for it"
-        return _rejected("account", Reason.NAME_HELD, why)
+        reason = "the name was another account's until recently, and is held for it"
+        return _rejected("account", Reason.NAME_HELD, reason)
     user = own_account_of(users, identity.username)
     if user is None:
-        why = "the uid is bound to no account, and Navidrome has none of this name"
-        return Step("account", "created on the first visit", why, user_name=identity.username)
-    binding = bindings.of_account(user.id)
-    why_not = policy.why_not_linked(user, identity, released=binding is not None and binding.made)
-    if why_not is not None:
-        return _rejected("account", Reason.IDENTITY_CONFLICT, why_not)
-    why = f"Navidrome has the account {user.user_name}, which is bound to nobody"
-    return Step("account", "linked on the first visit", why, user_name=user.user_name)
+        reason = "the uid is bound to no account, and Navidrome has none of this name"
+        return Step("account", "created on the first visit", reason, user_name=identity.username)
+    binding = bindings.by_account(user.id)
+    error = policy.link_error(
+        user, identity, unlinked=binding is not None and binding.created_by_shim
+    )
+    if error is not None:
+        return _rejected("account", Reason.IDENTITY_CONFLICT, error)
+    reason = f"Navidrome has the account {user.user_name}, which is bound to nobody"
+    return Step("account", "linked on the first visit", reason, user_name=user.user_name)
 
 
 def _rejected(name: str, reason: Reason, why: str) -> Step:

@@ -11,100 +11,102 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from shim.audit.provisioning_events import (
+from shim.audit.events.provisioning import (
     AccountCreated,
-    AccountFailed,
     EmptyPasswordsFound,
+    ProvisioningFailed,
 )
 from shim.navidrome.errors import ResponseTooLarge
 from shim.navidrome.models import User
-from shim.provisioning.bindings import Busy, Watcher
+from shim.provisioning.account_writer import AccountRecreated
+from shim.provisioning.audit_context import AuditContext
+from shim.provisioning.binding_store import Busy, Watcher
+from shim.provisioning.context import ProvisioningContext
 from shim.provisioning.empty_passwords import EmptyPasswords
-from shim.provisioning.means import Means
-from shim.provisioning.occasion import Occasion
+from shim.provisioning.models import Binding, BindingState, Intent, IntentKind, NameHold
 from shim.provisioning.provisioner import Provisioner, account_keys
-from shim.provisioning.records import Binding, BindingState, Intent, IntentKind, Rest
-from shim.provisioning.writer import Risen
 from shim.trust.identity import Identity
-from shim.trust.names import fold_name
+from shim.trust.names import normalize_name
 
 
 class Reconciler:
     """Holds the two against each other. `watcher` is told of each account that is not what it was, before the
     change is seen by a request."""
 
-    def __init__(self, means: Means, provisioner: Provisioner, watcher: Watcher) -> None:
-        self._means = means
+    def __init__(
+        self, context: ProvisioningContext, provisioner: Provisioner, watcher: Watcher
+    ) -> None:
+        self._context = context
         self._provisioner = provisioner
         self._watcher = watcher
-        self._changed = watcher.forget
-        self._one_at_a_time = asyncio.Lock()
-        self._empty_passwords = EmptyPasswords(means.api, means.bindings.database)
+        self._changed = watcher.discard
+        self._run_lock = asyncio.Lock()
+        self._empty_passwords = EmptyPasswords(context.api, context.bindings.database)
         self.without_password: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Everything once. Raises what the API and the store raise; what was done until then stays."""
-        async with self._one_at_a_time:
+        async with self._run_lock:
             await self._run()
 
     async def _run(self) -> None:
-        await self.look_after_intents(Occasion("reconcile"))
+        await self.recover_intents(AuditContext("reconcile"))
         users = await self._list()
-        self._means.directory.libraries = ()
-        if self._means.policy.library_groups:
-            self._means.directory.libraries = await self._means.api.libraries()
-        there = {user.id: user for user in users}
-        for binding in self._means.bindings.all():
-            if self._is_odd(binding, there.get(binding.navidrome_id)):
-                await self._put_right(binding)
-        await self.vet(users)
+        self._context.directory.libraries = ()
+        if self._context.policy.library_groups:
+            self._context.directory.libraries = await self._context.api.libraries()
+        by_id = {user.id: user for user in users}
+        for binding in self._context.bindings.all():
+            if self._drifted(binding, by_id.get(binding.navidrome_id)):
+                await self._repair(binding)
+        await self.find_empty_passwords(users)
 
     async def follow_names(self) -> None:
         """List the users, and follow the names of their accounts; after a request that may have changed
         them. Raises what the API and the store raise."""
-        there = {user.id: user for user in await self._list()}
-        for binding in self._means.bindings.all():
-            user = there.get(binding.navidrome_id)
+        by_id = {user.id: user for user in await self._list()}
+        for binding in self._context.bindings.all():
+            user = by_id.get(binding.navidrome_id)
             if user is None or user.user_name != binding.user_name:
-                await self._put_right(binding)
+                await self._repair(binding)
 
     async def _list(self) -> tuple[User, ...]:
-        before = self._means.directory.all()
-        users = await self._means.directory.read(self._means.api.users)
-        await self._rest_freed(before, users)
-        there = {user.id for user in users}
-        if any(user.id not in there for user in before):
+        before = self._context.directory.all()
+        users = await self._context.directory.read(self._context.api.users)
+        await self._hold_freed_names(before, users)
+        by_id = {user.id for user in users}
+        if any(user.id not in by_id for user in before):
             self._watcher.revoked()
         return users
 
-    async def look_after_intents(self, occasion: Occasion) -> None:
+    async def recover_intents(self, audit_context: AuditContext) -> None:
         """See what became of every write that was left. Raises what the API raises: then an account may
         stand open, and nobody is to be let near it."""
-        for intent in self._means.bindings.intents():
-            if self._means.bindings.is_left(intent):
-                async with self._means.locks.held(*account_keys(intent.uid, intent.user_name)):
-                    if self._means.bindings.intent(intent.key) is intent:
+        for intent in self._context.bindings.intents():
+            if self._context.bindings.is_abandoned(intent):
+                async with self._context.locks.held(*account_keys(intent.uid, intent.user_name)):
+                    if self._context.bindings.intent(intent.key) is intent:
                         try:
-                            await self._look_after(intent, occasion)
+                            await self._recover(intent, audit_context)
                         except ResponseTooLarge as error:
                             # It stays open, and its person gets 503; nobody else has to wait for it.
                             self._unreadable(intent.user_name, intent.uid, error)
 
-    async def vet(self, users: Iterable[User]) -> None:
+    async def find_empty_passwords(self, users: Iterable[User]) -> None:
         """Ask of every account that is new or was written since, whether an empty password opens it."""
         known = frozenset(self.without_password)
         self.without_password = await self._empty_passwords.find(users)
         if not known.issuperset(self.without_password):
-            self._means.record(
+            self._context.record(
                 EmptyPasswordsFound(time=time.time(), accounts=self.without_password)
             )
 
-    def _is_odd(self, binding: Binding, user: User | None) -> bool:
+    def _drifted(self, binding: Binding, user: User | None) -> bool:
         """Whether anything of an account is not as the policy wants it."""
-        policy = self._means.policy
-        if user is None or binding.open_door or user.user_name != binding.user_name:
+        policy = self._context.policy
+        if user is None or binding.lock_pending or user.user_name != binding.user_name:
             return True
-        if binding.state is BindingState.RELEASED:
+        if binding.state is BindingState.UNLINKED:
             return False
         active = binding.state is BindingState.ACTIVE
         if active and not policy.allows(binding.identity):
@@ -112,38 +114,41 @@ class Reconciler:
         admin = policy.admin(binding.identity)
         if admin is not None and admin is not user.is_admin and (active or user.is_admin):
             return True
-        wanted = self._means.policy.libraries(binding.identity, self._means.directory.libraries)
-        if wanted is None or user.is_admin or wanted == user.libraries:
+        target = self._context.policy.libraries(binding.identity, self._context.directory.libraries)
+        if target is None or user.is_admin or target == user.libraries:
             return False
         # Of a person whom the policy denies, the last libraries stay: no password or token opens them.
-        return active or bool(wanted)
+        return active or bool(target)
 
-    async def _put_right(self, binding: Binding) -> None:
-        occasion, upkeep = Occasion("reconcile", binding.identity), self._provisioner.upkeep
-        keys = account_keys(binding.uid, binding.user_name, binding.claimed_name)
-        async with self._means.locks.held(*keys):
-            now = self._means.bindings.of_account(binding.navidrome_id)
+    async def _repair(self, binding: Binding) -> None:
+        audit_context, lifecycle = (
+            AuditContext("reconcile", binding.identity),
+            self._provisioner.lifecycle,
+        )
+        keys = account_keys(binding.uid, binding.user_name, binding.provider_username)
+        async with self._context.locks.held(*keys):
+            now = self._context.bindings.by_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
             try:
-                user = await self._means.api.user(now.navidrome_id)
+                user = await self._context.api.user(now.navidrome_id)
                 if user is None:
                     self._changed(now.uid)
-                    await upkeep.forget(now, occasion)
+                    await lifecycle.remove_binding(now, audit_context)
                     return
                 if user.user_name != now.user_name:
                     self._changed(now.uid)
-                    now = await upkeep.follow(now, user, occasion)
+                    now = await lifecycle.adopt_rename(now, user, audit_context)
                 if now.state is BindingState.ACTIVE and await self._denies(now, user):
                     self._changed(now.uid)
-                    await upkeep.refuse(now, now.identity, occasion)
-                elif now.open_door:
-                    await upkeep.close_door(now, occasion)
-                elif now.state is not BindingState.RELEASED:
-                    await upkeep.restore(now, user, occasion)
-            except Risen:
+                    await lifecycle.deny(now, now.identity, audit_context)
+                elif now.lock_pending:
+                    await lifecycle.finish_lock(now, audit_context)
+                elif now.state is not BindingState.UNLINKED:
+                    await lifecycle.restore_rights(now, user, audit_context)
+            except AccountRecreated:
                 self._changed(now.uid)
-                await upkeep.forget(now, occasion)
+                await lifecycle.remove_binding(now, audit_context)
             except Busy:
                 return  # another process is at it
             except ResponseTooLarge as error:
@@ -152,83 +157,88 @@ class Reconciler:
 
     async def _denies(self, binding: Binding, user: User) -> bool:
         """Whether the policy denies the person of an active account."""
-        if not self._means.policy.allows(binding.identity):
+        if not self._context.policy.allows(binding.identity):
             return True
-        rights = self._provisioner.rights
+        rights = self._provisioner.updater
         return await rights.keeps_denied_libraries(binding.identity, user)
 
-    async def _rest_freed(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
+    async def _hold_freed_names(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
-        names = {fold_name(user.user_name) for user in users}
-        until = time.time() + self._means.policy.rest_seconds
+        names = {normalize_name(user.user_name) for user in users}
+        until = time.time() + self._context.policy.name_hold_seconds
         freed = []
         for user in before:
-            folded = fold_name(user.user_name)
-            bound = self._means.bindings.of_account(user.id) is not None
-            if folded and folded not in names and not bound and await self._is_freed(user):
-                freed.append(Rest(folded, user.id, None, until))
-        await self._means.bindings.rest(freed)
+            normalized = normalize_name(user.user_name)
+            linked = self._context.bindings.by_account(user.id) is not None
+            if normalized and normalized not in names and not linked and await self._is_freed(user):
+                freed.append(NameHold(normalized, user.id, None, until))
+        await self._context.bindings.hold_names(freed)
 
     async def _is_freed(self, user: User) -> bool:
         """Whether nobody has the name of an account that is not listed any more, as far as is known."""
-        if not self._means.api.unreadable:
+        if not self._context.api.unreadable:
             return True
         try:
-            now = await self._means.api.user(user.id)
+            now = await self._context.api.user(user.id)
         except ResponseTooLarge:
             return False
-        return now is None or fold_name(now.user_name) != fold_name(user.user_name)
+        return now is None or normalize_name(now.user_name) != normalize_name(user.user_name)
 
     def _unreadable(self, name: str, uid: str | None, error: ResponseTooLarge) -> None:
-        self._means.record(
-            AccountFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
+        self._context.record(
+            ProvisioningFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
         )
 
-    async def _look_after(self, intent: Intent, occasion: Occasion) -> None:
+    async def _recover(self, intent: Intent, audit_context: AuditContext) -> None:
         try:
             if intent.kind is IntentKind.CREATE:
-                await self._bind_begun(intent, occasion)
+                await self._finish_interrupted_create(intent, audit_context)
                 return
-            await self._provisioner.rights.writer.resolve(intent, occasion)
-        except Risen:
-            binding = self._means.bindings.of_account(intent.navidrome_id)
+            await self._provisioner.updater.writer.recover(intent, audit_context)
+        except AccountRecreated:
+            binding = self._context.bindings.by_account(intent.navidrome_id)
             if binding is not None:
                 self._changed(binding.uid)
-                await self._provisioner.upkeep.forget(binding, occasion)
+                await self._provisioner.lifecycle.remove_binding(binding, audit_context)
             return
-        await self._means.bindings.close_intent(intent)
+        await self._context.bindings.close_intent(intent)
 
-    async def _bind_begun(self, intent: Intent, occasion: Occasion) -> None:
+    async def _finish_interrupted_create(self, intent: Intent, audit_context: AuditContext) -> None:
         """An account whose making was interrupted belongs to whom it was made for. What else the person
         is to have comes with the next request."""
-        user = await self._means.api.user(intent.navidrome_id)
-        bound = user is not None and self._means.bindings.of_account(user.id) is not None
-        if user is None or bound or intent.uid is None or self._means.bindings.of_uid(intent.uid):
-            await self._means.bindings.close_intent(intent)
+        user = await self._context.api.user(intent.navidrome_id)
+        linked = user is not None and self._context.bindings.by_account(user.id) is not None
+        if (
+            user is None
+            or linked
+            or intent.uid is None
+            or self._context.bindings.by_uid(intent.uid)
+        ):
+            await self._context.bindings.close_intent(intent)
             return
-        self._means.directory.put(user)
+        self._context.directory.put(user)
         identity = Identity(intent.user_name, uid=intent.uid)
         now = time.time()
-        await self._means.bindings.put(
+        await self._context.bindings.put(
             Binding(
                 uid=intent.uid,
                 navidrome_id=user.id,
                 user_name=user.user_name,
-                claimed_name=intent.user_name,
-                made=True,
+                provider_username=intent.user_name,
+                created_by_shim=True,
                 first_seen=now,
                 last_seen=now,
                 identity=identity,
             ),
             ends=intent,
         )
-        self._means.record(
+        self._context.record(
             AccountCreated(
                 time=now,
                 account=user.user_name,
                 navidrome_id=user.id,
                 admin=user.is_admin,
                 notes=("its making was interrupted, and taken up again",),
-                **Occasion(occasion.cause, identity).told(),
+                **AuditContext(audit_context.trigger, identity).as_fields(),
             )
         )

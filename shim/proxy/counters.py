@@ -12,12 +12,12 @@ class Counters:
     """Totals since the start, and gauges of now.
 
     `requests` has one total per `shim.trust.reasons.OUTCOMES` row, by `Outcome.index`.
-    `failures` has one total per word that an answer of 502, 503 or 504 was given for.
+    `failures` has one total per word that a response of 502, 503 or 504 was given for.
     """
 
     __slots__ = (
         "client_connections",
-        "clients_refused",
+        "clients_rejected",
         "failures",
         "requests",
         "retries",
@@ -32,7 +32,7 @@ class Counters:
         self.requests: list[int] = [0] * len(OUTCOMES)
         self.failures: dict[str, int] = {}
         self.client_connections = 0
-        self.clients_refused = 0
+        self.clients_rejected = 0
         self.streams_open = 0
         self.tunnels_open = 0
         self.upstream_connections = 0
@@ -40,6 +40,6 @@ class Counters:
         self.upstream_waiting = 0
         self.retries = 0
 
-    def failed(self, word: str) -> None:
-        """Count one answer that the upstream's failure cost."""
-        self.failures[word] = self.failures.get(word, 0) + 1
+    def failed(self, failure: str) -> None:
+        """Count one response that the upstream's failure cost."""
+        self.failures[failure] = self.failures.get(failure, 0) + 1

@@ -9,80 +9,82 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
-from shim.proxy.chunked import ChunkedError
-from shim.proxy.connection import Phase
-from shim.proxy.exchange import CONTINUE, ExchangingConnection
-from shim.proxy.gate import Account, Asker, Refusal
+from shim.http1.chunked import ChunkedError
+from shim.proxy.client_connection import Phase
+from shim.proxy.forwarding import CONTINUE, ForwardingConnection
+from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
 from shim.proxy.upstream import Upstream
-from shim.trust.decide import Decision
+from shim.trust.cached_decisions import ConnectionContext, DecisionCache, PendingVerification
+from shim.trust.decision import Decision
+from shim.trust.navidrome_tokens import NavidromeClaims, filter_form
 from shim.trust.reasons import PathClass, Reason, Verdict
-from shim.trust.refusal import Refused
-from shim.trust.remember import RememberedDecisions, Standing, Unproven
-from shim.trust.tokens import NavidromeClaims, filter_form
+from shim.trust.rejection import RequestRejected
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
-    from shim.proxy.plane import DataPlane
+    from shim.proxy.server import DataPlane
 
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _HEAD = Phase.HEAD
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
-_OWN = PathClass.OWN
+_INTERNAL = PathClass.INTERNAL
 _UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
 
 
 # What was read of a head, the head, and whether the keys were fetched for it already.
-_Undecided: TypeAlias = tuple[Unproven, bytes, bool]
+_Pending: TypeAlias = tuple[PendingVerification, bytes, bool]
 
 
-class DecidingConnection(ExchangingConnection):
+class DecidingConnection(ForwardingConnection):
     """A connection whose whole heads are judged."""
 
-    __slots__ = ("_decisions", "_future", "_keys_future", "_standing", "_undecided")
+    __slots__ = ("_context", "_decisions", "_future", "_keys_future", "_pending")
 
     def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
         super().__init__(plane, server_state)
-        self._decisions: RememberedDecisions | None = None
-        self._standing: Standing
-        self._undecided: _Undecided | None = None
+        self._decisions: DecisionCache | None = None
+        self._context: ConnectionContext
+        self._pending: _Pending | None = None
         self._keys_future: asyncio.Future[None] | None = None
-        self._future: asyncio.Future[Account | Refusal] | None = None
+        self._future: asyncio.Future[Account | AccountDenied] | None = None
 
-    def _consider(self, head: bytes, *, waited: bool = False) -> None:
+    def _evaluate(self, head: bytes, *, jwks_refreshed: bool = False) -> None:
         """Have a whole head decided, its empty line included, and do so; `waited`: the keys were fetched
         for it already."""
         line, _, block = head[:-2].partition(b"\r\n")
         plane = self._plane
-        found = plane.decisions.weigh(line, block, self._stand(), None, plane.time)
-        if isinstance(found, Unproven):
-            self._await_proof(found, head, waited=waited)
+        found = plane.decisions.evaluate(line, block, self._connection_context(), None, plane.time)
+        if isinstance(found, PendingVerification):
+            self._await_verification(found, head, jwks_refreshed=jwks_refreshed)
         else:
-            self._judge(found, head, waited=waited)
+            self._apply_decision(found, head, jwks_refreshed=jwks_refreshed)
 
-    def _judge(self, decision: Decision, head: bytes, *, waited: bool = False) -> None:
+    def _apply_decision(
+        self, decision: Decision, head: bytes, *, jwks_refreshed: bool = False
+    ) -> None:
         """Do what was decided on this head."""
         plane = self._plane
         outcome = decision.outcome
         self._decision = decision
         self._account = None
         self._request_id = ""
-        if plane.observer.wants_access:
+        if plane.observer.logs_access:
             self._begin_access()
         verdict = outcome.verdict
         if verdict is _REJECTED:
-            if outcome.reason is not _UNKNOWN_KEY or waited or not self._ask_keys(head):
-                self._count(decision)
+            if outcome.reason is not _UNKNOWN_KEY or jwks_refreshed or not self._request_keys(head):
+                self._reject(decision)
             return
-        line = decision.line
+        line = decision.request_line
         assert line is not None
         self._retried = False
-        self._answer_begun = False
+        self._response_started = False
         self.request_sent = False
         self.keep_alive = self.keep_alive and decision.keep_alive
-        self.old = line.version == 10
-        self.bodiless = line.method == b"HEAD"
+        self.http10 = line.version == 10
+        self.no_body = line.method == b"HEAD"
         self.upgrading = decision.upgrade
         if verdict is _AUTHENTICATED and plane.gate is not None:
             identity = decision.identity
@@ -91,83 +93,89 @@ class DecidingConnection(ExchangingConnection):
             if account is not None:
                 self._account = account
             elif (
-                outcome.path_class is not _OWN
+                outcome.path_class is not _INTERNAL
             ):  # what is shown there has to be seen without Navidrome
-                self._ask_gate()
+                self._request_account()
                 return
-            if decision.tokens:
+            if decision.has_navidrome_tokens:
                 self._check_tokens(account)
-        elif decision.tokens:
+        elif decision.has_navidrome_tokens:
             self._check_tokens(None)
         if decision.form and plane.gate is not None:
             self._begin_form()
             return
         plane.counters.requests[self._decision.outcome.index] += 1
         if verdict is _STRIPPED:
-            plane.observer.judged(decision, self._identify())
+            plane.observer.request_decided(decision, self._ensure_request_id())
         self._connect()
 
-    def _stand(self) -> Standing:
+    def _connection_context(self) -> ConnectionContext:
         """Where the connection stands under the policy in force."""
         decisions = self._plane.decisions
         if self._decisions is not decisions:
             scheme = b"https" if self._transport.get_extra_info("sslcontext") else b"http"
             self._decisions = decisions
-            self._standing = decisions.standing(self._peer, scheme)
-        return self._standing
+            self._context = decisions.connection_context(self._peer, scheme)
+        return self._context
 
     # tokens that were not seen before
 
-    def _await_proof(self, unproven: Unproven, head: bytes, *, waited: bool = False) -> None:
-        self._phase = Phase.PROOF
-        self.deadline = self._plane.now + self._plane.limits.answer_timeout
-        if self._plane.observer.wants_access:
+    def _await_verification(
+        self, pending: PendingVerification, head: bytes, *, jwks_refreshed: bool = False
+    ) -> None:
+        self._phase = Phase.VERIFYING
+        self.deadline = self._plane.now + self._plane.limits.upstream_response_timeout
+        if self._plane.observer.logs_access:
             self._begin_access()
-        self._undecided = unproven, head, waited
+        self._pending = pending, head, jwks_refreshed
         self._enqueue()
 
-    def turn(self) -> None:
+    def run(self) -> None:
         """Go on with what was left for this turn: a token, chunks of a body, or heads."""
         self._queued = False
         phase = self._phase
-        if self._undecided is not None:
-            self._look_at_token(*self._undecided)
-        elif phase is Phase.EXCHANGE and not self.request_sent and self._upstream is not None:
+        if self._pending is not None:
+            self._look_at_token(*self._pending)
+        elif phase is Phase.FORWARDING and not self.request_sent and self._upstream is not None:
             self._upload_kept()
         elif phase is _HEAD:
-            self._go_on()
+            self._resume()
 
-    def _look_at_token(self, unproven: Unproven, head: bytes, waited: bool) -> None:
-        self._undecided = None
+    def _look_at_token(
+        self, pending: PendingVerification, head: bytes, jwks_refreshed: bool
+    ) -> None:
+        self._pending = None
         self._phase = _HEAD
         plane = self._plane
         if self._decisions is plane.decisions:
-            self._judge(plane.decisions.prove(unproven, plane.time), head, waited=waited)
+            self._apply_decision(
+                plane.decisions.verify(pending, plane.time), head, jwks_refreshed=jwks_refreshed
+            )
         else:  # another policy is in force by now
-            self._consider(head, waited=waited)
-        self._go_on()
+            self._evaluate(head, jwks_refreshed=jwks_refreshed)
+        self._resume()
 
     # keys
 
-    def _ask_keys(self, head: bytes) -> bool:
-        """Have the key set fetched anew for the token of this head. Whether that is waited for."""
+    def _request_keys(self, head: bytes) -> bool:
+        """Have the key set fetched again for the token of this head. Whether that is waited for."""
         keys = self._plane.keys
-        future = None if keys is None else keys.want()
+        future = None if keys is None else keys.request_refresh()
         if future is None:
             return False
-        self._phase = Phase.KEYS
-        self.deadline = self._plane.now + self._plane.limits.answer_timeout
+        self._phase = Phase.FETCHING_JWKS
+        self.deadline = self._plane.now + self._plane.limits.upstream_response_timeout
         self._keys_future = future
         future.add_done_callback(lambda done: self._keys_fetched(done, head))
         return True
 
     def _keys_fetched(self, future: asyncio.Future[None], head: bytes) -> None:
-        if future is not self._keys_future or self._phase is not Phase.KEYS:
+        if future is not self._keys_future or self._phase is not Phase.FETCHING_JWKS:
             return
         self._keys_future = None
         self._phase = _HEAD
-        self._consider(head, waited=True)
-        self._go_on()
+        self._evaluate(head, jwks_refreshed=True)
+        self._resume()
 
     # tokens of Navidrome's own
 
@@ -181,11 +189,11 @@ class DecidingConnection(ExchangingConnection):
         identity = decision.identity
         if identity is not None:
             name = identity.username.encode() if account is None else account.user_name
-            decision = decision.bound(name, None if account is None else account.id)
+            decision = decision.with_tokens_bound_to(name, None if account is None else account.id)
         self._decision = decision
-        removed = decision.void != before.void or decision.loosed != before.loosed
+        removed = decision.void != before.void or decision.removed_tokens != before.removed_tokens
         if removed or decision.token_without_identity:
-            self._plane.observer.tokens_seen(decision, self._identify())
+            self._plane.observer.navidrome_token_found(decision, self._ensure_request_id())
 
     def _is_valid(self, claims: NavidromeClaims) -> bool:
         gate = self._plane.gate
@@ -194,7 +202,7 @@ class DecidingConnection(ExchangingConnection):
 
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
-        under_way = self._phase is Phase.EXCHANGE or self._phase is Phase.TUNNEL
+        under_way = self._phase is Phase.FORWARDING or self._phase is Phase.TUNNEL
         if under_way and not self._may_continue():
             self.failed("account_revoked", 403)
 
@@ -219,18 +227,18 @@ class DecidingConnection(ExchangingConnection):
         assert block is not None
         self._phase = Phase.BODY
         self.deadline = plane.now + plane.limits.form_timeout
-        trusted = self._decision.source.listed
+        trusted = self._decision.source.trusted
         try:
             self._buffer = BodyBuffer(
-                block.envelope.length, plane.limits.form_bytes, plane.body_budget, trusted=trusted
+                block.metadata.length, plane.limits.form_bytes, plane.body_budget, trusted=trusted
             )
         except BodyTooLarge:
             self._reject_form()
             return
         self._unfinished = True
-        data = bytes(self._kept)
-        self._kept.clear()
-        if block.envelope.expects and not data and not self.old:
+        data = bytes(self._read_buffer)
+        self._read_buffer.clear()
+        if block.metadata.expect_continue and not data and not self.http10:
             self._transport.write(CONTINUE)
         self._resume_reading()
         self._read_form(data)
@@ -246,14 +254,16 @@ class DecidingConnection(ExchangingConnection):
         except BufferFull:
             self.failed("buffer_full", 503)
         except ChunkedError as error:
-            self._refuse(Refused(Reason.AMBIGUOUS_FRAMING, str(error)))
+            self._reject_after_all(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
         else:
             if buffer.done:
                 self._form_read(buffer.take(), rest)
 
     def _reject_form(self) -> None:
         limit = self._plane.limits.form_bytes
-        self._refuse(Refused(Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes"))
+        self._reject_after_all(
+            RequestRejected(Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes")
+        )
 
     def _form_read(self, body: bytes, rest: bytes) -> None:
         plane, account = self._plane, self._account
@@ -268,48 +278,52 @@ class DecidingConnection(ExchangingConnection):
         body, removed, claims = filter_form(body, accept)
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
-            plane.observer.tokens_seen(decision, self._identify())
+            plane.observer.navidrome_token_found(decision, self._ensure_request_id())
         plane.counters.requests[decision.outcome.index] += 1
         if decision.outcome.verdict is _STRIPPED and not removed:
-            plane.observer.judged(decision, self._identify())
-        self._keep(body + rest)
+            plane.observer.request_decided(decision, self._ensure_request_id())
+        self._buffer_data(body + rest)
         if self._recheck():
             self._connect()
 
     # accounts
 
-    def _ask_gate(self) -> None:
+    def _request_account(self) -> None:
         plane, identity = self._plane, self._decision.identity
         assert plane.gate is not None and identity is not None
-        self._phase = Phase.ACCOUNT
-        self.deadline = plane.now + plane.limits.answer_timeout
+        self._phase = Phase.PROVISIONING
+        self.deadline = plane.now + plane.limits.upstream_response_timeout
         verified = self._decision.outcome.reason is Reason.VERIFIED_JWT
-        asker = Asker(self._standing.source.peer.text, self._identify(), verified)
-        self._future = plane.gate.ensure(identity, asker)
+        request_info = RequestInfo(
+            self._context.source.peer.text, self._ensure_request_id(), verified
+        )
+        self._future = plane.gate.ensure(identity, request_info)
         self._future.add_done_callback(self._account_ready)
 
-    def _account_ready(self, future: asyncio.Future[Account | Refusal]) -> None:
+    def _account_ready(self, future: asyncio.Future[Account | AccountDenied]) -> None:
         # The connection may have gone meanwhile, or carry another request by now.
-        if future is not self._future or self._phase is not Phase.ACCOUNT:
+        if future is not self._future or self._phase is not Phase.PROVISIONING:
             return
         self._future = None
         if future.cancelled():
             self.failed("account_unavailable", 503)
             return
-        answer = future.result()
+        result = future.result()
         decision = self._decision
-        if isinstance(answer, Refusal):
-            self._refuse(Refused(answer.reason, answer.detail), answer.retry_after)
-            self._go_on()
+        if isinstance(result, AccountDenied):
+            self._reject_after_all(
+                RequestRejected(result.reason, result.detail), result.retry_after
+            )
+            self._resume()
             return
-        first, self._account = self._account is None, answer
+        first, self._account = self._account is None, result
         if not first and not all(
-            claims.names(answer.user_name, answer.id) for claims in decision.claims
+            claims.names(result.user_name, result.id) for claims in decision.claims
         ):
             self.failed("account_revoked", 403)
             return
-        if first and decision.tokens:
-            self._check_tokens(answer)
+        if first and decision.has_navidrome_tokens:
+            self._check_tokens(result)
         if decision.form:
             self._begin_form()
             return
@@ -317,7 +331,7 @@ class DecidingConnection(ExchangingConnection):
             self._plane.counters.requests[decision.outcome.index] += 1
         self._connect()
 
-    def _reconsider(self, upstream: Upstream) -> bool:
+    def _recheck_account(self, upstream: Upstream) -> bool:
         if self._recheck():
             return False
         # Not at once: it would be the next waiting client's turn to think again, within this one's.
@@ -332,27 +346,27 @@ class DecidingConnection(ExchangingConnection):
         if gate is None or (self._account is None and not decision.claims):
             return True
         if decision.claims and not self._may_continue():
-            self._phase = Phase.ACCOUNT
+            self._phase = Phase.PROVISIONING
             self.failed("account_revoked", 403)
             return False
         identity = decision.identity
         if identity is None or gate.known(identity) is not None:
             return True
-        self._ask_gate()
+        self._request_account()
         return False
 
-    def _unauthorised(self) -> None:
+    def _on_unauthorized(self) -> None:
         # From its API, to a request that named an account: that one may not be there any more.
         plane, decision = self._plane, self._decision
-        gate, identity, line = plane.gate, decision.identity, decision.line
+        gate, identity, line = plane.gate, decision.identity, decision.request_line
         if gate is None or identity is None or line is None or self._account is None:
             return
         if line.path.startswith(plane.decisions.policy.paths.base + b"api/"):
-            gate.doubt(identity)
+            gate.report_unauthorized(identity)
 
-    def _abandon(self) -> None:
-        super()._abandon()
-        self._undecided = None
+    def _cancel_pending(self) -> None:
+        super()._cancel_pending()
+        self._pending = None
         future, self._future = self._future, None
         if future is not None:
             future.cancel()

@@ -1,7 +1,7 @@
 """One connection from the edge: it reads requests, has them decided, and sends them on.
 
 The class that uvicorn is given as its HTTP protocol, in five layers, each a file: the socket
-(`connection`), the shim's own answers (`telling`), the exchange with Navidrome (`exchange`), what becomes
+(`connection`), the shim's own responses (`telling`), the exchange with Navidrome (`exchange`), what becomes
 of a head (`deciding`), and here the bytes as they come. One request is under way at a time; what a client
 sends ahead is kept up to a bound, then reading pauses. The phases of a request:
 
@@ -16,11 +16,11 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
-from shim.proxy.connection import Phase
+from shim.proxy.client_connection import Phase
 from shim.proxy.deciding import DecidingConnection
-from shim.proxy.plane import NEVER
+from shim.proxy.server import NEVER
+from shim.trust.cached_decisions import PendingVerification
 from shim.trust.reasons import Reason, Verdict
-from shim.trust.remember import Unproven
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -31,7 +31,7 @@ _HEADS_PER_TURN = 8
 _TLS = b"\x16\x03"  # a handshake record (RFC 8446 §5.1)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
-_HEAD, _EXCHANGE, _CLOSING = Phase.HEAD, Phase.EXCHANGE, Phase.CLOSING
+_HEAD, _FORWARDING, _CLOSING = Phase.HEAD, Phase.FORWARDING, Phase.CLOSING
 _REJECTED = Verdict.REJECTED
 
 
@@ -57,11 +57,11 @@ class Downstream(DecidingConnection):
         phase = self._phase
         if phase is _HEAD:
             if self.write_paused or self._queued:
-                self._keep(data)
-            elif self._kept or not self._serve_whole(data):
-                self._kept += data
+                self._buffer_data(data)
+            elif self._read_buffer or not self._serve_single(data):
+                self._read_buffer += data
                 self._serve()
-        elif phase is _EXCHANGE and not self.request_sent:
+        elif phase is _FORWARDING and not self.request_sent:
             self._upload(data)
         elif phase is Phase.TUNNEL:
             assert self._upstream is not None
@@ -69,19 +69,19 @@ class Downstream(DecidingConnection):
         elif phase is Phase.BODY:
             self._read_form(data)
         elif phase is not _CLOSING:
-            self._keep(data)
+            self._buffer_data(data)
 
     def eof_received(self) -> bool:
-        # Whoever ends their side while an answer is pending has left: RFC 9112 §9.6 lets a server say so.
+        # Whoever ends their side while a response is pending has left: RFC 9112 §9.6 lets a server say so.
         phase = self._phase
-        if phase is _EXCHANGE and self._answer_begun:
+        if phase is _FORWARDING and self._response_started:
             self._response_incomplete("client_left")
             self.abort()
             return False
         if phase is Phase.TUNNEL and self._upstream is not None:
             upstream, self._upstream = self._upstream, None
-            upstream.leave()
-        self._abandon()
+            upstream.half_close()
+        self._cancel_pending()
         if phase is not _CLOSING:
             self._linger()
         if phase is not Phase.TUNNEL:
@@ -92,22 +92,22 @@ class Downstream(DecidingConnection):
         """The deadline of the phase has passed."""
         self.deadline = NEVER
         match self._phase:
-            case Phase.HEAD if self._kept and not self.write_paused:
-                self._unread(Reason.HEAD_TIMEOUT, "no whole head")
+            case Phase.HEAD if self._read_buffer and not self.write_paused:
+                self._reject_unparsed(Reason.HEAD_TIMEOUT, "no whole head")
             case Phase.HEAD:
-                self._leave()
-            case Phase.EXCHANGE if not self.request_sent and not self._read_paused:
+                self._close_idle()
+            case Phase.FORWARDING if not self.request_sent and not self._read_paused:
                 self.failed("body_timeout", 408)
-            case Phase.EXCHANGE:
-                self.failed("answer_timeout", 504)
-            case Phase.KEYS:
-                self._count(self._decision)
-                self._go_on()
-            case Phase.ACCOUNT:
+            case Phase.FORWARDING:
+                self.failed("upstream_response_timeout", 504)
+            case Phase.FETCHING_JWKS:
+                self._reject(self._decision)
+                self._resume()
+            case Phase.PROVISIONING:
                 self.failed("account_timeout", 503)
             case Phase.BODY:
                 self.failed("body_timeout", 408)
-            case Phase.CONNECTION:
+            case Phase.CONNECTING:
                 self.failed("connect_timeout", 504)
             case _ if self._transport.get_write_buffer_size():
                 self.abort()
@@ -122,83 +122,89 @@ class Downstream(DecidingConnection):
         if self._queued:
             return
         left = _HEADS_PER_TURN
-        while self._phase is _HEAD and self._kept and not self.write_paused:
+        while self._phase is _HEAD and self._read_buffer and not self.write_paused:
             if not left:
                 self._pause_reading()
                 self._enqueue()
                 return
             left -= 1
-            if not self._empty_line_seen and self._kept.startswith(b"\r\n"):
+            if not self._empty_line_seen and self._read_buffer.startswith(b"\r\n"):
                 # RFC 9112 §2.2: one empty line before a request line is ignored.
                 self._empty_line_seen = True
                 self._searched = 0
-                del self._kept[:2]
+                del self._read_buffer[:2]
                 continue
-            if self._kept.startswith(_TLS):
+            if self._read_buffer.startswith(_TLS):
                 self._reject_tls()
                 return
-            end = self._kept.find(b"\r\n\r\n", self._searched)
+            end = self._read_buffer.find(b"\r\n\r\n", self._searched)
             if end < 0:
                 if not self._searched:
-                    self.deadline = self._plane.now + self._plane.limits.head_timeout
-                if _BARE_LF.search(self._kept, self._searched):
-                    # Whoever takes it for a line end waits for an answer to a head that is none here.
-                    self._unread(Reason.MALFORMED_HEAD, "a line of the head ends in LF alone")
+                    self.deadline = self._plane.now + self._plane.limits.request_header_timeout
+                if _BARE_LF.search(self._read_buffer, self._searched):
+                    # A client using bare LF would hang; reject now.
+                    self._reject_unparsed(
+                        Reason.MALFORMED_HEAD, "a line of the head ends in LF alone"
+                    )
                     return
-                self._searched = max(1, len(self._kept) - 3)
+                self._searched = max(1, len(self._read_buffer) - 3)
                 if self._searched > self._plane.limits.header_bytes:
                     self._too_large()
                 return
             if end > self._plane.limits.header_bytes:
                 self._too_large()
                 return
-            data = bytes(self._kept[: end + 4])
-            del self._kept[: end + 4]
+            data = bytes(self._read_buffer[: end + 4])
+            del self._read_buffer[: end + 4]
             self._searched = 0
             self._empty_line_seen = False
-            self._consider(data)
+            self._evaluate(data)
 
-    def _serve_whole(self, data: bytes) -> bool:
+    def _serve_single(self, data: bytes) -> bool:
         """Serve `data` at once if it is one whole head and nothing else, as most requests come."""
         if not data.endswith(b"\r\n\r\n"):
             return False
         decisions = self._plane.decisions
-        standing = self._standing if self._decisions is decisions else self._stand()
+        context = self._context if self._decisions is decisions else self._connection_context()
         at = data.find(b"\r\n")
         if not at:
             return False
         block_text = data[at + 2 : -2]
-        block = decisions.recall(block_text, standing)
+        block = decisions.cached_headers(block_text, context)
         if len(data) - 4 > self._plane.limits.header_bytes:
             return False
         self._empty_line_seen = False
-        decision = decisions.weigh(data[:at], block_text, standing, block, self._plane.time)
-        if isinstance(decision, Unproven):
-            self._await_proof(decision, data)
+        decision = decisions.evaluate(data[:at], block_text, context, block, self._plane.time)
+        if isinstance(decision, PendingVerification):
+            self._await_verification(decision, data)
             return True
         if decision.outcome.verdict is _REJECTED and b"\r\n\r\n" in data[at:-2]:
             # It was more than one head: a block that is read has no empty line in it.
             return False
-        self._judge(decision, data)
+        self._apply_decision(decision, data)
         return True
 
     def _reject_tls(self) -> None:
-        """Close a connection on which TLS is spoken: an answer in plain HTTP is nothing to its client."""
-        decisions, standing = self._plane.decisions, self._stand()
+        """Close a connection on which TLS is spoken: a response in plain HTTP is nothing to its client."""
+        decisions, context = self._plane.decisions, self._connection_context()
         detail = "a TLS handshake on the port for plain HTTP"
-        decision = decisions.refuse(Reason.MALFORMED_HEAD, detail, standing)
+        decision = decisions.reject(Reason.MALFORMED_HEAD, detail, context)
         self._request_id = ""
         self._plane.counters.requests[decision.outcome.index] += 1
-        self._plane.observer.judged(decision, self._identify())
-        self._last_words(b"")
+        self._plane.observer.request_decided(decision, self._ensure_request_id())
+        self._send_and_close(b"")
 
     def _too_large(self) -> None:
         limit = self._plane.limits.header_bytes
-        self._unread(Reason.HEAD_TOO_LARGE, f"the head has more than {limit} bytes")
+        self._reject_unparsed(Reason.HEAD_TOO_LARGE, f"the head has more than {limit} bytes")
 
-    def _unread(self, reason: Reason, detail: str) -> None:
-        """Refuse a request whose head is not looked at."""
+    def _reject_unparsed(self, reason: Reason, detail: str) -> None:
+        """Reject a request whose head is not looked at."""
         self._request_id = ""
         self._begin_access()
-        line_text = bytes(self._kept[: self._plane.limits.header_bytes]).partition(b"\r\n")[0]
-        self._count(self._plane.decisions.refuse(reason, detail, self._stand(), line_text))
+        line_text = bytes(self._read_buffer[: self._plane.limits.header_bytes]).partition(b"\r\n")[
+            0
+        ]
+        self._reject(
+            self._plane.decisions.reject(reason, detail, self._connection_context(), line_text)
+        )

@@ -1,6 +1,6 @@
 """What the data plane knows of accounts: an interface.
 
-`known` is asked on every authenticated request and does no I/O; `ensure` only where that had no answer;
+`known` is asked on every authenticated request and does no I/O; `ensure` only where that had no response;
 the others where a request carries a Navidrome token, may change users, or outlives a revocation. Who
 provisions, and how, is not known here.
 """
@@ -25,7 +25,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class AccountDenied:
     """Why an identity gets no account: `reason` gives the status, `detail` one sentence for the log.
     `retry_after` is in seconds, where trying again may help."""
 
@@ -35,7 +35,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class RequestInfo:
     """Who asks: the peer's address as text, and the request's id, for the trail. `verified`: a token that
     was verified says what the identity says."""
 
@@ -66,11 +66,13 @@ class AccountGate(Protocol):
     def known(self, identity: Identity) -> Account | None:
         """The account, if it is known and nothing about it has changed. No I/O: a look-up."""
 
-    def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
+    def ensure(
+        self, identity: Identity, request_info: RequestInfo
+    ) -> asyncio.Future[Account | AccountDenied]:
         """See to it that the account exists and is up to date. The future never raises; cancelling it
         is how a client that left is told."""
 
-    def doubt(self, identity: Identity) -> None:
+    def report_unauthorized(self, identity: Identity) -> None:
         """Navidrome's API answered 401 though it was told of this identity's account."""
 
     def upstream_changed(self) -> None:

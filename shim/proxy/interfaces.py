@@ -12,27 +12,27 @@ from typing import Protocol
 from shim.proxy.counters import Counters
 from shim.proxy.gate import AccountGate
 from shim.proxy.limits import Limits
-from shim.trust.decide import Decision
+from shim.trust.decision import Decision
 
 
 class Observer(Protocol):
     """Hears of every request worth a line. Nothing here may block or raise."""
 
     @property
-    def wants_access(self) -> bool:
+    def logs_access(self) -> bool:
         """Whether `accessed` is to be called."""
 
-    def judged(self, decision: Decision, request_id: str) -> None:
+    def request_decided(self, decision: Decision, request_id: str) -> None:
         """A request was stripped or rejected."""
 
-    def tokens_seen(self, decision: Decision, request_id: str) -> None:
+    def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
         """A request brought a Navidrome token that was removed, or brought one to a protected path and no
         identity."""
 
-    def failed(self, decision: Decision, request_id: str, word: str, status: int) -> None:
-        """A request got one of the shim's own answers, since Navidrome gave none. `word` says why."""
+    def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
+        """A request got one of the shim's own responses, since Navidrome gave none. `word` says why."""
 
-    def accessed(
+    def request_completed(
         self,
         decision: Decision,
         request_id: str,
@@ -47,20 +47,20 @@ class Observer(Protocol):
     def upstream_up(self) -> None:
         """Navidrome answers again."""
 
-    def upstream_down(self, why: str) -> None:
+    def upstream_down(self, reason: str) -> None:
         """Navidrome can't be reached."""
 
 
-class Timed(Protocol):
+class HasDeadlines(Protocol):
     """A connection with deadlines, in the plane's time."""
 
     deadline: float
-    stall_deadline: float
+    send_deadline: float
 
     def expired(self) -> None:
         """The deadline of its phase has passed."""
 
-    def stalled(self) -> None:
+    def send_timed_out(self) -> None:
         """What was written has not been taken in time."""
 
     def check_account(self) -> None:
@@ -80,12 +80,12 @@ class Paused(Protocol):
 class KeyFetcher(Protocol):
     """Whoever fetches the keys that tokens are verified with."""
 
-    def want(self) -> asyncio.Future[None] | None:
-        """A future that is done when they have been fetched anew, and what came of it is in force; None
+    def request_refresh(self) -> asyncio.Future[None] | None:
+        """A future that is done when they have been fetched again, and what came of it is in force; None
         where that is not to be waited for."""
 
 
-class Ground(Protocol):
+class ProxyContext(Protocol):
     """What every connection stands on: the plane, as far as they need it. `now` is in seconds."""
 
     counters: Counters
@@ -95,12 +95,12 @@ class Ground(Protocol):
     observer: Observer
 
 
-class Client(Protocol):
+class ResponseReceiver(Protocol):
     """Whom an upstream connection serves. The attributes are those of `ExchangingConnection`."""
 
-    bodiless: bool
+    no_body: bool
     keep_alive: bool
-    old: bool
+    http10: bool
     request_sent: bool
     upgrading: bool
     write_paused: bool
@@ -111,8 +111,8 @@ class Client(Protocol):
     def resume_upload(self) -> None:
         """Navidrome takes more."""
 
-    def answer_begins(self, status: int, lines: bytes) -> None:
-        """The head of the final answer is about to be sent; `lines` are those of it that pass."""
+    def response_started(self, status: int, lines: bytes) -> None:
+        """The head of the final response is about to be sent; `lines` are those of it that pass."""
 
     def connection_line(self) -> bytes:
         """The line that tells the client whether the connection lasts."""
@@ -123,17 +123,17 @@ class Client(Protocol):
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
         """Write to the client, without putting the pieces together."""
 
-    def tunnel(self, head: bytes) -> None:
+    def switch_to_tunnel(self, head: bytes) -> None:
         """Navidrome switched to WebSocket: from now on bytes pass as they are."""
 
-    def answered(self) -> None:
-        """The answer is whole."""
+    def response_complete(self) -> None:
+        """The response is whole."""
 
-    def vanished(self, *, fresh: bool) -> None:
-        """The connection went before a byte of the answer; `fresh`: it had carried none yet."""
+    def upstream_closed_early(self, *, unused: bool) -> None:
+        """The connection went before a byte of the response; `fresh`: it had carried none yet."""
 
-    def failed(self, word: str, status: int) -> None:
-        """There is no answer."""
+    def failed(self, failure: str, status: int) -> None:
+        """There is no response."""
 
-    def cut(self) -> None:
-        """The answer broke off."""
+    def response_truncated(self) -> None:
+        """The response broke off."""

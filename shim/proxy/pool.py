@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from shim.proxy.interfaces import Ground
-from shim.proxy.shapes import AnswerShapes
+from shim.http1.response_templates import ResponseTemplateCache
+from shim.proxy.interfaces import ProxyContext
 from shim.proxy.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class UpstreamAddress:
     """Where an upstream listens: a host and a port, or the path of a Unix socket. `tls` is the context
     to speak TLS with."""
 
@@ -29,13 +29,13 @@ class Address:
     tls: ssl.SSLContext | None = None
 
 
-class Client(Protocol):
+class PoolWaiter(Protocol):
     """Who waits for a connection."""
 
-    def attach(self, upstream: Upstream) -> None:
+    def connection_ready(self, upstream: Upstream) -> None:
         """Here is the connection: send the request."""
 
-    def unserved(self, word: str, status: int) -> None:
+    def connection_failed(self, failure: str, status: int) -> None:
         """There will be none. `word` says why."""
 
 
@@ -45,34 +45,41 @@ class UpstreamPool:
     __slots__ = (
         "_address",
         "_connecting",
-        "_ground",
+        "_context",
         "_idle",
         "_most",
         "_open",
         "_tasks",
-        "_waiting",
+        "_waiters",
         "closed",
         "down",
-        "reports",
-        "shapes",
+        "report_health",
+        "templates",
     )
 
     def __init__(
-        self, ground: Ground, address: Address, *, reports: bool = True, most: int | None = None
+        self,
+        context: ProxyContext,
+        address: UpstreamAddress,
+        *,
+        report_health: bool = True,
+        most: int | None = None,
     ) -> None:
         """`most`: connections at the same time, by default as many as the limits allow."""
-        self._most = ground.limits.max_upstream_connections if most is None else most
-        self._ground = ground
+        self._most = context.limits.max_upstream_connections if most is None else most
+        self._context = context
         self._address = address
         self._idle: list[Upstream] = []
-        self._waiting: dict[Client, None] = {}
+        self._waiters: dict[PoolWaiter, None] = {}
         self._open = 0
         self._connecting = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.closed = False
         self.down = False
-        self.reports = reports
-        self.shapes = AnswerShapes(ground.limits.header_bytes, ground.limits.header_lines)
+        self.report_health = report_health
+        self.templates = ResponseTemplateCache(
+            context.limits.header_bytes, context.limits.header_lines
+        )
 
     def take(self) -> Upstream | None:
         """A connection that is ready now, or None. It is the caller's until it is released or lost."""
@@ -82,52 +89,52 @@ class UpstreamPool:
                 return upstream
         return None
 
-    def ask(self, client: Client) -> None:
+    def acquire(self, waiter: PoolWaiter) -> None:
         """Get `client` a connection: it is attached later, or told that it goes unserved."""
-        if self.closed or len(self._waiting) >= self._ground.limits.max_waiting:
-            client.unserved("pool_exhausted", 503)
+        if self.closed or len(self._waiters) >= self._context.limits.max_pending_requests:
+            waiter.connection_failed("pool_exhausted", 503)
             return
-        self._waiting[client] = None
+        self._waiters[waiter] = None
         if self._open < self._most:
             self._connect()
 
-    def forget(self, client: Client) -> None:
+    def cancel(self, waiter: PoolWaiter) -> None:
         """The client waits no longer."""
-        self._waiting.pop(client, None)
+        self._waiters.pop(waiter, None)
 
     def release(self, upstream: Upstream) -> None:
         """Take a connection back, for the next request."""
         if self.closed or upstream.closing:
             upstream.close()
-        elif self._waiting:
-            client = next(iter(self._waiting))
-            self.forget(client)
-            client.attach(upstream)
+        elif self._waiters:
+            waiter = next(iter(self._waiters))
+            self.cancel(waiter)
+            waiter.connection_ready(upstream)
         else:
-            upstream.idle_since = self._ground.now
+            upstream.idle_since = self._context.now
             self._idle.append(upstream)
 
-    def lost(self, upstream: Upstream) -> None:
+    def connection_lost(self, upstream: Upstream) -> None:
         """The connection is gone."""
         self._open -= 1
         if upstream in self._idle:
             self._idle.remove(upstream)
         self._refill()
 
-    def answered(self) -> None:
-        """Navidrome gave an answer: it is there."""
+    def response_received(self) -> None:
+        """Navidrome gave a response: it is there."""
         if self.down:
             self.down = False
-            if self.reports:
-                self._ground.observer.upstream_up()
-                self._tell_gate()
+            if self.report_health:
+                self._context.observer.upstream_up()
+                self._notify_gate()
 
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long, and count what there is."""
-        oldest = now - self._ground.limits.upstream_idle_timeout
+        oldest = now - self._context.limits.upstream_idle_timeout
         while self._idle and self._idle[0].idle_since < oldest:
             self._idle.pop(0).close()
-        self._count()
+        self._update_counters()
 
     def close(self) -> None:
         """Close what is idle, and everything that comes back."""
@@ -140,7 +147,7 @@ class UpstreamPool:
 
     def _refill(self) -> None:
         room = self._open < self._most
-        if room and not self.closed and len(self._waiting) > self._connecting:
+        if room and not self.closed and len(self._waiters) > self._connecting:
             self._connect()
 
     def _connect(self) -> None:
@@ -151,62 +158,62 @@ class UpstreamPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _open_one(self) -> None:
-        limit = self._ground.limits.connect_timeout
+        limit = self._context.limits.upstream_connect_timeout
         try:
             async with asyncio.timeout(limit):
-                upstream = await _open(self._address, self._make)
+                upstream = await _open(self._address, self._create_connection)
         except TimeoutError:
-            self._failed("connect_timeout", 504, f"no connection within {limit:g} s")
+            self._connection_failed("connect_timeout", 504, f"no connection within {limit:g} s")
         except (OSError, ssl.SSLError) as error:
-            self._failed("connect_failed", 502, _why(error))
+            self._connection_failed("connect_failed", 502, _error_detail(error))
         else:
             self._connecting -= 1
             self.release(upstream)
 
-    def _make(self) -> Upstream:
-        return Upstream(self._ground, self)
+    def _create_connection(self) -> Upstream:
+        return Upstream(self._context, self)
 
-    def _failed(self, word: str, status: int, why: str) -> None:
+    def _connection_failed(self, failure: str, status: int, reason: str) -> None:
         self._open -= 1
         self._connecting -= 1
         if not self.down:
             self.down = True
-            if self.reports:
-                self._ground.observer.upstream_down(why)
-                self._tell_gate()
+            if self.report_health:
+                self._context.observer.upstream_down(reason)
+                self._notify_gate()
         # Whoever waits for a connection being made is told; the others are tried for once more.
-        if self._waiting:
-            client = next(iter(self._waiting))
-            self.forget(client)
-            client.unserved(word, status)
+        if self._waiters:
+            waiter = next(iter(self._waiters))
+            self.cancel(waiter)
+            waiter.connection_failed(failure, status)
         self._refill()
 
-    def _tell_gate(self) -> None:
-        if self._ground.gate is not None:
-            self._ground.gate.upstream_changed()
+    def _notify_gate(self) -> None:
+        if self._context.gate is not None:
+            self._context.gate.upstream_changed()
 
-    def _count(self) -> None:
-        if self.reports:
-            counters = self._ground.counters
+    def _update_counters(self) -> None:
+        if self.report_health:
+            counters = self._context.counters
             counters.upstream_connections = self._open
             counters.upstream_idle = len(self._idle)
-            counters.upstream_waiting = len(self._waiting)
+            counters.upstream_waiting = len(self._waiters)
 
 
-async def _open(address: Address, make: Callable[[], Upstream]) -> Upstream:
+async def _open(address: UpstreamAddress, create: Callable[[], Upstream]) -> Upstream:
     loop = asyncio.get_running_loop()
     tls = address.tls
     host = address.host if tls is not None else None
     if address.path is not None:
         _, upstream = await loop.create_unix_connection(
-            make, address.path, ssl=tls, server_hostname=host
+            create, address.path, ssl=tls, server_hostname=host
         )
     else:
         _, upstream = await loop.create_connection(
-            make, address.host, address.port, ssl=tls, server_hostname=host
+            create, address.host, address.port, ssl=tls, server_hostname=host
         )
     return upstream
 
 
-def _why(error: OSError) -> str:
+def _error_detail(error: OSError) -> str:
     return f"{type(error).__name__}: {error.strerror or error}"

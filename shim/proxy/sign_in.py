@@ -10,29 +10,29 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from shim.trust.decide import Decision
+from shim.trust.decision import Decision
+from shim.trust.path_zones import Paths
 from shim.trust.reasons import Reason
-from shim.trust.target import Paths
 
 # Sent along, and gone after this many seconds.
-MARK = "shim-signing-in"
-MARK_SECONDS = 20
+LOOP_COOKIE = "shim-signing-in"
+LOOP_COOKIE_SECONDS = 20
 
 _MAX_TARGET = 4096  # bytes of a target that is sent along; no browser takes a much longer Location
 _MAX_AUTHORITY = 262  # of a name of 255 characters, and a port
-_SENT = re.compile(rb"\b" + MARK.encode())
+_LOOP_COOKIE_SENT = re.compile(rb"\b" + LOOP_COOKIE.encode())
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
 def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | None:
     """The value of `Location` for a request that lacked an identity; None where it is to be answered as
     it is. `address` is a web address, or a path on the host that was asked; empty for none."""
-    line, block = decision.line, decision.block
+    line, block = decision.request_line, decision.block
     if not address or line is None or block is None:
         return None
     if decision.outcome.reason is not Reason.IDENTITY_REQUIRED:
         return None
-    if line.method not in (b"GET", b"HEAD") or block.envelope.upgrade:
+    if line.method not in (b"GET", b"HEAD") or block.metadata.upgrade:
         return None
     if line.path[len(paths.base) :].startswith((b"api/", b"auth/")):
         return None
@@ -41,12 +41,14 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
     if len(line.target) > _MAX_TARGET:
         return None
     fields = _fields(block.forward)
-    if not _asks_for_a_page(fields) or any(map(_SENT.search, fields.get(b"cookie", ()))):
+    if not _is_page_request(fields) or any(
+        map(_LOOP_COOKIE_SENT.search, fields.get(b"cookie", ()))
+    ):
         return None
-    back = _back(fields, line.target)
-    if back is None:
+    return_url = _return_url(fields, line.target)
+    if return_url is None:
         return None
-    return f"{address}{'&' if '?' in address else '?'}rd={quote(back, safe='')}"
+    return f"{address}{'&' if '?' in address else '?'}rd={quote(return_url, safe='')}"
 
 
 def _fields(lines: bytes) -> dict[bytes, list[bytes]]:
@@ -58,7 +60,7 @@ def _fields(lines: bytes) -> dict[bytes, list[bytes]]:
     return found
 
 
-def _asks_for_a_page(fields: Mapping[bytes, list[bytes]]) -> bool:
+def _is_page_request(fields: Mapping[bytes, list[bytes]]) -> bool:
     """Whether a browser wants to show what comes (Fetch Metadata; else by what it accepts)."""
     mode = fields.get(b"sec-fetch-mode")
     if mode is not None:
@@ -67,7 +69,7 @@ def _asks_for_a_page(fields: Mapping[bytes, list[bytes]]) -> bool:
     return accept is not None and b"text/html" in accept[0].lower()
 
 
-def _back(fields: Mapping[bytes, list[bytes]], target: bytes) -> str | None:
+def _return_url(fields: Mapping[bytes, list[bytes]], target: bytes) -> str | None:
     host = _last(fields, b"x-forwarded-host")
     if len(host) > _MAX_AUTHORITY or _AUTHORITY.fullmatch(host) is None:
         return None

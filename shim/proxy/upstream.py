@@ -1,7 +1,7 @@
-"""One connection to Navidrome: it takes a request's bytes and frames the answer for the client.
+"""One connection to Navidrome: it takes a request's bytes and frames the response for the client.
 
-The body of an answer is framed by us from method, status and fields (RFC 9112 §6.3). Bodies with a
-length pass uncopied and unparsed; chunked ones are framed anew; one that ends with the connection goes
+The body of a response is framed by us from method, status and fields (RFC 9112 §6.3). Bodies with a
+length pass uncopied and unparsed; chunked ones are framed again; one that ends with the connection goes
 to a client of HTTP/1.1 as chunks. A body that was cut never ends cleanly for the client.
 """
 
@@ -12,16 +12,16 @@ import re
 from enum import IntEnum, auto
 from typing import Protocol, cast
 
-from shim.proxy.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
-from shim.proxy.interfaces import Client, Ground
-from shim.proxy.response import (
+from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
+from shim.http1.response_head import (
     CHUNKED,
     NO_BODY,
     UNTIL_CLOSE,
-    BadAnswer,
+    InvalidResponse,
     ResponseHead,
 )
-from shim.proxy.shapes import AnswerShapes
+from shim.http1.response_templates import ResponseTemplateCache
+from shim.proxy.interfaces import ProxyContext, ResponseReceiver
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _MAX_INTERIM = 16  # responses of 1xx before the final one
@@ -33,76 +33,76 @@ _CHUNKED_LINE = b"Transfer-Encoding: chunked\r\n"
 
 class _Phase(IntEnum):
     IDLE = auto()
-    HEAD = auto()  # a request was sent, its answer's head is awaited
+    HEAD = auto()  # a request was sent, its response's head is awaited
     LENGTH = auto()  # a body of a known length
     CHUNKS = auto()
-    REST = auto()  # a body that ends with the connection
+    BODY_UNTIL_CLOSE = auto()  # a body that ends with the connection
     TUNNEL = auto()
 
 
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _IDLE, _HEAD, _LENGTH, _CHUNKS = _Phase.IDLE, _Phase.HEAD, _Phase.LENGTH, _Phase.CHUNKS
-_STREAMING = (_LENGTH, _CHUNKS, _Phase.REST)
+_STREAMING = (_LENGTH, _CHUNKS, _Phase.BODY_UNTIL_CLOSE)
 
 
 class Pool(Protocol):
     """Where an upstream connection belongs, as far as it needs to know."""
 
-    shapes: AnswerShapes
+    templates: ResponseTemplateCache
 
     def release(self, upstream: Upstream) -> None:
         """Take a connection back, for the next request."""
 
-    def lost(self, upstream: Upstream) -> None:
+    def connection_lost(self, upstream: Upstream) -> None:
         """The connection is gone."""
 
-    def answered(self) -> None:
-        """Navidrome gave an answer: it is there."""
+    def response_received(self) -> None:
+        """Navidrome gave a response: it is there."""
 
 
 class Upstream(asyncio.Protocol):
     """Speaks HTTP/1.1 with Navidrome for one client at a time.
 
-    `fresh`: no answer has come over it yet. `idle_since`: the plane's time when it was last released.
+    `fresh`: no response has come over it yet. `idle_since`: the plane's time when it was last released.
     """
 
     __slots__ = (
         "_client",
+        "_context",
         "_decoder",
-        "_ground",
         "_interim",
-        "_left",
         "_partial",
         "_persistent",
         "_phase",
         "_pool",
+        "_remaining",
         "_searched",
         "_transport",
         "closing",
-        "fresh",
         "idle_since",
+        "unused",
     )
 
-    def __init__(self, ground: Ground, pool: Pool) -> None:
-        self._ground = ground
+    def __init__(self, context: ProxyContext, pool: Pool) -> None:
+        self._context = context
         self._pool = pool
-        self._client: Client | None = None
+        self._client: ResponseReceiver | None = None
         self._phase = _Phase.IDLE
         self._partial = bytearray()  # of a head
         self._searched = 0
         self._interim = 0
-        self._left = 0
+        self._remaining = 0
         self._decoder: ChunkedDecoder | None = None
         self._persistent = False
         self._transport: asyncio.Transport
         self.closing = False
-        self.fresh = True
+        self.unused = True
         self.idle_since = 0.0
 
     # what a client asks of it
 
-    def begin(self, client: Client, head: bytes) -> None:
-        """Send a request's head for `client`, who hears of the answer."""
+    def begin(self, client: ResponseReceiver, head: bytes) -> None:
+        """Send a request's head for `client`, who hears of the response."""
         self._client = client
         self._interim = 0
         self._phase = _HEAD
@@ -120,16 +120,16 @@ class Upstream(asyncio.Protocol):
         """The client takes more."""
         self._transport.resume_reading()
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """The client is gone, or its request is: end it at once."""
         if self._phase in _STREAMING:
-            self._ground.counters.streams_open -= 1
+            self._context.counters.streams_open -= 1
         self._phase = _IDLE
         self._client = None
         self.closing = True
         self._transport.abort()
 
-    def leave(self) -> None:
+    def half_close(self) -> None:
         """The client ended its tunnel: end ours once what it sent is out."""
         self._client = None
         self.close()
@@ -147,7 +147,7 @@ class Upstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         client = self._client
         if client is None:
-            # Nobody asked: whatever it is, the next client must not take it for an answer.
+            # Nobody asked: whatever it is, the next client must not take it for a response.
             self.closing = True
             self._transport.abort()
             return
@@ -158,8 +158,8 @@ class Upstream(asyncio.Protocol):
             self._length_received(client, data)
         elif phase is _CHUNKS:
             self._chunks_received(client, data)
-        elif phase is _Phase.REST:
-            client.send(data if client.old else encode_chunk([data]))
+        elif phase is _Phase.BODY_UNTIL_CLOSE:
+            client.send(data if client.http10 else encode_chunk([data]))
         else:
             client.send(data)
 
@@ -169,25 +169,25 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
-        self._pool.lost(self)
+        self._pool.connection_lost(self)
         client, self._client = self._client, None
         if client is None:
             return
         if self._phase is _HEAD:
             if self._partial:
-                client.failed("answer_cut", 502)
+                client.failed("upstream_response_truncated", 502)
             else:
-                client.vanished(fresh=self.fresh)
-        elif self._phase is _Phase.REST and exc is None:
+                client.upstream_closed_early(unused=self.unused)
+        elif self._phase is _Phase.BODY_UNTIL_CLOSE and exc is None:
             self._phase = _IDLE
-            if not client.old:
+            if not client.http10:
                 client.send(LAST_CHUNK)
-            self._ground.counters.streams_open -= 1
-            client.answered()
+            self._context.counters.streams_open -= 1
+            client.response_complete()
         else:
             if self._phase is not _Phase.TUNNEL:
-                self._ground.counters.streams_open -= 1
-            client.cut()
+                self._context.counters.streams_open -= 1
+            client.response_truncated()
 
     def pause_writing(self) -> None:
         if self._client is not None:
@@ -197,15 +197,15 @@ class Upstream(asyncio.Protocol):
         if self._client is not None:
             self._client.resume_upload()
 
-    # the answer
+    # the response
 
-    def _head_received(self, client: Client, data: bytes) -> None:
+    def _head_received(self, client: ResponseReceiver, data: bytes) -> None:
         if not self._partial:
-            known = self._pool.shapes.match(data)
-            if known is not None:
-                head, end = known
-                self._pool.answered()
-                self._answer(client, head, data, end)
+            matched = self._pool.templates.match(data)
+            if matched is not None:
+                head, end = matched
+                self._pool.response_received()
+                self._start_response(client, head, data, end)
                 return
         else:
             self._partial += data
@@ -216,90 +216,92 @@ class Upstream(asyncio.Protocol):
         at = 0
         while (end := data.find(b"\r\n\r\n", max(at, self._searched))) >= 0:
             self._searched = 0
-            if end - at > self._ground.limits.header_bytes:
-                self._refused(client)
+            if end - at > self._context.limits.header_bytes:
+                self._reject_response(client)
                 return
             try:
-                head = self._pool.shapes.read(data[at : end + 4])
-            except BadAnswer:
-                self._refused(client)
+                head = self._pool.templates.read(data[at : end + 4])
+            except InvalidResponse:
+                self._reject_response(client)
                 return
-            self._pool.answered()
+            self._pool.response_received()
             at = end + 4
             if head.status >= 200:
-                self._answer(client, head, data, at)
+                self._start_response(client, head, data, at)
                 return
             if head.status == _SWITCHING_PROTOCOLS:
                 self._switched(client, head, data[at:])
                 return
             self._interim += 1
             if self._interim > _MAX_INTERIM:
-                self._refused(client)
+                self._reject_response(client)
                 return
-            if head.status != 100 and not client.old and not client.upgrading:
+            if head.status != 100 and not client.http10 and not client.upgrading:
                 # RFC 9110 §15.2: passed on, but for the 100 that was answered by us.
                 client.send(head.lines + b"\r\n")
         self._partial += data[at:]
         if _BARE_LF.search(self._partial, self._searched):
             # A head whose lines end in LF alone never ends here: better said now than after the timeout.
-            self._refused(client)
+            self._reject_response(client)
             return
         self._searched = max(0, len(self._partial) - 3)
-        if self._searched > self._ground.limits.header_bytes:
-            self._refused(client)
+        if self._searched > self._context.limits.header_bytes:
+            self._reject_response(client)
 
-    def _refused(self, client: Client) -> None:
-        self.drop()
-        client.failed("answer_malformed", 502)
+    def _reject_response(self, client: ResponseReceiver) -> None:
+        self.abort()
+        client.failed("upstream_response_malformed", 502)
 
-    def _switched(self, client: Client, head: ResponseHead, rest: bytes) -> None:
+    def _switched(self, client: ResponseReceiver, head: ResponseHead, remainder: bytes) -> None:
         # RFC 9112 §6.1, RFC 9110 §8.6: a 101 frames no body.
         if not client.upgrading or head.upgrade != b"websocket" or head.length != UNTIL_CLOSE:
-            self._refused(client)
+            self._reject_response(client)
             return
         self._phase = _Phase.TUNNEL
         handshake = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-        client.tunnel(head.lines + handshake + rest)
+        client.switch_to_tunnel(head.lines + handshake + remainder)
 
-    def _answer(self, client: Client, head: ResponseHead, data: bytes, at: int) -> None:
+    def _start_response(
+        self, client: ResponseReceiver, head: ResponseHead, data: bytes, at: int
+    ) -> None:
         """Give the client the head, and what there is of the body: `data` from `at` on."""
         length = head.length
-        self.fresh = False
+        self.unused = False
         framing = b""
-        if head.bodiless or client.bodiless:
-            if length == CHUNKED and not head.bodiless and not client.old:
+        if head.no_body or client.no_body:
+            if length == CHUNKED and not head.no_body and not client.http10:
                 framing = _CHUNKED_LINE
             length = NO_BODY
         elif length < 0:
-            if client.old:
+            if client.http10:
                 client.keep_alive = False
             else:
                 framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
-        client.answer_begins(head.status, head.lines)
+        client.response_started(head.status, head.lines)
         connection = client.connection_line()
         if length < 0:
-            self._ground.counters.streams_open += 1
+            self._context.counters.streams_open += 1
             client.send(b"".join((head.lines, framing, connection, b"\r\n")))
-            self._body_begins(client, length, data[at:])
+            self._start_body(client, length, data[at:])
             return
-        left = length - len(data) + at
-        if left < 0:
+        remaining = length - len(data) + at
+        if remaining < 0:
             self._persistent = False
-            data = data[:left]
+            data = data[:remaining]
         if len(data) - at < _WORTH_TWO_PIECES:
             client.send(b"".join((head.lines, framing, connection, b"\r\n", data[at:])))
         else:
             start = b"".join((head.lines, framing, connection, b"\r\n"))
             client.send_pieces((start, memoryview(data)[at:]))
-        if left <= 0:
+        if remaining <= 0:
             self._finish(client)
             return
-        self._left = left
+        self._remaining = remaining
         self._phase = _LENGTH
-        self._ground.counters.streams_open += 1
+        self._context.counters.streams_open += 1
 
-    def _body_begins(self, client: Client, length: int, body: bytes) -> None:
+    def _start_body(self, client: ResponseReceiver, length: int, body: bytes) -> None:
         """A body that has no length, and what there is of it."""
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
@@ -308,44 +310,44 @@ class Upstream(asyncio.Protocol):
                 self._chunks_received(client, body)
             return
         assert length == UNTIL_CLOSE
-        self._phase = _Phase.REST
+        self._phase = _Phase.BODY_UNTIL_CLOSE
         if body:
-            client.send(body if client.old else encode_chunk([body]))
+            client.send(body if client.http10 else encode_chunk([body]))
 
-    def _length_received(self, client: Client, data: bytes) -> None:
-        left = self._left - len(data)
-        if left > 0:
-            self._left = left
+    def _length_received(self, client: ResponseReceiver, data: bytes) -> None:
+        remaining = self._remaining - len(data)
+        if remaining > 0:
+            self._remaining = remaining
             client.send(data)
             return
-        if left < 0:
+        if remaining < 0:
             self._persistent = False
-            data = data[:left]
-        self._ground.counters.streams_open -= 1
+            data = data[:remaining]
+        self._context.counters.streams_open -= 1
         client.send(data)
         self._finish(client)
 
-    def _chunks_received(self, client: Client, data: bytes) -> None:
+    def _chunks_received(self, client: ResponseReceiver, data: bytes) -> None:
         decoder = self._decoder
         assert decoder is not None
         try:
             pieces, used = decoder.feed(data)
         except ChunkedError:
-            self.drop()
-            client.cut()
+            self.abort()
+            client.response_truncated()
             return
-        out = b"".join(pieces) if client.old else encode_chunk(pieces)
+        out = b"".join(pieces) if client.http10 else encode_chunk(pieces)
         if not decoder.done:
             if out:
                 client.send(out)
             return
         if used < len(data):
             self._persistent = False
-        self._ground.counters.streams_open -= 1
-        client.send(out if client.old else out + LAST_CHUNK)
+        self._context.counters.streams_open -= 1
+        client.send(out if client.http10 else out + LAST_CHUNK)
         self._finish(client)
 
-    def _finish(self, client: Client) -> None:
+    def _finish(self, client: ResponseReceiver) -> None:
         self._phase = _IDLE
         self._client = None
         self._decoder = None
@@ -357,4 +359,4 @@ class Upstream(asyncio.Protocol):
         else:
             self.closing = True
             self._transport.abort()
-        client.answered()
+        client.response_complete()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from shim.settings import places, values
-from shim.settings.checks import contradictions, warnings
+from shim.settings import endpoints, parsers
+from shim.settings.endpoints import Endpoint, Upstream
 from shim.settings.model import SETTINGS, Setting, Settings
-from shim.settings.places import Endpoint, Upstream
-from shim.settings.source import FILE_SUFFIX, Catalogue, Fault, Variable, read, shown
+from shim.settings.sources import FILE_SUFFIX, Catalogue, Fault, Variable, display_value, read
+from shim.settings.validation import conflicts, warnings
 
 __all__ = [
     "ALIASES",
@@ -55,16 +55,16 @@ class Alias:
 
 
 ALIASES = (
-    Alias("ND_BASEURL", "base_path", places.base_path_of_url, places.base_path),
-    Alias("ND_EXTAUTH_USERHEADER", "reverse_proxy_user_header", values.header_name, str.lower),
-    Alias("ND_EXTAUTH_LOGOUTURL", "sign_out_url", places.sign_in_address, str),
-    Alias("ND_REVERSEPROXYUSERHEADER", "reverse_proxy_user_header", values.header_name, str.lower),
+    Alias("ND_BASEURL", "base_path", endpoints.base_path_of_url, endpoints.base_path),
+    Alias("ND_EXTAUTH_USERHEADER", "reverse_proxy_user_header", parsers.header_name, str.lower),
+    Alias("ND_EXTAUTH_LOGOUTURL", "sign_out_url", endpoints.sign_in_address, str),
+    Alias("ND_REVERSEPROXYUSERHEADER", "reverse_proxy_user_header", parsers.header_name, str.lower),
 )
 
 _CATALOGUE = Catalogue(
     names=frozenset(each.name for each in SETTINGS),
     secrets=frozenset(each.name for each in SETTINGS if each.secret),
-    foreign=frozenset(alias.name for alias in ALIASES),
+    external=frozenset(alias.name for alias in ALIASES),
 )
 _BY_FIELD = {each.field: each for each in SETTINGS}
 
@@ -78,7 +78,7 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
     found, faults = read(environ, env_file, _CATALOGUE)
     chosen = _chosen(found, faults)
     settings = _model(chosen, faults)
-    faults += _contradictions(settings, chosen, _unread(faults))
+    faults += _conflicts(settings, chosen, _invalid_fields(faults))
     if faults:
         raise SettingsError(faults)
     return settings
@@ -102,18 +102,21 @@ def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Var
         try:
             text = alias.read(other.text.strip())
         except ValueError as error:
-            faults.append(Fault(other.name, other.origin, shown(other.text), str(error)))
+            faults.append(Fault(other.name, other.origin, display_value(other.text), str(error)))
             continue
-        own = chosen.setdefault(alias.field, Variable(other.name, text, other.origin))
-        if _differ(own.text, text, alias):
-            expected = f"expected what {own.name} ({own.origin}) says, {shown(own.text)}, or only one of them"
-            faults.append(Fault(other.name, other.origin, shown(other.text), expected))
+        primary = chosen.setdefault(alias.field, Variable(other.name, text, other.origin))
+        if _differ(primary.text, text, alias):
+            expected = (
+                f"expected what {primary.name} ({primary.origin}) says, "
+                f"{display_value(primary.text)}, or only one of them"
+            )
+            faults.append(Fault(other.name, other.origin, display_value(other.text), expected))
     return chosen
 
 
-def _differ(own: str, other: str, alias: Alias) -> bool:
+def _differ(primary: str, other: str, alias: Alias) -> bool:
     try:
-        return alias.same(own) != alias.same(other)
+        return alias.same(primary) != alias.same(other)
     except ValueError:  # a fault of its own
         return False
 
@@ -127,13 +130,13 @@ def _model(chosen: Mapping[str, Variable], faults: list[Fault]) -> Settings:
         wrong = {str(each["loc"][0]): each for each in error.errors(include_url=False)}
     for field, each in wrong.items():
         variable = chosen[field]
-        cause = each.get("ctx", {}).get("error")
-        value = None if _BY_FIELD[field].secret else shown(variable.text)
-        faults.append(Fault(variable.name, variable.origin, value, str(cause or each["msg"])))
+        error_value = each.get("ctx", {}).get("error")
+        value = None if _BY_FIELD[field].secret else display_value(variable.text)
+        faults.append(Fault(variable.name, variable.origin, value, str(error_value or each["msg"])))
     return Settings.model_validate({f: text for f, text in texts.items() if f not in wrong})
 
 
-def _unread(faults: Iterable[Fault]) -> frozenset[str]:
+def _invalid_fields(faults: Iterable[Fault]) -> frozenset[str]:
     """The fields whose value is not what was meant, since something is wrong with the variable."""
     names = {fault.name for fault in faults} | {
         fault.name.removesuffix(FILE_SUFFIX) for fault in faults
@@ -142,18 +145,18 @@ def _unread(faults: Iterable[Fault]) -> frozenset[str]:
     return frozenset(fields | {alias.field for alias in ALIASES if alias.name in names})
 
 
-def _contradictions(
-    settings: Settings, chosen: Mapping[str, Variable], unread: frozenset[str]
+def _conflicts(
+    settings: Settings, chosen: Mapping[str, Variable], invalid_fields: frozenset[str]
 ) -> Iterable[Fault]:
-    written = settings.public()
-    for each in contradictions(settings):
-        if unread.isdisjoint(each.fields):
+    format_value = settings.public()
+    for each in conflicts(settings):
+        if invalid_fields.isdisjoint(each.fields):
             first = _BY_FIELD[each.fields[0]]
             variable = chosen.get(first.field)
-            value = written[first.name]
+            value = format_value[first.name]
             yield Fault(
                 variable.name if variable else first.name,
                 variable.origin if variable else "default" if value else "not set",
-                shown(value) if value and not first.secret else None,
+                display_value(value) if value and not first.secret else None,
                 each.expected,
             )

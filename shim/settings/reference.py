@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from shim.settings import ALIASES, SETTINGS, Setting
-from shim.settings.source import FILE_SUFFIX
+from shim.settings.sources import FILE_SUFFIX
 
 
 def env_example() -> str:
@@ -25,7 +25,7 @@ def env_example() -> str:
     for section, settings in _sections():
         lines += ["", f"## {section}"]
         for each in settings:
-            lines += ["", f"# {each.means}"]
+            lines += ["", f"# {each.description}"]
             if each.example:
                 lines.append(f"# Example: {each.name}={_quoted(each.example)}")
             lines.append(f"#{each.name}={_quoted(each.default or '')}")
@@ -54,7 +54,7 @@ def markdown() -> str:
         for each in settings:
             default = f"`{_cell(each.default)}`" if each.default else "none"
             secret = " *Secret.*" if each.secret else ""
-            lines.append(f"| `{each.name}` | {default} | {_cell(each.means)}{secret} |")
+            lines.append(f"| `{each.name}` | {default} | {_cell(each.description)}{secret} |")
     return "\n".join(lines) + "\n"
 
 

@@ -21,16 +21,16 @@ from sqlalchemy import URL, Connection, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from shim.store.engine import IN_MEMORY, WRITES, Lines, engine_of
+from shim.store.engine import IN_MEMORY, WRITES, OpenConnections, build_engine
 from shim.store.errors import StoreError, StoreReplaced
-from shim.store.schema import HEAD, MARKS
+from shim.store.schema import CHANGE_COUNTERS, HEAD
 
 T = TypeVar("T")
 
 # Longer than a new connection and a writer's turn take together.
-_ANSWER_SECONDS = 20.0
+_RESPONSE_SECONDS = 20.0
 # How long what is under way may take when the store is closed.
-_LAST_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
 
 
 class Database:
@@ -41,20 +41,20 @@ class Database:
         self._url = _absolute(make_url(url))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         try:
-            self._engine = engine_of(self._url)
+            self._engine = build_engine(self._url)
         except ImportError as error:
             raise StoreError(
-                f"{self.place}: psycopg, which PostgreSQL needs, is not installed ({error}): install "
+                f"{self.display_url}: psycopg, which PostgreSQL needs, is not installed ({error}): install "
                 "navidrome-auth-shim[postgres], or build the image with REQUIREMENTS=postgres.txt"
             ) from None
-        self._lines = Lines(self._engine)
+        self._connections = OpenConnections(self._engine)
         self._ends = threading.Event()
         self._file_id: tuple[int, int] | None = None
         self._read_fault: str | None = None
         self._write_fault: str | None = None
 
     @property
-    def place(self) -> str:
+    def display_url(self) -> str:
         """Where it is, without a password, and without the query, which may hold one."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
@@ -76,12 +76,12 @@ class Database:
             return None
         return Path(str(self._url.database))
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Read from it, and change nothing. Raises `StoreError`, also where `open` would have to make the
         tables and may not."""
-        why_not = self.read(_why_not)
-        if why_not is not None:
-            raise StoreError(f"{self.place}: {why_not}")
+        error = self.read(_migration_error)
+        if error is not None:
+            raise StoreError(f"{self.display_url}: {error}")
 
     def is_current(self) -> bool:
         """Whether its tables are there and up to date. Changes nothing. Raises `StoreError`."""
@@ -90,7 +90,7 @@ class Database:
     def open(self) -> None:
         """Bring the tables up to date. Raises `StoreError`."""
         self._prepare_file()
-        with _told(self.place):
+        with _translate_errors(self.display_url):
             with self._engine.connect() as connection:
                 current = _version(connection)
             if current != HEAD:
@@ -100,7 +100,7 @@ class Database:
                 try:
                     self.write(upgrade)
                 except UnknownVersion as error:
-                    raise StoreError(f"{self.place}: {error}") from None
+                    raise StoreError(f"{self.display_url}: {error}") from None
         self._file_id = self._current_file_id()
 
     def reopen(self, accepts: Callable[[Connection], bool]) -> bool:
@@ -110,7 +110,7 @@ class Database:
         if file_id is None:
             raise self._replaced()
         self._engine.dispose()
-        with _told(self.place), self._engine.connect() as connection:
+        with _translate_errors(self.display_url), self._engine.connect() as connection:
             accepted = _version(connection) == HEAD and accepts(connection)
         if accepted:
             self._file_id = file_id
@@ -126,19 +126,19 @@ class Database:
             return
         problem = file_problem(file)
         if problem is not None:
-            raise StoreError(f"{self.place}: {problem}")
+            raise StoreError(f"{self.display_url}: {problem}")
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             if file.stat().st_mode & 0o077:
                 file.chmod(0o600)
         except OSError as error:
-            raise StoreError(f"{self.place}: {error.strerror or error}") from None
+            raise StoreError(f"{self.display_url}: {error.strerror or error}") from None
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` finds, in one transaction, which sees one moment."""
         try:
             self._check_file()
-            with _told(self.place), self._engine.connect() as connection:
+            with _translate_errors(self.display_url), self._engine.connect() as connection:
                 found = work(connection)
         except StoreError as error:
             self._read_fault = str(error)
@@ -154,7 +154,7 @@ class Database:
         try:
             self._check_file()
             with (
-                _told(self.place),
+                _translate_errors(self.display_url),
                 self._engine.connect().execution_options(**{WRITES: self._ends}) as connection,
                 connection.begin(),
             ):
@@ -165,15 +165,15 @@ class Database:
         self._write_fault = self._read_fault = None
         return done
 
-    async def opened(self) -> None:
+    async def open_async(self) -> None:
         """`open`, off the loop."""
         await self._in_thread(self.open)
 
-    async def reading(self, work: Callable[[Connection], T]) -> T:
+    async def read_async(self, work: Callable[[Connection], T]) -> T:
         """`read`, off the loop."""
         return await self._in_thread(lambda: self.read(work))
 
-    async def writing(self, work: Callable[[Connection], T]) -> T:
+    async def write_async(self, work: Callable[[Connection], T]) -> T:
         """`write`, off the loop. Whoever is cancelled meanwhile leaves it running to its end, and so does
         whoever has waited too long for one that has begun."""
         try:
@@ -184,8 +184,8 @@ class Database:
 
     async def prove_writable(self) -> None:
         """Write what is there already, to see whether a write works again. Raises `StoreError`."""
-        same = update(MARKS).values(value=MARKS.c.value)
-        await self.writing(lambda connection: connection.execute(same))
+        same = update(CHANGE_COUNTERS).values(value=CHANGE_COUNTERS.c.value)
+        await self.write_async(lambda connection: connection.execute(same))
 
     def close(self, within: float | None = None) -> None:
         """Wait for what is under way, at most `within` seconds (by default `_LAST_SECONDS`), and let go of
@@ -193,9 +193,9 @@ class Database:
         with contextlib.suppress(RuntimeError):  # closed before
             last = self._thread.submit(int)
             self._thread.shutdown(wait=False)
-            if not wait({last}, _LAST_SECONDS if within is None else within).done:
+            if not wait({last}, _CLOSE_SECONDS if within is None else within).done:
                 self._ends.set()
-                self._lines.cut()
+                self._connections.shutdown()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._engine.dispose()
 
@@ -217,7 +217,8 @@ class Database:
 
     def _replaced(self) -> StoreReplaced:
         return StoreReplaced(
-            f"{self.place}: the file was deleted or replaced while the shim runs, so nobody new is bound: "
+            f"{self.display_url}: the file was deleted or replaced while the shim runs, so nobody "
+            f"new is bound: "
             "put the file back, or restart the shim to go on with the one that is there"
         )
 
@@ -227,12 +228,14 @@ class Database:
         except RuntimeError:
             raise StoreError("the store is closed") from None
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(_RESPONSE_SECONDS):
                 return await asyncio.shield(asyncio.wrap_future(under_way))
         except TimeoutError:
             # What has not begun by now is never done: whoever asked for it has been told so.
             under_way.cancel()
-            raise StoreError(f"{self.place}: no answer for {_ANSWER_SECONDS:.0f} s") from None
+            raise StoreError(
+                f"{self.display_url}: no response for {_RESPONSE_SECONDS:.0f} s"
+            ) from None
 
 
 def _absolute(url: URL) -> URL:
@@ -259,27 +262,27 @@ def file_problem(file: Path) -> str | None:
 
 
 @contextmanager
-def _told(place: str) -> Iterator[None]:
+def _translate_errors(display_url: str) -> Iterator[None]:
     """Makes what the driver raises into a `StoreError` that says where."""
     try:
         yield
     except IntegrityError:
         raise
     except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        said = str(cause).splitlines() or [type(cause).__name__]
-        raise StoreError(f"{place}: {said[0]}") from None
+        original = getattr(error, "orig", None) or error
+        lines = str(original).splitlines() or [type(original).__name__]
+        raise StoreError(f"{display_url}: {lines[0]}") from None
 
 
-def _why_not(connection: Connection) -> str | None:
+def _migration_error(connection: Connection) -> str | None:
     """Why the tables can't be brought up to date, as far as reading tells."""
     if _version(connection) == HEAD or connection.dialect.name != "postgresql":
         return None
     # Since PostgreSQL 15 only a database's owner may make tables in its schema `public`.
-    may = text("SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)")
-    if connection.execute(may).scalar_one():
+    query = text("SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)")
+    if connection.execute(query).scalar_one():
         return None
-    return "the role may make no tables there; it has to own the database"
+    return "role lacks CREATE on the schema; make it the database owner"
 
 
 def _version(connection: Connection) -> str | None:

@@ -32,7 +32,7 @@ IN_MEMORY = (None, "", ":memory:")
 # Any number that nobody else in the database locks by.
 _LOCK = 0x5348494D
 # A writer that has gone silent in its transaction loses its turn after this long.
-_SILENT_SECONDS = 30.0
+_IDLE_TRANSACTION_SECONDS = 30.0
 # A server that is away is noticed in seconds, not in the minutes that TCP takes. What the address says
 # itself counts.
 _POSTGRESQL: dict[str, Any] = {
@@ -47,26 +47,26 @@ _POSTGRESQL: dict[str, Any] = {
 }
 
 
-def engine_of(url: URL) -> Engine:
+def build_engine(url: URL) -> Engine:
     """The engine of a store; nothing is opened yet. Raises ImportError where its driver is missing."""
     if url.get_backend_name() == "sqlite":
         return _sqlite(url)
     return _postgresql(url)
 
 
-class Lines:
+class OpenConnections:
     """The connections of an engine to its server, where it has one."""
 
     def __init__(self, engine: Engine) -> None:
         self._open: WeakSet[Any] = WeakSet()
         if engine.dialect.name == "postgresql":
-            event.listen(engine, "connect", lambda line, _record: self._open.add(line))
+            event.listen(engine, "connect", lambda connection, _record: self._open.add(connection))
 
-    def cut(self) -> None:
+    def shutdown(self) -> None:
         """From any thread: whoever waits for the server to answer is told that it is gone."""
-        for line in list(self._open):
-            if not line.closed:
-                with socket(fileno=os.dup(line.fileno())) as end, suppress(OSError):
+        for connection in list(self._open):
+            if not connection.closed:
+                with socket(fileno=os.dup(connection.fileno())) as end, suppress(OSError):
                     end.shutdown(SHUT_RDWR)
 
 
@@ -139,7 +139,7 @@ def _begin_postgresql(connection: Connection) -> None:
     if not _writes(connection):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return
-    busy, silent = (round(seconds * 1000) for seconds in (BUSY_SECONDS, _SILENT_SECONDS))
+    busy, silent = (round(seconds * 1000) for seconds in (BUSY_SECONDS, _IDLE_TRANSACTION_SECONDS))
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {busy}")
     connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {silent}")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")

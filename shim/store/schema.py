@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Double, Integer, MetaData, Table, Text
 
-HEAD = "0003"
+HEAD = "0004"
 
 METADATA = MetaData()
 
@@ -21,19 +21,19 @@ BINDINGS = Table(
     Column("navidrome_id", Text, nullable=False, unique=True),
     # The account's name as Navidrome stores it, as Navidrome compares it, and as the provider gave it last.
     Column("user_name", Text, nullable=False),
-    Column("folded_name", Text, nullable=False, unique=True),
-    Column("claimed_name", Text, nullable=False),
+    Column("normalized_name", Text, nullable=False, unique=True),
+    Column("provider_username", Text, nullable=False),
     # Whether the shim made the account.
-    Column("made", Boolean, nullable=False),
-    # `active`, `refused` or `released`, and whether the account's password is still to be replaced.
+    Column("created_by_shim", Boolean, nullable=False),
+    # `active`, `denied` or `unlinked`, and whether the account's password is still to be replaced.
     Column("state", Text, nullable=False),
-    Column("open_door", Boolean, nullable=False),
+    Column("lock_pending", Boolean, nullable=False),
     # Seconds since the epoch.
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
     # What the provider said last and what was last written, as JSON.
     Column("identity", Text, nullable=False),
-    Column("written", Text, nullable=False),
+    Column("last_written", Text, nullable=False),
     # Rises with every change, so that nobody writes over what somebody else changed since it was read.
     Column("version", Integer, nullable=False, server_default="0"),
 )
@@ -65,15 +65,15 @@ INTENTS = Table(
     Column("created_at", Text, nullable=False),
     # Which process began it, and when.
     Column("owner", Text, nullable=False),
-    Column("since", Double, nullable=False),
+    Column("started_at", Double, nullable=False),
 )
 
 # User names that became free and are given to nobody until their old tokens have ended, but to the person
 # (`uid`) or the account (`navidrome_id`) that had them.
-NAME_RESTS = Table(
-    "name_rests",
+NAME_HOLDS = Table(
+    "name_holds",
     METADATA,
-    Column("folded_name", Text, primary_key=True),
+    Column("normalized_name", Text, primary_key=True),
     Column("navidrome_id", Text, nullable=False),
     Column("uid", Text),
     Column("until", Double, nullable=False),
@@ -89,8 +89,8 @@ PASSWORD_TESTS = Table(
 )
 
 # Numbers that rise with every change of what they are named after, so that other processes see it.
-MARKS = Table(
-    "marks",
+CHANGE_COUNTERS = Table(
+    "change_counters",
     METADATA,
     Column("name", Text, primary_key=True),
     Column("value", Integer, nullable=False),

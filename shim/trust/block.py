@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from shim.trust.claims import Belief
-from shim.trust.envelope import Envelope
 from shim.trust.fields import Field, Kind
+from shim.trust.identity_evaluation import TrustResult
 from shim.trust.policy import Policy
-from shim.trust.proof import TokenProof
 from shim.trust.reasons import Reason
-from shim.trust.refusal import Refused
+from shim.trust.rejection import RequestRejected
+from shim.trust.request_metadata import RequestMetadata
+from shim.trust.token_proof import TokenProof
 
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
 _PASS = Kind.PASS
 
 # What the fields that matter come to, and the token beside them that some paths need.
-Sealed: TypeAlias = tuple[Envelope, TokenProof[Belief] | None]
+MetadataWithProof: TypeAlias = tuple[RequestMetadata, TokenProof[TrustResult] | None]
 
 
 @dataclass(slots=True)
@@ -34,55 +34,55 @@ class HeaderBlock:
     `dropped`: end-to-end fields that the client's `Connection` named and that end here.
     """
 
-    envelope: Envelope
+    metadata: RequestMetadata
     forward: bytes
-    proof: TokenProof[Belief] | None = None
-    dropped: tuple[Field, ...] = ()
+    proof: TokenProof[TrustResult] | None = None
+    hop_by_hop: tuple[Field, ...] = ()
 
     @property
     def removed(self) -> tuple[Field, ...]:
         """The fields that do not reach Navidrome as they were sent."""
-        return self.envelope.removed + self.dropped
+        return self.metadata.removed + self.hop_by_hop
 
 
 def split_block(block: bytes, policy: Policy) -> list[bytes]:
     """The header lines of a block in which each is ended by CRLF, each with the CR of its end, which is
-    for `parse_line` to see: one byte is found twice as fast as two. Raises `Refused`."""
+    for `parse_line` to see: one byte is found twice as fast as two. Raises `Rejected`."""
     lines = block.split(b"\n")
     if lines.pop():
-        raise Refused(Reason.MALFORMED_HEAD, "the head does not end in an empty line")
+        raise RequestRejected(Reason.MALFORMED_HEAD, "the head does not end in an empty line")
     if len(lines) > policy.max_fields:
-        raise Refused(Reason.HEAD_TOO_LARGE, f"more than {policy.max_fields} header lines")
+        raise RequestRejected(Reason.HEAD_TOO_LARGE, f"more than {policy.max_fields} header lines")
     return lines
 
 
 def read_block(
     lines: Sequence[bytes],
-    remembered: Mapping[bytes, Field],
+    cached: Mapping[bytes, Field],
     read_line: Callable[[bytes], Field],
-    read_fields: Callable[[tuple[Field, ...]], Sealed],
+    read_fields: Callable[[tuple[Field, ...]], MetadataWithProof],
 ) -> HeaderBlock:
     """Read the lines of a block: `read_line` reads one that is not in `remembered`, `read_fields` all fields
     that matter.
 
-    Raises `Refused` as these two do.
+    Raises `Rejected` as these two do.
     """
-    fields = list(map(remembered.get, lines))
+    fields = list(map(cached.get, lines))
     if not all(fields):
         for index, field in enumerate(fields):
             if field is None:
                 fields[index] = read_line(lines[index])
     known = cast("list[Field]", fields)
-    envelope, proof = read_fields(tuple([field for field in known if field.kind is not _PASS]))
-    if envelope.named:
-        return _without_named(known, envelope, proof)
-    forward = envelope.forward + b"".join([field.passing for field in known])
-    return HeaderBlock(envelope, forward, proof)
+    metadata, proof = read_fields(tuple([field for field in known if field.kind is not _PASS]))
+    if metadata.connection_listed:
+        return _without_connection_listed(known, metadata, proof)
+    forward = metadata.forward + b"".join([field.forward_line for field in known])
+    return HeaderBlock(metadata, forward, proof)
 
 
-def _without_named(
-    fields: Sequence[Field], envelope: Envelope, proof: TokenProof[Belief] | None
+def _without_connection_listed(
+    fields: Sequence[Field], metadata: RequestMetadata, proof: TokenProof[TrustResult] | None
 ) -> HeaderBlock:
-    dropped = [f for f in fields if f.kind is _PASS and f.name in envelope.named]
-    kept = [f.passing for f in fields if f.name not in envelope.named]
-    return HeaderBlock(envelope, envelope.forward + b"".join(kept), proof, tuple(dropped))
+    hop_by_hop = [f for f in fields if f.kind is _PASS and f.name in metadata.connection_listed]
+    forwarded = [f.forward_line for f in fields if f.name not in metadata.connection_listed]
+    return HeaderBlock(metadata, metadata.forward + b"".join(forwarded), proof, tuple(hop_by_hop))

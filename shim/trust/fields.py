@@ -17,17 +17,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from shim.trust.identity import Role, decode_name, read_text
+from shim.http1.grammar import BLANKS, TEXT, TOKEN
+from shim.trust.identity import Role, decode_name, parse_value
 from shim.trust.known_headers import is_known_identity
 from shim.trust.reasons import Reason
-from shim.trust.refusal import Refused
+from shim.trust.rejection import RequestRejected
 
-TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# RFC 9110 §5.5: visible characters, blank, tab and obs-text.
-TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
-BLANKS = b" \t"
-
-_FOLD = bytes(
+_NORMALIZE = bytes(
     c + 32 if 65 <= c <= 90 else c if 97 <= c <= 122 or 48 <= c <= 57 else 45 for c in range(256)
 )
 
@@ -52,7 +48,7 @@ class Kind(IntEnum):
     FORWARDED_PROTO = auto()
     FORWARDED_HOST = auto()
     FORWARDED = auto()
-    FORWARDED_OTHER = auto()  # X-Forwarded-Port, -Prefix …: kept from listed peers only
+    FORWARDED_OTHER = auto()  # X-Forwarded-Port, -Prefix …: kept from trusted peers only
     IDENTITY = auto()
     USER = auto()  # Navidrome's user header
     SECRET = auto()
@@ -81,10 +77,10 @@ class Field:
     name: bytes
     value: bytes
     wire: bytes
-    passing: bytes = b""
+    forward_line: bytes = b""
     role: Role | None = None
-    claim: str | Refused | None = None
-    apart: Field | None = None
+    parsed_value: str | RequestRejected | None = None
+    token_placeholder: Field | None = None
 
     @property
     def sent_name(self) -> str:
@@ -146,7 +142,7 @@ _CLIENT_ADDRESS = frozenset(
 )
 _FORWARDED_FAMILY = (b"x-forwarded-", b"forwarded")
 # What browsers and apps send most, as they write it: where it passes, its name needs no second look.
-_USUAL = b"""
+_COMMON = b"""
 Accept Accept-Encoding Accept-Language Cache-Control Content-Type Cookie DNT If-Modified-Since If-None-Match
 If-Range Pragma Priority Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest
 Sec-Fetch-Mode Sec-Fetch-User Sec-GPC Upgrade-Insecure-Requests User-Agent
@@ -169,9 +165,9 @@ traceparent tracestate
 _ALLOWED_FAMILIES = (b"sec-", b"x-emby-", b"x-mediabrowser-")
 
 
-def fold(name: bytes) -> bytes:
+def normalize_header_name(name: bytes) -> bytes:
     """The name as the laxest of the stacks behind us could read it."""
-    return name.translate(_FOLD)
+    return name.translate(_NORMALIZE)
 
 
 class FieldNames:
@@ -188,18 +184,18 @@ class FieldNames:
     """
 
     __slots__ = (
-        "_apart",
         "_exact",
-        "_folded",
+        "_normalized",
         "_obeyed",
         "_prefixes",
         "_restricted",
+        "_token_placeholders",
         "bearer",
+        "common_names",
         "percent_names",
         "roles",
         "secret",
         "user",
-        "usual",
     )
 
     def __init__(
@@ -215,7 +211,7 @@ class FieldNames:
         obeyed: str = "",
     ) -> None:
         self._restricted = restricted
-        self._obeyed = fold(obeyed.encode())
+        self._obeyed = normalize_header_name(obeyed.encode())
         self.roles = dict(roles)
         self.user = user
         self.secret = secret
@@ -227,51 +223,51 @@ class FieldNames:
         self._exact[secret.lower().encode()] = (Kind.SECRET, None)
         if roles.get(Role.USERNAME, "").lower() != user.lower():
             self._exact[user.lower().encode()] = (Kind.USER, None)
-        self._folded = frozenset(fold(name) for name in self._exact)
-        self._prefixes = tuple(fold(prefix.encode()) for prefix in prefixes)
-        self.usual = {
+        self._normalized = frozenset(normalize_header_name(name) for name in self._exact)
+        self._prefixes = tuple(normalize_header_name(prefix.encode()) for prefix in prefixes)
+        self.common_names = {
             name: name.lower()
-            for usual in _USUAL
-            for name in _spellings(usual)
+            for common in _COMMON
+            for name in _spellings(common)
             if self.classify(name.lower()) == (_PASS, None)
         }
         tokens = {b"Authorization": Kind.BEARER}
         if Role.JWT in roles:
             tokens[roles[Role.JWT].encode()] = Kind.IDENTITY
-        self._apart = {
+        self._token_placeholders = {
             (kind, name): Field(
-                kind, name.lower(), b"", b"%b: \r\n" % name, role=Role.JWT, claim="a token"
+                kind, name.lower(), b"", b"%b: \r\n" % name, role=Role.JWT, parsed_value="a token"
             )
             for spelt, kind in tokens.items()
             for name in _spellings(spelt)
         }
 
-    def stand_in(self, kind: Kind, name: bytes) -> Field | None:
+    def placeholder_for(self, kind: Kind, name: bytes) -> Field | None:
         """The one field that stands for every token of the provider's in the header `name`, as it was sent;
         None where the spelling is unusual."""
-        return self._apart.get((kind, name))
+        return self._token_placeholders.get((kind, name))
 
     def classify(self, name: bytes) -> tuple[Kind, Role | None]:
         """The kind of a lower-case name, and its role if the policy reads it."""
         exact = self._exact.get(name)
         if exact is not None:
             return exact
-        folded = fold(name)
-        if folded in self._folded:
+        normalized = normalize_header_name(name)
+        if normalized in self._normalized:
             return Kind.ALIAS, None
-        if folded.startswith(self._prefixes):
-            return (Kind.IDENTITY if name == folded else Kind.ALIAS), None
-        if self._restricted and self._is_held_back(name, folded):
+        if normalized.startswith(self._prefixes):
+            return (Kind.IDENTITY if name == normalized else Kind.ALIAS), None
+        if self._restricted and self._is_held_back(name, normalized):
             return Kind.DROP, None
         kind = _EXACT.get(name)
         if kind is not None:
             return kind, None
-        if folded in _FRAMING:
+        if normalized in _FRAMING:
             return Kind.FRAMING_ALIAS, None
-        if folded in _CLIENT_ADDRESS or is_known_identity(folded):
+        if normalized in _CLIENT_ADDRESS or is_known_identity(normalized):
             return Kind.DROP, None
-        if folded.startswith(_FORWARDED_FAMILY):
-            if name != folded:
+        if normalized.startswith(_FORWARDED_FAMILY):
+            if name != normalized:
                 return Kind.DROP, None
             return (Kind.FORWARDED_OTHER if name.startswith(b"x-") else Kind.PASS), None
         return Kind.PASS, None
@@ -292,38 +288,40 @@ def _spellings(name: bytes) -> set[bytes]:
 
 
 def parse_line(line: bytes, names: FieldNames) -> Field:
-    """Read one header line that still has the CR of its end. Raises `Refused` (`malformed_head`)."""
+    """Read one header line that still has the CR of its end. Raises `Rejected` (`malformed_head`)."""
     if line[-1:] != b"\r":
         # RFC 9112 §2.2 lets a recipient take LF alone; two that disagree on it read two requests.
-        raise Refused(Reason.MALFORMED_HEAD, "a line of the head ends in LF alone")
+        raise RequestRejected(Reason.MALFORMED_HEAD, "a line of the head ends in LF alone")
     return parse_field(line[:-1], names)
 
 
 def parse_field(line: bytes, names: FieldNames) -> Field:
-    """Read one header line, without its line end. Raises `Refused` (`malformed_head`) where it is not a
+    """Read one header line, without its line end. Raises `Rejected` (`malformed_head`) where it is not a
     token, a colon and a value without controls (RFC 9112 §5)."""
     name, colon, value = line.partition(b":")
-    usual = names.usual.get(name)
-    if not colon or (usual is None and (not name or name.translate(None, TOKEN))):
-        raise Refused(Reason.MALFORMED_HEAD, "a header line is not: name, colon, value")
+    common = names.common_names.get(name)
+    if not colon or (common is None and (not name or name.translate(None, TOKEN))):
+        raise RequestRejected(Reason.MALFORMED_HEAD, "a header line is not: name, colon, value")
     if value.translate(None, TEXT):
-        raise Refused(Reason.MALFORMED_HEAD, "a header value has a control character")
+        raise RequestRejected(Reason.MALFORMED_HEAD, "a header value has a control character")
     value = value.strip(BLANKS)
     wire = b"%b: %b\r\n" % (name, value)
-    if usual is not None:
-        if usual == b"cookie" and _has_token_cookie(value):
-            return Field(Kind.TOKEN, usual, value, wire)
-        return Field(_PASS, usual, value, wire, wire)
-    return _unusual(name, value, wire, names)
+    if common is not None:
+        if common == b"cookie" and _has_token_cookie(value):
+            return Field(Kind.TOKEN, common, value, wire)
+        return Field(_PASS, common, value, wire, wire)
+    return _parse_uncommon(name, value, wire, names)
 
 
-def _unusual(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field:
+def _parse_uncommon(name: bytes, value: bytes, wire: bytes, names: FieldNames) -> Field:
     lowered = name.lower()
     kind, role = names.classify(lowered)
     if role is Role.JWT:
         return _token(kind, name, value, value, wire, names)
     if role is not None:
-        return Field(kind, lowered, value, wire, role=role, claim=_claim(role, value, names))
+        return Field(
+            kind, lowered, value, wire, role=role, parsed_value=_parse_value(role, value, names)
+        )
     if kind is _PASS and lowered == b"cookie" and _has_token_cookie(value):
         return Field(Kind.TOKEN, lowered, value, wire)
     if lowered == b"authorization" and names.bearer and (match := _BEARER.fullmatch(value)):
@@ -343,16 +341,22 @@ def _token(
     kind: Kind, name: bytes, value: bytes, token: bytes, wire: bytes, names: FieldNames
 ) -> Field:
     # No control is left in a line, so ASCII needs no second look; and what follows looks at all of it.
-    claim = token.decode("ascii") if token.isascii() else _claim(Role.JWT, token, names)
-    apart = names.stand_in(kind, name) if claim and isinstance(claim, str) else None
-    return Field(kind, name.lower(), value, wire, b"", Role.JWT, claim, apart)
+    parsed_value = (
+        token.decode("ascii") if token.isascii() else _parse_value(Role.JWT, token, names)
+    )
+    token_placeholder = (
+        names.placeholder_for(kind, name)
+        if parsed_value and isinstance(parsed_value, str)
+        else None
+    )
+    return Field(kind, name.lower(), value, wire, b"", Role.JWT, parsed_value, token_placeholder)
 
 
-def _claim(role: Role, value: bytes, names: FieldNames) -> str | Refused:
+def _parse_value(role: Role, value: bytes, names: FieldNames) -> str | RequestRejected:
     try:
         if role is Role.NAME:
             value = decode_name(value, percent=names.percent_names)
-        return read_text(role, value)
-    except Refused as refused:
+        return parse_value(role, value)
+    except RequestRejected as rejection:
         # A remembered exception would keep the frames in which it was raised, and what they hold.
-        return Refused(refused.reason, refused.detail)
+        return RequestRejected(rejection.reason, rejection.detail)

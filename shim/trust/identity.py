@@ -14,7 +14,7 @@ from enum import IntEnum
 from urllib.parse import unquote_to_bytes
 
 from shim.trust.reasons import Reason
-from shim.trust.refusal import Refused
+from shim.trust.rejection import RequestRejected
 
 
 class Role(IntEnum):
@@ -29,7 +29,7 @@ class Role(IntEnum):
 
 
 # Characters that a value may have at most. Groups and tokens are as long as a head may be.
-MOST_OF: dict[Role, int] = {
+MAX_LENGTH: dict[Role, int] = {
     Role.USERNAME: 255,
     Role.UID: 255,
     Role.NAME: 1024,
@@ -65,37 +65,41 @@ class Identity:
     verified: bool = False
 
 
-def read_text(role: Role, value: bytes) -> str:
-    """Read one identity header. Raises `Refused` (`identity_invalid`) as the module says."""
+def parse_value(role: Role, value: bytes) -> str:
+    """Read one identity header. Raises `Rejected` (`identity_invalid`) as the module says."""
     label = role.name.lower()
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
-        raise Refused(Reason.IDENTITY_INVALID, f"the {label} is no UTF-8") from None
-    most = MOST_OF.get(role)
-    if most is not None and len(text) > most:
-        raise Refused(Reason.IDENTITY_INVALID, f"the {label} has more than {most} characters")
+        raise RequestRejected(Reason.IDENTITY_INVALID, f"the {label} is no UTF-8") from None
+    max_length = MAX_LENGTH.get(role)
+    if max_length is not None and len(text) > max_length:
+        raise RequestRejected(
+            Reason.IDENTITY_INVALID, f"the {label} has more than {max_length} characters"
+        )
     if not text.isprintable() and _CONTROL.search(text):
-        raise Refused(Reason.IDENTITY_INVALID, f"the {label} has a control character")
+        raise RequestRejected(Reason.IDENTITY_INVALID, f"the {label} has a control character")
     if role is Role.USERNAME and not text.isascii() and _BIDIRECTIONAL.search(text):
-        raise Refused(Reason.IDENTITY_INVALID, "the username has a bidirectional control")
+        raise RequestRejected(Reason.IDENTITY_INVALID, "the username has a bidirectional control")
     if text != text.strip():
         # Blanks that HTTP doesn't know (U+00A0 …): a name that reads like another one.
-        raise Refused(Reason.IDENTITY_INVALID, f"the {label} begins or ends with a blank")
+        raise RequestRejected(Reason.IDENTITY_INVALID, f"the {label} begins or ends with a blank")
     return text
 
 
 def decode_name(value: bytes, *, percent: bool) -> bytes:
     """Decode a display name once: percent-escapes, or the encoded words of RFC 2047. Returns UTF-8, to be
-    checked like any other value. Raises `Refused` (`identity_invalid`) for what cannot be decoded."""
+    checked like any other value. Raises `Rejected` (`identity_invalid`) for what cannot be decoded."""
     if len(value) > _MAX_ENCODED_NAME:
-        raise Refused(Reason.IDENTITY_INVALID, f"the name has more than {_MAX_ENCODED_NAME} bytes")
+        raise RequestRejected(
+            Reason.IDENTITY_INVALID, f"the name has more than {_MAX_ENCODED_NAME} bytes"
+        )
     if percent:
         return unquote_to_bytes(value)
     try:
         return _ENCODED_WORDS.sub(lambda match: _decode_words(match[0]), value)
     except ValueError:
-        raise Refused(
+        raise RequestRejected(
             Reason.IDENTITY_INVALID, "the name has an encoded word that is none"
         ) from None
 
@@ -115,9 +119,9 @@ def _decode_word(word: bytes) -> str:
 
 
 def split_groups(text: str, separator: str) -> tuple[str, ...]:
-    """Split a header's text into groups, blanks around each removed, empty ones left out. Raises `Refused`
+    """Split a header's text into groups, blanks around each removed, empty ones left out. Raises `Rejected`
     (`identity_invalid`) for more than `MAX_GROUPS`."""
     if text.count(separator) >= MAX_GROUPS:
-        raise Refused(Reason.IDENTITY_INVALID, f"there are more than {MAX_GROUPS} groups")
+        raise RequestRejected(Reason.IDENTITY_INVALID, f"there are more than {MAX_GROUPS} groups")
     groups = (group.strip() for group in text.split(separator))
     return tuple(group for group in groups if group)

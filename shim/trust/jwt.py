@@ -18,17 +18,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
 from shim.trust.reasons import Reason
-from shim.trust.refusal import Refused
+from shim.trust.rejection import RequestRejected
 
 if TYPE_CHECKING:
-    from shim.trust.jwt_keys import Key  # which loads what only tokens need
+    from shim.trust.jwks import Key  # which loads what only tokens need
 
 # A token is as long as a head may be. What is read of it before its signature is verified is bounded, since
 # reading JSON takes longer than verifying.
 MAX_HEADER = 8192
 _MAX_UNVERIFIED_PAYLOAD = 16384
 # Keys that a token without a key's name is tried with.
-_TRIED = 4
+_MAX_KEYS_TRIED = 4
 # A provider's tokens share a few headers, and mostly short ones: only those are remembered.
 _SHORT_HEADER = 1024
 _TYPES = ("jwt", "at+jwt")
@@ -56,18 +56,18 @@ class TokenRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Validity:
     """When a token holds: from `start` to `end`, in seconds since the epoch, the leeway included."""
 
     start: float
     end: float
 
-    def hold(self, now: float | None) -> None:
-        """Raises `Refused` where `now` is outside, or not known."""
+    def check(self, now: float | None) -> None:
+        """Raises `Rejected` where `now` is outside, or not known."""
         if now is None or not now < self.end:
-            raise Refused(Reason.JWT_EXPIRED, "the token has expired")
+            raise RequestRejected(Reason.JWT_EXPIRED, "the token has expired")
         if now < self.start:
-            raise Refused(
+            raise RequestRejected(
                 Reason.JWT_NOT_YET_VALID, "the token is not valid yet; is the clock right?"
             )
 
@@ -81,13 +81,13 @@ class Token:
     name: str | None
     email: str | None
     groups: tuple[str, ...] | None
-    span: Span
+    validity: Validity
 
 
 def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
     """What the token says, if it holds at `now`.
 
-    Raises `Refused`: `jwt_expired` and `jwt_not_yet_valid` by the clock; `jwt_unknown_key` where a key set
+    Raises `Rejected`: `jwt_expired` and `jwt_not_yet_valid` by the clock; `jwt_unknown_key` where a key set
     may have its key by now; `jwt_invalid` for everything else.
     """
     head, body, end = _parts(text)
@@ -95,16 +95,18 @@ def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
     if not keys:
         # Only for a token that would hold the key set is asked again.
         if len(body) <= _MAX_UNVERIFIED_PAYLOAD:
-            _read(_payload(body), rules).span.hold(now)
-        raise Refused(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
+            _read(_payload(body), rules).validity.check(now)
+        raise RequestRejected(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
     signature = _segment(end)
     signed = text[: -len(end) - 1].encode()
-    if not any(key.signed(signed, signature) for key in keys[:_TRIED]):
-        if len(keys) > _TRIED:
-            _invalid(f"{len(keys)} keys may have signed it, and none of the first {_TRIED} did")
+    if not any(key.verify(signed, signature) for key in keys[:_MAX_KEYS_TRIED]):
+        if len(keys) > _MAX_KEYS_TRIED:
+            _invalid(
+                f"{len(keys)} keys may have signed it, and none of the first {_MAX_KEYS_TRIED} did"
+            )
         _invalid("the signature is not that of the key")
     token = _read(_payload(body), rules)
-    token.span.hold(now)
+    token.validity.check(now)
     return token
 
 
@@ -127,7 +129,9 @@ def read_object(data: bytes) -> dict[str, object] | None:
     """A JSON object in which every name stands once, or None."""
     try:
         found = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_reject_duplicate_names,
+            parse_constant=_no_constant,
         )
     except (ValueError, RecursionError):
         return None
@@ -153,10 +157,10 @@ def _segment(segment: str) -> bytes:
     return data
 
 
-def _object(segment: str, what: str) -> dict[str, object]:
+def _object(segment: str, part: str) -> dict[str, object]:
     found = read_object(_segment(segment))
     if found is None:
-        _invalid(f"the token's {what} is no JSON object, or has a name twice")
+        _invalid(f"the token's {part} is no JSON object, or has a name twice")
     return found
 
 
@@ -230,7 +234,7 @@ def _read(claims: dict[str, object], rules: TokenRules) -> Token:
         _text(claims, "name"),
         _text(claims, "email"),
         _texts(claims, "groups"),
-        Span(start - rules.leeway, end + rules.leeway),
+        Validity(start - rules.leeway, end + rules.leeway),
     )
 
 
@@ -262,7 +266,7 @@ def _texts(claims: dict[str, object], name: str) -> tuple[str, ...] | None:
     return texts
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _reject_duplicate_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands twice")
@@ -274,4 +278,4 @@ def _no_constant(_: str) -> NoReturn:
 
 
 def _invalid(detail: str) -> NoReturn:
-    raise Refused(Reason.JWT_INVALID, detail)
+    raise RequestRejected(Reason.JWT_INVALID, detail)

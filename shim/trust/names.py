@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-_FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+_TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
-def fold_name(name: str) -> str:
+def normalize_name(name: str) -> str:
     """The name that every name which Navidrome takes for this one has in common."""
-    return name.translate(_FOLD)
+    return name.translate(_TO_LOWER)

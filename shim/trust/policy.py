@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
-from shim.trust.addresses import AddressList, Peer
 from shim.trust.fields import FieldNames
 from shim.trust.identity import Role
 from shim.trust.jwt import TokenRules
-from shim.trust.target import Paths
+from shim.trust.path_zones import Paths
+from shim.trust.peers import AddressList, Peer
 
 AUTHENTIK_HEADERS: dict[Role, str] = {
     Role.USERNAME: "X-authentik-username",
@@ -56,28 +56,28 @@ class Policy:
 
     number: int = 0
     whitelist: AddressList = field(default_factory=AddressList)
-    hops: AddressList = field(default_factory=AddressList)
+    real_ip_proxies: AddressList = field(default_factory=AddressList)
     paths: Paths = field(default_factory=Paths)
     names: FieldNames = field(default_factory=_default_names)
     groups_separator: str = "|"
     secrets: tuple[bytes, ...] = ()
     tokens: TokenRules | None = None
     public_path_proof: Proof | None = None
-    refuse_unlisted: bool = False
+    reject_untrusted: bool = False
     require_identity: bool = False
     required: frozenset[Role] = frozenset()
     admin_groups: frozenset[str] = frozenset()
     reserved: frozenset[str] = frozenset()
-    create_admin_closed: bool = True
+    create_admin_disabled: bool = True
     local_login: bool = False
     suspended: bool = False
     user_header_obeyed: bool = True
     max_fields: int = 100
 
-    def lists(self, peer: Peer) -> bool:
+    def trusts(self, peer: Peer) -> bool:
         """Whether this peer's identity headers may count."""
         return peer in self.whitelist
 
-    def renewed(self, **changes: object) -> Self:
+    def next_version(self, **changes: object) -> Self:
         """The next policy: these changes, and the next number."""
         return replace(self, number=self.number + 1, **changes)  # type: ignore[arg-type]

@@ -24,25 +24,25 @@ class PathClass(StrEnum):
 
     PROTECTED = "protected"
     PUBLIC = "public"
-    OWN = "own"
+    INTERNAL = "internal"
 
 
 class Reason(StrEnum):
     """Why a request got its verdict."""
 
     # authenticated
-    LISTED_PEER = "listed_peer"
+    TRUSTED_PEER = "trusted_peer"
     PROXY_SECRET = "proxy_secret"
     VERIFIED_JWT = "verified_jwt"
     # anonymous
     NO_IDENTITY = "no_identity"
     # stripped
-    UNLISTED_PEER = "unlisted_peer"
+    UNTRUSTED_PEER = "untrusted_peer"
     PUBLIC_PATH = "public_path"
     OUTSIDE_BASE_PATH = "outside_base_path"
     NON_ASCII_PATH = "non_ascii_path"
     BASE_PATH_MISMATCH = "base_path_mismatch"
-    USER_HEADER = "user_header"
+    SPOOFED_USER_HEADER = "spoofed_user_header"
     NAVIDROME_TOKEN_VOID = "navidrome_token_void"
     # rejected: the request itself
     MALFORMED_HEAD = "malformed_head"
@@ -50,7 +50,7 @@ class Reason(StrEnum):
     AMBIGUOUS_FRAMING = "ambiguous_framing"
     AMBIGUOUS_HOST = "ambiguous_host"
     FRAMING_ALIAS = "framing_alias"
-    UPGRADE_REFUSED = "upgrade_refused"
+    UPGRADE_REJECTED = "upgrade_rejected"
     METHOD_NOT_IMPLEMENTED = "method_not_implemented"
     HEAD_TOO_LARGE = "head_too_large"
     HEAD_TIMEOUT = "head_timeout"
@@ -68,12 +68,12 @@ class Reason(StrEnum):
     JWT_UNKNOWN_KEY = "jwt_unknown_key"
     JWT_EXPIRED = "jwt_expired"
     JWT_NOT_YET_VALID = "jwt_not_yet_valid"
-    JWT_DISAGREES = "jwt_disagrees"
+    JWT_CLAIM_MISMATCH = "jwt_claim_mismatch"
     # rejected: the policy
-    PEER_REFUSED = "peer_refused"
+    UNTRUSTED_PEER_REJECTED = "untrusted_peer_rejected"
     CROSS_SITE = "cross_site"
-    CREATE_ADMIN_CLOSED = "create_admin_closed"
-    LOCAL_LOGIN_CLOSED = "local_login_closed"
+    CREATE_ADMIN_DISABLED = "create_admin_disabled"
+    LOCAL_LOGIN_DISABLED = "local_login_disabled"
     NOT_FOUND = "not_found"
     # rejected: the account
     GROUP_NOT_ALLOWED = "group_not_allowed"
@@ -91,24 +91,24 @@ class Reason(StrEnum):
     USER_HEADER_MISMATCH = "user_header_mismatch"
 
 
-_TABLE: dict[Reason, tuple[Verdict, int]] = {
-    Reason.LISTED_PEER: (Verdict.AUTHENTICATED, 200),
+_VERDICTS: dict[Reason, tuple[Verdict, int]] = {
+    Reason.TRUSTED_PEER: (Verdict.AUTHENTICATED, 200),
     Reason.PROXY_SECRET: (Verdict.AUTHENTICATED, 200),
     Reason.VERIFIED_JWT: (Verdict.AUTHENTICATED, 200),
     Reason.NO_IDENTITY: (Verdict.ANONYMOUS, 200),
-    Reason.UNLISTED_PEER: (Verdict.STRIPPED, 200),
+    Reason.UNTRUSTED_PEER: (Verdict.STRIPPED, 200),
     Reason.PUBLIC_PATH: (Verdict.STRIPPED, 200),
     Reason.OUTSIDE_BASE_PATH: (Verdict.STRIPPED, 200),
     Reason.NON_ASCII_PATH: (Verdict.STRIPPED, 200),
     Reason.BASE_PATH_MISMATCH: (Verdict.STRIPPED, 200),
-    Reason.USER_HEADER: (Verdict.STRIPPED, 200),
+    Reason.SPOOFED_USER_HEADER: (Verdict.STRIPPED, 200),
     Reason.NAVIDROME_TOKEN_VOID: (Verdict.STRIPPED, 200),
     Reason.MALFORMED_HEAD: (Verdict.REJECTED, 400),
     Reason.AMBIGUOUS_TARGET: (Verdict.REJECTED, 400),
     Reason.AMBIGUOUS_FRAMING: (Verdict.REJECTED, 400),
     Reason.AMBIGUOUS_HOST: (Verdict.REJECTED, 400),
     Reason.FRAMING_ALIAS: (Verdict.REJECTED, 400),
-    Reason.UPGRADE_REFUSED: (Verdict.REJECTED, 400),
+    Reason.UPGRADE_REJECTED: (Verdict.REJECTED, 400),
     Reason.METHOD_NOT_IMPLEMENTED: (Verdict.REJECTED, 501),
     Reason.HEAD_TOO_LARGE: (Verdict.REJECTED, 431),
     Reason.HEAD_TIMEOUT: (Verdict.REJECTED, 408),
@@ -125,11 +125,11 @@ _TABLE: dict[Reason, tuple[Verdict, int]] = {
     Reason.JWT_UNKNOWN_KEY: (Verdict.REJECTED, 401),
     Reason.JWT_EXPIRED: (Verdict.REJECTED, 401),
     Reason.JWT_NOT_YET_VALID: (Verdict.REJECTED, 401),
-    Reason.JWT_DISAGREES: (Verdict.REJECTED, 401),
-    Reason.PEER_REFUSED: (Verdict.REJECTED, 403),
+    Reason.JWT_CLAIM_MISMATCH: (Verdict.REJECTED, 401),
+    Reason.UNTRUSTED_PEER_REJECTED: (Verdict.REJECTED, 403),
     Reason.CROSS_SITE: (Verdict.REJECTED, 403),
-    Reason.CREATE_ADMIN_CLOSED: (Verdict.REJECTED, 403),
-    Reason.LOCAL_LOGIN_CLOSED: (Verdict.REJECTED, 403),
+    Reason.CREATE_ADMIN_DISABLED: (Verdict.REJECTED, 403),
+    Reason.LOCAL_LOGIN_DISABLED: (Verdict.REJECTED, 403),
     Reason.NOT_FOUND: (Verdict.REJECTED, 404),
     Reason.GROUP_NOT_ALLOWED: (Verdict.REJECTED, 403),
     Reason.IDENTITY_CONFLICT: (Verdict.REJECTED, 403),
@@ -162,7 +162,7 @@ class Outcome:
 
 
 OUTCOMES: tuple[Outcome, ...] = tuple(
-    Outcome(index, _TABLE[reason][0], reason, _TABLE[reason][1], path_class)
+    Outcome(index, _VERDICTS[reason][0], reason, _VERDICTS[reason][1], path_class)
     for index, (reason, path_class) in enumerate(
         (reason, path_class) for reason in Reason for path_class in PathClass
     )

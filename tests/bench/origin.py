@@ -130,7 +130,7 @@ def origin(folder: Path, cores: frozenset[int]) -> Iterator[int]:
             echo=ECHO_PATH,
         )
     )
-    standin = (sys.executable, "-m", "shim.demo.navidrome", f"127.0.0.1:{accounts}", "127.0.0.1/32")
+    standin = (sys.executable, "-m", "demo.navidrome", f"127.0.0.1:{accounts}", "127.0.0.1/32")
     env = {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = (nginx, "-p", str(folder), "-e", "stderr", "-c", str(config))
     with (

@@ -94,10 +94,10 @@ class _Flood:
                 self._take(connection)
 
     def _take(self, connection: socket.socket) -> None:
-        answer = connection.recv(65536)
+        response = connection.recv(65536)
         self._busy.discard(connection)
-        self.statuses[int(answer[9:12] or 0)] += 1
-        if not answer or b"Connection: close" in answer:
+        self.statuses[int(response[9:12] or 0)] += 1
+        if not response or b"Connection: close" in response:
             connection.close()
             connection = self._connect()
         self._idle.append(connection)

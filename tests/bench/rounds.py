@@ -77,14 +77,14 @@ def _fault(proxy: Proxy) -> str | None:
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     try:
         connection.request("GET", ECHO_PATH, headers=fields)
-        answer = connection.getresponse()
-        body = answer.read()
+        response = connection.getresponse()
+        body = response.read()
     except (OSError, http.client.HTTPException) as fault:
         return f"does not answer: {fault!r}"
     finally:
         connection.close()
-    if answer.status != 200:
-        return f"answers {answer.status}: {body[:300]!r}"
+    if response.status != 200:
+        return f"answers {response.status}: {body[:300]!r}"
     seen: dict[str, str] = json.loads(body)
     if "127.0.0.1" not in seen["for"] or "192.168.7." not in seen["for"]:
         return f"does not append to X-Forwarded-For: {seen['for']!r}"

@@ -133,11 +133,11 @@ async def _probe_once(through: Proxy, number: int) -> float:
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", through.port)
     writer.write(head)
-    answer = await asyncio.wait_for(reader.readuntil(b"}"), 30)
+    response = await asyncio.wait_for(reader.readuntil(b"}"), 30)
     taken = time.perf_counter() - start
     writer.close()
-    if not answer.startswith(b"HTTP/1.1 200 "):
-        raise LoadFailed(f"{through.name} answers {answer[:300]!r}")
+    if not response.startswith(b"HTTP/1.1 200 "):
+        raise LoadFailed(f"{through.name} answers {response[:300]!r}")
     return taken * 1e6
 
 

@@ -137,9 +137,9 @@ async def _download(through: Proxy, size: int, rate: float, crc: int) -> None:
             1, None, through.extra_fields
         )
         writer.write(head.encode())
-        answer = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in answer.split(b"\r\n", 1)[0]:
-            raise LoadFailed(f"{through.name} answers {answer[:300]!r}")
+        response = await reader.readuntil(b"\r\n\r\n")
+        if b" 200 " not in response.split(b"\r\n", 1)[0]:
+            raise LoadFailed(f"{through.name} answers {response[:300]!r}")
         pace, seen, taken = Pace(rate), 0, 0
         while taken < size:
             await asyncio.sleep(pace.delay(taken))
@@ -166,9 +166,9 @@ async def _upload(through: Proxy, size: int, rate: float, crc: int) -> None:
         for block in pattern(size):
             writer.write(block)
             await writer.drain()
-        answer = await reader.readuntil(b"\r\n\r\n")
-        if b" 200 " not in answer.split(b"\r\n", 1)[0]:
-            raise LoadFailed(f"{through.name} answers {answer[:300]!r}")
+        response = await reader.readuntil(b"\r\n\r\n")
+        if b" 200 " not in response.split(b"\r\n", 1)[0]:
+            raise LoadFailed(f"{through.name} answers {response[:300]!r}")
         said: dict[str, int] = json.loads(await reader.readuntil(b"}"))
     finally:
         writer.close()

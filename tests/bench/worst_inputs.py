@@ -14,22 +14,23 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from shim.proxy.answers import own_answer
-from shim.proxy.chunked import ChunkedDecoder, ChunkedError, encode_chunk
-from shim.proxy.response import BadAnswer
-from shim.proxy.shapes import AnswerShapes
+from shim.http1.chunked import ChunkedDecoder, ChunkedError, encode_chunk
+from shim.http1.response_head import InvalidResponse
+from shim.http1.response_templates import ResponseTemplateCache
+from shim.proxy.error_responses import error_response
 from shim.proxy.sign_in import sign_in_location
-from shim.trust.addresses import AddressList, parse_entry, parse_peer
+from shim.trust.cached_decisions import DecisionCache
+from shim.trust.peers import AddressList, parse_entry, parse_peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Verdict
-from shim.trust.remember import RememberedDecisions
 
 SIZE = 65536
 GOAL_MS = 1.0
 _RUNS = 7
 _EDGE = "10.0.0.2"
 POLICY = Policy(
-    whitelist=AddressList([parse_entry(_EDGE)]), hops=AddressList([parse_entry("10.0.0.0/8")])
+    whitelist=AddressList([parse_entry(_EDGE)]),
+    real_ip_proxies=AddressList([parse_entry("10.0.0.0/8")]),
 )
 PAGES_POLICY = Policy(whitelist=POLICY.whitelist, require_identity=True)
 _IDENTITY = b"X-authentik-username: ada\r\n"
@@ -187,16 +188,18 @@ RESPONSES: Mapping[str, bytes] = {
 
 def decide_head(data: bytes, policy: Policy, address: str) -> None:
     """Decide a head as the data plane does, and build the shim's own response where it is rejected."""
-    decisions = RememberedDecisions(policy)
-    standing = decisions.standing(parse_peer(address), b"http")
+    decisions = DecisionCache(policy)
+    standing = decisions.connection_context(parse_peer(address), b"http")
     line, _, block = data[:-2].partition(b"\r\n")
     decision = decisions.decide(line, block, standing, None, 1.0)
-    decision = decision.bound(b"ada", "1") if decision.tokens else decision
+    decision = (
+        decision.with_tokens_bound_to(b"ada", "1") if decision.has_navidrome_tokens else decision
+    )
     if decision.outcome.verdict is Verdict.REJECTED:
         location = sign_in_location(decision, "/sign-in", policy.paths)
-        own_answer(decision.outcome.status, decision, "0" * 16, location=location)
+        error_response(decision.outcome.status, decision, "0" * 16, location=location)
     else:
-        decision.head()
+        decision.render_head()
 
 
 def decode_chunks(data: bytes) -> None:
@@ -220,8 +223,8 @@ def decode_chunks_by_pieces(data: bytes) -> None:
 
 def read_response(data: bytes) -> None:
     try:
-        AnswerShapes(1 << 17, 100).read(data)
-    except BadAnswer:
+        ResponseTemplateCache(1 << 17, 100).read(data)
+    except InvalidResponse:
         return
 
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from shim.demo.navidrome import StandInOptions, StandInThread
-from tests.contract.asking import ADMIN, ADMIN_PASSWORD, EDGE, Asker
-from tests.contract.real_navidrome import real_navidrome
+from demo.navidrome import StandInOptions, StandInThread
+from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, EDGE, NavidromeClient
+from tests.support.real_navidrome import real_navidrome
 
 
 @pytest.fixture(scope="module", params=["stand-in", "real"])
-def asker(
+def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Asker]:
+) -> Iterator[NavidromeClient]:
     """A server with one admin; tests take names of their own, since they share it."""
     if request.param == "stand-in":
         with StandInThread(StandInOptions(trusted_sources=f"{EDGE}/32")) as stand_in:
@@ -28,8 +28,8 @@ def asker(
         yield _with_admin(port)
 
 
-def _with_admin(port: int) -> Asker:
-    asker = Asker(port)
+def _with_admin(port: int) -> NavidromeClient:
+    client = NavidromeClient(port)
     admin = {"username": ADMIN, "password": ADMIN_PASSWORD}
-    assert asker.ask("POST", "/auth/createAdmin", None, body=admin).status == 200
-    return asker
+    assert client.request("POST", "/auth/createAdmin", None, body=admin).status == 200
+    return client

@@ -133,8 +133,8 @@ class Story:
                     connection.putheader("Content-Type", "application/json")
                 connection.putheader("Content-Length", str(len(content)))
             connection.endheaders(content or None)
-            answer = connection.getresponse()
-            return Received(answer.status, answer.getheaders(), answer.read())
+            response = connection.getresponse()
+            return Received(response.status, response.getheaders(), response.read())
         finally:
             connection.close()
 

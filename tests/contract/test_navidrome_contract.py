@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shim.demo.navidrome import StandInOptions, StandInThread
-from tests.contract.real_navidrome import real_navidrome
+from demo.navidrome import StandInOptions, StandInThread
 from tests.contract.story import Story, exchanges
+from tests.support.real_navidrome import real_navidrome
 
 TRUSTED = "127.0.0.2/32"
 
@@ -24,7 +24,7 @@ def _assert_told(port: int) -> None:
     assert not story.differences, "\n".join(story.differences)
 
 
-def test_the_stand_in_answers_as_recorded() -> None:
+def test_the_stand_in_responses_as_recorded() -> None:
     with StandInThread(StandInOptions(trusted_sources=TRUSTED)) as stand_in:
         _assert_told(stand_in.port)
 

@@ -11,29 +11,29 @@ from collections.abc import Iterator
 
 import pytest
 
-from shim.trust.addresses import AddressList, parse_entry, parse_peer
-from shim.trust.decide import decide
+from shim.trust.decision import decide
+from shim.trust.navidrome_tokens import NavidromeClaims, filter_form, read_claims
+from shim.trust.peers import AddressList, parse_entry, parse_peer
 from shim.trust.policy import Policy
-from shim.trust.tokens import NavidromeClaims, filter_form, read_claims
-from tests.contract.asking import ADMIN, ADMIN_PASSWORD, ANYONE, EDGE, Asker
-from tests.contract.real_navidrome import real_navidrome
+from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, ANYONE, EDGE, NavidromeClient
+from tests.support.real_navidrome import real_navidrome
 
 _POLICY = Policy(whitelist=AddressList([parse_entry(EDGE)]))
 JELLYFIN, API, REST = "/jellyfin/Users/Me", "/api/song", "/rest/ping?u={u}&v=1&c=x&f=json"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NavidromeClient]:
     if "NAVIDROME_BIN" not in os.environ:
         pytest.skip("NAVIDROME_BIN names no binary")
     folder = tmp_path_factory.mktemp("navidrome")
     with real_navidrome(
         os.environ["NAVIDROME_BIN"], folder, f"{EDGE}/32", ND_JELLYFIN_ENABLED="true"
     ) as port:
-        asker = Asker(port)
+        client = NavidromeClient(port)
         admin = {"username": ADMIN, "password": ADMIN_PASSWORD}
-        assert asker.ask("POST", "/auth/createAdmin", None, body=admin).status == 200
-        yield asker
+        assert client.request("POST", "/auth/createAdmin", None, body=admin).status == 200
+        yield client
 
 
 def _opens(port: int, request: bytes) -> bool:
@@ -52,7 +52,7 @@ def _head(target: str, field: str, method: str = "GET") -> bytes:
 
 def _without_tokens(head: bytes) -> bytes:
     decision = decide(head, parse_peer(ANYONE), _POLICY)
-    told = decision.without_void_tokens(lambda _: False).head()
+    told = decision.without_void_tokens(lambda _: False).render_head()
     return told.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
@@ -84,10 +84,10 @@ def _without_tokens(head: bytes) -> bytes:
     ],
 )
 def test_a_token_opens_in_this_place_and_is_removed_there(
-    server: Asker, target: str, field: str
+    server: NavidromeClient, target: str, field: str
 ) -> None:
     name = server.new_name()
-    server.make(name)
+    server.create(name)
     token = server.token(name)
     values = {"t": token, "e": token.replace(".", "%2e"), "u": name}
     head = _head(target.format(**values), field.format(**values))
@@ -101,10 +101,10 @@ def test_a_token_opens_in_this_place_and_is_removed_there(
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 def test_a_token_opens_in_a_form_below_rest_and_is_removed_there(
-    server: Asker, content_type: str, method: str
+    server: NavidromeClient, content_type: str, method: str
 ) -> None:
     name = server.new_name()
-    server.make(name)
+    server.create(name)
     body = f"u={name}&v=1&c=x&f=json&%6Awt={server.token(name)}".encode()
     rest, removed, _ = filter_form(body, lambda _: False)
     assert removed
@@ -119,9 +119,9 @@ def test_a_token_opens_in_a_form_below_rest_and_is_removed_there(
         assert outcomes[0] is True
 
 
-def test_the_claims_of_a_real_token_are_read(server: Asker) -> None:
+def test_the_claims_of_a_real_token_are_read(server: NavidromeClient) -> None:
     name = server.new_name()
-    account_id = server.make(name)
+    account_id = server.create(name)
     for text in (server.token(name), _jellyfin_token(server, name)):
         claims = read_claims(text.encode())
         assert claims is not None
@@ -129,9 +129,9 @@ def test_the_claims_of_a_real_token_are_read(server: Asker) -> None:
         assert claims.issued_at > 1_700_000_000
 
 
-def _jellyfin_token(server: Asker, name: str) -> str:
+def _jellyfin_token(server: NavidromeClient, name: str) -> str:
     login = {"Username": name, "Pw": "pw"}
-    reply = server.ask("POST", "/jellyfin/Users/AuthenticateByName", None, body=login)
+    reply = server.request("POST", "/jellyfin/Users/AuthenticateByName", None, body=login)
     assert reply.status == 200, reply.body
     text: str = reply.json()["AccessToken"]
     return text

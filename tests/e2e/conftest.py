@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shim.demo.navidrome import StandIn, StandInOptions, StandInThread
-from shim.demo.navidrome.accounts import AccountFields
-from shim.demo.navidrome.request import SeenRequest
-from shim.demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
+from demo.navidrome import StandIn, StandInOptions, StandInThread
+from demo.navidrome.accounts import AccountFields
+from demo.navidrome.request import SeenRequest
+from demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
 from tests.e2e.parts import (
     CDN,
     SECRET,
@@ -97,7 +97,7 @@ def set_scene(
             return
         settings = {"SHIM_ADMIN_GROUPS": ADMIN_GROUP}
         if edge == "cdn":
-            settings["SHIM_FORWARDING_HOPS"] = CDN
+            settings["SHIM_REAL_IP_TRUSTED_PROXIES"] = CDN
         if secret:
             settings["SHIM_PROXY_SECRET"] = f"{secret},another-secret-of-this-edge-0123456789"
         with (

@@ -36,7 +36,7 @@ def engine(labels: dict[str, str], network: str) -> Iterator[str]:
         "Config": {"Labels": labels},
         "NetworkSettings": {**networks, "Ports": {}},
     }
-    answers = {
+    responses = {
         "/_ping": "OK",
         "/version": {"Version": "28.0.0", "ApiVersion": _VERSION, "MinAPIVersion": "1.24"},
         "/containers/json": [listed],
@@ -56,8 +56,8 @@ def engine(labels: dict[str, str], network: str) -> Iterator[str]:
                 self._begin(200)
                 stopping.wait()
                 return
-            body = json.dumps(answers.get(path, {"message": "no such thing"})).encode()
-            self._begin(200 if path in answers else 404, len(body))
+            body = json.dumps(responses.get(path, {"message": "no such thing"})).encode()
+            self._begin(200 if path in responses else 404, len(body))
             if self.command == "GET":
                 self.wfile.write(body)
 

@@ -193,8 +193,8 @@ def _routed(url: str) -> str:
     """Wait until the outpost answers by an edge: Traefik listens before it has read its routers."""
     deadline = time.monotonic() + _ROUTED_SECONDS
     while time.monotonic() < deadline:
-        answer = httpx.get(f"{url}/outpost.goauthentik.io/start", trust_env=False, verify=False)
-        if answer.status_code == httpx.codes.OK:
+        response = httpx.get(f"{url}/outpost.goauthentik.io/start", trust_env=False, verify=False)
+        if response.status_code == httpx.codes.OK:
             return url
         time.sleep(0.05)
     raise NotStarted(f"{url} does not lead to the outpost after {_ROUTED_SECONDS:g} s")

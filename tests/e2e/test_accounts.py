@@ -15,8 +15,8 @@ import pytest
 from libopensonic import AsyncConnection
 from libopensonic.errors import CredentialError
 
-from shim.demo.navidrome import StandInOptions, StandInThread
-from shim.demo.outpost import Outpost, OutpostOptions, OutpostUser
+from demo.navidrome import StandInOptions, StandInThread
+from demo.outpost import Outpost, OutpostOptions, OutpostUser
 from tests.e2e.conftest import ADMIN_GROUP, EDGES, USERS, Scene
 from tests.e2e.parts import SECRET, Behind, shim
 
@@ -36,7 +36,7 @@ def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str
         "SHIM_PROXY_SECRET": SECRET,
         "SHIM_ALLOWED_GROUPS": "family",
         "SHIM_ADMIN_GROUPS": ADMIN_GROUP,
-        "SHIM_CONTACT": CONTACT,
+        "SHIM_SUPPORT_CONTACT": CONTACT,
     }
     users = (ALICE, BOSS, JOERG, KATE, GUEST)
     with (
@@ -91,8 +91,8 @@ def test_the_first_visitor_of_an_empty_navidrome_is_no_admin(tmp_path: Path) -> 
 def test_nobody_but_the_shim_makes_the_first_admin(tmp_path: Path) -> None:
     mine = {"username": "mine", "password": "mine"}
     with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
-        answer = browser.post("/auth/createAdmin", json=mine)
-        assert answer.status_code == httpx.codes.FORBIDDEN
+        response = browser.post("/auth/createAdmin", json=mine)
+        assert response.status_code == httpx.codes.FORBIDDEN
         assert "mine" not in accounts_of(fresh)
 
 
@@ -107,8 +107,8 @@ def test_who_is_in_no_group_that_may_in_is_told_whom_to_ask_and_gets_no_account(
         assert "not in a group that may use this music server" in page.text
         assert CONTACT in page.text
     assert GUEST.username not in accounts_of(home)
-    told = {value for seen in home.stand_in.seen for value in seen.values("Remote-User")}
-    assert GUEST.username not in told
+    text = {value for seen in home.stand_in.seen for value in seen.values("Remote-User")}
+    assert GUEST.username not in text
 
 
 async def test_the_owner_sets_a_password_without_knowing_the_generated_one_and_her_app_plays(
@@ -134,8 +134,8 @@ async def test_the_owner_sets_a_password_without_knowing_the_generated_one_and_h
         assert await app.ping()
         [album] = await app.get_album_list2("alphabeticalByName", size=1)
         song = (await app.get_album(album.id)).song[0]
-        async with await app.stream(song.id, tformat="raw") as answer:
-            heard = await answer.read()
+        async with await app.stream(song.id, tformat="raw") as response:
+            heard = await response.read()
     whole = asked_directly(home, f"/rest/stream?v=1.16.1&c=x&id={song.id}", KATE.username)
     assert len(heard) > 0
     assert hashlib.sha256(heard).digest() == hashlib.sha256(whole.content).digest()

@@ -29,8 +29,8 @@ def behind_a_cdn(standing_cdn: Scene) -> Scene:
 def test_what_it_says_of_the_path_opens_none(behind_a_cdn: Scene) -> None:
     # With `trustForwardHeader: true`, authentik would take this for its open path.
     with behind_a_cdn.client(source=CDN) as stranger:
-        answer = stranger.get("/app/", headers={"X-Forwarded-Uri": OPEN_PATH})
-    assert answer.status_code == httpx.codes.FOUND
+        response = stranger.get("/app/", headers={"X-Forwarded-Uri": OPEN_PATH})
+    assert response.status_code == httpx.codes.FOUND
     assert list(behind_a_cdn.stand_in.seen) == []
 
 

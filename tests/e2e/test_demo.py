@@ -1,4 +1,4 @@
-"""`navidrome-shim demo`, as a person starts it: what it shows, how it ends, what it leaves behind."""
+"""`python -m demo`, as a person starts it: what it shows, how it ends, what it leaves behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shim.demo.play_scenes import SCENES
+from demo.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "shim", "demo"]
+COMMAND = [sys.executable, "-m", "demo"]
 _SECONDS = 90
 # What a user of the shim may have around him, and what would stop a shim that saw it.
 HOSTILE = {
@@ -34,13 +34,16 @@ HOSTILE = {
 
 # The demo with another play.
 _WITH_SCENE = """
+import sys
 from dataclasses import replace
-from shim import cli
-from shim.demo import performance, play_scenes
-alice = play_scenes.SCENES[2]
-scene = replace(alice, {change})
-performance.perform.__kwdefaults__["scenes"] = (scene,)
-cli.app(["demo", *{options}])
+import typer
+from demo import runner, steps
+from demo.__main__ import demo
+alice = steps.STEPS[2]
+step = replace(alice, {change})
+runner.run.__kwdefaults__["steps"] = (step,)
+sys.argv[1:] = {options}
+typer.run(demo)
 """
 
 
@@ -79,51 +82,51 @@ Once = tuple["subprocess.CompletedProcess[str]", Path]
 def test_every_scene_goes_as_it_must(once: Once) -> None:
     ended, _ = once
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.rstrip().endswith(f"All {len(SCENES)} scenes went as they must.")
+    assert ended.stdout.rstrip().endswith(f"All {len(STEPS)} scenes went as they must.")
 
 
 def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
-    told = _scenes(once)
-    assert len(told) == len(SCENES)
-    takeover = told["Without the shim: a stranger is the admin"]
+    text = _scenes(once)
+    assert len(text) == len(STEPS)
+    takeover = text["Without the shim: a stranger is the admin"]
     assert "X-authentik-username: admin shim there is none" in takeover
     assert "Navidrome saw X-authentik-username: admin answer 200 Subsonic: ok" in takeover
-    closed = told["With the shim: the same request is nobody's"]
+    closed = text["With the shim: the same request is nobody's"]
     assert "stripped, public_path, on a public path removed X-authentik-username" in closed
     assert "Navidrome saw no user header answer 200 Subsonic: error" in closed
-    alice = told["Alice opens the web app"]
+    alice = text["Alice opens the web app"]
     assert "authenticated, verified_jwt, on a protected path linked the account alice" in alice
     assert "gave alice a password" not in alice
     assert "Navidrome saw Remote-User: alice" in alice
-    alias = told["A signed-in user would like to be the admin"]
+    alias = text["A signed-in user would like to be the admin"]
     assert "rejected, header_alias, on a protected path" in alias
     assert "Navidrome never saw it answer 400" in alias
 
 
 def test_the_scenes_of_accounts_show_what_became_of_each(once: Once) -> None:
-    told = _scenes(once)
-    first = told["Carla comes for the first time"]
+    text = _scenes(once)
+    first = text["Carla comes for the first time"]
     assert "made the account carla.berg Navidrome saw Remote-User: carla.berg" in first
     assert "carla.berg: regular user, Carla Berg <carla.berg@example.org>" in first
     assert "logged in as carla.berg (Carla Berg), a regular user" in first
-    refused = told["Dirk is in no group that may in"]
+    refused = text["Dirk is in no group that may in"]
     assert "rejected, group_not_allowed, on a protected path" in refused
     assert "Navidrome never saw it account dirk: none answer 403" in refused
     assert "Contact: alice@example.org" in refused
-    promoted = told["The provider puts Carla among the admins"]
+    promoted = text["The provider puts Carla among the admins"]
     assert "changed isAdmin: False → True" in promoted
     assert "logged in as carla.berg (Carla Berg), an admin" in promoted
-    renamed = told["Carla has a new name"]
+    renamed = text["Carla has a new name"]
     assert "changed userName: carla.berg → carla.novak; name: Carla Berg → Carla" in renamed
     assert "account carla.berg: none account carla.novak: admin, Carla Novak" in renamed
 
 
 def test_a_new_account_gets_a_chosen_password_and_a_linked_one_keeps_its_own(once: Once) -> None:
-    told = _scenes(once)
-    chosen = told["She chooses a password for her apps"]
+    text = _scenes(once)
+    chosen = text["She chooses a password for her apps"]
     assert "PUT /api/user/{id} password = correct horse battery staple" in chosen
     assert "answer 200" in chosen
-    assert "answer 200 Subsonic: ok" in told["Alice's phone logs in with her Subsonic password"]
+    assert "answer 200 Subsonic: ok" in text["Alice's phone logs in with her Subsonic password"]
 
 
 def test_it_is_plain_text_of_80_columns_where_there_is_no_terminal(once: Once) -> None:
@@ -146,9 +149,9 @@ def test_it_stays_to_be_tried_by_hand_until_a_signal(tmp_path: Path, number: int
         assert command and control
         claim = {"X-authentik-username": "admin"}
         with httpx.Client(trust_env=False) as client:
-            answer = client.get(command.group(1), headers=claim)
+            response = client.get(command.group(1), headers=claim)
             assert client.get(f"{control.group(1)}/readyz").status_code == 200
-        assert answer.json()["subsonic-response"]["status"] == "failed"
+        assert response.json()["subsonic-response"]["status"] == "failed"
         assert "stripped, public_path" in _read_until(lines, "127.0.0.2 GET /rest/getUsers")
         process.send_signal(number)
         assert process.wait(_SECONDS) == 0
@@ -159,7 +162,7 @@ def test_it_stays_to_be_tried_by_hand_until_a_signal(tmp_path: Path, number: int
 
 
 def test_a_signal_during_the_play_ends_everything_and_says_so(tmp_path: Path) -> None:
-    change = 'ask=replace(alice.ask, target="/api/events")'  # whose answer has no end
+    change = 'request=replace(alice.request, target="/api/events")'  # whose answer has no end
     with _staying(tmp_path, _with_scene(change)) as (process, lines):
         _read_until(lines, "for contrast")
         process.terminate()
@@ -169,7 +172,7 @@ def test_a_signal_during_the_play_ends_everything_and_says_so(tmp_path: Path) ->
 
 
 def test_a_scene_that_goes_wrong_is_named_and_fails_the_demo(tmp_path: Path) -> None:
-    change = 'must=replace(alice.must, navidrome=(("Remote-User", "bert"),))'
+    change = 'expected=replace(alice.expected, navidrome=(("Remote-User", "bert"),))'
     with _staying(tmp_path, _with_scene(change, "--once")) as (process, lines):
         text = _read_until(lines, "FAILED: 1 of 1 scenes not as they must be: 1.")
         assert process.wait(_SECONDS) == 1
@@ -177,11 +180,14 @@ def test_a_scene_that_goes_wrong_is_named_and_fails_the_demo(tmp_path: Path) -> 
 
 
 def test_serve_does_not_import_the_demo() -> None:
-    code = "import sys, shim.cli, shim.runtime; print([m for m in sys.modules if '.demo' in m])"
+    code = (
+        "import sys, shim.cli.main, shim.app.runtime; print([m for m in sys.modules if "
+        "m.split('.')[0] == 'demo'])"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert ended.stdout.strip() == "['shim.commands.demo']"
+    assert ended.stdout.strip() == "[]"
 
 
 def _with_scene(change: str, *options: str) -> list[str]:

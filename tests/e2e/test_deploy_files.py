@@ -65,7 +65,7 @@ def test_the_image_is_of_hashed_packages_alone() -> None:
         assert "--require-hashes" in words or {"--no-index", "--no-deps"} <= set(words)
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert [re.match(r"[\w-]+", need).group() for need in stated] == ["hatchling"]  # type: ignore[union-attr]
-    # pip before 26.1 refuses --require-hashes with a constraint: the build's packages are locked apart.
+    # pip before 26.1 rejects --require-hashes with a constraint: the build's packages are locked apart.
     assert not any("--constraint" in words for words in pips)
     build = (ROOT / "requirements/build.txt").read_text()
     pins = set(re.findall(r"^([\w-]+==\S+) ", build, re.MULTILINE))

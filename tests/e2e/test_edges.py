@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from shim.demo.outpost import OutpostUser
+from demo.outpost import OutpostUser
 from tests.e2e.conftest import OPEN_PATH, USERS, Scene
 from tests.e2e.parts import SECRET
 
@@ -53,7 +53,9 @@ def names_of_an_identity(scene: Scene, target: str) -> set[str]:
         "/app/favicon.ico",
     ],
 )
-def test_nothing_that_a_stranger_claims_leaves_the_edge(edge_alone: Scene, target: str) -> None:
+def test_nothing_that_an_untrusted_peer_claims_leaves_the_edge(
+    edge_alone: Scene, target: str
+) -> None:
     with edge_alone.client() as stranger:
         stranger.get(target, headers=CLAIMS)
     # The route of open paths is the authenticated one: its secret says that the edge asked.

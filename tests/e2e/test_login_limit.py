@@ -45,10 +45,10 @@ def test_with_the_shim_the_limit_bites_whatever_is_claimed(
     scene: Scene, source: str, headers: tuple[str, ...]
 ) -> None:
     with scene.client("alice", source=source) as client:
-        answers = statuses(client, *headers)
+        responses = statuses(client, *headers)
     limit = scene.stand_in.options.login_limit
-    assert answers[:limit] == [httpx.codes.UNAUTHORIZED] * limit
-    assert answers[limit:] == [httpx.codes.TOO_MANY_REQUESTS] * (GUESSES - limit)
+    assert responses[:limit] == [httpx.codes.UNAUTHORIZED] * limit
+    assert responses[limit:] == [httpx.codes.TOO_MANY_REQUESTS] * (GUESSES - limit)
     assert {tuple(seen.values("X-Real-IP")) for seen in scene.stand_in.seen} == {(source,)}
 
 
@@ -61,5 +61,5 @@ def test_one_guesser_does_not_lock_the_others_out(scene: Scene) -> None:
 
 def test_past_the_edge_the_limit_bites_too(scene: Scene) -> None:
     with scene.client(source="127.0.0.62", to=scene.shim_url) as client:
-        answers = statuses(client, *CLAIMS)
-    assert answers[-1] == httpx.codes.TOO_MANY_REQUESTS
+        responses = statuses(client, *CLAIMS)
+    assert responses[-1] == httpx.codes.TOO_MANY_REQUESTS

@@ -35,10 +35,10 @@ def test_what_browsers_and_apps_fetch_without_a_session_reaches_navidrome(
     shipped: Scene, target: str
 ) -> None:
     with shipped.client() as stranger:
-        answer = stranger.get(target, headers=CLAIMS, follow_redirects=False)
-    assert not answer.is_redirect
+        response = stranger.get(target, headers=CLAIMS, follow_redirects=False)
+    assert not response.is_redirect
     if target not in ICONS:  # which the stand-in lacks
-        assert answer.status_code == httpx.codes.OK
+        assert response.status_code == httpx.codes.OK
     assert identity_fields(shipped.last_seen(target).headers) == []
 
 
@@ -53,5 +53,5 @@ def test_a_jellyfin_app_opens_its_web_socket(shipped: Scene) -> None:
 def test_long_headers_pass(shipped: Scene) -> None:
     for target in ("/rest/ping?v=1&c=x", "/app/"):
         with shipped.client("alice") as alice:
-            answer = alice.get(target, headers={"X-Long": "x" * 40_000})
-        assert answer.status_code == httpx.codes.OK
+            response = alice.get(target, headers={"X-Long": "x" * 40_000})
+        assert response.status_code == httpx.codes.OK

@@ -1,4 +1,4 @@
-"""The stand-in outpost answers as authentik does: its headers, its tokens, its refusals."""
+"""The stand-in outpost answers as authentik does: its headers, its tokens, its rejections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import httpx
 import jwt
 import pytest
 
-from shim.demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
+from demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
 from tests.e2e.test_edges import NAMES
 
 ZOE = OutpostUser(
@@ -46,9 +46,9 @@ def ask(
 @pytest.mark.parametrize("edge", ["traefik", "caddy", "nginx"])
 def test_a_session_gives_the_twelve_headers(outpost: Outpost, edge: str) -> None:
     path = f"/outpost.goauthentik.io/auth/{edge}"
-    answer = ask(outpost, path, session=outpost.sign_in("zoë"))
-    assert answer.status_code == httpx.codes.OK
-    raw = {name.lower(): value.decode() for name, value in answer.headers.raw}
+    response = ask(outpost, path, session=outpost.sign_in("zoë"))
+    assert response.status_code == httpx.codes.OK
+    raw = {name.lower(): value.decode() for name, value in response.headers.raw}
     sent = {name.decode(): value for name, value in raw.items() if b"authentik" in name}
     assert set(sent) == {name.lower() for name in NAMES}
     assert sent["x-authentik-username"] == "zoë"
@@ -79,9 +79,9 @@ def test_the_token_is_signed_with_a_key_of_the_set(outpost: Outpost) -> None:
 
 @pytest.mark.parametrize("session", ["", "no such session"])
 def test_without_a_session_one_is_sent_to_sign_in(outpost: Outpost, session: str) -> None:
-    answer = ask(outpost, session=session)
-    assert answer.status_code == httpx.codes.FOUND
-    assert answer.headers["Location"] == (
+    response = ask(outpost, session=session)
+    assert response.status_code == httpx.codes.FOUND
+    assert response.headers["Location"] == (
         "https://music.example.org/outpost.goauthentik.io/start"
         "?rd=https%3A%2F%2Fmusic.example.org%2Fapp%2F%3Fa%3Db"
     )
@@ -95,14 +95,14 @@ def test_nginx_is_told_by_status_alone(outpost: Outpost) -> None:
 
 
 def test_an_open_path_is_answered_with_no_identity(outpost: Outpost) -> None:
-    answer = ask(outpost, X_Forwarded_Uri="/open/x?y")
-    assert answer.status_code == httpx.codes.OK
-    assert [name for name in answer.headers if "authentik" in name] == []
+    response = ask(outpost, X_Forwarded_Uri="/open/x?y")
+    assert response.status_code == httpx.codes.OK
+    assert [name for name in response.headers if "authentik" in name] == []
     elsewhere = ask(outpost, X_Forwarded_Uri="/app/?x=/open/")
     assert elsewhere.status_code == httpx.codes.FOUND
 
 
-def test_an_edge_that_does_not_say_what_was_asked_is_refused(outpost: Outpost) -> None:
+def test_an_edge_that_does_not_say_what_was_asked_is_rejected(outpost: Outpost) -> None:
     assert httpx.get(outpost.url + TRAEFIK, trust_env=False).status_code == 400
 
 
@@ -115,18 +115,18 @@ def test_an_edge_that_does_not_say_what_was_asked_is_refused(outpost: Outpost) -
     ],
 )
 def test_signing_in_leads_back_on_the_same_host(outpost: Outpost, back: str, target: str) -> None:
-    answer = httpx.get(
+    response = httpx.get(
         f"{outpost.url}/outpost.goauthentik.io/start",
         params={"rd": back, "user": "zoë"},
         trust_env=False,
     )
-    assert answer.headers["Location"] == target
-    assert ask(outpost, session=answer.cookies[COOKIE]).status_code == httpx.codes.OK
+    assert response.headers["Location"] == target
+    assert ask(outpost, session=response.cookies[COOKIE]).status_code == httpx.codes.OK
 
 
 def test_nobody_unknown_can_sign_in(outpost: Outpost) -> None:
     start = f"{outpost.url}/outpost.goauthentik.io/start"
-    answer = httpx.get(start, params={"user": "mallory"}, trust_env=False)
-    assert answer.status_code == httpx.codes.NOT_FOUND
-    assert COOKIE not in answer.cookies
+    response = httpx.get(start, params={"user": "mallory"}, trust_env=False)
+    assert response.status_code == httpx.codes.NOT_FOUND
+    assert COOKIE not in response.cookies
     assert "zoë" in httpx.get(start, trust_env=False).text

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from shim.demo.outpost import COOKIE
+from demo.outpost import COOKIE
 from tests.e2e.conftest import OPEN_PATH, Scene
 from tests.e2e.test_takeover import identity_fields
 
@@ -15,9 +15,9 @@ from tests.e2e.test_takeover import identity_fields
 @pytest.mark.parametrize("path", ["/app/", "/api/user?_start=0&_end=1", "/", "/rest"])
 def test_without_a_session_one_is_sent_to_sign_in(scene: Scene, path: str) -> None:
     with scene.client() as stranger:
-        answer = stranger.get(path)
-    assert answer.status_code == httpx.codes.FOUND
-    location = urlsplit(answer.headers["Location"])
+        response = stranger.get(path)
+    assert response.status_code == httpx.codes.FOUND
+    location = urlsplit(response.headers["Location"])
     assert location.path == "/outpost.goauthentik.io/start"
     assert parse_qs(location.query)["rd"] == [scene.url + path]
     assert list(scene.stand_in.seen) == []
@@ -39,9 +39,9 @@ def test_a_user_reaches_the_api_as_himself(scene: Scene, user: str) -> None:
     account = scene.stand_in.accounts.find(user)
     assert account is not None
     with scene.client(user) as browser:
-        answer = browser.get(f"/api/user/{account.id}")
-    assert answer.status_code == httpx.codes.OK
-    assert answer.json()["userName"] == user
+        response = browser.get(f"/api/user/{account.id}")
+    assert response.status_code == httpx.codes.OK
+    assert response.json()["userName"] == user
     seen = scene.last_seen(f"/api/user/{account.id}")
     assert identity_fields(seen.headers) == [("Remote-User", user)]
     assert seen.values("X-Shim-Proxy-Secret") == []
@@ -49,8 +49,8 @@ def test_a_user_reaches_the_api_as_himself(scene: Scene, user: str) -> None:
 
 def test_an_open_path_passes_without_an_identity(scene: Scene) -> None:
     with scene.client() as stranger:
-        answer = stranger.get(OPEN_PATH)
-    assert answer.status_code == httpx.codes.OK
+        response = stranger.get(OPEN_PATH)
+    assert response.status_code == httpx.codes.OK
     assert identity_fields(scene.last_seen(OPEN_PATH).headers) == []
 
 

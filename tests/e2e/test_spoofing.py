@@ -21,20 +21,20 @@ ALIASES = (
 @pytest.mark.parametrize("name", ["X-authentik-username", "X-AUTHENTIK-USERNAME", "Remote-User"])
 def test_the_true_header_of_a_client_changes_nothing(scene: Scene, name: str) -> None:
     with scene.client("alice") as alice:
-        answer = alice.get("/app/", headers={name: "admin"})
-    assert answer.status_code == httpx.codes.OK
+        response = alice.get("/app/", headers={name: "admin"})
+    assert response.status_code == httpx.codes.OK
     assert identity_fields(scene.last_seen("/app/").headers) == [("Remote-User", "alice")]
 
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_an_alias_never_speaks(scene: Scene, alias: str) -> None:
     with scene.client("alice") as alice:
-        answer = alice.get("/app/", headers={alias: "admin"})
-    if scene.edge == "guide":  # It passes aliases on; the shim refuses them.
-        assert answer.status_code == httpx.codes.BAD_REQUEST
+        response = alice.get("/app/", headers={alias: "admin"})
+    if scene.edge == "guide":  # It passes aliases on; the shim rejects them.
+        assert response.status_code == httpx.codes.BAD_REQUEST
         assert list(scene.stand_in.seen) == []
     else:  # The alias ends at the edge, and alice is herself.
-        assert answer.status_code == httpx.codes.OK
+        assert response.status_code == httpx.codes.OK
         assert identity_fields(scene.last_seen("/app/").headers) == [("Remote-User", "alice")]
 
 
@@ -58,8 +58,8 @@ def test_the_true_header_of_a_client_on_an_open_path_is_nobody(scene: Scene, nam
 )
 def test_nobody_gives_himself_a_group(scene: Scene, name: str) -> None:
     with scene.client("alice") as alice:
-        answer = alice.get("/_shim/readyz", headers={name: ADMIN_GROUP})
-    assert answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST}
+        response = alice.get("/_shim/readyz", headers={name: ADMIN_GROUP})
+    assert response.status_code in {httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_a_forwarded_uri_of_the_clients_own_opens_no_path(scene: Scene) -> None:
         "X-Original-URL": "http://x/ping",
     }
     with scene.client() as stranger:
-        answer = stranger.get("/app/", headers=claims)
-    assert answer.status_code == httpx.codes.FOUND
-    assert answer.headers["Location"].startswith(scene.url)
+        response = stranger.get("/app/", headers=claims)
+    assert response.status_code == httpx.codes.FOUND
+    assert response.headers["Location"].startswith(scene.url)
     assert list(scene.stand_in.seen) == []
 
 

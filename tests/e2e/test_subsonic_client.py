@@ -49,7 +49,7 @@ async def test_it_logs_in(app: AsyncConnection, scene: Scene) -> None:
         assert identity_fields(seen.headers) == []
 
 
-async def test_it_is_refused_with_a_wrong_password(scene: Scene) -> None:
+async def test_it_is_rejected_with_a_wrong_password(scene: Scene) -> None:
     app = await connected(scene, "wrong")
     try:
         with pytest.raises(CredentialError):
@@ -71,9 +71,9 @@ async def test_it_lists_what_there_is(app: AsyncConnection, scene: Scene) -> Non
 async def test_a_track_arrives_byte_for_byte(player: AsyncConnection, scene: Scene) -> None:
     long = max(scene.stand_in.state.catalogue.songs, key=lambda song: song.tone.size)
     whole = long.tone.slice(0, long.tone.size)
-    async with await player.stream(long.id, tformat="raw") as answer:
-        received = await answer.read()
-    assert len(received) == len(whole) == int(answer.headers["Content-Length"])
+    async with await player.stream(long.id, tformat="raw") as response:
+        received = await response.read()
+    assert len(received) == len(whole) == int(response.headers["Content-Length"])
     assert hashlib.sha256(received).digest() == hashlib.sha256(whole).digest()
 
 
@@ -85,16 +85,16 @@ async def test_a_part_of_a_track_is_that_part(
     first, last = span
     end = long.tone.size if last is None else last + 1
     wanted = f"bytes={first}-{'' if last is None else last}"
-    async with await player.stream(long.id, tformat="raw", byte_range=wanted) as answer:
-        received = await answer.read()
-    assert answer.status == 206
-    assert answer.headers["Content-Range"] == f"bytes {first}-{end - 1}/{long.tone.size}"
+    async with await player.stream(long.id, tformat="raw", byte_range=wanted) as response:
+        received = await response.read()
+    assert response.status == 206
+    assert response.headers["Content-Range"] == f"bytes {first}-{end - 1}/{long.tone.size}"
     assert received == long.tone.slice(first, end)
 
 
 async def test_a_cover_is_a_picture(player: AsyncConnection, scene: Scene) -> None:
     song = scene.stand_in.state.catalogue.songs[0]
-    async with await player.get_cover_art(song.album_id, size=64) as answer:
-        picture = await answer.read()
+    async with await player.get_cover_art(song.album_id, size=64) as response:
+        picture = await response.read()
     assert picture.startswith(b"\xff\xd8")
     assert len(picture) == scene.stand_in.options.cover_bytes

@@ -22,27 +22,27 @@ CLAIMS = (
 )
 
 
-def subsonic(answer: httpx.Response) -> dict[str, Any]:
+def subsonic(response: httpx.Response) -> dict[str, Any]:
     """The envelope of a Subsonic answer in JSON."""
-    envelope: dict[str, Any] = answer.json()["subsonic-response"]
+    envelope: dict[str, Any] = response.json()["subsonic-response"]
     return envelope
 
 
 def test_the_guides_routers_alone_let_anybody_be_the_admin(guide_without_shim: Scene) -> None:
     with guide_without_shim.client() as intruder:
-        answer = intruder.get(USERS_CALL, headers={"X-authentik-username": "admin"})
-    listed = subsonic(answer)
+        response = intruder.get(USERS_CALL, headers={"X-authentik-username": "admin"})
+    listed = subsonic(response)
     assert listed["status"] == "ok"
     # Navidrome lists to each who asks himself alone.
-    [told] = listed["users"]["user"]
-    assert (told["username"], told["adminRole"]) == ("admin", True)
+    [text] = listed["users"]["user"]
+    assert (text["username"], text["adminRole"]) == ("admin", True)
 
 
 @pytest.mark.parametrize("header", CLAIMS)
 def test_behind_the_shim_the_same_request_is_from_nobody(scene: Scene, header: str) -> None:
     with scene.client() as intruder:
-        answer = intruder.get(USERS_CALL, headers={header: "admin"})
-    refused = subsonic(answer)
+        response = intruder.get(USERS_CALL, headers={header: "admin"})
+    refused = subsonic(response)
     assert refused["status"] == "failed"
     assert "users" not in refused
     seen = scene.last_seen(USERS_CALL)
@@ -54,8 +54,8 @@ def test_a_session_does_not_turn_a_claim_on_a_public_path_into_the_truth(
     scene: Scene, header: str
 ) -> None:
     with scene.client("alice") as alice:
-        answer = alice.get(USERS_CALL, headers={header: "admin"})
-    assert subsonic(answer)["status"] == "failed"
+        response = alice.get(USERS_CALL, headers={header: "admin"})
+    assert subsonic(response)["status"] == "failed"
     assert identity_fields(scene.last_seen(USERS_CALL).headers) == []
 
 

@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.audit.coalesce import Coalescer
-from shim.audit.events import Repeatable
+from shim.audit.events import CoalescedEvent
 from shim.trust.reasons import PathClass, Reason
-from tests.unit.audit.samples import failed, judged
+from tests.support.audit_samples import request_decision, request_failed
 
 
-def offer_all(coalescer: Coalescer, count: int, *, now: float = 0.0) -> list[Repeatable]:
+def offer_all(coalescer: Coalescer, count: int, *, now: float = 0.0) -> list[CoalescedEvent]:
     return [
         line
         for i in range(count)
-        for line in coalescer.offer(judged(time=1000.0 + i, request_id=f"r{i}"), now)
+        for line in coalescer.offer(request_decision(time=1000.0 + i, request_id=f"r{i}"), now)
     ]
 
 
-def total(lines: Iterable[Repeatable]) -> int:
+def total(lines: Iterable[CoalescedEvent]) -> int:
     return sum(line.count for line in lines)
 
 
@@ -36,30 +36,30 @@ def test_the_rest_is_summed_up_when_the_window_ends() -> None:
     coalescer = Coalescer(burst=3, window=60.0)
     offer_all(coalescer, 100)
 
-    assert coalescer.due(59.9) == []
-    (summary,) = coalescer.due(60.0)
+    assert coalescer.expired_summaries(59.9) == []
+    (summary,) = coalescer.expired_summaries(60.0)
 
     assert summary.count == 97
     assert (summary.first_time, summary.last_time) == (1003.0, 1099.0)
-    assert coalescer.due(1000.0) == []
+    assert coalescer.expired_summaries(1000.0) == []
 
 
 def repeat(coalescer: Coalescer, peer: str, time: float, now: float = 0.0) -> bool:
-    return coalescer.repeat(peer, judged().kin, time, now)
+    return coalescer.count_suppressed(peer, request_decision().group_key, time, now)
 
 
 def test_one_that_would_be_counted_only_need_not_be_made() -> None:
     coalescer = Coalescer(burst=2, window=60.0)
-    peer = judged().peer
+    peer = request_decision().peer
     asked = []
     for i in range(10):
         asked.append(repeat(coalescer, peer, 1000.0 + i))
         if not asked[-1]:
-            coalescer.offer(judged(time=1000.0 + i), 0.0)
+            coalescer.offer(request_decision(time=1000.0 + i), 0.0)
 
     # Two are written, the third is the sample.
     assert asked == [False] * 3 + [True] * 7
-    (summary,) = coalescer.due(60.0)
+    (summary,) = coalescer.expired_summaries(60.0)
     assert (summary.count, summary.first_time, summary.last_time) == (8, 1002.0, 1009.0)
 
 
@@ -67,10 +67,12 @@ def test_one_of_another_peer_or_kin_or_window_has_to_be_made() -> None:
     coalescer = Coalescer(burst=1, window=60.0)
     offer_all(coalescer, 3)
 
-    assert repeat(coalescer, judged().peer, 1.0, now=59.9)
-    assert not repeat(coalescer, judged().peer, 1.0, now=60.0)
+    assert repeat(coalescer, request_decision().peer, 1.0, now=59.9)
+    assert not repeat(coalescer, request_decision().peer, 1.0, now=60.0)
     assert not repeat(coalescer, "192.0.2.8", 1.0)
-    assert not coalescer.repeat(judged().peer, failed().kin, 1.0, 0.0)
+    assert not coalescer.count_suppressed(
+        request_decision().peer, request_failed().group_key, 1.0, 0.0
+    )
 
 
 @given(
@@ -87,10 +89,10 @@ def test_it_makes_no_difference_to_what_is_written(
     now, lines, others = 0.0, [], []
     for number, (peer, path_class, pause) in enumerate(requests):
         now += pause
-        event = judged(peer=peer, path_class=path_class, time=float(number))
+        event = request_decision(peer=peer, path_class=path_class, time=float(number))
         lines += offered.offer(event, now)
-        others += repeated.due(now)
-        if not repeated.repeat(peer, event.kin, event.time, now):
+        others += repeated.expired_summaries(now)
+        if not repeated.count_suppressed(peer, event.group_key, event.time, now):
             others += repeated.offer(event, now)
     assert others + repeated.drain() == lines + offered.drain()
 
@@ -115,12 +117,12 @@ def test_a_new_window_begins_with_full_lines_after_the_summary_of_the_old_one() 
 def test_peers_reasons_and_path_classes_are_told_apart() -> None:
     coalescer = Coalescer(burst=1)
     events = [
-        judged(),
-        judged(peer="192.0.2.8"),
-        judged(reason=Reason.PUBLIC_PATH),
-        judged(path_class=PathClass.PROTECTED),
-        failed(),
-        failed(reason="timeout"),
+        request_decision(),
+        request_decision(peer="192.0.2.8"),
+        request_decision(reason=Reason.PUBLIC_PATH),
+        request_decision(path_class=PathClass.PROTECTED),
+        request_failed(),
+        request_failed(reason="timeout"),
     ]
 
     lines = [line for event in events for line in coalescer.offer(event, 0.0)]
@@ -130,21 +132,23 @@ def test_peers_reasons_and_path_classes_are_told_apart() -> None:
 
 def test_beyond_the_capacity_peers_share_one_exact_count_per_kind() -> None:
     coalescer = Coalescer(burst=1, capacity=2)
-    lines: list[Repeatable] = []
+    lines: list[CoalescedEvent] = []
     for i in range(50):
-        lines += coalescer.offer(judged(peer=f"2001:db8::{i:x}"), 0.0)
-        lines += coalescer.offer(judged(peer=f"2001:db8::{i:x}", reason=Reason.PUBLIC_PATH), 0.0)
+        lines += coalescer.offer(request_decision(peer=f"2001:db8::{i:x}"), 0.0)
+        lines += coalescer.offer(
+            request_decision(peer=f"2001:db8::{i:x}", reason=Reason.PUBLIC_PATH), 0.0
+        )
 
     assert len(lines) == 4  # two of their own, one of each kind that is shared
     shared = coalescer.drain()
-    assert {line.peer for line in shared} == {Repeatable.MANY}
+    assert {line.peer for line in shared} == {CoalescedEvent.MANY}
     assert total(lines) + total(shared) == 100
 
 
 OFFERS = st.lists(
     st.tuples(
         st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::1"]),
-        st.sampled_from([Reason.UNLISTED_PEER, Reason.PUBLIC_PATH, Reason.MALFORMED_HEAD]),
+        st.sampled_from([Reason.UNTRUSTED_PEER, Reason.PUBLIC_PATH, Reason.MALFORMED_HEAD]),
         st.sampled_from(PathClass),
         st.sampled_from([0.0, 0.0, 0.0, 0.5, 3.0, 11.0]),  # seconds since the one before
     ),
@@ -161,16 +165,16 @@ def test_nothing_is_left_uncounted_and_lines_are_bounded(
     now = 0.0
     offered: Counter[tuple[str, ...]] = Counter()
     written: Counter[tuple[str, ...]] = Counter()
-    lines: list[Repeatable] = []
+    lines: list[CoalescedEvent] = []
     for peer, reason, path_class, wait in offers:
         now += wait
-        event = judged(time=1000.0 + now, peer=peer, reason=reason, path_class=path_class)
-        offered[event.kin] += 1
+        event = request_decision(time=1000.0 + now, peer=peer, reason=reason, path_class=path_class)
+        offered[event.group_key] += 1
         lines += coalescer.offer(event, now)
     lines += coalescer.drain()
 
     for line in lines:
-        written[line.kin] += line.count
+        written[line.group_key] += line.count
         assert line.count == 1 or (line.first_time or 0.0) <= (line.last_time or 0.0)
     assert written == offered
     windows = now // window + 1

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
-from shim.audit.lines import Lines
-from shim.audit.log import LogFormat, LogLevel, LogSink, configure_log
-from shim.audit.trail import SinkGone
-from tests.unit.audit.samples import accessed, judged
+from shim.audit.line_writer import LineWriter
+from shim.audit.sinks.log import LogFormat, LogLevel, LogSink, configure_log
+from shim.audit.trail import SinkClosed
+from tests.support.audit_samples import access, request_decision
 
 Read = Callable[[], str]
 LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore", "asyncio")
@@ -37,7 +37,7 @@ class Log:
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
-        self.lines = Lines(self._writer, complain=lambda _: None)
+        self.lines = LineWriter(self._writer, on_error=lambda _: None)
 
     def configure(self, log_format: LogFormat = "json", level: LogLevel = "info") -> LogSink:
         configure_log(self.lines, log_format=log_format, level=level)
@@ -70,19 +70,19 @@ def log() -> Iterator[Log]:
 
 
 async def test_an_event_is_one_line_of_json_in_a_fixed_order(log: Log) -> None:
-    await log.configure().write([judged(time=1_795_518_123.4567)])
+    await log.configure().write([request_decision(time=1_795_518_123.4567)])
 
     assert log.read() == (
-        '{"event":"request_judged","level":"warning","timestamp":"2026-11-24T11:02:03.456Z",'
+        '{"event":"request_decision","level":"warning","timestamp":"2026-11-24T11:02:03.456Z",'
         '"peer":"192.0.2.7","request_id":"r1","peer_trusted":false,"client":"192.0.2.7",'
         '"method":"GET","path":"/rest/ping","path_class":"public","verdict":"stripped",'
-        '"reason":"unlisted_peer","status":200,"user":"admin",'
+        '"reason":"untrusted_peer","status":200,"user":"admin",'
         '"removed_headers":["x-authentik-username"],"notes":[],"count":1}\n'
     )
 
 
 async def test_a_summary_says_its_times_as_times(log: Log) -> None:
-    await log.configure().write([judged(time=0.0).summary(3, 1.5, many_peers=True)])
+    await log.configure().write([request_decision(time=0.0).summary(3, 1.5, many_peers=True)])
 
     line = json.loads(log.read())
     assert line["first_time"] == "1970-01-01T00:00:00.000Z"
@@ -93,7 +93,7 @@ async def test_a_summary_says_its_times_as_times(log: Log) -> None:
 async def test_a_client_can_neither_begin_a_line_nor_speak_to_the_terminal(
     log: Log, log_format: LogFormat
 ) -> None:
-    event = judged(
+    event = request_decision(
         path="/x\n{}",
         user='ada\r\n{"event":"forged"}\x1b[2J\x9b\u202e\u2028',
         notes=("a\nb", "\x1b]0;title\x07"),
@@ -109,10 +109,10 @@ async def test_a_client_can_neither_begin_a_line_nor_speak_to_the_terminal(
 
 
 async def test_the_console_shows_the_same_fields(log: Log) -> None:
-    await log.configure("console").write([judged()])
+    await log.configure("console").write([request_decision()])
 
     written = log.read()
-    for part in ("request_judged", "warning", "reason=unlisted_peer", "peer=192.0.2.7"):
+    for part in ("request_decision", "warning", "reason=untrusted_peer", "peer=192.0.2.7"):
         assert part in written
 
 
@@ -121,10 +121,10 @@ async def test_auto_is_console_on_a_terminal_and_json_elsewhere(
     *, terminal: bool, json_lines: bool
 ) -> None:
     reader, writer = os.openpty() if terminal else os.pipe()
-    lines = Lines(writer)
+    lines = LineWriter(writer)
     try:
         configure_log(lines)
-        await LogSink(lines).write([accessed()])
+        await LogSink(lines).write([access()])
         assert lines.close(5.0)
         assert os.read(reader, 1 << 16).startswith(b'{"event"') is json_lines
     finally:
@@ -135,10 +135,10 @@ async def test_auto_is_console_on_a_terminal_and_json_elsewhere(
 async def test_what_is_below_the_level_is_not_written(log: Log) -> None:
     sink = log.configure(level="warning")
 
-    await sink.write([accessed(), judged()])
+    await sink.write([access(), request_decision()])
     logging.getLogger("uvicorn.error").info("quiet")
 
-    assert [json.loads(line)["event"] for line in log.read().splitlines()] == ["request_judged"]
+    assert [json.loads(line)["event"] for line in log.read().splitlines()] == ["request_decision"]
 
 
 def test_the_libraries_records_have_the_same_shape(log: Log) -> None:
@@ -216,20 +216,18 @@ def test_configuring_twice_writes_each_record_once(log: Log) -> None:
 async def test_a_log_that_nobody_reads_any_more_is_given_up(log: Log) -> None:
     sink = log.configure()
     log.hang_up()
-    await sink.write([accessed()])
+    await sink.write([access()])
     await asyncio.to_thread(log.lines.flush, 5.0)
 
-    with pytest.raises(SinkGone):
-        await sink.write([accessed()])
+    with pytest.raises(SinkClosed):
+        await sink.write([access()])
 
 
 async def test_a_full_log_makes_the_trail_wait_and_not_lose(log: Log) -> None:
-    log.lines = Lines(log.lines.descriptor, capacity=1)
+    log.lines = LineWriter(log.lines.descriptor, capacity=1)
     sink = log.configure()
 
-    await asyncio.wait_for(
-        sink.write([accessed(request_id=str(i)) for i in range(5)]), timeout=10.0
-    )
+    await asyncio.wait_for(sink.write([access(request_id=str(i)) for i in range(5)]), timeout=10.0)
 
     assert log.read().count("\n") == 5
     assert log.lines.dropped == 0

@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from shim.audit import provisioning_events as events
-from shim.audit.events import Event, Severity, fields_of
+from shim.audit.events import Event, Severity, event_fields
+from shim.audit.events import provisioning as events
 
 KINDS = [
     kind
@@ -27,7 +27,7 @@ def test_every_kind_has_a_name_of_its_own() -> None:
 
 
 def test_what_the_provider_says_is_bounded() -> None:
-    event = events.AccountRefused(
+    event = events.AccountDeniedEvent(
         time=1,
         peer="192.0.2.1",
         reason="identity_conflict",
@@ -42,11 +42,13 @@ def test_what_the_provider_says_is_bounded() -> None:
 
 
 def test_an_account_that_rose_is_an_alarm() -> None:
-    event = events.AccountRisen(time=1, account="alice", cause="request", name="alice", uid="u")
+    event = events.AccountRecreatedByRace(
+        time=1, account="alice", trigger="request", name="alice", uid="u"
+    )
     assert event.severity is Severity.ERROR
-    assert fields_of(event) == {
+    assert event_fields(event) == {
         "account": "alice",
-        "cause": "request",
+        "trigger": "request",
         "name": "alice",
         "uid": "u",
     }

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from shim.audit.coalesce import Coalescer
-from shim.audit.events import Event, EventsLost, Repeatable
-from shim.audit.trail import SinkGone, Trail
-from tests.unit.audit.samples import accessed, judged
+from shim.audit.events import CoalescedEvent, Event, EventsDropped
+from shim.audit.trail import SinkClosed, Trail
+from tests.support.audit_samples import access, request_decision
 
 
 class Memory:
@@ -71,7 +71,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_what_is_recorded_is_written_in_its_order_to_every_sink() -> None:
     sinks = [Memory("one"), Memory("two")]
     trail = Trail(sinks)
-    events = [accessed(request_id=str(i)) for i in range(200)]
+    events = [access(request_id=str(i)) for i in range(200)]
     for event in events[:100]:
         trail.record(event)
     trail.start()
@@ -91,25 +91,25 @@ async def test_closing_writes_all_that_waits_and_all_that_was_held_back() -> Non
     trail = Trail([sink], Coalescer(burst=2), capacity=3)
     trail.start()
     for i in range(100):
-        trail.record(judged(time=float(i)))
-    trail.record(accessed())
+        trail.record(request_decision(time=float(i)))
+    trail.record(access())
 
     await trail.close()
 
-    assert sum(e.count for e in sink.events if isinstance(e, Repeatable)) == 100
+    assert sum(e.count for e in sink.events if isinstance(e, CoalescedEvent)) == 100
     assert len(sink.events) == 4
-    assert trail.lost() == {"memory": 0}
+    assert trail.dropped() == {"memory": 0}
 
 
 async def test_closing_works_without_a_start_and_twice() -> None:
     sink = Memory()
     trail = Trail([sink])
-    trail.record(accessed())
+    trail.record(access())
 
     await trail.close()
     await trail.close()
 
-    assert sink.events == [accessed()]
+    assert sink.events == [access()]
 
 
 async def test_a_summary_is_written_when_it_is_due() -> None:
@@ -118,43 +118,43 @@ async def test_a_summary_is_written_when_it_is_due() -> None:
     trail = Trail([sink], Coalescer(burst=1, window=60.0), clock=clock)
     trail.start()
     for _ in range(3):
-        trail.record(judged())
+        trail.record(request_decision())
 
     clock.seconds = 60.0
     trail.sweep()
     await until(lambda: len(sink.events) == 2)
     await trail.close()
 
-    assert [e.count for e in sink.events if isinstance(e, Repeatable)] == [1, 2]
+    assert [e.count for e in sink.events if isinstance(e, CoalescedEvent)] == [1, 2]
 
 
 async def test_what_finds_no_room_is_counted_and_said_in_the_sink_itself() -> None:
     sink = Memory()
     trail = Trail([sink], capacity=2, now=lambda: 7.0)
     for i in range(5):
-        trail.record(accessed(request_id=str(i)))
+        trail.record(access(request_id=str(i)))
 
-    assert trail.lost() == {"memory": 3}
+    assert trail.dropped() == {"memory": 3}
     await trail.close()
 
     assert sink.events == [
-        accessed(request_id="0"),
-        accessed(request_id="1"),
-        EventsLost(time=7.0, sink="memory", count=3),
+        access(request_id="0"),
+        access(request_id="1"),
+        EventsDropped(time=7.0, sink="memory", count=3),
     ]
 
 
 async def test_a_stuck_sink_holds_up_neither_the_others_nor_the_stop(complaints: list[str]) -> None:
     stuck, other = Stuck("stuck"), Memory("other")
-    trail = Trail([stuck, other], complain=complaints.append)
+    trail = Trail([stuck, other], on_error=complaints.append)
     trail.start()
-    trail.record(accessed())
-    await until(lambda: other.events == [accessed()])
+    trail.record(access())
+    await until(lambda: other.events == [access()])
 
     await trail.close(within=0.01)
 
     assert other.closed
-    assert trail.lost() == {"stuck": 1, "other": 0}
+    assert trail.dropped() == {"stuck": 1, "other": 0}
     assert complaints == ["1 events could not be written to stuck"]
 
 
@@ -162,16 +162,16 @@ async def test_a_sink_that_fails_is_said_once_and_gets_everything_later(
     complaints: list[str],
 ) -> None:
     sink = Memory(faults=[OSError("disk full")] * 5)
-    trail = Trail([sink], complain=complaints.append)
+    trail = Trail([sink], on_error=complaints.append)
     trail.start()
-    trail.record(accessed(request_id="1"))
+    trail.record(access(request_id="1"))
     await until(lambda: len(sink.faults) < 5)
-    trail.record(accessed(request_id="2"))
+    trail.record(access(request_id="2"))
 
     await until(lambda: len(sink.events) == 2)
     await trail.close()
 
-    assert sink.events == [accessed(request_id="1"), accessed(request_id="2")]
+    assert sink.events == [access(request_id="1"), access(request_id="2")]
     assert len(complaints) == 2
     assert "disk full" in complaints[0]
     assert "again" in complaints[1]
@@ -181,26 +181,26 @@ async def test_a_sink_that_fails_while_closing_is_tried_until_the_time_is_up(
     complaints: list[str],
 ) -> None:
     sink = Memory(faults=[OSError("busy")] * 3)
-    trail = Trail([sink], complain=complaints.append)
-    trail.record(accessed())
+    trail = Trail([sink], on_error=complaints.append)
+    trail.record(access())
 
     await trail.close()
 
-    assert sink.events == [accessed()]
+    assert sink.events == [access()]
 
 
 async def test_a_sink_that_is_gone_is_left_alone_and_what_it_misses_is_counted(
     complaints: list[str],
 ) -> None:
-    sink = Memory(faults=[SinkGone("nobody reads")])
-    trail = Trail([sink], complain=complaints.append)
+    sink = Memory(faults=[SinkClosed("nobody reads")])
+    trail = Trail([sink], on_error=complaints.append)
     trail.start()
-    trail.record(accessed())
+    trail.record(access())
     await until(lambda: bool(complaints))
-    trail.record(accessed())
-    trail.record(judged().summary(40, 9.0, many_peers=False))
+    trail.record(access())
+    trail.record(request_decision().summary(40, 9.0, many_peers=False))
 
-    assert trail.lost() == {"memory": 42}
+    assert trail.dropped() == {"memory": 42}
     await trail.close()
     assert sink.events == []
     assert complaints[0] == "memory is not written to any more: nobody reads"
@@ -208,16 +208,16 @@ async def test_a_sink_that_is_gone_is_left_alone_and_what_it_misses_is_counted(
 
 async def test_recording_never_raises(complaints: list[str]) -> None:
     class Faulty(Coalescer):
-        def offer(self, event: Repeatable, now: float) -> list[Repeatable]:
+        def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
             raise RuntimeError("a fault of ours", event, now)
 
-    trail = Trail([Memory()], Faulty(), complain=complaints.append)
+    trail = Trail([Memory()], Faulty(), on_error=complaints.append)
 
-    trail.record(judged())
-    trail.record(judged())
+    trail.record(request_decision())
+    trail.record(request_decision())
     assert len(complaints) == 1
-    assert trail.lost() == {"memory": 2}
+    assert trail.dropped() == {"memory": 2}
 
     await trail.close()
-    trail.record(accessed())
-    assert trail.lost() == {"memory": 3}
+    trail.record(access())
+    assert trail.dropped() == {"memory": 3}

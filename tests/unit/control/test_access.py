@@ -6,7 +6,7 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access, Asker
+from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access, Caller
 
 SECRET = "s" * 43
 TOKEN = "t" * 32
@@ -35,7 +35,7 @@ def request(
 
 def refused(access: Access, asked: Request) -> int:
     with pytest.raises(HTTPException) as fault:
-        access.allowed(asked)
+        access.authorize(asked)
     return fault.value.status_code
 
 
@@ -49,7 +49,7 @@ CLOSED = Access(channel_secret=SECRET, token=TOKEN, hosts=["0.0.0.0"])
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])
 def test_without_a_token_this_machine_is_let_in(client: str) -> None:
-    assert OPEN.allowed(request(client=(client, 1))) == Asker(None)
+    assert OPEN.authorize(request(client=(client, 1))) == Caller(None)
 
 
 @pytest.mark.parametrize("client", ["192.0.2.7", "::ffff:192.0.2.7", "2001:db8::1", "testclient"])
@@ -59,7 +59,7 @@ def test_without_a_token_nobody_else_is(client: str) -> None:
 
 def test_a_unix_socket_is_this_machine() -> None:
     asked = request(client=None, server=("/run/control.sock", None), host="localhost")
-    assert OPEN.allowed(asked) == Asker(None)
+    assert OPEN.authorize(asked) == Caller(None)
 
 
 def test_a_peer_that_is_gone_is_not_taken_for_a_unix_socket() -> None:
@@ -81,7 +81,7 @@ def test_with_a_token_nobody_is_let_in_without_it(client: tuple[str, int]) -> No
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_token_lets_in(scheme: str) -> None:
-    assert CLOSED.allowed(request(bearer(TOKEN, scheme), client=STRANGER)) == Asker(None)
+    assert CLOSED.authorize(request(bearer(TOKEN, scheme), client=STRANGER)) == Caller(None)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_empty_secret_or_token_is_a_fault(secret: str, token: str | None) -> 
     ["127.0.0.1:4535", "127.0.0.1", "localhost:4535", "LocalHost", "[::1]:4535", "[::1]"],
 )
 def test_this_machine_may_be_asked_for_by_loopback(host: str) -> None:
-    assert OPEN.allowed(request(host=host)) == Asker(None)
+    assert OPEN.authorize(request(host=host)) == Caller(None)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_this_machine_may_be_asked_for_by_loopback(host: str) -> None:
         None,
     ],
 )
-def test_a_name_that_was_made_to_point_here_is_refused(host: str | None) -> None:
+def test_a_name_that_was_made_to_point_here_is_rejected(host: str | None) -> None:
     assert refused(OPEN, request(host=host)) == 421
     with pytest.raises(HTTPException):
-        OPEN.addressed(request(host=host))
+        OPEN.check_host(request(host=host))
 
 
-def test_two_hosts_are_refused() -> None:
+def test_two_hosts_are_rejected() -> None:
     assert refused(OPEN, request(("Host", "localhost"))) == 421
 
 
@@ -146,7 +146,7 @@ def test_the_address_that_is_listened_on_may_be_asked_for() -> None:
     access = Access(channel_secret=SECRET, token=None, hosts=["192.0.2.1", "[2001:DB8::1]", "Nas"])
 
     for host in ("192.0.2.1:4535", "[2001:db8::1]:4535", "nas:4535"):
-        assert access.allowed(request(host=host)) == Asker(None)
+        assert access.authorize(request(host=host)) == Caller(None)
 
 
 @pytest.mark.parametrize("everywhere", ["0.0.0.0", "::", "[::]"])
@@ -155,14 +155,14 @@ def test_who_listens_everywhere_may_be_asked_for_by_any_address_but_not_by_name(
 ) -> None:
     access = Access(channel_secret=SECRET, token=None, hosts=[everywhere])
 
-    assert access.allowed(request(host="192.0.2.1:4535")) == Asker(None)
+    assert access.authorize(request(host="192.0.2.1:4535")) == Caller(None)
     assert refused(access, request(host="evil.example")) == 421
 
 
 def test_who_has_the_token_may_ask_by_any_name() -> None:
     # A page that was led here by a name of its own doesn't know the token.
-    assert CLOSED.allowed(request(bearer(TOKEN), host="shim:4535")) == Asker(None)
-    CLOSED.addressed(request(bearer(TOKEN), host="shim:4535"))
+    assert CLOSED.authorize(request(bearer(TOKEN), host="shim:4535")) == Caller(None)
+    CLOSED.check_host(request(bearer(TOKEN), host="shim:4535"))
 
 
 def channel(*headers: tuple[str, str], secret: str = SECRET) -> Request:
@@ -170,8 +170,8 @@ def channel(*headers: tuple[str, str], secret: str = SECRET) -> Request:
 
 
 def test_the_private_channel_brings_the_user_and_needs_no_token() -> None:
-    assert CLOSED.allowed(channel((USER_HEADER, "Zoë"))) == Asker("Zoë")
-    CLOSED.addressed(channel((USER_HEADER, "Zoë")))
+    assert CLOSED.authorize(channel((USER_HEADER, "Zoë"))) == Caller("Zoë")
+    CLOSED.check_host(channel((USER_HEADER, "Zoë")))
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_a_private_channel_that_is_none_finds_nothing_even_on_loopback(asked: Re
     for access in (OPEN, CLOSED):
         assert refused(access, asked) == 404
         with pytest.raises(HTTPException):
-            access.addressed(asked)
+            access.check_host(asked)
 
 
 def test_a_user_name_without_the_channel_counts_for_nothing() -> None:
-    assert OPEN.allowed(request((USER_HEADER, "admin"))) == Asker(None)
+    assert OPEN.authorize(request((USER_HEADER, "admin"))) == Caller(None)

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 
 from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import SECURITY_HEADERS, create_app
-from shim.control.health import Check, State
-from shim.control.metrics import metrics_of
+from shim.control.metrics import build_registry
+from shim.health import Check, State
 from shim.proxy.counters import Counters
 
 SECRET = "s" * 43
@@ -43,7 +43,7 @@ class Unwell(Health):
 def app_of(health: Health | None = None, *, token: str | None = None) -> FastAPI:
     return create_app(
         health=health or Health(FINE),
-        metrics=metrics_of(Counters(), version="9.9.9"),
+        metrics=build_registry(Counters(), version="9.9.9"),
         access=Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]),
     )
 
@@ -63,16 +63,16 @@ async def ask(
 
 async def test_healthz_is_open_to_everybody() -> None:
     for app in (app_of(), app_of(token=TOKEN)):
-        answer = await ask(app, "/healthz", peer="192.0.2.7")
-        assert (answer.status_code, answer.text) == (200, "ok\n")
-        assert answer.headers["content-type"].startswith("text/plain")
+        response = await ask(app, "/healthz", peer="192.0.2.7")
+        assert (response.status_code, response.text) == (200, "ok\n")
+        assert response.headers["content-type"].startswith("text/plain")
 
 
 async def test_readyz_says_of_each_part_how_it_is_and_what_to_do() -> None:
-    answer = await ask(app_of(Health(FINE, ODD)), "/readyz")
+    response = await ask(app_of(Health(FINE, ODD)), "/readyz")
 
-    assert answer.status_code == 200
-    assert answer.json() == {
+    assert response.status_code == 200
+    assert response.json() == {
         "ready": True,
         "checks": {
             "navidrome": {"state": "ok", "detail": "answers", "remedy": None},
@@ -89,10 +89,10 @@ async def test_readyz_is_503_while_a_part_is_failing() -> None:
     health = Health(ODD, BROKEN)
     app = app_of(health)
 
-    answer = await ask(app, "/readyz")
-    assert answer.status_code == 503
-    assert answer.json()["ready"] is False
-    assert answer.json()["checks"]["navidrome"]["remedy"] == BROKEN.remedy
+    response = await ask(app, "/readyz")
+    assert response.status_code == 503
+    assert response.json()["ready"] is False
+    assert response.json()["checks"]["navidrome"]["remedy"] == BROKEN.remedy
 
     health.now = (FINE,)
     assert (await ask(app, "/readyz")).status_code == 200
@@ -115,25 +115,25 @@ async def test_metrics_are_in_the_format_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/metrics"])
-async def test_everything_but_healthz_is_closed_to_strangers(path: str) -> None:
+async def test_everything_but_healthz_is_closed_to_untrusted_peers(path: str) -> None:
     assert (await ask(app_of(), path, peer="192.0.2.7")).status_code == 403
 
-    answer = await ask(app_of(token=TOKEN), path)
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert answer.json()["error"] == "unauthorized"
+    response = await ask(app_of(token=TOKEN), path)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"].startswith("Bearer")
+    assert response.json()["error"] == "unauthorized"
 
     token = {"Authorization": f"Bearer {TOKEN}"}
-    answer = await ask(app_of(token=TOKEN), path, peer="192.0.2.7", headers=token)
-    assert answer.status_code == 200
+    response = await ask(app_of(token=TOKEN), path, peer="192.0.2.7", headers=token)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_another_host_is_refused_everywhere(path: str) -> None:
-    answer = await ask(app_of(), path, headers={"Host": "evil.example"})
+async def test_another_host_is_rejected_everywhere(path: str) -> None:
+    response = await ask(app_of(), path, headers={"Host": "evil.example"})
 
-    assert answer.status_code == 421
-    assert answer.json()["error"] == "misdirected_request"
+    assert response.status_code == 421
+    assert response.json()["error"] == "misdirected_request"
 
 
 async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
@@ -141,40 +141,40 @@ async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
     headers = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", "Host": "music.example"}
 
     assert (await ask(app, "/readyz", headers=headers)).status_code == 200
-    answer = await ask(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})
-    assert answer.status_code == 404
-    assert answer.json() == (await ask(app, "/nothing/here")).json()
+    response = await ask(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})
+    assert response.status_code == 404
+    assert response.json() == (await ask(app, "/nothing/here")).json()
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/", "/readyz/", "/x"])
 async def test_there_are_no_pages_about_the_application_itself(path: str) -> None:
-    answer = await ask(app_of(), path)
+    response = await ask(app_of(), path)
 
-    assert answer.status_code == 404
-    assert answer.json() == {"error": "not_found", "detail": "Not Found"}
+    assert response.status_code == 404
+    assert response.json() == {"error": "not_found", "detail": "Not Found"}
 
 
 async def test_a_wrong_method_is_answered_in_json() -> None:
-    answer = await ask(app_of(), "/metrics", method="POST")
+    response = await ask(app_of(), "/metrics", method="POST")
 
-    assert answer.status_code == 405
-    assert answer.json()["error"] == "method_not_allowed"
-    assert answer.headers["allow"] == "GET"
+    assert response.status_code == 405
+    assert response.json()["error"] == "method_not_allowed"
+    assert response.headers["allow"] == "GET"
 
 
 async def test_a_fault_of_ours_says_nothing_of_the_inside() -> None:
-    answer = await ask(app_of(Unwell()), "/readyz")
+    response = await ask(app_of(Unwell()), "/readyz")
 
-    assert answer.status_code == 500
-    assert answer.json()["error"] == "internal_server_error"
-    assert "secret" not in answer.text
+    assert response.status_code == 500
+    assert response.json()["error"] == "internal_server_error"
+    assert "secret" not in response.text
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/nothing"])
-async def test_every_answer_has_the_security_headers(path: str) -> None:
-    answer = await ask(app_of(Unwell() if path == "/readyz" else Health()), path)
+async def test_every_response_has_the_security_headers(path: str) -> None:
+    response = await ask(app_of(Unwell() if path == "/readyz" else Health()), path)
 
-    assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+    assert {name: response.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 class Server(uvicorn.Server):
@@ -204,12 +204,12 @@ async def test_served_on_a_tcp_socket_loopback_is_let_in_by_its_address() -> Non
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     async with serving(app_of(), listener), httpx.AsyncClient() as client:
-        answer = await client.get(f"http://127.0.0.1:{port}/readyz")
-        assert answer.status_code == 200
-        answer = await client.get(
+        response = await client.get(f"http://127.0.0.1:{port}/readyz")
+        assert response.status_code == 200
+        response = await client.get(
             f"http://127.0.0.1:{port}/readyz", headers={"Host": "evil.example"}
         )
-        assert answer.status_code == 421
+        assert response.status_code == 421
 
 
 async def test_served_on_a_unix_socket_its_permissions_decide(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shim.control.metrics import metrics_of
+from shim.control.metrics import build_registry
 from shim.proxy.counters import Counters
 from shim.trust.reasons import OUTCOMES, PathClass, Reason, outcome
 
@@ -15,7 +15,7 @@ Labels = dict[str, str]
 def read(
     counters: Counters, lost: dict[str, int] | None = None
 ) -> dict[str, list[tuple[Labels, float]]]:
-    registry = metrics_of(counters, version="9.9.9", events_lost=lambda: lost or {})
+    registry = build_registry(counters, version="9.9.9", events_dropped=lambda: lost or {})
     samples: dict[str, list[tuple[Labels, float]]] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
@@ -44,7 +44,7 @@ def test_every_figure_of_the_data_plane_is_shown() -> None:
     counters.failed("connect")
     expected = {
         "shim_client_connections": 1,
-        "shim_clients_refused_total": 2,
+        "shim_clients_rejected_total": 2,
         "shim_streams_open": 3,
         "shim_tunnels_open": 4,
         "shim_upstream_connections": 5,
@@ -53,7 +53,7 @@ def test_every_figure_of_the_data_plane_is_shown() -> None:
         "shim_upstream_retries_total": 8,
     }
     counters.client_connections = 1
-    counters.clients_refused = 2
+    counters.clients_rejected = 2
     counters.streams_open = 3
     counters.tunnels_open = 4
     counters.upstream_connections = 5
@@ -64,12 +64,12 @@ def test_every_figure_of_the_data_plane_is_shown() -> None:
     samples = read(counters)
 
     assert {name: samples[name][0][1] for name in expected} == expected
-    assert samples["shim_upstream_failures_total"] == [({"reason": "connect"}, 2.0)]
+    assert samples["shim_request_failures_total"] == [({"reason": "connect"}, 2.0)]
 
 
-def test_figures_are_read_anew_each_time() -> None:
+def test_figures_are_read_again_each_time() -> None:
     counters = Counters()
-    registry = metrics_of(counters, version="9.9.9")
+    registry = build_registry(counters, version="9.9.9")
     generate_latest(registry)
     counters.streams_open = 5
 
@@ -81,4 +81,4 @@ def test_the_build_the_process_and_what_the_trail_lost_are_shown() -> None:
 
     assert samples["shim_build_info"][0][0]["version"] == "9.9.9"
     assert samples["process_resident_memory_bytes"][0][1] > 0
-    assert samples["shim_audit_events_lost_total"] == [({"sink": "log"}, 3.0)]
+    assert samples["shim_audit_events_dropped_total"] == [({"sink": "log"}, 3.0)]

@@ -8,7 +8,7 @@ import wave
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.demo.navidrome.media import Tone, cover
+from demo.navidrome.media import Tone, cover
 
 TONE = Tone(2, 400)
 WHOLE = TONE.slice(0, TONE.size)

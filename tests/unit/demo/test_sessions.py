@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shim.demo.navidrome.accounts import Account
-from shim.demo.navidrome.login_limit import LoginLimit
-from shim.demo.navidrome.tokens import Tokens
+from demo.navidrome.accounts import Account
+from demo.navidrome.login_limit import LoginLimit
+from demo.navidrome.tokens import Tokens
 
 HOUR = 3600.0
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import websockets
 
-from shim.demo.navidrome import Fault, FaultKind, StandIn, StandInOptions, StandInThread
+from demo.navidrome import Fault, FaultKind, StandIn, StandInOptions, StandInThread
 
 ADMIN = {"Remote-User": "navidrome-shim"}
 
@@ -112,8 +112,8 @@ async def test_below_a_base_path_everything_else_leads_to_the_app() -> None:
             assert (await client.get("/music/api/user")).status_code == 200
             assert (await client.get("/ping")).text == "."
             for target in ("/", "/api/user", "/music", "/music/", "/musical/api/user"):
-                answer = await client.get(target)
-                assert (answer.status_code, answer.headers["location"]) == (302, "/music/app/")
+                response = await client.get(target)
+                assert (response.status_code, response.headers["location"]) == (302, "/music/app/")
             cookie = (await client.get("/music/rest/ping?v=1&c=x")).headers["set-cookie"]
             assert "; Path=/music; " in cookie
 
@@ -127,7 +127,7 @@ async def test_two_spellings_of_a_name_can_race_and_one_spelling_cannot() -> Non
             made = await asyncio.gather(
                 *(client.post("/api/user", json={"userName": name}) for name in names)
             )
-        assert sorted(answer.status_code for answer in made) == [200] * 3 + [400] * 4
+        assert sorted(response.status_code for response in made) == [200] * 3 + [400] * 4
 
 
 async def test_the_socket_sends_back_what_it_gets(stand_in: StandIn) -> None:
@@ -140,9 +140,9 @@ async def test_the_socket_sends_back_what_it_gets(stand_in: StandIn) -> None:
     assert stand_in.seen[-1].target == "/jellyfin/Socket"
 
 
-def _rows(answer: httpx.Response) -> list[object]:
+def _rows(response: httpx.Response) -> list[object]:
     try:
-        rows: object = answer.json()
+        rows: object = response.json()
     except ValueError:
         return []
     return rows if isinstance(rows, list) else []
@@ -160,16 +160,16 @@ async def test_each_fault_is_what_it_says(
         with pytest.raises(httpx.ReadTimeout):
             await client.get("/api/user", timeout=0.1)
     else:
-        answer = await client.get("/api/user")
+        response = await client.get("/api/user")
         expected = {FaultKind.SERVER_ERROR: 500, FaultKind.REDIRECT: 302}.get(kind, 200)
-        assert answer.status_code == expected
-        assert not _rows(answer)
+        assert response.status_code == expected
+        assert not _rows(response)
     assert (await client.get("/rest/ping?v=1&c=x")).status_code == 200
     stand_in.fault = None
     assert (await client.get("/api/user")).json()[0]["userName"] == "navidrome-shim"
 
 
-async def test_a_fault_can_wait_and_end_and_lose_only_the_answer(
+async def test_a_fault_can_wait_and_end_and_lose_only_the_response(
     stand_in: StandIn, client: httpx.AsyncClient
 ) -> None:
     stand_in.fault = Fault(
@@ -197,7 +197,7 @@ async def test_a_fault_that_is_not_carried_out_leaves_everything_as_it_was(
     assert stand_in.accounts.snapshot() == before
 
 
-async def test_a_long_answer_comes_in_chunks_and_a_short_one_with_its_length(
+async def test_a_long_response_comes_in_chunks_and_a_short_one_with_its_length(
     client: httpx.AsyncClient,
 ) -> None:
     assert "content-length" in (await client.get("/api/user")).headers

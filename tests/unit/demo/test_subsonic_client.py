@@ -10,7 +10,7 @@ import pytest
 from libopensonic import AsyncConnection
 from libopensonic.errors import CredentialError
 
-from shim.demo.navidrome import StandIn
+from demo.navidrome import StandIn
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_it_is_told_of_a_wrong_password(stand_in: StandIn) -> None:
         await client.cleanup()
 
 
-async def test_answers_are_the_same_in_xml_and_json(stand_in: StandIn) -> None:
+async def test_responses_are_the_same_in_xml_and_json(stand_in: StandIn) -> None:
     asked = {"u": "ada", "p": "s3cret", "v": "1", "c": "x", "id": "none"}
     async with httpx.AsyncClient(base_url=stand_in.url) as client:
         as_xml = await client.get("/rest/getSong", params=asked)

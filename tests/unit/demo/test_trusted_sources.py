@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shim.demo.navidrome.sources import TrustedSources
+from demo.navidrome.sources import TrustedSources
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Navidrome's API as a client: what it sends, what it takes for an answer, how it says what went wrong."""
+"""Navidrome's API as a client: what it sends, what it takes for a response, how it says what went wrong."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shim.demo.navidrome import Fault, FaultKind, StandIn, StandInOptions
-from shim.navidrome.api import AUTOGEN, Navidrome, Standing, generated_password
+from demo.navidrome import Fault, FaultKind, StandIn, StandInOptions
+from shim.navidrome.api import AUTOGEN, HeaderTrust, Navidrome, generated_password
 from shim.navidrome.errors import (
+    ApiError,
     NameTaken,
     NavidromeError,
     NotAuthenticated,
     PermissionDenied,
-    Refused,
     Unavailable,
 )
 from shim.navidrome.models import NewUser, User, read_user
@@ -96,15 +96,15 @@ async def test_libraries_are_listed_and_set(api: Navidrome) -> None:
     assert (library.id, library.name, library.default) == (1, "Music Library", True)
     alice = await made(api, "alice")
     await api.set_libraries(alice.id, {1})
-    with pytest.raises(Refused, match="one or more library IDs are invalid"):
+    with pytest.raises(ApiError, match="one or more library IDs are invalid"):
         await api.set_libraries(alice.id, {9})
 
 
 async def test_what_the_header_is_worth_is_told(server: StandIn, api: Navidrome) -> None:
-    assert await api.standing(OWN) is Standing.KNOWN
-    assert await api.standing("nobody") is Standing.UNKNOWN_USER
+    assert await api.header_trust(OWN) is HeaderTrust.KNOWN
+    assert await api.header_trust("nobody") is HeaderTrust.UNKNOWN_USER
     other = Navidrome(transport_to(server), HeaderSession("X-Other", OWN), "X-Other")
-    assert await other.standing(OWN) is Standing.UNTRUSTED
+    assert await other.header_trust(OWN) is HeaderTrust.UNTRUSTED
     with pytest.raises(NotAuthenticated, match="Not authenticated"):
         await other.users()
     await other.close()
@@ -206,10 +206,10 @@ async def test_the_login_limit_is_waited_for(server: StandIn) -> None:
         (FaultKind.CUT, "RemoteProtocolError"),
         (FaultKind.NOTHING, "GET /api/user"),
         (FaultKind.REDIRECT, "answered 302"),
-        (FaultKind.HANG, "no answer within 1 s"),
+        (FaultKind.HANG, "no response within 1 s"),
     ],
 )
-async def test_what_is_no_answer_is_said(
+async def test_what_is_no_response_is_said(
     server: StandIn, api: Navidrome, kind: FaultKind, said: str
 ) -> None:
     server.fault = Fault(kind)

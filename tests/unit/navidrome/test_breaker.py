@@ -45,5 +45,5 @@ def test_a_try_that_was_given_up_leaves_the_next_one() -> None:
     breaker = Breaker(failures=1, first=1)
     failed(breaker, 1, 0)
     assert breaker.wait(1) == 0
-    breaker.gave_up()
+    breaker.cancelled()
     assert breaker.wait(1) == 0

@@ -8,8 +8,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from shim.demo.navidrome import StandIn
-from shim.demo.navidrome.accounts import AccountFields
+from demo.navidrome import StandIn
+from demo.navidrome.accounts import AccountFields
 from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import ResponseTooLarge, Unavailable
 from shim.navidrome.pages import PAGE_USERS, UserPages
@@ -171,9 +171,9 @@ async def test_a_list_that_does_not_fit_together_is_read_once_more(
     only = [row(1), row(2)]
 
     async def short(method: str, path: str, **rest: object) -> object:
-        answer = await send(method, "/api/user", **rest)  # type: ignore[arg-type]
+        response = await send(method, "/api/user", **rest)  # type: ignore[arg-type]
         rows = only if "_start=0" in path else only[1:]
-        return replace(answer, data=rows, headers=httpx.Headers({"X-Total-Count": next(totals)}))
+        return replace(response, data=rows, headers=httpx.Headers({"X-Total-Count": next(totals)}))
 
     monkeypatch.setattr(api._transport, "send", short)
     with pytest.raises(Unavailable, match="2 users of 10004 came back"):

@@ -7,15 +7,15 @@ from typing import Literal
 import pytest
 
 from shim.navidrome.models import Library, User
+from shim.provisioning.models import NOTHING_WRITTEN, LastWritten
 from shim.provisioning.policy import (
     AccountPolicy,
     account_policy,
     field_changes,
-    is_carried,
+    is_header_safe,
+    last_written,
     usable_email,
-    written_of,
 )
-from shim.provisioning.records import NOTHING_WRITTEN, Written
 from shim.settings import load
 from shim.trust.identity import Identity
 
@@ -36,13 +36,13 @@ def test_the_settings_are_compiled() -> None:
             {
                 "SHIM_NAVIDROME_ADMIN_USERNAME": "Chief",
                 "SHIM_PROTECTED_USERS": "Boss,root",
-                "SHIM_NAME_REST_HOURS": "2",
-                "SHIM_PROVISIONING_FAILURE": "open",
+                "SHIM_NAME_REUSE_DELAY_HOURS": "2",
+                "SHIM_PROVISIONING_FAIL_MODE": "open",
             }
         )
     )
     assert policy.reserved == {"navidrome-shim", "chief", "boss", "root"}
-    assert policy.rest_seconds == 7200 and policy.lets_pass
+    assert policy.name_hold_seconds == 7200 and policy.fail_open
     assert policy.reserves("BOSS") and not policy.reserves("boss2")
 
 
@@ -132,12 +132,12 @@ def test_claims(
 ) -> None:
     policy = AccountPolicy(link_existing=link, admin_groups=frozenset({"admins"}))
     one = identity("admins") if in_admin_group else identity("music")
-    why_not = policy.why_not_linked(user(admin=admin), one, released=released)
+    why_not = policy.link_error(user(admin=admin), one, unlinked=released)
     assert (why_not is None) is allowed
     assert policy.grants_admin(user(admin=admin), one) is (in_admin_group and not admin)
     if not released and admin and link == "users":
         ungrouped = AccountPolicy(link_existing=link)
-        assert ungrouped.why_not_linked(user(admin=True), one, released=False) is not None
+        assert ungrouped.link_error(user(admin=True), one, unlinked=False) is not None
 
 
 @pytest.mark.parametrize(
@@ -145,17 +145,17 @@ def test_claims(
     [
         (identity(), NOTHING_WRITTEN, {}),
         (identity(name="Other"), NOTHING_WRITTEN, {"name": "Other"}),
-        (identity(name="Other"), Written("Other"), {}),
-        (identity(name="Alice"), Written("Other"), {}),
+        (identity(name="Other"), LastWritten("Other"), {}),
+        (identity(name="Alice"), LastWritten("Other"), {}),
         (identity(name=""), NOTHING_WRITTEN, {}),
         (identity(email="b@example.com"), NOTHING_WRITTEN, {"email": "b@example.com"}),
-        (identity(email="b@example.com"), Written(None, "b@example.com"), {}),
+        (identity(email="b@example.com"), LastWritten(None, "b@example.com"), {}),
         (identity(email="none"), NOTHING_WRITTEN, {}),
         (identity(email=""), NOTHING_WRITTEN, {}),
     ],
 )
 def test_a_field_is_written_where_the_provider_changed_it(
-    one: Identity, written: Written, expected: dict[str, object]
+    one: Identity, written: LastWritten, expected: dict[str, object]
 ) -> None:
     assert field_changes(one, user(), written, AccountPolicy()) == expected
 
@@ -169,9 +169,9 @@ def test_a_right_is_always_what_the_groups_say() -> None:
 
 
 def test_what_was_written_is_kept_where_nothing_new_came() -> None:
-    before = Written("Old", "old@example.com")
-    assert written_of(identity(), before) == before
-    assert written_of(identity(name="New", email="none"), before) == Written(
+    before = LastWritten("Old", "old@example.com")
+    assert last_written(identity(), before) == before
+    assert last_written(identity(name="New", email="none"), before) == LastWritten(
         "New", "old@example.com"
     )
 
@@ -192,7 +192,7 @@ def test_what_was_written_is_kept_where_nothing_new_came() -> None:
     ],
 )
 def test_names_that_a_header_carries(name: str, carried: bool) -> None:
-    assert is_carried(name) is carried
+    assert is_header_safe(name) is carried
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from shim.proxy.gate import Account, Asker, Refusal
+from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
-from tests.unit.trust.minting import SECRET, token
+from tests.support.jwt_minting import SECRET, token
 
 ISSUED = 1_700_000_000
 
@@ -38,15 +38,17 @@ class Accounts:
         name = identity.username
         return None if name in self.denied else Account(name.encode(), f"id-{name}")
 
-    def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
+    def ensure(
+        self, identity: Identity, asker: RequestInfo
+    ) -> asyncio.Future[Account | AccountDenied]:
         del asker
-        future: asyncio.Future[Account | Refusal] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Account | AccountDenied] = asyncio.get_running_loop().create_future()
         future.set_result(
-            self.known(identity) or Refusal(Reason.GROUP_NOT_ALLOWED, "the account is locked")
+            self.known(identity) or AccountDenied(Reason.GROUP_NOT_ALLOWED, "the account is locked")
         )
         return future
 
-    def doubt(self, identity: Identity) -> None:
+    def report_unauthorized(self, identity: Identity) -> None:
         del identity
 
     def upstream_changed(self) -> None:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 import pytest
 import uvloop
 
-from tests.unit.proxy.certificates import Certificates, make_certificates
-from tests.unit.proxy.front import Front, front_before
-from tests.unit.proxy.navidrome_end import Navidrome, navidrome_on_a_socket
+from tests.support.certificates import Certificates, make_certificates
+from tests.support.data_plane import Front, front_before
+from tests.support.scripted_navidrome import Navidrome, navidrome_on_a_socket
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -9,11 +9,11 @@ import pytest
 from shim.proxy.limits import Limits
 from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
+from tests.support.data_plane import ANYONE, EDGE, Front, front_before, policy
+from tests.support.http_client import Client, build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome, Served
+from tests.support.socket_ends import turns
 from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
-from tests.unit.proxy.client import Client, get, request
-from tests.unit.proxy.ends import turns
-from tests.unit.proxy.front import ANYONE, EDGE, Front, front_before, policy
-from tests.unit.proxy.navidrome_end import OK, Navidrome, Served
 
 FORM = "Content-Type: application/x-www-form-urlencoded"
 ADA, BOB = navidrome_token("ada"), navidrome_token("bob")
@@ -30,7 +30,7 @@ def locked() -> Accounts:
 
 async def received(navidrome: Navidrome, served: Served | None = None) -> tuple[Served, bytes]:
     if served is None:
-        return await navidrome.asked()
+        return await navidrome.requests()
     return served, await served.head()
 
 
@@ -59,8 +59,8 @@ async def test_a_void_token_is_removed_on_every_path_and_a_valid_one_passes(
             served, head = await received(navidrome, served)
             assert (text.encode() in head) is passes
             await served.send(OK)
-            assert (await client.answer()).status == 200
-        assert len([each for each in front.notes.void if each]) == 2
+            assert (await client.read_response()).status == 200
+        assert len([each for each in front.recorded.void if each]) == 2
         counted = [row for row in OUTCOMES if row.reason is Reason.NAVIDROME_TOKEN_VOID]
         assert sum(front.counters.requests[row.index] for row in counted) == 2
 
@@ -72,17 +72,17 @@ async def test_jellyfins_query_keys_are_read_as_go_folds_them(
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         await client.send(get(f"/jellyfin/socket?{key}={ADA}&x=1").encode())
-        served, head = await navidrome.asked()
+        served, head = await navidrome.requests()
         assert b"GET /jellyfin/socket?x=1 HTTP/1.1\r\n" in head
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
 
 
 async def test_subsonics_own_api_key_is_left_alone(navidrome: Navidrome) -> None:
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         await client.send(get("/rest/ping?apiKey=abc&u=ada").encode())
-        _, head = await navidrome.asked()
+        _, head = await navidrome.requests()
         assert b"GET /rest/ping?apiKey=abc&u=ada HTTP/1.1\r\n" in head
 
 
@@ -91,7 +91,7 @@ async def test_one_void_token_among_valid_ones_goes_alone(navidrome: Navidrome) 
         client = await front.client()
         emby = f'X-Emby-Authorization: Emby Token="{ADA}", Token="{quote(BOB)}", Client="c"'
         await client.send(get(f"/rest/x?jwt={ADA}&jwt={BOB}", f"Cookie: jwt={BOB}", emby).encode())
-        _, head = await navidrome.asked()
+        _, head = await navidrome.requests()
         assert ADA.encode() not in head
         assert head.count(BOB.encode()) == 3
         assert b'X-Emby-Authorization: Emby Token="", Token="' in head
@@ -107,12 +107,12 @@ async def test_a_public_path_that_takes_an_identity_takes_no_other_accounts_toke
         for text, passes in ((BOB, False), (ADA, True)):
             fields = (*IDENTITY, secret, f"X-ND-Authorization: Bearer {text}")
             await client.send(get(f"/rest/ping?jwt={text}", *fields).encode())
-            served, head = await navidrome.asked()
+            served, head = await navidrome.requests()
             assert b"Remote-User: ada\r\n" in head
             assert (b"eyJ" in head) is passes
             await served.send(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
-            await client.answer()
-        assert [loosed for loosed in front.notes.tokens if loosed] == [
+            await client.read_response()
+        assert [loosed for loosed in front.recorded.tokens if loosed] == [
             ("X-ND-Authorization", "query jwt")
         ]
 
@@ -122,7 +122,7 @@ async def test_a_public_path_that_takes_an_identity_takes_no_other_accounts_toke
 
 async def form(client: Client, body: bytes, *fields: str, target: str = "/rest/ping") -> None:
     length = f"Content-Length: {len(body)}"
-    await client.send(request("POST", target, FORM, length, *fields).encode(), body)
+    await client.send(build_request("POST", target, FORM, length, *fields).encode(), body)
 
 
 @pytest.mark.parametrize("content_type", [FORM, FORM.replace("application", "APPLICATION") + "; x"])
@@ -132,25 +132,25 @@ async def test_a_void_token_in_a_form_is_removed_and_the_rest_arrives(
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         body = f"u=ada&jwt={ADA}&v=1&%6awt={ADA}".encode()
-        head = request("POST", "/rest/ping", content_type, f"Content-Length: {len(body)}")
+        head = build_request("POST", "/rest/ping", content_type, f"Content-Length: {len(body)}")
         # In one piece with the next request, and then by single bytes.
         await client.send(head.encode() + body + get("/rest/next").encode())
-        served, head_seen = await navidrome.asked()
+        served, head_seen = await navidrome.requests()
         assert b"\r\nContent-Length: 9\r\n" in head_seen
         assert await served.read_exactly(9) == b"u=ada&v=1"
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
         assert b"/rest/next" in await served.head()
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
         await client.send(head.encode())
         await client.send_each_byte(body)
         assert b"Content-Length: 9\r\n" in await served.head()
         assert await served.read_exactly(9) == b"u=ada&v=1"
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
         assert front.plane.body_budget.used == 0
-        assert front.notes.void == [("form jwt",)] * 2
+        assert front.recorded.void == [("form jwt",)] * 2
 
 
 async def test_a_valid_token_in_a_form_passes_and_a_form_may_come_in_chunks(
@@ -159,10 +159,10 @@ async def test_a_valid_token_in_a_form_passes_and_a_form_may_come_in_chunks(
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         body = f"u=bob&jwt={BOB}".encode()
-        head = request("POST", "/rest/ping", FORM, "Transfer-Encoding: chunked").encode()
+        head = build_request("POST", "/rest/ping", FORM, "Transfer-Encoding: chunked").encode()
         await client.send(head + b"5\r\n%b\r\n%x\r\n" % (body[:5], len(body) - 5), body[5:])
         await client.send(b"\r\n0\r\n\r\n")
-        served, seen = await navidrome.asked()
+        served, seen = await navidrome.requests()
         assert b"\r\nContent-Length: %d\r\n" % len(body) in seen
         assert b"Transfer-Encoding" not in seen
         assert await served.read_exactly(len(body)) == body
@@ -176,10 +176,10 @@ async def test_a_form_of_nothing_but_a_void_token_is_sent_without_a_body(
         for _ in range(2):
             await form(client, f"jwt={ADA}".encode(), "Expect: 100-continue")
         assert b"100 Continue" in await client.read_until(b"\r\n\r\n")
-        served, head = await navidrome.asked()
+        served, head = await navidrome.requests()
         assert b"\r\nContent-Length: 0\r\n" in head
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
         assert b"\r\nContent-Length: 0\r\n" in await served.head()
 
 
@@ -191,42 +191,42 @@ async def test_a_form_that_is_too_large_is_rejected_in_subsonics_form(
     async with front_before(navidrome, gate=locked(), limits=limits) as front:
         client = await front.client()
         if chunked:
-            head = request("POST", "/rest/ping?f=json", FORM, "Transfer-Encoding: chunked")
+            head = build_request("POST", "/rest/ping?f=json", FORM, "Transfer-Encoding: chunked")
             await client.send(head.encode(), b"65\r\n" + bytes(101))
         else:
             await form(client, bytes(101), target="/rest/ping?f=json")
-        answer = await client.answer()
-        assert answer.status == 413
-        assert b'"subsonic-response"' in answer.body
+        response = await client.read_response()
+        assert response.status == 413
+        assert b'"subsonic-response"' in response.body
         assert navidrome.count == 0
-        assert front.notes.judged_as[-1][0] is Reason.BODY_TOO_LARGE
+        assert front.recorded.decided_as[-1][0] is Reason.BODY_TOO_LARGE
         assert front.plane.body_budget.used == 0
 
 
 async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navidrome) -> None:
     limits = Limits(form_bytes=100, buffered_bytes=200)
     async with front_before(navidrome, gate=locked(), limits=limits) as front:
-        head = request("POST", "/rest/ping", FORM, "Content-Length: 100").encode()
+        head = build_request("POST", "/rest/ping", FORM, "Content-Length: 100").encode()
         slow = await front.client()
         await slow.send(head, bytes(90))
-        await front.settled()
+        await front.wait_until_idle()
         full = await front.client()
         await full.send(head, bytes(90))
-        assert (await full.answer()).status == 503
+        assert (await full.read_response()).status == 503
         trusted = await front.client(EDGE)
         await trusted.send(head, bytes(100))
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await served.read_exactly(100)
         front.pass_time(limits.form_timeout + 1)
-        assert (await slow.answer()).status == 408
+        assert (await slow.read_response()).status == 408
         await served.send(OK)
-        await trusted.answer()
+        await trusted.read_response()
         gone = await front.client()
         await gone.send(head, bytes(50))
-        await front.settled()
+        await front.wait_until_idle()
         assert front.plane.body_budget.used == 50
         gone.close()
-        await front.settled()
+        await front.wait_until_idle()
         assert front.plane.body_budget.used == 0
 
 
@@ -236,8 +236,8 @@ async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
     async with front_before(navidrome, gate=locked()) as front:
         for target, kind in (("/rest/x", "Content-Type: application/json"), ("/api/x", FORM)):
             client = await front.client()
-            await client.send(request("POST", target, kind, "Content-Length: 9").encode())
-            _, head = await navidrome.asked()
+            await client.send(build_request("POST", target, kind, "Content-Length: 9").encode())
+            _, head = await navidrome.requests()
             assert b"Content-Length: 9" in head
 
 
@@ -247,9 +247,9 @@ async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
 async def streaming(front: Front, navidrome: Navidrome, *fields: str, target: str) -> Client:
     client = await front.client(EDGE)
     await client.send(get(target, *fields).encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(STREAM)
-    await client.answer_head()
+    await client.read_response_head()
     await client.chunk()
     return client
 
@@ -275,7 +275,7 @@ async def test_streams_that_a_revoked_identity_or_token_began_are_cut(navidrome:
         front.pass_time(0.5)
         assert await is_cut(by_identity)
         assert await is_cut(by_token)
-        await front.settled()
+        await front.wait_until_idle()
         assert front.counters.streams_open == 2
         assert front.counters.failures["account_revoked"] == 2
         for left in (of_bob, of_nobody):
@@ -291,24 +291,24 @@ async def test_a_tunnel_and_a_request_that_is_not_answered_yet_are_ended(
         upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
         await tunnel.send(get(f"/jellyfin/socket?api_key={ADA}", *upgrade, key).encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await served.send(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         )
-        await tunnel.answer_head()
+        await tunnel.read_response_head()
         pending = await front.client(EDGE)
         await pending.send(get("/api/song", *IDENTITY).encode())
-        await navidrome.asked()
+        await navidrome.requests()
         accounts.lock("ada")
         front.pass_time(0.5)
         assert await is_cut(tunnel)
-        assert (await pending.answer()).status == 403
+        assert (await pending.read_response()).status == 403
 
 
 async def test_many_connections_are_checked_over_several_turns(
     navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shim.proxy.plane._CHECKS_PER_TURN", 2)
+    monkeypatch.setattr("shim.proxy.server._CHECKS_PER_TURN", 2)
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         target = f"/rest/stream?jwt={ADA}"
@@ -329,15 +329,15 @@ async def test_a_form_whose_sender_is_revoked_meanwhile_is_not_sent(navidrome: N
     async with front_before(navidrome, gate=accounts, by=by) as front:
         by_identity, by_token = await front.client(EDGE), await front.client()
         secret = f"X-Shim-Proxy-Secret: {'s3cret' * 6}"
-        start = request("POST", "/rest/x", FORM, "Content-Length: 4", *IDENTITY, secret)
+        start = build_request("POST", "/rest/x", FORM, "Content-Length: 4", *IDENTITY, secret)
         await by_identity.send(start.encode())
-        nobody = request("POST", f"/rest/x?jwt={ADA}", FORM, "Content-Length: 4")
+        nobody = build_request("POST", f"/rest/x?jwt={ADA}", FORM, "Content-Length: 4")
         await by_token.send(nobody.encode())
-        await front.settled()
+        await front.wait_until_idle()
         accounts.lock("ada")
         for client in (by_identity, by_token):
             await client.send(b"a=bc")
-            assert (await client.answer()).status == 403
+            assert (await client.read_response()).status == 403
         assert navidrome.count == 0
 
 
@@ -349,13 +349,13 @@ async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sen
     async with front_before(navidrome, gate=accounts, limits=limits) as front:
         first = await front.client()
         await first.send(get("/rest/ping").encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         waiting = await front.client()
         await waiting.send(get(f"/rest/stream?jwt={ADA}").encode())
-        await front.settled()
+        await front.wait_until_idle()
         accounts.lock("ada")
         await served.send(OK)
-        assert (await waiting.answer()).status == 403
+        assert (await waiting.read_response()).status == 403
 
 
 # users that change
@@ -365,23 +365,23 @@ async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         client = await front.client()
-        await client.send(request("PUT", "/api/user/1", "Content-Length: 2").encode(), b"{}")
-        served, _ = await navidrome.asked()
+        await client.send(build_request("PUT", "/api/user/1", "Content-Length: 2").encode(), b"{}")
+        served, _ = await navidrome.requests()
         assert accounts.changes == 1, "the head was sent"
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
         assert accounts.changes == 2, "the response came"
-        await client.send(request("DELETE", "/api/user/1").encode())
+        await client.send(build_request("DELETE", "/api/user/1").encode())
         await served.head()
         assert accounts.changes == 3
         served.close()
-        assert (await client.answer()).status == 502
+        assert (await client.read_response()).status == 502
         assert accounts.changes == 4
         for line in ("GET /api/user", "HEAD /api/user/1", "POST /api/song"):
             method, target = line.split(" ")
             await front.client()
-            await (await front.client()).send(request(method, target).encode())
-            await navidrome.asked()
+            await (await front.client()).send(build_request(method, target).encode())
+            await navidrome.requests()
         assert accounts.changes == 4
 
 
@@ -392,22 +392,22 @@ async def test_bodies_for_the_user_api_are_limited(
     gate = Accounts() if provisioning else None
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client()
-        await client.send(request("PUT", "/api/user/1", "Content-Length: 65537").encode())
-        assert (await client.answer()).status == 413
+        await client.send(build_request("PUT", "/api/user/1", "Content-Length: 65537").encode())
+        assert (await client.read_response()).status == 413
         assert navidrome.count == 0
         client = await front.client()
-        head = request("PUT", "/api/user/1", "Content-Length: 65536").encode()
+        head = build_request("PUT", "/api/user/1", "Content-Length: 65536").encode()
         await client.send(head, bytes(65536))
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await served.read_exactly(65536)
         chunked = await front.client()
-        head = request("PUT", "/api/user/1", "Transfer-Encoding: chunked").encode()
+        head = build_request("PUT", "/api/user/1", "Transfer-Encoding: chunked").encode()
         chunk = b"8000\r\n" + bytes(32768) + b"\r\n"
         await chunked.send(head + chunk + chunk)
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await served.read_exactly(65536)
         await chunked.send(b"1\r\nx\r\n")
-        assert (await chunked.answer()).status == 413
+        assert (await chunked.read_response()).status == 413
         await served.gone()
         assert b"x" not in served.received[served.received.index(b"\r\n\r\n") + 4 :]
 
@@ -419,5 +419,5 @@ async def test_a_token_is_as_old_as_its_issue(navidrome: Navidrome) -> None:
         later = navidrome_token("ada", issued_at=ISSUED + 1)
         client = await front.client()
         await client.send(get("/rest/x", f"Cookie: jwt={ADA}; jwt={later}").encode())
-        _, head = await navidrome.asked()
+        _, head = await navidrome.requests()
         assert f"Cookie: jwt={later}\r\n".encode() in head

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from shim.proxy import plane
-from shim.proxy.chunked import ChunkedDecoder
-from shim.trust.decide import Decision
-from tests.unit.proxy.client import Client, get, request
-from tests.unit.proxy.front import EDGE, Front, front_before
-from tests.unit.proxy.navidrome_end import OK, Navidrome, navidrome_on_a_socket
-from tests.unit.proxy.slow_gate import SlowGate
+from shim.http1.chunked import ChunkedDecoder
+from shim.proxy import server
+from shim.trust.decision import Decision
+from tests.support.data_plane import EDGE, Front, front_before
+from tests.support.http_client import Client, build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
+from tests.support.slow_gate import SlowGate
 
 AHEAD = 1 << 16
 
@@ -42,7 +42,7 @@ async def counted_turns() -> AsyncIterator[list[int]]:
 
 async def _upload(front: Front, *lines: str) -> Client:
     client = await front.client()
-    await client.send(request("POST", "/api/x", *lines).encode())
+    await client.send(build_request("POST", "/api/x", *lines).encode())
     return client
 
 
@@ -59,7 +59,7 @@ async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
             return pieces, used
 
         client = await _upload(front, "Transfer-Encoding: chunked")
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         with monkeypatch.context() as patched:
             patched.setattr(ChunkedDecoder, "feed", counting)
             sending = asyncio.create_task(client.send(b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n"))
@@ -72,20 +72,20 @@ async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
     assert max(decoded.values()) <= 300
     assert len(chunks) < 2000, "tiny chunks are put together"
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 async def test_another_client_is_served_amid_tiny_chunks(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await _upload(front, "Transfer-Encoding: chunked")
-    slow, _ = await navidrome.asked()
+    slow, _ = await navidrome.requests()
     await client.send(b"1\r\na\r\n" * 20_000)
     other = await front.client()
     await other.send(get("/api/song").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(OK)
-    assert (await other.answer()).status == 200
+    assert (await other.read_response()).status == 200
     assert any(each._queued for each in front._connections), "chunks are left"
     assert slow.received.count(b"a") < 20_000
 
@@ -94,13 +94,13 @@ async def test_what_follows_a_body_of_tiny_chunks_is_the_next_request(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
-    head = request("POST", "/api/x", "Transfer-Encoding: chunked").encode()
+    head = build_request("POST", "/api/x", "Transfer-Encoding: chunked").encode()
     body = b"1\r\na\r\n" * 5000 + b"0\r\n\r\n"
     await client.send(head + body + get("/next").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     assert await served.chunks() == b"a" * 5000
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
     assert (await served.head()).startswith(b"GET /next ")
 
 
@@ -108,14 +108,14 @@ async def test_a_broken_chunk_behind_tiny_ones_is_a_400(front: Front, navidrome:
     client = await _upload(front, "Transfer-Encoding: chunked")
     await navidrome.accepted()
     await client.send(b"1\r\na\r\n" * 5000 + b"x\r\n")
-    assert (await client.answer()).status == 400
+    assert (await client.read_response()).status == 400
 
 
 async def test_a_client_that_leaves_amid_its_tiny_chunks_is_dropped(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await _upload(front, "Transfer-Encoding: chunked")
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await client.send(b"1\r\na\r\n" * 20_000)
     client.reset()
     await front.until_no_client()
@@ -129,16 +129,16 @@ async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
     judged: Counter[int] = Counter()
     async with counted_turns() as turn:
         client = await front.client(EDGE)
-        note = front.notes.judged
+        note = front.recorded.request_decided
 
         def counting(decision: Decision, request_id: str) -> None:
             judged[turn[0]] += 1
             note(decision, request_id)
 
-        monkeypatch.setattr(front.notes, "judged", counting)
+        monkeypatch.setattr(front.recorded, "request_decided", counting)
         sending = asyncio.create_task(client.send(rejected * 1000))
         for _ in range(1000):
-            assert (await client.answer()).status == 403
+            assert (await client.read_response()).status == 403
         await sending
     assert sum(judged.values()) == 1000
     assert max(judged.values()) <= 16
@@ -149,14 +149,14 @@ async def test_a_response_has_to_be_waited_for_before_64_kb_are_sent_ahead(
 ) -> None:
     client = await front.client()
     await client.send(get("/api/song").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await client.send(bytes(AHEAD))
-    await front.settled()
-    assert front.notes.failures == []
+    await front.wait_until_idle()
+    assert front.recorded.failures == []
     await client.send(bytes(4096))
-    answer = await client.answer()
-    assert (answer.status, answer.get("connection")) == (400, "close")
-    assert front.notes.failures == [("sent_ahead", 400, answer.get("x-request-id"))]
+    response = await client.read_response()
+    assert (response.status, response.get("connection")) == (400, "close")
+    assert front.recorded.failures == [("sent_ahead", 400, response.get("x-request-id"))]
     await served.gone()
 
 
@@ -165,14 +165,14 @@ async def test_what_is_sent_ahead_of_a_response_that_began_ends_it_with_a_reset(
 ) -> None:
     client = await front.client()
     await client.send(get("/api/events").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
-    await client.answer_head()
+    await client.read_response_head()
     with pytest.raises(ConnectionError):
         await client.send(*[bytes(1 << 14)] * 64)
     await front.until_no_client()
     await served.gone()
-    assert [word for word, *_ in front.notes.failures] == ["sent_ahead"]
+    assert [word for word, *_ in front.recorded.failures] == ["sent_ahead"]
 
 
 async def test_heads_sent_in_one_piece_count_as_sent_ahead(
@@ -180,8 +180,8 @@ async def test_heads_sent_in_one_piece_count_as_sent_ahead(
 ) -> None:
     client = await front.client()
     await client.send(get("/1", "X: " + "x" * 7000).encode() * 30)
-    served, _ = await navidrome.asked()
-    assert (await client.answer()).status == 400
+    served, _ = await navidrome.requests()
+    assert (await client.read_response()).status == 400
     await served.gone()
 
 
@@ -221,7 +221,7 @@ async def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
 async def test_paused_sockets_are_asked_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plane, "_POLLED", 2)
+    monkeypatch.setattr(server, "_POLLED", 2)
     async with (
         navidrome_on_a_socket(tmp_path / "n.sock") as navidrome,
         front_before(navidrome) as front,
@@ -244,7 +244,7 @@ async def test_a_client_that_leaves_while_its_account_is_awaited_is_noticed(
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
         lines = ("X-authentik-username: alice", "X-authentik-uid: u1", "Content-Length: 1000000")
-        await client.send(request("POST", "/api/x", *lines).encode())
+        await client.send(build_request("POST", "/api/x", *lines).encode())
         future = await gate.question()
         while not front.reading_paused:
             await client.send(bytes(1 << 14))

@@ -11,20 +11,20 @@ import pytest
 
 from shim.proxy.limits import Limits
 from shim.trust.reasons import Reason
-from tests.unit.proxy.client import get, request
-from tests.unit.proxy.ends import until
-from tests.unit.proxy.front import EDGE, Front, front_before
-from tests.unit.proxy.navidrome_end import OK, Navidrome
-from tests.unit.proxy.slow_gate import SlowGate
-from tests.unit.proxy.slow_reader import answer_that_waits
+from tests.support.data_plane import EDGE, Front, front_before
+from tests.support.http_client import build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome
+from tests.support.slow_gate import SlowGate
+from tests.support.slow_reader import answer_that_waits
+from tests.support.socket_ends import until
 
 LIMITS = Limits(
-    head_timeout=10,
-    body_timeout=20,
-    stall_timeout=30,
+    request_header_timeout=10,
+    request_body_timeout=20,
+    send_timeout=30,
     idle_timeout=40,
-    connect_timeout=5,
-    answer_timeout=50,
+    upstream_connect_timeout=5,
+    upstream_response_timeout=50,
     upstream_idle_timeout=1000,
     linger_timeout=2,
 )
@@ -32,7 +32,7 @@ LIMITS = Limits(
 
 @pytest.fixture
 async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
-    async with front_before(navidrome, limits=LIMITS, wants_access=True) as made:
+    async with front_before(navidrome, limits=LIMITS, logs_access=True) as made:
         yield made
 
 
@@ -41,11 +41,11 @@ async def test_a_head_that_takes_too_long_is_a_408(front: Front, navidrome: Navi
     await client.send(b"GET / HTTP/1.1\r\nHost")
     front.pass_time(9)
     await client.send(b": h\r\n")
-    await front.settled()
+    await front.wait_until_idle()
     front.pass_time(2)
-    answer = await client.answer()
-    assert (answer.status, answer.get("connection")) == (408, "close")
-    assert front.notes.judged_as == [(Reason.HEAD_TIMEOUT, answer.get("x-request-id"))]
+    response = await client.read_response()
+    assert (response.status, response.get("connection")) == (408, "close")
+    assert front.recorded.decided_as == [(Reason.HEAD_TIMEOUT, response.get("x-request-id"))]
     assert navidrome.count == 0
 
 
@@ -54,42 +54,42 @@ async def test_a_second_head_that_takes_too_long_has_an_id_of_its_own(
 ) -> None:
     client = await front.client()
     await client.send(get("/", "Remote-User: root").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(OK)
-    await client.answer()
+    await client.read_response()
     front.pass_time(39)
     await client.send(b"GET / HT")
-    await front.settled()
+    await front.wait_until_idle()
     front.pass_time(9)
     await client.send(b"TP/1.1\r\n")
-    await front.settled()
+    await front.wait_until_idle()
     front.pass_time(2)
-    answer = await client.answer()
-    assert answer.status == 408
-    (_, first), (_, second) = front.notes.judged_as
-    assert first != second == answer.get("x-request-id")
+    response = await client.read_response()
+    assert response.status == 408
+    (_, first), (_, second) = front.recorded.decided_as
+    assert first != second == response.get("x-request-id")
 
 
 async def test_a_connection_that_says_nothing_is_closed_in_silence(
     front: Front, navidrome: Navidrome
 ) -> None:
     mute = await front.client()
-    await front.settled()
+    await front.wait_until_idle()
     front.pass_time(11)
     assert await mute.read_to_end() == b""
     client = await front.client()
     await client.send(get().encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(OK)
-    await client.answer()
+    await client.read_response()
     front.pass_time(39)
     await client.send(get().encode())
     await served.head()
     await served.send(OK)
-    await client.answer()
+    await client.read_response()
     front.pass_time(41)
     assert await client.read_to_end() == b""
-    assert front.notes.judged_as == []
+    assert front.recorded.decided_as == []
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])
@@ -97,50 +97,52 @@ async def test_a_body_without_progress_is_a_408(
     front: Front, navidrome: Navidrome, framing: str
 ) -> None:
     client = await front.client()
-    await client.send(request("POST", "/api/x", framing).encode())
-    served, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/api/x", framing).encode())
+    served, _ = await navidrome.requests()
     for piece in (b"1", b"\r\n"):
         front.pass_time(19)
         await client.send(piece)
-        await front.settled()
+        await front.wait_until_idle()
     front.pass_time(21)
-    answer = await client.answer()
-    assert answer.status == 408
+    response = await client.read_response()
+    assert response.status == 408
     await served.gone()
-    assert front.notes.failures == [("body_timeout", 408, answer.get("x-request-id"))]
+    assert front.recorded.failures == [("body_timeout", 408, response.get("x-request-id"))]
 
 
-async def test_an_answer_that_does_not_begin_is_a_504(front: Front, navidrome: Navidrome) -> None:
+async def test_a_response_that_does_not_begin_is_a_504(front: Front, navidrome: Navidrome) -> None:
     client = await front.client()
     await client.send(get("/api/song").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     front.pass_time(49)
-    assert front.notes.failures == []
+    assert front.recorded.failures == []
     front.pass_time(2)
-    answer = await client.answer()
-    assert (answer.status, answer.get("retry-after")) == (504, None)
-    assert front.notes.failures == [("answer_timeout", 504, answer.get("x-request-id"))]
+    response = await client.read_response()
+    assert (response.status, response.get("retry-after")) == (504, None)
+    assert front.recorded.failures == [
+        ("upstream_response_timeout", 504, response.get("x-request-id"))
+    ]
     await served.gone()
 
 
-async def test_an_answer_that_has_begun_may_take_for_ever(
+async def test_a_response_that_has_begun_may_take_for_ever(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
     await client.send(get("/api/events").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
-    await client.answer_head()
+    await client.read_response_head()
     assert await client.chunk() == b"a"
     front.pass_time(1_000_000)
     await served.send(b"1\r\nb\r\n")
     assert await client.chunk() == b"b"
 
 
-async def test_who_takes_nothing_of_an_answer_is_ended(front: Front, navidrome: Navidrome) -> None:
+async def test_who_takes_nothing_of_a_response_is_ended(front: Front, navidrome: Navidrome) -> None:
     client = await front.client(receive_buffer=4096)
     await client.send(get("/track").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
     sending = asyncio.create_task(served.send(bytes(50_000_000)))
     await until(lambda: front.writing_paused)
@@ -153,22 +155,22 @@ async def test_who_takes_nothing_of_an_answer_is_ended(front: Front, navidrome: 
     await client.read_to_reset()
 
 
-async def test_the_end_of_an_answer_waits_longer_for_a_slow_reader_than_for_one_that_has_it_all(
+async def test_the_end_of_a_response_waits_longer_for_a_slow_reader_than_for_one_that_has_it_all(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, limits=LIMITS, send_buffer=4096) as front:
         client = await front.client(receive_buffer=4096)
         await client.send(b"GET /track HTTP/1.0\r\nHost: h\r\n\r\n")
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         left = await answer_that_waits(front, client, served)
         front.pass_time(3)
         assert len(await client.read_to_end()) == left
 
 
-async def test_heads_behind_answers_that_nobody_takes_are_not_told_of_as_late(
+async def test_heads_behind_responses_that_nobody_takes_are_not_told_of_as_late(
     navidrome: Navidrome,
 ) -> None:
-    limits = replace(LIMITS, stall_timeout=60)
+    limits = replace(LIMITS, send_timeout=60)
     async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
         client = await front.client(EDGE, receive_buffer=4096)
         refused = get("/app/", "X-authentik-uid: 1").encode()  # a 403, and the connection lasts
@@ -178,13 +180,13 @@ async def test_heads_behind_answers_that_nobody_takes_are_not_told_of_as_late(
         front.pass_time(41)
         with contextlib.suppress(ConnectionError, TimeoutError):
             await client.read_to_end()
-        assert {reason for reason, _ in front.notes.judged_as} == {Reason.IDENTITY_INCOMPLETE}
+        assert {reason for reason, _ in front.recorded.decided_as} == {Reason.IDENTITY_INCOMPLETE}
 
 
 async def test_a_goodbye_is_not_waited_for_without_end(front: Front) -> None:
     client = await front.client()
-    answer = await client.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
-    assert answer.status == 501
+    response = await client.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert response.status == 501
     assert await client.read_to_end() == b""
     assert front.counters.client_connections == 1, "it may read its answer in peace"
     front.pass_time(3)
@@ -196,13 +198,13 @@ async def test_who_half_closes_and_reads_nothing_does_not_stay(
 ) -> None:
     client = await front.client(receive_buffer=4096)
     await client.send(get("/cover").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     size = 3_000_000
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
     sending = asyncio.create_task(served.send(bytes(size)))
     await until(lambda: sending.done() or front.writing_paused)
     client.finish()
-    await front.settled()
+    await front.wait_until_idle()
     front.pass_time(31)
     await front.until_no_client()
     sending.cancel()
@@ -210,15 +212,17 @@ async def test_who_half_closes_and_reads_nothing_does_not_stay(
 
 
 async def test_a_connection_that_does_not_come_is_a_504(navidrome: Navidrome) -> None:
-    limits = Limits(connect_timeout=5, answer_timeout=50, max_upstream_connections=1)
+    limits = Limits(
+        upstream_connect_timeout=5, upstream_response_timeout=50, max_upstream_connections=1
+    )
     async with front_before(navidrome, limits=limits) as front:
         first, second = await front.client(), await front.client()
         await first.send(get().encode())
-        await navidrome.asked()
+        await navidrome.requests()
         await second.send(get().encode())
-        await front.settled()
+        await front.wait_until_idle()
         front.pass_time(6)
-        assert (await second.answer()).status == 504
+        assert (await second.read_response()).status == 504
         assert front.counters.failures == {"connect_timeout": 1}
 
 
@@ -226,8 +230,8 @@ async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> N
     async with front_before(navidrome, limits=LIMITS, gate=SlowGate()) as front:
         client = await front.client(EDGE)
         await client.send(get("/", "X-authentik-username: alice").encode())
-        await front.settled()
+        await front.wait_until_idle()
         front.pass_time(51)
-        answer = await client.answer()
-        assert (answer.status, answer.get("retry-after")) == (503, "5")
+        response = await client.read_response()
+        assert (response.status, response.get("retry-after")) == (503, "5")
         assert navidrome.count == 0

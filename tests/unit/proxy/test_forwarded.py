@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from shim.trust.addresses import AddressList, parse_entry
+from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy
-from tests.unit.proxy.client import get
-from tests.unit.proxy.front import ANYONE, EDGE, front_before, policy
-from tests.unit.proxy.navidrome_end import Navidrome
+from tests.support.data_plane import ANYONE, EDGE, front_before, policy
+from tests.support.http_client import get
+from tests.support.scripted_navidrome import Navidrome
 
 CLAIMED = (
     "X-Forwarded-For: 203.0.113.7",
@@ -37,7 +37,7 @@ async def forwarded(
     async with front_before(navidrome, by=by, path=path) as front:
         client = await front.client(source)
         await client.send(get("/", *lines).encode())
-        _, head = await navidrome.asked()
+        _, head = await navidrome.requests()
     fields = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:-2]]
     told = [(name.lower(), value) for name, value in fields if name.lower() != "host"]
     assert len(dict(told)) == len(told), told
@@ -55,7 +55,7 @@ async def test_anyone_is_told_of_as_the_socket_says(navidrome: Navidrome) -> Non
     }
 
 
-async def test_the_edge_is_believed_and_added_to(navidrome: Navidrome) -> None:
+async def test_the_edge_is_trusted_and_added_to(navidrome: Navidrome) -> None:
     told = await forwarded(navidrome, EDGE, *CLAIMED)
     assert told.pop("forwarded").startswith("for=203.0.113.7, for=127.0.0.2;proto=http")
     assert told == {
@@ -76,14 +76,14 @@ async def test_a_unix_peer_that_names_nobody_has_no_address(
     assert "x-forwarded-for" not in told
 
 
-async def test_a_listed_unix_peer_is_believed(navidrome: Navidrome, tmp_path: Path) -> None:
+async def test_a_listed_unix_peer_is_trusted(navidrome: Navidrome, tmp_path: Path) -> None:
     by = Policy(whitelist=AddressList([parse_entry("@")]))
     told = await forwarded(navidrome, "", CLAIMED[0], by=by, path=tmp_path / "shim.sock")
     assert (told["x-forwarded-for"], told["x-real-ip"]) == ("203.0.113.7", "203.0.113.7")
 
 
 async def test_the_client_is_looked_for_behind_the_hops_alone(navidrome: Navidrome) -> None:
-    by = policy(hops=AddressList([parse_entry("198.51.100.0/24")]))
+    by = policy(real_ip_proxies=AddressList([parse_entry("198.51.100.0/24")]))
     chain = "X-Forwarded-For: 192.0.2.66, 203.0.113.7, 198.51.100.9"
     told = await forwarded(navidrome, EDGE, chain, by=by)
     assert told["x-real-ip"] == "203.0.113.7"

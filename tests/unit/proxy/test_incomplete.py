@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shim.proxy.limits import Limits
-from tests.unit.proxy.client import Client, get
-from tests.unit.proxy.ends import until
-from tests.unit.proxy.front import Front, front_before
-from tests.unit.proxy.navidrome_end import Navidrome, Served
+from tests.support.data_plane import Front, front_before
+from tests.support.http_client import Client, get
+from tests.support.scripted_navidrome import Navidrome, Served
+from tests.support.socket_ends import until
 
 SIZE = 3_000_000
 
 
 @pytest.fixture
 async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
-    limits = Limits(stall_timeout=300)
-    async with front_before(navidrome, limits=limits, wants_access=True, send_buffer=4096) as made:
+    limits = Limits(send_timeout=300)
+    async with front_before(navidrome, limits=limits, logs_access=True, send_buffer=4096) as made:
         yield made
 
 
@@ -27,10 +27,10 @@ async def begun(front: Front, navidrome: Navidrome, kind: str) -> tuple[Client, 
     """A client that has read the head of a response, and takes no more of it."""
     client = await front.client(receive_buffer=4096)
     await client.send(get("/rest/stream").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {SIZE}\r\n\r\n"
     await served.send(head.encode())
-    await client.answer_head()
+    await client.read_response_head()
     return client, served
 
 
@@ -46,7 +46,7 @@ async def test_a_client_that_leaves_amid_its_response(
     else:
         client.close()
     await front.until_no_client()
-    ((word, status, sent),) = front.notes.incomplete
+    ((word, status, sent),) = front.recorded.incomplete
     assert (word, status) == ("client_left", 200)
     assert 1000 < sent < 1200
     assert front.counters.failures == {"client_left": 1}
@@ -56,8 +56,8 @@ async def test_a_response_that_navidrome_cuts(front: Front, navidrome: Navidrome
     client, served = await begun(front, navidrome, "audio/mpeg")
     served.close()
     await client.read_to_reset()
-    assert [word for word, *_ in front.notes.incomplete] == ["answer_cut"]
-    assert front.counters.failures == {"answer_cut": 1}
+    assert [word for word, *_ in front.recorded.incomplete] == ["upstream_response_truncated"]
+    assert front.counters.failures == {"upstream_response_truncated": 1}
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ async def test_a_player_may_be_paused_for_an_hour_and_anybody_else_for_five_minu
     await front.until_no_client()
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
-    assert [word for word, *_ in front.notes.incomplete] == ["send_timeout"]
+    assert [word for word, *_ in front.recorded.incomplete] == ["send_timeout"]

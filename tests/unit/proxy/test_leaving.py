@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from shim.proxy.gate import Account, Asker, Refusal
+from shim.app.sockets import raise_descriptor_limit
+from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.proxy.limits import Limits
-from shim.sockets import raise_descriptor_limit
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
-from tests.unit.proxy.client import Client, get, request
-from tests.unit.proxy.ends import until
-from tests.unit.proxy.front import EDGE, Front, front_before, policy
-from tests.unit.proxy.navidrome_end import OK, Navidrome, navidrome_on_a_socket
-from tests.unit.proxy.slow_gate import SlowGate
-from tests.unit.proxy.slow_reader import answer_that_waits
+from tests.support.data_plane import EDGE, Front, front_before, policy
+from tests.support.http_client import Client, build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
+from tests.support.slow_gate import SlowGate
+from tests.support.slow_reader import answer_that_waits
+from tests.support.socket_ends import until
 
 SIGNED_IN = ("X-authentik-username: alice", "X-authentik-uid: u1")
 
@@ -29,26 +29,26 @@ async def signed_in(front: Front, *lines: str) -> Client:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_leaving_while_the_answer_is_awaited_drops_the_request(
+async def test_leaving_while_the_response_is_awaited_drops_the_request(
     front: Front, navidrome: Navidrome, reset: bool
 ) -> None:
     client = await front.client()
     await client.send(get().encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     client.reset() if reset else client.finish()
     await served.gone()
     await front.until_no_client()
     assert front.counters.upstream_connections == 0
 
 
-async def test_leaving_within_the_answer_drops_it_and_never_ends_it_cleanly(
+async def test_leaving_within_the_response_drops_it_and_never_ends_it_cleanly(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
     await client.send(b"GET / HTTP/1.0\r\nHost: h\r\n\r\n")
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
-    await client.answer_head()
+    await client.read_response_head()
     await client.read_exactly(4)
     client.finish()
     await served.gone()
@@ -60,8 +60,8 @@ async def test_leaving_within_the_body_drops_the_request(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
-    await client.send(request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
-    served, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
+    served, _ = await navidrome.requests()
     await served.read_exactly(4)
     client.finish()
     await served.gone()
@@ -85,13 +85,13 @@ async def test_leaving_while_connecting_sends_nothing(navidrome: Navidrome) -> N
     async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
         first, second = await front.client(), await front.client()
         await first.send(get("/1").encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await second.send(get("/2").encode())
-        await front.settled()
+        await front.wait_until_idle()
         second.finish()
         await second.read_to_end()
         await served.send(OK)
-        await first.answer()
+        await first.read_response()
         assert front.counters.upstream_waiting == 0
         await first.send(get("/3").encode())
         assert (await served.head()).startswith(b"GET /3 ")
@@ -101,7 +101,9 @@ async def test_an_account_that_comes_too_late_sends_nothing(navidrome: Navidrome
     class DeafGate(SlowGate):
         """Its futures can't be cancelled, as those of a flight that others wait for too."""
 
-        def ensure(self, identity: Identity, asker: Asker) -> asyncio.Future[Account | Refusal]:
+        def ensure(
+            self, identity: Identity, asker: RequestInfo
+        ) -> asyncio.Future[Account | AccountDenied]:
             return _Deaf(super().ensure(identity, asker))  # type: ignore[return-value]
 
     gate = DeafGate()
@@ -111,12 +113,12 @@ async def test_an_account_that_comes_too_late_sends_nothing(navidrome: Navidrome
         client.finish()
         await front.until_no_client()
         future.set_result(Account(b"alice"))
-        await front.settled()
+        await front.wait_until_idle()
         assert navidrome.count == 0
 
 
 class _Deaf:
-    def __init__(self, future: asyncio.Future[Account | Refusal]) -> None:
+    def __init__(self, future: asyncio.Future[Account | AccountDenied]) -> None:
         self._future = future
 
     def cancel(self) -> bool:
@@ -126,19 +128,19 @@ class _Deaf:
         return getattr(self._future, name)
 
 
-async def test_the_account_decides_the_name_and_its_answer_the_rest(navidrome: Navidrome) -> None:
+async def test_the_account_decides_the_name_and_its_response_the_rest(navidrome: Navidrome) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
         future = await gate.question()
-        await front.settled()
+        await front.wait_until_idle()
         assert navidrome.count == 0, "nothing is sent before the account is ready"
         gate.answer(future, "Älice".encode())
-        served, head = await navidrome.asked()
+        served, head = await navidrome.requests()
         assert head.count(b"\r\nRemote-User: ") == 1
         assert b"\r\nRemote-User: \xc3\x84lice\r\n" in head
         await served.send(OK)
-        assert (await client.answer()).body == b"ok"
+        assert (await client.read_response()).body == b"ok"
         gate.ready["alice"] = Account(b"alice2")
         await client.send(get("/api/song", *SIGNED_IN).encode())
         assert b"\r\nRemote-User: alice2\r\n" in await served.head()
@@ -154,7 +156,7 @@ async def test_an_account_that_is_forgotten_while_connecting_is_asked_for_again(
         (await gate.question()).set_result(Account(b"alice"))
         again = await gate.question()
         served = await navidrome.accepted()
-        await front.settled()
+        await front.wait_until_idle()
         assert bytes(served.received) == b""
         gate.answer(again)
         assert b"\r\nRemote-User: alice\r\n" in await served.head()
@@ -163,22 +165,22 @@ async def test_an_account_that_is_forgotten_while_connecting_is_asked_for_again(
 @pytest.mark.parametrize(
     ("refusal", "status", "retry_after"),
     [
-        (Refusal(Reason.GROUP_NOT_ALLOWED, "no group"), 403, None),
-        (Refusal(Reason.ACCOUNT_UNAVAILABLE, "Navidrome is away", 7), 503, "7"),
+        (AccountDenied(Reason.GROUP_NOT_ALLOWED, "no group"), 403, None),
+        (AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "Navidrome is away", 7), 503, "7"),
     ],
 )
-async def test_a_refused_account_is_answered_and_counted(
-    navidrome: Navidrome, refusal: Refusal, status: int, retry_after: str | None
+async def test_a_rejected_account_is_answered_and_counted(
+    navidrome: Navidrome, refusal: AccountDenied, status: int, retry_after: str | None
 ) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
         (await gate.question()).set_result(refusal)
-        answer = await client.answer()
-        assert (answer.status, answer.get("retry-after")) == (status, retry_after)
-        assert front.notes.judged_as == [(refusal.reason, gate.askers[0].request_id)]
-        assert answer.get("x-request-id") == gate.askers[0].request_id
-        assert gate.askers[0].peer == EDGE
+        response = await client.read_response()
+        assert (response.status, response.get("retry-after")) == (status, retry_after)
+        assert front.recorded.decided_as == [(refusal.reason, gate.request_infos[0].request_id)]
+        assert response.get("x-request-id") == gate.request_infos[0].request_id
+        assert gate.request_infos[0].peer == EDGE
         assert navidrome.count == 0
 
 
@@ -187,10 +189,10 @@ async def test_a_body_waits_for_the_account_and_arrives_whole(navidrome: Navidro
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
         body = bytes(range(256)) * 64
-        head = request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {len(body)}").encode()
+        head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {len(body)}").encode()
         await client.send(head + body[:100], body[100:])
         gate.answer(await gate.question())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         assert await served.read_exactly(len(body)) == body
 
 
@@ -199,15 +201,15 @@ async def test_the_policy_may_change_while_the_account_is_awaited(navidrome: Nav
     async with front_before(navidrome, gate=gate) as front:
         await signed_in(front)
         future = await gate.question()
-        front.plane.enforce(policy(number=1, suspended=True))
+        front.plane.apply_policy(policy(number=1, suspended=True))
         gate.answer(future)
-        served, head = await navidrome.asked()
+        served, head = await navidrome.requests()
         assert b"Remote-User: alice" in head, "it goes on as it was decided"
         await served.send(OK)
         client = await signed_in(front)
         assert b"Remote-User" not in await served.head()
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
 
 
 KEPT = 1 << 16
@@ -228,18 +230,18 @@ async def test_what_is_sent_ahead_is_kept_up_to_its_bound_and_read_on_later(
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
-        head = request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 20}").encode()
+        head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 20}").encode()
         await client.send(head)
         future = await gate.question()
         sent = await _send_until_paused(front, client)
         assert KEPT < sent < 2 * KEPT
         gate.answer(future)
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         rest = asyncio.create_task(client.send(bytes((1 << 20) - sent)))
         assert await served.read_exactly(1 << 20) == bytes(1 << 20)
         await rest
         await served.send(OK)
-        assert (await client.answer()).status == 200
+        assert (await client.read_response()).status == 200
 
 
 async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_nothing(
@@ -249,34 +251,34 @@ async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_n
     # A Unix socket takes little for a reader that sleeps, so what was kept is too much for it.
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
-        front_before(navidrome, gate=gate, limits=Limits(kept_bytes=1 << 20)) as front,
+        front_before(navidrome, gate=gate, limits=Limits(max_buffered_bytes=1 << 20)) as front,
     ):
         client = await front.client(EDGE)
-        head = request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 40}").encode()
+        head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 40}").encode()
         await client.send(head)
         future = await gate.question()
         await client.send(*(bytes(50_000) for _ in range(12)))
-        await front.settled()
+        await front.wait_until_idle()
         gate.answer(future)
         await navidrome.accepted()
-        await front.settled()
+        await front.wait_until_idle()
         await _send_until_paused(front, client)
 
 
-async def test_requests_that_nobody_reads_the_answers_of_are_not_piled_up(
+async def test_requests_that_nobody_reads_the_responses_of_are_not_piled_up(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(stall_timeout=20)
+    limits = Limits(send_timeout=20)
     async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
         client = await front.client(receive_buffer=4096)
         await client.send(get("/cover").encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await answer_that_waits(front, client, served)
         # The response is whole, and not out; the client sends ahead without end.
         with pytest.raises(ConnectionError):
             await client.send(*[bytes(1 << 12)] * 4096)
         await front.until_no_client()
-        assert [word for word, *_ in front.notes.failures] == ["sent_ahead"]
+        assert [word for word, *_ in front.recorded.failures] == ["sent_ahead"]
 
 
 async def test_requests_that_waited_for_a_slow_reader_are_served_after_it(
@@ -289,31 +291,31 @@ async def test_requests_that_waited_for_a_slow_reader_are_served_after_it(
 async def _read_at_last(front: Front, navidrome: Navidrome) -> None:
     client = await front.client(receive_buffer=4096)
     await client.send(get("/cover").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     left = await answer_that_waits(front, client, served)
     heads = [get(f"/{number}", "X: " + "x" * 8000).encode() for number in range(7)]
     await client.send(*heads)
-    await front.settled()
+    await front.wait_until_idle()
     await client.read_exactly(left)
     for number in range(7):
         assert (await served.head()).startswith(b"GET /%d " % number)
         await served.send(OK)
-        assert (await client.answer()).body == b"ok"
+        assert (await client.read_response()).body == b"ok"
 
 
 async def test_a_head_longer_than_what_is_kept_is_read_on_when_its_turn_comes(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(header_bytes=1 << 18, kept_bytes=1 << 16)
+    limits = Limits(header_bytes=1 << 18, max_buffered_bytes=1 << 16)
     async with front_before(navidrome, limits=limits) as front:
         client = await front.client()
         await client.send(get("/1").encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         head = get("/2", "X: " + "x" * (1 << 17)).encode()
         await client.send(*(head[at : at + 8192] for at in range(0, len(head), 8192)))
-        await front.settled()
+        await front.wait_until_idle()
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
         assert (await served.head()).startswith(b"GET /2 ")
 
 
@@ -324,13 +326,13 @@ async def test_many_who_wait_and_have_to_ask_again_do_not_recurse(navidrome: Nav
     limits = Limits(max_upstream_connections=1, max_connections=1000)
     async with front_before(navidrome, gate=gate, limits=limits) as front:
         first = await signed_in(front)
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         waiting = [await signed_in(front) for _ in range(400)]
         await until(lambda: front.counters.upstream_waiting == 400)
         gate.ready.clear()
         await served.send(OK)
-        assert (await first.answer()).status == 200
-        await until(lambda: gate.asked.qsize() == 400)
+        assert (await first.read_response()).status == 200
+        await until(lambda: gate.requests.qsize() == 400)
         await until(lambda: front.counters.upstream_idle == 1)
         for client in waiting:
             client.close()

@@ -6,18 +6,18 @@ import pytest
 
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
-from tests.unit.proxy.client import get, request
-from tests.unit.proxy.front import Front, front_before
-from tests.unit.proxy.navidrome_end import OK, Navidrome, Served, navidrome_on_a_socket
+from tests.support.data_plane import Front, front_before
+from tests.support.http_client import build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 
 
-async def one_answer(front: Front, navidrome: Navidrome, answer: bytes = OK) -> Served:
+async def one_answer(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
     """A connection that has carried one exchange."""
     client = await front.client()
     await client.send(get().encode())
-    served, _ = await navidrome.asked()
-    await served.send(answer)
-    await client.answer()
+    served, _ = await navidrome.requests()
+    await served.send(response)
+    await client.read_response()
     return served
 
 
@@ -30,12 +30,12 @@ async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) ->
         assert (await served.head()).startswith(b"GET /next ")
         assert front.counters.upstream_idle == 0
         await served.send(OK)
-        await client.answer()
+        await client.read_response()
     assert navidrome.count == 1
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 2\r\n\r\nok",
@@ -46,27 +46,27 @@ async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) ->
     ],
 )
 async def test_a_connection_that_closes_or_has_bytes_left_over_is_not_used_again(
-    front: Front, navidrome: Navidrome, answer: bytes
+    front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
-    served = await one_answer(front, navidrome, answer)
+    served = await one_answer(front, navidrome, response)
     await served.gone()
     assert front.counters.upstream_idle == 0
     client = await front.client()
     await client.send(get().encode())
-    again, _ = await navidrome.asked()
+    again, _ = await navidrome.requests()
     await again.send(OK)
-    assert (await client.answer()).body == b"ok"
+    assert (await client.read_response()).body == b"ok"
     assert navidrome.count == 2
 
 
-async def test_the_body_of_an_answer_to_head_does_not_become_the_next_answer(
+async def test_the_body_of_a_response_to_head_does_not_become_the_next_response(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
-    await client.send(request("HEAD", "/").encode())
-    served, _ = await navidrome.asked()
+    await client.send(build_request("HEAD", "/").encode())
+    served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")
-    await client.answer("HEAD")
+    await client.read_response("HEAD")
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
     await served.gone()
     assert front.counters.upstream_idle == 0
@@ -86,10 +86,10 @@ async def test_a_pooled_connection_that_navidrome_ends_is_forgotten(
     served.finish()
     await served.gone()
     client = await front.client()
-    await client.send(request("POST", "/api/x", "Content-Length: 1").encode() + b"x")
-    again, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/api/x", "Content-Length: 1").encode() + b"x")
+    again, _ = await navidrome.requests()
     await again.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 async def test_one_that_was_idle_too_long_is_closed(front: Front, navidrome: Navidrome) -> None:
@@ -101,13 +101,13 @@ async def test_one_that_was_idle_too_long_is_closed(front: Front, navidrome: Nav
     assert front.counters.upstream_idle == 0
 
 
-async def test_an_early_answer_ends_both_connections(front: Front, navidrome: Navidrome) -> None:
+async def test_an_early_response_ends_both_connections(front: Front, navidrome: Navidrome) -> None:
     client = await front.client()
-    await client.send(request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
-    served, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
+    served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
-    answer = await client.answer()
-    assert (answer.status, answer.get("connection"), answer.body) == (413, "close", b"no")
+    response = await client.read_response()
+    assert (response.status, response.get("connection"), response.body) == (413, "close", b"no")
     await client.send(b" more!")
     assert await client.read_to_end() == b""
     await served.gone()
@@ -118,14 +118,14 @@ async def test_a_request_that_still_waits_in_the_buffer_is_not_sent_whole(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
-    await client.send(request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
-    served, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
+    served, _ = await navidrome.requests()
     # Navidrome reads nothing: the machine takes a part, the rest waits in the shim.
     while not front.held_for_navidrome:
         await client.send(b"1000\r\n" + bytes(4096) + b"\r\n")
     await client.send(b"0\r\n\r\n")
     await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
-    assert (await client.answer()).status == 413
+    assert (await client.read_response()).status == 413
     await served.gone()
     assert front.counters.upstream_idle == 0
 
@@ -133,19 +133,19 @@ async def test_a_request_that_still_waits_in_the_buffer_is_not_sent_whole(
 async def test_connections_are_bounded_and_who_waits_is_served_in_order(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(max_upstream_connections=2, max_waiting=2)
+    limits = Limits(max_upstream_connections=2, max_pending_requests=2)
     async with front_before(navidrome, limits=limits) as front:
         clients = [await front.client() for _ in range(5)]
         for number, client in enumerate(clients):
             await client.send(get(f"/{number}").encode())
-            await front.settled()
+            await front.wait_until_idle()
         first, second = await navidrome.accepted(), await navidrome.accepted()
         assert (await first.head(), await second.head()) != (b"", b"")
-        refused = await clients[4].answer()
+        refused = await clients[4].read_response()
         assert (refused.status, refused.get("retry-after")) == (503, "5")
         assert front.counters.upstream_waiting == 2
         await second.send(OK)
-        assert (await clients[1].answer()).body == b"ok"
+        assert (await clients[1].read_response()).body == b"ok"
         assert (await second.head()).startswith(b"GET /2 ")
         await first.send(OK)
         assert (await first.head()).startswith(b"GET /3 ")
@@ -157,11 +157,11 @@ async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: N
     async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
         first, second = await front.client(), await front.client()
         await first.send(get("/1").encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await second.send(get("/2").encode())
-        await front.settled()
+        await front.wait_until_idle()
         await served.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
-        _, head = await navidrome.asked()
+        _, head = await navidrome.requests()
         assert head.startswith(b"GET /2 ")
 
 
@@ -170,10 +170,10 @@ async def test_who_left_does_not_wait_any_more(navidrome: Navidrome) -> None:
         first, second, third = [await front.client() for _ in range(3)]
         for number, client in enumerate((first, second, third)):
             await client.send(get(f"/{number}").encode())
-            await front.settled()
-        served, _ = await navidrome.asked()
+            await front.wait_until_idle()
+        served, _ = await navidrome.requests()
         second.close()
-        await front.settled()
+        await front.wait_until_idle()
         assert front.counters.upstream_waiting == 1
         await served.send(OK)
         assert (await served.head()).startswith(b"GET /2 ")
@@ -186,9 +186,9 @@ async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Nav
         for client in clients:
             await client.send(get().encode())
         for client in clients:
-            assert (await client.answer()).status == 502
+            assert (await client.read_response()).status == 502
         assert front.counters.failures == {"connect_failed": 4}
-        assert front.notes.upstream == ["down"]
+        assert front.recorded.upstream == ["down"]
 
 
 async def test_up_and_down_are_told_once_per_change() -> None:
@@ -197,8 +197,8 @@ async def test_up_and_down_are_told_once_per_change() -> None:
         async with front_before(gone) as front:
             await gone.stop_listening()
             for _ in range(3):
-                answer = await front.ask(get())
-                assert (answer.status, answer.get("retry-after")) == (502, "5")
+                response = await front.request(get())
+                assert (response.status, response.get("retry-after")) == (502, "5")
             async with navidrome_on_a_socket(port=port) as back:
                 first = await one_answer(front, back)
                 for _ in range(2):
@@ -206,8 +206,8 @@ async def test_up_and_down_are_told_once_per_change() -> None:
                     await client.send(get().encode())
                     await first.head()
                     await first.send(OK)
-                    assert (await client.answer()).body == b"ok"
-            assert front.notes.upstream == ["down", "up"]
+                    assert (await client.read_response()).body == b"ok"
+            assert front.recorded.upstream == ["down", "up"]
 
 
 # (method, target, repeated)
@@ -242,18 +242,18 @@ async def test_what_met_a_stale_connection_is_repeated_once_where_that_changes_n
 ) -> None:
     served = await one_answer(front, navidrome)
     client = await front.client()
-    await client.send(request(method, target).encode())
+    await client.send(build_request(method, target).encode())
     head = await served.head()
     served.reset()
     if not repeated:
-        assert (await client.answer(method)).status == 502
+        assert (await client.read_response(method)).status == 502
         assert front.counters.retries == 0
         assert navidrome.count == 1
         return
-    again, second = await navidrome.asked()
+    again, second = await navidrome.requests()
     assert second == head
     again.reset()
-    assert (await client.answer(method)).status == 502, "once, and no more"
+    assert (await client.read_response(method)).status == 502, "once, and no more"
     assert front.counters.retries == 1
     assert navidrome.count == 2
 
@@ -264,14 +264,14 @@ async def test_a_get_with_a_body_is_not_repeated(
 ) -> None:
     served = await one_answer(front, navidrome)
     client = await front.client()
-    await client.send(request("GET", "/", framing).encode())
+    await client.send(build_request("GET", "/", framing).encode())
     await served.head()
     served.reset()
-    assert (await client.answer()).status == 502
+    assert (await client.read_response()).status == 502
     assert navidrome.count == 1
 
 
-async def test_nothing_is_repeated_once_a_byte_of_the_answer_was_seen(
+async def test_nothing_is_repeated_once_a_byte_of_the_response_was_seen(
     front: Front, navidrome: Navidrome
 ) -> None:
     served = await one_answer(front, navidrome)
@@ -280,7 +280,7 @@ async def test_nothing_is_repeated_once_a_byte_of_the_answer_was_seen(
     await served.head()
     await served.send(b"H")
     served.close()
-    assert (await client.answer()).status == 502
+    assert (await client.read_response()).status == 502
     assert navidrome.count == 1
 
 
@@ -289,13 +289,13 @@ async def test_nothing_is_repeated_over_a_connection_that_was_new(
 ) -> None:
     client = await front.client()
     await client.send(get().encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     served.close()
-    assert (await client.answer()).status == 502
+    assert (await client.read_response()).status == 502
     assert navidrome.count == 1
 
 
-async def test_what_is_repeated_is_repeated_with_its_answer_whole(
+async def test_what_is_repeated_is_repeated_with_its_response_whole(
     front: Front, navidrome: Navidrome
 ) -> None:
     served = await one_answer(front, navidrome)
@@ -303,21 +303,21 @@ async def test_what_is_repeated_is_repeated_with_its_answer_whole(
     await client.send(get("/1").encode() + get("/2").encode())
     await served.head()
     served.finish()
-    again, head = await navidrome.asked()
+    again, head = await navidrome.requests()
     assert head.startswith(b"GET /1 ")
     await again.send(OK)
     assert (await again.head()).startswith(b"GET /2 ")
     await again.send(OK)
-    assert [(await client.answer()).body for _ in range(2)] == [b"ok"] * 2
+    assert [(await client.read_response()).body for _ in range(2)] == [b"ok"] * 2
 
 
 async def test_a_pool_may_have_a_bound_of_its_own(front: Front, navidrome: Navidrome) -> None:
     front.plane.pool = UpstreamPool(front.plane, navidrome.address, most=1)
     first, second = await front.client(), await front.client()
     await first.send(get("/1").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await second.send(get("/2").encode())
-    await front.settled()
+    await front.wait_until_idle()
     assert navidrome.count == 1
     await served.send(OK)
     assert (await served.head()).startswith(b"GET /2 ")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.proxy.chunked import ChunkedError
+from shim.http1.chunked import ChunkedError
 from shim.proxy.request_body import BodyBudget, BodyBuffer, BodyTooLarge, BufferFull
-from shim.trust.envelope import CHUNKED
+from shim.trust.request_metadata import CHUNKED
 
 
 def chunks(body: bytes, size: int) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from shim.trust.reasons import Reason
-from tests.unit.proxy.client import get, request
-from tests.unit.proxy.ends import cuts
-from tests.unit.proxy.front import Front
-from tests.unit.proxy.navidrome_end import OK, Navidrome
+from tests.support.data_plane import Front
+from tests.support.http_client import build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome
+from tests.support.socket_ends import cuts
 
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
@@ -19,14 +19,14 @@ async def test_a_head_cut_at_every_byte_is_read_as_in_one_piece(
     client = await front.client()
     head = get("/api/song?_end=5", "Cookie: a=b", "Accept: */*").encode()
     await client.send(head)
-    served, whole = await navidrome.asked()
+    served, whole = await navidrome.requests()
     await served.send(OK)
-    assert (await client.answer()).body == b"ok"
+    assert (await client.read_response()).body == b"ok"
     for pieces in cuts(head):
         await client.send(*pieces)
         assert await served.head() == whole
         await served.send(OK)
-        assert (await client.answer()).body == b"ok"
+        assert (await client.read_response()).body == b"ok"
     await client.send_each_byte(head)
     assert await served.head() == whole
     assert navidrome.count == 1
@@ -48,7 +48,7 @@ async def test_a_body_cut_at_every_byte_arrives_whole(
     front: Front, navidrome: Navidrome, framing: str, body: bytes, sent_on: bytes
 ) -> None:
     client = await front.client()
-    head = request("POST", "/api/playlist", framing).encode()
+    head = build_request("POST", "/api/playlist", framing).encode()
     served = None
     for pieces in cuts(head + body):
         await client.send(*pieces)
@@ -61,24 +61,24 @@ async def test_a_body_cut_at_every_byte_arrives_whole(
             assert b"\r\nContent-Length: 11\r\n" in got_head
             assert await served.read_exactly(11) == sent_on
         await served.send(CREATED)
-        assert (await client.answer()).status == 201
+        assert (await client.read_response()).status == 201
     assert navidrome.count == 1
 
 
-async def test_chunked_requests_are_framed_anew_without_extensions_and_trailers(
+async def test_chunked_requests_are_framed_again_without_extensions_and_trailers(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
-    head = request("POST", "/api/x", "Transfer-Encoding: chunked", "Trailer: X-Sum")
+    head = build_request("POST", "/api/x", "Transfer-Encoding: chunked", "Trailer: X-Sum")
     await client.send(
         head.encode()
         + b'4;name="a;b"\r\nwiki\r\n00A\r\n0123456789\r\n0\r\nX-authentik-username: admin\r\n\r\n'
     )
-    served, got = await navidrome.asked()
+    served, got = await navidrome.requests()
     assert b"Trailer" not in got
     assert await served.read_until(b"0\r\n\r\n") == b"e\r\nwiki0123456789\r\n0\r\n\r\n"
     await served.send(OK)
-    await client.answer()
+    await client.read_response()
     assert b"authentik" not in served.received
 
 
@@ -87,11 +87,11 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
 ) -> None:
     client = await front.client()
     heads = [get(f"/{number}").encode() for number in range(3)]
-    posts = request("POST", "/body", "Content-Length: 3").encode() + b"abc"
+    posts = build_request("POST", "/body", "Content-Length: 3").encode() + b"abc"
     await client.send(heads[0] + posts + heads[1] + heads[2])
-    served, first = await navidrome.asked()
+    served, first = await navidrome.requests()
     assert first.startswith(b"GET /0 ")
-    await front.settled()
+    await front.wait_until_idle()
     assert bytes(served.received) == first, "the second request waits for the first one's answer"
     await served.send(OK)
     assert (await served.head()).startswith(b"POST /body ")
@@ -100,7 +100,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
     for number in (1, 2):
         assert (await served.head()).startswith(b"GET /%d " % number)
         await served.send(OK)
-    assert [(await client.answer()).body for _ in range(4)] == [b"ok"] * 4
+    assert [(await client.read_response()).body for _ in range(4)] == [b"ok"] * 4
     assert navidrome.count == 1
 
 
@@ -109,11 +109,11 @@ async def test_a_body_of_line_ends_is_not_taken_for_the_end_of_the_head(
     front: Front, navidrome: Navidrome, body: bytes
 ) -> None:
     client = await front.client()
-    await client.send(request("POST", "/", f"Content-Length: {len(body)}").encode() + body)
-    served, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/", f"Content-Length: {len(body)}").encode() + body)
+    served, _ = await navidrome.requests()
     assert await served.read_exactly(len(body)) == body
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 async def test_line_ends_behind_a_head_without_fields_are_not_part_of_it(
@@ -121,9 +121,9 @@ async def test_line_ends_behind_a_head_without_fields_are_not_part_of_it(
 ) -> None:
     client = await front.client()
     await client.send(b"GET / HTTP/1.0\r\n\r\n\r\n")
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 async def test_a_thousand_pipelined_requests_do_not_recurse(
@@ -136,21 +136,21 @@ async def test_a_thousand_pipelined_requests_do_not_recurse(
         await served.head()
         await served.send(OK)
     for _ in range(1000):
-        assert (await client.answer()).body == b"ok"
+        assert (await client.read_response()).body == b"ok"
 
 
-async def test_junk_behind_a_request_is_refused_once_and_nothing_of_it_is_forwarded(
+async def test_junk_behind_a_request_is_rejected_once_and_nothing_of_it_is_forwarded(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
     await client.send(get().encode() + b"\r\n\r\n" * 1000)
-    served, head = await navidrome.asked()
+    served, head = await navidrome.requests()
     await served.send(OK)
-    assert (await client.answer()).body == b"ok"
-    assert (await client.answer()).status == 400
+    assert (await client.read_response()).body == b"ok"
+    assert (await client.read_response()).status == 400
     assert await client.read_to_end() == b""
     assert bytes(served.received) == head
-    assert [reason for reason, _ in front.notes.judged_as] == [Reason.MALFORMED_HEAD]
+    assert [reason for reason, _ in front.recorded.decided_as] == [Reason.MALFORMED_HEAD]
 
 
 @pytest.mark.parametrize(
@@ -170,18 +170,18 @@ async def test_a_connection_lasts_as_its_version_and_options_say(
     client = await front.client()
     head = f"GET / HTTP/{version}\r\nHost: h\r\n" + (f"{option}\r\n" if option else "") + "\r\n"
     await client.send(head.encode())
-    served, got = await navidrome.asked()
+    served, got = await navidrome.requests()
     assert got.startswith(b"GET / HTTP/1.1\r\n"), "Navidrome is always spoken to in 1.1"
     assert b"Connection" not in got
     await served.send(OK)
-    answer = await client.answer()
+    response = await client.read_response()
     said = {"1.0": "keep-alive", "1.1": None}[version] if kept else "close"
-    assert answer.get("connection") == said
+    assert response.get("connection") == said
     if kept:
         await client.send(head.encode())
         await served.head()
         await served.send(OK)
-        assert (await client.answer()).body == b"ok"
+        assert (await client.read_response()).body == b"ok"
     else:
         assert await client.read_to_end() == b""
 
@@ -189,18 +189,18 @@ async def test_a_connection_lasts_as_its_version_and_options_say(
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 async def test_these_methods_are_passed_on(front: Front, navidrome: Navidrome, method: str) -> None:
     client = await front.client()
-    await client.send(request(method, "/api/x").encode())
-    served, head = await navidrome.asked()
+    await client.send(build_request(method, "/api/x").encode())
+    served, head = await navidrome.requests()
     assert head.startswith(f"{method} /api/x HTTP/1.1\r\n".encode())
     await served.send(OK if method != "HEAD" else b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
-    assert (await client.answer(method)).status == 200
+    assert (await client.read_response(method)).status == 200
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "QUERY", "get", "BREW"])
 async def test_other_methods_are_not_implemented(
     front: Front, navidrome: Navidrome, method: str
 ) -> None:
-    assert (await front.ask(request(method, "/"))).status == 501
+    assert (await front.request(build_request(method, "/"))).status == 501
     assert navidrome.count == 0
 
 
@@ -231,19 +231,19 @@ _BOTH = "Content-Length: 1\r\nTransfer-Encoding: chunked"
         " folded: line",
     ],
 )
-async def test_what_can_be_read_in_two_ways_is_refused_and_closed(
+async def test_what_can_be_read_in_two_ways_is_rejected_and_closed(
     front: Front, navidrome: Navidrome, lines: str
 ) -> None:
     client = await front.client()
-    answer = await client.ask(
-        request("POST", "/api/x", *lines.split("\r\n")), b"1\r\n0\r\n\r\n", method="POST"
+    response = await client.request(
+        build_request("POST", "/api/x", *lines.split("\r\n")), b"1\r\n0\r\n\r\n", method="POST"
     )
-    assert answer.status == 400
-    assert answer.get("connection") == "close"
+    assert response.status == 400
+    assert response.get("connection") == "close"
     assert await client.read_to_end() == b""
     assert navidrome.count == 0
-    assert len(front.notes.judged_as) == 1
-    assert front.notes.judged_as[0][1] == answer.get("x-request-id")
+    assert len(front.recorded.decided_as) == 1
+    assert front.recorded.decided_as[0][1] == response.get("x-request-id")
 
 
 @pytest.mark.parametrize(
@@ -262,17 +262,19 @@ async def test_what_can_be_read_in_two_ways_is_refused_and_closed(
         "\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
     ],
 )
-async def test_a_malformed_head_is_refused_at_once(
+async def test_a_malformed_head_is_rejected_at_once(
     front: Front, navidrome: Navidrome, head: str
 ) -> None:
-    assert (await front.ask(head)).status == 400
+    assert (await front.request(head)).status == 400
     assert navidrome.count == 0
 
 
 async def test_the_longest_length_is_taken(front: Front, navidrome: Navidrome) -> None:
     client = await front.client()
-    await client.send(request("PUT", "/api/x", "Content-Length: 9223372036854775807").encode())
-    _, head = await navidrome.asked()
+    await client.send(
+        build_request("PUT", "/api/x", "Content-Length: 9223372036854775807").encode()
+    )
+    _, head = await navidrome.requests()
     assert b"\r\nContent-Length: 9223372036854775807\r\n" in head
 
 
@@ -282,30 +284,30 @@ async def test_who_expects_a_100_gets_it_from_the_shim(
 ) -> None:
     client = await front.client()
     body = b"body" if framing.startswith("C") else b"4\r\nbody\r\n0\r\n\r\n"
-    await client.send(request("POST", "/api/x", framing, "Expect: 100-continue").encode())
-    assert (await client.answer_head())[0] == 100
+    await client.send(build_request("POST", "/api/x", framing, "Expect: 100-continue").encode())
+    assert (await client.read_response_head())[0] == 100
     await client.send(body)
-    served, head = await navidrome.asked()
+    served, head = await navidrome.requests()
     assert b"Expect" not in head, "it was answered here"
     assert await served.read_exactly(len(body)) == body
     await served.send(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
-    assert (await client.answer()).status == 200, "Navidrome's own 100 is not a second one"
+    assert (await client.read_response()).status == 200, "Navidrome's own 100 is not a second one"
 
 
 async def test_no_100_is_sent_where_the_body_came_at_once_or_there_is_none(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
-    head = request("POST", "/api/x", "Content-Length: 4", "Expect: 100-continue").encode()
+    head = build_request("POST", "/api/x", "Content-Length: 4", "Expect: 100-continue").encode()
     await client.send(head + b"bo", b"dy")
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     assert await served.read_exactly(4) == b"body"
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
     await client.send(get("/", "Expect: 100-continue").encode())
     await served.head()
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 @pytest.mark.parametrize(
@@ -325,14 +327,14 @@ async def test_no_100_is_sent_where_the_body_came_at_once_or_there_is_none(
         b"0\r\n" + (b"A: " + b"b" * 4000 + b"\r\n") * 5,
     ],
 )
-async def test_a_bad_chunked_body_is_refused_and_its_request_dropped(
+async def test_a_bad_chunked_body_is_rejected_and_its_request_dropped(
     front: Front, navidrome: Navidrome, body: bytes
 ) -> None:
     client = await front.client()
-    await client.send(request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
-    served, _ = await navidrome.asked()
+    await client.send(build_request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
+    served, _ = await navidrome.requests()
     await client.send(body)
-    assert (await client.answer()).status == 400
+    assert (await client.read_response()).status == 400
     await served.gone()
     assert b"0\r\n\r\n" not in bytes(served.received), "Navidrome never sees the body end"
 
@@ -344,24 +346,24 @@ async def test_one_empty_line_before_a_request_line_is_ignored(
     client = await front.client()
     first, second = slices
     await client.send(*filter(None, (first, second + get("/1").encode())))
-    served, sent = await navidrome.asked()
+    served, sent = await navidrome.requests()
     assert sent.startswith(b"GET /1 ")
     await served.send(OK)
-    await client.answer()
+    await client.read_response()
     await client.send(b"\r\n" + get("/2").encode())
     assert (await served.head()).startswith(b"GET /2 ")
     await served.send(OK)
-    await client.answer()
+    await client.read_response()
 
 
 async def test_two_empty_lines_before_a_request_line_are_rejected(front: Front) -> None:
     client = await front.client()
     await client.send(b"\r\n", b"\r\n", get("/1").encode())
-    assert (await client.answer()).status == 400
+    assert (await client.read_response()).status == 400
 
 
 async def test_a_tls_handshake_on_the_plain_port_is_closed_and_told_of(front: Front) -> None:
     client = await front.client()
     await client.send(bytes.fromhex("1603010200010001fc0303") + bytes(500))
     assert await client.read_to_end() == b""
-    assert [reason for reason, _ in front.notes.judged_as] == [Reason.MALFORMED_HEAD]
+    assert [reason for reason, _ in front.recorded.decided_as] == [Reason.MALFORMED_HEAD]

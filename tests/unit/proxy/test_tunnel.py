@@ -10,11 +10,11 @@ from websockets.asyncio.client import unix_connect
 from websockets.asyncio.server import ServerConnection, unix_serve
 
 from shim.proxy.limits import Limits
-from shim.proxy.pool import Address
+from shim.proxy.pool import UpstreamAddress
 from shim.trust.reasons import Reason
-from tests.unit.proxy.client import Client, get, request
-from tests.unit.proxy.front import Front, front_before
-from tests.unit.proxy.navidrome_end import OK, Navidrome, Served, navidrome_on_a_socket
+from tests.support.data_plane import Front, front_before
+from tests.support.http_client import Client, build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 
 HANDSHAKE = (
     "Connection: keep-alive, Upgrade",
@@ -31,9 +31,9 @@ AGREED = (
 async def tunnel(front: Front, navidrome: Navidrome) -> tuple[Client, Served]:
     client = await front.client()
     await client.send(get("/socket", *HANDSHAKE).encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     await served.send(AGREED)
-    assert (await client.answer()).status == 101
+    assert (await client.read_response()).status == 101
     return client, served
 
 
@@ -42,16 +42,16 @@ async def test_nothing_behind_the_head_goes_on_before_the_101(
 ) -> None:
     client = await front.client()
     await client.send(get("/socket", *HANDSHAKE).encode() + b"early")
-    served, head = await navidrome.asked()
+    served, head = await navidrome.requests()
     assert b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" in head
     assert b"\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" in head
     await client.send(b" bird")
-    await front.settled()
+    await front.wait_until_idle()
     assert bytes(served.received) == head
     await served.send(AGREED + b"hello")
-    answer = await client.answer()
-    assert (answer.get("connection"), answer.get("upgrade")) == ("Upgrade", "websocket")
-    assert answer.get("sec-websocket-accept") == "x"
+    response = await client.read_response()
+    assert (response.get("connection"), response.get("upgrade")) == ("Upgrade", "websocket")
+    assert response.get("sec-websocket-accept") == "x"
     assert await served.read_exactly(10) == b"early bird"
     assert await client.read_exactly(5) == b"hello"
     assert front.counters.tunnels_open == 1
@@ -66,7 +66,7 @@ async def test_nothing_behind_the_head_goes_on_before_the_101(
 
 
 @pytest.mark.parametrize(
-    ("answer", "status"),
+    ("response", "status"),
     [
         (OK, 200),
         (
@@ -81,15 +81,15 @@ async def test_nothing_behind_the_head_goes_on_before_the_101(
         (AGREED.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), 502),
     ],
 )
-async def test_any_other_answer_ends_both_connections_and_what_was_left_over_is_thrown_away(
-    front: Front, navidrome: Navidrome, answer: bytes, status: int
+async def test_any_other_response_ends_both_connections_and_what_was_left_over_is_thrown_away(
+    front: Front, navidrome: Navidrome, response: bytes, status: int
 ) -> None:
     client = await front.client()
     smuggled = get("/api/user", "Remote-User: admin").encode()
     await client.send(get("/socket", *HANDSHAKE).encode() + smuggled)
-    served, head = await navidrome.asked()
-    await served.send(answer)
-    got = await client.answer()
+    served, head = await navidrome.requests()
+    await served.send(response)
+    got = await client.read_response()
     assert (got.status, got.get("connection")) == (status, "close")
     await client.send(smuggled)
     assert await client.read_to_end() == b""
@@ -113,20 +113,20 @@ async def test_a_handshake_that_is_not_whole_is_rejected_and_closed(
     front: Front, navidrome: Navidrome, method: str, lines: tuple[str, ...]
 ) -> None:
     client = await front.client()
-    answer = await client.ask(request(method, "/socket", *lines))
-    assert (answer.status, answer.get("connection")) == (400, "close")
+    response = await client.request(build_request(method, "/socket", *lines))
+    assert (response.status, response.get("connection")) == (400, "close")
     assert await client.read_to_end() == b""
     assert navidrome.count == 0
-    assert [reason for reason, _ in front.notes.judged_as] == [Reason.UPGRADE_REFUSED]
+    assert [reason for reason, _ in front.recorded.decided_as] == [Reason.UPGRADE_REJECTED]
 
 
 async def test_upgrade_without_connection_is_no_upgrade(front: Front, navidrome: Navidrome) -> None:
     client = await front.client()
     await client.send(get("/", "Upgrade: h2c").encode())
-    served, head = await navidrome.asked()
+    served, head = await navidrome.requests()
     assert b"pgrade" not in head
     await served.send(OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 async def test_what_was_sent_before_leaving_arrives(front: Front, navidrome: Navidrome) -> None:
@@ -138,7 +138,7 @@ async def test_what_was_sent_before_leaving_arrives(front: Front, navidrome: Nav
         sent += 1 << 12
     assert not front.reading_paused
     client.finish()
-    await front.settled()
+    await front.wait_until_idle()
     assert len(await served.read_to_end()) == sent
 
 
@@ -154,7 +154,7 @@ async def test_navidromes_end_of_a_tunnel_reaches_the_client(
 async def test_a_tunnel_outlives_every_deadline_but_that_of_a_stalled_reader(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, limits=Limits(stall_timeout=20)) as front:
+    async with front_before(navidrome, limits=Limits(send_timeout=20)) as front:
         client, served = await tunnel(front, navidrome)
         front.pass_time(100_000)
         await _fill(front, client)
@@ -183,15 +183,15 @@ async def test_what_came_ahead_does_not_undo_the_pause(tmp_path: Path) -> None:
     # A Unix socket takes little for a reader that sleeps, so what came ahead is too much for it.
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
-        front_before(navidrome, limits=Limits(kept_bytes=1 << 20)) as front,
+        front_before(navidrome, limits=Limits(max_buffered_bytes=1 << 20)) as front,
     ):
         client = await front.client()
         await client.send(get("/socket", *HANDSHAKE).encode())
-        served, _ = await navidrome.asked()
+        served, _ = await navidrome.requests()
         await client.send(*(bytes(50_000) for _ in range(12)))
-        await front.settled()
+        await front.wait_until_idle()
         await served.send(AGREED)
-        assert (await client.answer()).status == 101
+        assert (await client.read_response()).status == 101
         await _fill(front, client)
 
 
@@ -202,7 +202,7 @@ async def test_the_websockets_library_talks_through_it_on_both_sides(tmp_path: P
 
     there, here = tmp_path / "navidrome.sock", tmp_path / "shim.sock"
     async with unix_serve(echo, str(there), max_size=None):
-        navidrome = Navidrome(Address(path=str(there)))
+        navidrome = Navidrome(UpstreamAddress(path=str(there)))
         async with (
             front_before(navidrome, path=here),
             asyncio.timeout(5),

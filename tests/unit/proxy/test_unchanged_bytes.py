@@ -14,16 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.proxy.certificates import Certificates
-from tests.unit.proxy.client import get, request
-from tests.unit.proxy.ends import turns, until
-from tests.unit.proxy.front import Front, front_before
-from tests.unit.proxy.navidrome_end import (
+from tests.support.certificates import Certificates
+from tests.support.data_plane import Front, front_before
+from tests.support.http_client import build_request, get
+from tests.support.scripted_navidrome import (
     OK,
     Navidrome,
     navidrome_on_a_socket,
     navidrome_with_tls,
 )
+from tests.support.socket_ends import turns, until
 
 FAR_SIDES = ("tcp", "unix", "tls", "tls on unix")
 
@@ -70,10 +70,10 @@ async def _round(
     sent, answered = noise(seed, size), noise(seed + 1, size)
     client = await front.client()
     framing = f"Content-Length: {size}" if up == "length" else "Transfer-Encoding: chunked"
-    await client.send(request("POST", "/api/upload", framing).encode())
+    await client.send(build_request("POST", "/api/upload", framing).encode())
     pieces = sliced(sent, seed, most)
     uploading = asyncio.create_task(client.send(*(pieces if up == "length" else chunked(pieces))))
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     got = await (served.read_exactly(size) if up == "length" else served.chunks())
     await uploading
     assert digest(got) == digest(sent)
@@ -90,9 +90,9 @@ async def _round(
             served.close()
 
     giving = asyncio.create_task(give())
-    answer = await client.answer()
+    response = await client.read_response()
     await giving
-    assert digest(answer.body) == digest(answered)
+    assert digest(response.body) == digest(answered)
     client.close()
     served.close()
 
@@ -131,12 +131,12 @@ async def test_a_client_with_tls_is_told_of_as_such(
     async with front_before(navidrome, tls=certificates.server()) as front:
         client = await front.client(tls=certificates.client())
         await client.send(get().encode())
-        served, head = await navidrome.asked()
+        served, head = await navidrome.requests()
         assert b"\r\nX-Forwarded-Proto: https\r\n" in head
         await served.send(OK)
-        assert (await client.answer()).body == b"ok"
-        answer = await client.ask("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert answer.status == 501
+        assert (await client.read_response()).body == b"ok"
+        response = await client.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert response.status == 501
 
 
 async def test_a_navidrome_whose_certificate_is_not_known_is_not_spoken_to(
@@ -146,7 +146,7 @@ async def test_a_navidrome_whose_certificate_is_not_known_is_not_spoken_to(
         navidrome_with_tls(certificates.server(), ssl.create_default_context()) as navidrome,
         front_before(navidrome) as front,
     ):
-        assert (await front.ask(get())).status == 502
+        assert (await front.request(get())).status == 502
         assert front.counters.failures == {"connect_failed": 1}
         assert navidrome.count == 0
 
@@ -168,7 +168,7 @@ async def _read_slowly(front: Front, navidrome: Navidrome, length: str) -> None:
     body = noise(3, 1 << 16) * (size >> 16)
     client = await front.client(receive_buffer=4096)
     await client.send(get("/track").encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     head = (
         b"Content-Length: %d" % len(body) if length == "length" else b"Transfer-Encoding: chunked"
     )
@@ -179,6 +179,6 @@ async def _read_slowly(front: Front, navidrome: Navidrome, length: str) -> None:
     await turns(1000)
     assert front.held < 1 << 20
     assert not giving.done(), "Navidrome is held back"
-    answer = await client.answer()
+    response = await client.read_response()
     await giving
-    assert digest(answer.body) == digest(body)
+    assert digest(response.body) == digest(body)

@@ -1,13 +1,13 @@
-"""How Navidrome's answers reach the client: framed by method, status and fields (RFC 9112 §6.3)."""
+"""How Navidrome's responses reach the client: framed by method, status and fields (RFC 9112 §6.3)."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.unit.proxy.client import Client, get, request
-from tests.unit.proxy.ends import cuts
-from tests.unit.proxy.front import Front
-from tests.unit.proxy.navidrome_end import OK, Navidrome, Served
+from tests.support.data_plane import Front
+from tests.support.http_client import Client, build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome, Served
+from tests.support.socket_ends import cuts
 
 OLD_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
 
@@ -15,7 +15,7 @@ OLD_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
 async def asked(front: Front, navidrome: Navidrome, head: str = "") -> tuple[Client, Served]:
     client = await front.client()
     await client.send((head or get()).encode())
-    served, _ = await navidrome.asked()
+    served, _ = await navidrome.requests()
     return client, served
 
 
@@ -29,7 +29,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-async def test_an_answer_cut_at_every_byte_arrives_whole(
+async def test_a_response_cut_at_every_byte_arrives_whole(
     front: Front, navidrome: Navidrome, kind: str
 ) -> None:
     client, served = await asked(front, navidrome)
@@ -39,15 +39,15 @@ async def test_an_answer_cut_at_every_byte_arrives_whole(
             await served.head()
         await served.send(*pieces)
         if kind == "interim":
-            hint = await client.answer()
+            hint = await client.read_response()
             assert (hint.status, hint.get("link")) == (103, "</a>")
-        answer = await client.answer()
-        assert (answer.status, answer.body) == (200, b"hello")
+        response = await client.read_response()
+        assert (response.status, response.body) == (200, b"hello")
     assert navidrome.count == 1
 
 
 @pytest.mark.parametrize(
-    ("method", "answer", "framing"),
+    ("method", "response", "framing"),
     [
         ("HEAD", b"200 OK\r\nContent-Length: 5", {"content-length": "5"}),
         ("HEAD", b"200 OK\r\nTransfer-Encoding: chunked", {"transfer-encoding": "chunked"}),
@@ -60,18 +60,18 @@ async def test_an_answer_cut_at_every_byte_arrives_whole(
         ("GET", b"304 Not Modified\r\nTransfer-Encoding: chunked", {}),
     ],
 )
-async def test_these_answers_have_no_body_and_the_connections_last(
-    front: Front, navidrome: Navidrome, method: str, answer: bytes, framing: dict[str, str]
+async def test_these_responses_have_no_body_and_the_connections_last(
+    front: Front, navidrome: Navidrome, method: str, response: bytes, framing: dict[str, str]
 ) -> None:
-    client, served = await asked(front, navidrome, request(method, "/"))
-    await served.send(b"HTTP/1.1 " + answer + b"\r\n\r\n")
-    got = await client.answer(method)
+    client, served = await asked(front, navidrome, build_request(method, "/"))
+    await served.send(b"HTTP/1.1 " + response + b"\r\n\r\n")
+    got = await client.read_response(method)
     names = ("content-length", "transfer-encoding", "connection")
     assert {name: value for name, value in got.fields if name in names} == framing
     await client.send(get().encode())
     await served.head()
     await served.send(OK)
-    assert (await client.answer()).body == b"ok"
+    assert (await client.read_response()).body == b"ok"
     assert navidrome.count == 1
 
 
@@ -81,17 +81,17 @@ async def test_a_body_until_close_goes_in_chunks_to_a_client_of_1_1(
     client, served = await asked(front, navidrome)
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo")
     served.finish()
-    answer = await client.answer()
-    assert (answer.body, answer.get("transfer-encoding")) == (b"hello", "chunked")
-    assert answer.get("connection") is None
+    response = await client.read_response()
+    assert (response.body, response.get("transfer-encoding")) == (b"hello", "chunked")
+    assert response.get("connection") is None
     await client.send(get().encode())
-    again, _ = await navidrome.asked()
+    again, _ = await navidrome.requests()
     await again.send(OK)
-    assert (await client.answer()).body == b"ok"
+    assert (await client.read_response()).body == b"ok"
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"HTTP/1.1 200 OK\r\n\r\nhello",
         b"HTTP/1.0 200 OK\r\n\r\nhello",
@@ -99,23 +99,23 @@ async def test_a_body_until_close_goes_in_chunks_to_a_client_of_1_1(
     ],
 )
 async def test_a_client_of_1_0_gets_no_chunks_and_a_close_at_the_end(
-    front: Front, navidrome: Navidrome, answer: bytes
+    front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
     head = OLD_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
     client, served = await asked(front, navidrome, head)
-    await served.send(answer)
+    await served.send(response)
     served.finish()
-    got = await client.answer()
+    got = await client.read_response()
     assert (got.body, got.get("connection")) == (b"hello", "close")
     assert got.get("transfer-encoding") is None
 
 
-async def test_interim_answers_are_not_for_a_client_of_1_0(
+async def test_interim_responses_are_not_for_a_client_of_1_0(
     front: Front, navidrome: Navidrome
 ) -> None:
     client, served = await asked(front, navidrome, OLD_GET)
     await served.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
-    assert (await client.answer()).status == 200
+    assert (await client.read_response()).status == 200
 
 
 @pytest.mark.parametrize(("count", "status"), [(16, 200), (17, 502)])
@@ -134,12 +134,12 @@ async def test_more_than_16_interim_responses_are_a_502(
     await served.send(*([b"".join(pieces)] if in_one_piece else pieces))
     if b"103" in interim:
         for _ in range(16):
-            assert (await client.answer()).status == 103
-    assert (await client.answer()).status == status
+            assert (await client.read_response()).status == 103
+    assert (await client.read_response()).status == status
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
@@ -164,18 +164,18 @@ async def test_more_than_16_interim_responses_are_a_502(
     ],
     ids=range(20),
 )
-async def test_an_answer_that_is_none_becomes_a_502_and_its_connection_ends(
-    front: Front, navidrome: Navidrome, answer: bytes
+async def test_a_response_that_is_none_becomes_a_502_and_its_connection_ends(
+    front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
     client, served = await asked(front, navidrome)
-    await served.send(answer)
-    got = await client.answer()
+    await served.send(response)
+    got = await client.read_response()
     assert (got.status, got.get("retry-after")) == (502, "5")
     await served.gone()
-    assert [(word, status) for word, status, _ in front.notes.failures] == [
-        ("answer_malformed", 502)
+    assert [(word, status) for word, status, _ in front.recorded.failures] == [
+        ("upstream_response_malformed", 502)
     ]
-    assert front.notes.failures[0][2] == got.get("x-request-id")
+    assert front.recorded.failures[0][2] == got.get("x-request-id")
 
 
 CUT = {
@@ -193,7 +193,7 @@ async def test_a_cut_body_never_ends_cleanly(
 ) -> None:
     client, served = await asked(front, navidrome, OLD_GET if old else "")
     await served.send(CUT[kind])
-    await client.answer_head()
+    await client.read_response_head()
     if kind != "bad chunk":
         served.close()
     if kind == "length" or not old:
@@ -206,7 +206,7 @@ async def test_a_cut_body_never_ends_cleanly(
     else:
         # Here only the reset tells a cut body from a whole one.
         await client.read_to_reset()
-    assert front.counters.failures == {"answer_cut": 1}
+    assert front.counters.failures == {"upstream_response_truncated": 1}
     assert front.counters.streams_open == 0
 
 
@@ -216,7 +216,7 @@ async def test_a_reset_ends_no_body_until_close(
 ) -> None:
     client, served = await asked(front, navidrome, OLD_GET if old else "")
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
-    await client.answer_head()
+    await client.read_response_head()
     served.reset()
     if old:
         await client.read_to_reset()
@@ -225,12 +225,12 @@ async def test_a_reset_ends_no_body_until_close(
             await client.chunks()
 
 
-async def test_an_answer_cut_in_its_head_is_a_502(front: Front, navidrome: Navidrome) -> None:
+async def test_a_response_cut_in_its_head_is_a_502(front: Front, navidrome: Navidrome) -> None:
     client, served = await asked(front, navidrome)
     await served.send(b"HTTP/1.1 200 OK\r\nA: b")
     served.close()
-    assert (await client.answer()).status == 502
-    assert front.counters.failures == {"answer_cut": 1}
+    assert (await client.read_response()).status == 502
+    assert front.counters.failures == {"upstream_response_truncated": 1}
 
 
 async def test_end_to_end_fields_pass_untouched_and_in_order(
@@ -244,8 +244,8 @@ async def test_end_to_end_fields_pass_untouched_and_in_order(
     assert b"\r\nRange: bytes=0-1\r\n" in bytes(served.received)
     hop = b"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTrailer: T\r\n"
     await served.send(b"HTTP/1.1 206 Partial\r\n" + fields + hop + b"Content-Length: 2\r\n\r\nok")
-    answer = await client.answer()
-    assert answer.head == b"HTTP/1.1 206 Partial\r\n" + fields + b"Content-Length: 2\r\n\r\n"
+    response = await client.read_response()
+    assert response.head == b"HTTP/1.1 206 Partial\r\n" + fields + b"Content-Length: 2\r\n\r\n"
 
 
 async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidrome) -> None:
@@ -253,7 +253,7 @@ async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidr
     await served.send(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
-    await client.answer_head()
+    await client.read_response_head()
     for number in range(5):
         event = b"data: %d\n\n" % number
         await served.send(b"%x\r\n%b\r\n" % (len(event), event))
@@ -268,7 +268,7 @@ async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidr
 async def test_navidromes_version_is_not_the_clients(front: Front, navidrome: Navidrome) -> None:
     client, served = await asked(front, navidrome)
     await served.send(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
-    assert (await client.answer()).head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    assert (await client.read_response()).head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     await client.send(get().encode())
     await served.head()
 
@@ -281,4 +281,4 @@ async def test_a_response_head_with_a_bare_lf_is_a_502_at_once(
 ) -> None:
     client, served = await asked(front, navidrome)
     await served.send(*pieces)
-    assert (await client.answer()).status == 502
+    assert (await client.read_response()).status == 502

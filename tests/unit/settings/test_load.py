@@ -53,7 +53,7 @@ def test_nothing_set_gives_the_defaults_of_the_contract() -> None:
     assert settings.database_url.get_secret_value() == "sqlite:///shim.db"
     assert settings.audit_retention_days == 90
     assert settings.max_header_bytes == 65536
-    assert settings.name_rest_hours == 48
+    assert settings.name_reuse_delay_hours == 48
 
 
 def test_the_environment_is_read_through_load_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_the_environment_is_read_through_load_alone(monkeypatch: pytest.MonkeyPa
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
-        load({}).max_waiting = 2
+        load({}).max_pending_requests = 2
 
 
 def test_settings_travel_to_another_process() -> None:
@@ -73,9 +73,9 @@ def test_settings_travel_to_another_process() -> None:
 
 
 def test_the_environment_wins_over_the_file(env: WriteEnv) -> None:
-    file = env("SHIM_LISTEN=127.0.0.1:1\nSHIM_MAX_WAITING=2\n")
+    file = env("SHIM_LISTEN=127.0.0.1:1\nSHIM_MAX_PENDING_REQUESTS=2\n")
     settings = load({"SHIM_LISTEN": "127.0.0.1:9"}, file)
-    assert (settings.listen.port, settings.max_waiting) == (9, 2)
+    assert (settings.listen.port, settings.max_pending_requests) == (9, 2)
 
 
 def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
@@ -84,9 +84,10 @@ def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
 
 def test_an_env_file_is_taken_literally(env: WriteEnv) -> None:
     file = env(
-        "export SHIM_CONTACT='ask ${HOME} # or me'\n# SHIM_MAX_WAITING=3\nND_LOGLEVEL\nTZ=UTC\n"
+        "export SHIM_SUPPORT_CONTACT='ask ${HOME} # or me'\n# "
+        "SHIM_MAX_PENDING_REQUESTS=3\nND_LOGLEVEL\nTZ=UTC\n"
     )
-    assert load({}, file).contact == "ask ${HOME} # or me"
+    assert load({}, file).support_contact == "ask ${HOME} # or me"
 
 
 def test_every_fault_is_told_at_once_with_its_place_and_value(env: WriteEnv) -> None:
@@ -108,7 +109,7 @@ def test_every_fault_is_told_at_once_with_its_place_and_value(env: WriteEnv) -> 
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("SHIM_WHITELIST_REFRESH", "SHIM_WHITELIST_REFRESH_SECONDS"),
+        ("SHIM_DNS_REFRESH", "SHIM_DNS_REFRESH_SECONDS"),
         ("SHIM_REVERSE_PROXY_WHITELST", "SHIM_REVERSE_PROXY_WHITELIST"),
         ("SHIM_PROXY_SECRET_FLIE", "SHIM_PROXY_SECRET_FILE"),
         ("shim_listen", "SHIM_LISTEN"),
@@ -143,11 +144,11 @@ def test_what_kubernetes_puts_beside_a_service_is_no_fault_but_only_from_the_env
 
 
 def test_lines_of_an_env_file_that_say_nothing_or_say_it_twice_are_faults(env: WriteEnv) -> None:
-    file = env("SHIM_LISTEN\nSHIM_MAX_WAITING=1\n=secret\nSHIM_MAX_WAITING=2\n")
+    file = env("SHIM_LISTEN\nSHIM_MAX_PENDING_REQUESTS=1\n=secret\nSHIM_MAX_PENDING_REQUESTS=2\n")
     assert faults({}, file) == [
         f"SHIM_LISTEN ({file} line 1): expected NAME=value",
         f"{file} (line 3): expected NAME=value or # comment",
-        f"SHIM_MAX_WAITING ({file} line 4): expected once; {file} line 2 sets it too",
+        f"SHIM_MAX_PENDING_REQUESTS ({file} line 4): expected once; {file} line 2 sets it too",
     ]
 
 

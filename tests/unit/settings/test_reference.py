@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_example_file_is_current() -> None:
-    assert (ROOT / ".env.example").read_text() == env_example(), "make docs writes it anew"
+    assert (ROOT / ".env.example").read_text() == env_example(), "make docs writes it again"
 
 
 def test_the_reference_is_current() -> None:
-    assert (ROOT / "docs" / "settings.md").read_text() == markdown(), "make docs writes it anew"
+    assert (ROOT / "docs" / "settings.md").read_text() == markdown(), "make docs writes it again"
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.name)
@@ -31,7 +31,7 @@ def test_the_example_file_names_every_setting_with_its_default(setting: Setting)
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.name)
 def test_every_setting_is_explained_in_one_sentence(setting: Setting) -> None:
-    assert setting.means.endswith(".")
+    assert setting.description.endswith(".")
     assert setting.section
 
 

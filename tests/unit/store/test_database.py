@@ -23,7 +23,7 @@ from shim.store import database as module
 from shim.store import engine
 from shim.store.database import Database
 from shim.store.errors import StoreError
-from shim.store.schema import BINDINGS, HEAD, INTENTS, MARKS, METADATA, TOKEN_RULES
+from shim.store.schema import BINDINGS, CHANGE_COUNTERS, HEAD, INTENTS, METADATA, TOKEN_RULES
 from shim.store.upgrade import configuration
 
 Opened = Callable[[], Database]
@@ -45,18 +45,18 @@ def opened(store_url: str) -> Iterator[Opened]:
         database.close()
 
 
-def marks(database: Database) -> list[str]:
-    return database.read(lambda c: [row.name for row in c.execute(select(MARKS))])
+def counters(database: Database) -> list[str]:
+    return database.read(lambda c: [row.name for row in c.execute(select(CHANGE_COUNTERS))])
 
 
 def add(database: Database, *names: str) -> None:
     database.write(
-        lambda c: [c.execute(insert(MARKS).values(name=name, value=0)) for name in names]
+        lambda c: [c.execute(insert(CHANGE_COUNTERS).values(name=name, value=0)) for name in names]
     )
 
 
 def value(connection: Connection) -> int:
-    return int(connection.execute(select(MARKS.c.value)).scalar_one())
+    return int(connection.execute(select(CHANGE_COUNTERS.c.value)).scalar_one())
 
 
 def test_the_migrations_make_the_tables_that_the_models_name(
@@ -75,21 +75,21 @@ def test_the_last_migration_is_the_one_that_the_models_name() -> None:
 
 def test_opening_again_changes_nothing(opened: Opened) -> None:
     add(opened(), "one")
-    assert marks(opened()) == ["bindings", "one"]
+    assert counters(opened()) == ["bindings", "one"]
 
 
 def test_what_fails_is_undone_whole(opened: Opened) -> None:
     database = opened()
     with pytest.raises(IntegrityError):
         add(database, "one", "bindings")
-    assert marks(database) == ["bindings"]
+    assert counters(database) == ["bindings"]
 
 
 def test_what_a_writer_has_read_holds_when_it_writes(opened: Opened) -> None:
     def count(connection: Connection) -> None:
         found = value(connection)
         time.sleep(0.001)  # time enough for whoever does not wait
-        connection.execute(update(MARKS).values(value=found + 1))
+        connection.execute(update(CHANGE_COUNTERS).values(value=found + 1))
 
     def many(database: Database) -> None:
         for _ in range(20):
@@ -106,7 +106,7 @@ def test_a_reader_sees_one_moment(opened: Opened) -> None:
 
     def twice(connection: Connection) -> tuple[int, int]:
         before = value(connection)
-        writer.write(lambda c: c.execute(update(MARKS).values(value=7)))
+        writer.write(lambda c: c.execute(update(CHANGE_COUNTERS).values(value=7)))
         return before, value(connection)
 
     assert reader.read(twice) == (0, 0)
@@ -125,7 +125,7 @@ def test_a_writer_that_comes_to_no_end_keeps_no_other_for_ever(
 
     first.write(meanwhile)
     add(second, "three")
-    assert marks(first) == ["bindings", "three"]
+    assert counters(first) == ["bindings", "three"]
 
 
 async def test_transactions_run_off_the_loop_and_to_their_end(opened: Opened) -> None:
@@ -135,15 +135,15 @@ async def test_transactions_run_off_the_loop_and_to_their_end(opened: Opened) ->
     def work(_: object) -> None:
         seen.append(threading.get_ident())
 
-    task = asyncio.create_task(database.writing(work))
+    task = asyncio.create_task(database.write_async(work))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await database.writing(work)
+    await database.write_async(work)
     assert len(seen) == 2 and loop_thread not in seen
     database.close()
     with pytest.raises(StoreError):
-        await database.reading(work)
+        await database.read_async(work)
 
 
 async def test_a_store_that_does_not_answer_is_one_that_cannot_be_used(
@@ -151,15 +151,19 @@ async def test_a_store_that_does_not_answer_is_one_that_cannot_be_used(
 ) -> None:
     database, answers = opened(), threading.Event()
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_ANSWER_SECONDS", 0.05)
+        patched.setattr(module, "_RESPONSE_SECONDS", 0.05)
         try:
-            with pytest.raises(StoreError, match="no answer"):
-                await database.reading(lambda _: answers.wait(20))
-            with pytest.raises(StoreError, match="no answer"):
-                await database.writing(lambda c: c.execute(update(MARKS).values(value=7)))
+            with pytest.raises(StoreError, match="no response"):
+                await database.read_async(lambda _: answers.wait(20))
+            with pytest.raises(StoreError, match="no response"):
+                await database.write_async(
+                    lambda c: c.execute(update(CHANGE_COUNTERS).values(value=7))
+                )
         finally:
             answers.set()
-    assert await database.reading(value) == 0, "what was given up before it began is not done later"
+    assert await database.read_async(value) == 0, (
+        "what was given up before it began is not done later"
+    )
 
 
 def test_tables_of_a_newer_version_are_left_alone(opened: Opened) -> None:
@@ -175,7 +179,7 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     database.close()
     before = (tmp_path / "shim.db").read_bytes()
     database = Database(url)
-    database.look()
+    database.check()
     database.close()
     assert (tmp_path / "shim.db").read_bytes() == before
 
@@ -186,7 +190,7 @@ def test_a_store_that_cannot_be_used_says_where(url: str) -> None:
         Database(url).open()
 
 
-def test_an_upgrade_locks_anew_what_an_earlier_version_locked(store_url: str) -> None:
+def test_an_upgrade_locks_again_what_an_earlier_version_locked(store_url: str) -> None:
     columns = (
         "uid, navidrome_id, user_name, folded_name, claimed_name, made, state, open_door, first_seen, "
         "last_seen, identity, written"
@@ -222,7 +226,9 @@ def test_an_upgrade_locks_anew_what_an_earlier_version_locked(store_url: str) ->
     database.open()
     try:
         pending = database.read(
-            lambda c: {row.uid: (row.open_door, row.version) for row in c.execute(select(BINDINGS))}
+            lambda c: {
+                row.uid: (row.lock_pending, row.version) for row in c.execute(select(BINDINGS))
+            }
         )
         rules = database.read(lambda c: {tuple(row) for row in c.execute(select(TOKEN_RULES))})
         intents = database.read(lambda c: c.execute(select(INTENTS)).all())

@@ -21,8 +21,8 @@ from shim.store import database as module
 from shim.store import engine
 from shim.store.database import Database
 from shim.store.errors import StoreError
-from shim.store.schema import MARKS
-from tests.postgresql import PASSWORD, PostgreSQL
+from shim.store.schema import CHANGE_COUNTERS
+from tests.support.postgresql import PASSWORD, PostgreSQL
 
 ROOT = Path(__file__).parents[3]
 OPENS = """
@@ -59,16 +59,16 @@ def store(make: Make, postgresql_url: str) -> Database:
     return database
 
 
-def marks(database: Database) -> list[str]:
-    return database.read(lambda c: [row.name for row in c.execute(select(MARKS))])
+def counters(database: Database) -> list[str]:
+    return database.read(lambda c: [row.name for row in c.execute(select(CHANGE_COUNTERS))])
 
 
 def add(database: Database, name: str) -> None:
-    database.write(lambda c: c.execute(insert(MARKS).values(name=name, value=0)))
+    database.write(lambda c: c.execute(insert(CHANGE_COUNTERS).values(name=name, value=0)))
 
 
 def value(connection: Connection) -> int:
-    return int(connection.execute(select(MARKS.c.value)).scalar_one())
+    return int(connection.execute(select(CHANGE_COUNTERS.c.value)).scalar_one())
 
 
 # processes that meet
@@ -94,7 +94,7 @@ def test_processes_that_make_the_tables_at_once_make_them_once(
         for process in processes:
             said, _ = process.communicate(timeout=30)
             assert (process.returncode, said) == (0, "")
-    assert marks(database) == ["bindings"]
+    assert counters(database) == ["bindings"]
 
 
 def _opener(ends: ExitStack, url: str) -> subprocess.Popen[str]:
@@ -122,7 +122,7 @@ def test_a_writer_sees_what_was_written_while_it_waited_for_its_turn(
 
     def add_one(connection: Connection) -> int:
         found = value(connection) + 1
-        connection.execute(update(MARKS).values(value=found))
+        connection.execute(update(CHANGE_COUNTERS).values(value=found))
         return found
 
     with ThreadPoolExecutor(1) as thread:
@@ -140,16 +140,16 @@ def test_a_writer_sees_what_was_written_while_it_waited_for_its_turn(
 def test_a_writer_that_went_silent_loses_its_turn_and_what_it_wrote(
     make: Make, store: Database, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "_IDLE_TRANSACTION_SECONDS", 0.1)
     other = make(postgresql_url)
 
     def silent(connection: Connection) -> None:
-        connection.execute(insert(MARKS).values(name="silent", value=0))
+        connection.execute(insert(CHANGE_COUNTERS).values(name="silent", value=0))
         add(other, "other")
 
     with pytest.raises(StoreError, match="idle-in-transaction"):
         store.write(silent)
-    assert marks(store) == ["bindings", "other"]
+    assert counters(store) == ["bindings", "other"]
 
 
 def test_looking_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, make: Make) -> None:
@@ -160,7 +160,7 @@ def test_looking_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, ma
         if opens:
             database.open()
         before = postgresql.do(number)
-        database.look()
+        database.check()
         assert postgresql.do(number) == before
 
 
@@ -170,12 +170,12 @@ def test_looking_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, ma
 def test_a_server_that_started_again_is_found_again(
     postgresql: PostgreSQL, store: Database
 ) -> None:
-    assert marks(store) == ["bindings"]
+    assert counters(store) == ["bindings"]
     postgresql.restart()
-    assert marks(store) == ["bindings"]
+    assert counters(store) == ["bindings"]
     postgresql.restart()
     add(store, "one")
-    assert marks(store) == ["bindings", "one"]
+    assert counters(store) == ["bindings", "one"]
 
 
 def test_a_server_that_is_away_is_said_and_found_again(
@@ -183,35 +183,35 @@ def test_a_server_that_is_away_is_said_and_found_again(
 ) -> None:
     postgresql.stop()
     try:
-        for use in (store.open, store.look, lambda: add(store, "one")):
+        for use in (store.open, store.check, lambda: add(store, "one")):
             with pytest.raises(StoreError, match="Connection refused") as raised:
                 use()
-            assert store.place in str(raised.value)
+            assert store.display_url in str(raised.value)
             assert PASSWORD not in str(raised.value)
     finally:
         postgresql.start()
     add(store, "one")
-    assert marks(store) == ["bindings", "one"]
+    assert counters(store) == ["bindings", "one"]
 
 
 def test_what_loses_its_connection_is_undone_whole(postgresql: PostgreSQL, store: Database) -> None:
     def cut(connection: Connection) -> None:
-        connection.execute(insert(MARKS).values(name="one", value=0))
+        connection.execute(insert(CHANGE_COUNTERS).values(name="one", value=0))
         backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         postgresql.do(f"SELECT pg_terminate_backend({backend})")
-        connection.execute(insert(MARKS).values(name="two", value=0))
+        connection.execute(insert(CHANGE_COUNTERS).values(name="two", value=0))
 
     with pytest.raises(StoreError):
         store.write(cut)
     add(store, "three")
-    assert marks(store) == ["bindings", "three"]
+    assert counters(store) == ["bindings", "three"]
 
 
 async def test_a_server_that_answers_no_more_keeps_no_store_from_being_closed(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(module, "_LAST_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_RESPONSE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
 
     def backend(connection: Connection) -> int:
         return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
@@ -220,8 +220,8 @@ async def test_a_server_that_answers_no_more_keeps_no_store_from_being_closed(
     number = store.read(backend)
     os.kill(number, signal.SIGSTOP)
     try:
-        with pytest.raises(StoreError, match="no answer"):
-            await store.reading(backend)
+        with pytest.raises(StoreError, match="no response"):
+            await store.read_async(backend)
         await asyncio.wait_for(asyncio.to_thread(store.close), 20)
     finally:
         os.kill(number, signal.SIGCONT)
@@ -264,11 +264,11 @@ def test_what_is_wrong_with_the_address_is_said_without_a_password(
 ) -> None:
     url = make_url(postgresql_url).set(**change)  # type: ignore[arg-type]
     database = make(url.render_as_string(hide_password=False))
-    for use in (database.open, database.look):
+    for use in (database.open, database.check):
         with pytest.raises(StoreError, match=said) as raised:
             use()
-        told = f"{raised.value} {database.place}"
-        assert database.place in str(raised.value)
+        told = f"{raised.value} {database.display_url}"
+        assert database.display_url in str(raised.value)
         assert PASSWORD not in told and "wr0ng" not in told
 
 
@@ -289,11 +289,11 @@ def test_who_may_make_no_tables_is_told_before_and_when_it_is_tried(
         with postgresql.database() as empty:
             name = str(make_url(empty).database)
             guest = make(postgresql.url(name, "guest"))
-            with pytest.raises(StoreError, match="own the database"):
-                guest.look()
+            with pytest.raises(StoreError, match="database owner"):
+                guest.check()
             with pytest.raises(StoreError, match="permission denied"):
                 guest.open()
-            make(empty).look()
+            make(empty).check()
     finally:
         postgresql.do("DROP ROLE guest")
 
@@ -305,5 +305,5 @@ def test_a_database_without_an_encoding_keeps_every_name(
         database = make(url)
         database.open()
         add(database, "Jörg 音楽")
-        assert marks(database) == ["bindings", "Jörg 音楽"]
+        assert counters(database) == ["bindings", "Jörg 音楽"]
         database.close()

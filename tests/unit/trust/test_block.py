@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from shim.trust.envelope import CHUNKED, NO_BODY
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
-from tests.unit.trust.asking import ANYONE, EDGE, HOST, head, judged, listing
-from tests.unit.trust.reading import read_by_llhttp
+from shim.trust.request_metadata import CHUNKED, NO_BODY
+from tests.support.decisions import ANYONE, EDGE, HOST, decided, head, trusting
+from tests.support.reference_parsers import read_by_llhttp
 
 
 def forwarded(told: bytes) -> list[str]:
@@ -34,13 +34,13 @@ def forwarded(told: bytes) -> list[str]:
         (("transfer-encoding:  CHUNKED\t",), CHUNKED),
     ],
 )
-def test_a_body_is_framed_by_one_field_and_framed_anew(
+def test_a_body_is_framed_by_one_field_and_framed_again(
     fields: tuple[str, ...], length: int
 ) -> None:
-    decision = judged(head("POST /api/playlist HTTP/1.1", *fields))
+    decision = decided(head("POST /api/playlist HTTP/1.1", *fields))
     assert decision.block is not None
-    assert decision.block.envelope.length == length
-    told = decision.head().lower()
+    assert decision.block.metadata.length == length
+    told = decision.render_head().lower()
     assert told.count(b"content-length") == (length >= 0)
     assert told.count(b"transfer-encoding: chunked\r\n") == (length == CHUNKED)
     if length >= 0:
@@ -85,11 +85,11 @@ def test_a_body_is_framed_by_one_field_and_framed_anew(
         ("Expect:",),
     ],
 )
-def test_a_body_that_could_be_framed_in_two_ways_is_refused(
+def test_a_body_that_could_be_framed_in_two_ways_is_rejected(
     fields: tuple[str | bytes, ...],
 ) -> None:
     for peer in (EDGE, ANYONE):
-        decision = judged(head("POST /rest/ping HTTP/1.1", *fields), peer)
+        decision = decided(head("POST /rest/ping HTTP/1.1", *fields), peer)
         assert decision.outcome.reason is Reason.AMBIGUOUS_FRAMING
         assert decision.outcome.status == 400
 
@@ -104,14 +104,14 @@ def test_a_body_that_could_be_framed_in_two_ways_is_refused(
         "Content'Length",
     ],
 )
-def test_a_name_that_only_folds_to_a_framing_one_is_refused(name: str) -> None:
+def test_a_name_that_only_folds_to_a_framing_one_is_rejected(name: str) -> None:
     for peer in (EDGE, ANYONE):
-        decision = judged(head("POST /rest/ping HTTP/1.1", f"{name}: 69"), peer)
+        decision = decided(head("POST /rest/ping HTTP/1.1", f"{name}: 69"), peer)
         assert (decision.outcome.reason, decision.outcome.status) == (Reason.FRAMING_ALIAS, 400)
 
 
 def test_http_1_0_knows_no_chunks() -> None:
-    decision = judged(head("POST /rest/ping HTTP/1.0", "Transfer-Encoding: chunked"))
+    decision = decided(head("POST /rest/ping HTTP/1.0", "Transfer-Encoding: chunked"))
     assert decision.outcome.reason is Reason.AMBIGUOUS_FRAMING
 
 
@@ -120,9 +120,9 @@ def test_http_1_0_knows_no_chunks() -> None:
     ["music.example.com", "music.example.com:8080", "127.0.0.1:4534", "[fd00::1]:4534", "edge_1"],
 )
 def test_a_host_is_a_name_with_or_without_a_port(host: str) -> None:
-    decision = judged(head("GET / HTTP/1.1", host=host))
+    decision = decided(head("GET / HTTP/1.1", host=host))
     assert decision.outcome.verdict is Verdict.ANONYMOUS
-    assert f"\r\nHost: {host}\r\n".encode() in decision.head()
+    assert f"\r\nHost: {host}\r\n".encode() in decision.render_head()
 
 
 @pytest.mark.parametrize(
@@ -146,29 +146,29 @@ def test_a_host_is_a_name_with_or_without_a_port(host: str) -> None:
         ("Host: a:123456",),
     ],
 )
-def test_a_host_that_is_not_given_once_is_refused(fields: tuple[str | bytes, ...]) -> None:
-    decision = judged(head("GET / HTTP/1.1", *fields, host=None))
+def test_a_host_that_is_not_given_once_is_rejected(fields: tuple[str | bytes, ...]) -> None:
+    decision = decided(head("GET / HTTP/1.1", *fields, host=None))
     assert (decision.outcome.reason, decision.outcome.status) == (Reason.AMBIGUOUS_HOST, 400)
 
 
-def test_a_host_alias_is_refused() -> None:
+def test_a_host_alias_is_rejected() -> None:
     names = Policy().names
     assert names.classify(b"host")[0].name == "HOST"
     for line in ("Ho_st: x", "Hos.t: x"):  # these fold to other names
-        assert judged(head("GET / HTTP/1.1", line)).outcome.verdict is Verdict.ANONYMOUS
+        assert decided(head("GET / HTTP/1.1", line)).outcome.verdict is Verdict.ANONYMOUS
 
 
 def test_http_1_0_may_go_without_a_host_and_is_forwarded_with_an_empty_one() -> None:
     # RFC 9112 §3.2: in HTTP/1.1, which is what Navidrome is spoken to in, it may not be left out.
-    decision = judged(head("GET / HTTP/1.0", host=None))
-    read = read_by_llhttp(decision.head())
+    decision = decided(head("GET / HTTP/1.0", host=None))
+    read = read_by_llhttp(decision.render_head())
     assert read is not None
     assert read.values("Host") == [b""]
-    assert decision.head().startswith(b"GET / HTTP/1.1\r\n")
+    assert decision.render_head().startswith(b"GET / HTTP/1.1\r\n")
 
 
 def test_what_is_of_this_hop_alone_ends_here() -> None:
-    decision = judged(
+    decision = decided(
         head(
             "GET /app/ HTTP/1.1",
             "Accept: */*",
@@ -185,21 +185,21 @@ def test_what_is_of_this_hop_alone_ends_here() -> None:
             "X-ND-Client-Unique-Id: 1",
         )
     )
-    assert forwarded(decision.head()) == ["Host", "Accept", "X-ND-Client-Unique-Id"]
+    assert forwarded(decision.render_head()) == ["Host", "Accept", "X-ND-Client-Unique-Id"]
 
 
 def test_connection_can_not_name_the_framing_away() -> None:
-    decision = judged(
+    decision = decided(
         head("POST /api/x HTTP/1.1", "Content-Length: 3", "Connection: content-length, host")
     )
-    assert b"Content-Length: 3\r\n" in decision.head()
-    assert f"Host: {HOST}\r\n".encode() in decision.head()
+    assert b"Content-Length: 3\r\n" in decision.render_head()
+    assert f"Host: {HOST}\r\n".encode() in decision.render_head()
 
 
 def test_the_end_to_end_fields_keep_their_order_and_their_case() -> None:
     sent = ("aCCept: x", "X-A: 1", "Cookie: a", "x-a: 2", "COOKIE: b")
-    decision = judged(head("GET /app/ HTTP/1.1", *sent))
-    lines = decision.head().split(b"\r\n")
+    decision = decided(head("GET /app/ HTTP/1.1", *sent))
+    lines = decision.render_head().split(b"\r\n")
     assert [line.decode() for line in lines if line.lower()[:3] in (b"acc", b"x-a", b"coo")] == [
         *sent
     ]
@@ -223,19 +223,19 @@ def test_the_connection_lasts_as_version_and_options_say(
     line: str, connection: str, stays: bool
 ) -> None:
     fields = (f"Connection: {connection}",) if connection else ()
-    assert judged(head(line, *fields)).keep_alive is stays
+    assert decided(head(line, *fields)).keep_alive is stays
 
 
 @pytest.mark.parametrize("line", ["Connection: close\r\nConnection: x", "Connection: x,close"])
 def test_the_options_of_several_fields_count_together(line: str) -> None:
-    assert not judged(head("GET / HTTP/1.1", line)).keep_alive
+    assert not decided(head("GET / HTTP/1.1", line)).keep_alive
 
 
 def test_a_request_has_a_bounded_number_of_lines() -> None:
-    policy = Policy(whitelist=listing("127.0.0.2"), max_fields=16)
+    policy = Policy(whitelist=trusting("127.0.0.2"), max_fields=16)
     lines = [f"X-{number}: x" for number in range(16)]
-    assert judged(head("GET / HTTP/1.1", *lines[:15]), policy=policy).outcome.status == 200
-    decision = judged(head("GET / HTTP/1.1", *lines), policy=policy)
+    assert decided(head("GET / HTTP/1.1", *lines[:15]), policy=policy).outcome.status == 200
+    decision = decided(head("GET / HTTP/1.1", *lines), policy=policy)
     assert (decision.outcome.reason, decision.outcome.status) == (Reason.HEAD_TOO_LARGE, 431)
 
 
@@ -263,8 +263,8 @@ def test_a_request_has_a_bounded_number_of_lines() -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_what_is_no_head_is_refused(text: bytes) -> None:
-    decision = judged(text)
+def test_what_is_no_head_is_rejected(text: bytes) -> None:
+    decision = decided(text)
     assert (decision.outcome.reason, decision.outcome.status) == (Reason.MALFORMED_HEAD, 400)
 
 
@@ -272,5 +272,5 @@ def test_what_is_no_head_is_refused(text: bytes) -> None:
 def test_more_than_64_options_of_connection_are_rejected(options: int, rejected: bool) -> None:
     lines = [f"Connection: {','.join(f'x{n}' for n in range(32))}"]
     lines.append(f"Connection: {','.join(f'y{n}' for n in range(options - 32))}")
-    decision = judged(head("GET / HTTP/1.1", *lines))
+    decision = decided(head("GET / HTTP/1.1", *lines))
     assert (decision.outcome.reason is Reason.AMBIGUOUS_FRAMING) is rejected

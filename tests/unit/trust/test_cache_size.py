@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shim.trust.addresses import parse_peer
-from shim.trust.remember import RememberedDecisions
-from tests.unit.trust.asking import ADA, POLICY, head
+from shim.trust.cached_decisions import DecisionCache
+from shim.trust.peers import parse_peer
+from tests.support.decisions import ADA, POLICY, head
 
 _REMEMBERED = 1 << 24  # all that the trusted peers' caches may hold, in two generations
 _FIXED = 1 << 17  # of the caches themselves, and of keys that were seen once
@@ -44,10 +44,10 @@ def _traced() -> Iterator[None]:
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.usefixtures("_traced")
 def test_what_is_remembered_is_counted(name: str, address: str) -> None:
-    learn(RememberedDecisions(POLICY), address, BLOCKS[name], range(2))
+    learn(DecisionCache(POLICY), address, BLOCKS[name], range(2))
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
-    decisions = RememberedDecisions(POLICY)
+    decisions = DecisionCache(POLICY)
     learn(decisions, address, BLOCKS[name], range(60))
     gc.collect()
     held = tracemalloc.get_traced_memory()[0] - before
@@ -56,8 +56,8 @@ def test_what_is_remembered_is_counted(name: str, address: str) -> None:
     assert decisions.size < _REMEMBERED
 
 
-def learn(decisions: RememberedDecisions, address: str, block: Block, numbers: range) -> None:
-    standing = decisions.standing(parse_peer(address), b"http")
+def learn(decisions: DecisionCache, address: str, block: Block, numbers: range) -> None:
+    standing = decisions.connection_context(parse_peer(address), b"http")
     for number in numbers:
         for _ in range(2):
             text = head(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from shim.trust.addresses import parse_peer
+from shim.trust.peers import parse_peer
 from shim.trust.policy import Policy
-from tests.unit.trust.asking import ADA, ANYONE, head, judged, listing
+from tests.support.decisions import ADA, ANYONE, decided, head, trusting
 
 KEYS = [
     "verdict",
@@ -22,8 +22,8 @@ KEYS = [
 ]
 
 
-def test_a_believed_request_is_told_whole() -> None:
-    told = judged(
+def test_a_trusted_request_is_told_whole() -> None:
+    told = decided(
         head(
             "GET /app/?x=1 HTTP/1.1",
             "Accept: */*",
@@ -37,7 +37,7 @@ def test_a_believed_request_is_told_whole() -> None:
     assert told == {
         "verdict": "authenticated",
         "status": None,
-        "reason": "listed_peer",
+        "reason": "trusted_peer",
         "peer": "127.0.0.2",
         "peer_trusted": True,
         "path_class": "protected",
@@ -71,11 +71,11 @@ def test_a_believed_request_is_told_whole() -> None:
 
 
 def test_a_stripped_request_says_what_was_spoofed() -> None:
-    told = judged(
+    told = decided(
         head("GET /rest/ping HTTP/1.1", "X_authentik_username: admin", "X-Empty:"), ANYONE
     ).explain()
     assert list(told) == KEYS
-    assert (told["verdict"], told["reason"]) == ("stripped", "unlisted_peer")
+    assert (told["verdict"], told["reason"]) == ("stripped", "untrusted_peer")
     assert (told["status"], told["identity"], told["path_class"]) == (None, None, "public")
     assert told["removed_headers"] == ["X_authentik_username"]
     assert told["notes"] == [
@@ -85,7 +85,7 @@ def test_a_stripped_request_says_what_was_spoofed() -> None:
 
 
 def test_a_rejected_request_has_a_status_and_forwards_nothing() -> None:
-    told = judged(head("GET /app/ HTTP/1.1", ADA, ADA)).explain()
+    told = decided(head("GET /app/ HTTP/1.1", ADA, ADA)).explain()
     assert list(told) == KEYS
     assert (told["verdict"], told["status"]) == ("rejected", 400)
     assert (told["identity"], told["forwarded_headers"]) == (None, [])
@@ -93,24 +93,24 @@ def test_a_rejected_request_has_a_status_and_forwards_nothing() -> None:
 
 
 def test_a_head_that_can_not_be_read_is_told_in_the_same_shape() -> None:
-    told = judged(b"\xff\xfe").explain()
+    told = decided(b"\xff\xfe").explain()
     assert list(told) == KEYS
     assert (told["verdict"], told["status"], told["path_class"]) == ("rejected", 400, "protected")
     assert told["removed_headers"] == []
 
 
 def test_every_explanation_is_json() -> None:
-    policy = Policy(whitelist=listing("@"))
+    policy = Policy(whitelist=trusting("@"))
     for text in (
         head("GET /app/ HTTP/1.1", b"X-authentik-username: \xc3\x84da", b"X-Odd: \xff\xfe"),
         head("GET /rest/ping HTTP/1.1", b"X-authentik-username: \xff"),
         head("GET /%ff HTTP/1.1"),
     ):
-        told = json.loads(json.dumps(judged(text, parse_peer("@"), policy).explain()))
+        told = json.loads(json.dumps(decided(text, parse_peer("@"), policy).explain()))
         assert list(told) == KEYS
         assert told["peer"] == "@"
 
 
 def test_the_listeners_scheme_is_told() -> None:
-    told = judged(head("GET / HTTP/1.1"), ANYONE, scheme=b"https").explain()
+    told = decided(head("GET / HTTP/1.1"), ANYONE, scheme=b"https").explain()
     assert ["X-Forwarded-Proto", "https"] in told["forwarded_headers"]  # type: ignore[operator]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shim.trust.identity import Role, decode_name, read_text, split_groups
+from shim.trust.identity import Role, decode_name, parse_value, split_groups
 from shim.trust.reasons import Reason
-from shim.trust.refusal import Refused
+from shim.trust.rejection import RequestRejected
 
 TEXTS = [Role.USERNAME, Role.NAME, Role.EMAIL, Role.GROUPS, Role.UID, Role.JWT]
 
@@ -35,16 +35,16 @@ TEXTS = [Role.USERNAME, Role.NAME, Role.EMAIL, Role.GROUPS, Role.UID, Role.JWT]
     ],
 )
 def test_what_is_no_clean_utf8_is_no_value(role: Role, value: bytes) -> None:
-    with pytest.raises(Refused) as refused:
-        read_text(role, value)
-    assert refused.value.reason is Reason.IDENTITY_INVALID
-    assert role.name.lower() in refused.value.detail
+    with pytest.raises(RequestRejected) as rejection:
+        parse_value(role, value)
+    assert rejection.value.reason is Reason.IDENTITY_INVALID
+    assert role.name.lower() in rejection.value.detail
 
 
 @pytest.mark.parametrize("role", TEXTS)
 @pytest.mark.parametrize("text", ["a", "ada lovelace", "\u00c4da", "\U0001f3b5", "a@b", "a|b"])
 def test_clean_text_is_read_as_it_is(role: Role, text: str) -> None:
-    assert read_text(role, text.encode()) == text
+    assert parse_value(role, text.encode()) == text
 
 
 @pytest.mark.parametrize(
@@ -57,22 +57,22 @@ def test_clean_text_is_read_as_it_is(role: Role, text: str) -> None:
     ],
 )
 def test_every_value_has_a_bound_in_characters(role: Role, most: int) -> None:
-    assert read_text(role, ("\u00e9" * most).encode()) == "\u00e9" * most
-    with pytest.raises(Refused):
-        read_text(role, b"e" * (most + 1))
+    assert parse_value(role, ("\u00e9" * most).encode()) == "\u00e9" * most
+    with pytest.raises(RequestRejected):
+        parse_value(role, b"e" * (most + 1))
 
 
 @pytest.mark.parametrize("role", [Role.GROUPS, Role.JWT])
 def test_groups_and_tokens_are_as_long_as_a_head_may_be(role: Role) -> None:
-    assert read_text(role, b"e" * 60_000) == "e" * 60_000
+    assert parse_value(role, b"e" * 60_000) == "e" * 60_000
 
 
 @pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 def test_a_user_name_has_no_bidirectional_control(control: str) -> None:
     text = f"a{control}b".encode()
-    with pytest.raises(Refused, match="bidirectional"):
-        read_text(Role.USERNAME, text)
-    assert read_text(Role.NAME, text) == text.decode()
+    with pytest.raises(RequestRejected, match="bidirectional"):
+        parse_value(Role.USERNAME, text)
+    assert parse_value(Role.NAME, text) == text.decode()
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_encoded_words_of_a_display_name_are_decoded(value: bytes, name: str) ->
     "value",
     [b"=?utf-8?q?=FF?=", b"=?utf-8?b?SsO2cmc?=", b"=?utf-7?q?x?=", b"=?x?q?x?=", b"x" * 12_289],
 )
-def test_an_encoded_word_that_can_not_be_decoded_is_refused(value: bytes) -> None:
-    with pytest.raises(Refused):
+def test_an_encoded_word_that_can_not_be_decoded_is_rejected(value: bytes) -> None:
+    with pytest.raises(RequestRejected):
         decode_name(value, percent=False)
 
 
@@ -123,7 +123,7 @@ def test_a_display_name_may_be_percent_encoded(value: bytes, name: str) -> None:
 
 @pytest.mark.parametrize("role", TEXTS)
 def test_an_empty_value_is_read(role: Role) -> None:
-    assert read_text(role, b"") == ""
+    assert parse_value(role, b"") == ""
 
 
 @pytest.mark.parametrize(
@@ -147,5 +147,5 @@ def test_groups_are_split_where_the_settings_say(
 
 def test_more_than_2048_groups_are_rejected() -> None:
     assert len(split_groups("|".join(["a"] * 2048), "|")) == 2048
-    with pytest.raises(Refused, match="groups"):
+    with pytest.raises(RequestRejected, match="groups"):
         split_groups("|".join(["a"] * 2049), "|")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shim.trust.jwks import read_key_set, secret_key
 from shim.trust.jwt import MAX_HEADER, Token, TokenRules, verify_token
-from shim.trust.jwt_keys import read_key_set, secret_key
 from shim.trust.reasons import Reason
-from shim.trust.refusal import Refused
-from tests.unit.trust.minting import (
+from shim.trust.rejection import RequestRejected
+from tests.support.jwt_minting import (
     AUDIENCE,
     ISSUER,
     NOW,
@@ -44,11 +44,11 @@ def verified(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> T
 
 
 def why_not(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Reason:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRejected) as rejection:
         verify_token(text, rules, now)
     parts = [part for part in text.split(".") if len(part) > 20]
-    assert not any(part in refused.value.detail for part in parts)
-    return refused.value.reason
+    assert not any(part in rejection.value.detail for part in parts)
+    return rejection.value.reason
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_token_of_a_key_of_the_set_says_who_is_there(key: Any, algorithm: str,
     found = verified(token(key=key, algorithm=algorithm, kid=kid))
     assert (found.subject, found.username, found.name) == ("5a1c", "ada", "Ada Lovelace")
     assert (found.email, found.groups) == ("ada@example.org", ("family", "admins"))
-    assert (found.span.start, found.span.end) == (NOW - 40, NOW + 330)
+    assert (found.validity.start, found.validity.end) == (NOW - 40, NOW + 330)
 
 
 @pytest.mark.parametrize("kid", [None, "whatever"])
@@ -150,7 +150,9 @@ def test_of_many_keys_a_few_are_tried_for_a_token_that_names_none() -> None:
     four = replace(RULES, keys=read_key_set(key_set(*entries[:3], jwk(rsa_key(), None))))
     assert verified(token(kid=None), four).username == "ada"
     five = replace(RULES, keys=read_key_set(key_set(*entries, jwk(rsa_key(), None))))
-    with pytest.raises(Refused, match="5 keys may have signed it, and none of the first 4 did"):
+    with pytest.raises(
+        RequestRejected, match="5 keys may have signed it, and none of the first 4 did"
+    ):
         verify_token(token(kid=None), five, NOW)
 
 
@@ -259,17 +261,17 @@ def test_a_clock_that_is_off(
 )
 def test_what_a_forged_token_says_is_never_told(changes: dict[str, Any]) -> None:
     forged = token(claims(**changes), key=rsa_key(1))
-    with pytest.raises(Refused, match="the signature is not that of the key"):
+    with pytest.raises(RequestRejected, match="the signature is not that of the key"):
         verify_token(forged, RULES, NOW)
 
 
 def test_no_signature_is_looked_at_where_no_key_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shim.trust.jwt_keys import Key
+    from shim.trust.jwks import Key
 
     def never(*_: object) -> bool:
         raise AssertionError("a signature was verified")
 
-    monkeypatch.setattr(Key, "signed", never)
+    monkeypatch.setattr(Key, "verify", never)
     for text in (token(kid="unknown"), token(algorithm="none"), "a.b.c", "x" * 20000):
         why_not(text)
 
@@ -291,8 +293,8 @@ def test_a_header_is_read_alike_at_first_and_again() -> None:
             try:
                 verified(token(**header))
                 told.append("holds")
-            except Refused as refused:
-                told.append(refused.detail)
+            except RequestRejected as rejection:
+                told.append(rejection.detail)
         assert told == [told[0]] * 3
         assert (told[0] == "holds") is ("crit" not in header)
 
@@ -389,6 +391,6 @@ def test_no_other_spelling_of_the_last_character_passes() -> None:
 def _passes(text: str) -> bool:
     try:
         verify_token(text, RULES, NOW)
-    except Refused:
+    except RequestRejected:
         return False
     return True

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from shim.compiled import policy_of
+from shim.app.factories import build_policy
 from shim.settings import load
-from shim.trust.names import fold_name
+from shim.trust.names import normalize_name
 from shim.trust.reasons import Reason, Verdict
-from tests.unit.trust.asking import EDGE, POLICY, head, judged
+from tests.support.decisions import EDGE, POLICY, decided, head
 
 RESERVED = replace(POLICY, reserved=frozenset({"navidrome-shim", "böss"}))
 
@@ -20,7 +20,7 @@ RESERVED = replace(POLICY, reserved=frozenset({"navidrome-shim", "böss"}))
     [("Alice", "alice"), ("ÉCOLE", "École"), ("\u212a", "\u212a"), ("ß", "ß"), ("A_B", "a_b")],
 )
 def test_names_fold_for_ascii_alone(name: str, folded: str) -> None:
-    assert fold_name(name) == folded
+    assert normalize_name(name) == folded
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ def test_names_fold_for_ascii_alone(name: str, folded: str) -> None:
         ("navidrome-shim", Reason.RESERVED_ACCOUNT),
         ("NAVIDROME-Shim", Reason.RESERVED_ACCOUNT),
         ("BöSS", Reason.RESERVED_ACCOUNT),
-        ("BÖSS", Reason.LISTED_PEER),
-        ("navidrome-shim2", Reason.LISTED_PEER),
+        ("BÖSS", Reason.TRUSTED_PEER),
+        ("navidrome-shim2", Reason.TRUSTED_PEER),
     ],
 )
 def test_a_reserved_account_is_nobodys_in_any_case(name: str, reason: Reason) -> None:
     field = f"X-authentik-username: {name}".encode()
-    decision = judged(head("GET /app/ HTTP/1.1", field), EDGE, RESERVED)
+    decision = decided(head("GET /app/ HTTP/1.1", field), EDGE, RESERVED)
     assert decision.outcome.reason is reason
     assert (decision.outcome.verdict is Verdict.REJECTED) == (reason is Reason.RESERVED_ACCOUNT)
 
@@ -49,4 +49,4 @@ def test_the_shims_own_and_the_protected_accounts_are_reserved(provisioning: str
             "SHIM_PROTECTED_USERS": "Boss",
         }
     )
-    assert policy_of(settings).reserved == {"navidrome-shim", "chief", "boss"}
+    assert build_policy(settings).reserved == {"navidrome-shim", "chief", "boss"}

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.trust.addresses import Peer, parse_peer
-from shim.trust.decide import Decision
+from shim.trust.decision import Decision
 from shim.trust.fields import parse_field
+from shim.trust.path_zones import Paths, parse_request_line
+from shim.trust.peers import Peer, parse_peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
-from shim.trust.refusal import Refused
-from shim.trust.target import Paths, parse_request_line
-from tests.unit.trust.asking import ANYONE, EDGE, head, judged
-from tests.unit.trust.fragments import POLICIES, policies, requests
-from tests.unit.trust.reading import read_by_llhttp, read_by_the_laxest
+from shim.trust.rejection import RequestRejected
+from tests.support.decisions import ANYONE, EDGE, decided, head
+from tests.support.reference_parsers import read_by_llhttp, read_by_the_laxest
+from tests.support.request_strategies import POLICIES, policies, requests
 
 PEERS = (EDGE, ANYONE, parse_peer("@"), parse_peer("fe80::1%eth0"))
 # Navidrome's user header, and everything that says who somebody is, as folding stacks see the names.
@@ -38,7 +38,7 @@ PROTOCOL_FAULTS = {
     Reason.AMBIGUOUS_FRAMING,
     Reason.AMBIGUOUS_HOST,
     Reason.FRAMING_ALIAS,
-    Reason.UPGRADE_REFUSED,
+    Reason.UPGRADE_REJECTED,
     Reason.METHOD_NOT_IMPLEMENTED,
     Reason.HEAD_TOO_LARGE,
 }
@@ -55,7 +55,10 @@ def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
         assert peer in policy.whitelist
         assert not policy.suspended
         assert_may_carry_an_identity(decision, policy)
-    for forwarded, name in ((decision.head(), None), (decision.head(b"Ada L"), b"Ada L")):
+    for forwarded, name in (
+        (decision.render_head(), None),
+        (decision.render_head(b"Ada L"), b"Ada L"),
+    ):
         read = read_by_llhttp(forwarded)
         assert read is not None
         fields = read_by_the_laxest(forwarded)
@@ -80,11 +83,11 @@ def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
 
 
 def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
-    """The path and the proof, worked out anew from the head that is forwarded."""
-    assert decision.line is not None
-    path = unquote_to_bytes(decision.line.target.partition(b"?")[0]).lower() + b"/"
+    """The path and the proof, worked out again from the head that is forwarded."""
+    assert decision.request_line is not None
+    path = unquote_to_bytes(decision.request_line.target.partition(b"?")[0]).lower() + b"/"
     base = policy.paths.base
-    assert decision.line.target.startswith(base) or path == base
+    assert decision.request_line.target.startswith(base) or path == base
     assert path.isascii()
     below = path[len(base) :]
     assert not below.startswith((b"share", b"app/manifest.webmanifest", b"app/favicon"))
@@ -99,10 +102,10 @@ def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests(), st.sampled_from(PEERS), policies())
-def test_what_is_forwarded_names_a_user_once_where_one_is_believed_and_nowhere_else(
+def test_what_is_forwarded_names_a_user_once_where_one_is_trusted_and_nowhere_else(
     text: bytes, peer: Peer, policy: Policy
 ) -> None:
-    hold(judged(text, peer, policy), peer, policy)
+    hold(decided(text, peer, policy), peer, policy)
 
 
 @settings(max_examples=500, deadline=None)
@@ -112,15 +115,15 @@ def test_the_same_holds_with_a_byte_that_is_another(
 ) -> None:
     at = data.draw(st.integers(0, len(text) - 1))
     byte = data.draw(st.binary(max_size=2))
-    hold(judged(text[:at] + byte + text[at + 1 :], peer, policy), peer, policy)
+    hold(decided(text[:at] + byte + text[at + 1 :], peer, policy), peer, policy)
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(PEERS), policies())
 def test_no_bytes_at_all_make_it_raise(text: bytes, peer: Peer, policy: Policy) -> None:
-    hold(judged(text, peer, policy), peer, policy)
+    hold(decided(text, peer, policy), peer, policy)
     hold(
-        judged(b"GET /app/ HTTP/1.1\r\nHost: a\r\n" + text + b"\r\n\r\n", peer, policy),
+        decided(b"GET /app/ HTTP/1.1\r\nHost: a\r\n" + text + b"\r\n\r\n", peer, policy),
         peer,
         policy,
     )
@@ -139,13 +142,13 @@ def with_query_escaped(text: bytes) -> bytes:
 def test_a_head_that_is_accepted_is_one_for_llhttp_too(text: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(text)))
     text = text[:at] + data.draw(st.binary(max_size=2)) + text[at + data.draw(st.integers(0, 2)) :]
-    decision = judged(text)
+    decision = decided(text)
     if decision.outcome.reason not in PROTOCOL_FAULTS:
         assert read_by_llhttp(with_query_escaped(text)) is not None
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_a_header_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refuses_it(
+def test_a_header_line_with_any_byte_in_it_is_never_accepted_where_llhttp_rejects_it(
     byte: int,
 ) -> None:
     one = bytes([byte])
@@ -160,7 +163,7 @@ def test_a_header_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refuse
     ):
         try:
             parse_field(line, POLICIES[0].names)
-        except Refused:
+        except RequestRejected:
             continue
         read = read_by_llhttp(head("GET / HTTP/1.1", line))
         assert read is not None, line
@@ -168,10 +171,10 @@ def test_a_header_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refuse
 
 
 @given(st.binary(min_size=1, max_size=30).map(lambda line: line.replace(b":", b": ", 1)))
-def test_a_header_line_is_never_accepted_where_llhttp_refuses_it(line: bytes) -> None:
+def test_a_header_line_is_never_accepted_where_llhttp_rejects_it(line: bytes) -> None:
     try:
         field = parse_field(line, POLICIES[0].names)
-    except Refused:
+    except RequestRejected:
         return
     read = read_by_llhttp(b"GET / HTTP/1.1\r\n" + line + b"\r\n\r\n")
     assert read is not None
@@ -181,7 +184,7 @@ def test_a_header_line_is_never_accepted_where_llhttp_refuses_it(line: bytes) ->
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refuses_it(
+def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_rejects_it(
     byte: int,
 ) -> None:
     one = bytes([byte])
@@ -197,7 +200,7 @@ def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refus
     ):
         try:
             parsed = parse_request_line(line, Paths())
-        except Refused:
+        except RequestRejected:
             continue
         read = read_by_llhttp(with_query_escaped(line + b"\r\nHost: a\r\n\r\n"))
         assert read is not None, line
@@ -206,31 +209,31 @@ def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_refus
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_an_authority_with_any_byte_in_it_is_never_accepted_where_llhttp_refuses_it(
+def test_an_authority_with_any_byte_in_it_is_never_accepted_where_llhttp_rejects_it(
     byte: int,
 ) -> None:
     name = b"a%bb" % bytes([byte])
     text = b"GET http://%b/ HTTP/1.1\r\nHost: %b\r\n\r\n" % (name, name)
-    if judged(text).outcome.reason not in PROTOCOL_FAULTS:
+    if decided(text).outcome.reason not in PROTOCOL_FAULTS:
         assert read_by_llhttp(text) is not None
 
 
 REACHED = {
-    Reason.LISTED_PEER,
+    Reason.TRUSTED_PEER,
     Reason.PROXY_SECRET,
     Reason.NO_IDENTITY,
-    Reason.UNLISTED_PEER,
+    Reason.UNTRUSTED_PEER,
     Reason.PUBLIC_PATH,
     Reason.OUTSIDE_BASE_PATH,
     Reason.NON_ASCII_PATH,
     Reason.BASE_PATH_MISMATCH,
-    Reason.USER_HEADER,
+    Reason.SPOOFED_USER_HEADER,
     Reason.MALFORMED_HEAD,
     Reason.AMBIGUOUS_TARGET,
     Reason.AMBIGUOUS_FRAMING,
     Reason.AMBIGUOUS_HOST,
     Reason.FRAMING_ALIAS,
-    Reason.UPGRADE_REFUSED,
+    Reason.UPGRADE_REJECTED,
     Reason.METHOD_NOT_IMPLEMENTED,
     Reason.HEADER_ALIAS,
     Reason.IDENTITY_DUPLICATE,
@@ -239,9 +242,9 @@ REACHED = {
     Reason.IDENTITY_REQUIRED,
     Reason.SECRET_MISSING,
     Reason.SECRET_MISMATCH,
-    Reason.PEER_REFUSED,
+    Reason.UNTRUSTED_PEER_REJECTED,
     Reason.CROSS_SITE,
-    Reason.CREATE_ADMIN_CLOSED,
+    Reason.CREATE_ADMIN_DISABLED,
     Reason.NOT_FOUND,
 }
 
@@ -253,7 +256,7 @@ def test_the_requests_that_are_made_up_reach_every_branch() -> None:
     @settings(max_examples=3000, database=None, derandomize=True, deadline=None)
     @given(requests(), st.sampled_from((EDGE, ANYONE)), policies())
     def meet(text: bytes, peer: Peer, policy: Policy) -> None:
-        outcome = judged(text, peer, policy).outcome
+        outcome = decided(text, peer, policy).outcome
         met[outcome.reason] += 1
         verdicts[outcome.verdict] += 1
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.trust.decide import Decision, decide
+from shim.trust.decision import Decision, decide
+from shim.trust.navidrome_tokens import MAX_TOKENS, NavidromeClaims, filter_form, read_claims
 from shim.trust.reasons import Reason, Verdict
-from shim.trust.tokens import MAX_TOKENS, NavidromeClaims, filter_form, read_claims
-from tests.unit.trust.asking import ADA, ANYONE, EDGE, POLICY, head
-from tests.unit.trust.minting import encoded
-from tests.unit.trust.test_tokens import ID, MINE, ND, OLD, of
+from tests.support.decisions import ADA, ANYONE, EDGE, POLICY, head
+from tests.support.jwt_minting import encoded
+from tests.unit.trust.test_navidrome_tokens import ID, MINE, ND, OLD, of
 
 JELLYFIN = "GET /jellyfin/items HTTP/1.1"
 
@@ -57,13 +57,13 @@ def test_void_tokens_are_removed_in_every_place_and_valid_ones_pass(line: str, f
         if field.startswith("X-ND"):
             valid = MINE
         decision = checked(line.format(valid), field.format(valid))
-        assert decision.tokens and not decision.void
+        assert decision.has_navidrome_tokens and not decision.void
         assert decision.claims == (NavidromeClaims("ada", ID, 1_700_000_000.0),)
-        assert valid.encode() in decision.head()
+        assert valid.encode() in decision.render_head()
     for void in (OLD, "junk", of("ada", iat=None), of("ada", iat=True), of("ada", iat="1"), of("")):
         decision = checked(line.format(void), field.format(void))
-        assert void.encode() not in decision.head()
-        assert decision.void and not decision.tokens and not decision.claims
+        assert void.encode() not in decision.render_head()
+        assert decision.void and not decision.has_navidrome_tokens and not decision.claims
         assert decision.outcome.verdict is Verdict.STRIPPED
         assert decision.outcome.reason is Reason.NAVIDROME_TOKEN_VOID
         (note,) = decision.notes
@@ -83,12 +83,12 @@ def test_void_tokens_are_removed_in_every_place_and_valid_ones_pass(line: str, f
 def test_what_carries_no_token_is_left_alone(line: str, field: str) -> None:
     decision = checked(line, field)
     assert decision.outcome.reason is Reason.NO_IDENTITY
-    assert decision.head() == decide(head(line, field), ANYONE, POLICY).head()
+    assert decision.render_head() == decide(head(line, field), ANYONE, POLICY).render_head()
 
 
 def test_what_is_no_token_of_such_a_header_stays() -> None:
     field = f'X-Emby-Authorization: MediaBrowser Client="x", XToken="{OLD}", Token="{OLD}", V="1"'
-    told = checked(JELLYFIN, field).head().decode()
+    told = checked(JELLYFIN, field).render_head().decode()
     assert f'MediaBrowser Client="x", XToken="{OLD}", Token="", V="1"' in told
     assert checked(JELLYFIN, 'X-Emby-Authorization: M XToken="a"').void == ()
 
@@ -98,18 +98,18 @@ def test_an_account_is_named_and_a_void_token_removed_without_changing_the_verdi
     stripped = decision.without_void_tokens(is_adas)
     assert stripped.outcome is decision.outcome
     assert stripped.void == ("X-ND-Authorization",)
-    assert b"\r\nRemote-User: ada\r\n" in stripped.head()
+    assert b"\r\nRemote-User: ada\r\n" in stripped.render_head()
 
 
 def test_a_request_with_too_many_tokens_loses_all_of_them() -> None:
     few, many = f"jwt={MINE}&" * MAX_TOKENS, f"jwt={MINE}&" * (MAX_TOKENS + 1)
     assert len(checked(f"GET /x?{few} HTTP/1.1").claims) == MAX_TOKENS
-    assert b"eyJ" not in checked(f"GET /x?{many} HTTP/1.1").head()
-    assert b"eyJ" not in checked(f"GET /x?{few} HTTP/1.1", ND + MINE).head()
+    assert b"eyJ" not in checked(f"GET /x?{many} HTTP/1.1").render_head()
+    assert b"eyJ" not in checked(f"GET /x?{few} HTTP/1.1", ND + MINE).render_head()
     cookie = f"Cookie: {'jwt=a;' * (MAX_TOKENS + 1)} jwt={MINE}"
-    assert b"ookie" not in checked("GET /x HTTP/1.1", cookie).head()
+    assert b"ookie" not in checked("GET /x HTTP/1.1", cookie).render_head()
     emby = "X-Emby-Authorization: Emby " + 'a="b",' * 200 + f'Token="{MINE}"'
-    assert b"Emby" not in checked("GET /x HTTP/1.1", emby).head()
+    assert b"Emby" not in checked("GET /x HTTP/1.1", emby).render_head()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ _CRUMBS = st.sampled_from(
 @given(st.lists(_CRUMBS, max_size=12).map("".join), st.booleans())
 def test_no_authorization_hands_jellyfin_a_void_token(value: str, deprecated: bool) -> None:
     name = "X-Emby-Authorization" if deprecated else "Authorization"
-    told = checked(JELLYFIN, f"{name}: MediaBrowser {value}").head().decode()
+    told = checked(JELLYFIN, f"{name}: MediaBrowser {value}").render_head().decode()
     for line in told.split("\r\n"):
         if not line.startswith(name):
             continue
@@ -184,7 +184,7 @@ def _read_by_go(query: str, keys: set[str]) -> list[str]:
 def test_no_query_hands_jellyfin_a_void_token(query: str) -> None:
     decision = checked(f"GET /jellyfin/items?{query} HTTP/1.1")
     if decision.outcome.verdict is not Verdict.REJECTED:
-        rest = decision.head().split(b" ")[1].decode().partition("?")[2]
+        rest = decision.render_head().split(b" ")[1].decode().partition("?")[2]
         assert all(v in ("", MINE) for v in _read_by_go(rest, {"api_key", "apikey"}))
 
 
@@ -221,8 +221,8 @@ def test_which_bodies_are_read(method: str, target: str, content_type: str, is_f
     if is_form:
         read = decision.with_form(7, (), void=True)
         assert not read.form and read.void == ("form jwt",)
-        assert b"\r\nContent-Length: 7\r\n" in read.head()
-        assert b"Content-Length: 4" not in read.head()
+        assert b"\r\nContent-Length: 7\r\n" in read.render_head()
+        assert b"Content-Length: 4" not in read.render_head()
         assert read.outcome.reason is Reason.NAVIDROME_TOKEN_VOID
     bare = decide(head(f"{method} {target} HTTP/1.1", fields[1]), ANYONE, POLICY)
     assert not bare.form

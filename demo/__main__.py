@@ -1,0 +1,30 @@
+"""`make demo` or `python -m demo`: run the scenarios, then keep everything up to try by hand."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from demo.reporter import ConsoleReporter
+from demo.runner import DemoFailed, run
+
+
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Leave after the play.")] = False,
+) -> None:
+    """Play an edge, intruders and honest users before a stand-in Navidrome, on loopback alone."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8
+    try:
+        succeeded = run(once=once, reporter=ConsoleReporter())
+    except DemoFailed as error:
+        sys.stderr.write(f"demo: {error}\n")
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if succeeded else 1)
+
+
+if __name__ == "__main__":
+    typer.run(demo)

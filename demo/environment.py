@@ -1,0 +1,203 @@
+"""Everything that the demo runs, on loopback alone, and the folder where it keeps what it stores.
+
+Two edges: one before the shim, and one as the usual guide has it, directly before a Navidrome that
+believes it. What is started here is ended here, whatever happens.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from demo.edge import Edge
+from demo.navidrome import StandIn, StandInOptions
+from demo.navidrome.accounts import AccountFields
+from demo.navidrome.state import Share
+from demo.outpost import Outpost, OutpostOptions, OutpostUser
+from demo.sidecar import Sidecar, sidecar
+
+EDGE_ADDRESS: Final = "127.0.0.2"
+NEIGHBOUR: Final = "127.0.0.3"
+HOME: Final = "127.0.0.10"
+PHONE: Final = "127.0.0.20"
+OUTSIDER: Final = "127.0.0.66"
+ADDRESSES: Final = (EDGE_ADDRESS, NEIGHBOUR, HOME, PHONE, OUTSIDER)
+
+USER_HEADER: Final = "Remote-User"
+CLAIM: Final = "X-authentik-username"
+PASSWORD: Final = "correct horse battery staple"
+SHARE_ID: Final = "demoShare1"
+
+ALICE: Final = OutpostUser("alice", "Alice Ämmer", "alice@example.org", ("family",))
+BERT: Final = OutpostUser("bert", "Bert", "bert@example.org", ("family",))
+ADMIN: Final = OutpostUser("admin", "The Admin", "admin@example.org", ("family", "admins"))
+USERS: Final = (ALICE, BERT, ADMIN)
+"""Who has an account in Navidrome when the play begins."""
+CARLA: Final = OutpostUser("carla.berg", "Carla Berg", "carla.berg@example.org", ("family",))
+DIRK: Final = OutpostUser("dirk", "Dirk", "dirk@example.org", ("colleagues",))
+SUPPORT_CONTACT: Final = ALICE.email
+
+
+class EnvironmentFailed(Exception):
+    """This machine can't give the play; says why."""
+
+
+class EntryPoint(Enum):
+    """Where a request is sent. The value is how the play calls it."""
+
+    EDGE = "the edge"
+    BARE_EDGE = "the edge, with no shim behind it"
+    SHIM = "the shim, past the edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the parts listen on 127.0.0.1; 0 is any free port."""
+
+    edge: int = 0
+    bare_edge: int = 0
+    navidrome: int = 0
+    shim: int = 0
+    control: int = 0
+
+
+WELL_KNOWN: Final = Ports(edge=4580, bare_edge=4581, navidrome=4583, shim=4584, control=4585)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The parts while they run. `bare_navidrome` is the one that has no shim before it."""
+
+    outpost: Outpost
+    navidrome: StandIn
+    bare_navidrome: StandIn
+    shim: Sidecar
+    edge: Edge
+    bare_edge: Edge
+
+    def url(self, entry_point: EntryPoint) -> str:
+        """Where a request for that door goes; no slash at its end."""
+        match entry_point:
+            case EntryPoint.EDGE:
+                return self.edge.url
+            case EntryPoint.BARE_EDGE:
+                return self.bare_edge.url
+            case EntryPoint.SHIM:
+                return self.shim.url
+
+    def navidrome_behind(self, entry_point: EntryPoint) -> StandIn:
+        """The Navidrome that a request by that door gets to."""
+        return self.bare_navidrome if entry_point is EntryPoint.BARE_EDGE else self.navidrome
+
+
+@asynccontextmanager
+async def start_environment(ports: Ports | None = None) -> AsyncIterator[Environment]:
+    """Run everything until the block ends. Raises `NotStaged`, `NotStarted` or `OSError`."""
+    ports = ports or Ports()
+    for address in ADDRESSES:
+        _require_address(address)
+    async with AsyncExitStack() as parts:
+        folder = Path(parts.enter_context(TemporaryDirectory(prefix="navidrome-shim-demo-")))
+        outpost = parts.enter_context(Outpost(OutpostOptions(users=(*USERS, DIRK))))
+        options = StandInOptions(trusted_sources="127.0.0.1/32")
+        navidrome = _with_content(options)
+        bare = _with_content(
+            StandInOptions(trusted_sources=f"{EDGE_ADDRESS}/32", user_header=CLAIM)
+        )
+        for server, port in ((navidrome, ports.navidrome), (bare, 0)):
+            await server.start(f"127.0.0.1:{port}")
+            parts.push_async_callback(server.stop)
+        running = await parts.enter_async_context(
+            sidecar(folder, settings(folder, navidrome.url, outpost, ports))
+        )
+        edge = Edge(running.url, outpost.url, address=EDGE_ADDRESS, port=ports.edge)
+        bare_edge = Edge(bare.url, outpost.url, address=EDGE_ADDRESS, port=ports.bare_edge)
+        for each in (edge, bare_edge):
+            await parts.enter_async_context(each)
+        yield Environment(outpost, navidrome, bare, running, edge, bare_edge)
+
+
+def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> dict[str, str]:
+    """The settings of the demo's shim, by their names in the environment.
+
+    The provider's token is asked for, so its word is enough for a new name (`SHIM_FOLLOW_RENAMES` is
+    `jwt` where nothing else is said), and accounts are looked after, as by default.
+    """
+    return {
+        "SHIM_LISTEN": f"127.0.0.1:{ports.shim}",
+        "SHIM_CONTROL_LISTEN": f"127.0.0.1:{ports.control}",
+        "SHIM_UPSTREAM": navidrome,
+        "SHIM_REVERSE_PROXY_WHITELIST": EDGE_ADDRESS,
+        "SHIM_REVERSE_PROXY_USER_HEADER": USER_HEADER,
+        "SHIM_JWT_VERIFY": "required",
+        "SHIM_JWKS_URL": f"{outpost.issuer}jwks/",
+        "SHIM_JWT_ISSUER": outpost.issuer,
+        "SHIM_JWT_AUDIENCE": outpost.options.client_id,
+        "SHIM_ALLOWED_GROUPS": "family,admins",
+        "SHIM_ADMIN_GROUPS": "admins",
+        "SHIM_LINK_EXISTING": "all",  # the admin's own account is there already
+        "SHIM_BOOTSTRAP_ADMIN": ADMIN.username,  # as whom the shim creates its own account
+        "SHIM_SUPPORT_CONTACT": SUPPORT_CONTACT,
+        "SHIM_DATABASE_URL": f"sqlite:///{folder}/shim.db",
+        "SHIM_LOG_FORMAT": "json",
+        "SHIM_ACCESS_LOG": "true",
+        "SHIM_SHUTDOWN_TIMEOUT": "2",
+    }
+
+
+def free_ports(ports: Ports) -> Ports:
+    """These ports, with 0 in place of each that somebody else has."""
+    return Ports(
+        edge=_free(ports.edge),
+        bare_edge=_free(ports.bare_edge),
+        navidrome=_free(ports.navidrome),
+        shim=_free(ports.shim),
+        control=_free(ports.control),
+    )
+
+
+def _free(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return 0
+    return port
+
+
+def _require_address(address: str) -> None:
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise EnvironmentFailed(
+                f"the demo needs the loopback address {address}: {error.strerror} "
+                f"(on macOS: sudo ifconfig lo0 alias {address})"
+            ) from error
+
+
+def _with_content(options: StandInOptions) -> StandIn:
+    """A Navidrome with its accounts, its music and one share link."""
+    server = StandIn(options)
+    for user in USERS:
+        server.accounts.put(
+            AccountFields(
+                user_name=user.username,
+                name=user.name,
+                email=user.email,
+                password=PASSWORD,
+                is_admin=user is ADMIN,
+            )
+        )
+    alice = server.accounts.find(ALICE.username)
+    assert alice is not None
+    song = server.state.catalogue.songs[1]
+    server.state.shares[SHARE_ID] = Share(SHARE_ID, song.id, "From Alice", False, alice.id)
+    return server

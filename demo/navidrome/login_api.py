@@ -1,0 +1,84 @@
+"""`/auth/login` and `/auth/createAdmin`, and the login data that pages carry too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+
+from demo.navidrome.accounts import Account, AccountFields
+from demo.navidrome.goform import Json, time_text
+from demo.navidrome.login_limit import claimed_address
+from demo.navidrome.request import Request
+from demo.navidrome.responses import Response, json_answer, json_error, text_error
+from demo.navidrome.state import State
+
+
+def login(state: State, request: Request) -> Response:
+    """`POST /auth/login`, limited by the client's claimed address."""
+    if not state.logins.admits(claimed_address(request)):
+        retry = ("Retry-After", str(int(state.options.login_window)))
+        return text_error(429, "Too Many Requests", (retry,))
+    credentials = _credentials(request)
+    if credentials is None:
+        return json_error(422, "invalid request payload")
+    return _log_in(state, *credentials)
+
+
+def create_admin(state: State, request: Request) -> Response:
+    """`POST /auth/createAdmin`: works while no account exists, and logs in."""
+    credentials = _credentials(request)
+    if credentials is None:
+        return json_error(422, "invalid request payload")
+    if state.accounts.by_id:
+        return json_error(403, "Cannot create another first admin")
+    user_name, password = credentials
+    state.accounts.put(
+        AccountFields(
+            user_name=user_name,
+            name=user_name.title(),
+            is_admin=True,
+            last_login_at=time_text(state.clock()),
+            password=password,
+        )
+    )
+    return _log_in(state, user_name, password)
+
+
+def login_data(account: Account) -> dict[str, Json]:
+    """Who was logged in, with a Subsonic token that holds until the password changes."""
+    salt = secrets.token_hex(3)
+    return {
+        "id": account.id,
+        "isAdmin": account.is_admin,
+        "name": account.name,
+        "subsonicSalt": salt,
+        "subsonicToken": subsonic_token(account.password, salt),
+        "username": account.user_name,
+    }
+
+
+def subsonic_token(password: str, salt: str) -> str:
+    """Subsonic's `t`: the MD5 of password and salt in hexadecimal digits."""
+    return hashlib.md5((password + salt).encode(), usedforsecurity=False).hexdigest()
+
+
+def _log_in(state: State, user_name: str, password: str) -> Response:
+    account = state.accounts.find(user_name)
+    if account is None or account.password != password:
+        return json_error(401, "Invalid username or password")
+    state.accounts.log_in(account)
+    data = login_data(account)
+    data["token"] = state.tokens.issue(account)
+    return json_answer(data)
+
+
+def _credentials(request: Request) -> tuple[str, str] | None:
+    # Go decodes into a map of strings: another kind of value anywhere fails the whole body.
+    try:
+        body: object = json.loads(request.body)
+    except ValueError:
+        return None
+    if not isinstance(body, dict) or not all(isinstance(v, str | None) for v in body.values()):
+        return None
+    return body.get("username") or "", body.get("password") or ""

@@ -1,0 +1,243 @@
+"""`/api/…`: who is asking, and which call it is.
+
+A token speaks before the header (`server.Authenticator`): a stale one of another user wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from demo.navidrome import user_api
+from demo.navidrome.accounts import Account
+from demo.navidrome.goform import Json, json_bytes, new_id, time_text
+from demo.navidrome.listing import Row, page_of
+from demo.navidrome.request import Request
+from demo.navidrome.responses import (
+    Response,
+    json_answer,
+    json_error,
+    method_not_allowed,
+    not_found,
+    text_error,
+)
+from demo.navidrome.songs import RELEASED, Song
+from demo.navidrome.state import Share, State
+from demo.navidrome.tokens import AUTHORIZATION
+
+_ADMINS_ONLY: Final = "Access denied: admin privileges required"
+
+
+async def native_api(state: State, request: Request) -> Response:
+    """Answer a request below `/api`; the path begins with what follows it."""
+    parts = [part for part in request.path.split("/") if part]
+    if parts[:1] == ["translation"] and len(parts) == 1:
+        # The one public route.
+        if request.method != "GET":
+            return method_not_allowed()
+        return json_answer([], headers=[("X-Total-Count", "0")])
+    if not parts or parts[0] not in {
+        "user",
+        "song",
+        "library",
+        "share",
+        "keepalive",
+        "events",
+        "config",
+    }:
+        return not_found()
+    session = state.session(request)
+    name = session.subject if session is not None else state.header_user(request)
+    caller = state.accounts.find(name) if name else None
+    if caller is None:
+        return json_error(401, "Not authenticated")
+    if parts != ["events"]:
+        state.accounts.access(caller)
+    response = await _route(state, caller, request, parts)
+    if session is None:
+        return response
+    return response.adding((AUTHORIZATION, state.tokens.refresh(session)))
+
+
+async def _route(state: State, caller: Account, request: Request, parts: list[str]) -> Response:
+    match parts:
+        case ["events"]:
+            return _events(state)
+        case ["keepalive", *_] if request.method == "GET":
+            kind = ("Content-Type", "text/plain; charset=utf-8")
+            return Response(200, (kind,), b'{"response":"ok", "id":"keepalive"}')
+        case ["config", *remainder] if remainder and request.method == "GET":
+            return _configuration(state, caller)
+        case ["user", *remainder]:
+            return await _users(state, caller, request, remainder)
+        case ["library", *remainder]:
+            return _libraries(state, caller, request, remainder)
+        case ["song", *remainder]:
+            return _songs(state, caller, request, remainder)
+        case ["share", *remainder]:
+            return _shares(state, caller, request, remainder)
+    return method_not_allowed()
+
+
+async def _users(state: State, caller: Account, request: Request, remainder: list[str]) -> Response:
+    match (request.method, remainder):
+        case ("GET", []):
+            return user_api.list_users(state, caller, request.query)
+        case ("POST", []):
+            return await user_api.create_user(state, caller, request)
+        case ("GET", [account_id]):
+            return user_api.read_user(state, caller, account_id)
+        case ("PUT", [account_id]):
+            return user_api.update_user(state, caller, account_id, request)
+        case ("DELETE", [account_id]):
+            return user_api.delete_user(state, caller, account_id)
+        case (_, [account_id, "library"]):
+            if not caller.is_admin:
+                return text_error(403, _ADMINS_ONLY)
+            if request.method == "GET":
+                return user_api.user_libraries(state, account_id)
+            if request.method == "PUT":
+                return user_api.set_user_libraries(state, account_id, request)
+    return method_not_allowed() if len(remainder) < 2 else not_found()
+
+
+def _configuration(state: State, caller: Account) -> Response:
+    """`GET /api/config/*`: the settings in force, as far as the stand-in has them."""
+    options = state.options
+    if not caller.is_admin:
+        return text_error(403, _ADMINS_ONLY)
+    external: Json = {
+        "TrustedSources": options.trusted_sources,
+        "UserHeader": options.user_header,
+        "LogoutURL": "",
+    }
+    config: Json = {
+        "BasePath": options.base_path,
+        "EnableUserEditing": options.enable_user_editing,
+        "ExtAuth": external,
+    }
+    return json_answer({"id": "config", "configFile": "", "config": config})
+
+
+def _libraries(state: State, caller: Account, request: Request, remainder: list[str]) -> Response:
+    if not caller.is_admin:
+        return text_error(403, _ADMINS_ONLY)
+    if request.method != "GET":
+        return method_not_allowed()
+    rows = [user_api.library_shown(state, library.id) for library in state.accounts.libraries]
+    if not remainder:
+        shown, total = page_of(rows, request.query)
+        return json_answer(shown, headers=[("X-Total-Count", str(total))])
+    found = [row for row in rows if str(row["id"]) == remainder[0]]
+    return (
+        json_answer(found[0]) if found else json_error(404, f"library(id:{remainder[0]}) not found")
+    )
+
+
+def _songs(state: State, caller: Account, request: Request, remainder: list[str]) -> Response:
+    if request.method != "GET":
+        return method_not_allowed()
+    rows = [_song_json(song) for song in state.catalogue.within(caller.libraries)]
+    if not remainder:
+        shown, total = page_of(rows, request.query)
+        return json_answer(shown, headers=[("X-Total-Count", str(total))])
+    found = [row for row in rows if row["id"] == remainder[0]]
+    return json_answer(found[0]) if found else json_error(404, f"song(id:{remainder[0]}) not found")
+
+
+def _song_json(song: Song) -> Row:
+    return {
+        "id": song.id,
+        "libraryId": song.library_id,
+        "title": song.title,
+        "album": song.album,
+        "albumId": song.album_id,
+        "artist": song.artist,
+        "artistId": song.artist_id,
+        "albumArtist": song.artist,
+        "albumArtistId": song.artist_id,
+        "trackNumber": song.track,
+        "path": f"{song.artist}/{song.album}/{song.title}.wav",
+        "suffix": "wav",
+        "size": song.tone.size,
+        "duration": song.tone.seconds,
+        "bitRate": 128,
+        "sampleRate": 8000,
+        "channels": 1,
+        "hasCoverArt": False,
+        "createdAt": RELEASED,
+        "updatedAt": RELEASED,
+    }
+
+
+def _shares(state: State, caller: Account, request: Request, remainder: list[str]) -> Response:
+    if request.method == "POST" and not remainder:
+        return _make_share(state, caller, request)
+    if request.method == "GET" and not remainder:
+        rows: list[Row] = [
+            {"id": share.id, "resourceIds": share.resource_ids, "userId": share.owner_id}
+            for share in state.shares.values()
+            if caller.is_admin or share.owner_id == caller.id
+        ]
+        shown, total = page_of(rows, request.query)
+        return json_answer(shown, headers=[("X-Total-Count", str(total))])
+    if request.method == "DELETE" and len(remainder) == 1:
+        state.shares.pop(remainder[0], None)
+        return json_answer({})
+    return method_not_allowed()
+
+
+def _make_share(state: State, caller: Account, request: Request) -> Response:
+    try:
+        body: object = json.loads(request.body)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return json_error(422, "Invalid request payload")
+    resource_ids = str(body.get("resourceIds", ""))
+    if not state.catalogue.by_id(resource_ids.partition(",")[0]):
+        return json_error(500, "data not found")
+    share = Share(
+        id=new_id(10),
+        resource_ids=resource_ids,
+        description=str(body.get("description", "")),
+        downloadable=body.get("downloadable") is True,
+        owner_id=caller.id,
+    )
+    state.shares[share.id] = share
+    return json_answer({"id": share.id})
+
+
+def _events(state: State) -> Response:
+    """`GET /api/events`: one event at once, then a keep-alive each so many seconds."""
+    headers = (
+        ("Content-Type", "text/event-stream"),
+        ("Cache-Control", "no-cache, no-transform"),
+        ("Connection", "keep-alive"),
+        ("X-Accel-Buffering", "no"),
+    )
+    return Response(200, headers, _event_stream(state))
+
+
+async def _event_stream(state: State) -> AsyncGenerator[bytes, None]:
+    inbox: asyncio.Queue[bytes] = asyncio.Queue()
+    state.listeners.add(inbox)
+    started: Json = {"startTime": time_text(state.clock()), "version": "dev"}
+    number = 0
+    try:
+        yield event(number, "serverStart", started)
+        while not state.closing.is_set():
+            number += 1
+            try:
+                yield await asyncio.wait_for(inbox.get(), state.options.events_every)
+            except TimeoutError:
+                yield event(number, "keepAlive", {"ts": int(state.clock())})
+    finally:
+        state.listeners.discard(inbox)
+
+
+def event(number: int, name: str, data: Json) -> bytes:
+    """One server-sent event."""
+    return f"id: {number}\nevent: {name}\ndata: ".encode() + json_bytes(data) + b"\n\n"

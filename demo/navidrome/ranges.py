@@ -1,0 +1,134 @@
+"""A file served as Go's `http.ServeContent` does: ranges, conditions, and their refusals.
+
+Values in, an `Answer` out. The rules are RFC 9110 §13 and §14 as net/http's fs.go reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from demo.navidrome.media import Tone
+from demo.navidrome.request import Request
+from demo.navidrome.responses import Response, text_error
+
+LAST_MODIFIED = "Wed, 01 May 2024 00:00:00 GMT"
+_BOUNDARY = "3d6b6a416f9b5e9d9fd0a5a7d9a6e4a1b2c3d4e5f60718293a4b5c6d7e8f"
+
+
+class InvalidRangeError(ValueError):
+    """A `Range` that can't be read or, with `past_end`, lies wholly beyond the file."""
+
+    def __init__(self, *, past_end: bool) -> None:
+        super().__init__("invalid range: failed to overlap" if past_end else "invalid range")
+        self.past_end = past_end
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Bytes `start` up to `end`, the latter not among them."""
+
+    start: int
+    end: int
+
+    def content_range(self, size: int) -> str:
+        """The value of `Content-Range`."""
+        return f"bytes {self.start}-{self.end - 1}/{size}"
+
+
+def serve_tone(request: Request, tone: Tone, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """The whole of a tone, the ranges asked for, or why not."""
+    if request.header("If-Modified-Since") == LAST_MODIFIED:
+        return Response(304, headers)
+    size = tone.size
+    wanted = request.header("Range")
+    if request.header("If-Range") not in {"", LAST_MODIFIED}:
+        wanted = ""
+    try:
+        spans = parse_range(wanted, size)
+    except InvalidRangeError as error:
+        extra = (("Content-Range", f"bytes */{size}"),) if error.past_end else ()
+        return text_error(416, str(error), (*headers, *extra))
+    if sum(byte_range.end - byte_range.start for byte_range in spans) > size:
+        spans = []
+    served = (*headers, ("Accept-Ranges", "bytes"), ("Last-Modified", LAST_MODIFIED))
+    if not spans:
+        return _file(200, served, tone, ByteRange(0, size))
+    if len(spans) == 1:
+        found = ("Content-Range", spans[0].content_range(size))
+        return _file(206, (*served, found), tone, spans[0])
+    return _multipart(served, tone, spans)
+
+
+def parse_range(text: str, size: int) -> list[ByteRange]:
+    """The ranges of a `Range` header that overlap a file; [] if there is no header.
+
+    Raises `InvalidRangeError`.
+    """
+    if not text:
+        return []
+    if not text.startswith("bytes="):
+        raise InvalidRangeError(past_end=False)
+    spans: list[ByteRange] = []
+    missed = False
+    for part in text.removeprefix("bytes=").split(","):
+        spec = part.strip(" \t")
+        if not spec:
+            continue
+        byte_range = _byte_range(spec, size)
+        if byte_range is None:
+            missed = True
+        else:
+            spans.append(byte_range)
+    if missed and not spans:
+        raise InvalidRangeError(past_end=True)
+    return spans
+
+
+def _byte_range(spec: str, size: int) -> ByteRange | None:
+    first, dash, last = (part.strip(" \t") for part in spec.partition("-"))
+    if not dash or any(part and not (part.isascii() and part.isdigit()) for part in (first, last)):
+        raise InvalidRangeError(past_end=False)
+    if not first:
+        if not last:
+            raise InvalidRangeError(past_end=False)
+        # A suffix: the last so many bytes.
+        return ByteRange(size - min(int(last), size), size)
+    start = int(first)
+    if start >= size:
+        return None
+    if not last:
+        return ByteRange(start, size)
+    if start > int(last):
+        raise InvalidRangeError(past_end=False)
+    return ByteRange(start, min(int(last) + 1, size))
+
+
+def _file(
+    status: int, headers: tuple[tuple[str, str], ...], tone: Tone, byte_range: ByteRange
+) -> Response:
+    length = ("Content-Length", str(byte_range.end - byte_range.start))
+    kind = ("Content-Type", "audio/x-wav")
+    return Response(status, (*headers, length, kind), tone.pieces(byte_range.start, byte_range.end))
+
+
+def _multipart(
+    headers: tuple[tuple[str, str], ...], tone: Tone, spans: list[ByteRange]
+) -> Response:
+    heads = [
+        f"{'' if n == 0 else chr(13) + chr(10)}--{_BOUNDARY}\r\n"
+        f"Content-Range: {byte_range.content_range(tone.size)}\r\nContent-Type: audio/x-wav\r\n\r\n".encode()
+        for n, byte_range in enumerate(spans)
+    ]
+    tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
+    length = sum(map(len, heads)) + sum(s.end - s.start for s in spans) + len(tail)
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        for head, byte_range in zip(heads, spans, strict=True):
+            yield head
+            async for piece in tone.pieces(byte_range.start, byte_range.end):
+                yield piece
+        yield tail
+
+    kind = ("Content-Type", f"multipart/byteranges; boundary={_BOUNDARY}")
+    return Response(206, (*headers, ("Content-Length", str(length)), kind), parts())

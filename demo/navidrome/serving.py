@@ -1,0 +1,206 @@
+"""The stand-in as an ASGI application: reads a request whole, records it, sends its answer.
+
+Faults are played here, since they are about the sending and not about what is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, Final
+
+from demo.navidrome.app import answer
+from demo.navidrome.faults import Fault, FaultKind
+from demo.navidrome.jellyfin import jellyfin_socket
+from demo.navidrome.request import HeaderPairs, Params, Request, SeenRequest
+from demo.navidrome.responses import BUFFERED, Response, redirect
+from demo.navidrome.sources import UNIX_PEER, TrustedSources
+from demo.navidrome.state import State
+from demo.navidrome.wire import EXTENSION, WireDetails
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_BODY_KEPT: Final = 16 * 1024 * 1024
+"""Bytes of a body that are kept; what is beyond is read and dropped."""
+_RESPONSE_NEEDED: Final = {FaultKind.TRUNCATED_JSON, FaultKind.CUT}
+
+
+class Serving:
+    """The ASGI application over one state.
+
+    seen: the last requests, oldest first.
+    fault: the fault in force, None where all is well.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.trusted = TrustedSources.parse(state.options.trusted_sources)
+        self.seen: deque[SeenRequest] = deque(maxlen=state.options.seen_limit)
+        self.fault: Fault | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or WebSocket."""
+        seen = _seen(scope)
+        self.seen.append(seen)
+        if scope["type"] == "websocket":
+            await jellyfin_socket(receive, send)
+            return
+        body = await _body(receive)
+        if body is None:
+            return
+        path, _, query = seen.target.partition("?")
+        request = Request(
+            method=seen.method,
+            path=path,
+            query=Params.parse(query),
+            headers=seen.headers,
+            body=body,
+            peer=seen.peer,
+            trusted=self.trusted.trusts(seen.peer),
+        )
+        fault = self.fault
+        below = path.removeprefix(self.state.options.base_path)
+        if fault is not None and fault.hits(request.method, below):
+            await self._fail(fault, request, scope, receive, send)
+            return
+        await _send(await answer(self.state, request), request.method, receive, send)
+
+    async def _fail(
+        self, fault: Fault, request: Request, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        disconnected = Response()
+        if fault.carried_out or fault.kind in _RESPONSE_NEEDED:
+            disconnected = await answer(self.state, request)
+        whole = disconnected.body if isinstance(disconnected.body, bytes) else b""
+        half = whole[: len(whole) // 2]
+        match fault.kind:
+            case FaultKind.SERVER_ERROR:
+                failing = _bare(500, "application/json", b'{"error":"database is locked"}')
+            case FaultKind.HTML:
+                failing = _bare(
+                    200, "text/html; charset=utf-8", b"<html><body>Sign in</body></html>"
+                )
+            case FaultKind.TRUNCATED_JSON:
+                failing = Response(disconnected.status, disconnected.headers, half)
+            case FaultKind.REDIRECT:
+                failing = redirect("/elsewhere/")
+            case FaultKind.CUT:
+                length = (("Content-Length", str(len(whole))), ("Connection", "close"))
+                await send(_start(Response(disconnected.status, (*disconnected.headers, *length))))
+                await send({"type": "http.response.body", "body": half, "more_body": True})
+                return await _hang_up(scope, receive)
+            case FaultKind.NOTHING:
+                return await _hang_up(scope, receive)
+            case FaultKind.HANG:
+                return await self._hang(fault, scope, receive)
+        await _send(failing, request.method, receive, send)
+        return None
+
+    async def _hang(self, fault: Fault, scope: Scope, receive: Receive) -> None:
+        gone = asyncio.ensure_future(_disconnected(receive))
+        while self.fault is fault and not gone.done() and not self.state.closing.is_set():
+            await asyncio.wait({gone}, timeout=0.02)
+        gone.cancel()
+        await _hang_up(scope, receive)
+
+
+def _seen(scope: Scope) -> SeenRequest:
+    details: WireDetails | None = scope.get("extensions", {}).get(EXTENSION)
+    headers = details.headers if details is not None else scope["headers"]
+    target = scope["raw_path"].decode("latin-1")
+    if scope["query_string"]:
+        target += "?" + scope["query_string"].decode("latin-1")
+    pairs: HeaderPairs = tuple(
+        (n.decode("latin-1"), v.decode("utf-8", "replace")) for n, v in headers
+    )
+    peer = scope["client"][0] if scope["client"] else UNIX_PEER
+    return SeenRequest(scope.get("method", "GET"), target, pairs, peer)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """A request's body, None if the client left before its end."""
+    buffered = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if len(buffered) < _BODY_KEPT:
+            buffered += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(buffered)
+
+
+async def _send(reply: Response, method: str, receive: Receive, send: Send) -> None:
+    body = reply.body
+    if isinstance(body, bytes):
+        counted = len(body) <= BUFFERED and (body or method != "HEAD")
+        known = reply.status == 304 or any(n.lower() == "content-length" for n, _ in reply.headers)
+        if counted and not known:
+            reply = Response(
+                reply.status, (*reply.headers, ("Content-Length", str(len(body)))), body
+            )
+        await send(_start(reply))
+        await send({"type": "http.response.body", "body": body})
+        return
+    await send(_start(reply))
+    if method != "HEAD":
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            async for piece in _until(body, gone):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if gone.done():
+                return
+        finally:
+            gone.cancel()
+            await body.aclose()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _until(
+    pieces: AsyncGenerator[bytes, None], gone: asyncio.Future[bytes | None]
+) -> AsyncGenerator[bytes, None]:
+    """The pieces of a body, as long as the client is there to take them."""
+    while True:
+        following: asyncio.Future[bytes | None] = asyncio.ensure_future(anext(pieces, None))
+        try:
+            await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if gone.done() or not following.done():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+        if gone.done():
+            return
+        piece = following.result()
+        if piece is None:
+            return
+        yield piece
+
+
+async def _disconnected(receive: Receive) -> bytes | None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    return None
+
+
+async def _hang_up(scope: Scope, receive: Receive) -> None:
+    """Close the connection behind what was written, and wait until it is gone."""
+    details: WireDetails = scope["extensions"][EXTENSION]
+    details.transport.close()
+    await _disconnected(receive)
+
+
+def _start(reply: Response) -> dict[str, object]:
+    headers = [("Date", formatdate(usegmt=True)), *reply.headers]
+    return {
+        "type": "http.response.start",
+        "status": reply.status,
+        "headers": [(n.encode("latin-1"), v.encode()) for n, v in headers],
+    }
+
+
+def _bare(status: int, content_type: str, body: bytes) -> Response:
+    return Response(status, (("Content-Type", content_type),), body)

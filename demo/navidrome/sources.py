@@ -1,0 +1,53 @@
+"""Navidrome's list of trusted sources, with its silent refusals.
+
+The rule is `validateIPAgainstList` in Navidrome's server/auth.go and nothing more lenient: what
+does not parse as Go's `net.ParseCIDR` wants it never matches, and nobody is told.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+UNIX_PEER = "@"
+"""The name of every peer on a Unix socket."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedSources:
+    """Who may name a user by header."""
+
+    networks: tuple[Network, ...]
+    unix_peers: bool
+
+    @classmethod
+    def parse(cls, page_of: str) -> TrustedSources:
+        """Read a list as written in `ND_EXTAUTH_TRUSTEDSOURCES`; what is malformed is dropped."""
+        entries = page_of.split(",")
+        networks = tuple(net for net in map(_cidr, entries) if net is not None)
+        return cls(networks, UNIX_PEER in entries)
+
+    def trusts(self, peer: str) -> bool:
+        """Whether the socket's peer, an address or `@`, is on the list."""
+        if peer == UNIX_PEER:
+            return self.unix_peers
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self.networks)
+
+
+def _cidr(entry: str) -> Network | None:
+    # A bare address has no length and is no CIDR; a netmask ("/255.0.0.0") is none to Go either.
+    _, slash, length = entry.partition("/")
+    if not slash or not length.isascii() or not length.isdigit():
+        return None
+    try:
+        return ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return None

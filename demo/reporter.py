@@ -1,0 +1,208 @@
+"""How the play is told: on a terminal in colours, elsewhere as plain text, in 80 columns.
+
+Whatever a client or a server sent is escaped, and is never read as markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from demo.environment import (
+    ADMIN,
+    ALICE,
+    BERT,
+    CLAIM,
+    DIRK,
+    EDGE_ADDRESS,
+    NEIGHBOUR,
+    EntryPoint,
+    Environment,
+)
+from demo.scenario import AccountState, Fields, RequestSpec, StepResult
+from demo.sidecar import LogEntry, ShimDecision
+from demo.steps import TAKEOVER, app_call
+from shim.audit.sanitize import escape
+from shim.trust.reasons import Verdict
+
+_WIDTH: Final = 80
+_BODY_SHOWN: Final = 200
+_COLOURS: Final = {
+    Verdict.AUTHENTICATED: "bold green",
+    Verdict.ANONYMOUS: "bold cyan",
+    Verdict.STRIPPED: "bold yellow",
+    Verdict.REJECTED: "bold red",
+}
+# Proofs that are of no use to a reader.
+_PROOF: Final = re.compile(r"(?<=[?&][ts]=)[^&]+")
+
+
+class ConsoleReporter:
+    """Tells on a console. console: None for standard output."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.console.width = min(self.console.width, _WIDTH)
+
+    def opening(self, environment: Environment) -> None:
+        """Who plays, and where."""
+        table = _grid()
+        table.add_row(
+            "the edge",
+            f"{environment.edge.url}, speaks from {EDGE_ADDRESS}: plays Traefik and authentik",
+        )
+        table.add_row(
+            "the shim",
+            f"{environment.shim.url}, whitelist {EDGE_ADDRESS}, asks for authentik's token",
+        )
+        table.add_row(
+            "Navidrome", f"{environment.navidrome.url}, a stand-in that believes the shim alone"
+        )
+        table.add_row(
+            "for contrast", f"{environment.bare_edge.url}, the edge before a Navidrome without shim"
+        )
+        self.console.print(table)
+
+    def step(self, number: int, result: StepResult) -> None:
+        """One scene: what was asked, what the shim decided, what Navidrome saw, what came back."""
+        step, response = result.step, result.response
+        self.console.print()
+        self.console.print(Rule(Text(f"{number}. {step.title}", "bold"), align="left", style="dim"))
+        self.console.print(Padding(Text(step.explanation, "italic"), (0, 0, 1, 2)))
+        table = _grid()
+        table.add_row("asked", _request_text(step.request))
+        if result.decision is None:
+            table.add_row("shim", Text("there is none", "dim"))
+        else:
+            table.add_row("shim", _decision_text(result.decision))
+        table.add_row("Navidrome", _seen_text(result.seen_identity))
+        for name, account in result.accounts:
+            table.add_row("account", _account_text(name, account))
+        table.add_row("answer", Text(_clipped(f"{response.status} {escape(response.summary)}")))
+        if result.faults:
+            table.add_row(
+                Text("NOT AS IT MUST BE", "bold red"), Text(escape("; ".join(result.faults)))
+            )
+        self.console.print(table)
+
+    def summary(self, results: Sequence[StepResult]) -> None:
+        """Whether every scene went as it must."""
+        wrong = [number for number, one in enumerate(results, 1) if one.faults]
+        self.console.print()
+        if wrong:
+            named = ", ".join(map(str, wrong))
+            self.console.print(
+                Text(
+                    f"FAILED: {len(wrong)} of {len(results)} scenes not as they must be: {named}.",
+                    "bold red",
+                )
+            )
+        else:
+            self.console.print(Text(f"All {len(results)} scenes went as they must.", "bold green"))
+
+    def instructions(self, environment: Environment) -> None:
+        """What can be tried by hand while everything stays up."""
+        edge, bare, shim = environment.edge.url, environment.bare_edge.url, environment.shim.url
+        names = ", ".join(f"?user={user.username}" for user in (BERT, ADMIN, DIRK))
+        self.console.print()
+        self.console.print(Rule(Text("Now you", "bold"), align="left", style="dim"))
+        table = _grid()
+        table.add_row("browser", f"{edge}/?user={ALICE.username} (or {names})")
+        table.add_row("control", f"{environment.shim.control_url}/readyz, /metrics")
+        self.console.print(table)
+        for caption, command in (
+            (
+                "be the admin, without the shim",
+                f"curl -H '{CLAIM}: admin' \\\n  '{bare}{TAKEOVER}'",
+            ),
+            ("and with it", f"curl -H '{CLAIM}: admin' \\\n  '{edge}{TAKEOVER}'"),
+            (
+                "go past the edge, from an address that is not on the whitelist",
+                f"curl --interface {NEIGHBOUR} -H '{CLAIM}: admin' \\\n  {shim}/api/user",
+            ),
+            (
+                "speak from the edge's address: without the provider's token it is not enough",
+                f"curl --interface {EDGE_ADDRESS} -H '{CLAIM}: alice' \\\n  {shim}/api/song",
+            ),
+            ("be an app of Alice's", f"curl '{edge}{app_call('ping')}'"),
+        ):
+            # soft_wrap: a line that is copied has to be one line.
+            self.console.print(Text(f"\n# {caption}", "dim"), soft_wrap=True)
+            self.console.print(Text(command), soft_wrap=True)
+        self.console.print(Text("\nEverything stays up until Ctrl-C. The shim's log:", "bold"))
+
+    def log(self, entry: LogEntry) -> None:
+        """One line for each request that was answered, and for what the shim found remarkable."""
+        match entry.get("event"):
+            case "request_decision":
+                outcome = f"{entry.get('verdict')}, {entry.get('reason')}"
+            case "access":
+                outcome = f"{entry.get('verdict')}, answered {entry.get('status')}"
+            case _:
+                return
+        request = f"{entry.get('peer')} {entry.get('method')} {entry.get('path')}"
+        self.console.print(Text(escape(f"{request} → {outcome}")), soft_wrap=True)
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", width=12)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _request_text(request: RequestSpec) -> Text:
+    way = (
+        request.entry_point.value
+        if request.entry_point is EntryPoint.SHIM
+        else f"{request.entry_point.value} ({EDGE_ADDRESS})"
+    )
+    session = f", signed in as {request.signed_in.username}" if request.signed_in else ""
+    text = Text(f"{request.actor} at {request.address}{session}, asks {way}\n")
+    text.append(f"{request.method} {_PROOF.sub('…', request.target)}", "bold")
+    for name, value in request.headers:
+        text.append(f"\n{name}: {value}", "bold")
+    for name, value in request.form:
+        text.append(f"\n{name} = {value}", "bold")
+    return text
+
+
+def _decision_text(decision: ShimDecision) -> Text:
+    text = Text(str(decision.verdict), _COLOURS[decision.verdict])
+    text.append(f", {decision.reason}, on a {decision.path_class} path", "default")
+    removed = [name for name in decision.removed if name.lower() not in _EVERY_HOP]
+    if removed and decision.verdict is Verdict.STRIPPED:
+        text.append(f"\nremoved {escape(', '.join(removed))}", "default")
+    for line in (*decision.notes, *decision.account_changes):
+        text.append(f"\n{escape(line)}", "default")
+    return text
+
+
+# Removed from every request, as RFC 9110 §7.6.1 asks for, or because they are the edge's own.
+_EVERY_HOP: Final = frozenset({"connection", "upgrade", "keep-alive"})
+
+
+def _seen_text(seen_identity: Fields | None) -> Text:
+    if seen_identity is None:
+        return Text("never saw it")
+    if not seen_identity:
+        return Text("saw no user header")
+    return Text("saw " + escape(", ".join(f"{name}: {value}" for name, value in seen_identity)))
+
+
+def _account_text(name: str, account: AccountState | None) -> Text:
+    if account is None:
+        return Text(f"{name}: none")
+    kind = "admin" if account.is_admin else "regular user"
+    return Text(escape(f"{name}: {kind}, {account.name} <{account.email}>"))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _BODY_SHOWN else f"{text[:_BODY_SHOWN]}…"

@@ -1,0 +1,157 @@
+"""From settings to what the data plane runs on: policy, limits, addresses. Done once, before the first
+connection."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from shim.monitors.jwks import JwksConfig
+from shim.proxy.limits import Limits
+from shim.proxy.pool import UpstreamAddress
+from shim.settings import Settings
+from shim.settings.reserved import reserved_names
+from shim.trust.fields import FieldNames
+from shim.trust.identity import Role
+from shim.trust.jwt import TokenRules
+from shim.trust.path_zones import Paths
+from shim.trust.peers import Address as IPAddress
+from shim.trust.peers import AddressList, parse_entry
+from shim.trust.policy import Policy, Proof
+
+if TYPE_CHECKING:
+    from shim.monitors.user_header import UserHeaderState
+    from shim.trust.jwks import Key
+
+
+def build_policy(
+    settings: Settings,
+    *,
+    number: int = 0,
+    resolved: Mapping[str, frozenset[IPAddress]] | None = None,
+    suspended: bool = False,
+    keys: tuple[Key, ...] = (),
+    user_header: UserHeaderState | None = None,
+) -> Policy:
+    """The policy that these settings ask for. `resolved` has the addresses of the whitelist's host names;
+    `suspended` believes nobody; `keys` are those of the provider's key set; `user_header` says whether
+    Navidrome obeys the user header, None takes it for granted."""
+    proof = settings.public_path_proof
+    return Policy(
+        number=number,
+        whitelist=AddressList(map(parse_entry, settings.reverse_proxy_whitelist), resolved),
+        real_ip_proxies=AddressList(map(parse_entry, settings.real_ip_trusted_proxies)),
+        paths=Paths(settings.base_path, settings.public_paths),
+        names=_names(settings, user_header),
+        groups_separator=settings.groups_separator,
+        secrets=tuple(secret.get_secret_value().encode() for secret in settings.proxy_secret),
+        tokens=_tokens(settings, keys),
+        public_path_proof=None if proof == "none" else Proof(proof),
+        reject_untrusted=settings.untrusted_peers == "reject",
+        require_identity=settings.require_identity,
+        required=_required(settings),
+        admin_groups=frozenset(settings.admin_groups),
+        reserved=reserved_names(settings),
+        create_admin_disabled=settings.provisioning,
+        local_login=settings.local_login,
+        suspended=suspended,
+        user_header_obeyed=user_header is None or user_header.obeyed is not False,
+        max_fields=settings.max_headers,
+    )
+
+
+def build_limits(settings: Settings) -> Limits:
+    """The bounds that these settings ask for."""
+    return Limits(
+        header_bytes=settings.max_header_bytes,
+        header_lines=settings.max_headers,
+        request_header_timeout=settings.request_header_timeout,
+        request_body_timeout=settings.request_body_timeout,
+        send_timeout=settings.send_timeout,
+        idle_timeout=settings.idle_timeout,
+        upstream_connect_timeout=settings.upstream_connect_timeout,
+        upstream_response_timeout=settings.upstream_response_timeout,
+        max_connections=settings.max_connections,
+        max_upstream_connections=settings.max_upstream_connections,
+        max_pending_requests=settings.max_pending_requests,
+    )
+
+
+def jwks_config(settings: Settings) -> JwksConfig | None:
+    """Where the provider's key set is, None where none is asked for."""
+    if settings.jwt_verify == "off" or settings.jwks_url is None:
+        return None
+    return JwksConfig(
+        url=settings.jwks_url,
+        ca=None if settings.jwks_ca is None else str(settings.jwks_ca),
+        min_interval=settings.jwks_min_interval,
+    )
+
+
+def build_upstream_address(settings: Settings) -> UpstreamAddress:
+    """Where Navidrome is."""
+    upstream = settings.upstream
+    tls = None
+    if upstream.tls:
+        authority = settings.upstream_ca
+        tls = ssl.create_default_context(cafile=None if authority is None else str(authority))
+    return UpstreamAddress(upstream.host, upstream.port, upstream.path, tls)
+
+
+def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldNames:
+    roles = {
+        Role.USERNAME: settings.username_header,
+        Role.NAME: settings.name_header,
+        Role.EMAIL: settings.email_header,
+        Role.GROUPS: settings.groups_header,
+        Role.UID: settings.uid_header,
+        Role.JWT: settings.jwt_header,
+    }
+    return FieldNames(
+        roles,
+        settings.identity_prefixes,
+        settings.reverse_proxy_user_header,
+        settings.proxy_secret_header,
+        bearer=settings.jwt_bearer,
+        percent_names=settings.name_encoding == "percent",
+        restricted=user_header is not None and user_header.obeyed is not True,
+        obeyed="" if user_header is None else user_header.other,
+    )
+
+
+def _tokens(settings: Settings, fetched: tuple[Key, ...]) -> TokenRules | None:
+    if settings.jwt_verify == "off":
+        return None
+    from shim.trust.jwks import secret_key  # noqa: PLC0415 - megabytes, for tokens alone
+
+    secret = settings.jwt_hs256_secret
+    configured = () if secret is None else (secret_key(secret.get_secret_value().encode()),)
+    return TokenRules(
+        keys=(*configured, *fetched),
+        fetched=settings.jwks_url is not None,
+        issuer=settings.jwt_issuer or "",
+        audiences=frozenset(settings.jwt_audience),
+        leeway=settings.jwt_leeway,
+        required=settings.jwt_verify == "required",
+    )
+
+
+def _required(settings: Settings) -> frozenset[Role]:
+    """What an identity may not lack, since the policy reads it."""
+    required = set()
+    if settings.provisioning:
+        required.add(Role.UID)
+    if settings.allowed_groups or settings.admin_groups or settings.library_groups:
+        required.add(Role.GROUPS)
+    return frozenset(required)
+
+
+def sign_out_url(settings: Settings) -> str:
+    """Where the 403 page lets a person sign out; empty where that is not known. authentik's address follows
+    from the one that signs in."""
+    if settings.sign_out_url is not None:
+        return settings.sign_out_url
+    start = settings.sign_in_url or ""
+    outpost, found, _ = start.partition("/outpost.goauthentik.io/start")
+    return f"{outpost}/outpost.goauthentik.io/sign_out" if found else ""

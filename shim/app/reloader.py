@@ -1,0 +1,102 @@
+"""The settings in force, and how others take their place while the shim runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shim.app.policy_updater import PolicyUpdater
+from shim.app.tls import CertificateError, build_listener_tls
+from shim.audit.events import ConfigurationLoaded, Event
+from shim.audit.events.proof import ReloadRejected
+from shim.proxy.server import DataPlane
+from shim.settings import Settings, SettingsError, warnings
+from shim.settings.reload import ReloadResult, merge_settings
+from shim.settings.summary import summary
+
+if TYPE_CHECKING:
+    from shim.provisioning.factory import AccountParts  # which loads the database's code
+
+
+class ConfigReloader:
+    """What the shim goes by. `reread` reads the settings again and raises `SettingsError`; without it they
+    stay as they are. `record` takes events."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        load_settings: Callable[[], Settings] | None,
+        plane: DataPlane,
+        policy_updater: PolicyUpdater,
+        accounts: AccountParts | None,
+        record: Callable[[Event], None],
+    ) -> None:
+        self._settings = settings
+        self._load_settings = load_settings
+        self._plane = plane
+        self._policy_updater = policy_updater
+        self._accounts = accounts
+        self._record = record
+        self._reload_lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[ReloadResult]] = set()
+
+    def start_reload(self) -> None:
+        """`reload`, for whoever can't wait for it."""
+        task = asyncio.get_running_loop().create_task(self.reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def reload(self) -> ReloadResult:
+        """Read the settings again and put them in force between two requests, or keep those from before
+        and say why. What is under way goes on as it was decided."""
+        async with self._reload_lock:
+            outcome = await self._reload()
+        if outcome.faults:
+            self._record(ReloadRejected(time=time.time(), faults=outcome.faults))
+        else:
+            self.log_configuration(
+                tuple(f"{name} takes effect after restart" for name in outcome.pending_restart)
+            )
+        return outcome
+
+    def log_configuration(self, notes: tuple[str, ...]) -> None:
+        """Record what is in force, with `notes` beside the settings' own warnings."""
+        values = tuple(
+            f"{name}={value}" for name, value in self._settings.public().items() if value
+        )
+        all_warnings = (*warnings(self._settings), *notes)
+        self._record(
+            ConfigurationLoaded(
+                time=time.time(),
+                settings=values,
+                summary=summary(self._settings),
+                warnings=all_warnings,
+            )
+        )
+
+    async def _reload(self) -> ReloadResult:
+        if self._load_settings is None:
+            return ReloadResult(faults=("the settings can't be read again",))
+        try:
+            merged_settings = merge_settings(self._settings, self._load_settings())
+            tls = build_listener_tls(self._settings)
+        except SettingsError as error:
+            return ReloadResult(faults=tuple(map(str, error.faults)))
+        except CertificateError as error:
+            return ReloadResult(faults=(str(error),))
+        if merged_settings.outcome.faults:
+            return merged_settings.outcome
+        if not merged_settings.outcome.changed:
+            # Whoever asks for it without a change has one elsewhere in mind: a key, an address.
+            await self._policy_updater.refresh_now()
+        elif (
+            fault := await self._policy_updater.apply_settings(merged_settings.settings)
+        ) is not None:
+            return ReloadResult(faults=(fault,))
+        self._settings = merged_settings.settings
+        self._plane.tls = tls
+        if self._accounts is not None:
+            self._accounts.enforce(merged_settings.settings)
+        return merged_settings.outcome

@@ -1,0 +1,334 @@
+"""The one place where the parts are put together, and the order in which they start and stop.
+
+The data plane's application is nothing but a lifespan: it starts what a process needs, hands the plane to
+every connection, and stops it again. The control plane's server runs inside it and stops last, so that
+health and metrics can be read until the last answer is out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from socket import socket
+from typing import TYPE_CHECKING, Any, cast
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+import shim
+from shim.app.factories import build_limits, build_policy, build_upstream_address
+from shim.app.policy_updater import PolicyUpdater
+from shim.app.reloader import ConfigReloader
+from shim.app.sockets import bind, raise_descriptor_limit
+from shim.app.tls import build_listener_tls
+from shim.audit.events import Started, Stopped
+from shim.audit.line_writer import LineWriter
+from shim.audit.observer import TrailObserver
+from shim.audit.sinks.log import LogSink, configure_log
+from shim.audit.trail import Trail
+from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.app import create_app
+from shim.control.metrics import build_registry
+from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
+from shim.control.reload import reload_routes
+from shim.health import Check
+from shim.monitors.empty_server import EmptyServerMonitor
+from shim.proxy.counters import Counters
+from shim.proxy.downstream import Downstream
+from shim.proxy.limits import Limits
+from shim.proxy.pool import UpstreamAddress, UpstreamPool
+from shim.proxy.server import DataPlane
+from shim.proxy.tls_handshake import TlsHandshake
+from shim.settings import Endpoint, Settings
+from shim.settings.reload import ReloadResult
+
+if TYPE_CHECKING:
+    from shim.provisioning.factory import AccountParts
+
+EMPTY_WATCH_SECONDS = 60.0
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are somebody else's: two of them run in one loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _DataServer(_Server):
+    """The one that people reach."""
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        # A reload that was asked for before can be done now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        # One that is asked for now would be half done, and a moment later end the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        await super().shutdown(sockets)
+
+
+class Runtime:
+    """Everything that one process runs. `serve` is its life."""
+
+    def __init__(
+        self, settings: Settings, load_settings: Callable[[], Settings] | None = None
+    ) -> None:
+        """`reread` reads the settings again, for a reload; it raises `SettingsError`."""
+        self.settings = settings
+        self.counters = Counters()
+        self._log_writer = LineWriter(sys.stdout.fileno())
+        configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
+        self.trail = Trail((LogSink(self._log_writer),))
+        observer = TrailObserver(
+            self.trail, str(settings.upstream), logs_access=settings.access_log
+        )
+        limits, self._limit_note = _within_descriptors(build_limits(settings))
+        self.plane = DataPlane(build_policy(settings), limits, self.counters, observer)
+        self.plane.tls = build_listener_tls(settings)
+        self.plane.pool = UpstreamPool(self.plane, build_upstream_address(settings))
+        self.accounts = _accounts(settings, self.trail)
+        self.policy_updater = PolicyUpdater(
+            settings,
+            self.plane,
+            self.trail.record,
+            None if self.accounts is None else self.accounts.service.api.external_authentication,
+        )
+        self.plane.support_contact = settings.support_contact or ""
+        self.empty_server = EmptyServerMonitor(settings)
+        if self.accounts is not None:
+            self.plane.gate = self.accounts.gate
+        self._reloader = ConfigReloader(
+            settings,
+            load_settings,
+            self.plane,
+            self.policy_updater,
+            self.accounts,
+            self.trail.record,
+        )
+        self._channel_secret = secrets.token_urlsafe(32)
+        self._started_at = time.monotonic()
+        self._stop_trigger = "stopped"
+        self._data: _DataServer
+        self._control: _Server
+
+    @property
+    def _store_seconds(self) -> float:
+        """The part of the grace time that is kept for the store."""
+        if self.accounts is None:
+            return 0.0
+        from shim.provisioning.service import STORE_STOP_SECONDS  # noqa: PLC0415
+
+        return STORE_STOP_SECONDS
+
+    def checks(self) -> tuple[Check, ...]:
+        """How the parts are, for `/readyz`."""
+        checks = self.policy_updater.checks()
+        if self.accounts is None:
+            return (*checks, self.empty_server.check())
+        return (*checks, *self.accounts.checks())
+
+    async def reload(self) -> ReloadResult:
+        """Take the settings again, as `SettingsInForce.reload` does."""
+        if not self._data.started:
+            return ReloadResult(faults=("the shim is still starting, or stopping",))
+        return await self._reloader.reload()
+
+    def serve(self) -> None:
+        """Listen, and serve until a signal says stop. Raises OSError where it can't listen."""
+        settings = self.settings
+        data = bind(settings.listen, settings.listen_socket_mode)
+        control = bind(settings.control_listen, settings.listen_socket_mode)
+        channel = bind(Endpoint("127.0.0.1", 0))
+        try:
+            uvicorn_loop = uvicorn.Config(
+                _unused_app, loop="uvloop", log_config=None
+            ).get_loop_factory()
+            with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+                runner.run(self._serve(data, control, channel))
+        finally:
+            for listener, endpoint in ((data, settings.listen), (control, settings.control_listen)):
+                listener.close()
+                if endpoint.path is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        Path(endpoint.path).unlink()
+            channel.close()
+            self._log_writer.close(2.0)
+
+    async def _serve(self, data: socket, control: socket, channel: socket) -> None:
+        settings = self.settings
+        self._control_sockets = [control, channel]
+        host, port = channel.getsockname()
+        self.plane.control_pool = UpstreamPool(
+            self.plane, UpstreamAddress(host, port), report_health=False, most=MAX_CONNECTIONS
+        )
+        self.plane.control_auth_headers = (
+            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode()
+        )
+        self._bound_addresses = (
+            _bound_address(settings.listen, data),
+            _bound_address(settings.control_listen, control),
+        )
+        config = uvicorn.Config(
+            self._application,
+            http=cast("Any", Downstream if self.plane.tls is None else TlsHandshake),
+            interface="asgi3",
+            lifespan="on",
+            server_header=False,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=max(
+                1, round(settings.shutdown_timeout - self._store_seconds)
+            ),
+        )
+        self._data = _DataServer(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._reloader.start_reload)
+        await self._data.serve(sockets=[data])
+        if not self._data.started:
+            raise RuntimeError("the shim did not start; the log says why")
+
+    def _stop(self, trigger: str) -> None:
+        if self._data.should_exit:
+            self._abort_clients()
+        self._stop_trigger = trigger
+        self._data.should_exit = True
+
+    def _abort_clients(self) -> int:
+        open_clients = [c for c in self.plane.connections if isinstance(c, Downstream)]
+        for client in open_clients:
+            client.abort()
+        return len(open_clients)
+
+    async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The data plane's ASGI application: its lifespan. HTTP never gets here."""
+        assert scope["type"] == "lifespan"
+        await receive()
+        async with self._running():
+            scope["state"]["plane"] = self.plane
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        self.trail.start()
+        await self.policy_updater.start()
+        self.plane.start(asyncio.get_running_loop())
+        if self.accounts is not None:
+            await self.accounts.gate.start()
+        else:
+            await self.empty_server.probe()
+        tasks = [asyncio.create_task(self._serve_control())]
+        if self.accounts is None:
+            tasks.append(asyncio.create_task(self.empty_server.run(EMPTY_WATCH_SECONDS)))
+        self._log_started()
+        # What there is now stays as long as the process: no collection has to go through it again.
+        gc.collect()
+        gc.freeze()
+        try:
+            yield
+        finally:
+            aborted = self._abort_clients()
+            for task in tasks[1:]:
+                task.cancel()
+            self.plane.stop()
+            await self.policy_updater.stop()
+            if self.accounts is not None:
+                await self.accounts.gate.stop()
+            self._control.should_exit = True
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.empty_server.close()
+            uptime = time.monotonic() - self._started_at
+            self.trail.record(
+                Stopped(
+                    time=time.time(),
+                    trigger=self._stop_trigger,
+                    uptime_seconds=round(uptime, 3),
+                    aborted_connections=aborted,
+                )
+            )
+            await self.trail.close()
+
+    async def _serve_control(self) -> None:
+        settings = self.settings
+        token = settings.control_token
+        access = Access(
+            channel_secret=self._channel_secret,
+            token=None if token is None else token.get_secret_value(),
+            hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
+        )
+        metrics = build_registry(
+            self.counters, version=shim.__version__, events_dropped=self.trail.dropped
+        )
+        app = create_app(health=self, metrics=metrics, access=access)
+        app.include_router(reload_routes(access, self.reload))
+        config = uvicorn.Config(
+            app,
+            http=ControlProtocol,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+        )
+        self._control = _Server(config)
+        await self._control.serve(sockets=self._control_sockets)
+
+    def _log_started(self) -> None:
+        self._reloader.log_configuration(self._limit_note)
+        listen, control = self._bound_addresses
+        self.trail.record(
+            Started(
+                time=time.time(),
+                version=shim.__version__,
+                listen=listen,
+                control_listen=control,
+                process=os.getpid(),
+            )
+        )
+
+
+def _accounts(settings: Settings, trail: Trail) -> AccountParts | None:
+    """The parts that look after accounts; None where provisioning is off, and then none of their code,
+    the database's above all, is loaded."""
+    if not settings.provisioning:
+        return None
+    from shim.provisioning.factory import build_accounts  # noqa: PLC0415
+
+    return build_accounts(settings, trail.record)
+
+
+async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that is never called."""
+
+
+def _within_descriptors(limits: Limits) -> tuple[Limits, tuple[str, ...]]:
+    """The limits, with client connections capped below half of the files that may be open, and what to
+    say of it."""
+    descriptors = raise_descriptor_limit()
+    limit = max(16, descriptors // 2 - 1)
+    if limits.max_connections <= limit:
+        return limits, ()
+    note = f"client connections are capped at {limit}, below half of {descriptors} open files"
+    return replace(limits, max_connections=limit), (note,)
+
+
+def _bound_address(endpoint: Endpoint, listener: socket) -> str:
+    if endpoint.path is not None:
+        return str(endpoint)
+    host, port = listener.getsockname()[:2]
+    return str(Endpoint(host, port))

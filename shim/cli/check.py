@@ -1,0 +1,192 @@
+"""`navidrome-shim check`: are the settings right, and are the parts reached."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shim.app.factories import build_policy, jwks_config
+from shim.app.readiness import readiness_checks
+from shim.app.tls import CertificateError, build_listener_tls
+from shim.cli.configuration import settings_or_exit
+from shim.cli.terminal import cell, console, print_json, print_table, safe
+from shim.health import Check, State, is_ready
+from shim.monitors.dns import DnsMonitor
+from shim.monitors.empty_server import EmptyServerMonitor
+from shim.monitors.jwks import JwksMonitor
+from shim.monitors.upstream import UpstreamMonitor
+from shim.monitors.user_header import UserHeaderState, UserHeaderWatch
+from shim.settings import Settings, warnings
+from shim.settings.summary import summary
+
+if TYPE_CHECKING:
+    from shim.provisioning.account_checks import AccountOutcome
+
+_COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
+
+
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check the settings, resolve the whitelist, reach Navidrome, and say what would be trusted."""
+    settings = settings_or_exit()
+    checks, trusted, accounts = asyncio.run(_probe(settings))
+    ready = is_ready(checks)
+    if as_json:
+        result = _as_json(settings, checks, trusted, ready)
+        result["accounts"] = [asdict(account) for account in accounts]
+        print_json(result)
+    else:
+        _show(settings, checks, trusted)
+        _show_accounts(accounts)
+    raise typer.Exit(0 if ready else 1)
+
+
+async def _probe(
+    settings: Settings,
+) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...]]:
+    whitelist = build_policy(settings).whitelist
+    dns = DnsMonitor(whitelist.hosts, 0)
+    ca = settings.upstream_ca
+    upstream = UpstreamMonitor(
+        settings.upstream, None if ca is None else str(ca), settings.base_path
+    )
+    source = jwks_config(settings)
+    jwks = None if source is None else JwksMonitor(source)
+    user_header, _ = await asyncio.gather(
+        _user_header(settings),
+        asyncio.gather(dns.resolve(), upstream.probe(), *(() if jwks is None else (jwks.fetch(),))),
+    )
+    await upstream.close()
+    checks = (
+        *_certificate(settings),
+        *readiness_checks(settings, dns.states, upstream, user_header, jwks),
+        *await _accounts(settings),
+    )
+    accounts: tuple[AccountOutcome, ...] = ()
+    if settings.provisioning:
+        from shim.provisioning.account_checks import outcomes  # noqa: PLC0415 - as below
+
+        accounts = await outcomes(settings)
+    return checks, whitelist.with_resolved(dns.addresses()).describe(), accounts
+
+
+async def _user_header(settings: Settings) -> UserHeaderState:
+    api = None
+    if settings.provisioning:
+        from shim.provisioning.factory import build_api  # noqa: PLC0415
+
+        api = build_api(settings)
+    monitor = UserHeaderWatch(
+        settings, None if api is None else api.external_authentication, lambda: None
+    )
+    await monitor.ask()
+    await monitor.close()
+    if api is not None:
+        await api.close()
+    return monitor.state
+
+
+def _certificate(settings: Settings) -> tuple[Check, ...]:
+    try:
+        if build_listener_tls(settings) is None:
+            return ()
+    except CertificateError as error:
+        return (
+            Check(
+                "certificate", State.FAILING, str(error), "Set the two files that belong together."
+            ),
+        )
+    return (Check("certificate", State.OK, str(settings.tls_cert)),)
+
+
+async def _accounts(settings: Settings) -> tuple[Check, ...]:
+    if not settings.provisioning:
+        empty = EmptyServerMonitor(settings)
+        await empty.probe()
+        await empty.close()
+        return (empty.check(),)
+    # The database's code is large, and needed here alone.
+    from shim.provisioning.account_checks import check_accounts  # noqa: PLC0415
+
+    return await check_accounts(settings)
+
+
+def _as_json(
+    settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...], ready: bool
+) -> dict[str, object]:
+    return {
+        "ready": ready,
+        "checks": {
+            one.name: {"state": one.state, "detail": one.detail, "remedy": one.remedy}
+            for one in checks
+        },
+        "trusted_peers": list(trusted),
+        "summary": list(summary(settings)),
+        "warnings": list(warnings(settings)),
+        "settings": settings.public(),
+    }
+
+
+def _public(settings: Settings) -> str:
+    """Which paths count less than the others, as the end of a sentence."""
+    if settings.public_path_proof == "none":
+        public = ", ".join(dict.fromkeys((*settings.public_paths, "/share/")))
+        return f" but: {public}, and the web app's manifest and icons"
+    proof = {"secret": "the shared secret", "jwt": "a verified token"}[settings.public_path_proof]
+    public = ", ".join(path for path in settings.public_paths if path.strip("/") != "share")
+    return f", but on {public} only with {proof}, and never on /share/ and the web app's manifest and icons"
+
+
+def _without(settings: Settings) -> str:
+    """What becomes of who brings no identity to a path that is not public, in words."""
+    if not settings.require_identity:
+        return "Navidrome's own login"
+    pages = f"; pages are sent to {settings.sign_in_url}" if settings.sign_in_url else ""
+    login = "open" if settings.local_login else "closed"
+    return f"401{pages}; Navidrome's own login is {login}"
+
+
+def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...]) -> None:
+    rows = []
+    for one in checks:
+        colour = _COLOURS[one.state]
+        rows.append((f"[{colour}]{one.state}[/]", one.name, cell(one.detail)))
+        if one.remedy is not None:
+            rows.append(("", "", f"→ {cell(one.remedy)}"))
+    print_table(("", "", ""), rows)
+    sentences = (
+        f"Identity headers count from: {', '.join(trusted) or 'nobody'}",
+        f"They count on every path{_public(settings)}",
+        *summary(settings),
+        f"Without an identity: {_without(settings)}",
+    )
+    typer.echo()
+    for sentence in sentences:
+        typer.echo(safe(sentence))
+    for warning in warnings(settings):
+        console().print(f"[yellow]warning[/] {cell(warning)}")
+
+
+def _show_accounts(accounts: tuple[AccountOutcome, ...]) -> None:
+    if not accounts:
+        return
+    typer.echo("\nAn identity with the user name of an existing account:")
+    with_groups = any(account.with_admin_group is not None for account in accounts)
+    titles = ["account", "admin", "without an admin group", "with one"]
+    rows = [
+        [
+            cell(account.account),
+            "yes" if account.admin else "",
+            cell(account.outcome),
+            cell(account.with_admin_group or ""),
+        ]
+        for account in accounts
+    ]
+    if not with_groups:
+        titles = [*titles[:2], "on its first visit"]
+        rows = [row[:3] for row in rows]
+    print_table(titles, rows)

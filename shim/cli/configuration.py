@@ -1,0 +1,66 @@
+"""How every command gets its settings, and leaves where they can't be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+from pydantic import SecretStr
+
+from shim.cli.terminal import print_error
+from shim.settings import Fault, Settings, SettingsError, load
+from shim.settings.model import PREFIX
+
+_DEFAULT = Path(".env")
+_SQLITE = "sqlite:///"
+
+
+class EnvFile:
+    """The file of settings: `.env` in the working directory, or what `--env-file` names."""
+
+    path = _DEFAULT
+
+    @classmethod
+    def choose(cls, path: Path) -> None:
+        """Use this file, which has to exist."""
+        cls.path = path
+
+    @classmethod
+    def is_chosen(cls) -> bool:
+        """Whether `--env-file` named it."""
+        return cls.path is not _DEFAULT
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of the environment and the file. Raises `SettingsError`."""
+    path = EnvFile.path
+    if EnvFile.is_chosen() and not path.is_file():
+        raise SettingsError([Fault(str(path), "--env-file", None, "expected a readable file")])
+    settings = load(environ, path)
+    url = settings.database_url.get_secret_value()
+    if EnvFile.is_chosen() and url.startswith(_SQLITE):
+        # A relative path belongs to the file's folder, wherever the command runs.
+        name, _, query = url.removeprefix(_SQLITE).partition("?")
+        if name and name != ":memory:" and not name.startswith(("/", "file:")):
+            folder = path.absolute().parent
+            whole = f"{_SQLITE}{folder / name}" + (f"?{query}" if query else "")
+            settings = settings.model_copy(update={"database_url": SecretStr(whole)})
+    return settings
+
+
+def settings_or_exit() -> Settings:
+    """The settings of this process and its file. Where they can't be used, says every fault in a line of its
+    own on stderr and leaves with 1."""
+    if not EnvFile.path.exists() and not any(name.startswith(PREFIX) for name in os.environ):
+        print_error(
+            f"navidrome-shim: no {EnvFile.path} in {Path.cwd()} and no {PREFIX} variable is set: every "
+            "setting has its default. --env-file names a file elsewhere."
+        )
+    try:
+        return read_settings()
+    except SettingsError as error:
+        for fault in error.faults:
+            print_error(str(fault))
+        raise typer.Exit(1) from None

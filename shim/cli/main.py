@@ -1,0 +1,73 @@
+"""The command line: `navidrome-shim COMMAND`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import shim
+from shim.cli.check import check
+from shim.cli.configuration import EnvFile
+from shim.cli.database import database
+from shim.cli.explain import explain
+from shim.cli.health import health as ask_health
+from shim.cli.reload import reload
+from shim.cli.serve import serve
+from shim.cli.users import users
+
+app = typer.Typer(
+    name="navidrome-shim",
+    help="The sidecar that decides whom Navidrome may believe.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(users, name="users")
+app.add_typer(database, name="database")
+app.command()(serve)
+app.command()(check)
+app.command()(explain)
+app.command()(reload)
+
+
+@app.command()
+def health(
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask /readyz instead of /healthz.")
+    ] = False,
+) -> None:
+    """Ask the shim that runs here whether it is up; exit 0 or 1. For a container's health check."""
+    raise typer.Exit(ask_health(["--ready"] if ready else []))
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(shim.__version__)
+        raise typer.Exit
+
+
+def _env_file(path: Path | None) -> None:
+    if path is not None:
+        EnvFile.choose(path)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--env-file", callback=_env_file, help="Read settings from this file instead of .env."
+        ),
+    ] = None,
+) -> None:
+    """The sidecar that decides whom Navidrome may believe."""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

@@ -1,0 +1,68 @@
+"""`navidrome-shim reload`: have the shim that runs take its settings again."""
+
+from __future__ import annotations
+
+import httpx
+import typer
+
+from shim.cli.configuration import settings_or_exit
+from shim.cli.terminal import print_error, safe
+from shim.settings import Settings
+
+# Both are taken at the start alone.
+_RESTART_HINT = (
+    "\nWhere SHIM_CONTROL_LISTEN or SHIM_CONTROL_TOKEN has changed since the shim was started, it goes by "
+    "those from before: send it SIGHUP instead."
+)
+
+
+def reload() -> None:
+    """Take the whitelist, secrets, key set and groups again, without ending a stream.
+
+    Reads the settings first, and asks nobody where they can't be used.
+    """
+    settings = settings_or_exit()
+    try:
+        response = _post_reload(settings)
+    except httpx.HTTPError as error:
+        print_error(
+            f"navidrome-shim: nobody answers at {settings.control_listen}: "
+            f"{str(error) or type(error).__name__}{_RESTART_HINT}"
+        )
+        raise typer.Exit(1) from None
+    if response.status_code != 200:
+        for fault in _faults(response):
+            print_error(fault)
+        raise typer.Exit(1)
+    payload = response.json()
+    typer.echo(safe("taken: " + (", ".join(payload["changed"]) or "nothing had changed")))
+    if payload["pending_restart"]:
+        typer.echo(safe("only after a restart: " + ", ".join(payload["pending_restart"])))
+
+
+def _post_reload(settings: Settings) -> httpx.Response:
+    where, token = settings.control_listen, settings.control_token
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where.host, where.host) or "localhost"
+    authority = f"[{host}]:{where.port}" if ":" in host else f"{host}:{where.port}"
+    headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+    transport = httpx.HTTPTransport(uds=where.path)
+    # As long as name servers and the provider may take, and a little more.
+    timeout = 15.0
+    with httpx.Client(transport=transport, timeout=timeout, headers=headers) as client:
+        url = "http://localhost/api/reload" if where.path else f"http://{authority}/api/reload"
+        return client.post(url)
+
+
+def _faults(response: httpx.Response) -> list[str]:
+    try:
+        payload = response.json()
+    except ValueError:
+        payload = {}
+    faults = payload.get("faults") if isinstance(payload, dict) else None
+    if isinstance(faults, list) and faults:
+        return ["The settings from before stay in force:", *map(str, faults)]
+    detail = payload.get("detail") if isinstance(payload, dict) else None
+    hint = _RESTART_HINT if response.status_code == 401 else ""
+    return [
+        f"navidrome-shim: the control plane answers with {response.status_code}: {detail}{hint}"
+    ]

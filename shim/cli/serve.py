@@ -1,0 +1,44 @@
+"""`navidrome-shim serve`: both planes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import typer
+
+from shim.app.tls import CertificateError
+from shim.cli.configuration import EnvFile, read_settings, settings_or_exit
+from shim.cli.terminal import print_error
+from shim.settings import Fault, Settings, SettingsError
+from shim.store.errors import StoreError
+
+
+def serve() -> None:
+    """Run the shim: the data plane before Navidrome, and the control plane beside it."""
+    # Block SIGHUP until its handler is installed; the default action kills the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    from shim.app.runtime import Runtime  # noqa: PLC0415 - what serves is dear to import
+
+    settings = settings_or_exit()
+    try:
+        Runtime(settings, _reader(EnvFile.path.exists())).serve()
+    except OSError as error:
+        print_error(f"navidrome-shim: {error.strerror or error}")
+        raise typer.Exit(1) from None
+    except (StoreError, CertificateError) as error:
+        print_error(f"navidrome-shim: {error}")
+        raise typer.Exit(1) from None
+
+
+def _reader(file_was_there: bool) -> Callable[[], Settings]:
+    """What reads the settings again. A file that has gone since the start, perhaps for the moment in which
+    somebody saves it, is no word on the secrets that stood in it."""
+
+    def read() -> Settings:
+        if file_was_there and not EnvFile.path.exists():
+            expected = "expected the file that was there at the start"
+            raise SettingsError([Fault(str(EnvFile.path), "file", None, expected)])
+        return read_settings()
+
+    return read

@@ -1,1 +1,0 @@
-"""The commands, one file each; `shim.cli` puts them on the command line."""

@@ -1,0 +1,68 @@
+"""The control plane's protocol: uvicorn's own, which nobody can exhaust by connecting or by half a request.
+
+uvicorn waits without end for a request that has begun, and its limits count requests. Here each request has
+to be whole `SILENCE` seconds after its first byte, the first one after connecting, with a head of at most
+`MAX_HEAD` bytes. Each listener has at most `MOST` connections: the private channel, by which people reach
+their pages, is not exhausted by those of the control plane's own address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+MAX_CONNECTIONS = 64
+HEADER_TIMEOUT = 10.0
+MAX_HEAD = 65536
+
+
+class ControlProtocol(HttpToolsProtocol):
+    """One connection to the control plane."""
+
+    _silence: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._on_this_listener() > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._await_request()
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self.transport.abort()
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._cancel_timeout()
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timeout()
+        super().connection_lost(exc)
+
+    def _on_this_listener(self) -> int:
+        """Count the connections of the listener that accepted this one; a port names the listener."""
+        mine = self.server and self.server[1]
+        servers = [each.server for each in self.connections if isinstance(each, ControlProtocol)]
+        return sum((server and server[1]) == mine for server in servers)
+
+    def _await_request(self) -> None:
+        if self._silence is None:
+            self._silence = self.loop.call_later(HEADER_TIMEOUT, self.transport.abort)
+
+    def _cancel_timeout(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None

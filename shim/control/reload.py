@@ -1,0 +1,36 @@
+"""`POST /api/reload` of the control plane: take the settings again.
+
+For whoever runs the shim: on its own listener only, and not for a page in a browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from shim.control.access import Access
+from shim.settings.reload import ReloadResult
+
+
+def reload_routes(access: Access, reload: Callable[[], Awaitable[ReloadResult]]) -> APIRouter:
+    """The route, guarded by `access`."""
+    router = APIRouter()
+
+    @router.post("/api/reload")
+    async def take(request: Request) -> Response:
+        if access.authorize(request).user is not None:
+            raise HTTPException(404)
+        if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
+            raise HTTPException(403, "a browser may not ask for this")
+        outcome = await reload()
+        if outcome.faults:
+            return JSONResponse({"faults": list(outcome.faults)}, status_code=409)
+        return JSONResponse(
+            {"changed": list(outcome.changed), "pending_restart": list(outcome.pending_restart)}
+        )
+
+    return router

@@ -1,0 +1,144 @@
+"""The head of Navidrome's response: judged as strictly as a request's, and what the client gets of it.
+
+How the body is framed follows from the method, the status and the fields (RFC 9112 §6.3). A head that
+could be read in two ways is no response: the client gets a 502 instead.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from shim.http1.grammar import TEXT, TOKEN
+
+NO_BODY = 0
+CHUNKED = -2
+UNTIL_CLOSE = -3
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
+_MAX_LENGTH = 2**63 - 1
+
+_MAX_OPTIONS = 64  # of `Connection`, as in a request
+_OWN_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade"})
+_DROP, LENGTH, _CODING, _CONNECTION, _UPGRADE = range(5)
+_SPECIAL: dict[bytes, int] = {
+    b"content-length": LENGTH,
+    b"transfer-encoding": _CODING,
+    b"connection": _CONNECTION,
+    b"upgrade": _UPGRADE,
+    b"keep-alive": _DROP,
+    b"proxy-connection": _DROP,
+    b"te": _DROP,
+    b"trailer": _DROP,
+    b"proxy-authenticate": _DROP,
+}
+
+
+class InvalidResponse(ValueError):
+    """Navidrome's response can't be passed on. The text says why, and quotes nothing of it."""
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """A response's head, read. Treated as frozen.
+
+    `lines`: status line and end-to-end fields, each with its line end, and `Content-Length` where there
+    is one and it may be (RFC 9110 §8.6); no other framing.
+    `length`: bytes of the body, `CHUNKED`, or `UNTIL_CLOSE`, as if the request had been no HEAD.
+    `persistent`: the connection may carry another request after this response's body.
+    `upgrade`: the value of `Upgrade`, lower case.
+    """
+
+    status: int
+    lines: bytes
+    length: int
+    persistent: bool
+    upgrade: bytes
+
+    @property
+    def no_body(self) -> bool:
+        """Whether the status alone says that there is no body."""
+        return self.status < 200 or self.status in (204, 304)
+
+
+def parse_response_head(head: bytes) -> ResponseHead:
+    """Read a response's head, its empty line included. Raises `BadAnswer`."""
+    lines = head[:-4].split(b"\r\n")
+    if head.translate(None, TEXT) != b"\r\n" * (len(lines) + 1):
+        raise InvalidResponse("a control character in the head")
+    match = _STATUS_LINE.fullmatch(lines[0])
+    if match is None:
+        raise InvalidResponse("no status line of HTTP/1.0 or 1.1 with a status of 100 to 599")
+    special = special_lines(lines)
+    return _frame(lines, special, int(match[2]), http10=match[1] == b"0")
+
+
+def special_lines(lines: list[bytes]) -> list[tuple[int, int, bytes]]:
+    """The header lines that frame the response or end at this hop: kind, index and value of each. Raises
+    `BadAnswer` where a line is none. `lines` begin with the status line."""
+    special = []
+    for index in range(1, len(lines)):
+        name, colon, value = lines[index].partition(b":")
+        if not colon or not name or name.translate(None, TOKEN):
+            raise InvalidResponse("a header line is not: name, colon, value")
+        kind = _SPECIAL.get(name.lower())
+        if kind is not None:
+            special.append((kind, index, value))
+    return special
+
+
+def read_length(value: bytes) -> int:
+    """The bytes that a `Content-Length` promises. Raises `BadAnswer`."""
+    value = value.strip(b" \t")
+    if not value.isdigit() or len(value) > 19 or int(value) > _MAX_LENGTH:
+        raise InvalidResponse("Content-Length is not one number of at most 2^63-1")
+    return int(value)
+
+
+def _frame(
+    lines: list[bytes], special: list[tuple[int, int, bytes]], status: int, *, http10: bool
+) -> ResponseHead:
+    length: int | None = None
+    chunked = False
+    options: frozenset[bytes] = frozenset()
+    upgrade: list[bytes] = []
+    for kind, _, value in special:
+        if kind == LENGTH:
+            if length is not None:
+                raise InvalidResponse("the body's length is given twice")
+            length = read_length(value)
+        elif kind == _CODING:
+            if chunked or http10 or value.strip(b" \t").lower() != b"chunked":
+                raise InvalidResponse("a transfer coding that is not chunked alone, in HTTP/1.1")
+            chunked = True
+        elif kind == _CONNECTION:
+            options |= _options(value)
+        elif kind == _UPGRADE:
+            upgrade.append(value.strip(b" \t").lower())
+    if chunked and length is not None:
+        raise InvalidResponse("the body is framed twice")
+    keeps_length = status >= 200 and status != 204  # RFC 9110 §8.6
+    for kind, index, _ in reversed(special):
+        if kind != LENGTH or not keeps_length:
+            del lines[index]
+    if not options <= _OWN_OPTIONS:
+        connection_listed = options - {b"content-length"}
+        lines[1:] = [
+            line for line in lines[1:] if line.partition(b":")[0].lower() not in connection_listed
+        ]
+    if http10:
+        lines[0] = b"HTTP/1.1" + lines[0][8:]  # RFC 9110 §2.5: the version is each hop's own
+    lines.append(b"")
+    return ResponseHead(
+        status=status,
+        lines=b"\r\n".join(lines),
+        length=CHUNKED if chunked else UNTIL_CLOSE if length is None else length,
+        persistent=b"keep-alive" in options if http10 else b"close" not in options,
+        upgrade=b",".join(upgrade),
+    )
+
+
+def _options(value: bytes) -> frozenset[bytes]:
+    if value.count(b",") >= _MAX_OPTIONS:
+        raise InvalidResponse(f"Connection names more than {_MAX_OPTIONS} options")
+    return frozenset(option.strip(b" \t") for option in value.lower().split(b","))

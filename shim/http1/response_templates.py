@@ -1,0 +1,140 @@
+"""Responses' heads by their shape: one strict expression for each, learned from heads that were read whole.
+
+Between two answers of one route the values change and the names mostly do not. A shape holds the status
+line, the names in their order, and every value that ends at this hop, to the letter; of the other values
+only that they are values, and of the length that it is one. So a head that has a known shape is judged
+by one expression instead of line by line, and comes to what `parse_response_head` would have made of it:
+nothing of its values is remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from shim.http1.response_head import (
+    LENGTH,
+    InvalidResponse,
+    ResponseHead,
+    parse_response_head,
+    special_lines,
+)
+
+_MAX_TEMPLATES = 24
+# When there are as many as that, one in this many unknown heads takes the place of the least used.
+_REPLACE_EVERY = 1024
+_VALUE = rb"[\t -~\x80-\xff]*\r\n"
+_LENGTH_VALUE = rb"[\t ]*([0-9]{1,18})[\t ]*\r\n"
+
+
+@dataclass(slots=True)
+class _Template:
+    """`kept` are the expression's groups that are forwarded, `length` the group of the length or 0;
+    `framed` is the response's length where there is no such group."""
+
+    pattern: re.Pattern[bytes]
+    forwarded: tuple[int, ...]
+    length: int
+    fixed_length: int
+    status: int
+    persistent: bool
+
+
+class ResponseTemplateCache:
+    """The shapes of one upstream's responses, the most used first. `longest`: bytes that a head may have,
+    `most`: header lines."""
+
+    __slots__ = ("_max_bytes", "_max_lines", "_seen", "_templates", "_unknown")
+
+    def __init__(self, max_bytes: int, max_lines: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_lines = max_lines
+        self._templates: list[_Template] = []
+        self._seen: set[tuple[bytes, ...]] = set()
+        self._unknown = 0
+
+    def match(self, data: bytes) -> tuple[ResponseHead, int] | None:
+        """The head at the beginning of `data` and where it ends, if it is whole and of a known shape."""
+        for index, template in enumerate(self._templates):
+            match = template.pattern.match(data)
+            if match is None or match.end() > self._max_bytes:
+                continue
+            if index:
+                self._templates[index - 1 : index + 1] = template, self._templates[index - 1]
+            lines = (
+                match[1]
+                if len(template.forwarded) == 1
+                else b"".join(match.group(*template.forwarded))
+            )
+            length = int(match[template.length]) if template.length else template.fixed_length
+            return ResponseHead(
+                template.status, lines, length, template.persistent, b""
+            ), match.end()
+        return None
+
+    def read(self, head: bytes) -> ResponseHead:
+        """Read a head of no known shape, and know its shape when it comes again. Raises `BadAnswer`."""
+        if head.count(b"\r\n") - 2 > self._max_lines:
+            raise InvalidResponse(f"more than {self._max_lines} header lines")
+        response = parse_response_head(head)
+        if response.status >= 200 and response.status != 204 and not response.upgrade:
+            self._learn(head, response)
+        return response
+
+    def _learn(self, head: bytes, response: ResponseHead) -> None:
+        lines = head[:-4].split(b"\r\n")
+        names = (lines[0], *(line.partition(b":")[0] for line in lines[1:]))
+        if names not in self._seen:
+            if len(self._seen) >= 8 * _MAX_TEMPLATES:
+                self._seen.clear()
+            self._seen.add(names)
+            return
+        self._unknown += 1
+        if len(self._templates) >= _MAX_TEMPLATES:
+            if self._unknown % _REPLACE_EVERY:
+                return
+            self._templates.pop()
+        template = _build_template(lines, response)
+        if template is not None:
+            self._templates.append(template)
+
+
+def _build_template(lines: list[bytes], response: ResponseHead) -> _Template | None:
+    """The shape of a head, or None where it is not the sum of its lines: an old version's, or one in
+    which `Connection` names a field."""
+    special = {index: kind for kind, index, _ in special_lines(lines)}
+    groups, forwarded, length = 0, [], 0
+    pattern: list[bytes] = []
+    expected: list[bytes] = []
+    run = False  # whether a group of kept lines is open
+    for index, line in enumerate(lines):
+        name = line.partition(b":")[0]
+        hop = index in special and special[index] != LENGTH
+        if hop == run:
+            pattern.append(b")" if run else b"(")
+            run = not run
+            if run:
+                groups += 1
+                forwarded.append(groups)
+        if hop or not index:
+            pattern.append(re.escape(line) + rb"\r\n")
+        elif index in special:
+            groups += 1
+            length = groups
+            pattern.append(re.escape(name) + b":" + _LENGTH_VALUE)
+        else:
+            pattern.append(re.escape(name) + b":" + _VALUE)
+        if not hop:
+            expected.append(line)
+    pattern.append(rb")\r\n" if run else rb"\r\n")
+    if b"\r\n".join((*expected, b"")) != response.lines:
+        return None
+    fixed_length = 0 if length else response.length
+    return _Template(
+        re.compile(b"".join(pattern)),
+        tuple(forwarded),
+        length,
+        fixed_length,
+        response.status,
+        response.persistent,
+    )

@@ -1,0 +1,224 @@
+"""Monitor whether Navidrome obeys the user header that the shim writes.
+
+A Navidrome that takes the user name from another header would obey whatever a client sends in it. So while
+it is not known that Navidrome obeys `SHIM_REVERSE_PROXY_USER_HEADER`, only headers on an allow-list pass, and
+while it is known not to, identities are rejected. What is known is void as soon as Navidrome closes the
+connection that is kept open for this, because it may come back with other settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from shim.navidrome.api import obeys
+from shim.navidrome.errors import NavidromeError, NotAuthenticated, PermissionDenied, Unavailable
+from shim.navidrome.liveness import LivenessConnection, open_liveness
+from shim.navidrome.models import ExternalAuthentication
+from shim.navidrome.transport import Transport, tls_context
+from shim.settings import Settings
+
+# Reads Navidrome's settings; None where it does not show them.
+Configuration: TypeAlias = Callable[[], Awaitable[ExternalAuthentication | None]]
+
+# The user headers of widespread proxies and identity providers, to name the one that Navidrome obeys.
+KNOWN_USER_HEADERS = (
+    "Remote-User",
+    "X-authentik-username",
+    "X-WebAuth-User",
+    "X-Forwarded-User",
+    "X-Forwarded-Preferred-Username",
+    "X-Forwarded-Email",
+    "X-Auth-Request-User",
+    "X-Auth-Request-Preferred-Username",
+    "X-Auth-Request-Email",
+    "X-Remote-User",
+    "X-Auth-User",
+    "X-Auth-Username",
+    "X-Authenticated-User",
+    "X-User",
+    "X-Username",
+    "X-Token-User-Name",
+    "X-Token-User-Email",
+    "Remote-Name",
+    "Remote-Email",
+    "Cf-Access-Authenticated-User-Email",
+    "Tailscale-User-Login",
+    "X-Goog-Authenticated-User-Email",
+    "X-Pomerium-Claim-Email",
+    "X-Vouch-User",
+)
+
+_EVERY_SECONDS = 3600.0
+# The configuration becomes readable when the shim has its account.
+_UNREAD_SECONDS = 60.0
+_FIRST_PAUSE = 0.1
+_LAST_PAUSE = 2.0
+_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class UserHeaderState:
+    """What is known of the header that Navidrome takes the user name from.
+
+    `obeyed`: whether it is the one that the shim writes; None while that is not known.
+    `other`: the header that Navidrome obeys instead, "" if none is known.
+    `trusted_sources`: Navidrome's `ExtAuth.TrustedSources`, None if they are not known.
+    `detail`: why nothing is known, in a sentence.
+    """
+
+    obeyed: bool | None
+    other: str = ""
+    trusted_sources: str | None = None
+    detail: str = ""
+
+
+class UserHeaderWatch:
+    """Asks at start, whenever Navidrome was restarted, and hourly.
+
+    `configuration` reads Navidrome's settings, None where the shim has no account there. `changed` is
+    called when the state differs from the one before.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        configuration: Configuration | None,
+        changed: Callable[[], None],
+    ) -> None:
+        ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
+        upstream = settings.upstream
+        self._transport = Transport(upstream, settings.base_path, ca=ca, timeout=_TIMEOUT)
+        self._upstream = upstream
+        self._base_path = settings.base_path
+        self._tls = tls_context(upstream, ca) if upstream.tls else None
+        self._header = settings.reverse_proxy_user_header
+        self._configuration = configuration
+        self._changed = changed
+        self._unread = configuration is not None
+        self._presence: LivenessConnection | None = None
+        self._woken = asyncio.Event()
+        self.state = UserHeaderState(None, detail="Navidrome was not asked yet")
+
+    async def start(self) -> None:
+        """Connect to Navidrome and ask once, without calling `changed`."""
+        try:
+            await self._connect()
+        except Unavailable as error:
+            # Asking all the same would only open the API's circuit breaker.
+            self.state = UserHeaderState(None, detail=str(error))
+        else:
+            await self.ask()
+
+    async def run(self) -> None:
+        """Ask whenever it is due; until cancelled."""
+        loop = asyncio.get_running_loop()
+        pause, asked_at = _FIRST_PAUSE, loop.time()
+        while True:
+            if self._presence is None or self.state.obeyed is None:
+                await self._rest(pause)
+                pause = min(_LAST_PAUSE, pause * 2)
+                with contextlib.suppress(Unavailable):
+                    await self._connect()
+                    self._tell(await self.ask())
+                    asked_at = loop.time()
+                continue
+            pause = _FIRST_PAUSE
+            await self._rest(_UNREAD_SECONDS if self._unread else _EVERY_SECONDS)
+            if loop.time() - asked_at < _EVERY_SECONDS and (
+                not self._unread or await self._read() is None
+            ):
+                continue
+            self._tell(await self.ask())
+            asked_at = loop.time()
+
+    async def ask(self) -> bool:
+        """Ask once. Return whether the state differs from the one before."""
+        before = self.state
+        presence = self._presence
+        state = await self._ask()
+        if self._presence is presence:  # else Navidrome was restarted meanwhile
+            self.state = state
+        return self.state != before
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._let_go()
+        await self._transport.close()
+
+    async def _connect(self) -> None:
+        if self._presence is None:
+            self._presence = await open_liveness(
+                self._upstream, self._base_path, self._tls, self._left, _TIMEOUT
+            )
+
+    def _left(self) -> None:
+        self._presence = None
+        self.state = UserHeaderState(None, detail="Navidrome closed its connection")
+        self._woken.set()
+        self._changed()
+
+    def _let_go(self) -> None:
+        presence, self._presence = self._presence, None
+        if presence is not None:
+            presence.close()
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        self._woken.clear()
+
+    def _tell(self, differs: bool) -> None:
+        if differs:
+            self._changed()
+
+    async def _ask(self) -> UserHeaderState:
+        told = await self._read()
+        sources = None if told is None else told.trusted_sources
+        try:
+            if told is not None and told.user_header.lower() != self._header.lower():
+                return UserHeaderState(False, told.user_header, sources)
+            if (told is not None and told.read_by_header) or await obeys(
+                self._transport, self._header
+            ):
+                return UserHeaderState(True, trusted_sources=sources)
+            return UserHeaderState(False, await self._find_other(), sources)
+        except Unavailable as error:
+            return UserHeaderState(None, trusted_sources=sources, detail=str(error))
+
+    async def _read(self) -> ExternalAuthentication | None:
+        if self._configuration is None:
+            return None
+        self._unread = True
+        try:
+            told = await self._configuration()
+        except (NotAuthenticated, PermissionDenied, Unavailable):
+            return None
+        except NavidromeError:
+            told = None
+        self._unread = False
+        return told
+
+    async def _find_other(self) -> str:
+        """Return the known header that Navidrome obeys; "" if there is none, or if it trusts nobody."""
+        others = [each for each in KNOWN_USER_HEADERS if each.lower() != self._header.lower()]
+        if await obeys(self._transport, *others):
+            for header in others:
+                if await obeys(self._transport, header):
+                    return header
+        return ""
+
+
+def beyond_the_shim(trusted_sources: str) -> tuple[str, ...]:
+    """Return the entries of `ExtAuth.TrustedSources` that trust more than one address."""
+    found = []
+    for entry in trusted_sources.split(","):
+        with contextlib.suppress(ValueError):
+            if "/" in entry and ipaddress.ip_network(entry, strict=False).num_addresses > 1:
+                found.append(entry)
+    return tuple(found)

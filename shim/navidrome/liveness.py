@@ -1,0 +1,91 @@
+"""One connection to Navidrome that is kept open for nothing but its end.
+
+A process that leaves closes its connections before another one can listen in its place, so the end of this
+one is heard in time, also where no request fails. A ping now and then keeps it from being idle; what is
+answered does not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from shim.navidrome.errors import Unavailable
+from shim.settings import Upstream
+
+# Below what proxies between the two close as idle.
+_PING_SECONDS = 25.0
+
+
+class LivenessConnection(asyncio.Protocol):
+    """A connection that calls `left` when it ends, but for its own `close`; `ping` is the request.
+
+    Where a response says that the connection is closed after it, its end means nothing and is not told.
+    """
+
+    def __init__(self, on_disconnect: Callable[[], None], ping: bytes) -> None:
+        self._on_disconnect: Callable[[], None] | None = on_disconnect
+        self._ping = ping
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another ancestor
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        head = data.partition(b"\r\n\r\n")[0].lower()
+        if head.startswith(b"http/1.0") or b"\r\nconnection: close" in head:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
+        on_disconnect = self._on_disconnect
+        self.close()
+        if on_disconnect is not None:
+            on_disconnect()
+
+    def close(self) -> None:
+        """End it, and tell nobody."""
+        self._on_disconnect = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.close()
+
+    def _send(self) -> None:
+        self._transport.write(self._ping)
+        self._timer = asyncio.get_running_loop().call_later(_PING_SECONDS, self._send)
+
+
+async def open_liveness(
+    upstream: Upstream,
+    base_path: str,
+    tls: ssl.SSLContext | None,
+    on_disconnect: Callable[[], None],
+    within: float,
+) -> LivenessConnection:
+    """Connect, and have `left` called when Navidrome ends the connection. Raises `Unavailable`."""
+    loop = asyncio.get_running_loop()
+    path = base_path.rstrip("/") + "/ping"
+    ping = f"GET {path} HTTP/1.1\r\nHost: {upstream.authority}\r\n\r\n".encode()
+    try:
+        async with asyncio.timeout(within):
+            if upstream.path is not None:
+                _, liveness = await loop.create_unix_connection(
+                    lambda: LivenessConnection(on_disconnect, ping), upstream.path
+                )
+            else:
+                _, liveness = await loop.create_connection(
+                    lambda: LivenessConnection(on_disconnect, ping),
+                    upstream.host,
+                    upstream.port,
+                    ssl=tls,
+                    server_hostname=upstream.host if tls is not None else None,
+                )
+    except TimeoutError:
+        raise Unavailable(f"{upstream}: no connection within {within:g} s", sent=False) from None
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unavailable(f"{upstream}: not reached: {reason}", sent=False) from None
+    return liveness

@@ -1,0 +1,347 @@
+"""Where the shim stands with Navidrome: whether it may look after accounts, and what to do where not.
+
+An empty server gets its first admin here, the shim's own, so that no visitor becomes it by chance. On a
+server with users, the bootstrap admin of the settings creates that account or gives it the admin right.
+Nothing is remembered: who asks keeps the answer as long as it holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shim.navidrome.api import HeaderTrust, Navidrome
+from shim.navidrome.errors import NotAuthenticated, PermissionDenied
+from shim.navidrome.models import NewUser, User
+from shim.provisioning.account_writer import new_id
+from shim.provisioning.own_account import OwnAccountRecords
+from shim.settings.reserved import DEFAULT_ADMIN_USERNAME
+from shim.trust.names import normalize_name
+
+_EXAMPLE = "172.20.0.5/32; @ on a Unix socket"
+LOST_DATABASE_REMEDY = (
+    "Restore the database that SHIM_DATABASE_URL named before (in a container: mount the volume that holds "
+    "it). If there never was one, or it is gone for good, run `navidrome-shim database confirm-new`; the "
+    "account then gets a new password, and people are linked to accounts by name again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdminAccess:
+    """`users`: every user of the server, None where they can't be had. `peopled`: the server is known to
+    have users, so no visitor becomes its first admin. Where `users` is None, `problem` says why and
+    `remedy` what to do. `made`: accounts that were made for the shim just now; `by_admin`: by an existing
+    admin, and not as the first. `secured`: an existing account of the shim's name got a new password.
+    `lost_database`: the database is not the one that belongs to this Navidrome."""
+
+    users: tuple[User, ...] | None
+    has_users: bool
+    error: str = ""
+    remedy: str = ""
+    created: tuple[str, ...] = ()
+    secured: bool = False
+    by_admin: bool = False
+    lost_database: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapAdmin:
+    """An existing Navidrome admin, used only while the shim's own account is missing or no admin. `connect`
+    returns the API as this admin; the caller closes it."""
+
+    user_name: str
+    connect: Callable[[], Navidrome]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAccount:
+    """The account that the shim acts as. `password` is None where it acts by `user_header`; `act_as` gives
+    the API as another user by that header, for the caller to close."""
+
+    user_name: str
+    user_header: str
+    password: Callable[[], str] | None = None
+    bootstrap: BootstrapAdmin | None = None
+    act_as: Callable[[str], Navidrome] | None = None
+
+    def new_password(self) -> str:
+        """The configured password, or a random one that is stored nowhere. Without Navidrome's prefix for
+        generated passwords: nobody may replace it without knowing it."""
+        return self.password() if self.password is not None else secrets.token_urlsafe(32)
+
+
+async def ensure_admin_access(
+    api: Navidrome, own_account: OwnAccount, records: OwnAccountRecords | None = None
+) -> AdminAccess:
+    """Find out, and with `records` create, secure or promote the shim's own account where that is needed;
+    without them nothing is changed. Raises `Unavailable` where Navidrome can't be asked, `StoreError` where
+    the database can't."""
+    try:
+        users = await api.users()
+    except NotAuthenticated as error:
+        error_text, promote = str(error), None
+    except PermissionDenied:
+        error_text, promote = "", _no_admin(own_account)
+    else:
+        return await _as_own_account(api, own_account, users, records)
+    if own_account.bootstrap is not None:
+        try:
+            return await _as_bootstrap_admin(api, own_account, own_account.bootstrap, records)
+        except NotAuthenticated as error:
+            error_text = str(error)
+    if promote is not None:
+        return promote
+    if records is None:
+        empty = await api.is_empty()
+        if empty:
+            return AdminAccess(
+                None,
+                False,
+                "Navidrome has no users yet",
+                f"Start the shim: it makes the first admin, {own_account.user_name}, by itself.",
+            )
+        return await _unknown(api, own_account, error_text)
+    if await _create_first(api, own_account, records):
+        return await _first(api, own_account, records)
+    return await _unknown(api, own_account, error_text)
+
+
+def own_account_of(users: tuple[User, ...], user_name: str) -> User | None:
+    """The user with this name, as Navidrome compares names."""
+    normalized = normalize_name(user_name)
+    return next((user for user in users if normalize_name(user.user_name) == normalized), None)
+
+
+async def is_lost_database(users: tuple[User, ...], records: OwnAccountRecords | None) -> bool:
+    """Whether Navidrome has the account `navidrome-shim` and the database knows nothing of it: another
+    database holds who has which account. `records` is None for a database that does not exist."""
+    if own_account_of(users, DEFAULT_ADMIN_USERNAME) is None:
+        return False
+    return records is None or not await records.is_in_use()
+
+
+def lost_database() -> AdminAccess:
+    """The footing on a lost database: nobody is let in."""
+    error = (
+        f"Navidrome has the account {DEFAULT_ADMIN_USERNAME}, but this database knows nothing of "
+        f"it: the database is "
+        "another one than before, or lost; no identity is accepted"
+    )
+    return AdminAccess(None, True, error, LOST_DATABASE_REMEDY, lost_database=True)
+
+
+async def _as_own_account(
+    api: Navidrome,
+    own_account: OwnAccount,
+    users: tuple[User, ...],
+    records: OwnAccountRecords | None,
+) -> AdminAccess:
+    """The shim is an admin already."""
+    if records is None:
+        return AdminAccess(users, True)
+    if await is_lost_database(users, records):
+        return lost_database()
+    account = own_account_of(users, DEFAULT_ADMIN_USERNAME)
+    if account is None:
+        if own_account.password is None:
+            return AdminAccess(users, True)
+        # With the password of another admin the shim makes an account of its own beside it.
+        await records.confirm()
+        await _create(api, DEFAULT_ADMIN_USERNAME, secrets.token_urlsafe(32), records)
+        return AdminAccess(
+            await api.users(), True, created=(DEFAULT_ADMIN_USERNAME,), by_admin=True
+        )
+    if await records.knows(account.id):
+        return AdminAccess(users, True)
+    if normalize_name(own_account.user_name) != normalize_name(DEFAULT_ADMIN_USERNAME):
+        await _secure(api, account, secrets.token_urlsafe(32), records)
+    elif own_account.password is not None:
+        # The login with the operator's password worked: only the tokens are left to be voided.
+        await records.adopt(account.id)
+    else:
+        await _secure_oneself(api, own_account, account, records)
+    return AdminAccess(await api.users(), True, secured=True)
+
+
+async def _as_bootstrap_admin(
+    api: Navidrome,
+    own_account: OwnAccount,
+    bootstrap: BootstrapAdmin,
+    records: OwnAccountRecords | None,
+) -> AdminAccess:
+    """What the bootstrap admin of the settings makes of it. Raises `NotAuthenticated` where Navidrome does
+    not take the shim for this admin; the server may be an empty one."""
+    admin = bootstrap.connect()
+    try:
+        try:
+            users = await admin.users()
+        except PermissionDenied:
+            return AdminAccess(
+                None,
+                True,
+                f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, who is no admin in Navidrome",
+                "Set it to the name of an admin: in Navidrome, Settings → Users shows who is one.",
+            )
+        if records is None:
+            return AdminAccess(users, True)
+        return await _bootstrap(admin, api, own_account, users, records)
+    finally:
+        await admin.close()
+
+
+async def _no_bootstrap_user(
+    api: Navidrome, own_account: OwnAccount, bootstrap: BootstrapAdmin, error_text: str
+) -> AdminAccess:
+    standing = await api.header_trust(bootstrap.user_name)
+    if standing is HeaderTrust.UNTRUSTED and own_account.password is None:
+        error, remedy = _untrusted(own_account)
+        return AdminAccess(None, True, error, remedy)
+    if standing is HeaderTrust.KNOWN:  # the password is wrong
+        error = f"Navidrome does not take SHIM_BOOTSTRAP_ADMIN {bootstrap.user_name}: {error_text}"
+        remedy = (
+            "Correct SHIM_BOOTSTRAP_ADMIN_PASSWORD, or leave it out: the user header is enough."
+        )
+        return AdminAccess(None, True, error, remedy)
+    return AdminAccess(
+        None,
+        True,
+        f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, and Navidrome has no such user",
+        "Set it to the name of an existing admin: in Navidrome, Settings → Users shows who is one.",
+    )
+
+
+async def _bootstrap(
+    admin: Navidrome,
+    api: Navidrome,
+    own_account: OwnAccount,
+    users: tuple[User, ...],
+    records: OwnAccountRecords,
+) -> AdminAccess:
+    """Create the shim's own account as the bootstrap admin, or secure it and give it the right."""
+    if await is_lost_database(users, records):
+        return lost_database()
+    account = own_account_of(users, own_account.user_name)
+    created: tuple[str, ...] = ()
+    secured = False
+    if account is None:
+        await records.confirm()
+        await _create(admin, own_account.user_name, own_account.new_password(), records)
+        created = (own_account.user_name,)
+    elif not account.is_admin:
+        # Whoever made it may know its password and hold its tokens.
+        await _secure(admin, account, own_account.new_password(), records)
+        fresh = await admin.user(account.id)
+        if fresh is not None:
+            await admin.write(fresh, {"isAdmin": True})
+        secured = True
+    api.own_account_changed()
+    try:
+        return AdminAccess(await api.users(), True, created=created, secured=secured, by_admin=True)
+    except (NotAuthenticated, PermissionDenied) as error:
+        if own_account.password is None:
+            problem, remedy = _untrusted(own_account)
+        else:
+            problem = str(error)
+            remedy = (
+                f"Set SHIM_NAVIDROME_ADMIN_PASSWORD to the password of {own_account.user_name}."
+            )
+        return AdminAccess(None, True, problem, remedy, created, secured, by_admin=True)
+
+
+async def _create(
+    api: Navidrome, user_name: str, password: str, records: OwnAccountRecords
+) -> None:
+    new = NewUser(new_id(), user_name, "navidrome-shim", "", is_admin=True)
+    await records.adopt(await api.create(new, password))
+
+
+async def _secure(api: Navidrome, account: User, password: str, records: OwnAccountRecords) -> None:
+    """Give an account that this database did not create a new password, and void its tokens."""
+    await api.write(account, {}, password)
+    await records.adopt(account.id)
+
+
+async def _secure_oneself(
+    api: Navidrome, own_account: OwnAccount, account: User, records: OwnAccountRecords
+) -> None:
+    """`_secure` for the account that the shim acts as. Navidrome asks everybody for the current password
+    when they change their own, so a second admin, with a random name, does it and is deleted."""
+    assert own_account.act_as is not None
+    name = f"{DEFAULT_ADMIN_USERNAME}-{secrets.token_hex(8)}"
+    helper = NewUser(new_id(), name, DEFAULT_ADMIN_USERNAME, "", is_admin=True)
+    helper_id = await api.create(helper, secrets.token_urlsafe(32))
+    other = own_account.act_as(name)
+    try:
+        await _secure(other, account, own_account.new_password(), records)
+    finally:
+        await other.close()
+        await api.delete(helper_id)
+
+
+async def _create_first(
+    api: Navidrome, own_account: OwnAccount, records: OwnAccountRecords
+) -> bool:
+    # Before the call: a shim that is killed after it must not take its own database for a lost one.
+    empty = await api.is_empty()
+    if empty:
+        await records.confirm()
+    return await api.create_admin(own_account.user_name, own_account.new_password())
+
+
+async def _first(
+    api: Navidrome, own_account: OwnAccount, records: OwnAccountRecords
+) -> AdminAccess:
+    """The server was empty, and has the shim's account now."""
+    try:
+        users = await api.users()
+    except (NotAuthenticated, PermissionDenied):
+        await records.confirm()
+        error, remedy = _untrusted(own_account)
+        return AdminAccess(None, True, error, remedy, (own_account.user_name,))
+    account = own_account_of(users, own_account.user_name)
+    if account is not None:
+        await records.adopt(account.id)
+    return AdminAccess(users, True, created=(own_account.user_name,))
+
+
+async def _unknown(api: Navidrome, own_account: OwnAccount, error_text: str) -> AdminAccess:
+    """The server has users, and does not take the shim for one of them."""
+    if own_account.bootstrap is not None:
+        return await _no_bootstrap_user(api, own_account, own_account.bootstrap, error_text)
+    if own_account.password is not None:
+        return AdminAccess(
+            None,
+            True,
+            error_text,
+            "Set SHIM_NAVIDROME_ADMIN_USERNAME and SHIM_NAVIDROME_ADMIN_PASSWORD to those of a Navidrome "
+            "admin.",
+        )
+    if await api.header_trust(own_account.user_name) is HeaderTrust.UNTRUSTED:
+        error, remedy = _untrusted(own_account)
+        return AdminAccess(None, True, error, remedy)
+    return AdminAccess(
+        None,
+        True,
+        f"Navidrome has users, and none of them is {own_account.user_name}",
+        "Set SHIM_BOOTSTRAP_ADMIN to the name of an existing Navidrome admin and start the shim again: it "
+        f"creates {own_account.user_name} as that admin, once. No password is needed.",
+    )
+
+
+def _no_admin(own_account: OwnAccount) -> AdminAccess:
+    return AdminAccess(
+        None,
+        True,
+        f"{own_account.user_name} is no admin in Navidrome",
+        "Set SHIM_BOOTSTRAP_ADMIN to the name of an existing Navidrome admin and start the shim again; or "
+        f"in Navidrome, as an admin, open Settings → Users → {own_account.user_name} and switch Is Admin on.",
+    )
+
+
+def _untrusted(own_account: OwnAccount) -> tuple[str, str]:
+    remedy = (
+        f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address as a CIDR ({_EXAMPLE}), and "
+        f"ND_EXTAUTH_USERHEADER to {own_account.user_header}; then start Navidrome again."
+    )
+    return f"Navidrome does not take {own_account.user_header} from the shim", remedy

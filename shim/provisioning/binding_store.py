@@ -1,0 +1,520 @@
+"""The bindings, the intents and the resting names: all of them in memory, every change in the store first.
+
+Reading costs no I/O. What another process changed comes in by `refresh`, which asks for one number; the
+unique columns of the store, and the keys of its intents, are what keeps two processes from one account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from shim.provisioning.lease import may_be_alive
+from shim.provisioning.models import (
+    Binding,
+    BindingState,
+    Intent,
+    IntentKind,
+    NameHold,
+    TokenRule,
+    binding_from_row,
+    binding_values,
+    intent_from_row,
+    intent_values,
+)
+from shim.store.database import Database
+from shim.store.errors import StoreError, StoreReplaced
+from shim.store.schema import BINDINGS, CHANGE_COUNTERS, INTENTS, NAME_HOLDS, TOKEN_RULES
+
+T = TypeVar("T")
+
+_COUNTER = "bindings"
+_OUTDATED = "another process, or another request, changed whose the account is"
+
+
+class Busy(Exception):
+    """Another process is at work on the same account, or has just been."""
+
+
+class Outdated(Busy):
+    """The binding was changed since it was read: read it again, then decide again."""
+
+
+class Watcher(Protocol):
+    """Who depends on what the store says."""
+
+    def discard(self, uid: str | None) -> None:
+        """This person's account is not what it was."""
+
+    def revoked(self) -> None:
+        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+
+
+class BindingStore:
+    """What is known of accounts. `owner` names this process; `now` is in seconds since the epoch."""
+
+    def __init__(self, database: Database, owner: str, now: Callable[[], float]) -> None:
+        self.database = database
+        self.owner = owner
+        self._now = now
+        self._version = -1
+        self._by_id: dict[int, Binding] = {}
+        self._by_uid: dict[str, Binding] = {}
+        self._by_name: dict[str, Binding] = {}
+        self._by_account: dict[str, Binding] = {}
+        self._intents: dict[str, Intent] = {}
+        self._holds: dict[str, NameHold] = {}
+        self._rules: dict[str, TokenRule] = {}
+        self._watcher: Watcher | None = None
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of changes from now on."""
+        self._watcher = watcher
+
+    # reading
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def all(self) -> tuple[Binding, ...]:
+        """Every binding."""
+        return tuple(self._by_id.values())
+
+    def by_uid(self, uid: str) -> Binding | None:
+        """The binding of a person."""
+        return self._by_uid.get(uid)
+
+    def by_name(self, normalized_name: str) -> Binding | None:
+        """The binding of the account with this name."""
+        return self._by_name.get(normalized_name)
+
+    def by_account(self, navidrome_id: str) -> Binding | None:
+        """The binding of the account with this id."""
+        return self._by_account.get(navidrome_id)
+
+    def rule_of(self, navidrome_id: str) -> TokenRule | None:
+        """Return which tokens of the account are void, None if all of them may pass."""
+        return self._rules.get(navidrome_id)
+
+    def is_locked(self, navidrome_id: str) -> bool:
+        """Return whether the account is locked: no token of it passes."""
+        rule = self._rules.get(navidrome_id)
+        return rule is not None and rule.locked
+
+    def locked_rule(self, navidrome_id: str) -> TokenRule:
+        """Return the account's rule with every token void."""
+        return replace(self._rules.get(navidrome_id) or TokenRule(navidrome_id), locked=True)
+
+    def holds(self) -> tuple[NameHold, ...]:
+        """Return every name that is held for somebody now."""
+        now = self._now()
+        return tuple(hold for hold in self._holds.values() if hold.until > now)
+
+    def intents(self) -> tuple[Intent, ...]:
+        """Every intent that is open."""
+        return tuple(self._intents.values())
+
+    def intent(self, key: str) -> Intent | None:
+        """The intent with this key, if it is open."""
+        return self._intents.get(key)
+
+    def is_abandoned(self, intent: Intent) -> bool:
+        """Whether nobody is at work on this intent any more, but perhaps this process."""
+        mine, now = self.owner, self._now()
+        return intent.owner == mine or not may_be_alive(intent.owner, mine, intent.started_at, now)
+
+    def name_hold(self, normalized_name: str) -> NameHold | None:
+        """Why this name is given to nobody else for now."""
+        hold = self._holds.get(normalized_name)
+        return hold if hold is not None and hold.until > self._now() else None
+
+    # the store
+
+    async def load(self) -> None:
+        """Read everything. Raises `StoreError`."""
+        version, bindings, intents, holds, rules = await self._read(_everything)
+        self._version = version
+        self._by_id = {binding.id: binding for binding in bindings}
+        self._intents = {intent.key: intent for intent in intents}
+        self._holds = {hold.normalized_name: hold for hold in holds}
+        self._rules = {rule.navidrome_id: rule for rule in rules}
+        self._index()
+
+    async def refresh(self) -> frozenset[str]:
+        """Take in what others changed, if they did. The uids whose bindings are not what they were."""
+        if await self._read(_version) == self._version:
+            return frozenset()
+        before, rules = self._by_uid, self._rules
+        await self.load()
+        changed = {
+            uid for uid, previous in before.items() if _differ(previous, self._by_uid.get(uid))
+        }
+        ruled = {
+            name for name in {*rules, *self._rules} if rules.get(name) != self._rules.get(name)
+        }
+        changed |= {uid for uid, binding in self._by_uid.items() if binding.navidrome_id in ruled}
+        if changed or ruled:
+            self._revoked()
+        return frozenset(changed)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """Read from the store; if its file was replaced, from the new one, provided that it has every
+        binding that is known: then it was restored, and is no other store."""
+        try:
+            return await self.database.read_async(work)
+        except StoreReplaced:
+            if not await self._restored():
+                raise
+        self._version = -1
+        return await self.database.read_async(work)
+
+    async def _restored(self) -> bool:
+        try:
+            return await self.database.reopened(self._is_the_same)
+        except StoreError:
+            return False
+
+    def _is_the_same(self, connection: Connection) -> bool:
+        stored = {row.navidrome_id: row.uid for row in connection.execute(select(BINDINGS))}
+        known = self._by_account
+        return all(stored.get(key, "") == known[key].uid for key in known)
+
+    async def open_intent(self, intent: Intent, holder: Binding | None = None) -> Intent:
+        """Commit what is about to be done. Where the same was begun and left, that is taken up again,
+        under its own id. `holder`: the binding of the account that is to be written, as it was read; None
+        for an account that has none. Raises `Busy` where somebody else is at it, `Outdated` where the
+        binding is not that any more."""
+
+        def work(connection: Connection) -> Intent:
+            if intent.kind is IntentKind.WRITE:
+                _check_holder(connection, intent.navidrome_id, holder)
+            row = connection.execute(select(INTENTS).where(INTENTS.c.key == intent.key)).first()
+            found = intent
+            if row is not None:
+                previous = intent_from_row(row)
+                if not self.is_abandoned(previous):
+                    raise Busy("another process is at work on this account")
+                if previous.kind is intent.kind and previous.uid == intent.uid:
+                    found = replace(intent, navidrome_id=previous.navidrome_id)
+                connection.execute(delete(INTENTS).where(INTENTS.c.key == intent.key))
+            connection.execute(insert(INTENTS).values(**intent_values(found)))
+            return found
+
+        try:
+            opened = await self.database.write_async(work)
+        except IntegrityError:
+            raise Busy("another process is at work on this account") from None
+        self._intents[opened.key] = opened
+        return opened
+
+    async def close_intent(self, intent: Intent) -> None:
+        """It is done, and looked after."""
+        await self.database.write_async(lambda connection: _end_intent(connection, intent))
+        self._intents.pop(intent.key, None)
+
+    async def put(
+        self,
+        binding: Binding,
+        *,
+        ends: Intent | None = None,
+        hold: NameHold | None = None,
+        rule: TokenRule | None = None,
+    ) -> Binding:
+        """Store a binding, new or changed, and with it the end of an intent, a name that rests and a token
+        rule. Raises `Busy` where another process has bound the person, the name or the account, and
+        `Outdated` where the binding was changed since it was read.
+        """
+
+        def work(connection: Connection) -> tuple[Binding, int]:
+            if binding.id:
+                stored = _update(connection, binding)
+            else:
+                values = binding_values(binding)
+                key = connection.execute(insert(BINDINGS).values(**values)).inserted_primary_key
+                assert key is not None
+                stored = replace(binding, id=key[0])
+            _end_intent(connection, ends)
+            _put_hold(connection, hold)
+            _put_rule(connection, rule)
+            return stored, _increment_version(connection)
+
+        stored = await self._change(work)
+        before = self._by_id.get(stored.id)
+        self._index_remove(binding.id)
+        self._by_id[stored.id] = stored
+        self._index_add(stored)
+        self._forget_ended(ends, hold)
+        if rule is not None:
+            self._rules[rule.navidrome_id] = rule
+        if rule is not None or (before is not None and _revokes(before, stored)):
+            self._revoked()
+        return stored
+
+    async def put_rule(self, rule: TokenRule) -> None:
+        """Store which tokens of an account are void."""
+
+        def work(connection: Connection) -> tuple[None, int]:
+            _put_rule(connection, rule)
+            return None, _increment_version(connection)
+
+        await self._change(work)
+        self._rules[rule.navidrome_id] = rule
+        self._revoked()
+
+    async def rename(
+        self,
+        names: Mapping[Binding, str],
+        gone: Iterable[Binding] = (),
+        holds: Iterable[NameHold] = (),
+    ) -> None:
+        """Give bindings the names that their accounts have now and remove those that are `gone`, in one
+        step: names may be swapped. Raises `Outdated` where one of them was changed since it was read."""
+        removed, held = tuple(gone), tuple(holds)
+        renamed = [
+            replace(binding, user_name=name, version=binding.version + 1)
+            for binding, name in names.items()
+        ]
+
+        def work(connection: Connection) -> tuple[None, int]:
+            for binding in removed:
+                _delete(connection, binding)
+            for binding in names:
+                # No account has such a name: until all are renamed, none is in another's way.
+                row = update(BINDINGS).where(*_as_read(binding))
+                changed = connection.execute(row.values(normalized_name=f"\x01{binding.id}"))
+                if changed.rowcount == 0:
+                    raise Outdated(_OUTDATED)
+            for after in renamed:
+                row = update(BINDINGS).where(BINDINGS.c.id == after.id)
+                connection.execute(row.values(**binding_values(after)))
+            for hold in held:
+                _put_hold(connection, hold)
+            return None, _increment_version(connection)
+
+        await self._change(work)
+        for binding in (*removed, *names):
+            self._index_remove(binding.id)
+        for after in renamed:
+            self._by_id[after.id] = after
+            self._index_add(after)
+        for hold in held:
+            self._forget_ended(None, hold)
+        if self._watcher is not None:
+            for binding in (*removed, *renamed):
+                self._watcher.discard(binding.uid)
+        if removed:
+            self._revoked()
+
+    async def remove(self, binding: Binding, hold: NameHold | None = None) -> None:
+        """Remove a binding; its name rests. Raises `Outdated` where it was changed since it was read."""
+
+        def work(connection: Connection) -> tuple[None, int]:
+            _delete(connection, binding)
+            _put_hold(connection, hold)
+            return None, _increment_version(connection)
+
+        await self._change(work)
+        self._index_remove(binding.id)
+        self._forget_ended(None, hold)
+        self._revoked()
+
+    async def hold_names(self, holds: Iterable[NameHold]) -> None:
+        """Let these names rest, and forget those that have rested long enough. A name that another process
+        holds for the person of the same account already stays that person's."""
+        new, now = tuple(holds), self._now()
+
+        def work(connection: Connection) -> list[NameHold]:
+            connection.execute(delete(NAME_HOLDS).where(NAME_HOLDS.c.until <= now))
+            put = [hold for hold in new if not _is_held(connection, hold)]
+            for hold in put:
+                _put_hold(connection, hold)
+            return put
+
+        put = await self.database.write_async(work)
+        self._holds = {name: hold for name, hold in self._holds.items() if hold.until > now}
+        self._holds.update({hold.normalized_name: hold for hold in put})
+
+    async def end_rest(self, normalized_name: str) -> None:
+        """Hold this name no longer; other processes see it."""
+
+        def work(connection: Connection) -> tuple[None, int]:
+            connection.execute(
+                delete(NAME_HOLDS).where(NAME_HOLDS.c.normalized_name == normalized_name)
+            )
+            return None, _increment_version(connection)
+
+        await self._change(work)
+        self._holds.pop(normalized_name, None)
+
+    async def record_last_seen(self, seen: Mapping[int, float]) -> None:
+        """Note when these bindings, by their number, were seen last. Others need not be told."""
+
+        def work(connection: Connection) -> None:
+            for number, when in seen.items():
+                row = update(BINDINGS).where(BINDINGS.c.id == number).values(last_seen=when)
+                connection.execute(row)
+
+        await self.database.write_async(work)
+        for number, when in seen.items():
+            if number in self._by_id:
+                self._by_id[number] = replace(self._by_id[number], last_seen=when)
+        self._index()
+
+    # memory
+
+    def _revoked(self) -> None:
+        if self._watcher is not None:
+            self._watcher.revoked()
+
+    async def _change(self, work: Callable[[Connection], tuple[T, int]]) -> T:
+        try:
+            stored, version = await self.database.write_async(work)
+        except IntegrityError:
+            raise Busy("another process has just bound this person or this name") from None
+        # Somebody else changed something in between: the mark stays old, and `refresh` sees it.
+        if version == self._version + 1:
+            self._version = version
+        return stored
+
+    def _index(self) -> None:
+        self._by_uid, self._by_name, self._by_account = {}, {}, {}
+        for binding in self._by_id.values():
+            self._index_add(binding)
+
+    def _index_add(self, binding: Binding) -> None:
+        if binding.uid is not None:
+            self._by_uid[binding.uid] = binding
+        self._by_name[binding.normalized_name] = binding
+        self._by_account[binding.navidrome_id] = binding
+
+    def _index_remove(self, number: int) -> None:
+        previous = self._by_id.pop(number, None)
+        if previous is not None:
+            self._by_uid.pop(previous.uid or "", None)
+            self._by_name.pop(previous.normalized_name, None)
+            self._by_account.pop(previous.navidrome_id, None)
+
+    def _forget_ended(self, ended: Intent | None, hold: NameHold | None) -> None:
+        if ended is not None:
+            self._intents.pop(ended.key, None)
+        if hold is not None:
+            self._holds[hold.normalized_name] = hold
+
+
+def _differ(previous: Binding, new: Binding | None) -> bool:
+    return new is None or replace(new, last_seen=previous.last_seen) != previous
+
+
+def _revokes(before: Binding, after: Binding) -> bool:
+    """Whether somebody who was let in as this account is not any more."""
+    if after.uid != before.uid or after.navidrome_id != before.navidrome_id:
+        return True
+    return after.state is not before.state and after.state is not BindingState.ACTIVE
+
+
+def _everything(
+    connection: Connection,
+) -> tuple[int, list[Binding], list[Intent], list[NameHold], list[TokenRule]]:
+    bindings = [binding_from_row(row) for row in connection.execute(select(BINDINGS))]
+    intents = [intent_from_row(row) for row in connection.execute(select(INTENTS))]
+    holds = [
+        NameHold(row.normalized_name, row.navidrome_id, row.uid, row.until)
+        for row in connection.execute(select(NAME_HOLDS))
+    ]
+    rules = [
+        TokenRule(row.navidrome_id, row.locked, row.void_before)
+        for row in connection.execute(select(TOKEN_RULES))
+    ]
+    return _version(connection), bindings, intents, holds, rules
+
+
+def _version(connection: Connection) -> int:
+    return int(
+        connection.execute(
+            select(CHANGE_COUNTERS.c.value).where(CHANGE_COUNTERS.c.name == _COUNTER)
+        ).scalar_one()
+    )
+
+
+def _increment_version(connection: Connection) -> int:
+    row = (
+        update(CHANGE_COUNTERS)
+        .where(CHANGE_COUNTERS.c.name == _COUNTER)
+        .values(value=CHANGE_COUNTERS.c.value + 1)
+    )
+    connection.execute(row)
+    return _version(connection)
+
+
+def _as_read(binding: Binding) -> tuple[ColumnElement[bool], ...]:
+    """The row of a binding, if nobody changed it since it was read."""
+    return BINDINGS.c.id == binding.id, BINDINGS.c.version == binding.version
+
+
+def _check_holder(connection: Connection, navidrome_id: str, holder: Binding | None) -> None:
+    columns = select(BINDINGS.c.id, BINDINGS.c.version)
+    row = connection.execute(columns.where(BINDINGS.c.navidrome_id == navidrome_id)).first()
+    found = None if row is None else (row.id, row.version)
+    if found != (None if holder is None else (holder.id, holder.version)):
+        raise Outdated(_OUTDATED)
+
+
+def _update(connection: Connection, binding: Binding) -> Binding:
+    after = replace(binding, version=binding.version + 1)
+    row = update(BINDINGS).where(*_as_read(binding))
+    if connection.execute(row.values(**binding_values(after))).rowcount == 0:
+        raise Outdated(_OUTDATED)
+    return after
+
+
+def _delete(connection: Connection, binding: Binding) -> None:
+    if connection.execute(delete(BINDINGS).where(*_as_read(binding))).rowcount == 0:
+        raise Outdated(_OUTDATED)
+
+
+def _end_intent(connection: Connection, intent: Intent | None) -> None:
+    if intent is not None:
+        mine = (INTENTS.c.key == intent.key) & (INTENTS.c.owner == intent.owner)
+        connection.execute(delete(INTENTS).where(mine))
+
+
+def _is_held(connection: Connection, hold: NameHold) -> bool:
+    """Return whether a person holds the name that this hold of nobody's would take from them."""
+    if hold.uid is not None:
+        return False
+    held = select(NAME_HOLDS.c.uid).where(
+        NAME_HOLDS.c.normalized_name == hold.normalized_name,
+        NAME_HOLDS.c.navidrome_id == hold.navidrome_id,
+        NAME_HOLDS.c.uid.is_not(None),
+    )
+    return connection.execute(held).first() is not None
+
+
+def _put_hold(connection: Connection, hold: NameHold | None) -> None:
+    if hold is not None:
+        connection.execute(
+            delete(NAME_HOLDS).where(NAME_HOLDS.c.normalized_name == hold.normalized_name)
+        )
+        connection.execute(
+            insert(NAME_HOLDS).values(
+                normalized_name=hold.normalized_name,
+                navidrome_id=hold.navidrome_id,
+                uid=hold.uid,
+                until=hold.until,
+            )
+        )
+
+
+def _put_rule(connection: Connection, rule: TokenRule | None) -> None:
+    if rule is not None:
+        key = TOKEN_RULES.c.navidrome_id == rule.navidrome_id
+        connection.execute(delete(TOKEN_RULES).where(key))
+        connection.execute(
+            insert(TOKEN_RULES).values(
+                navidrome_id=rule.navidrome_id, locked=rule.locked, void_before=rule.void_before
+            )
+        )

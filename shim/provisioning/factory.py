@@ -1,0 +1,115 @@
+"""The parts of provisioning put together from the settings. Imported only where provisioning is on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shim.audit.events import Event
+from shim.health import Check
+from shim.navidrome.api import Navidrome
+from shim.navidrome.liveness import LivenessConnection, open_liveness
+from shim.navidrome.session import HeaderSession, LoginSession, Session
+from shim.navidrome.transport import Transport, tls_context
+from shim.provisioning.admin import BootstrapAdmin, OwnAccount
+from shim.provisioning.binding_store import BindingStore
+from shim.provisioning.gate import ProvisioningGate
+from shim.provisioning.health import service_checks
+from shim.provisioning.lease import new_owner
+from shim.provisioning.policy import account_policy
+from shim.provisioning.service import ProvisioningService
+from shim.settings import Settings
+from shim.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class AccountParts:
+    """What looks after accounts, for whoever runs it."""
+
+    gate: ProvisioningGate
+    service: ProvisioningService
+
+    def enforce(self, settings: Settings) -> None:
+        """Go by these settings' groups from now on, where they differ from those in force."""
+        policy = account_policy(settings)
+        if policy != self.service.policy:
+            self.service.apply_policy(policy)
+
+    def checks(self) -> tuple[Check, ...]:
+        """How they are, for `/readyz`."""
+        return service_checks(self.service)
+
+
+def build_service(settings: Settings, record: Callable[[Event], None]) -> ProvisioningService:
+    """What provisioning stands on; nothing is opened or asked yet. Raises `StoreError` for a database
+    that can't be spoken to."""
+    upstream, base_path = settings.upstream, settings.base_path
+    ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
+    tls = tls_context(upstream, ca) if upstream.tls else None
+    timeout = settings.navidrome_timeout
+
+    async def connect(on_disconnect: Callable[[], None]) -> LivenessConnection:
+        return await open_liveness(upstream, base_path, tls, on_disconnect, timeout)
+
+    return ProvisioningService(
+        build_api(settings),
+        BindingStore(Database(settings.database_url.get_secret_value()), new_owner(), time.time),
+        account_policy(settings),
+        own_account(settings),
+        record,
+        connect,
+        reconcile_seconds=settings.reconcile_seconds,
+    )
+
+
+def build_accounts(settings: Settings, record: Callable[[Event], None]) -> AccountParts:
+    """The gate, over its ground."""
+    service = build_service(settings, record)
+    gate = ProvisioningGate(
+        service,
+        record,
+        timeout=settings.provisioning_timeout,
+    )
+    return AccountParts(gate, service)
+
+
+def build_api(settings: Settings) -> Navidrome:
+    """Navidrome's API, spoken to as the settings say."""
+    account = own_account(settings)
+    return _api(settings, account.user_name, account.password)
+
+
+def _api(settings: Settings, user_name: str, password: Callable[[], str] | None) -> Navidrome:
+    """Navidrome's API as this user: by login where there is a password, else by the user header."""
+    ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
+    transport = Transport(
+        settings.upstream, settings.base_path, ca=ca, timeout=settings.navidrome_timeout
+    )
+    header = settings.reverse_proxy_user_header
+    session: Session
+    if password is not None:
+        session = LoginSession(transport, user_name, password)
+    else:
+        session = HeaderSession(header, user_name)
+    return Navidrome(transport, session, header)
+
+
+def own_account(settings: Settings) -> OwnAccount:
+    """The account that the shim acts as."""
+    secret = settings.navidrome_admin_password
+    return OwnAccount(
+        settings.navidrome_admin_username,
+        settings.reverse_proxy_user_header,
+        None if secret is None else secret.get_secret_value,
+        _bootstrap_admin(settings),
+        lambda user_name: _api(settings, user_name, None),
+    )
+
+
+def _bootstrap_admin(settings: Settings) -> BootstrapAdmin | None:
+    name, secret = settings.bootstrap_admin, settings.bootstrap_admin_password
+    if name is None:
+        return None
+    password = None if secret is None else secret.get_secret_value
+    return BootstrapAdmin(name, lambda: _api(settings, name, password))

@@ -1,0 +1,396 @@
+"""The ground that provisioning stands on: the store open, Navidrome's users known, nothing left half done.
+
+It is attained before any account is looked after, lost whenever Navidrome may be another one than before,
+and attained again at once. `number` changes with every loss: what was found out on older ground is void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from shim.audit.events import Event
+from shim.audit.events.provisioning import (
+    AdminCreated,
+    OwnAccountSecured,
+    ProvisioningFailed,
+    ProvisioningReady,
+    ProvisioningUnavailable,
+)
+from shim.navidrome.api import Navidrome
+from shim.navidrome.errors import (
+    NavidromeError,
+    NotAuthenticated,
+    PermissionDenied,
+    ResponseTooLarge,
+    Unavailable,
+)
+from shim.navidrome.liveness import LivenessConnection
+from shim.navidrome.models import User
+from shim.provisioning.account_writer import AccountRecreated
+from shim.provisioning.admin import AdminAccess, OwnAccount, ensure_admin_access
+from shim.provisioning.audit_context import AuditContext
+from shim.provisioning.binding_store import BindingStore, Busy, Watcher
+from shim.provisioning.context import ProvisioningContext
+from shim.provisioning.own_account import OwnAccountRecords
+from shim.provisioning.policy import AccountPolicy
+from shim.provisioning.provisioner import Provisioner
+from shim.provisioning.reconcile import Reconciler
+from shim.store.errors import StoreError
+from shim.trust.reasons import Reason
+
+# What goes wrong outside of the shim while an account is looked after.
+EXTERNAL_ERRORS = (NavidromeError, StoreError, Busy, AccountRecreated)
+# What another process changed in the store is seen after this long at most.
+REFRESH_SECONDS = 0.5
+# Between two tries to write while the last write failed.
+PROVE_SECONDS = 5.0
+# How long a stop waits for the store.
+STORE_STOP_SECONDS = 2.0
+_MIN_PAUSE = 1.0
+# Between two tries while Navidrome is away and requests are held.
+HOLD_PAUSE = 0.1
+_MAX_PAUSE = 15.0
+# Between two lists of users that are read because a request may have changed them.
+_LIST_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds. `passing`:
+    Navidrome is away, and may be back in a moment. `reason` is what requests are rejected with meanwhile."""
+
+    detail: str
+    remedy: str | None = None
+    retry_after: float = 5.0
+    passing: bool = False
+    reason: Reason = Reason.NAVIDROME_UNAVAILABLE
+
+
+class CacheListener(Watcher, Protocol):
+    """Who passes people on because of what is known."""
+
+    def clear(self) -> None:
+        """Everything that is known is void."""
+
+    def drain_last_seen(self) -> dict[int, float]:
+        """The bindings that were asked for since this was called last, and when."""
+
+
+class ProvisioningService:
+    """Attains the ground and keeps it. `watch` opens the connection that tells when Navidrome leaves.
+
+    `peopled`: Navidrome is known to have users, so that no visitor becomes its first admin. `fault` says
+    why there is no ground, None while there is.
+    """
+
+    def __init__(
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        policy: AccountPolicy,
+        own_account: OwnAccount,
+        record: Callable[[Event], None],
+        open_liveness: Callable[[Callable[[], None]], Awaitable[LivenessConnection]],
+        *,
+        reconcile_seconds: float = 60.0,
+    ) -> None:
+        self.api = api
+        self.bindings = bindings
+        self._context = context = ProvisioningContext(api, bindings, policy, record)
+        self.directory = context.directory
+        self.locks = context.locks
+        self.provisioner = Provisioner(context, self.refresh)
+        self.reconciler = Reconciler(context, self.provisioner, self)
+        self.cache: CacheListener = _Nobody()
+        bindings.watch(self)
+        self.generation = 0
+        self.has_users = False
+        self.fault: Fault | None = Fault("Navidrome was not asked yet", passing=True)
+        self._open_fault: str | None = f"{bindings.database.display_url}: not opened yet"
+        self._own_account = own_account
+        self._record = record
+        self._open_liveness = open_liveness
+        self._liveness: LivenessConnection | None = None
+        self._reconcile_seconds = reconcile_seconds
+        self._reconcile_at = 0.0
+        self._listed_at = -_LIST_SECONDS
+        self._attempt_lock = asyncio.Lock()
+        self._tried_at = -_MIN_PAUSE
+        self._last_reported: Fault | None = None
+        self._wake = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._opened = False
+        self._prove_at = 0.0
+
+    @property
+    def policy(self) -> AccountPolicy:
+        """The one in force."""
+        return self._context.policy
+
+    @property
+    def store_fault(self) -> str | None:
+        """Why the store can't be used, None if it can."""
+        return self._open_fault or self.bindings.database.fault
+
+    def apply_policy(self, policy: AccountPolicy) -> None:
+        """Go by this policy from now on: everybody is looked at again before their next request."""
+        self._context.policy = policy
+        self.invalidate("the settings changed")
+
+    async def ensure_ready(self) -> int | None:
+        """The number of the ground; None where there is none, and `fault` says why."""
+        async with self._attempt_lock:
+            loop = asyncio.get_running_loop()
+            fault = self.fault
+            pause = HOLD_PAUSE if fault is not None and fault.passing else _MIN_PAUSE
+            if fault is not None and loop.time() - self._tried_at >= pause:
+                await self._attempt_ready()
+                self._tried_at = loop.time()
+            return None if self.fault is not None else self.generation
+
+    def invalidate(self, reason: str) -> None:
+        """Navidrome may be another one than before: nothing that is known of it holds."""
+        self.generation += 1
+        self.has_users = False
+        if self.fault is None:
+            self.fault = Fault(reason, retry_after=1.0, passing=True)
+            self._tried_at = -_MIN_PAUSE
+        self._close_liveness()
+        self.cache.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Attain the ground again when it is lost, and reconcile now and then; until cancelled."""
+        pause = _MIN_PAUSE
+        while True:
+            await self._sleep(REFRESH_SECONDS if self.fault is None else pause)
+            if self.fault is not None:
+                pause = min(_MAX_PAUSE, pause * 2)
+                await self.ensure_ready()
+            if self.fault is None:
+                pause = _MIN_PAUSE
+                await self._guarded(self._maintain())
+
+    def users_may_have_changed(self) -> None:
+        """A request was sent that can change Navidrome's users: read them again at once."""
+        self.directory.users_may_have_changed()
+        if self._following is None or self._following.done():
+            self._following = asyncio.get_running_loop().create_task(self._follow_names())
+
+    def discard(self, uid: str | None) -> None:
+        """This person's account is not what it was."""
+        self.cache.discard(uid)
+
+    def revoked(self) -> None:
+        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+        self.cache.revoked()
+
+    async def close(self) -> None:
+        """Note who was seen, and let go of everything. The store has `STORE_STOP_SECONDS` for it: if it is
+        silent, when people were seen last is lost."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + STORE_STOP_SECONDS
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        if self.store_fault is None:
+            with contextlib.suppress(*EXTERNAL_ERRORS, TimeoutError):
+                async with asyncio.timeout_at(latest):
+                    await self._store_last_seen()
+        self._close_liveness()
+        await self.api.close()
+        await asyncio.to_thread(self.bindings.database.close, max(0.0, latest - loop.time()))
+
+    async def refresh(self) -> None:
+        """Take in what other processes changed in the store, once. Raises `StoreError`."""
+        for uid in await self.bindings.refresh():
+            self.discard(uid)
+
+    async def reconcile(self) -> None:
+        """Hold Navidrome's accounts against the bindings, once. Raises what the API and the store do."""
+        await self.reconciler.run()
+
+    # attaining
+
+    async def _attempt_ready(self) -> None:
+        generation = self.generation
+        try:
+            await self._initialize()
+        except _NoAdminAccess as error:
+            self._failed(Fault(error.error, error.remedy, reason=error.reason))
+        except Unavailable as error:
+            self._failed(Fault(str(error), retry_after=error.retry_after, passing=True))
+        except EXTERNAL_ERRORS as error:
+            self._failed(Fault(str(error), reason=reason_of(error)))
+        except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
+            self._failed(Fault(f"{type(error).__name__}: {error}", reason=reason_of(error)))
+        else:
+            if generation == self.generation:
+                self.fault = self._last_reported = None
+                self._reconcile_at = 0.0
+                self._record(
+                    ProvisioningReady(
+                        time=time.time(),
+                        accounts=len(self.directory.all()),
+                        bindings=len(self.bindings),
+                    )
+                )
+                self._wake.set()
+
+    async def _initialize(self) -> None:
+        await self._open_store()
+        self._close_liveness()
+        generation = self.generation
+        self._liveness = await self._open_liveness(lambda: self._on_disconnect(generation))
+        admin_access = await self._find_footing()
+        for name in admin_access.created:
+            first = not admin_access.by_admin
+            self._record(AdminCreated(time=time.time(), account=name, first=first))
+        if admin_access.secured:
+            self._record(OwnAccountSecured(time=time.time(), account=self._own_account.user_name))
+        self.has_users = admin_access.has_users and generation == self.generation
+        if admin_access.users is None:
+            raise _NoAdminAccess(admin_access)
+        self.directory.libraries = ()
+        await self.reconciler.recover_intents(AuditContext("start"))
+
+    async def _find_footing(self) -> AdminAccess:
+        found: list[AdminAccess] = []
+
+        async def users() -> tuple[User, ...]:
+            records = OwnAccountRecords(self.bindings.database)
+            found.append(await ensure_admin_access(self.api, self._own_account, records))
+            return found[0].users or ()
+
+        await self.directory.read(users)
+        return found[0]
+
+    async def _open_store(self) -> None:
+        try:
+            if not self._opened:
+                await self.bindings.database.open_async()
+                self._opened = True
+            await self.bindings.load()
+        except StoreError as error:
+            self._open_fault = str(error)
+            raise
+        self._open_fault = None
+
+    def _on_disconnect(self, generation: int) -> None:
+        if generation == self.generation:
+            self.invalidate("Navidrome closed the connection that watches it")
+
+    def _close_liveness(self) -> None:
+        liveness, self._liveness = self._liveness, None
+        if liveness is not None:
+            liveness.close()
+
+    def _failed(self, fault: Fault) -> None:
+        self.fault = fault
+        self._close_liveness()
+        if self._last_reported != fault:
+            self._last_reported = fault
+            self._record(
+                ProvisioningUnavailable(time=time.time(), detail=fault.detail, remedy=fault.remedy)
+            )
+
+    # keeping
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _maintain(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self.refresh()
+        await self._prove_store(loop.time())
+        if loop.time() >= self._reconcile_at:
+            self._reconcile_at = loop.time() + self._reconcile_seconds
+            await self._store_last_seen()
+            await self.reconcile()
+
+    async def _follow_names(self) -> None:
+        """List the users until the list includes every change."""
+        loop = asyncio.get_running_loop()
+        while self.fault is None and not self.directory.current:
+            await asyncio.sleep(self._listed_at + _LIST_SECONDS - loop.time())
+            self._listed_at = loop.time()
+            await self._guarded(self.reconciler.follow_names())
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """Do work that goes on in the background: what fails is recorded."""
+        try:
+            await work
+        except (NotAuthenticated, PermissionDenied) as error:
+            self.invalidate(str(error))
+        except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
+            detail = (
+                str(error)
+                if isinstance(error, EXTERNAL_ERRORS)
+                else f"{type(error).__name__}: {error}"
+            )
+            self._record(ProvisioningFailed(time=time.time(), peer="-", detail=detail))
+
+    async def _prove_store(self, now: float) -> None:
+        """Try to write now and then while the last write failed: nobody else may come who would."""
+        if self.bindings.database.write_fault is not None and now >= self._prove_at:
+            self._prove_at = now + PROVE_SECONDS
+            await self.bindings.database.prove_writable()
+
+    async def _store_last_seen(self) -> None:
+        seen = self.cache.drain_last_seen()
+        if seen:
+            await self.bindings.record_last_seen(seen)
+
+
+class _Nobody:
+    """Who listens where nobody passes people on: for commands."""
+
+    def clear(self) -> None:
+        pass
+
+    def discard(self, uid: str | None) -> None:
+        pass
+
+    def revoked(self) -> None:
+        pass
+
+    def drain_last_seen(self) -> dict[int, float]:
+        return {}
+
+
+class _NoAdminAccess(NavidromeError):
+    """Navidrome answers, and the shim may not look after accounts there."""
+
+    def __init__(self, admin_access: AdminAccess) -> None:
+        super().__init__(admin_access.error)
+        self.error = admin_access.error
+        self.remedy = admin_access.remedy
+        self.reason = (
+            Reason.DATABASE_UNCONFIRMED
+            if admin_access.lost_database
+            else Reason.NAVIDROME_ACCESS_DENIED
+        )
+
+
+def reason_of(error: Exception) -> Reason:
+    """The reason of a request that this error rejects."""
+    match error:
+        case StoreError():
+            return Reason.STORE_UNAVAILABLE
+        case Busy() | AccountRecreated():
+            return Reason.ACCOUNT_PENDING
+        case NotAuthenticated() | PermissionDenied():
+            return Reason.NAVIDROME_ACCESS_DENIED
+        case ResponseTooLarge():
+            return Reason.ACCOUNT_UNAVAILABLE
+        case NavidromeError():
+            return Reason.NAVIDROME_UNAVAILABLE
+    return Reason.ACCOUNT_UNAVAILABLE

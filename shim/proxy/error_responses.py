@@ -1,0 +1,217 @@
+"""The shim's own responses, in the form that the asker reads.
+
+Subsonic's XML or JSON below `/rest/`, JSON below `/api/` and `/auth/`, a small page elsewhere. None says
+more than the asker may know: why a request was rejected stands in the log, under the request's id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum, auto
+from functools import lru_cache
+from html import escape
+from http import HTTPStatus
+from xml.sax.saxutils import quoteattr
+
+from shim.proxy.sign_in import LOOP_COOKIE, LOOP_COOKIE_SECONDS
+from shim.trust.decision import Decision
+from shim.trust.reasons import Reason
+
+_SUBSONIC_VERSION = "1.16.1"
+_MESSAGES: dict[int, str] = {
+    302: "Please sign in.",
+    400: "The request could be read in more than one way, so it was not passed on.",
+    401: "Nobody is signed in, or the sign-in could not be verified.",
+    403: "You are not allowed to do this.",
+    404: "There is nothing here.",
+    408: "The request took too long to arrive.",
+    413: "The request is too large.",
+    431: "The request's headers are too large.",
+    501: "This method is not supported.",
+    502: "Navidrome does not answer right now.",
+    503: "The service is busy. Please try again in a moment.",
+    504: "Navidrome took too long to answer.",
+}
+_BY_REASON: dict[Reason, str] = {
+    Reason.IDENTITY_REQUIRED: "You are not signed in. If you just signed in, contact the administrator: no "
+    "identity was received.",
+    Reason.LOCAL_LOGIN_DISABLED: "Password login is disabled; use your identity provider.",
+    Reason.JWT_EXPIRED: "Your sign-in has expired. Please sign in again.",
+    Reason.GROUP_NOT_ALLOWED: "You are signed in, but you are not in a group that may use this music "
+    "server. Ask the administrator to add you.",
+    Reason.IDENTITY_CONFLICT: "This music server already has an account with your user name, and it is not "
+    "linked to your sign-in. Ask the administrator to link it, or to free the name.",
+    Reason.RESERVED_ACCOUNT: "Your user name is reserved on this music server. "
+    "Ask the administrator for another one.",
+    Reason.RENAME_NOT_FOLLOWED: "Your user name changed at the identity provider, and your account here "
+    "still has the old one. The account is yours: ask the administrator to rename it, or to set "
+    "SHIM_FOLLOW_RENAMES.",
+    Reason.NAME_HELD: "Your user name was another account's until recently and is still held for it. "
+    "Try again in a few days, or ask the administrator to end the hold.",
+    Reason.IDENTITY_INCOMPLETE: "Your sign-in arrived without your user id or your groups. Contact the "
+    "administrator: the reverse proxy leaves out a header.",
+    Reason.ACCOUNT_PENDING: "Your account is being prepared. Try again in a moment.",
+    Reason.NAVIDROME_UNAVAILABLE: "The music server (Navidrome) is not available right now. "
+    "Try again in a minute.",
+    Reason.NAVIDROME_ACCESS_DENIED: "The music server is not set up completely: Navidrome does not let the "
+    "sign-in service manage accounts. Contact the administrator.",
+    Reason.STORE_UNAVAILABLE: "The database of the sign-in service is not available right now. Try again in "
+    "a minute; if this stays, contact the administrator.",
+    Reason.DATABASE_UNCONFIRMED: "The database of the sign-in service is new or was lost, so nobody can sign "
+    "in until the administrator confirms it.",
+    Reason.ACCOUNT_UNAVAILABLE: "Your account could not be prepared because of an internal error. Try again "
+    "in a minute; if this stays, contact the administrator with the number below.",
+    Reason.CROSS_SITE: "The request came from another site, so it was not passed on.",
+}
+# A person is signed in, as somebody who may not: another account may be.
+_OTHER_ACCOUNT = frozenset(
+    {
+        Reason.GROUP_NOT_ALLOWED,
+        Reason.IDENTITY_CONFLICT,
+        Reason.NAME_HELD,
+        Reason.RENAME_NOT_FOLLOWED,
+        Reason.RESERVED_ACCOUNT,
+    }
+)
+_SHOW_CONTACT = _OTHER_ACCOUNT | {
+    Reason.DATABASE_UNCONFIRMED,
+    Reason.IDENTITY_INCOMPLETE,
+    Reason.IDENTITY_REQUIRED,
+    Reason.NAVIDROME_ACCESS_DENIED,
+    Reason.STORE_UNAVAILABLE,
+}
+# Of a request that was not looked at, and is told of nowhere.
+UNASSIGNED_REQUEST_ID = "0" * 16
+# Stands for a request's id, and is as long as one.
+_ID_PLACEHOLDER = b"{request--id-16}"
+# The first `f` of a query, as net/url decodes its key and its value.
+_JSON_ASKED = re.compile(rb"[?&](?:f|%66)=([^&]*)")
+_JSON = re.compile(rb"(?:j|%6[Aa])(?:s|%73)(?:o|%6[Ff])(?:n|%6[Ee])")
+# Subsonic's error codes: 40 wrong credentials, 50 not authorised, 0 anything else.
+_SUBSONIC_CODES = {401: 40, 403: 50}
+
+
+def error_response(
+    status: int,
+    decision: Decision | None,
+    request_id: str,
+    *,
+    retry_after: int | None = None,
+    location: str | None = None,
+    contact: str = "",
+    sign_out: str = "",
+    keep_alive: bool = False,
+) -> bytes:
+    """A whole response, after which the connection ends unless it is `lasting`. `decision` tells what was
+    asked, where that is known; `request_id` has 16 characters; `retry_after` is in seconds. With `location`
+    it sends a browser there to sign in. `contact` is told to a person who may not in, `sign_out` is
+    linked there."""
+    reason = None if decision is None else decision.outcome.reason
+    method, target = (b"", b"") if decision is None else decision.requested
+    error_format = _error_format(target)
+    template = _template(status, reason, error_format, contact, sign_out, retry_after, keep_alive)
+    if location is not None:
+        fields = (
+            f"Location: {location}\r\n"
+            f"Set-Cookie: {LOOP_COOKIE}=1; Path=/; Max-Age={LOOP_COOKIE_SECONDS}; HttpOnly; SameSite=Lax\r\n"
+        )
+        template = template.replace(b"\r\n", b"\r\n" + fields.encode(), 1)
+    response = template.replace(_ID_PLACEHOLDER, request_id.encode())
+    if method == b"HEAD":
+        return response[: response.index(b"\r\n\r\n") + 4]
+    return response
+
+
+class _ErrorFormat(Enum):
+    """What the asker reads."""
+
+    XML = auto()
+    JSON = auto()
+    SUBSONIC_JSON = auto()
+    PAGE = auto()
+
+
+def _error_format(target: bytes) -> _ErrorFormat:
+    path = target.partition(b"?")[0].lower()
+    if b"/rest/" in path:
+        asked = _JSON_ASKED.search(target, len(path))
+        as_json = asked is not None and _JSON.fullmatch(asked[1]) is not None
+        return _ErrorFormat.SUBSONIC_JSON if as_json else _ErrorFormat.XML
+    return _ErrorFormat.JSON if b"/api/" in path or b"/auth/" in path else _ErrorFormat.PAGE
+
+
+@lru_cache(maxsize=256)
+def _template(
+    status: int,
+    reason: Reason | None,
+    error_format: _ErrorFormat,
+    contact: str,
+    sign_out: str,
+    retry_after: int | None,
+    keep_alive: bool,
+) -> bytes:
+    """The response to every request of this kind, with `_ANY_ID` for its id."""
+    message = _MESSAGES.get(status, "The request was not passed on.")
+    if reason is not None and status not in (302, 502):
+        message = _BY_REASON.get(reason, message)
+    if contact and reason in _SHOW_CONTACT:
+        message = f"{message} Contact: {contact}"
+    link = sign_out if reason in _OTHER_ACCOUNT else ""
+    content_type, body = _render(status, message, error_format, link)
+    fields = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Connection: keep-alive" if keep_alive else "Connection: close",
+        f"X-Request-Id: {_ID_PLACEHOLDER.decode()}",
+    ]
+    if retry_after is not None:
+        fields.append(f"Retry-After: {retry_after}")
+    return "\r\n".join(fields).encode() + b"\r\n\r\n" + body
+
+
+def _render(
+    status: int, message: str, error_format: _ErrorFormat, sign_out: str
+) -> tuple[str, bytes]:
+    request_id = _ID_PLACEHOLDER.decode()
+    match error_format:
+        case _ErrorFormat.XML | _ErrorFormat.SUBSONIC_JSON:
+            text = f"{message} (request {request_id})"
+            return _subsonic(status, text, as_json=error_format is _ErrorFormat.SUBSONIC_JSON)
+        case _ErrorFormat.JSON:
+            response = {"error": message, "status": status, "requestId": request_id}
+            return "application/json", json.dumps(response).encode()
+        case _ErrorFormat.PAGE:
+            return "text/html; charset=utf-8", _page(status, message, request_id, sign_out).encode()
+
+
+def _subsonic(status: int, message: str, *, as_json: bool) -> tuple[str, bytes]:
+    code = _SUBSONIC_CODES.get(status, 0)
+    if as_json:
+        error = {"code": code, "message": message}
+        response = {"status": "failed", "version": _SUBSONIC_VERSION, "error": error}
+        return "application/json", json.dumps({"subsonic-response": response}).encode()
+    return "application/xml", (
+        f'<subsonic-response xmlns="http://subsonic.org/restapi" status="failed" '
+        f'version="{_SUBSONIC_VERSION}"><error code="{code}" message={quoteattr(message)}/>'
+        "</subsonic-response>"
+    ).encode()
+
+
+def _page(status: int, message: str, request_id: str, sign_out: str) -> str:
+    title = f"{status} {HTTPStatus(status).phrase}"
+    link = (
+        f'<p><a href="{escape(sign_out)}">Sign out and use another account</a></p>'
+        if sign_out
+        else ""
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title></head>"
+        f"<body><h1>{escape(title)}</h1><p>{escape(message)}</p>{link}"
+        f"<p><small>Request {request_id}</small></p></body></html>\n"
+    )

@@ -1,0 +1,198 @@
+"""What every connection of the data plane shares, and the clock that ends what takes too long.
+
+Deadlines are compared by one sweep instead of one timer for each connection: setting one costs a request
+an assignment, and each is at most `TICK` seconds late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import select
+import ssl
+import time
+from collections.abc import Iterable
+from itertools import islice
+
+from shim.proxy.counters import Counters
+from shim.proxy.gate import AccountGate
+from shim.proxy.interfaces import HasDeadlines, KeyFetcher, Observer, Paused
+from shim.proxy.limits import Limits
+from shim.proxy.pool import UpstreamPool
+from shim.proxy.request_body import BodyBudget
+from shim.proxy.verification_queue import VerificationQueue
+from shim.trust.cached_decisions import DecisionCache
+from shim.trust.peers import Peer
+from shim.trust.policy import Policy
+
+TICK = 0.5
+# Connections that are checked again in one turn of the loop.
+_CHECKS_PER_TURN = 256
+# Paused sockets that one sweep asks for a hang-up, in turn. Where there is no POLLRDHUP a reset is noticed.
+_POLLED = 256
+_HANG_UP = getattr(select, "POLLRDHUP", 0)
+NEVER = math.inf
+
+
+class DataPlane:
+    """The parts that a connection is given.
+
+    `decisions` serves the policy in force, and is replaced by `enforce`. `gate` is None without
+    provisioning. `own` is the pool that leads to the control plane, None without one, and
+    `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
+    is fetched; in the `lane` tokens wait for being looked at. `tls` is for handshakes to come, None where
+    the listener speaks plain HTTP. As of the last tick, `now` is the loop's time in seconds, and `time` that
+    since the epoch. `paused` are the connections that nothing is read from for now, the next to be asked
+    for a hang-up first. `strangers` are the open connections of untrusted peers. `sign_in` is
+    the address that pages without an identity are sent to, empty for none; `contact` is whom a person is told
+    to ask who may not in, `sign_out` is linked on the page of a person who may sign in as somebody else.
+    `body_budget` is for bodies that are read before they are sent on.
+    """
+
+    __slots__ = (
+        "_checking",
+        "_revocations",
+        "_ticker",
+        "body_budget",
+        "connections",
+        "control_auth_headers",
+        "control_pool",
+        "counters",
+        "decisions",
+        "gate",
+        "keys",
+        "limits",
+        "now",
+        "observer",
+        "paused",
+        "pool",
+        "sign_in_url",
+        "sign_out",
+        "support_contact",
+        "time",
+        "tls",
+        "untrusted_connections",
+        "verification_queue",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        counters: Counters,
+        observer: Observer,
+        gate: AccountGate | None = None,
+    ) -> None:
+        self.decisions = DecisionCache(policy)
+        self.limits = limits
+        self.counters = counters
+        self.observer = observer
+        self.gate = gate
+        self.pool: UpstreamPool
+        self.control_pool: UpstreamPool | None = None
+        self.control_auth_headers = b""
+        self.connections: set[HasDeadlines] = set()
+        self.paused: dict[Paused, None] = {}
+        self.untrusted_connections = 0
+        self.keys: KeyFetcher | None = None
+        self.verification_queue = VerificationQueue()
+        self.tls: ssl.SSLContext | None = None
+        self.sign_in_url = ""
+        self.support_contact = ""
+        self.sign_out = ""
+        self.now = 0.0
+        self.time = time.time()
+        self.body_budget = BodyBudget(limits.buffered_bytes)
+        self._ticker: asyncio.TimerHandle | None = None
+        self._revocations = 0 if gate is None else gate.revocations
+        self._checking: list[HasDeadlines] = []
+
+    def apply_policy(self, policy: Policy) -> None:
+        """Judge from now on by this policy. Requests under way go on as they were decided."""
+        self.decisions = DecisionCache(policy)
+
+    def connection_opened(self, peer: Peer) -> bool:
+        """Somebody has connected: count them. Whether they are a stranger, which `leave` has to be told."""
+        untrusted = not self.decisions.policy.trusts(peer)
+        self.counters.client_connections += 1
+        self.untrusted_connections += untrusted
+        return untrusted
+
+    def connection_closed(self, *, untrusted: bool) -> None:
+        """They have gone."""
+        self.counters.client_connections -= 1
+        self.untrusted_connections -= untrusted
+
+    def over_limit(self, *, untrusted: bool) -> bool:
+        """Whether there are too many, with one who has just entered. Untrusted peers share
+        half of the room, so that they can't leave the edge without any."""
+        limit = self.limits.max_connections
+        if self.counters.client_connections <= limit and (
+            not untrusted or self.untrusted_connections <= limit // 2
+        ):
+            return False
+        self.counters.clients_rejected += 1
+        return True
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the clock."""
+        self.now = loop.time()
+        self.time = time.time()
+        self._ticker = loop.call_later(TICK, self._tick, loop)
+
+    def stop(self) -> None:
+        """Stop the clock, and close what the pools hold."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for pool in self._pools():
+            pool.close()
+
+    def sweep(self, now: float) -> None:
+        """End what is overdue at `now`."""
+        self.now = now
+        self.time = time.time()
+        for connection in list(self.connections):
+            if connection.deadline < now:
+                connection.expired()
+            if connection.send_deadline < now:
+                connection.send_timed_out()
+        for pool in self._pools():
+            pool.sweep(now)
+        if self.paused:
+            self._end_hung_up()
+        gate = self.gate
+        if gate is not None and gate.revocations != self._revocations:
+            self._revocations = gate.revocations
+            idle = not self._checking
+            self._checking = list(self.connections)
+            if idle:
+                self._check_accounts()
+
+    def _check_accounts(self) -> None:
+        """End what is under way for accounts that were revoked, some connections in each turn."""
+        batch = self._checking[-_CHECKS_PER_TURN:]
+        del self._checking[-_CHECKS_PER_TURN:]
+        for connection in batch:
+            connection.check_account()
+        if self._checking:
+            asyncio.get_running_loop().call_soon(self._check_accounts)
+
+    def _end_hung_up(self) -> None:
+        """End connections whose clients have left: as nothing is read from them, nothing else tells."""
+        asked: dict[int, Paused] = {}
+        poll = select.poll()
+        for connection in list(islice(self.paused, _POLLED)):
+            self.paused[connection] = self.paused.pop(connection)  # the last to be asked again
+            descriptor = connection.descriptor()
+            if descriptor >= 0:
+                asked[descriptor] = connection
+                poll.register(descriptor, _HANG_UP)
+        for descriptor, events in poll.poll(0):
+            asked[descriptor].hung_up(reset=bool(events & (select.POLLERR | select.POLLHUP)))
+
+    def _pools(self) -> Iterable[UpstreamPool]:
+        return (self.pool,) if self.control_pool is None else (self.pool, self.control_pool)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticker = loop.call_later(TICK, self._tick, loop)
+        self.sweep(loop.time())

@@ -1,0 +1,122 @@
+"""TLS, before there is a client's connection: whoever never begins is counted, and let go in time.
+
+The server would do handshakes by itself, and nobody would hear of one that fails or doesn't end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+from shim.proxy.downstream import Downstream
+from shim.trust.peers import parse_peer
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from shim.proxy.server import DataPlane
+
+
+class TlsHandshake(asyncio.Protocol):
+    """A client's socket until TLS has begun; what follows is a `Downstream`'s."""
+
+    __slots__ = ("_app_state", "_config", "_plane", "_server_state", "_task", "_untrusted")
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._plane: DataPlane = app_state["plane"]
+        self._untrusted: bool | None = None  # a stranger or not; None while nobody is counted
+        self._task: asyncio.Task[bool]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peername = transport.get_extra_info("peername")
+        # The transport would read before anybody can tell it not to: it is left, and its socket kept.
+        sock = (
+            None if peername is None else _dup_socket(transport.get_extra_info("socket").fileno())
+        )
+        cast("asyncio.Transport", transport).abort()
+        if sock is None:
+            return
+        peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
+        untrusted = self._untrusted = self._plane.connection_opened(peer)
+        if self._plane.over_limit(untrusted=untrusted):
+            self.uncount()
+            sock.close()
+            return
+        self._server_state.connections.add(cast("Any", self))
+        self._task = asyncio.get_running_loop().create_task(self._start_tls(sock))
+        # Not within the task: one that is cancelled before its first step never gets there.
+        self._task.add_done_callback(lambda task: self._finished(task, sock))
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        self._task.cancel()
+
+    def uncount(self) -> None:
+        """Count it no more: it is over, or a connection that is counted by itself."""
+        untrusted, self._untrusted = self._untrusted, None
+        if untrusted is not None:
+            self._plane.connection_closed(untrusted=untrusted)
+
+    async def _start_tls(self, sock: socket.socket) -> bool:
+        """Begin TLS. Whether the socket is a connection's from now on."""
+        plane = self._plane
+        if plane.tls is None:
+            return False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._downstream,
+                sock,
+                ssl=plane.tls,
+                ssl_handshake_timeout=plane.limits.request_header_timeout,
+            )
+        except OSError:
+            return False  # it was no TLS, none that we speak, or not in time
+        return True
+
+    def _finished(self, task: asyncio.Task[bool], sock: socket.socket) -> None:
+        self.uncount()
+        self._server_state.connections.discard(cast("Any", self))
+        handed_over = False
+        try:
+            handed_over = not task.cancelled() and task.result()
+        finally:
+            if not handed_over:
+                sock.close()
+
+    def _downstream(self) -> Downstream:
+        connection = _TlsClientConnection(self._config, self._server_state, self._app_state)
+        connection.handshake = self
+        return connection
+
+
+class _TlsClientConnection(Downstream):
+    """A connection whose TLS has begun, in the place of its handshake."""
+
+    __slots__ = ("handshake",)
+
+    handshake: TlsHandshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.handshake.uncount()
+        del self.handshake
+        super().connection_made(transport)
+
+
+def _dup_socket(descriptor: int) -> socket.socket | None:
+    """The socket under a descriptor of its own; None where no more files may be open."""
+    try:
+        return socket.socket(fileno=os.dup(descriptor))
+    except OSError:
+        return None

@@ -1,0 +1,387 @@
+"""What the text of a setting means: one small reader for each kind of value.
+
+Every reader takes the text as it was written and gives a frozen value, or raises ValueError with a
+sentence that says what would be right. Readers know no setting's name, read no file's content and look
+at one value at a time; what two values say together is in `shim.settings.validation`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import PlainValidator, SecretStr
+
+from shim.trust.peers import parse_entry
+
+T = TypeVar("T")
+
+MASK = "***"
+
+# RFC 9110 §5.6.2
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# As SQLAlchemy reads it: the password goes on to the first @. A second one would make its end the host.
+_SQLITE = re.compile(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$")
+_POSTGRESQL = re.compile(
+    r"postgresql\+psycopg://(?=\S)([^:/@?]*(:[^@]*)?@)?"
+    r"(\[[0-9A-Fa-f:.]+\]|[\w.,-]*)(:\d{1,5})?([/?][^@]*)?"
+)
+# A part of a distinguished name (RFC 4514 §3).
+_DN_PART = re.compile(r"(cn|ou|dc|o|c|l|st|street|uid|sn|e|emailaddress)\s*=", re.IGNORECASE)
+# What frames a message, ends at this hop or is Navidrome's own: never a name for an identity or a proof.
+# `X-Forwarded-User` and its kin are free, since oauth2-proxy names people with them.
+_FORBIDDEN_HEADERS = frozenset(
+    [
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "forwarded",
+        "host",
+        "keep-alive",
+        "origin",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "range",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-method",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-proto",
+        "x-forwarded-scheme",
+        "x-forwarded-server",
+        "x-forwarded-uri",
+        "x-real-ip",
+    ]
+)
+
+
+class Mode(int):
+    """A file's mode; its text is octal."""
+
+    def __str__(self) -> str:
+        return f"{int(self):04o}"
+
+
+def reader(read: Callable[[str], T]) -> PlainValidator:
+    """Make `read` a field's only validation. What is no text is taken as a value that was read before."""
+
+    def validate(value: object) -> object:
+        return read(value) if isinstance(value, str) else value
+
+    return PlainValidator(validate)
+
+
+def format_value(value: object) -> str:
+    """A value as a person would write it, so that its reader gives it again; secrets are masked."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return f"{value:.6f}".rstrip("0").rstrip(".")
+        case tuple():
+            texts = [format_value(each) for each in value]
+            plain = ",".join(texts)
+            # A name of a JSON list may hold a comma.
+            if any("," in each for each in texts) or plain.startswith("[") or _is_dn_list(texts):
+                return json.dumps(texts, ensure_ascii=False)
+            return plain
+        case Mapping():
+            return json.dumps(value, ensure_ascii=False)
+        case SecretStr():
+            return masked_url(value.get_secret_value())
+        case _:
+            return str(value)
+
+
+def _is_dn_list(entries: Sequence[str]) -> bool:
+    return len(entries) > 1 and any(map(_DN_PART.match, entries))
+
+
+def masked_url(text: str) -> str:
+    """A database's address without its password; anything else of a secret is masked whole."""
+    if text.startswith("sqlite:"):
+        return text
+    if not text.startswith("postgresql+psycopg://"):
+        return MASK
+    masked = re.sub(r"//.*@", f"//{MASK}@", text, flags=re.DOTALL)
+    return masked.partition("?")[0]
+
+
+def peers(text: str) -> tuple[str, ...]:
+    """Entries of an address list: IPs, CIDRs, host names and `@`, comma-separated."""
+    return _entries(text, names=True)
+
+
+def networks(text: str) -> tuple[str, ...]:
+    """Entries of an address list that is never resolved: IPs and CIDRs, comma-separated."""
+    return _entries(text, names=False)
+
+
+def header_name(text: str) -> str:
+    """A header's name, as RFC 9110 §5.6.2 allows it, that neither frames a message nor ends at a hop."""
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(
+            "expected a header's name: letters, digits and -, without blanks or a colon"
+        )
+    if not re.search(r"[A-Za-z0-9]", text):
+        raise ValueError("expected a header's name with a letter or a digit in it")
+    if text.lower() in _FORBIDDEN_HEADERS or text.lower().startswith(("sec-", "x-nd-")):
+        raise ValueError(
+            "expected another name: this one is reserved by HTTP, the edge or Navidrome"
+        )
+    return text
+
+
+def header_prefixes(text: str) -> tuple[str, ...]:
+    """Prefixes of headers' names, comma-separated, each of at least two letters or digits."""
+    names = comma_list(text)
+    for name in names:
+        if not _TOKEN.fullmatch(name) or len(re.findall(r"[A-Za-z0-9]", name)) < 2:
+            raise ValueError(
+                f"expected the beginnings of headers' names, such as X-authentik-; not {name!r}"
+            )
+        if any(forbidden.startswith(name.lower()) for forbidden in _FORBIDDEN_HEADERS):
+            raise ValueError(
+                f"expected a prefix that takes none of HTTP's own headers; {name!r} does"
+            )
+    return names
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """Comma-separated words, blanks around each passed over, none of them empty or twice."""
+    if not text.strip():
+        return ()
+    found = tuple(item.strip() for item in text.split(","))
+    if not all(found):
+        raise ValueError("expected no empty entry between the commas")
+    if len(set(found)) < len(found):
+        raise ValueError("expected each entry once")
+    return found
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names of groups, accounts or audiences: comma-separated, or a JSON list, in which a name may hold
+    commas. None of them is empty or given twice.
+
+    A comma-separated list with an entry that looks like a part of a distinguished name is refused:
+    `CN=a,OU=b` would be two groups, and somebody may be in one of them.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        return _json_names(text)
+    found = comma_list(text)
+    if _is_dn_list(found):
+        suggestion = json.dumps(_joined_dn_parts(found), ensure_ascii=not text.isprintable())
+        raise ValueError(
+            "expected a JSON list, since the commas of a distinguished name part entries otherwise: "
+            + suggestion
+        )
+    return found
+
+
+def _json_names(text: str) -> tuple[str, ...]:
+    expected = 'expected a JSON list of names such as ["CN=admins,OU=Groups", "family"]'
+    try:
+        found: object = json.loads(text)
+    except RecursionError:
+        raise ValueError(expected) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{expected}; {error.msg} at character {error.pos + 1}") from None
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError(expected)
+    if not all(each and each == each.strip() and each.isprintable() for each in found):
+        raise ValueError(f"{expected}, none empty, with a blank at its ends or a control character")
+    if len(set(found)) < len(found):
+        raise ValueError("expected each entry once")
+    return tuple(found)
+
+
+def _joined_dn_parts(parts: tuple[str, ...]) -> list[str]:
+    """The entries that were probably meant: parts that follow each other are one name, until a part that
+    begins a new one."""
+    joined: list[str] = []
+    inside = False
+    for part in parts:
+        match = _DN_PART.match(part)
+        if inside and match is not None and match[1].lower() not in ("cn", "uid"):
+            joined[-1] += f",{part}"
+        else:
+            joined.append(part)
+        inside = match is not None
+    return joined
+
+
+def account_name(text: str) -> str:
+    """A Navidrome user name: 1 to 255 characters without controls."""
+    if not 1 <= len(text) <= 255 or not text.isprintable() or text != text.strip():
+        raise ValueError("expected 1 to 255 printable characters without blanks at the ends")
+    return text
+
+
+def line(text: str) -> str:
+    """One line of text for people or for another program: printable, at most 512 characters."""
+    if not 1 <= len(text) <= 512 or not text.isprintable():
+        raise ValueError("expected one line of at most 512 printable characters")
+    return text
+
+
+def separator(text: str) -> str:
+    """What stands between two groups: one to three characters that are no letters, digits or blanks."""
+    if not re.fullmatch(r"[!-/:-@\[-`{-~]{1,3}", text):
+        raise ValueError("expected one to three punctuation characters, such as | or ,")
+    return text
+
+
+def library_groups(text: str) -> Mapping[str, tuple[str | int, ...]]:
+    """A JSON object from a group's name to the names or ids of its libraries."""
+    expected = 'expected a JSON object such as {"family": ["Music Library", 2]}'
+    try:
+        found: object = json.loads(text, object_pairs_hook=_each_key_once)
+    except RecursionError:
+        raise ValueError(expected) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{expected}; {error.msg} at character {error.pos + 1}") from None
+    if not isinstance(found, dict):
+        raise ValueError(expected)  # noqa: TRY004 - the text is at fault, not the code
+    groups: dict[str, tuple[str | int, ...]] = {}
+    for group, libraries in found.items():
+        if not group.strip() or not isinstance(libraries, list) or not libraries:
+            raise ValueError(f"{expected}, with at least one library for each group")
+        if not all(
+            type(each) is int or (isinstance(each, str) and each.strip()) for each in libraries
+        ):
+            raise ValueError(f"{expected}; a library is a name or a whole number")
+        groups[group] = tuple(libraries)
+    return groups
+
+
+def flag(text: str) -> bool:
+    """`true` or `false`, and the usual other words for them."""
+    meaning = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    meaning |= {"on": True, "off": False}
+    if text.lower() not in meaning:
+        raise ValueError("expected true or false")
+    return meaning[text.lower()]
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A reader of one word out of a closed set, in any case."""
+
+    def read(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}")
+        return text.lower()
+
+    return read
+
+
+def seconds(least: float, maximum: float) -> Callable[[str], float]:
+    """A reader of a duration in seconds, both bounds included."""
+
+    def read(text: str) -> float:
+        if (
+            not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text)
+            or not least <= float(text) <= maximum
+        ):
+            raise ValueError(f"expected seconds as a plain number from {least:g} to {maximum:.0f}")
+        return float(text)
+
+    return read
+
+
+def count(least: int, maximum: int, expected: str = "a whole number") -> Callable[[str], int]:
+    """A reader of a whole number (of things, bytes, days), both bounds included."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= maximum:
+            raise ValueError(f"expected {expected} from {least} to {maximum}")
+        return int(text)
+
+    return read
+
+
+def socket_mode(text: str) -> Mode:
+    """A Unix socket's mode in octal. Its owner must be able to use it."""
+    if not re.fullmatch(r"0?[0-7]{3}", text) or int(text, 8) & 0o600 != 0o600:
+        raise ValueError("expected an octal mode that lets the owner read and write, such as 0660")
+    return Mode(int(text, 8))
+
+
+def readable_file(text: str) -> Path:
+    """A file that is there and can be opened."""
+    path = Path(text)
+    try:
+        with path.open("rb"):
+            return path
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise ValueError(f"expected the path of a readable PEM file ({reason})") from None
+
+
+def secret(text: str) -> SecretStr:
+    """One secret, of any characters but controls."""
+    if not text or re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError("expected one line without control characters, not empty")
+    return SecretStr(text)
+
+
+def header_secrets(text: str) -> tuple[SecretStr, ...]:
+    """Secrets that travel in a header, comma-separated: visible ASCII, no blanks inside."""
+    found = comma_list(text)
+    if not all(re.fullmatch(r"[!-~]+", each) for each in found):
+        raise ValueError(
+            "expected visible ASCII characters without blanks; commas part several secrets"
+        )
+    return tuple(SecretStr(each) for each in found)
+
+
+def bearer_token(text: str) -> SecretStr:
+    """A bearer token (RFC 6750 §2.1)."""
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
+        raise ValueError(
+            "expected a token of letters, digits and -._~+/ (openssl rand -hex 32 makes one)"
+        )
+    return SecretStr(text)
+
+
+def database_url(text: str) -> SecretStr:
+    """`sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`, where no part of the password can
+    be taken for anything else: all the rest is said in messages."""
+    if not (_SQLITE.match(text) or _POSTGRESQL.fullmatch(text)):
+        raise ValueError(
+            "expected sqlite:///file.db or postgresql+psycopg://user:password@host/name, where %40 stands "
+            "for an @ in the password"
+        )
+    return SecretStr(text)
+
+
+def _entries(text: str, *, names: bool) -> tuple[str, ...]:
+    entries = comma_list(text)
+    for entry in entries:
+        try:
+            host = getattr(parse_entry(entry), "network", None) is None
+        except ValueError as error:
+            raise ValueError(f"{entry!r} is {error}") from None
+        if host and not names:
+            raise ValueError(f"expected IP addresses and CIDRs alone; {entry!r} is neither")
+    return entries
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("expected each group once in the JSON object")
+    return found

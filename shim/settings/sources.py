@@ -1,0 +1,223 @@
+"""Where the text of the settings comes from: the environment, a `.env` file, and files with secrets.
+
+This file reads and locates; it does not know what a value means. Everything that is wrong is collected
+as a `Fault`, and no fault ever shows a secret. A name that the catalogue lacks may be a secret's,
+mistyped: its value is shown only where the name is near that of a setting which is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dotenv.parser import Binding, parse_stream
+
+from shim.settings.model import PREFIX
+
+FILE_SUFFIX = "_FILE"
+ENVIRONMENT = "environment"
+
+_SECRET_FILE_BYTES = 65536
+_SHOWN_CHARACTERS = 100
+# Kubernetes puts these into a container beside a Service named `shim` or `shim-…`; nobody set them.
+_SERVICE_LINK = re.compile(
+    r"SHIM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SECRETIVE = re.compile(r"SECRET|TOKEN|PASS|KEY|URL|CREDENTIAL")
+_SERVICE_LINK_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with the settings.
+
+    `origin` is where the value was written (`environment`, `.env line 3`, `file /run/secrets/token`),
+    `value` is what stood there, or None where it must not be shown, `expected` says what would be right.
+    """
+
+    name: str
+    origin: str
+    value: str | None
+    expected: str
+
+    def __str__(self) -> str:
+        value = "" if self.value is None else f" = {self.value}"
+        return f"{self.name} ({self.origin}){value}: {self.expected}"
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A name's text as it was found."""
+
+    name: str
+    text: str = field(repr=False)
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The names there are.
+
+    `names`: every setting's variable. `secrets`: those of them whose value is never shown and that may
+    be given as `NAME_FILE`. `foreign`: variables of other programs that are looked at as well.
+    """
+
+    names: frozenset[str]
+    secrets: frozenset[str]
+    external: frozenset[str]
+
+
+def display_value(text: str) -> str:
+    """A value as a fault shows it: quoted, escaped, cut, and without what may be a password in a URL."""
+    masked = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
+    masked = re.sub(r"(://[^?]*\?).*", r"\1***", masked, flags=re.DOTALL)
+    if len(masked) > _SHOWN_CHARACTERS:
+        masked = masked[:_SHOWN_CHARACTERS] + "…"
+    return repr(masked)
+
+
+def read(
+    environ: Mapping[str, str], env_file: Path | None, catalogue: Catalogue
+) -> tuple[dict[str, Variable], list[Fault]]:
+    """Every variable of the catalogue that is set, by name, and what is wrong with where it is set.
+
+    The environment wins over `env_file`, which may be missing. A secret that `NAME_FILE` names appears
+    under `NAME`, with the file as its origin.
+    """
+    faults: list[Fault] = []
+    variables = {v.name: v for v in _from_file(env_file, catalogue, faults)}
+    variables |= {name: Variable(name, text, ENVIRONMENT) for name, text in environ.items()}
+
+    found: dict[str, Variable] = {}
+    for variable in variables.values():
+        name = variable.name
+        plain = name.removesuffix(FILE_SUFFIX)
+        if name in catalogue.names or name in catalogue.external:
+            if name in catalogue.secrets and not variable.text.strip():
+                faults.append(_empty(name, variable.origin))
+            else:
+                found[name] = variable
+        elif name != plain and plain in catalogue.secrets:
+            if plain in variables:
+                faults.append(_both(variables[plain], variable))
+            elif (secret := _from_secret_file(variable, plain, faults)) is not None:
+                found[plain] = secret
+        elif name.upper().startswith(PREFIX) and not _is_service_link(variable):
+            faults.append(_unknown(variable, catalogue))
+    return found, faults
+
+
+def _from_file(path: Path | None, catalogue: Catalogue, faults: list[Fault]) -> Iterable[Variable]:
+    """The variables in a `.env` file. Text is taken literally: `${…}` stands for itself."""
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(
+            Fault(str(path), "file", None, f"expected readable UTF-8 ({_error_text(error)})")
+        )
+        return []
+    found: dict[str, Variable] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        origin = f"{path} line {_line(binding)}"
+        if binding.error:
+            faults.append(
+                Fault(str(path), f"line {_line(binding)}", None, "expected NAME=value or # comment")
+            )
+        elif binding.key is None or not _is_ours(binding.key, catalogue):
+            continue
+        elif binding.value is None:
+            faults.append(Fault(binding.key, origin, None, "expected NAME=value"))
+        elif binding.key in found:
+            expected = f"expected once; {found[binding.key].origin} sets it too"
+            faults.append(Fault(binding.key, origin, None, expected))
+        else:
+            found[binding.key] = Variable(binding.key, binding.value, origin)
+    return found.values()
+
+
+def _from_secret_file(variable: Variable, name: str, faults: list[Fault]) -> Variable | None:
+    """The secret in the file that a `NAME_FILE` variable names; the line end at its end is not part of
+    it."""
+    origin = f"file {variable.text}"
+    expected = "expected the path of a readable file with the secret in it"
+    try:
+        with Path(variable.text).open("rb") as file:
+            content = file.read(_SECRET_FILE_BYTES + 1)
+        text = content.decode("utf-8").rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        reason = f"{expected} ({_error_text(error)})"
+        faults.append(Fault(variable.name, variable.origin, _display_path(variable.text), reason))
+        return None
+    if len(content) > _SECRET_FILE_BYTES:
+        reason = f"{expected}, of at most {_SECRET_FILE_BYTES} bytes"
+        faults.append(Fault(variable.name, variable.origin, _display_path(variable.text), reason))
+        return None
+    if not text.strip():
+        faults.append(_empty(name, origin))
+        return None
+    return Variable(name, text, origin)
+
+
+def _is_ours(name: str, catalogue: Catalogue) -> bool:
+    return name.upper().startswith(PREFIX) or name in catalogue.external
+
+
+def _is_service_link(variable: Variable) -> bool:
+    if variable.origin != ENVIRONMENT:
+        return False
+    if _SERVICE_LINK.fullmatch(variable.name):
+        return True
+    return variable.name.endswith("_PORT") and bool(_SERVICE_LINK_PORT.fullmatch(variable.text))
+
+
+def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
+    plain = variable.name.removesuffix(FILE_SUFFIX)
+    if plain != variable.name and plain in catalogue.names:
+        expected = f"expected {plain} itself; only secrets are read from files"
+        return Fault(variable.name, variable.origin, display_value(variable.text), expected)
+    files = {name + FILE_SUFFIX for name in catalogue.secrets}
+    possible = sorted(catalogue.names | files)
+    near = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
+    if not near:
+        return Fault(variable.name, variable.origin, None, "no such setting")
+    hidden = near[0] in catalogue.secrets | files or _SECRETIVE.search(variable.name.upper())
+    value = None if hidden else display_value(variable.text)
+    return Fault(variable.name, variable.origin, value, f"no such setting; did you mean {near[0]}?")
+
+
+def _both(plain: Variable, file: Variable) -> Fault:
+    expected = f"expected one of {plain.name} and {file.name}; {file.origin} sets the second"
+    return Fault(plain.name, plain.origin, None, expected)
+
+
+def _empty(name: str, origin: str) -> Fault:
+    return Fault(
+        name, origin, None, "expected a secret, but it is empty; leave it out to have none"
+    )
+
+
+def _line(binding: Binding) -> int:
+    """The line of the name itself: blank lines before it belong to the binding too."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _display_path(text: str) -> str | None:
+    """A path that names no file, unless it may be the secret itself, put where its path belongs."""
+    path = Path(text)
+    known = path.is_absolute() and len(path.parts) > 2 and path.parent.is_dir()
+    return display_value(text) if known and text.isprintable() else None
+
+
+def _error_text(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not a path"

@@ -1,0 +1,316 @@
+"""`decide` with a memory for what repeats.
+
+Between two requests of one browser the request line changes and the header block mostly does not. So a
+block is remembered by its bytes, its peer's address and the listener's scheme; a header line by its bytes;
+and an envelope by the remembered lines that it was read from, with the provider's token beside it and
+without. One object serves one policy: a new policy means a new memory, and nothing old can match. Request
+lines are not remembered. Untrusted peers have a memory of their own. A token that was
+verified is remembered by its digest, so that another block with the same one costs no second signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from sys import getsizeof
+
+from shim.trust.block import HeaderBlock, MetadataWithProof, read_block, split_block
+from shim.trust.cache import AdmissionCache
+from shim.trust.client_address import PeerInfo
+from shim.trust.decision import Decision, Verifier, attach_proof, combine, reject
+from shim.trust.fields import Field, FieldNames, parse_line
+from shim.trust.identity import Identity
+from shim.trust.jwt import digest
+from shim.trust.path_zones import RequestLine, parse_request_line
+from shim.trust.peers import Peer
+from shim.trust.policy import Policy
+from shim.trust.reasons import Reason
+from shim.trust.rejection import RequestRejected
+from shim.trust.request_metadata import RequestMetadata, extract_token, read_metadata
+from shim.trust.token_proof import VerifiedClaims, Verify
+
+# What an entry costs in bytes, with everything that it keeps alive; each entry pays for what several share.
+
+
+def _block_cost(key: tuple[str, bytes], block: HeaderBlock) -> int:
+    metadata, proof = block.metadata, block.proof
+    fields = (*metadata.removed, *metadata.tokens, *block.hop_by_hop)
+    size = 512 + len(key[1]) + len(block.forward) + (0 if proof is None else proof.size)
+    return size + _fields_cost(fields) + _envelope_size(metadata)
+
+
+def _line_cost(line: bytes, field: Field) -> int:
+    return 256 + len(line) + _field_cost(field)
+
+
+def _sealed_cost(key: tuple[str, tuple[Field, ...]], with_proof: MetadataWithProof) -> int:
+    metadata, proof = with_proof
+    return _metadata_cost(key, metadata) + (0 if proof is None else proof.size)
+
+
+def _metadata_cost(key: tuple[str, tuple[Field, ...]], metadata: RequestMetadata) -> int:
+    # It keeps its fields alive, long after the memory of lines has let go of them.
+    return 512 + _fields_cost(key[1]) + _envelope_size(metadata)
+
+
+def _token_cost(_: tuple[bytes, int], said: VerifiedClaims) -> int:
+    return 1024 + _identity_size(said.identity) + sum(map(getsizeof, said.claims.values()))
+
+
+def _fields_cost(fields: Sequence[Field]) -> int:
+    return sum(map(_field_cost, fields))
+
+
+def _field_cost(field: Field) -> int:
+    # Of an identity header that is read there is the text as well, up to four bytes for a character.
+    text = 0 if field.parsed_value is None else getsizeof(field.parsed_value)
+    return 384 + len(field.name) + len(field.value) + len(field.wire) + text
+
+
+def _envelope_size(metadata: RequestMetadata) -> int:
+    """The bytes of an envelope without its fields."""
+    beliefs = 1024 if metadata.deferred is None else 4096
+    named = 256 + sum(128 + len(name) for name in metadata.connection_listed)
+    identity = metadata.trust_result.identity
+    who = 0 if identity is None else _identity_size(identity)
+    return 1024 + len(metadata.forward) + beliefs + named + who
+
+
+def _identity_size(identity: Identity) -> int:
+    texts = (identity.username, identity.name, identity.email, identity.uid)
+    groups = identity.groups or ()
+    return 256 + sum(map(getsizeof, (*texts, groups, *groups)))
+
+
+class _PeerCaches:
+    """What is remembered of the peers on the list, or of the others. `share` is 1 or a part of it."""
+
+    __slots__ = ("blocks", "lines", "metadata_cache", "with_proof")
+
+    def __init__(self, share: float) -> None:
+        size = int(share * (1 << 20))
+        self.blocks: AdmissionCache[tuple[str, bytes], HeaderBlock] = AdmissionCache(
+            int(512 * share), 3 * size, _block_cost
+        )
+        self.metadata_cache: AdmissionCache[tuple[str, tuple[Field, ...]], RequestMetadata] = (
+            AdmissionCache(int(512 * share), 2 * size, _metadata_cost)
+        )
+        self.with_proof: AdmissionCache[tuple[str, tuple[Field, ...]], MetadataWithProof] = (
+            AdmissionCache(int(512 * share), 2 * size, _sealed_cost)
+        )
+        self.lines: AdmissionCache[bytes, Field] = AdmissionCache(
+            int(2048 * share), size, _line_cost
+        )
+
+    @property
+    def size(self) -> int:
+        """The bytes in use."""
+        return self.blocks.size + self.metadata_cache.size + self.with_proof.size + self.lines.size
+
+
+@dataclass(slots=True)
+class ConnectionContext:
+    """Where a connection stands under one policy: its source, and what reads and remembers for it."""
+
+    source: PeerInfo
+    key: str
+    caches: _PeerCaches
+    read_line: Callable[[bytes], Field]
+    read_fields: Callable[[tuple[Field, ...]], MetadataWithProof]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingVerification:
+    """A request that was read, and hangs on a token that was not looked at yet. `block_text` is what its
+    header block is to be remembered by, if it is."""
+
+    request_line: RequestLine
+    block: HeaderBlock
+    block_text: bytes | None
+    context: ConnectionContext
+
+
+class DecisionCache:
+    """Decides as `decide` does, under one policy, and remembers header blocks, lines and envelopes."""
+
+    __slots__ = ("_caches", "_verify", "policy")
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._verify = _VerifiedTokens(policy)
+        self._caches = {True: _PeerCaches(1.0), False: _PeerCaches(0.25)}
+
+    def connection_context(self, peer: Peer, scheme: bytes) -> ConnectionContext:
+        """What a connection keeps and hands in with every request."""
+        trusted = self.policy.trusts(peer)
+        source = PeerInfo(peer, trusted, scheme)
+        key = f"{scheme.decode()} {peer.text}"
+        caches = self._caches[trusted]
+        return ConnectionContext(
+            source,
+            key,
+            caches,
+            _line_reader(caches.lines, self.policy.names),
+            _field_reader(caches, key, source, self.policy, self._verify),
+        )
+
+    def cached_headers(self, block_text: bytes, context: ConnectionContext) -> HeaderBlock | None:
+        """The header block of these bytes, if it is remembered. What is remembered has no empty line."""
+        return context.caches.blocks.get((context.key, block_text))
+
+    @property
+    def size(self) -> int:
+        """The bytes that everything remembered keeps alive, at most."""
+        return self._verify.size + sum(each.size for each in self._caches.values())
+
+    def decide(
+        self,
+        request_line_text: bytes,
+        block_text: bytes,
+        context: ConnectionContext,
+        block: HeaderBlock | None = None,
+        now: float | None = None,
+    ) -> Decision:
+        """Judge a request: its line without its end, and its header lines each with its end. `block` is
+        what `recall` gave for them, `now` the time in seconds since the epoch."""
+        found = self.evaluate(request_line_text, block_text, context, block, now)
+        return self.verify(found, now) if isinstance(found, PendingVerification) else found
+
+    def evaluate(
+        self,
+        request_line_text: bytes,
+        block_text: bytes,
+        context: ConnectionContext,
+        block: HeaderBlock | None = None,
+        now: float | None = None,
+    ) -> Decision | PendingVerification:
+        """The same, but for a request that hangs on a token which was not seen before: that takes as long
+        as many requests, and `prove` is for whoever has the time."""
+        known = block is not None
+        try:
+            request_line = parse_request_line(request_line_text, self.policy.paths)
+        except RequestRejected as rejection:
+            # As if the block had not been looked at yet.
+            return reject(rejection, context.source, request_line_text=request_line_text)
+        if block is None:
+            try:
+                block = read_block(
+                    split_block(block_text, self.policy),
+                    context.caches.lines.recent,
+                    context.read_line,
+                    context.read_fields,
+                )
+            except RequestRejected as rejection:
+                return reject(rejection, context.source, request_line)
+        text = None if known else block_text
+        proof = block.proof
+        if proof is not None and request_line.zone in proof.zones and not proof.is_evaluated():
+            return PendingVerification(request_line, block, text, context)
+        return self._combine(request_line, block, context, text, now)
+
+    def verify(self, pending: PendingVerification, now: float | None = None) -> Decision:
+        """Judge what was left undecided."""
+        return self._combine(
+            pending.request_line, pending.block, pending.context, pending.block_text, now
+        )
+
+    def _combine(
+        self,
+        request_line: RequestLine,
+        block: HeaderBlock,
+        context: ConnectionContext,
+        block_text: bytes | None,
+        now: float | None,
+    ) -> Decision:
+        try:
+            decision = combine(request_line, block, context.source, self.policy, now)
+        except RequestRejected as rejection:
+            return reject(rejection, context.source, request_line, block)
+        if block_text is not None:
+            context.caches.blocks.offer((context.key, block_text), block)
+        return decision
+
+    def reject(
+        self,
+        reason: Reason,
+        detail: str,
+        context: ConnectionContext,
+        request_line_text: bytes = b"",
+    ) -> Decision:
+        """The decision on a request whose head never became whole; `line_text` is what came of its line."""
+        return reject(
+            RequestRejected(reason, detail), context.source, request_line_text=request_line_text
+        )
+
+
+def _line_reader(
+    cache: AdmissionCache[bytes, Field], names: FieldNames
+) -> Callable[[bytes], Field]:
+    def read(line: bytes) -> Field:
+        field = cache.get(line)
+        if field is None:
+            field = parse_line(line, names)
+            cache.offer(line, field)
+        return field
+
+    return read
+
+
+def _field_reader(
+    caches: _PeerCaches, peer: str, source: PeerInfo, policy: Policy, verify: Verify
+) -> Callable[[tuple[Field, ...]], MetadataWithProof]:
+    metadata_cache, with_proof = caches.metadata_cache, caches.with_proof
+
+    def read(fields: tuple[Field, ...]) -> MetadataWithProof:
+        key = (peer, fields)
+        found = with_proof.get(key)
+        if found is None:
+            found = read_uncached(fields)
+            with_proof.offer(key, found, _stable_hash(fields))
+        return found
+
+    def read_uncached(fields: tuple[Field, ...]) -> MetadataWithProof:
+        bare, token = extract_token(fields)
+        if not token:
+            return attach_proof(read_metadata(bare, source, policy), token, verify)
+        key = (peer, bare)
+        metadata = metadata_cache.get(key)
+        if metadata is None:
+            metadata = read_metadata(bare, source, policy)
+            metadata_cache.offer(key, metadata, _stable_hash(bare))
+        return attach_proof(metadata, token, verify)
+
+    return read
+
+
+def _stable_hash(fields: tuple[Field, ...]) -> int:
+    # Not the fields' own hash: what was not remembered is gone, and another one has its place in memory.
+    return hash(tuple([field.wire for field in fields]))
+
+
+class _VerifiedTokens(Verifier):
+    """Remembers the tokens that held: only the provider's get in, so nobody else can push one out."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self._cache: AdmissionCache[tuple[bytes, int], VerifiedClaims] = AdmissionCache(
+            2048, 1 << 22, _token_cost
+        )
+
+    def __call__(self, token: str, now: float | None) -> VerifiedClaims:
+        """What the token says. What was remembered has to be held against `now` by whoever asks."""
+        key = (digest(token), len(token))
+        verified = self._cache.get(key)
+        if verified is None:
+            verified = super().__call__(token, now)
+            self._cache.put(key, verified)
+        return verified
+
+    @property
+    def size(self) -> int:
+        """The bytes in use."""
+        return self._cache.size
+
+    def cached(self, token: str) -> VerifiedClaims | None:
+        """What is remembered of it."""
+        return self._cache.get((digest(token), len(token)))

@@ -1,0 +1,498 @@
+"""The decision: request line and header block together.
+
+`decide` is pure: no I/O, no clock, no event loop, bytes in. The data plane asks the same three steps,
+with a memory for the second (`shim.trust.cached_decisions`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from shim.trust.block import HeaderBlock, MetadataWithProof, read_block, split_block
+from shim.trust.client_address import PeerInfo
+from shim.trust.fields import Field, Kind, parse_line
+from shim.trust.identity import DESCRIPTIVE, Identity
+from shim.trust.identity_evaluation import TrustResult
+from shim.trust.jwt import verify_token
+from shim.trust.navidrome_tokens import (
+    Accept,
+    NavidromeClaims,
+    filter_tokens,
+    in_query,
+    token_locations,
+)
+from shim.trust.path_zones import Paths, PathZone, RequestLine, parse_request_line
+from shim.trust.peers import Peer
+from shim.trust.policy import Policy
+from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
+from shim.trust.rejection import RequestRejected
+from shim.trust.request_metadata import (
+    CHUNKED,
+    NO_BODY,
+    RequestMetadata,
+    extract_token,
+    framing_lines,
+    read_metadata,
+)
+from shim.trust.token_proof import TokenProof, VerifiedClaims, Verify, verified_claims
+
+_HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+# Members of an enumeration are dear to look up; what a request passes has them at hand.
+_AUTHENTICATED = Verdict.AUTHENTICATED
+_REJECTED = Verdict.REJECTED
+_PROTECTED = PathZone.PROTECTED
+# What is rejected so may not be what its sender takes it for, nor what follows it.
+_AMBIGUOUS_STATUS = 400
+_ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@ ]+/")
+_SAFE_METHODS = frozenset({b"GET", b"HEAD"})
+# Of a request to Navidrome's user API: one user's long name would make the list unreadable for all.
+USER_BODY_BYTES = 65536
+# Go reads a form of these methods alone, and of this type; whatever looks like it is taken for one.
+_FORM_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
+_FORM_TYPE = re.compile(rb"(?im)^content-type:[^\r\n]*x-www-form-urlencoded")
+
+
+@dataclass(slots=True)
+class Decision:
+    """What becomes of a request, and why. Treated as frozen.
+
+    `line` and `block` are None where they could not be read. `keep_alive` tells whether the connection
+    may carry another request: after a rejected one only a trusted peer's, and only where there is no doubt
+    about where that request ended, so that a flood of them doesn't cost the edge its connections. `upgrade`
+    tells whether this one asks for a WebSocket. `detail` says in one sentence what was wrong with a rejected
+    request. `belief` is what the verdict stands on. `tokens`: the request carries what Navidrome may take for
+    a token of its own; `subsonic`: its path is below `/rest/`, where Navidrome reads fewer of them. Void
+    tokens are removed by `without_void_tokens`, and `void` says where they were; those of another account by
+    `bound`, and `loosed` says where. `claims` are those of the tokens that are left. `form`: the body is a
+    form that may carry one as well, and was not read yet. `writes_users`: it can change Navidrome's users.
+    `line_text` is the request line where `line` is None, as far as it was read.
+    """
+
+    outcome: Outcome
+    source: PeerInfo
+    request_line: RequestLine | None
+    block: HeaderBlock | None
+    keep_alive: bool = False
+    upgrade: bool = False
+    detail: str = ""
+    trust_result: TrustResult | None = None
+    has_navidrome_tokens: bool = False
+    subsonic: bool = False
+    form: bool = False
+    writes_users: bool = False
+    void: tuple[str, ...] = ()
+    removed_tokens: tuple[str, ...] = ()
+    claims: tuple[NavidromeClaims, ...] = ()
+    request_line_text: bytes = b""
+
+    @property
+    def requested(self) -> tuple[bytes, bytes]:
+        """Method and target, also of a request line that is rejected, as far as it has them."""
+        if self.request_line is not None:
+            return self.request_line.method, self.request_line.target
+        method, _, remainder = self.request_line_text.partition(b" ")
+        target = remainder.partition(b" ")[0]
+        # What else stands there may be anything, and this is for the log.
+        readable = method.isalpha() and (target[:1] == b"/" or _ABSOLUTE.match(target))
+        return (method, target) if readable else (b"", b"")
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity that is believed: set where the verdict is `authenticated`."""
+        if self.trust_result is None or self.outcome.verdict is not _AUTHENTICATED:
+            return None
+        return self.trust_result.identity
+
+    @property
+    def token_locations(self) -> tuple[str, ...]:
+        """Where the request carries tokens of Navidrome's own, if `tokens` says that it may."""
+        if not self.has_navidrome_tokens or self.request_line is None or self.block is None:
+            return ()
+        return token_locations(self.request_line, self.block, subsonic=self.subsonic)
+
+    def without_void_tokens(self, valid: Accept) -> Decision:
+        """Return the same decision without the Navidrome tokens that are not valid. Where nobody else was
+        named, its verdict is `stripped` then."""
+        decision, removed = self._filtered(valid)
+        if not removed:
+            return decision
+        result = self.outcome
+        if result.verdict is Verdict.ANONYMOUS:
+            result = outcome(Reason.NAVIDROME_TOKEN_VOID, result.path_class)
+        return replace(decision, outcome=result, void=(*self.void, *removed))
+
+    def with_tokens_bound_to(self, user_name: bytes, user_id: str | None) -> Decision:
+        """Return the same decision without the Navidrome tokens that do not name exactly this account;
+        where its id is not known, none does."""
+        decision, removed = self._filtered(lambda claims: claims.names(user_name, user_id))
+        return (
+            replace(decision, removed_tokens=(*self.removed_tokens, *removed))
+            if removed
+            else decision
+        )
+
+    def _filtered(self, accept: Accept) -> tuple[Decision, tuple[str, ...]]:
+        request_line, block = self.request_line, self.block
+        if request_line is None or block is None or not self.has_navidrome_tokens:
+            return self, ()
+        found = filter_tokens(request_line, block, accept, subsonic=self.subsonic)
+        if not found.removed and found.accepted == self.claims:
+            return self, ()
+        decision = replace(
+            self,
+            request_line=found.line,
+            block=found.block,
+            has_navidrome_tokens=bool(found.accepted),
+            claims=found.accepted,
+        )
+        return decision, found.removed
+
+    def with_form(
+        self, length: int, claims: tuple[NavidromeClaims, ...], *, void: bool
+    ) -> Decision:
+        """Return the same decision for a request whose form was read and is sent with this length.
+        `claims` are those of the tokens in it; `void`: others were removed."""
+        block = self.block
+        assert block is not None
+        old, new = framing_lines(block.metadata.length), framing_lines(length)
+        # A line can stand in no value, and the first one is ours: the client's own is never forwarded.
+        forward = block.forward.replace(b"\r\n" + old, b"\r\n" + new, 1)
+        metadata = replace(block.metadata, length=length)
+        result, places = self.outcome, self.void
+        if void:
+            places = (*places, "form jwt")
+            if result.verdict is Verdict.ANONYMOUS:
+                result = outcome(Reason.NAVIDROME_TOKEN_VOID, result.path_class)
+        return replace(
+            self,
+            outcome=result,
+            block=replace(block, metadata=metadata, forward=forward),
+            form=False,
+            void=places,
+            claims=(*self.claims, *claims),
+        )
+
+    def render_head(self, user_name: bytes | None = None) -> bytes:
+        """The head as Navidrome shall see it, its empty line included.
+
+        `user_name` is the account's name as Navidrome stores it. The user header is set only where the
+        verdict is `authenticated`, whatever is handed in; without `user_name` to the identity's own name.
+        """
+        request_line, block = self.request_line, self.block
+        assert (
+            request_line is not None and block is not None and self.outcome.verdict is not _REJECTED
+        )
+        user = b""
+        if self.outcome.verdict is _AUTHENTICATED:
+            assert self.trust_result is not None
+            user = self.trust_result.user_line
+            if user_name is not None:
+                user = b"%b%b\r\n" % (block.metadata.user_prefix, user_name)
+        return b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (
+            request_line.method,
+            request_line.target,
+            block.forward,
+            _HANDSHAKE if self.upgrade else b"",
+            user,
+        )
+
+    def render_control_head(self, paths: Paths, lines: bytes) -> bytes:
+        """The head as the control plane shall see it: below its own root, with `lines` that prove the
+        channel and end in the name of the header that takes the user's name."""
+        assert (
+            self.request_line is not None and self.block is not None and self.identity is not None
+        )
+        return b"%b %b HTTP/1.1\r\n%b%b%b\r\n\r\n" % (
+            self.request_line.method,
+            paths.control_target(self.request_line.target),
+            self.block.forward,
+            lines,
+            self.identity.username.encode(),
+        )
+
+    def explain(self) -> dict[str, object]:
+        """The decision as `explain --json` prints it."""
+        identity = self.identity
+        if self.has_navidrome_tokens and identity is not None:
+            # Whose account a token names is only known where the accounts are.
+            return self.with_tokens_bound_to(identity.username.encode(), None).explain()
+        block = self.block
+        rejected = self.outcome.verdict is _REJECTED
+        removed = () if block is None else block.removed
+        return {
+            "verdict": str(self.outcome.verdict),
+            "status": self.outcome.status if rejected else None,
+            "reason": str(self.outcome.reason),
+            "peer": self.source.peer.text,
+            "peer_trusted": self.source.trusted,
+            "path_class": str(self.outcome.path_class),
+            "identity": None if identity is None else asdict(identity),
+            "forwarded_headers": [] if rejected else _headers(self.render_head()),
+            "removed_headers": [field.sent_name for field in removed],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def token_without_identity(self) -> bool:
+        """Whether a Navidrome token on a protected path speaks for itself, since nobody is named."""
+        request_line = self.request_line
+        return (
+            self.has_navidrome_tokens
+            and self.identity is None
+            and request_line is not None
+            and request_line.zone is _PROTECTED
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that say what else there was to see, the rejection's own first."""
+        notes = [self.detail] if self.detail else []
+        for field in () if self.block is None else self.block.removed:
+            if field.kind is Kind.ALIAS:
+                notes.append(
+                    f"{field.sent_name} is an alias of a header that carries an identity: spoofed"
+                )
+            elif field.kind is Kind.USER:
+                notes.append(f"{field.sent_name} was sent from outside: spoofed")
+            elif field.role in DESCRIPTIVE and isinstance(field.parsed_value, RequestRejected):
+                notes.append(f"{field.sent_name} is not used: {field.parsed_value.detail}")
+        if self.void:
+            notes.append(
+                f"navidrome_token_void: {', '.join(self.void)}: a Navidrome token that is void is removed"
+            )
+        if self.removed_tokens:
+            notes.append(
+                f"token_mismatch: {', '.join(self.removed_tokens)}: a Navidrome token that does not name "
+                "the account is removed"
+            )
+        elif self.token_without_identity:
+            notes.append(
+                f"{', '.join(self.token_locations)}: a Navidrome token on a protected path, and no identity"
+            )
+        return tuple(notes)
+
+
+def decide(
+    head: bytes, peer: Peer, policy: Policy, scheme: bytes = b"http", now: float | None = None
+) -> Decision:
+    """Judge one request head, its empty line included, from `peer` under `policy`.
+
+    `scheme` is the listener's; `now` is in seconds since the epoch, without it no token holds. Never
+    raises: a head that can't be read is a `rejected` decision.
+    """
+    source = PeerInfo(peer, policy.trusts(peer), scheme)
+    request_line_text, _, remainder = head.partition(b"\r\n")
+    request_line = block = None
+    try:
+        request_line = parse_request_line(request_line_text, policy.paths)
+        block = read_block(
+            split_block(_strip_empty_line(remainder), policy),
+            {},
+            partial(parse_line, names=policy.names),
+            partial(_read_fields, source=source, policy=policy),
+        )
+        return combine(request_line, block, source, policy, now)
+    except RequestRejected as rejection:
+        return reject(rejection, source, request_line, block, request_line_text)
+
+
+def _strip_empty_line(remainder: bytes) -> bytes:
+    if not remainder.endswith(b"\r\n"):
+        raise RequestRejected(Reason.MALFORMED_HEAD, "the head does not end in an empty line")
+    return remainder[:-2]
+
+
+def _read_fields(fields: tuple[Field, ...], source: PeerInfo, policy: Policy) -> MetadataWithProof:
+    bare, token = extract_token(fields)
+    return attach_proof(read_metadata(bare, source, policy), token, Verifier(policy))
+
+
+def attach_proof(metadata: RequestMetadata, token: str, verify: Verify) -> MetadataWithProof:
+    """The envelope with this token beside it, if one is awaited. `verify` looks at it."""
+    deferred = metadata.deferred
+    return metadata, None if deferred is None else TokenProof(token, deferred, verify)
+
+
+class Verifier:
+    """Looks at the provider's tokens, as a policy has it, each time again."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def __call__(self, token: str, now: float | None) -> VerifiedClaims:
+        """What the token says, if it holds at `now`. Raises `Rejected`."""
+        assert self._policy.tokens is not None
+        return verified_claims(verify_token(token, self._policy.tokens, now), self._policy)
+
+    def cached(self, token: str) -> VerifiedClaims | None:  # noqa: ARG002
+        """What was found before: nothing is remembered here."""
+        return None
+
+
+def combine(
+    request_line: RequestLine,
+    block: HeaderBlock,
+    source: PeerInfo,
+    policy: Policy,
+    now: float | None = None,
+) -> Decision:
+    """What a request line and a header block come to together at `now`. Raises `Rejected`."""
+    metadata = block.metadata
+    if request_line.version == 11:
+        if metadata.host is None:
+            raise RequestRejected(Reason.AMBIGUOUS_HOST, "HTTP/1.1 without Host")
+    elif metadata.length == CHUNKED:
+        # RFC 9112 §6.1: HTTP/1.0 knows no transfer codings; whoever reads it as one is mistaken.
+        raise RequestRejected(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
+    if request_line.hosts is not None and (metadata.host or b"").lower() not in request_line.hosts:
+        raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the target names another host than Host")
+    # RFC 9110 §7.8: an offer in HTTP/1.0 is ignored. Of all offers only a WebSocket's is passed on: h2c is a
+    # known way around a proxy's rules.
+    upgrade = metadata.upgrade and request_line.version == 11
+    if upgrade and not (metadata.websocket and request_line.method == b"GET"):
+        raise RequestRejected(
+            Reason.UPGRADE_REJECTED, "a WebSocket handshake that is not whole (RFC 6455 §4.1)"
+        )
+    trust_result, zone = metadata.trust_result, request_line.zone
+    if block.proof is not None and zone in block.proof.zones:
+        trust_result = block.proof.result(now)
+    result = trust_result.outcomes[zone]
+    verdict = result.verdict
+    if verdict is _REJECTED:
+        required = result.reason is Reason.IDENTITY_REQUIRED and zone is _PROTECTED
+        if not required or not _is_open_login(request_line, policy):
+            raise RequestRejected(result.reason, trust_result.detail)
+        result = trust_result.without_requirement
+        verdict = result.verdict
+    if (
+        metadata.cross_site
+        and verdict is _AUTHENTICATED
+        and (
+            upgrade
+            or request_line.method not in _SAFE_METHODS
+            or policy.paths.get_may_mutate(request_line.path)
+        )
+    ):
+        raise RequestRejected(
+            Reason.CROSS_SITE, f"a browser says that another site sent it: {metadata.cross_site}"
+        )
+    writes_users = form = False
+    if request_line.method != b"GET":
+        writes_users, form = _check_write(request_line, block, policy)
+    has_navidrome_tokens = subsonic = False
+    target, path = request_line.target, request_line.path
+    root = policy.paths.subsonic
+    if metadata.tokens or (target is not path and in_query(target, path, root)):
+        has_navidrome_tokens, subsonic = True, path.startswith(root)
+    keep_alive = _keeps_alive(request_line, metadata)
+    return Decision(
+        result,
+        source,
+        request_line,
+        block,
+        keep_alive,
+        upgrade,
+        "",
+        trust_result,
+        has_navidrome_tokens,
+        subsonic,
+        form,
+        writes_users,
+    )
+
+
+def _check_write(
+    request_line: RequestLine, block: HeaderBlock, policy: Policy
+) -> tuple[bool, bool]:
+    """Return whether a request that is no GET can change Navidrome's users, and whether its body is a form
+    that may carry a Navidrome token. Raises `Rejected`."""
+    if request_line.method == b"POST":
+        _check_login_allowed(request_line, policy)
+    writes_users = request_line.method != b"HEAD" and policy.paths.writes_users(request_line.path)
+    length = block.metadata.length
+    if writes_users and length > USER_BODY_BYTES:
+        raise user_body_too_large()
+    return writes_users, length not in (NO_BODY, 0) and _is_form(request_line, block)
+
+
+def user_body_too_large() -> RequestRejected:
+    """Return the rejection of a long body for Navidrome's user API."""
+    detail = f"the body of a request to Navidrome's user API has more than {USER_BODY_BYTES} bytes"
+    return RequestRejected(Reason.BODY_TOO_LARGE, detail)
+
+
+def _is_form(request_line: RequestLine, block: HeaderBlock) -> bool:
+    """Return whether the body is a form that Navidrome reads parameters from, below whichever base path."""
+    return (
+        request_line.method in _FORM_METHODS
+        and b"/rest/" in request_line.path.lower()
+        and _FORM_TYPE.search(block.forward) is not None
+    )
+
+
+def _is_open_login(request_line: RequestLine, policy: Policy) -> bool:
+    """Whether Navidrome's own login is asked, and open to whoever has no identity."""
+    return (
+        policy.local_login
+        and request_line.method == b"POST"
+        and policy.paths.is_login(request_line.path)
+    )
+
+
+def _check_login_allowed(request_line: RequestLine, policy: Policy) -> None:
+    if policy.create_admin_disabled and policy.paths.creates_admin(request_line.path):
+        raise RequestRejected(Reason.CREATE_ADMIN_DISABLED, "the first admin is made by the shim")
+    if (
+        policy.require_identity
+        and not policy.local_login
+        and policy.paths.is_login(request_line.path)
+    ):
+        raise RequestRejected(Reason.LOCAL_LOGIN_DISABLED, "Navidrome's own login is closed")
+
+
+def reject(
+    rejection: RequestRejected,
+    source: PeerInfo,
+    request_line: RequestLine | None = None,
+    block: HeaderBlock | None = None,
+    request_line_text: bytes = b"",
+) -> Decision:
+    """The `rejected` decision of a rejection. `line_text` is the request line, where it could not be read."""
+    path_class = PathClass.PROTECTED if request_line is None else request_line.path_class
+    result = outcome(rejection.reason, path_class)
+    keep_alive = (
+        result.status != _AMBIGUOUS_STATUS and source.trusted and _is_complete(request_line, block)
+    )
+    return Decision(
+        result,
+        source,
+        request_line,
+        block,
+        keep_alive,
+        detail=rejection.detail,
+        request_line_text=request_line_text,
+    )
+
+
+def _is_complete(request_line: RequestLine | None, block: HeaderBlock | None) -> bool:
+    """Whether the request ends with its head, and its connection may carry another one."""
+    if request_line is None or block is None:
+        return False
+    metadata = block.metadata
+    whole = not metadata.upgrade and metadata.length in (NO_BODY, 0)
+    return whole and _keeps_alive(request_line, metadata)
+
+
+def _keeps_alive(request_line: RequestLine, metadata: RequestMetadata) -> bool:
+    """Whether the sender keeps its connection (RFC 9112 §9.3)."""
+    return not metadata.close and (request_line.version == 11 or metadata.keep_alive)
+
+
+def _headers(head: bytes) -> list[list[str]]:
+    lines = head.split(b"\r\n")[1:-2]
+    return [
+        [text.decode("utf-8", "backslashreplace") for text in line.split(b": ", 1)]
+        for line in lines
+    ]

@@ -1,0 +1,300 @@
+"""What the identity headers of one request claim, and whether that may be believed.
+
+The response depends on the place a path leads to, so it is worked out once for every place: a header
+block is remembered with it, and the request line only picks. A token is looked at when a path needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+from shim.trust.client_address import PeerInfo
+from shim.trust.fields import Field, Kind
+from shim.trust.identity import DESCRIPTIVE, NEVER_EMPTY, Identity, Role, split_groups
+from shim.trust.names import normalize_name
+from shim.trust.path_zones import PathZone
+from shim.trust.policy import Policy, Proof
+from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
+from shim.trust.rejection import RequestRejected
+from shim.trust.token_proof import (
+    DeferredResult,
+    VerifiedClaims,
+    check_claims_match_headers,
+    check_secret,
+    secret_matches,
+)
+
+IDENTITY_KINDS = frozenset({Kind.IDENTITY, Kind.USER, Kind.ALIAS, Kind.BEARER})
+
+
+@dataclass(slots=True)
+class TrustResult:
+    """What is believed of a header block. Treated as frozen.
+
+    `outcomes` has one row for every `Place`, in its order. `identity` is whom the block names, set
+    wherever it could be read; it counts only where the outcome is `authenticated`. `user_line` is the
+    header line that names it to Navidrome, empty without one. `detail` says what was wrong where an
+    outcome is `rejected` for the identity's sake. `unasked` is the row of protected paths as if none of
+    them needed an identity.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    identity: Identity | None
+    user_line: bytes
+    detail: str
+    without_requirement: Outcome
+
+
+def evaluate_identity(
+    fields: Sequence[Field], source: PeerInfo, policy: Policy
+) -> tuple[TrustResult, DeferredResult[TrustResult] | None]:
+    """What the fields that carry an identity (all of `CLAIMING`, and the secret's) come to, and what they
+    come to on some paths with the token that is among them: there that counts, and not this belief. Of the
+    token no more is read here than that it is there."""
+    claimed = any(field.kind in IDENTITY_KINDS for field in fields)
+    if not source.trusted:
+        if policy.reject_untrusted:
+            detail = "the peer is not trusted"
+            return _result(policy, *[Reason.UNTRUSTED_PEER_REJECTED] * 5, detail=detail), None
+        reason = Reason.UNTRUSTED_PEER if claimed else Reason.NO_IDENTITY
+        return _result(policy, *[reason] * 5), None
+    if policy.suspended:
+        reason = Reason.BASE_PATH_MISMATCH if claimed else Reason.NO_IDENTITY
+        return _result(policy, *[reason] * 5), None
+    if not claimed:
+        return _result(policy, *[Reason.NO_IDENTITY] * 5), None
+    return _evaluate_trusted(fields, policy)
+
+
+def _evaluate_trusted(
+    fields: Sequence[Field], policy: Policy
+) -> tuple[TrustResult, DeferredResult[TrustResult] | None]:
+    secret = policy.public_path_proof is Proof.SECRET and secret_matches(fields, policy)
+    claims: dict[Role, str] = {}
+    try:
+        claims = _read_claims(fields)
+        if not claims:
+            if not any(field.value for field in fields if field.kind in IDENTITY_KINDS):
+                # An edge may always send its identity headers, and leave them empty for a stranger.
+                return _result(policy, *[Reason.NO_IDENTITY] * 5), None
+            return _result_for_trusted_peer(policy, Reason.SPOOFED_USER_HEADER, public=secret), None
+        token = claims.pop(Role.JWT, "") if policy.tokens is not None else ""
+        if not token:
+            return _without_token(claims, fields, policy, public=secret), None
+        check_secret(fields, policy)
+    except RequestRejected as rejection:
+        return _result_for_trusted_peer(
+            policy, rejection.reason, detail=rejection.detail, public=secret
+        ), None
+    public = secret or policy.public_path_proof is Proof.JWT
+    deferred = DeferredResult(
+        frozenset({PathZone.PROTECTED, PathZone.INTERNAL, *((PathZone.PUBLIC,) if public else ())}),
+        partial(_with_token, claims, policy, public),
+    )
+    # Where the proof is needed, nothing is believed without it.
+    unverified_result = _result_for_trusted_peer(
+        policy,
+        Reason.JWT_INVALID,
+        _claimed_identity(claims),
+        "the token was not looked at",
+        public=public,
+    )
+    return unverified_result, deferred
+
+
+def _without_token(
+    claims: Mapping[Role, str], fields: Sequence[Field], policy: Policy, *, public: bool
+) -> TrustResult:
+    """What headers come to that no token stands beside."""
+    identity = _claimed_identity(claims)
+    try:
+        identity = _complete_identity(claims, policy)
+        check_secret(fields, policy)
+        _check_token_present(policy)
+        _check_not_reserved(identity, policy)
+    except RequestRejected as rejection:
+        return _result_for_trusted_peer(
+            policy, rejection.reason, identity, rejection.detail, public=public
+        )
+    reason = Reason.PROXY_SECRET if policy.secrets else Reason.TRUSTED_PEER
+    return _result_for_trusted_peer(policy, reason, identity, public=public)
+
+
+def _with_token(
+    claims: Mapping[Role, str],
+    policy: Policy,
+    public: bool,
+    verified: VerifiedClaims | RequestRejected,
+) -> TrustResult:
+    """What headers come to with the token beside them, which was verified or rejected."""
+    if isinstance(verified, RequestRejected):
+        return _result_for_trusted_peer(
+            policy, verified.reason, _claimed_identity(claims), verified.detail, public=public
+        )
+    try:
+        check_claims_match_headers(claims, verified, policy)
+        _check_not_reserved(verified.identity, policy)
+    except RequestRejected as rejection:
+        return _result_for_trusted_peer(
+            policy, rejection.reason, _claimed_identity(claims), rejection.detail, public=public
+        )
+    return _result_for_trusted_peer(policy, Reason.VERIFIED_JWT, verified.identity, public=public)
+
+
+def _complete_identity(claims: Mapping[Role, str], policy: Policy) -> Identity:
+    for role in (Role.USERNAME, *sorted(policy.required)):
+        if role not in claims:
+            name = policy.names.roles.get(role, role.name.lower())
+            raise RequestRejected(
+                Reason.IDENTITY_INCOMPLETE, f"an identity was sent without {name}"
+            )
+    groups = claims.get(Role.GROUPS)
+    return Identity(
+        claims[Role.USERNAME],
+        claims.get(Role.NAME),
+        claims.get(Role.EMAIL),
+        None if groups is None else split_groups(groups, policy.groups_separator),
+        claims.get(Role.UID),
+    )
+
+
+def _check_token_present(policy: Policy) -> None:
+    if policy.tokens is not None and policy.tokens.required:
+        raise RequestRejected(
+            Reason.JWT_MISSING, "an identity was sent without the provider's token"
+        )
+
+
+def _claimed_identity(claims: Mapping[Role, str]) -> Identity | None:
+    """Whom the headers name, for the log: no more is believed of it."""
+    username = claims.get(Role.USERNAME)
+    return None if username is None else Identity(username, uid=claims.get(Role.UID))
+
+
+def _check_not_reserved(identity: Identity, policy: Policy) -> None:
+    if normalize_name(identity.username) in policy.reserved:
+        raise RequestRejected(Reason.RESERVED_ACCOUNT, "the user name is reserved")
+
+
+def _result_for_trusted_peer(
+    policy: Policy,
+    protected: Reason,
+    identity: Identity | None = None,
+    detail: str = "",
+    *,
+    public: bool,
+) -> TrustResult:
+    """A trusted peer's belief: on public paths what holds on protected ones, where `public` says so."""
+    return _result(
+        policy,
+        protected,
+        protected if public else Reason.PUBLIC_PATH,
+        Reason.PUBLIC_PATH,
+        Reason.OUTSIDE_BASE_PATH,
+        Reason.NON_ASCII_PATH,
+        identity=identity,
+        detail=detail,
+    )
+
+
+def _result(
+    policy: Policy,
+    protected: Reason,
+    public: Reason,
+    share: Reason,
+    outside: Reason,
+    non_ascii: Reason,
+    *,
+    identity: Identity | None = None,
+    detail: str = "",
+) -> TrustResult:
+    authenticated = outcome(protected, PathClass.INTERNAL).verdict is Verdict.AUTHENTICATED
+    without_requirement = outcome(protected, PathClass.PROTECTED)
+    if policy.require_identity and without_requirement.verdict in (
+        Verdict.ANONYMOUS,
+        Verdict.STRIPPED,
+    ):
+        detail = "the path needs an identity"
+        if protected is not Reason.NO_IDENTITY:
+            detail += f", and what was sent is none: {protected}"
+        protected = Reason.IDENTITY_REQUIRED
+    if policy.require_identity and non_ascii is not Reason.UNTRUSTED_PEER_REJECTED:
+        non_ascii = Reason.IDENTITY_REQUIRED
+        detail = detail or "the path needs an identity, and none counts on one that is not ASCII"
+    admin = (
+        authenticated
+        and identity is not None
+        and not policy.admin_groups.isdisjoint(identity.groups or ())
+    )
+    internal = (
+        protected if admin or protected is Reason.UNTRUSTED_PEER_REJECTED else Reason.NOT_FOUND
+    )
+    if authenticated and not policy.user_header_obeyed:
+        # Navidrome would not read the name, or would read another header than the shim writes.
+        detail = "Navidrome does not obey the user header that the shim writes"
+        public = Reason.USER_HEADER_MISMATCH if public is protected else public
+        protected = Reason.USER_HEADER_MISMATCH
+        without_requirement = outcome(protected, PathClass.PROTECTED)
+    user_line = b""
+    if identity is not None:
+        user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
+    rows = _outcome_rows(protected, public, share, outside, internal, non_ascii)
+    return TrustResult(rows, identity, user_line, detail, without_requirement)
+
+
+@cache
+def _outcome_rows(
+    protected: Reason,
+    public: Reason,
+    share: Reason,
+    outside: Reason,
+    internal: Reason,
+    non_ascii: Reason,
+) -> tuple[Outcome, ...]:
+    """One row for every `Place`; there are no more combinations than reasons allow."""
+    rows = {
+        PathZone.PROTECTED: outcome(protected, PathClass.PROTECTED),
+        PathZone.PUBLIC: outcome(public, PathClass.PUBLIC),
+        PathZone.SHARE: outcome(share, PathClass.PUBLIC),
+        PathZone.OUTSIDE: outcome(outside, PathClass.PUBLIC),
+        PathZone.INTERNAL: outcome(internal, PathClass.INTERNAL),
+        PathZone.NON_ASCII: outcome(non_ascii, PathClass.PROTECTED),
+    }
+    return tuple(rows[zone] for zone in PathZone)
+
+
+def _read_claims(fields: Sequence[Field]) -> dict[Role, str]:
+    """The claims of a trusted peer's fields. None where all that the policy reads is empty or absent;
+    beside a
+    claim that is not, an empty user name, uid or token counts as absent, and so does an unusable display
+    name or e-mail. Raises `Rejected`."""
+    seen_names: set[bytes] = set()
+    claims: dict[Role, str] = {}
+    # The edge's own header comes after the client's, and speaks where both are there.
+    for field in sorted(fields, key=lambda field: field.kind is not Kind.BEARER):
+        if field.kind is Kind.ALIAS:
+            raise RequestRejected(
+                Reason.HEADER_ALIAS, "a header's name only folds to one that carries an identity"
+            )
+        if field.kind not in (Kind.IDENTITY, Kind.BEARER):
+            continue
+        if field.name in seen_names:
+            raise RequestRejected(
+                Reason.IDENTITY_DUPLICATE, f"{field.name.decode()} was sent twice"
+            )
+        seen_names.add(field.name)
+        if field.role is None:
+            continue
+        if isinstance(field.parsed_value, RequestRejected):
+            if field.role in DESCRIPTIVE:
+                continue
+            # Raised again: a remembered exception would keep the frames of each time it was raised.
+            raise RequestRejected(field.parsed_value.reason, field.parsed_value.detail)
+        assert field.parsed_value is not None
+        if field.parsed_value or field.role not in claims:
+            claims[field.role] = field.parsed_value
+    if not any(claims.values()):
+        return {}
+    return {role: claim for role, claim in claims.items() if claim or role not in NEVER_EMPTY}

@@ -1,0 +1,146 @@
+"""The keys that a provider signs its tokens with, read from its key set.
+
+A key has one algorithm, which follows from what the key is (RFC 8725 §3.1): what a token or the key set
+itself says can only rule a key out. Keys with a secret in them are passed over, since a key set is public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt.algorithms import Algorithm as Verifier
+from jwt.algorithms import ECAlgorithm, HMACAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.exceptions import InvalidKeyError
+
+MAX_KEYS = 64
+# NIST SP 800-131A: shorter ones are broken by whoever cares to.
+_MIN_RSA_BITS = 2048
+_MAX_RSA_BITS = 8192  # one that is larger only costs time
+
+_RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
+_ES256 = ECAlgorithm(ECAlgorithm.SHA256)
+_EDDSA = OKPAlgorithm()
+_HS256 = HMACAlgorithm(HMACAlgorithm.SHA256)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key and the one algorithm that it verifies with.
+
+    `kid` is the name that tokens call it by, None where it has none. `mark` tells it from other keys and
+    says nothing of it. Two keys are the same if name, algorithm and mark are.
+    """
+
+    kid: str | None
+    algorithm: str
+    fingerprint: str
+    _verifier: Verifier = field(repr=False, compare=False)
+    _key: object = field(repr=False, compare=False)
+
+    def verify(self, text: bytes, signature: bytes) -> bool:
+        """Whether this key made the signature of the text."""
+        try:
+            return bool(self._verifier.verify(text, self._key, signature))
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"{self.kid or self.fingerprint} ({self.algorithm})"
+
+
+def secret_key(secret: bytes) -> Key:
+    """The key of tokens that are signed with HS256. It answers to every name: providers give it none, or
+    one of their own. Raises ValueError for what is no secret: a public key, PEM, a JWK."""
+    try:
+        key = _HS256.prepare_key(secret)
+    except InvalidKeyError as error:
+        raise ValueError(str(error)) from None
+    fingerprint = hashlib.sha256(b"HS256 " + secret).hexdigest()[:16]
+    return Key(None, "HS256", fingerprint, _HS256, key)
+
+
+def read_key_set(data: bytes) -> tuple[Key, ...]:
+    """The usable keys of a JWK Set (RFC 7517 §5), in its order.
+
+    A key that cannot be used (another type, too short, for encryption, private) is passed over. Raises
+    ValueError, with what was wrong in a sentence, where there is no set or none of its keys can be used.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("what came is no JSON") from None
+    if found in ({}, {"keys": []}):
+        raise ValueError("the key set is empty: the provider signs this token with no key")
+    entries = found.get("keys") if isinstance(found, dict) else None
+    if not isinstance(entries, list):
+        entries = []
+    if not entries:
+        raise ValueError("what came is JSON, but no key set: it has no list of keys")
+    if len(entries) > MAX_KEYS:
+        raise ValueError(f"the key set has more than {MAX_KEYS} keys")
+    keys: dict[Key, None] = {}
+    for entry in entries:
+        key = _read_key(entry) if isinstance(entry, dict) else None
+        if key is not None:
+            keys[key] = None
+    if not keys:
+        raise ValueError(f"none of the {len(entries)} keys of the set can be used")
+    return tuple(keys)
+
+
+def _read_key(entry: Mapping[str, object]) -> Key | None:
+    kid = entry.get("kid")
+    if (
+        not (kid is None or isinstance(kid, str))
+        or "d" in entry
+        or entry.get("use") not in (None, "sig")
+    ):
+        return None
+    operations = entry.get("key_ops")
+    if operations is not None and not (isinstance(operations, list) and "verify" in operations):
+        return None
+    # Of the entry only what makes the key up is read: no x5c, no x5u (RFC 7517 §4.6 and §4.7).
+    kind = entry.get("kty")
+    parts = {name: value for name in _PARTS.get(str(kind), ()) if (value := entry.get(name))}
+    try:
+        key = _public_key(str(kind), {"kty": kind, **parts})
+    except (InvalidKeyError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+    if key is None:
+        return None
+    algorithm, verifier, public = key
+    if entry.get("alg") not in (None, algorithm, _OTHER_NAMES.get(algorithm)):
+        return None
+    return Key(kid, algorithm, _fingerprint(str(kind), parts), verifier, public)
+
+
+_PARTS = {"RSA": ("e", "n"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
+_OTHER_NAMES = {"EdDSA": "Ed25519"}  # RFC 9864 §2.2
+
+
+def _public_key(kind: str, parts: dict[str, object]) -> tuple[str, Verifier, object] | None:
+    if kind == "RSA":
+        rsa = RSAAlgorithm.from_jwk(parts)
+        if isinstance(rsa, RSAPublicKey) and _MIN_RSA_BITS <= rsa.key_size <= _MAX_RSA_BITS:
+            return "RS256", _RS256, rsa
+    elif kind == "EC":
+        curve = ECAlgorithm.from_jwk(parts)
+        if isinstance(curve, EllipticCurvePublicKey) and isinstance(curve.curve, SECP256R1):
+            return "ES256", _ES256, curve
+    elif kind == "OKP":
+        edwards = OKPAlgorithm.from_jwk(parts)
+        if isinstance(edwards, Ed25519PublicKey):
+            return "EdDSA", _EDDSA, edwards
+    return None
+
+
+def _fingerprint(kind: str, parts: Mapping[str, object]) -> str:
+    """The beginning of the key's thumbprint (RFC 7638)."""
+    required = json.dumps({**parts, "kty": kind}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(required.encode()).hexdigest()[:16]

@@ -1,0 +1,330 @@
+"""Navidrome's own tokens in a request: found as Navidrome reads them, checked, removed where void.
+
+On its API such a token beats the user header, so an old one of another account would speak for it. Whether
+a token is genuine only Navidrome knows; here it is only read. A token that cannot be read in exactly one
+way passes no check. Every parser here is linear in its input, and at most `MAX_TOKENS` tokens of a request
+are looked at: a request with more of them loses all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from shim.trust.block import HeaderBlock
+from shim.trust.fields import EMBY_FIELD, TOKEN_COOKIE, Field
+from shim.trust.jwt import read_object, read_segment
+from shim.trust.path_zones import RequestLine
+
+MAX_TOKENS = 16
+# Of one token, in characters; a user name has a few hundred at most.
+_MAX_LENGTH = 8192
+_CACHED_LENGTH = 1024
+_JWT = rb"(?P<jwt>(?:j|%6[aA])(?:w|%77)(?:t|%74))"
+# Jellyfin's keys are compared in lower case as Go has it: "K" (U+212A) is a k, and "İ" (U+0130) is an i.
+_API_KEY = (
+    rb"(?i:(?:a|%[46]1)(?:p|%[57]0)(?:i|%[46]9|(?:\xc4|%c4)(?:\xb0|%b0))(?:_|%5f)?"
+    rb"(?:k|%[46]b|(?:\xe2|%e2)(?:\x84|%84)(?:\xaa|%aa))(?:e|%[46]5)(?:y|%[57]9))"
+)
+# A key after percent-decoding, also where a parser takes ";" for a separator.
+_SUBSONIC_KEYS = re.compile(rb"[&;](?=[j%%])%b(?:[=&;]|\Z)" % _JWT)
+_ALL_KEYS = re.compile(rb"[&;](?=[jaA%%])(?:%b|%b)(?:[=&;]|\Z)" % (_JWT, _API_KEY))
+_PERCENT, _W, _K, _CAPITAL_K = b"%wkK"
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_COOKIE = b"cookie"
+_ND_AUTHORIZATION = b"x-nd-authorization"
+_EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
+
+
+@dataclass(frozen=True, slots=True)
+class NavidromeClaims:
+    """The claims of a Navidrome token: `sub`, `uid`, and `iat` in seconds since the epoch."""
+
+    username: str
+    user_id: str
+    issued_at: float
+
+    def names(self, user_name: bytes, user_id: str | None) -> bool:
+        """Return whether they name exactly this account; without its id, no."""
+        return (
+            self.user_id == user_id and self.username.encode("utf-8", "surrogatepass") == user_name
+        )
+
+
+Accept: TypeAlias = Callable[[NavidromeClaims], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredTokens:
+    """A request without the tokens that were not accepted: `removed` names where they were, `accepted` has
+    the claims of those that are left."""
+
+    line: RequestLine
+    block: HeaderBlock
+    removed: tuple[str, ...]
+    accepted: tuple[NavidromeClaims, ...]
+
+
+class _Token(NamedTuple):
+    """A token in a text: what is cut out to remove it, and the token, None where it can't be read."""
+
+    start: int
+    end: int
+    text: bytes | None
+    location: str
+
+
+def in_query(target: bytes, path: bytes, subsonic_root: bytes) -> bool:
+    """Return whether the query has a parameter that Navidrome may read a token from, in any spelling. Below
+    `subsonic_root` it reads `jwt` alone."""
+    # On the hot path: a byte given as a number is found several times as fast as bytes are.
+    if (
+        _PERCENT not in target
+        and (_W not in target or target.find(b"jwt") < 0)
+        and (
+            (_K not in target and _CAPITAL_K not in target)
+            or path.startswith(subsonic_root)
+            or target.lower().find(b"key") < 0
+        )
+    ):
+        return False
+    keys = _keys(path.startswith(subsonic_root))
+    return keys.search(b"&" + target.partition(b"?")[2]) is not None
+
+
+def token_locations(
+    request_line: RequestLine, block: HeaderBlock, *, subsonic: bool
+) -> tuple[str, ...]:
+    """Return where the request carries what Navidrome may take for a token of its own."""
+    fields, query = _find(request_line, block, subsonic)
+    return _names((*(token for tokens in fields for token in tokens), *query))
+
+
+def filter_tokens(
+    request_line: RequestLine, block: HeaderBlock, accept: Accept, *, subsonic: bool
+) -> FilteredTokens:
+    """Remove every token that can't be read or that `accept` rejects, and leave all else as it is."""
+    in_fields, in_target = _find(request_line, block, subsonic)
+    check = _Check(accept, sum(map(len, in_fields)) + len(in_target))
+    remaining: list[Field] = []
+    dropped: list[Field] = []
+    old = block.metadata.tokens
+    for field, tokens in zip(old, in_fields, strict=True):
+        removed = check.rejected(tokens)
+        remainder = _without_tokens(field, removed) if removed else field
+        if remainder is not None:
+            remaining.append(remainder)
+        if remainder is not field and field.name != _COOKIE:
+            dropped.append(field)
+    removed = check.rejected(in_target)
+    if removed:
+        path, _, query = request_line.target.partition(b"?")
+        query = _cut(query, removed)
+        # Without a query the target is the path itself: that tells a request line without one.
+        request_line = replace(
+            request_line, target=path + b"?" + query if query else request_line.path
+        )
+    if check.removed:
+        passing = block.forward[sum(len(field.wire) for field in old) :]
+        forward = b"".join(field.wire for field in remaining) + passing
+        envelope = replace(block.metadata, tokens=tuple(remaining))
+        block = replace(
+            block, metadata=envelope, forward=forward, hop_by_hop=(*block.hop_by_hop, *dropped)
+        )
+    return FilteredTokens(request_line, block, _names(check.removed), tuple(check.accepted))
+
+
+def filter_form(body: bytes, accept: Accept) -> tuple[bytes, bool, tuple[NavidromeClaims, ...]]:
+    """Do the same with the body of an `application/x-www-form-urlencoded` request below `/rest/`. Return
+    the body, whether something was removed, and the claims of the tokens that are left."""
+    if _unescape_jwt(body).find(b"jwt") < 0:
+        return body, False, ()
+    tokens = _in_parameters(body, "form ", _SUBSONIC_KEYS)
+    check = _Check(accept, len(tokens))
+    removed = check.rejected(tokens)
+    return _cut(body, removed), bool(removed), tuple(check.accepted)
+
+
+def _unescape_jwt(text: bytes) -> bytes:
+    for escape, letter in ((b"%6A", b"j"), (b"%6a", b"j"), (b"%77", b"w"), (b"%74", b"t")):
+        text = text.replace(escape, letter)
+    return text
+
+
+class _Check:
+    """Checks tokens, `count` in all, and keeps what came of it."""
+
+    __slots__ = ("_accept", "_too_many", "accepted", "removed")
+
+    def __init__(self, accept: Accept, count: int) -> None:
+        self._accept = accept
+        self._too_many = count > MAX_TOKENS
+        self.accepted: list[NavidromeClaims] = []
+        self.removed: list[_Token] = []
+
+    def rejected(self, tokens: Sequence[_Token]) -> list[_Token]:
+        """Return those that are to be removed."""
+        rejected = []
+        for token in tokens:
+            claims = None if self._too_many or token.text is None else read_claims(token.text)
+            if claims is not None and self._accept(claims):
+                self.accepted.append(claims)
+            else:
+                rejected.append(token)
+        self.removed += rejected
+        return rejected
+
+
+def read_claims(text: bytes) -> NavidromeClaims | None:
+    """Return the claims of a token, None where it is not spelt in the one way or lacks one of them."""
+    if len(text) <= _CACHED_LENGTH:
+        return _read_cached(text)
+    return _read_claims(text) if len(text) <= _MAX_LENGTH else None
+
+
+def _read_claims(text: bytes) -> NavidromeClaims | None:
+    if not text.isascii():
+        return None
+    parts = [read_segment(segment) for segment in text.decode("ascii").split(".", 3)]
+    if len(parts) != 3 or parts[1] is None or None in parts:
+        return None
+    claims = read_object(parts[1]) or {}
+    username, user_id, issued_at = claims.get("sub"), claims.get("uid"), claims.get("iat")
+    if not isinstance(username, str) or not isinstance(user_id, str) or not username or not user_id:
+        return None
+    if isinstance(issued_at, bool) or not isinstance(issued_at, int | float):
+        return None
+    try:
+        seconds = float(issued_at)
+    except OverflowError:
+        return None
+    return NavidromeClaims(username, user_id, seconds) if math.isfinite(seconds) else None
+
+
+# An app sends the same token with each request: at most about 1 MB.
+_read_cached = lru_cache(maxsize=512)(_read_claims)
+
+
+def _keys(subsonic: bool) -> re.Pattern[bytes]:
+    return _SUBSONIC_KEYS if subsonic else _ALL_KEYS
+
+
+def _names(tokens: Iterable[_Token]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(token.location for token in tokens))
+
+
+def _find(
+    request_line: RequestLine, block: HeaderBlock, subsonic: bool
+) -> tuple[list[Sequence[_Token]], Sequence[_Token]]:
+    """Find the tokens of each field that may carry some, and those of the query."""
+    fields = [_in_field(field) for field in block.metadata.tokens]
+    query = request_line.target.partition(b"?")[2]
+    return fields, _in_parameters(query, "query ", _keys(subsonic)) if query else ()
+
+
+def _in_field(field: Field) -> Sequence[_Token]:
+    value, name = field.value, field.sent_name
+    if field.name == _COOKIE:
+        return _in_cookie(value)
+    if field.name in _EMBY_AUTHORIZATION:
+        return _in_authorization(value, name)
+    text: bytes | None = value
+    if field.name == _ND_AUTHORIZATION:
+        # The first six characters, in any case, and any seventh.
+        text = value[7:] if len(value) > 7 and value[:6].upper() == b"BEARER" else None
+    return (_Token(0, len(value), text, name),)
+
+
+def _in_authorization(value: bytes, name: str) -> Sequence[_Token]:
+    """Find every `Token="…"`, whatever the scheme is."""
+    if value.count(b'"') > 8 * MAX_TOKENS:
+        return _too_many(value, name)
+    tokens: list[_Token] = []
+    for match in EMBY_FIELD.finditer(value):
+        text = match["token"]
+        # Where an escape is bad Navidrome reads the text as it is; one that is too long is void either way.
+        if text and len(text) <= _MAX_LENGTH and b"%" in text and not _BAD_ESCAPE.search(text):
+            text = unquote_to_bytes(text)
+        if text:
+            tokens.append(_Token(*match.span("token"), text, name))
+    return tokens
+
+
+def _in_cookie(value: bytes) -> Sequence[_Token]:
+    tokens: list[_Token] = []
+    for start, end, _ in _parts(value, b";", TOKEN_COOKIE):
+        text = value[start:end].partition(b"=")[2].rstrip(b" \t")
+        if len(text) > 1 and text[:1] == text[-1:] == b'"':
+            text = text[1:-1]
+        tokens.append(_Token(*_with_separator(value, start, end), text, "cookie jwt"))
+        if len(tokens) > MAX_TOKENS:
+            return _too_many(value, "cookie jwt")
+    return tokens
+
+
+def _in_parameters(text: bytes, where: str, keys: re.Pattern[bytes]) -> Sequence[_Token]:
+    """Find the tokens of a query or a form."""
+    tokens: list[_Token] = []
+    for start, end, match in _parts(text, b"&", keys):
+        name = where + ("apikey" if match["jwt"] is None else "jwt")
+        token = _parameter_value(text[start:end])
+        tokens.append(_Token(*_with_separator(text, start, end), token, name))
+        if len(tokens) > MAX_TOKENS:
+            return _too_many(text, name)
+    return tokens
+
+
+def _parts(
+    text: bytes, separator: bytes, pattern: re.Pattern[bytes]
+) -> Iterator[tuple[int, int, re.Match[bytes]]]:
+    """Find the parts of a text, between separators, in which the pattern is found: their start and end.
+    The pattern begins with a separator; where it is found behind another one, the whole part counts."""
+    padded = separator + text
+    at = 0
+    while (match := pattern.search(padded, at)) is not None:
+        start = padded.rfind(separator, 0, match.start() + 1)
+        at = padded.find(separator, start + 1)
+        if at < 0:
+            at = len(padded)
+        yield start, at - 1, match
+
+
+def _with_separator(text: bytes, start: int, end: int) -> tuple[int, int]:
+    """Return what is cut out to remove this part: the separator behind it too, or the one before it."""
+    return (start, end + 1) if end < len(text) else (max(0, start - 1), end)
+
+
+def _too_many(text: bytes, location: str) -> Sequence[_Token]:
+    """Stand for more tokens than are looked at: all of the text is one that can't be read."""
+    return (_Token(0, len(text), None, location),) * (MAX_TOKENS + 1)
+
+
+def _parameter_value(part: bytes) -> bytes | None:
+    # Go's ParseQuery passes over a parameter with a ";" or a bad escape.
+    text = part.partition(b"=")[2]
+    if b";" in part or len(text) > 3 * _MAX_LENGTH or _BAD_ESCAPE.search(text):
+        return None
+    return unquote_to_bytes(text.replace(b"+", b" "))
+
+
+def _without_tokens(field: Field, removed: Sequence[_Token]) -> Field | None:
+    """Return the field without these tokens, None where nothing is left of it."""
+    value = _cut(field.value, removed).strip(b" \t")
+    if not value:
+        return None
+    return replace(field, value=value, wire=b"%b: %b\r\n" % (field.sent_name.encode(), value))
+
+
+def _cut(text: bytes, tokens: Sequence[_Token]) -> bytes:
+    """Return the text without these tokens."""
+    pieces: list[bytes] = []
+    at = 0
+    for token in tokens:
+        pieces.append(text[at : token.start])
+        at = token.end
+    return b"".join((*pieces, text[at:]))

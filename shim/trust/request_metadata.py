@@ -1,0 +1,282 @@
+"""What the fields that matter to the shim come to: whom they name, how they frame the body, where the
+request came from.
+
+Everything here depends on those fields alone and not on the rest of the header block, which passes as it
+is: a browser whose cookie changes keeps its envelope.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shim.trust.client_address import PeerInfo, forwarding_lines
+from shim.trust.fields import Field, Kind
+from shim.trust.identity import Role
+from shim.trust.identity_evaluation import IDENTITY_KINDS, TrustResult, evaluate_identity
+from shim.trust.policy import Policy
+from shim.trust.reasons import Reason
+from shim.trust.rejection import RequestRejected
+from shim.trust.token_proof import DeferredResult
+
+NO_BODY = -1
+CHUNKED = -2
+# Go reads a length into an int64.
+_MAX_LENGTH = 2**63 - 1
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_WEBSOCKET = re.compile(rb"(?i)(?:^|,)[ \t]*websocket[ \t]*(?:,|$)")
+_ORIGIN = re.compile(rb"(https?)://([^/?#@]+)")
+_FORWARDED = (
+    Kind.FORWARDED_FOR,
+    Kind.FORWARDED_PROTO,
+    Kind.FORWARDED_HOST,
+    Kind.FORWARDED,
+    Kind.FORWARDED_OTHER,
+)
+# Options of `Connection`. No sender names more; what it names is kept with a remembered header block.
+_MAX_OPTIONS = 64
+# End-to-end fields that are looked at on their way.
+_INSPECTED = (Kind.HOST, Kind.ORIGIN, Kind.FETCH_SITE, Kind.WEBSOCKET)
+_SAME_SITE = (b"same-origin", b"none")
+
+
+@dataclass(slots=True)
+class RequestMetadata:
+    """What the fields that matter say. Treated as frozen.
+
+    `belief`: what is believed wherever no token is needed. `awaited`: what is believed where one is, and
+    where that is; None without a token that counts.
+    `forward`: their share of the lines for Navidrome, each with its line end, but for the user header; it
+    begins with those of `tokens`, which may carry a token of Navidrome's own.
+    `user_prefix`: how the user header begins, for an account that is named otherwise than the identity.
+    `host`: the value of `Host`, None if there is none.
+    `length`: bytes of the body, `NO_BODY` or `CHUNKED`.
+    `close`, `keep_alive`: the options of `Connection`; `named`: the fields that it names, lower case.
+    `upgrade`: whether a WebSocket is offered; any other offer is ignored. `websocket`: whether the
+    handshake's fields are whole.
+    `expects`: the client waits for a 100.
+    `foreign`: how a browser says that another site asked, empty where it does not.
+    `client`: the client's address.
+    `removed`: the fields that do not reach Navidrome as they were sent.
+    """
+
+    trust_result: TrustResult
+    deferred: DeferredResult[TrustResult] | None
+    forward: bytes
+    tokens: tuple[Field, ...]
+    user_prefix: bytes
+    host: bytes | None
+    length: int
+    close: bool
+    keep_alive: bool
+    connection_listed: frozenset[bytes]
+    upgrade: bool
+    websocket: bool
+    expect_continue: bool
+    cross_site: str
+    client: bytes | None
+    removed: tuple[Field, ...]
+
+
+def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:
+    """The fields with the provider's token taken out, and the token, empty without one: what they come to
+    depends on its being there alone."""
+    token = ""
+    for field in fields:
+        # Where both are there the edge's own header speaks, and not the client's.
+        if (
+            field.role is Role.JWT
+            and isinstance(field.parsed_value, str)
+            and (not token or (field.parsed_value and field.kind is Kind.IDENTITY))
+        ):
+            token = field.parsed_value
+    return tuple([field.token_placeholder or field for field in fields]) if token else fields, token
+
+
+def read_metadata(fields: Sequence[Field], source: PeerInfo, policy: Policy) -> RequestMetadata:
+    """Read the fields of a header block whose kind is not `PASS`, in the order in which they were sent.
+
+    Raises `Rejected` where they frame the body, or name the host, in a way that two parsers could read in
+    two ways.
+    """
+    by_kind: dict[Kind, list[Field]] = {}
+    for field in fields:
+        by_kind.setdefault(field.kind, []).append(field)
+    return _MetadataReader(by_kind, source, policy).metadata()
+
+
+class _MetadataReader:
+    """The fields by their kind, and the questions that are asked of them."""
+
+    __slots__ = ("_by_kind", "_policy", "_source")
+
+    def __init__(self, by_kind: dict[Kind, list[Field]], source: PeerInfo, policy: Policy) -> None:
+        self._by_kind = by_kind
+        self._source = source
+        self._policy = policy
+
+    def metadata(self) -> RequestMetadata:
+        if Kind.FRAMING_ALIAS in self._by_kind:
+            raise RequestRejected(
+                Reason.FRAMING_ALIAS, "a header's name only folds to one that frames the request"
+            )
+        host = self._host()
+        length = self._length()
+        options = self._options()
+        identity = self._fields(*IDENTITY_KINDS, Kind.SECRET)
+        forwarding = self._fields(*_FORWARDED)
+        trust_result, deferred = evaluate_identity(identity, self._source, self._policy)
+        lines, client = forwarding_lines(
+            forwarding, self._source, host or b"", self._policy.real_ip_proxies
+        )
+        # RFC 9110 §7.6.1: what Connection names is for this hop alone. What frames the message or tells
+        # of the client is written again and can't be named away.
+        connection_listed = options - {b"close", b"keep-alive", b"upgrade", b"host"}
+        inspected = self._fields(*_INSPECTED)
+        tokens = tuple(
+            field for field in self._fields(Kind.TOKEN) if field.name not in connection_listed
+        )
+        forwarded = [
+            field.wire for field in (*tokens, *inspected) if field.name not in connection_listed
+        ]
+        if host is None:
+            # HTTP/1.0 may go without; forwarded in HTTP/1.1 it may not (RFC 9112 §3.2).
+            forwarded.append(b"Host: \r\n")
+        prefix = b"%b: " % self._policy.names.user.encode()
+        return RequestMetadata(
+            trust_result=trust_result,
+            deferred=deferred,
+            forward=b"".join((*forwarded, framing_lines(length), *lines)),
+            tokens=tokens,
+            user_prefix=prefix,
+            host=host,
+            length=length,
+            close=b"close" in options,
+            keep_alive=b"keep-alive" in options,
+            connection_listed=connection_listed,
+            upgrade=b"upgrade" in options and self._offers_websocket(),
+            websocket=self._websocket(length),
+            expect_continue=self._expects_continue(),
+            cross_site=self._is_cross_site(host),
+            client=client,
+            removed=(
+                *identity,
+                *self._fields(Kind.DROP, Kind.CONNECTION, Kind.UPGRADE, Kind.EXPECT),
+                *(() if self._source.trusted else forwarding),
+                *(
+                    f
+                    for f in (*self._fields(Kind.TOKEN), *inspected)
+                    if f.name in connection_listed
+                ),
+            ),
+        )
+
+    def _fields(self, *kinds: Kind) -> list[Field]:
+        return [field for kind in kinds for field in self._by_kind.get(kind, ())]
+
+    def _host(self) -> bytes | None:
+        hosts = self._by_kind.get(Kind.HOST)
+        if hosts is None:
+            return None
+        if len(hosts) > 1 or not _HOST.fullmatch(hosts[0].value):
+            # RFC 9112 §3.2: more than one, or an invalid one, is answered with 400.
+            raise RequestRejected(
+                Reason.AMBIGUOUS_HOST, "Host is not given once, as a name with or without a port"
+            )
+        return hosts[0].value
+
+    def _length(self) -> int:
+        lengths = self._by_kind.get(Kind.LENGTH)
+        codings = self._by_kind.get(Kind.CODING)
+        if codings is not None:
+            # RFC 9112 §6.1 and §6.3: whatever is not chunked alone is where smuggling begins.
+            if lengths is not None or len(codings) > 1 or codings[0].value.lower() != b"chunked":
+                raise RequestRejected(
+                    Reason.AMBIGUOUS_FRAMING, "Transfer-Encoding is not chunked, once and alone"
+                )
+            return CHUNKED
+        if lengths is None:
+            return NO_BODY
+        value = lengths[0].value
+        if len(lengths) > 1 or not value.isdigit() or len(value) > 19 or int(value) > _MAX_LENGTH:
+            raise RequestRejected(
+                Reason.AMBIGUOUS_FRAMING, "Content-Length is not one number of at most 2^63-1"
+            )
+        return int(value)
+
+    def _options(self) -> frozenset[bytes]:
+        fields = self._by_kind.get(Kind.CONNECTION)
+        if fields is None:
+            return frozenset()
+        joined = b",".join(field.value for field in fields)
+        if joined.count(b",") >= _MAX_OPTIONS:
+            raise RequestRejected(
+                Reason.AMBIGUOUS_FRAMING, f"Connection names more than {_MAX_OPTIONS} options"
+            )
+        options = joined.lower().split(b",")
+        return frozenset(option.strip(b" \t") for option in options)
+
+    def _expects_continue(self) -> bool:
+        fields = self._by_kind.get(Kind.EXPECT, ())
+        if any(field.value.lower() != b"100-continue" for field in fields):
+            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, "Expect is not 100-continue")
+        return bool(fields)
+
+    def _offers_websocket(self) -> bool:
+        # RFC 9110 §7.8: an offer may be ignored. Java's client and curl offer h2c with every request, and
+        # some edges send the option of `Connection` alone.
+        fields = self._by_kind.get(Kind.UPGRADE, ())
+        return any(_WEBSOCKET.search(field.value) is not None for field in fields)
+
+    def _websocket(self, length: int) -> bool:
+        fields = sorted((field.name, field.value) for field in self._fields(Kind.WEBSOCKET))
+        if length != NO_BODY or len(fields) != 2:
+            return False
+        (key_name, key), version = fields
+        return (
+            key_name == b"sec-websocket-key"
+            and bool(key)
+            and version == (b"sec-websocket-version", b"13")
+        )
+
+    def _is_cross_site(self, host: bytes | None) -> str:
+        """Which fields say that another site asked, for the log; empty if none does."""
+        sites = self._by_kind.get(Kind.FETCH_SITE, ())
+        if sites:
+            # Browsers send it with every request to https and to localhost, and no page can forge it.
+            if len(sites) == 1 and sites[0].value.lower() in _SAME_SITE:
+                return ""
+            return f"Sec-Fetch-Site is {_shown(*(field.value for field in sites))}"
+        hosts = [host or b""]
+        if self._source.trusted and Kind.FORWARDED_HOST in self._by_kind:
+            first = self._by_kind[Kind.FORWARDED_HOST][0].value
+            hosts.append(first.partition(b",")[0].strip(b" \t"))
+        origins = [field.value for field in self._by_kind.get(Kind.ORIGIN, ())]
+        if all(_names_host(origin, hosts) for origin in origins):
+            return ""
+        said = f"Origin is {_shown(*origins)}, Host is {_shown(hosts[0])}"
+        return said if len(hosts) == 1 else f"{said}, X-Forwarded-Host is {_shown(hosts[1])}"
+
+
+def framing_lines(length: int) -> bytes:
+    """Return the line that frames a body of this length, with its line end; none where there is no body."""
+    if length == CHUNKED:
+        return b"Transfer-Encoding: chunked\r\n"
+    return b"" if length == NO_BODY else b"Content-Length: %d\r\n" % length
+
+
+def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
+    """Whether an origin is one of these hosts, the default port of its scheme aside. `null` is none."""
+    match = _ORIGIN.fullmatch(origin.lower())
+    if match is None:
+        return False
+    port = b":443" if match[1] == b"https" else b":80"
+    return match[2].removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
+
+
+def _shown(*values: bytes) -> str:
+    """Values as the log has them: quoted, escaped and cut."""
+    texts = [value[:100].decode("utf-8", "backslashreplace") for value in values[:3]]
+    return ", ".join(map(repr, texts))

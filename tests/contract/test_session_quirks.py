@@ -1,0 +1,136 @@
+"""Tokens, the login limit and routing as the recording does not show them, on both servers."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+
+import pytest
+
+from tests.support.navidrome_client import ANYONE, EDGE, NavidromeClient
+
+
+@pytest.mark.parametrize("prefix", ["Bearer ", "bEaReRx", "BEARER\t"])
+def test_the_header_is_read_after_any_seven_characters_that_begin_with_bearer(
+    client: NavidromeClient, prefix: str
+) -> None:
+    name = client.new_name()
+    client.create(name)
+    headers = {"X-ND-Authorization": prefix + client.token(name)}
+    assert client.request("GET", "/api/user", headers=headers).status == 403
+
+
+def test_a_token_is_found_in_an_escaped_query_and_in_a_quoted_cookie(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    client.create(name)
+    token = client.token(name)
+    assert client.request("GET", f"/api/user?%6Awt={token}").status == 403
+    assert (
+        client.request("GET", "/api/user", headers={"Cookie": f'a=b; jwt="{token}"'}).status == 403
+    )
+
+
+def test_an_empty_place_gives_way_to_the_next_and_junk_gives_way_to_the_user_header(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    client.create(name)
+    cookie = {"Cookie": f"jwt={client.token(name)}"}
+    for header, status in (("Basic abcdef", 403), ("Bearer", 403), ("Bearer abcdef", 200)):
+        given = {**cookie, "X-ND-Authorization": header}
+        assert client.request("GET", "/api/user", headers=given).status == status, header
+
+
+def test_a_token_outlives_a_rename_and_becomes_whoever_has_the_name_next(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    headers = {"X-ND-Authorization": f"Bearer {client.token(name)}"}
+    client.request("PUT", f"/api/user/{account_id}", body={"userName": f"{name}-renamed"})
+    assert client.request("GET", "/api/song", None, headers=headers).status == 401
+    client.create(name, isAdmin=True)
+    assert client.request("GET", "/api/user", None, headers=headers, source=ANYONE).status == 200
+
+
+def test_subsonic_tokens_end_with_the_password(client: NavidromeClient) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    assert client.subsonic_opens(name, "pw")
+    client.request("PUT", f"/api/user/{account_id}", body={"userName": name, "password": "other"})
+    assert not client.subsonic_opens(name, "pw")
+
+
+def test_the_page_carries_a_subsonic_token_that_opens_and_no_session_token(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    page = client.request("GET", "/app/", name).body.decode()
+    found = re.search(r"__APP_CONFIG__ = (\".*\")", page)
+    assert found is not None
+    auth = json.loads(json.loads(found[1]))["auth"]
+    assert sorted(auth) == ["id", "isAdmin", "name", "subsonicSalt", "subsonicToken", "username"]
+    query = f"u={name}&t={auth['subsonicToken']}&s={auth['subsonicSalt']}"
+    pinged = client.request("GET", f"/rest/ping?v=1&c=x&f=json&{query}", None, source=ANYONE)
+    assert pinged.json()["subsonic-response"]["status"] == "ok"
+
+
+def test_the_login_limit_bites_until_another_address_is_claimed(client: NavidromeClient) -> None:
+    wrong = {"username": "nobody", "password": "x"}
+
+    def guess(header: str, address: str) -> int:
+        reply = client.request("POST", "/auth/login", None, headers={header: address}, body=wrong)
+        return reply.status
+
+    assert [guess("X-Forwarded-For", "10.9.9.9, 10.1.1.1") for _ in range(6)] == [401] * 5 + [429]
+    assert guess("X-Real-IP", "10.9.9.9") == 429
+    assert [guess("True-Client-IP", f"10.9.8.{n}") for n in range(6)] == [401] * 6
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/rest/../api/user", 404),
+        ("/rest/%70ing?v=1&c=x", 404),
+        ("/%72est/ping?v=1&c=x", 302),
+        ("/Rest/ping?v=1&c=x", 302),
+        ("/api/nonsense", 404),
+        ("/auth/login", 405),
+        ("/app/nonsense", 404),
+        ("/share/a/b/c", 404),
+        ("/PING", 200),
+        ("//api/user", 302),
+    ],
+)
+def test_routing_is_on_the_escaped_path(client: NavidromeClient, target: str, status: int) -> None:
+    assert client.request("GET", target).status == status
+
+
+def test_bytes_after_an_upgrade_that_no_route_takes_are_the_next_request(
+    client: NavidromeClient,
+) -> None:
+    upgrade = (
+        "GET /api/translation HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    smuggled = (
+        "GET /api/user HTTP/1.1\r\nHost: x\r\nRemote-User: navidrome-shim\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    address = ("127.0.0.1", client.port)
+    with socket.create_connection(address, timeout=10, source_address=(EDGE, 0)) as connection:
+        connection.sendall((upgrade + smuggled).encode())
+        answered = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answered.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"userName":"navidrome-shim"' in answered
+
+
+def test_a_client_id_comes_back_as_a_cookie(client: NavidromeClient) -> None:
+    reply = client.request("GET", "/api/keepalive/x", headers={"X-ND-Client-Unique-Id": "abc"})
+    assert reply.body == b'{"response":"ok", "id":"keepalive"}'
+    assert reply.headers["set-cookie"] == (
+        "X-ND-Client-Unique-Id=abc; Path=/; Max-Age=31536000; HttpOnly; Secure; SameSite=Strict"
+    )

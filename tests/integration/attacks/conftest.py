@@ -1,0 +1,33 @@
+"""An upstream and a shim for each file of attacks: `SETTINGS` of the file are the shim's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.recorder import Recorder, recorder
+from tests.support.shim_process import Shim, shim_before
+
+
+@pytest.fixture(scope="module")
+def recording() -> Iterator[Recorder]:
+    with recorder() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def front(
+    recording: Recorder, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shim]:
+    """The shim, before the recorder."""
+    settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
+    with shim_before(recording.port, tmp_path_factory.mktemp("shim"), **settings) as shim:
+        yield shim
+
+
+@pytest.fixture
+def upstream(recording: Recorder) -> Recorder:
+    """The recorder, with nothing in it."""
+    recording.clear()
+    return recording

@@ -1,0 +1,49 @@
+"""A base path that Navidrome has and the shim does not, and the other way round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.recorder import recorder
+from tests.support.shim_process import an_edge, assert_stripped, build_request, shim_before
+
+ADMIN = "X-authentik-username: admin"
+
+
+@pytest.mark.parametrize("navidromes", ["/music/", "/Music/"])
+@pytest.mark.parametrize("ours", ["/", "/other"])
+def test_a_base_path_that_navidrome_contradicts_believes_nobody(
+    tmp_path: Path, navidromes: str, ours: str
+) -> None:
+    with (
+        recorder(navidromes) as upstream,
+        shim_before(upstream.port, tmp_path, BASE_PATH=ours) as shim,
+    ):
+        for path in (f"{navidromes}rest/getUsers", f"{navidromes}app/", "/app/", "/other/app/"):
+            upstream.clear()
+            edge = an_edge()
+            response = shim.request(build_request(f"GET {path} HTTP/1.1", ADMIN), edge)
+            assert_stripped(shim, upstream, response, edge)
+
+
+def test_outside_the_base_path_nobody_is_trusted(tmp_path: Path) -> None:
+    with (
+        recorder("/music/") as upstream,
+        shim_before(upstream.port, tmp_path, BASE_PATH="/music") as shim,
+    ):
+        for path in ("/rest/getUsers", "/app/", "/api/user", "/MUSIC/app/", "/musical/app/", "/"):
+            upstream.clear()
+            edge = an_edge()
+            response = shim.request(build_request(f"GET {path} HTTP/1.1", ADMIN), edge)
+            assert_stripped(shim, upstream, response, edge)
+        for path in ("/music/rest/getUsers", "/music/REST", "/music/share/x"):
+            upstream.clear()
+            edge = an_edge()
+            response = shim.request(build_request(f"GET {path} HTTP/1.1", ADMIN), edge)
+            assert_stripped(shim, upstream, response, edge)
+        upstream.clear()
+        shim.request(build_request("GET /music/app/ HTTP/1.1", ADMIN), an_edge())
+        (received,) = upstream.requested
+        assert received.values("Remote-User") == ["admin"]

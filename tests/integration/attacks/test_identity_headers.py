@@ -1,0 +1,258 @@
+"""Headers that say who somebody is, sent by whoever may not say so."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.recorder import Recorder
+from tests.support.shim_process import (
+    Shim,
+    an_edge,
+    assert_names_nobody,
+    assert_rejected,
+    assert_stripped,
+    build_request,
+    someone,
+)
+
+SETTINGS = {"ADMIN_GROUPS": "admins"}  # so that the policy reads the groups
+
+ADMIN = "X-authentik-username: admin"
+GROUPS = "X-authentik-groups: users"
+ALIASES = [
+    "X_Authentik_Username",
+    "X.Authentik.Username",
+    "X~Authentik~Username",
+    "x+authentik-uid",
+    "X_authentik_meta_jwks",  # a name that no setting has, below a prefix that is
+]
+TRUE_NAMES = ["x-AUTHENTIK-username", "X-authentik-meta-jwks", "REMOTE-user", "Remote_User"]
+
+
+def test_what_an_honest_edge_says_is_trusted(front: Shim, upstream: Recorder) -> None:
+    edge = an_edge()
+    response = front.request(build_request("GET /app/ HTTP/1.1", ADMIN, GROUPS), edge)
+    assert response.statuses == [200]
+    assert front.decided(edge, upstream) == []
+    (received,) = upstream.requested
+    assert received.values("Remote-User") == ["admin"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/rest/getUsers?v=1&c=x",
+        "/REST/getUsers?v=1&c=x",
+        "/rest",
+        "/share/abc",
+        "/share",
+        "/jellyfin/Users",
+        "/JellyFin/Users",
+    ],
+)
+def test_header_sent_on_a_route_that_the_edge_leaves_unauthenticated(
+    front: Shim, upstream: Recorder, target: str
+) -> None:
+    edge = an_edge()
+    fields = ("X-authentik-username: admin", GROUPS, "X-Shim-Proxy-Secret: x", "Remote-User: admin")
+    response = front.request(build_request(f"GET {target} HTTP/1.1", *fields), edge)
+    received = assert_stripped(front, upstream, response, edge)
+    assert b"admin" not in received.head
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases_on_a_protected_path(front: Shim, upstream: Recorder, name: str) -> None:
+    for fields in ((f"{name}: admin",), ("X-authentik-username: eve", GROUPS, f"{name}: admin")):
+        edge = an_edge()
+        response = front.request(build_request("GET /app/ HTTP/1.1", *fields), edge)
+        assert_rejected(front, upstream, response, edge, 400, "header_alias")
+
+
+@pytest.mark.parametrize("name", [*ALIASES, *TRUE_NAMES])
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
+def test_aliases_from_anyone(front: Shim, upstream: Recorder, name: str, path: str) -> None:
+    anyone = someone()
+    response = front.request(build_request(f"GET {path} HTTP/1.1", f"{name}: admin"), anyone)
+    assert_stripped(front, upstream, response, anyone)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases_on_a_path_that_the_identity_provider_leaves_open(
+    front: Shim, upstream: Recorder, name: str
+) -> None:
+    edge = an_edge()
+    response = front.request(build_request("GET /rest/ping HTTP/1.1", f"{name}: admin"), edge)
+    assert_stripped(front, upstream, response, edge)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("X-authentik-username: ada", ADMIN),
+        (ADMIN, ADMIN),
+        ("X-authentik-username: ada", "x-AUTHENTIK-username: admin"),
+        ("X-authentik-username: ada", GROUPS, "X-Authentik-Groups: admins"),
+        ("X-authentik-username: ada", "X_authentik_username: ada"),
+    ],
+    ids=["two values", "twice the same", "another case", "the groups", "once per alias"],
+)
+def test_the_same_header_twice_or_once_per_alias(
+    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+) -> None:
+    edge = an_edge()
+    response = front.request(build_request("GET /app/ HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, response, edge, 400, "identity_duplicate", "header_alias")
+
+
+@pytest.mark.parametrize("path", ["/app/", "/api/user", "/rest/getUsers", "/share/x", "/_shim"])
+@pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
+def test_the_real_user_header_sent_directly(
+    front: Shim, upstream: Recorder, path: str, listed: bool
+) -> None:
+    peer = an_edge() if listed else someone()
+    fields = ("Remote-User: admin", "remote-user: root")
+    response = front.request(build_request(f"GET {path} HTTP/1.1", *fields), peer)
+    if path == "/_shim":
+        assert_rejected(front, upstream, response, peer, 404, "not_found")
+    else:
+        assert_stripped(front, upstream, response, peer)
+
+
+def test_the_real_user_header_beside_a_true_identity(front: Shim, upstream: Recorder) -> None:
+    fields = ("Remote-User: admin", "X-authentik-username: ada", GROUPS, "remote-user: root")
+    front.request(build_request("GET /app/ HTTP/1.1", *fields), an_edge())
+    (received,) = upstream.requested
+    assert received.values("Remote-User") == ["ada"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-WebAuth-User",
+        "x_webauth_user",
+        "X-Forwarded-User",
+        "X-Auth-Request-User",
+        "Remote-Groups",
+        "Tailscale-User-Login",
+        "Cf-Access-Authenticated-User-Email",
+    ],
+)
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
+def test_a_user_header_that_navidrome_may_read_instead_is_removed(
+    front: Shim, upstream: Recorder, name: str, path: str
+) -> None:
+    """Navidrome may be configured with another user header than the shim writes."""
+    for peer in (an_edge(), someone()):
+        assert front.request(
+            build_request(f"GET {path} HTTP/1.1", f"{name}: root"), peer
+        ).statuses == [200]
+        assert front.decided(peer, upstream) == []  # the verdict is `anonymous`
+    edge = an_edge()
+    fields = (f"{name}: root", "X-authentik-username: ada", GROUPS)
+    assert front.request(build_request("GET /app/ HTTP/1.1", *fields), edge).statuses == [200]
+    assert front.decided(edge, upstream) == []
+    assert upstream.requested[-1].values("Remote-User") == ["ada"]
+    assert len(upstream.requested) == 3
+    for received in upstream.requested:
+        assert b"root" not in received.head
+
+
+@pytest.mark.parametrize("option", ["X-Authentik-Username", "x-authentik-groups", "Remote-User"])
+def test_connection_close_and_a_name_makes_no_header_hop_by_hop(
+    front: Shim, upstream: Recorder, option: str
+) -> None:
+    fields = ("X-authentik-username: ada", GROUPS, "Remote-User: admin")
+    front.request(
+        build_request("GET /app/ HTTP/1.1", *fields, f"Connection: close, {option}"), an_edge()
+    )
+    (received,) = upstream.requested
+    assert received.values("Remote-User") == ["ada"]
+    assert received.values("Connection") == []
+
+
+def test_connection_close_leaves_no_alias_behind(front: Shim, upstream: Recorder) -> None:
+    edge = an_edge()
+    fields = ("X~Authentik~Username: admin", "Connection: close, X-Authentik-Username")
+    response = front.request(build_request("GET /app/ HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, response, edge, 400, "header_alias")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"ad\x00min",
+        b"\x00",
+        b"ad\rmin",
+        b"ad\nmin",
+        b"admin\r",
+        b"\nadmin",
+        b"ada\r\n Remote-User: admin",
+        b"ada\nRemote-User: admin",
+        b"\xff",
+        b"a" * 256,
+        b"a\tb",
+        "a\u2028b".encode(),
+        "\u00a0admin".encode(),
+    ],
+)
+def test_a_control_inside_the_identity(front: Shim, upstream: Recorder, value: bytes) -> None:
+    edge = an_edge()
+    response = front.request(
+        build_request("GET /app/ HTTP/1.1", b"X-authentik-username: " + value), edge
+    )
+    assert_rejected(front, upstream, response, edge, 400, "identity_invalid", "malformed_head")
+
+
+@pytest.mark.parametrize("value", ["", " \t "])
+def test_empty_identity_headers_name_nobody(front: Shim, upstream: Recorder, value: str) -> None:
+    """An edge may always copy them, and leave them empty for a stranger."""
+    edge = an_edge()
+    fields = tuple(f"X-authentik-{role}:{value}" for role in ("username", "groups", "uid", "jwt"))
+    assert front.request(build_request("GET /app/ HTTP/1.1", *fields), edge).statuses == [200]
+    assert front.decided(edge, upstream) == []
+    (received,) = upstream.requested
+    assert_names_nobody(received)
+    upstream.clear()
+    edge = an_edge()
+    response = front.request(build_request("GET /app/ HTTP/1.1", *fields, ADMIN), edge)
+    assert_rejected(front, upstream, response, edge, 400, "identity_duplicate")
+
+
+@pytest.mark.parametrize("value", ["admin ", "admin\t", " \tadmin \t "])
+def test_a_trailing_blank_is_gone_before_anything_compares(
+    front: Shim, upstream: Recorder, value: str
+) -> None:
+    front.request(
+        build_request("GET /app/ HTTP/1.1", f"X-authentik-username:{value}", GROUPS), an_edge()
+    )
+    (received,) = upstream.requested
+    assert b"\r\nRemote-User: admin\r\n" in received.head + b"\r\n"
+
+
+@pytest.mark.parametrize("name", ["X_authentik_groups", "x.authentik.groups"])
+def test_a_signed_in_user_adds_an_alias_of_the_groups(
+    front: Shim, upstream: Recorder, name: str
+) -> None:
+    edge = an_edge()
+    fields = ("X-authentik-username: eve", GROUPS, f"{name}: admins")
+    response = front.request(build_request("GET /_shim/ HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, response, edge, 404, "not_found")
+    edge = an_edge()
+    response = front.request(build_request("GET /api/user HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, response, edge, 400, "header_alias")
+
+
+def test_a_group_list_that_the_clients_connection_header_dropped(
+    front: Shim, upstream: Recorder
+) -> None:
+    edge = an_edge()
+    response = front.request(build_request("GET /app/ HTTP/1.1", "X-authentik-username: eve"), edge)
+    assert_rejected(front, upstream, response, edge, 403, "identity_incomplete")
+
+
+def test_a_request_without_a_claim_passes_and_names_nobody(front: Shim, upstream: Recorder) -> None:
+    for peer in (an_edge(), someone()):
+        assert front.request(build_request("GET /app/ HTTP/1.1"), peer).statuses == [200]
+        assert front.decided(peer, upstream) == []
+    for received in upstream.requested:
+        assert_names_nobody(received)

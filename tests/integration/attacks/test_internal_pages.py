@@ -1,0 +1,82 @@
+"""`/_shim/`: pages that are handed to a control plane, which must not mistake the shim for its asker."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.recorder import Recorder
+from tests.support.shim_process import Shim, an_edge, assert_rejected, build_request, someone
+
+SETTINGS = {"ADMIN_GROUPS": "admins"}
+ADMIN = ("X-authentik-username: ada", "X-authentik-groups: users|admins")
+USER = ("X-authentik-username: eve", "X-authentik-groups: users")
+
+
+@pytest.mark.parametrize("path", ["/_shim/", "/_shim", "/_shim/metrics", "/_SHIM/readyz"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        ADMIN,
+        ("X-Forwarded-For: 127.0.0.2", *ADMIN),
+        ("Remote-User: admin",),
+        ("X-Shim-Channel: guess", "X-Shim-User: admin", *ADMIN),
+    ],
+    ids=["nobody", "a claim", "a claim and a forwarded address", "the user header", "the channel"],
+)
+def test_own_pages_from_the_lan(
+    front: Shim, upstream: Recorder, path: str, fields: tuple[str, ...]
+) -> None:
+    anyone = someone()
+    response = front.request(build_request(f"GET {path} HTTP/1.1", *fields), anyone)
+    assert_rejected(front, upstream, response, anyone, 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        USER,
+        (*USER, "X_authentik_groups: admins"),
+        ("X-authentik-username: eve", "X-authentik-groups: Admins"),
+        ("X-Shim-Channel: guess", "X-Shim-User: admin"),
+    ],
+    ids=["nobody", "no admin", "an alias of the groups", "another group", "the channel"],
+)
+def test_own_pages_through_the_edge_by_no_admin(
+    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+) -> None:
+    edge = an_edge()
+    response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *fields), edge)
+    assert_rejected(front, upstream, response, edge, 404, "not_found")
+
+
+def test_own_pages_are_there_for_an_admin_and_never_go_to_navidrome(
+    front: Shim, upstream: Recorder
+) -> None:
+    response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), an_edge())
+    assert response.statuses == [200]
+    assert b"shim_requests_total" in response.raw
+    front.decided("nobody", upstream)
+    assert not upstream.requested
+    assert not upstream.torn
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [("X-Shim-User: root",), ("X-Shim-Channel: guess",), ("x-shim-channel:", "x-shim-user: root")],
+)
+def test_an_admin_can_not_speak_for_the_channel(
+    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+) -> None:
+    response = front.request(
+        build_request("GET /_shim/metrics HTTP/1.1", *ADMIN, *fields), an_edge()
+    )
+    assert response.statuses == [404]
+    assert not upstream.requested
+
+
+def test_a_query_is_no_path_of_the_control_plane(front: Shim, upstream: Recorder) -> None:
+    response = front.request(build_request("GET /_shim?metrics HTTP/1.1", *ADMIN), an_edge())
+    assert b"shim_requests_total" not in response.raw
+    assert not upstream.requested

@@ -1,0 +1,141 @@
+"""Bytes that follow a handshake, and upgrades to something that nobody judges."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.recorder import Recorder
+from tests.support.shim_process import (
+    HOST,
+    Shim,
+    an_edge,
+    assert_names_nobody,
+    assert_rejected,
+    read_to_the_end,
+    someone,
+)
+
+HANDSHAKE = (
+    "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+SECOND = (
+    b"GET /rest/getUsers?v=1&c=smuggled HTTP/1.1\r\n"
+    b"Host: music.example.com\r\nRemote-User: navidrome-shim\r\n\r\n"
+)
+
+
+def handshake(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{HANDSHAKE}".encode()
+
+
+@pytest.mark.parametrize("path", ["/api/translation", "/jellyfin/Users", "/rest/ping"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
+def test_bytes_after_a_handshake_that_navidrome_does_not_accept(
+    front: Shim, upstream: Recorder, path: str, at_once: bool
+) -> None:
+    anyone = someone()
+    with front.connect(anyone) as client:
+        if at_once:
+            client.sendall(handshake(path) + SECOND)
+        else:
+            client.sendall(handshake(path))
+            upstream.wait_for(path)
+            client.sendall(SECOND)
+        response = read_to_the_end(client)
+    assert response.statuses == [200]
+    assert response.closed
+    front.decided(anyone, upstream)
+    (received,) = upstream.requested
+    assert received.target == path
+    assert upstream.torn == []
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
+def test_not_one_byte_goes_upstream_before_navidromes_101(
+    front: Shim, upstream: Recorder, at_once: bool
+) -> None:
+    with front.connect(someone()) as client:
+        if at_once:
+            client.sendall(handshake("/jellyfin/socket") + b"early")
+        else:
+            client.sendall(handshake("/jellyfin/socket"))
+            upstream.wait_for("/jellyfin/socket")
+            client.sendall(b"early")
+        response = b""
+        while b"\r\n\r\n" not in response:
+            response += client.recv(65536)
+        assert response.startswith(b"HTTP/1.1 101 ")
+        # The upstream waited a moment before it switched, and nothing had come.
+        assert upstream.torn == []
+        while b"echo early" not in response:
+            response += client.recv(65536)
+        client.sendall(b"late")
+        while b"echo late" not in response:
+            response += client.recv(65536)
+    (received,) = upstream.requested
+    assert_names_nobody(received)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Connection: Upgrade\r\nUpgrade: h2c, websocket",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c",
+        "Connection: Upgrade\r\nUpgrade: websocket",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x",
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
+def test_a_handshake_that_is_not_whole(
+    front: Shim, upstream: Recorder, fields: str, listed: bool
+) -> None:
+    peer = an_edge() if listed else someone()
+    text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
+    response = front.request(text + SECOND, peer)
+    assert_rejected(front, upstream, response, peer, 400, "upgrade_rejected")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ",
+        "Connection: upgrade\r\nUpgrade: h2c",
+        "Connection: Upgrade\r\nUpgrade:",
+        "Connection: Upgrade\r\nUpgrade: TLS/1.0",
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
+def test_an_offer_of_h2c_or_anything_else_is_ignored_and_what_follows_is_a_request(
+    front: Shim, upstream: Recorder, fields: str, listed: bool
+) -> None:
+    peer = an_edge() if listed else someone()
+    text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
+    last = SECOND.replace(b"Host", b"Connection: close\r\nHost")
+    assert front.request(text + last, peer).statuses == [200, 200]
+    front.decided(peer, upstream)
+    assert [received.target for received in upstream.requested] == [
+        "/app/",
+        "/rest/getUsers?v=1&c=smuggled",
+    ]
+    for received in upstream.requested:
+        assert_names_nobody(received)
+        for name in ("Upgrade", "HTTP2-Settings", "Connection"):
+            assert received.values(name) == []
+
+
+def test_a_handshake_with_a_body(front: Shim, upstream: Recorder) -> None:
+    for framing in (f"Content-Length: {len(SECOND)}", "Transfer-Encoding: chunked"):
+        edge = an_edge()
+        text = handshake("/jellyfin/socket").replace(b"\r\n\r\n", f"\r\n{framing}\r\n\r\n".encode())
+        response = front.request(text + SECOND, edge)
+        assert_rejected(front, upstream, response, edge, 400, "upgrade_rejected")
+
+
+def test_an_upgrade_that_connection_does_not_name_is_dropped(
+    front: Shim, upstream: Recorder
+) -> None:
+    text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: h2c\r\nConnection: close\r\n\r\n"
+    assert front.request(text.encode(), an_edge()).statuses == [200]
+    (received,) = upstream.requested
+    assert received.values("Upgrade") == received.values("Connection") == []

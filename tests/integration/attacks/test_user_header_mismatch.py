@@ -1,0 +1,58 @@
+"""A Navidrome that takes the user name from another header than the shim writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.navidrome import StandIn, StandInOptions, StandInThread
+from tests.support.shim_process import Shim, an_edge, build_request, shim_before, someone
+
+PING = "GET /rest/ping?v=1&c=x&f=json HTTP/1.1"
+
+
+@pytest.fixture(params=["X-WebAuth-User", "X-Own-Idea"])
+def obeyed(request: pytest.FixtureRequest) -> str:
+    """The header that Navidrome obeys: one that is known, and one that nobody knows."""
+    header: str = request.param
+    return header
+
+
+@pytest.fixture
+def navidrome(obeyed: str) -> Iterator[StandIn]:
+    with StandInThread(StandInOptions(user_header=obeyed)) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def shim(navidrome: StandIn, tmp_path: Path) -> Iterator[Shim]:
+    with shim_before(navidrome.port, tmp_path) as running:
+        yield running
+
+
+def test_the_header_that_navidrome_obeys_does_not_pass(
+    shim: Shim, navidrome: StandIn, obeyed: str
+) -> None:
+    for peer in (someone(), an_edge()):
+        navidrome.seen.clear()
+        for name in (obeyed, obeyed.lower(), obeyed.replace("-", "_")):
+            response = shim.request(build_request(PING, f"{name}: admin", "Range: bytes=0-"), peer)
+            assert b'"code":10' in response.raw, response.raw
+        assert len(navidrome.seen) == 3
+        for seen in navidrome.seen:
+            names = {name.lower().replace("_", "-") for name, _ in seen.headers}
+            assert obeyed.lower() not in names and "range" in names
+
+
+def test_an_identity_is_rejected_with_a_reason(shim: Shim, navidrome: StandIn) -> None:
+    navidrome.seen.clear()
+    edge = an_edge()
+    response = shim.request(
+        build_request("GET /app/ HTTP/1.1", "X-authentik-username: admin"), edge
+    )
+    assert response.status == 503
+    line = shim.wait_for_line(event="request_decision", peer=edge)
+    assert line["reason"] == "user_header_mismatch"
+    assert not navidrome.accounts.by_id

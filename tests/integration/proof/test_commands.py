@@ -1,0 +1,104 @@
+"""What `check` and `explain` know of the proofs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from shim.cli.reason_texts import REASON_TEXTS
+from shim.trust.reasons import Reason
+from tests.support.provider import Provider
+from tests.support.recorder import Recorder
+from tests.support.shim_settings import command
+
+SECRET = "s3cret-s3cret-s3cret"
+
+
+def given(upstream: Recorder, **settings: str) -> dict[str, str]:
+    return {
+        "UPSTREAM": f"http://127.0.0.1:{upstream.port}",
+        "PROVISIONING": "false",
+        "REVERSE_PROXY_WHITELIST": "localhost",
+        "PROXY_SECRET": SECRET,
+        **settings,
+    }
+
+
+def test_check_says_what_an_identity_has_to_bring_and_where(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    settings = given(upstream, **issuer.settings(PUBLIC_PATH_PROOF="jwt"))
+    done = command(tmp_path, "check", settings=settings)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "Identity headers count from: localhost (127.0.0.1" in said
+    assert "the shared secret in X-Shim-Proxy-Secret" in said
+    assert "the provider's token in X-authentik-jwt, always" in said
+    assert "on /rest/, /jellyfin/ only with a verified token, and never on /share/" in said
+    assert "Without an identity: Navidrome's own login" in said
+    assert "rsa-0 (RS256)" in said
+    assert SECRET not in done.stdout
+    issuer.status = 503
+    settings |= {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": "/start"}
+    done = command(tmp_path, "check", settings=settings)
+    assert done.returncode == 1
+    assert "no token holds" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "401; pages are sent to /start; Navidrome's own login is closed" in said
+
+
+def test_explain_resolves_names_and_asks_for_the_secret(upstream: Recorder, tmp_path: Path) -> None:
+    ada = ("-H", "X-authentik-username: ada")
+    asked = ("explain", "--peer", "127.0.0.1", "--path", "/app/", "--json", *ada)
+    for fields, verdict, reason in (
+        ((), "rejected", "secret_missing"),
+        (("-H", "X-Shim-Proxy-Secret: wrong"), "rejected", "secret_mismatch"),
+        (("-H", f"X-Shim-Proxy-Secret: {SECRET}"), "authenticated", "proxy_secret"),
+    ):
+        done = command(tmp_path, *asked, *fields, settings=given(upstream))
+        told = json.loads(done.stdout)
+        assert (told["verdict"], told["reason"]) == (verdict, reason)
+        assert SECRET not in done.stdout
+
+
+def test_an_authority_that_is_none_is_said_by_check(upstream: Recorder, tmp_path: Path) -> None:
+    authority = tmp_path / "authority.pem"
+    authority.write_text("no PEM")
+    token = {
+        "JWT_VERIFY": "required",
+        "JWKS_URL": "https://127.0.0.1:9/",
+        "JWKS_CA": str(authority),
+        "JWT_ISSUER": "issuer",
+        "JWT_AUDIENCE": "audience",
+    }
+    done = command(tmp_path, "check", "--json", settings=given(upstream, **token))
+    assert (done.returncode, done.stderr) == (1, "")
+    keys = json.loads(done.stdout)["checks"]["keys"]
+    assert keys["state"] == "failing" and "authority.pem has no certificate" in keys["detail"]
+
+
+def test_explain_takes_the_proofs_from_where_no_process_list_shows_them(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    ada = ("-H", "X-authentik-username: ada", "--with-secret", "--json")
+    asked = ("explain", "--peer", "127.0.0.1", "--path", "/app/", *ada)
+    done = command(tmp_path, *asked, settings=given(upstream))
+    told = json.loads(done.stdout)
+    assert (told["verdict"], told["reason"]) == ("authenticated", "proxy_secret")
+    assert SECRET not in done.stdout + done.stderr
+    token = tmp_path / "token"
+    token.write_text("no.such.token\n")
+    done = command(
+        tmp_path,
+        *asked,
+        "--token-file",
+        str(token),
+        settings=given(upstream, **issuer.settings()),
+    )
+    assert json.loads(done.stdout)["reason"] == "jwt_invalid"
+    done = command(tmp_path, *asked, settings=given(upstream) | {"PROXY_SECRET": ""})
+    assert done.returncode == 2 or "SHIM_PROXY_SECRET" in done.stderr
+
+
+def test_every_reason_is_explained_in_words() -> None:
+    assert set(REASON_TEXTS) == set(Reason)

@@ -1,0 +1,79 @@
+"""Host names in the whitelist, while their addresses change under a shim that runs."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.name_server import NameServer, in_its_place, name_server
+from tests.support.recorder import Recorder
+from tests.support.shim_process import build_request, shim_before
+from tests.support.shim_settings import checks, eventually
+
+EDGE, GHOST = "edge.home.arpa", "ghost.home.arpa"
+APP = "GET /app/ HTTP/1.1"
+ADA = "X-authentik-username: ada"
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Iterator[NameServer]:
+    place = in_its_place(tmp_path)
+    if not place or subprocess.run([*place, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("only root may put a name server of its own in place")
+    try:
+        with name_server() as made:
+            yield made
+    except PermissionError:
+        pytest.skip("port 53 may not be listened on")
+
+
+def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
+    upstream: Recorder, names: NameServer, tmp_path: Path
+) -> None:
+    names.answers = {EDGE: ["127.0.0.2"]}
+    settings = {
+        "REVERSE_PROXY_WHITELIST": f"{EDGE},{GHOST}",
+        "DNS_REFRESH_SECONDS": "1",
+        "DNS_STALE_SECONDS": "5",
+        "LISTEN": "[::]:0",
+    }
+    place = in_its_place(tmp_path)
+    with shim_before(upstream.port, tmp_path, before=place, **settings) as shim:
+
+        def believed(source: str) -> bool:
+            upstream.clear()
+            assert shim.request(build_request(APP, ADA), source).status == 200
+            return upstream.requested[-1].values("Remote-User") == ["ada"]
+
+        def all_believed() -> list[str]:
+            return [s for s in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4") if believed(s)]
+
+        assert all_believed() == ["127.0.0.2"]
+        whitelist = checks(shim)["whitelist"]
+        assert whitelist["state"] == "warning" and GHOST in whitelist["detail"]
+        assert shim.wait_for_line(event="name_lookup_failed", host=GHOST)["level"] == "error"
+
+        names.answers[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
+        eventually(all_believed, ["127.0.0.3", "127.0.0.4"])
+        moved = shim.wait_for_line(event="policy_changed", subject="whitelist")
+        assert moved["removed"] == [f"{EDGE}=127.0.0.2"]
+        assert set(moved["added"]) == {
+            f"{EDGE}={address}" for address in ("127.0.0.3", "127.0.0.4", "::1", "fd00::1")
+        }
+
+        names.silent = True  # what was known counts on, for a while, and that is said
+        eventually(lambda: f"still used: {EDGE}" in checks(shim)["whitelist"]["detail"], True)
+        assert all_believed() == ["127.0.0.3", "127.0.0.4"]
+        eventually(all_believed, [])
+        assert checks(shim)["whitelist"]["state"] == "failing"
+        failed = [ln for ln in shim.lines if ln.get("event") == "name_lookup_failed"]
+        said = [(line["host"], line["level"]) for line in failed]
+        assert said == [(GHOST, "error"), (EDGE, "warning"), (EDGE, "error")]
+
+        names.silent = False
+        names.answers = {GHOST: ["127.0.0.2"]}  # and the edge's own name is gone
+        eventually(all_believed, ["127.0.0.2"])
+        assert shim.wait_for_line(event="name_resolved", host=GHOST)["addresses"] == ["127.0.0.2"]

@@ -1,0 +1,278 @@
+"""Settings taken again while the shim runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import shim as package
+from tests.support.jwt_minting import rsa_key
+from tests.support.provider import Provider
+from tests.support.recorder import Recorder
+from tests.support.shim_process import Shim, build_request, shim_before
+from tests.support.shim_settings import checks, command, eventually, hang_up
+
+APP = "GET /app/ HTTP/1.1"
+ADA = "X-authentik-username: ada"
+ONE, OTHER = "127.0.0.2", "127.0.0.3"
+FIRST = {"REVERSE_PROXY_WHITELIST": ONE}
+
+
+def write(folder: Path, **settings: str) -> None:
+    (folder / ".env").write_text("".join(f"SHIM_{n}='{v}'\n" for n, v in settings.items()))
+
+
+@contextmanager
+def running(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
+    """A shim with these settings in its `.env`, and with what is needed to run it in its environment."""
+    write(folder, **settings)
+    with shim_before(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
+        yield shim
+
+
+def user(shim: Shim, upstream: Recorder, source: str, *fields: str) -> list[str]:
+    """Whom Navidrome was told of; the status where it was not asked."""
+    upstream.clear()
+    response = shim.request(build_request(APP, ADA, *fields), source)
+    if response.status != 200:
+        return [str(response.status)]
+    return upstream.requested[-1].values("Remote-User")
+
+
+def test_a_signal_takes_whitelist_and_secrets_between_two_requests(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        assert user(shim, upstream, ONE) == ["ada"]
+        with shim.connect(ONE) as open_before:
+            head = f"{APP}\r\nHost: h\r\n{ADA}\r\n\r\n".encode()
+            open_before.sendall(head)
+            assert open_before.recv(65536).startswith(b"HTTP/1.1 200")
+            secret = "s3cret-s3cret-s3cret"
+            write(tmp_path, REVERSE_PROXY_WHITELIST=f"{OTHER},{ONE}", PROXY_SECRET=secret)
+            hang_up(shim)
+            shim.wait_for_line(event="policy_changed", subject="settings")
+            assert user(shim, upstream, ONE) == ["401"]
+            assert user(shim, upstream, OTHER, f"X-Shim-Proxy-Secret: {secret}") == ["ada"]
+            # A connection that was open before is judged by the new policy, and goes on.
+            open_before.sendall(head)
+            assert open_before.recv(65536).startswith(b"HTTP/1.1 401")
+        assert secret not in json.dumps(shim.lines, default=str)
+
+
+def test_a_stream_goes_on_through_a_reload(upstream: Recorder, tmp_path: Path) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim, shim.connect(ONE) as client:
+        fields = f"Host: h\r\n{ADA}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+        client.sendall(f"POST /api/x HTTP/1.1\r\n{fields}ab".encode())
+        end = time.monotonic() + 10
+        while not any(upstream.torn):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER)
+        hang_up(shim)
+        shim.wait_for_line(event="policy_changed", subject="settings")
+        client.sendall(b"cd")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        (received,) = [one for one in upstream.requested if one.body]
+        assert (received.body, received.values("Remote-User")) == (b"abcd", ["ada"])
+
+
+def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        for bad, said in (
+            ({"REVERSE_PROXY_WHITELIST": "10.0.0.0/99"}, "SHIM_REVERSE_PROXY_WHITELIST"),
+            ({"REVERSE_PROXY_WHITELIST": OTHER, "NO_SUCH": "1"}, "SHIM_NO_SUCH"),
+            ({"REVERSE_PROXY_WHITELIST": OTHER, "JWT_VERIFY": "required"}, "SHIM_JWT_VERIFY"),
+        ):
+            before = len(shim.lines)
+            write(tmp_path, **bad)
+            hang_up(shim)
+            eventually(
+                lambda before=before: any(
+                    line.get("event") == "reload_rejected" for line in shim.lines[before:]
+                ),
+                True,
+            )
+            refused = [ln for ln in shim.lines if ln.get("event") == "reload_rejected"][-1]
+            assert said in str(refused["faults"])
+            assert user(shim, upstream, ONE) == ["ada"]
+            assert user(shim, upstream, OTHER) == []
+
+
+def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_path: Path) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        control = str(shim.wait_for_line(event="started")["control_listen"])
+        settings = {"CONTROL_LISTEN": control}
+        done = command(tmp_path, "reload", settings=settings)
+        assert (done.returncode, done.stdout) == (0, "taken: nothing had changed\n"), done.stderr
+        write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER, MAX_CONNECTIONS="99", ALLOWED_GROUPS="a")
+        done = command(tmp_path, "reload", settings=settings)
+        assert done.returncode == 0, done.stderr
+        taken, waiting = done.stdout.splitlines()
+        assert taken == "taken: SHIM_REVERSE_PROXY_WHITELIST, SHIM_ALLOWED_GROUPS"
+        assert waiting == "only after a restart: SHIM_MAX_CONNECTIONS"
+        assert user(shim, upstream, OTHER) == ["403"], "it has no groups, which are asked for now"
+        groups = "X-authentik-groups: a"
+        assert user(shim, upstream, OTHER, groups) == ["ada"]
+        assert user(shim, upstream, ONE, groups) == []
+        eventually(
+            lambda: any(
+                "SHIM_MAX_CONNECTIONS takes effect after restart" in str(line.get("warnings"))
+                for line in shim.lines
+            ),
+            True,
+        )
+        write(tmp_path, REVERSE_PROXY_WHITELIST="10.0.0.0/99")
+        done = command(tmp_path, "reload", settings=settings)
+        assert done.returncode == 1
+        assert "SHIM_REVERSE_PROXY_WHITELIST" in done.stderr
+        assert user(shim, upstream, OTHER, groups) == ["ada"]
+
+
+def test_a_file_that_is_gone_takes_no_secret_away(upstream: Recorder, tmp_path: Path) -> None:
+    write(tmp_path, PROXY_SECRET="s3cret-s3cret-s3cret")
+    with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
+        assert user(shim, upstream, ONE) == ["401"]
+        (tmp_path / ".env").unlink()
+        hang_up(shim)
+        refused = shim.wait_for_line(event="reload_rejected")
+        assert ".env" in str(refused["faults"])
+        assert user(shim, upstream, ONE) == ["401"]
+
+
+def test_a_name_that_is_new_is_resolved_before_it_is_in_force(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST) as shim:
+        assert user(shim, upstream, "127.0.0.1") == []
+        write(tmp_path, REVERSE_PROXY_WHITELIST="localhost")
+        hang_up(shim)
+        changed = shim.wait_for_line(event="policy_changed", subject="settings")
+        assert "localhost=127.0.0.1" in changed["added"]
+        assert user(shim, upstream, "127.0.0.1") == ["ada"]
+        assert user(shim, upstream, ONE) == []
+
+
+def test_where_pages_are_sent_is_taken(upstream: Recorder, tmp_path: Path) -> None:
+    page = "Accept: text/html"
+    with running(upstream, tmp_path, **FIRST) as shim:
+        assert shim.request(build_request(APP, page), OTHER).status == 200
+        write(tmp_path, **FIRST, REQUIRE_IDENTITY="true", SIGN_IN_URL="/start")
+        hang_up(shim)
+        shim.wait_for_line(event="policy_changed", subject="settings")
+        assert b"\r\nLocation: /start?rd=" in shim.request(build_request(APP, page), OTHER).raw
+        write(tmp_path, **FIRST, REQUIRE_IDENTITY="true")
+        hang_up(shim)
+        eventually(lambda: shim.request(build_request(APP, page), OTHER).status, 401)
+
+
+def test_the_command_says_where_nobody_answers(tmp_path: Path) -> None:
+    done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": "127.0.0.1:9"})
+    assert done.returncode == 1
+    assert "nobody answers at 127.0.0.1:9" in done.stderr
+    assert "send it SIGHUP instead" in done.stderr
+
+
+def test_another_key_set_is_taken_only_once_it_was_fetched(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
+        token = f"X-authentik-jwt: {issuer.token()}"
+        assert user(shim, upstream, ONE, token) == ["ada"]
+        write(tmp_path, **FIRST, **issuer.settings(JWKS_URL="http://127.0.0.1:9/jwks"))
+        hang_up(shim)
+        refused = shim.wait_for_line(event="reload_rejected")
+        assert "SHIM_JWKS_URL" in str(refused["faults"])
+        assert user(shim, upstream, ONE, token) == ["ada"]
+        issuer.keys = {"rsa-1": rsa_key(1)}
+        another = issuer.settings(JWKS_URL=f"{issuer.url}?v=2", JWKS_MIN_INTERVAL="1")
+        write(tmp_path, **FIRST, **another)
+        hang_up(shim)
+        shim.wait_for_line(event="policy_changed", subject="settings")
+        assert user(shim, upstream, ONE, token) == ["401"]
+        fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-1')}"
+        assert user(shim, upstream, ONE, fresh) == ["ada"]
+        assert "rsa-1" in checks(shim)["keys"]["detail"]
+        # The new one is asked for keys that are unknown.
+        issuer.keys["rsa-2"] = rsa_key(2)
+        fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-2')}"
+        eventually(lambda: user(shim, upstream, ONE, fresh), ["ada"])
+        # And off again.
+        write(tmp_path, **FIRST)
+        hang_up(shim)
+        eventually(lambda: user(shim, upstream, ONE), ["ada"])
+        assert "keys" not in checks(shim)
+
+
+def test_without_a_change_the_key_set_is_fetched_again(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
+        control = str(shim.wait_for_line(event="started")["control_listen"])
+        # Another key under the name of the one before: no token says that it is unknown.
+        issuer.keys = {"rsa-0": rsa_key(1)}
+        token = f"X-authentik-jwt: {issuer.token()}"
+        assert user(shim, upstream, ONE, token) == ["401"]
+        done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": control})
+        assert done.returncode == 0, done.stderr
+        assert user(shim, upstream, ONE, token) == ["ada"]
+
+
+def test_an_authority_that_is_none_is_said(
+    upstream: Recorder, issuer: Provider, tmp_path: Path
+) -> None:
+    authority = tmp_path / "authority.pem"
+    authority.write_text("no PEM")
+    with running(upstream, tmp_path, **FIRST) as shim:
+        where = {"JWKS_URL": "https://127.0.0.1:9/", "JWKS_CA": str(authority)}
+        write(tmp_path, **FIRST, **issuer.settings(**where))
+        hang_up(shim)
+        refused = shim.wait_for_line(event="reload_rejected")
+        assert "SHIM_JWKS_URL" in str(refused["faults"])
+        assert "authority.pem has no certificate" in str(refused["faults"])
+        assert user(shim, upstream, ONE) == ["ada"]
+
+
+def test_a_signal_that_comes_before_anybody_hears_it_is_done_after_the_start(
+    upstream: Recorder, tmp_path: Path
+) -> None:
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": str(Path(package.__file__).parents[1]),
+        "SHIM_LISTEN": "127.0.0.1:0",
+        "SHIM_CONTROL_LISTEN": "127.0.0.1:0",
+        "SHIM_UPSTREAM": f"http://127.0.0.1:{upstream.port}",
+        "SHIM_PROVISIONING": "false",
+        "SHIM_LOG_FORMAT": "json",
+    }
+    command = [sys.executable, "-m", "shim", "serve"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        shim = Shim(process)
+        try:
+            eventually(lambda: _holds_hang_ups_back(process.pid), True)
+            hang_up(shim)
+            shim.wait_for_line(20.0, event="started")
+            said = {"event": "configuration_loaded"}
+            eventually(
+                lambda: len([line for line in shim.lines if said.items() <= line.items()]), 2
+            )
+        finally:
+            process.terminate()
+        assert process.wait(15.0) == 0
+
+
+def _holds_hang_ups_back(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(blocked.split()[1], 16) & 1 << signal.SIGHUP - 1)

@@ -1,0 +1,66 @@
+"""A world on each server: most tests on all of them, some on the stand-in alone, some with each store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shim.provisioning import service
+from tests.support.navidrome_servers import build_server
+from tests.support.world import World
+
+KINDS = ("stand-in tcp", "stand-in unix", "real tcp", "real unix")
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_MIN_PAUSE", 0.05)
+
+
+@pytest.fixture(params=KINDS)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """An empty server of each kind."""
+    async for one in _worlds(_there(request.param), tmp_path):
+        yield one
+
+
+@pytest.fixture(params=["stand-in tcp", "real tcp"])
+async def tcp_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """An empty server of each kind, on TCP alone."""
+    async for one in _worlds(_there(request.param), tmp_path):
+        yield one
+
+
+@pytest.fixture(params=["stand-in tcp", "stand-in tcp, postgresql", "real tcp"])
+async def any_store_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """An empty server of each kind, with each kind of store."""
+    kind, _, store = request.param.partition(", ")
+    url = request.getfixturevalue("postgresql_url") if store else ""
+    async for one in _worlds(_there(kind), tmp_path, url):
+        yield one
+
+
+@pytest.fixture
+async def stand_in_world(tmp_path: Path) -> AsyncIterator[World]:
+    """An empty stand-in, which plays faults and says what it was asked."""
+    async for one in _worlds("stand-in tcp", tmp_path):
+        yield one
+
+
+def _there(kind: str) -> str:
+    if kind.startswith("real") and "NAVIDROME_BIN" not in os.environ:
+        pytest.skip("NAVIDROME_BIN names no binary")
+    return kind
+
+
+async def _worlds(kind: str, folder: Path, database_url: str = "") -> AsyncIterator[World]:
+    server = build_server(kind, folder, libraries=("Family", "Kids"))
+    await server.start()
+    world = World(server, folder, database_url)
+    try:
+        yield world
+    finally:
+        await world.close()

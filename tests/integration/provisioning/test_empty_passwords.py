@@ -1,0 +1,77 @@
+"""Accounts are tested for an empty password once, and again only after they changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.navidrome.errors import Unavailable
+from tests.integration.provisioning.test_commands import as_json, check
+from tests.support.world import World
+
+
+def pings_for_passwords(world: World) -> int:
+    """How many empty passwords Navidrome was asked about, and forget them."""
+    server = world.stand_in
+    count = server.requests("GET", "/rest/ping?v=1.16.1&c=navidrome-shim&f=json&u=")
+    server.stand_in.seen.clear()
+    return count
+
+
+async def test_an_account_is_tested_once_whoever_asks(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start(RECONCILE_SECONDS="3600")
+    for name in ("alice", "bob"):
+        await world.create(name)
+    await world.create("hole", "")
+    await world.accounts.service.reconcile()
+    assert world.accounts.service.reconciler.without_password == ("hole",)
+    assert pings_for_passwords(world) >= 3
+    await world.restart()
+    await world.accounts.service.reconcile()
+    assert world.accounts.service.reconciler.without_password == ("hole",)
+    listed = await as_json(world, "users", "list")
+    assert [line["account"] for line in listed if line["empty_password"]] == ["hole"]
+    accounts = (await check(world))["checks"]["accounts"]
+    assert "hole" in accounts["detail"]
+    assert pings_for_passwords(world) == 0
+
+
+async def test_an_account_that_changed_is_tested_again(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start(RECONCILE_SECONDS="3600")
+    for name in ("alice", "hole"):
+        await world.create(name, "" if name == "hole" else "pw")
+    await world.accounts.service.reconcile()
+    pings_for_passwords(world)
+    await world.change("hole", password="closed")
+    await world.accounts.service.reconcile()
+    assert world.accounts.service.reconciler.without_password == ()
+    assert pings_for_passwords(world) == 1
+    await world.delete("alice")
+    await world.accounts.service.reconcile()
+    assert pings_for_passwords(world) == 0
+
+
+async def test_what_was_tested_before_a_failure_is_remembered(
+    stand_in_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = stand_in_world
+    await world.start(RECONCILE_SECONDS="3600")
+    await world.accounts.service.reconcile()
+    for number in range(6):
+        await world.create(f"user{number}")
+    api = world.accounts.service.api
+    asked: list[str] = []
+    real = api.opens_without_password
+
+    async def fails_at_the_fourth(user_name: str) -> bool:
+        asked.append(user_name)
+        if len(asked) == 4:
+            raise Unavailable("away")
+        return await real(user_name)
+
+    monkeypatch.setattr(api, "opens_without_password", fails_at_the_fourth)
+    with pytest.raises(Unavailable):
+        await world.accounts.service.reconcile()
+    await world.accounts.service.reconcile()
+    assert len(set(asked)) == 6 and len(asked) == 7

@@ -1,0 +1,178 @@
+"""A first visit: an account is made, once, as the identity says, and nobody knows its password."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from shim.audit.events.provisioning import AccountCreated, AdminCreated
+from shim.provisioning.gate import ProvisioningGate
+from shim.trust.reasons import Reason
+from tests.support.world import World, person
+
+
+async def test_an_empty_server_gets_the_shims_own_admin_and_no_visitor_becomes_it(
+    world: World,
+) -> None:
+    await world.start()
+    assert await world.request(person("alice")) == "alice"
+    assert (await world.user("alice"))["isAdmin"] is False
+    own = next(u for u in await world.call("GET", "/api/user") if u["userName"] == "navidrome-shim")
+    assert own["isAdmin"] is True
+    assert [event.first for event in world.recorded(AdminCreated)] == [True]
+
+
+async def test_a_first_visit_makes_the_account(world: World) -> None:
+    await world.start()
+    alice = person("alice", "music", display="Alice Ä.", email="alice@example.com")
+    assert await world.request(alice) == "alice"
+    made = await world.user("alice")
+    assert (made["name"], made["email"], made["isAdmin"]) == (
+        "Alice Ä.",
+        "alice@example.com",
+        False,
+    )
+    [event] = world.recorded(AccountCreated)
+    assert (event.account, event.uid, event.groups) == ("alice", "uid-of-alice", ("music",))
+    assert (event.peer, event.request_id, event.trigger) == ("192.0.2.9", "r-1", "request")
+
+
+async def test_a_known_account_is_asked_for_without_io(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start()
+    await world.request(person("alice"))
+    world.stand_in.stand_in.seen.clear()
+    for _ in range(5):
+        known = world.accounts.gate.known(person("alice"))
+        assert known is not None and known.user_name == b"alice"
+    assert world.accounts.gate.known(person("alice", "more")) is None
+    assert not world.stand_in.stand_in.seen
+
+
+async def test_the_owner_of_a_made_account_sets_a_password_without_knowing_one(
+    world: World,
+) -> None:
+    await world.start()
+    await world.request(person("alice"))
+    alice = await world.user("alice")
+    assert not await world.opens("alice", "")
+    await world.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"}, "alice")
+    assert await world.opens("alice", "mine")
+    await world.request(person("alice", display="Alice B."))
+    assert (await world.user("alice"))["name"] == "Alice B."
+    assert await world.opens("alice", "mine")
+
+
+async def test_two_hundred_first_requests_of_one_user_make_one_account_with_one_post(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.start()
+    responses = await asyncio.gather(*(world.request(person("alice")) for _ in range(200)))
+    assert set(responses) == {"alice"}
+    assert world.stand_in.requests("POST", "/api/user") == 1
+    assert list(await world.users()) == ["alice"]
+
+
+async def test_two_hundred_first_requests_at_once_make_one_account(world: World) -> None:
+    await world.start()
+    responses = await asyncio.gather(*(world.request(person("alice")) for _ in range(200)))
+    assert set(responses) == {"alice"}
+    assert list(await world.users()) == ["alice"]
+
+
+async def test_names_that_differ_in_case_alone_never_become_two_accounts(world: World) -> None:
+    await world.start()
+    names = ("RaCe2", "rAcE2", "RACE2", "race2")
+    people = [person(name, uid=f"uid-{number}") for number, name in enumerate(names)]
+    responses = await asyncio.gather(*(world.reason(one) for one in people))
+    assert len(await world.users()) == 1
+    assert responses.count(Reason.IDENTITY_CONFLICT) == 3
+
+
+async def test_many_new_users_at_once_are_all_made_and_none_twice(world: World) -> None:
+    await world.start()
+    names = [f"user{number}" for number in range(500)]
+    responses = await asyncio.gather(*(world.request(person(name)) for name in names))
+    assert responses == names
+    assert sorted(await world.users()) == sorted(names)
+
+
+async def test_a_waiter_who_leaves_does_not_end_the_provisioning_task_of_the_others(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    gate: ProvisioningGate = (await world.start()).gate
+    from tests.support.world import REQUEST_INFO
+
+    first, second = (
+        gate.ensure(person("alice"), REQUEST_INFO),
+        gate.ensure(person("alice"), REQUEST_INFO),
+    )
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == gate.known(person("alice"))
+
+
+async def test_a_restarted_shim_knows_whom_it_bound(world: World) -> None:
+    await world.start()
+    await world.request(person("alice"))
+    await world.restart()
+    assert await world.request(person("alice")) == "alice"
+    assert await world.reason(person("Alice", uid="other")) is Reason.IDENTITY_CONFLICT
+    assert list(await world.users()) == ["alice"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "with blanks inside",
+        'o\'brien "quotes"',
+        "\U0001f3b5 emoji",
+        "x" * 255,
+        "right\u202eto-left",
+        "percent%41&=?#/\\",
+        "Ünï",
+        "a_%",
+    ],
+)
+async def test_odd_names_get_one_account_each(world: World, name: str) -> None:
+    await world.start()
+    assert await world.request(person(name)) == name
+    await world.request(person(name, display="Changed"))
+    assert (await world.user(name))["name"] == "Changed"
+    assert not await world.opens(name, "")
+
+
+async def test_an_email_that_is_none_is_left_out_and_said(world: World) -> None:
+    await world.start()
+    await world.request(person("alice", email="no e-mail"))
+    assert (await world.user("alice"))["email"] == ""
+    assert world.recorded(AccountCreated)[0].notes
+
+
+async def test_no_password_is_written_down(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shim.navidrome import api
+    from shim.provisioning import account_writer
+
+    made: list[str] = []
+    generate = api.generated_password
+
+    def remembered() -> str:
+        made.append(generate())
+        return made[-1]
+
+    monkeypatch.setattr(account_writer, "generated_password", remembered)
+    caplog.set_level(logging.DEBUG)
+    await world.start()
+    await world.request(person("alice"))
+    assert len(made) == 1
+    assert made[0].startswith("__NAVIDROME_AUTOGEN__") and len(made[0]) >= 21 + 43
+    assert await world.opens("alice", made[0])
+    database = (world.folder / "shim.db").read_bytes() + (world.folder / "shim.db-wal").read_bytes()
+    for text in (repr(world.events), caplog.text, database.decode("latin-1")):
+        assert made[0][21:] not in text

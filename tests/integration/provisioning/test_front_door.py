@@ -1,0 +1,223 @@
+"""The whole shim before a Navidrome: what a browser gets on its first visit, and when Navidrome changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from demo.navidrome import Fault, FaultKind
+from tests.support.world import World
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(slots=True)
+class Front:
+    """A shim that serves, in a process of its own."""
+
+    port: int
+    control: int
+    client: httpx.AsyncClient
+
+    async def visit(
+        self, name: str, path: str = "/app/", *, uid: str = "", groups: str = "music", **more: str
+    ) -> httpx.Response:
+        headers: Mapping[str, str] = {
+            "X-authentik-username": name,
+            "X-authentik-uid": uid or f"uid-{name}",
+            "X-authentik-groups": groups,
+            **more,
+        }
+        return await self.client.get(f"http://127.0.0.1:{self.port}{path}", headers=headers)
+
+    async def ready(self) -> Any:
+        response = await self.client.get(f"http://127.0.0.1:{self.control}/readyz")
+        return response.json()
+
+
+@asynccontextmanager
+async def front_before(world: World, **settings: str) -> AsyncIterator[Front]:
+    port, control = _free_port(), _free_port()
+    world.use(
+        LISTEN=f"127.0.0.1:{port}",
+        CONTROL_LISTEN=f"127.0.0.1:{control}",
+        LOG_LEVEL="info",
+        **settings,
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "shim",
+        "serve",
+        env=world.environment(),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with httpx.AsyncClient(timeout=20, trust_env=False) as client:
+            front = Front(port, control, client)
+            async with asyncio.timeout(20):
+                while not await _listens(front):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            yield front
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_first_visit_ends_in_the_web_apps_page_for_the_right_account(
+    tcp_world: World,
+) -> None:
+    async with front_before(
+        tcp_world,
+        ADMIN_GROUPS="admins",
+        ALLOWED_GROUPS="music,admins",
+        SUPPORT_CONTACT="ask@example.org",
+    ) as front:
+        page = await front.visit("alice", **{"X-authentik-name": "Alice A."})
+        assert page.status_code == 200 and _auth(page) == ("alice", "Alice A.", False)
+        assert _auth(await front.visit("boss", groups="admins"))[2] is True
+        refused = await front.visit("eve", groups="other")
+        assert refused.status_code == 403 and "not in a group" in refused.text
+        assert "ask@example.org" in refused.text
+        assert (await front.visit("Alice", uid="other")).status_code == 403
+        assert (await front.visit("NAVIDROME-shim")).status_code == 403
+        assert sorted(await tcp_world.users()) == ["alice", "boss"]
+        checks = (await front.ready())["checks"]
+        assert checks["accounts"]["state"] == checks["store"]["state"] == "ok"
+
+
+async def test_two_hundred_first_requests_at_once_make_one_account(tcp_world: World) -> None:
+    async with front_before(tcp_world) as front:
+        responses = await asyncio.gather(*(front.visit("alice", "/api/song") for _ in range(200)))
+        assert {response.status_code for response in responses} == {200}
+        assert list(await tcp_world.users()) == ["alice"]
+
+
+async def test_who_is_known_is_answered_while_others_wait_for_their_account(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    async with front_before(world) as front:
+        await front.visit("alice", "/api/song")
+        world.stand_in.breaks(Fault(FaultKind.HANG, ("/api/user",)))
+        others = [asyncio.create_task(front.visit(f"new{n}")) for n in range(20)]
+        await asyncio.sleep(0.1)
+        for _ in range(20):
+            assert (await front.visit("alice", "/api/song")).status_code == 200
+        assert not any(other.done() for other in others)
+        world.stand_in.breaks(None)
+        assert {response.status_code for response in await asyncio.gather(*others)} <= {200, 503}
+
+
+async def test_nothing_is_made_for_public_paths_or_untrusted_peers(tcp_world: World) -> None:
+    async with front_before(tcp_world) as front:
+        await front.visit("alice", "/rest/ping?v=1&c=x&f=json")
+        await front.visit("alice", "/share/abc")
+        await front.client.get(f"http://127.0.0.1:{front.port}/app/")
+        assert not await tcp_world.users()
+
+
+async def test_a_proof_on_a_public_path_leads_through_the_policy_and_makes_the_account(
+    tcp_world: World,
+) -> None:
+    secret = "s3cret-s3cret-s3cret"
+    ping = "/rest/ping?v=1.16.1&c=x&f=json"
+    async with front_before(
+        tcp_world,
+        PROXY_SECRET=secret,
+        PUBLIC_PATH_PROOF="secret",
+        ALLOWED_GROUPS="music",
+    ) as front:
+        proof = {"X-Shim-Proxy-Secret": secret}
+        for headers in ({}, {"X-Shim-Proxy-Secret": "another"}):
+            response = await front.visit("alice", ping, **headers)
+            assert response.json()["subsonic-response"]["status"] == "failed"
+        refused = await front.visit("eve", ping, groups="other", **proof)
+        assert refused.status_code == 403
+        assert refused.json()["subsonic-response"]["error"]["code"] == 50
+        await front.visit("alice", "/share/abc", **proof)
+        assert not await tcp_world.users()
+        response = await front.visit("alice", ping, **proof)
+        assert response.json()["subsonic-response"]["status"] == "ok"
+        assert list(await tcp_world.users()) == ["alice"]
+
+
+async def test_no_visitor_becomes_the_admin_of_a_navidrome_that_came_back_empty(
+    tcp_world: World,
+) -> None:
+    world = tcp_world
+    async with front_before(world) as front:
+        assert (await front.visit("alice")).status_code == 200
+        await world.server.stop()
+        await world.server.empty()
+        early = [asyncio.create_task(_insists(front, name)) for name in ("alice", "bob")]
+        await asyncio.sleep(0.2)
+        await world.server.start()
+        async with asyncio.timeout(30):
+            pages = await asyncio.gather(*early)
+        assert [_auth(page)[2] for page in pages] == [False, False]
+        assert {user["isAdmin"] for user in (await world.users()).values()} == {False}
+
+
+async def test_an_account_deleted_in_navidrome_is_missed_at_its_next_api_request(
+    tcp_world: World,
+) -> None:
+    async with front_before(tcp_world) as front:
+        await front.visit("alice")
+        await tcp_world.delete("alice")
+        assert (await front.visit("alice", "/api/song")).status_code == 401
+        assert (await front.visit("alice", "/api/song")).status_code == 200
+        assert list(await tcp_world.users()) == ["alice"]
+
+
+async def test_without_provisioning_a_reserved_name_is_rejected_too(tcp_world: World) -> None:
+    await tcp_world.create_first()
+    async with front_before(tcp_world, PROVISIONING="false", PROTECTED_USERS="boss") as front:
+        assert (await front.visit("Boss")).status_code == 403
+        assert (await front.visit("navidrome-shim", "/api/user")).status_code == 403
+        assert not (tcp_world.folder / "shim.db").exists()
+
+
+async def _insists(front: Front, name: str) -> httpx.Response:
+    """Try again and again, as a person would."""
+    while True:
+        response = await front.visit(name)
+        if response.status_code == 200:
+            return response
+        assert response.status_code in (502, 503, 504), response.text
+        await asyncio.sleep(0.02)
+
+
+async def _listens(front: Front) -> bool:
+    try:
+        return "checks" in await front.ready()
+    except httpx.TransportError:
+        return False
+
+
+def _auth(page: httpx.Response) -> tuple[str, str, bool]:
+    """Who the page says is logged in: name, display name, whether an admin."""
+    text = page.text.partition("__APP_CONFIG__")[2].partition("=")[2]
+    config = json.loads(json.JSONDecoder().raw_decode(text.strip())[0])
+    auth = config["auth"]
+    return auth["username"], auth["name"], auth["isAdmin"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,60 @@
+"""Killed at any moment and started again: no second account, no lost binding, no open account."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from tests.support.visiting import PEOPLE, people
+from tests.support.world import VERIFIED, World
+
+ROOT = Path(__file__).parents[3]
+# Seconds after the first request, so that each kill meets another part of the work.
+MOMENTS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3)
+
+
+async def test_a_shim_that_is_killed_over_and_over_loses_and_doubles_nothing(
+    any_store_world: World,
+) -> None:
+    world = any_store_world
+    world.use(ADMIN_GROUPS="admins", NAME_REUSE_DELAY_HOURS="0")
+    for at, moment in enumerate(MOMENTS):
+        await _visited_until_killed(world, at, moment)
+        users = await world.users()
+        folded = [name.lower() for name in users]
+        assert len(folded) == len(set(folded)) <= PEOPLE
+    await world.start()
+    assert world.accounts.service.fault is None
+    last = people(len(MOMENTS))
+    assert [await world.request(one, VERIFIED) for one in last] == [one.username for one in last]
+    users = await world.users()
+    assert sorted(users) == sorted(one.username for one in last)
+    for one in last:
+        user = users[one.username]
+        assert (user["name"], user["email"]) == (one.name, one.email)
+        assert not await world.opens(one.username, "")
+    bindings = world.accounts.service.bindings.all()
+    ids = {user["id"] for user in users.values()}
+    assert {binding.navidrome_id for binding in bindings} == ids
+    assert {binding.uid for binding in bindings} == {one.uid for one in last}
+    assert not world.accounts.service.bindings.intents()
+
+
+async def _visited_until_killed(world: World, at: int, moment: float) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.support.visiting",
+        str(at),
+        env=world.environment(),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 20) == b"begun\n"
+        await asyncio.sleep(moment)
+    finally:
+        process.kill()
+        await process.wait()

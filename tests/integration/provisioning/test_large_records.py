@@ -1,0 +1,67 @@
+"""A user whose record is too large to be read: nobody else notices."""
+
+from __future__ import annotations
+
+import pytest
+
+from shim.audit.events.provisioning import ProvisioningFailed
+from shim.health import State
+from shim.navidrome.transport import MAX_RESPONSE
+from shim.proxy.gate import AccountDenied
+from shim.trust.reasons import Reason
+from tests.support.world import World, person
+
+LARGE = "<" * (MAX_RESPONSE // 5)  # six bytes each in JSON
+
+
+async def _large_record(world: World, name: str) -> None:
+    """What the user `name` can do to themself with one request."""
+    user = await world.user(name)
+    body = {**user, "name": LARGE}
+    await world.call("PUT", f"/api/user/{user['id']}", body, user=name)
+
+
+async def test_one_users_large_record_stops_nobody_else(tcp_world: World) -> None:
+    world = tcp_world
+    await world.start()
+    for name in ("alice", "mallory"):
+        assert await world.request(person(name)) == name
+    await _large_record(world, "mallory")
+    await world.restart()
+    assert await world.request(person("alice")) == "alice"
+    assert await world.request(person("new")) == "new"
+    refused = await world.request(person("mallory"))
+    assert isinstance(refused, AccountDenied)
+    assert refused.reason is Reason.ACCOUNT_UNAVAILABLE
+    assert "shorten it in Navidrome" in refused.detail
+    await world.accounts.service.reconcile()
+    assert world.accounts.service.bindings.by_uid("uid-of-mallory") is not None
+    assert {event.name for event in world.recorded(ProvisioningFailed)} == {"mallory"}
+    accounts = world.accounts.checks()[1]
+    assert (accounts.state, "1 of Navidrome's accounts" in accounts.detail) == (
+        State.WARNING,
+        True,
+    )
+    assert await world.request(person("alice", "friends")) == "alice"
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_an_unreadable_account_that_nobody_is_bound_to_is_given_to_nobody(
+    stand_in_world: World, fail: str
+) -> None:
+    world = stand_in_world
+    await world.start(PROVISIONING_FAIL_MODE=fail)
+    await world.create("mallory")
+    await _large_record(world, "mallory")
+    for _ in range(2):
+        await world.accounts.service.reconcile()
+        refused = await world.request(person("mallory"))
+        assert isinstance(refused, AccountDenied) and "too large" in refused.detail
+    account = next(
+        each
+        for each in world.stand_in.stand_in.accounts.by_id.values()
+        if each.user_name == "mallory"
+    )
+    account.name = "short"
+    await world.accounts.service.reconcile()
+    assert await world.request(person("mallory")) == "mallory"

@@ -1,0 +1,142 @@
+"""The shim as a program with its store on PostgreSQL: two that share it, and a server that is not there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy.engine import make_url
+
+from demo.navidrome import StandIn, StandInOptions, StandInThread
+from tests.support.postgresql import PASSWORD, PostgreSQL
+from tests.support.shim_process import EDGE, Shim, shim_before
+from tests.support.shim_settings import checks, command, eventually
+
+WITHOUT_DRIVER = "import sys; sys.modules['psycopg'] = None; from shim.cli.main import main; main()"
+
+
+@pytest.fixture
+def navidrome() -> Iterator[StandIn]:
+    with StandInThread(StandInOptions(trusted_sources="127.0.0.1/32")) as stand_in:
+        yield stand_in
+
+
+def visit(shim: Shim, name: str, uid: str = "") -> httpx.Response:
+    transport = httpx.HTTPTransport(local_address=EDGE)
+    named = {"X-authentik-username": name, "X-authentik-uid": uid or f"uid-{name}"}
+    with httpx.Client(transport=transport, timeout=30) as client:
+        return client.get(f"http://127.0.0.1:{shim.port}/app/", headers=named)
+
+
+def port_of(navidrome: StandIn) -> int:
+    return int(navidrome.listen.rpartition(":")[2])
+
+
+def settings(navidrome: StandIn, url: str) -> dict[str, str]:
+    return {
+        "UPSTREAM": navidrome.url,
+        "DATABASE_URL": url,
+        "PROVISIONING": "true",
+        "REVERSE_PROXY_WHITELIST": EDGE,
+        "LOG_FORMAT": "json",
+    }
+
+
+def accounts_made(shim: Shim) -> list[object]:
+    return [line["account"] for line in shim.lines if line.get("event") == "account_created"]
+
+
+def told(shim: Shim) -> str:
+    """Everything that it has said, in its log and of its parts."""
+    return json.dumps([*shim.lines, checks(shim)], default=str)
+
+
+def test_whom_one_process_has_bound_is_known_to_every_other(
+    navidrome: StandIn, postgresql_url: str, tmp_path: Path
+) -> None:
+    given = settings(navidrome, postgresql_url)
+    with (
+        shim_before(port_of(navidrome), tmp_path, **given) as first,
+        shim_before(port_of(navidrome), tmp_path, **given) as second,
+    ):
+        assert checks(first)["store"]["state"] == checks(second)["store"]["state"] == "ok"
+        assert visit(first, "alice").status_code == 200
+        assert first.wait_for_line(event="account_created")["account"] == "alice"
+        assert visit(second, "alice").status_code == 200
+        assert visit(second, "alice", uid="stranger").status_code == 403
+        assert visit(second, "bob").status_code == visit(first, "bob").status_code == 200
+        assert (accounts_made(first), accounts_made(second)) == (["alice"], ["bob"])
+
+        listed = command(tmp_path, "users", "list", "--json", settings=given)
+        owners = {line["account"]: line["uid"] for line in json.loads(listed.stdout)}
+        assert owners == {"alice": "uid-alice", "bob": "uid-bob", "navidrome-shim": None}
+        unlinked = command(tmp_path, "users", "unlink", "alice", "--yes", settings=given)
+        assert unlinked.returncode == 0, unlinked.stderr
+        # Whoever comes with the name next has it, and not the one before.
+        assert visit(first, "alice", uid="new").status_code == 200
+        assert visit(second, "alice").status_code == 403
+        said = told(first) + told(second) + listed.stderr + unlinked.stderr
+    assert PASSWORD not in said
+
+
+def test_a_shim_that_starts_without_its_database_serves_nobody_until_it_is_there(
+    postgresql: PostgreSQL, navidrome: StandIn, postgresql_url: str, tmp_path: Path
+) -> None:
+    given = settings(navidrome, postgresql_url)
+    place = make_url(postgresql_url).render_as_string(hide_password=True)
+    postgresql.stop()
+    try:
+        with shim_before(port_of(navidrome), tmp_path, **given) as shim:
+            refused = visit(shim, "alice")
+            assert refused.status_code == 503 and refused.headers["Retry-After"]
+            assert PASSWORD not in refused.text and "postgresql" not in refused.text
+            store = checks(shim)["store"]
+            assert store["state"] == "failing" and place in store["detail"]
+            unready = shim.wait_for_line(event="provisioning_unavailable")
+            assert place in str(unready["detail"]) and "refused" in str(unready["detail"])
+            looked = command(tmp_path, "check", "--json", settings=given)
+            assert looked.returncode == 1
+            store = json.loads(looked.stdout)["checks"]["store"]
+            assert store["state"] == "failing" and place in store["detail"]
+            listed = command(tmp_path, "users", "list", settings=given)
+            assert listed.returncode == 1 and place in listed.stderr
+
+            postgresql.start()
+            eventually(lambda: visit(shim, "alice").status_code, 200)
+            assert checks(shim)["store"]["state"] == "ok"
+            said = told(shim) + looked.stdout + looked.stderr + listed.stderr
+    finally:
+        postgresql.start()
+    assert PASSWORD not in said and "Traceback" not in said
+
+
+def test_a_wrong_password_is_said_and_never_which(
+    navidrome: StandIn, postgresql_url: str, tmp_path: Path
+) -> None:
+    url = make_url(postgresql_url).set(password="wr0ng").render_as_string(hide_password=False)
+    given = settings(navidrome, url)
+    with shim_before(port_of(navidrome), tmp_path, **given) as shim:
+        assert visit(shim, "alice").status_code == 503
+        assert "password authentication failed" in checks(shim)["store"]["detail"]
+        looked = command(tmp_path, "check", settings=given)
+        assert looked.returncode == 1 and "password authentication failed" in looked.stdout
+        assert "wr0ng" not in told(shim) + looked.stdout + looked.stderr
+
+
+@pytest.mark.parametrize("arguments", [("serve",), ("users", "list"), ("check",)])
+def test_without_the_driver_no_command_runs_and_each_says_what_to_install(
+    navidrome: StandIn, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    url = f"postgresql+psycopg://shim:{PASSWORD}@127.0.0.1/shim"
+    given = {"LISTEN": "127.0.0.1:0", "CONTROL_LISTEN": "127.0.0.1:0", **settings(navidrome, url)}
+    ran = command(
+        tmp_path, *arguments, settings=given, program=(sys.executable, "-c", WITHOUT_DRIVER)
+    )
+    said = ran.stdout + ran.stderr
+    assert ran.returncode == 1
+    assert "navidrome-auth-shim[postgres]" in said
+    assert PASSWORD not in said and "Traceback" not in said

@@ -1,0 +1,127 @@
+"""Two shims over one store and one Navidrome: what one has done the other knows, and neither undoes it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shim.audit.events.provisioning import AccountCreated, AccountLocked, ProvisioningFailed
+from shim.health import State
+from shim.proxy.gate import AccountDenied
+from shim.trust.reasons import Reason
+from tests.support.postgresql import PASSWORD, PostgreSQL
+from tests.support.world import World, person, until
+
+
+async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: World) -> None:
+    first = any_store_world
+    await first.start()
+    async with first.replica() as second:
+        for name in ("alice", "bob", "carol"):
+            assert await first.request(person(name)) == name
+            assert await second.request(person(name)) == name
+            stranger = person(name, uid="stranger")
+            assert await second.reason(stranger) is Reason.IDENTITY_CONFLICT
+        assert len(first.recorded(AccountCreated)) == 3
+        assert not second.recorded(AccountCreated)
+        assert not second.recorded(ProvisioningFailed)
+        assert not second.recorded(AccountLocked), "nobody's password was touched"
+
+
+async def test_of_two_that_meet_a_person_at_once_one_makes_the_account_and_none_fails_oddly(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    await first.start()
+    names = [f"person{number}" for number in range(12)]
+    async with first.replica() as second:
+        both = [world.request(person(name)) for name in names for world in (first, second)]
+        for response in await asyncio.gather(*both):
+            if isinstance(response, AccountDenied):
+                assert response.reason is Reason.ACCOUNT_PENDING and response.retry_after
+                assert "another process" in response.detail
+        for world in (first, second):
+            assert [await world.request(person(name)) for name in names] == names
+        assert sorted(await first.users()) == sorted(names)
+        created = [*first.recorded(AccountCreated), *second.recorded(AccountCreated)]
+        assert sorted(event.account for event in created) == sorted(names)
+        await first.accounts.service.bindings.load()
+        assert not first.accounts.service.bindings.intents()
+
+
+async def test_whom_one_rejects_from_now_on_the_other_one_forgets(any_store_world: World) -> None:
+    first = any_store_world
+    await first.start(ALLOWED_GROUPS="music")
+    async with first.replica() as second:
+        for world in (first, second):
+            assert await world.request(person("eve", "music")) == "eve"
+        assert await first.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
+        await until(lambda: second.accounts.gate.known(person("eve", "music")) is None)
+
+
+async def test_the_name_of_a_deleted_account_stays_its_persons_whoever_notices_first(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        assert await first.request(person("alice")) == "alice"
+        for world in (first, second):
+            await world.accounts.service.reconcile()
+        await first.delete("alice")
+        for world in (first, second):
+            await world.accounts.service.reconcile()
+            await world.accounts.service.refresh()
+        assert await second.reason(person("alice", uid="another")) is Reason.IDENTITY_CONFLICT
+        assert await second.request(person("alice")) == "alice"
+
+
+async def test_while_the_store_is_away_the_known_pass_and_nobody_else(
+    postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
+) -> None:
+    world = stand_in_world
+    world.database_url = postgresql_url
+    await world.start(ALLOWED_GROUPS="music")
+    gate, ground = world.accounts.gate, world.accounts.service
+    assert await world.request(person("alice", "music")) == "alice"
+    postgresql.stop()
+    try:
+        await until(lambda: world.accounts.checks()[0].state is State.FAILING)
+        assert gate.known(person("alice", "music")) is not None
+        for stranger in (person("bob", "music"), person("alice", "music", uid="other")):
+            refused = await world.request(stranger)
+            assert isinstance(refused, AccountDenied) and refused.retry_after
+            assert refused.reason is Reason.STORE_UNAVAILABLE
+        assert await world.reason(person("mallory")) is Reason.GROUP_NOT_ALLOWED
+        assert list(await world.users()) == ["alice"], "nothing is made that can't be bound"
+    finally:
+        postgresql.start()
+    await until(lambda: world.accounts.checks()[0].state is State.OK)
+    assert ground.fault is None
+    assert await world.request(person("bob", "music")) == "bob"
+    assert PASSWORD not in repr(world.events)
+
+
+async def test_an_account_that_could_not_be_bound_is_bound_once_the_store_is_back(
+    postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
+) -> None:
+    world = stand_in_world
+    world.database_url = postgresql_url
+    await world.start()
+    api = world.accounts.service.api
+    create = api.create
+
+    async def cut(new: object, password: str) -> str:
+        made = await create(new, password)  # type: ignore[arg-type]
+        await asyncio.to_thread(postgresql.stop)
+        return made
+
+    api.create = cut  # type: ignore[method-assign]
+    try:
+        assert isinstance(await world.request(person("alice")), AccountDenied)
+        api.create = create  # type: ignore[method-assign]
+        made = await world.user("alice")
+    finally:
+        postgresql.start()
+    assert await world.request(person("alice")) == "alice"
+    assert (await world.user("alice"))["id"] == made["id"]
+    assert world.accounts.service.bindings.by_account(made["id"]) is not None

@@ -1,0 +1,242 @@
+"""The data plane under test: real sockets on both sides, its clock in the test's hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from uvicorn.server import ServerState
+
+from shim.proxy.counters import Counters
+from shim.proxy.downstream import Downstream
+from shim.proxy.gate import AccountGate
+from shim.proxy.limits import Limits
+from shim.proxy.pool import UpstreamPool
+from shim.proxy.server import DataPlane
+from shim.proxy.tls_handshake import TlsHandshake
+from shim.trust.decision import Decision
+from shim.trust.peers import AddressList, parse_entry
+from shim.trust.policy import Policy
+from shim.trust.reasons import Reason
+from tests.support.http_client import Client, Response
+from tests.support.scripted_navidrome import Navidrome
+from tests.support.socket_ends import PATIENCE, PlainWire, StreamWire, until
+
+EDGE = "127.0.0.2"
+ANYONE = "127.0.0.1"
+
+
+@dataclass
+class RecordingObserver:
+    """What the data plane told its observer."""
+
+    logs_access: bool = False
+    decided_as: list[tuple[Reason, str]] = field(default_factory=list)
+    failures: list[tuple[str, int, str]] = field(default_factory=list)
+    accesses: list[tuple[str, int, int]] = field(default_factory=list)
+    incomplete: list[tuple[str, int, int]] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
+    upstream: list[str] = field(default_factory=list)
+    tokens: list[tuple[str, ...]] = field(default_factory=list)
+    void: list[tuple[str, ...]] = field(default_factory=list)
+
+    def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
+        assert request_id
+        self.tokens.append(decision.removed_tokens)
+        self.void.append(decision.void)
+
+    def request_decided(self, decision: Decision, request_id: str) -> None:
+        self.decided_as.append((decision.outcome.reason, request_id))
+
+    def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
+        del decision
+        self.failures.append((failure, status, request_id))
+
+    def request_completed(
+        self,
+        decision: Decision,
+        request_id: str,
+        status: int,
+        sent: int,
+        seconds: float,
+        incomplete: str = "",
+    ) -> None:
+        del decision
+        if incomplete:
+            self.incomplete.append((incomplete, status, sent))
+        assert 0 <= seconds < 3600
+        self.durations.append(seconds)
+        self.accesses.append((request_id, status, sent))
+
+    def upstream_up(self) -> None:
+        self.upstream.append("up")
+
+    def upstream_down(self, reason: str) -> None:
+        assert reason
+        self.upstream.append("down")
+
+
+def policy(**changes: Any) -> Policy:
+    """The edge is listed, anyone else is not."""
+    return Policy(whitelist=AddressList([parse_entry(EDGE)]), **changes)
+
+
+class Front:
+    """A listening data plane. `notes` is what it told."""
+
+    def __init__(
+        self, plane: DataPlane, recorded: RecordingObserver, address: tuple[str, int] | str
+    ) -> None:
+        self.plane = plane
+        self.recorded = recorded
+        self.state = ServerState()
+        self._address = address
+        self._clients: list[Client] = []
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens on TCP."""
+        assert isinstance(self._address, tuple)
+        return self._address
+
+    @property
+    def counters(self) -> Counters:
+        """The totals, and the gauges as of now."""
+        self.pass_time(0)
+        return self.plane.counters
+
+    async def client(
+        self,
+        source: str = ANYONE,
+        *,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> Client:
+        """A connection from this address; `receive_buffer` bytes are taken by the machine for it."""
+        if tls is not None:
+            assert isinstance(self._address, tuple)
+            host, port = self._address
+            wire = StreamWire(*await asyncio.open_connection(host, port, ssl=tls))
+            return self._known(Client(wire))
+        unix = isinstance(self._address, str)
+        sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        if not unix:
+            sock.bind((source, 0))
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.get_running_loop().sock_connect(sock, self._address)
+        return self._known(Client(PlainWire(sock)))
+
+    def _known(self, client: Client) -> Client:
+        self._clients.append(client)
+        return client
+
+    async def request(self, head: str, *, source: str = ANYONE, method: str = "GET") -> Response:
+        """Ask over a connection of its own."""
+        client = await self.client(source)
+        try:
+            return await client.request(head, method=method)
+        finally:
+            client.close()
+
+    async def wait_until_idle(self) -> None:
+        """Wait until everything that was sent before has been read: the shim answers a request of its
+        own after it."""
+        response = await self.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert response.status == 501
+        self.recorded.decided_as.pop()
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether the shim reads nothing more from somebody, for now."""
+        return any(each._read_paused for each in self._connections)
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether somebody takes nothing more from the shim, for now."""
+        return any(each.write_paused for each in self._connections)
+
+    @property
+    def held(self) -> int:
+        """The most bytes that the shim holds for one client."""
+        return max(each._transport.get_write_buffer_size() for each in self._connections)
+
+    @property
+    def held_for_navidrome(self) -> int:
+        """The most bytes that the shim holds for one connection to Navidrome."""
+        upstreams = [each._upstream for each in self._connections if each._upstream is not None]
+        return max(each._transport.get_write_buffer_size() for each in upstreams)
+
+    @property
+    def _connections(self) -> list[Downstream]:
+        return [cast("Downstream", each) for each in self.plane.connections]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let this time pass for every deadline."""
+        self.plane.sweep(self.plane.now + seconds)
+
+    async def until_no_client(self) -> None:
+        """Wait until the shim has noticed that everybody left."""
+        await until(lambda: not self.counters.client_connections)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@asynccontextmanager
+async def front_before(
+    navidrome: Navidrome,
+    *,
+    limits: Limits | None = None,
+    by: Policy | None = None,
+    gate: AccountGate | None = None,
+    logs_access: bool = False,
+    path: Path | None = None,
+    tls: ssl.SSLContext | None = None,
+    send_buffer: int | None = None,
+) -> AsyncIterator[Front]:
+    """A data plane before this Navidrome, on TCP or on a Unix socket at `path`. The machine takes
+    `send_buffer` bytes for a client that does not read them."""
+    loop = asyncio.get_running_loop()
+    recorded = RecordingObserver(logs_access)
+    plane = DataPlane(
+        policy() if by is None else by, limits or Limits(), Counters(), recorded, gate
+    )
+    plane.pool = UpstreamPool(plane, navidrome.address)
+    plane.now = loop.time()
+    plane.tls = tls
+    state = ServerState()
+
+    def connection() -> Downstream | TlsHandshake:
+        made = Downstream if tls is None else TlsHandshake
+        return made(cast("Any", None), state, {"plane": plane}, loop)
+
+    if path is None:
+        listener = socket.socket()
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        listener.bind(("127.0.0.1", 0))
+        server = await loop.create_server(connection, sock=listener)
+        front = Front(plane, recorded, server.sockets[0].getsockname())
+    else:
+        server = await loop.create_unix_server(connection, str(path))
+        front = Front(plane, recorded, str(path))
+    front.state = state
+    try:
+        yield front
+    finally:
+        server.close()
+        front.close()
+        for left in list(plane.connections):
+            cast("Downstream", left).abort()
+        plane.stop()
+        await front.until_no_client()

@@ -1,0 +1,81 @@
+"""The one way in which these tests ask for a decision.
+
+`judged` asks it fresh and, as the data plane does, four times of a memory that all the tests share, and
+holds the responses against each other: so everything that a test throws at `decide` is also a test of what
+is remembered.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from shim.trust.cached_decisions import DecisionCache
+from shim.trust.decision import Decision, decide
+from shim.trust.peers import AddressList, Peer, parse_entry, parse_peer
+from shim.trust.policy import Policy
+from shim.trust.reasons import Verdict
+
+EDGE = parse_peer("127.0.0.2")
+ANYONE = parse_peer("127.0.0.1")
+HOST = "music.example.com"
+ADA = "X-authentik-username: ada"
+
+# Once unknown, once seen, then remembered, then remembered and asked for again.
+_TIMES = 4
+
+
+def trusting(*entries: str) -> AddressList:
+    """A list of these entries."""
+    return AddressList(map(parse_entry, entries))
+
+
+POLICY = Policy(whitelist=trusting("127.0.0.2"))
+
+
+def head(line: str, *fields: str | bytes, host: str | None = HOST) -> bytes:
+    """A request's head: its line, `Host` unless that is None, and these fields."""
+    lines: list[str | bytes] = [line, *([] if host is None else [f"Host: {host}"]), *fields]
+    text = [each.encode() if isinstance(each, str) else each for each in lines]
+    return b"\r\n".join(text) + b"\r\n\r\n"
+
+
+def decided(
+    head: bytes, peer: Peer = EDGE, policy: Policy = POLICY, scheme: bytes = b"http"
+) -> Decision:
+    """The decision on this head, which a memory has to share."""
+    fresh = decide(head, peer, policy, scheme)
+    if head.find(b"\r\n\r\n") == len(head) - 4:  # a connection hands over nothing else
+        for _ in range(_TIMES):
+            remembered = cached(cache_for(policy), head, peer, scheme)
+            assert explained(remembered) == explained(fresh)
+    return fresh
+
+
+def cached(memory: DecisionCache, head: bytes, peer: Peer, scheme: bytes = b"http") -> Decision:
+    """What a memory says to a head that ends in its only empty line."""
+    line, _, text = head[:-2].partition(b"\r\n")
+    standing = memory.connection_context(peer, scheme)
+    return memory.decide(line, text, standing, memory.cached_headers(text, standing))
+
+
+@lru_cache(maxsize=64)
+def cache_for(policy: Policy) -> DecisionCache:
+    """The memory that the tests of this policy share."""
+    return DecisionCache(policy)
+
+
+def explained(decision: Decision) -> tuple[object, ...]:
+    """Everything that a decision says, in a form that can be compared."""
+    rejected = decision.outcome.verdict is Verdict.REJECTED
+    return (
+        decision.outcome,
+        decision.explain(),
+        b"" if rejected else decision.render_head(),
+        b"" if rejected else decision.render_head(b"Another Name"),
+        decision.keep_alive,
+        decision.upgrade,
+        decision.detail,
+        None if decision.block is None else decision.block.metadata.length,
+        None if decision.block is None else decision.block.metadata.expect_continue,
+        None if decision.block is None else decision.block.metadata.client,
+    )

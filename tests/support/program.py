@@ -1,0 +1,179 @@
+"""The shim as a program of its own, before a Navidrome that a test answers for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.data_plane import EDGE
+from tests.support.http_client import Client, Response
+from tests.support.scripted_navidrome import OK, Navidrome, Served
+from tests.support.socket_ends import PlainWire
+
+_ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+# It obeys the user header, and knows nobody.
+_PING = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
+_UNKNOWN_USER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(_PING), _PING)
+
+
+@dataclass
+class Program:
+    """A running shim. `listen` and `control` are where, as it said itself."""
+
+    process: asyncio.subprocess.Process
+    events: list[dict[str, Any]] = field(default_factory=list)
+    listen: str = ""
+    control: str = ""
+    clients: list[Client] = field(default_factory=list)
+
+    async def event(self, name: str, number: int = 1) -> dict[str, Any]:
+        """The first event of this name, or a later one, once it is in the log."""
+        while True:
+            found = [event for event in self.events if event["event"] == name]
+            if len(found) >= number:
+                return found[number - 1]
+            await self._read()
+
+    async def client(self, source: str = "127.0.0.1") -> Client:
+        if self.listen.startswith("unix:"):
+            sock = socket.socket(socket.AF_UNIX)
+            address: Any = self.listen.removeprefix("unix:")
+        else:
+            sock = socket.socket()
+            sock.bind((source, 0))
+            host, port = self.listen.rsplit(":", 1)
+            address = (host, int(port))
+        sock.setblocking(False)
+        client = Client(PlainWire(sock))
+        self.clients.append(client)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        return client
+
+    async def request(self, head: str, source: str = "127.0.0.1") -> Response:
+        client = await self.client(source)
+        try:
+            return await client.request(head)
+        finally:
+            client.close()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Its exit status. Everything that it logged is in `events` then."""
+        with contextlib.suppress(EOFError):
+            while True:
+                await self._read()
+        async with asyncio.timeout(PATIENCE):
+            return await self.process.wait()
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = await self.process.stdout.readline()
+        if not line:
+            raise EOFError("it logs no more")
+        self.events.append(json.loads(line))
+
+
+@asynccontextmanager
+async def program(
+    folder: Path, preexec: Callable[[], None] | None, /, **settings: str
+) -> AsyncIterator[Program]:
+    """Start the shim with these settings, beside those that every test wants."""
+    env = {
+        "PATH": os.defpath,
+        "PYTHONPATH": str(_ROOT),
+        "SHIM_LISTEN": "127.0.0.1:0",
+        "SHIM_CONTROL_LISTEN": "127.0.0.1:0",
+        "SHIM_PROVISIONING": "false",
+        "SHIM_LOG_FORMAT": "json",
+        "SHIM_REVERSE_PROXY_WHITELIST": EDGE,
+        **{f"SHIM_{name.upper()}": value for name, value in settings.items()},
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "shim", "serve",
+        cwd=folder, env=env, preexec_fn=preexec,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    made = Program(process)
+    try:
+        yield made
+    finally:
+        for client in made.clients:
+            client.close()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class ScriptedNavidrome:
+    """What clients ask Navidrome through the shim. What the shim asks by itself is answered here: there
+    is nothing but the web app, below `location`."""
+
+    def __init__(self, navidrome: Navidrome, location: str = "/app/") -> None:
+        self._navidrome = navidrome
+        self._redirect = (
+            f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        self._questions: asyncio.Queue[tuple[Served, bytes]] = asyncio.Queue()
+        self._tasks = {asyncio.create_task(self._accept())}
+
+    async def next(self) -> tuple[Served, bytes]:
+        """The next connection that a client's request came over, and the request's head."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._questions.get()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self) -> None:
+        while True:
+            served = await self._navidrome.next_connection()
+            self._tasks.add(asyncio.create_task(self._serve(served)))
+
+    async def _serve(self, served: Served) -> None:
+        while _is_the_shims(head := await served.first_head()):
+            if b"/rest/ping?" in head:
+                await served.send(_UNKNOWN_USER)
+            else:
+                await served.send(OK if b" /app/ " in head else self._redirect)
+        self._questions.put_nowait((served, head))
+
+
+def _is_the_shims(head: bytes) -> bool:
+    return b"python-httpx" in head or b"/ping HTTP/1.1" in head.partition(b"\r\n")[0]
+
+
+@asynccontextmanager
+async def started(
+    folder: Path,
+    navidrome: Navidrome,
+    location: str = "/app/",
+    preexec: Callable[[], None] | None = None,
+    /,
+    **settings: str,
+) -> AsyncIterator[tuple[Program, ScriptedNavidrome]]:
+    """A shim that has found this Navidrome, which redirects to its web app at `location`."""
+    upstream = f"http://127.0.0.1:{navidrome.address.port}"
+    async with program(folder, preexec, upstream=upstream, **settings) as made:
+        navidrome_end = ScriptedNavidrome(navidrome, location)
+        try:
+            event = await made.event("started")
+            made.listen, made.control = event["listen"], event["control_listen"]
+            yield made, navidrome_end
+        finally:
+            await navidrome_end.stop()

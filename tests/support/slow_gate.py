@@ -1,0 +1,57 @@
+"""A gate that answers when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shim.proxy.gate import Account, AccountDenied, RequestInfo
+from shim.trust.identity import Identity
+
+
+class SlowGate:
+    """Knows nobody but alice, and her only once `answer` was called."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, Account] = {}
+        self.requests: asyncio.Queue[asyncio.Future[Account | AccountDenied]] = asyncio.Queue()
+        self.request_infos: list[RequestInfo] = []
+        self.changes = 0
+        self.revocations = 0
+
+    def known(self, identity: Identity) -> Account | None:
+        return self.ready.get(identity.username)
+
+    def ensure(
+        self, identity: Identity, asker: RequestInfo
+    ) -> asyncio.Future[Account | AccountDenied]:
+        assert identity.username == "alice"
+        self.request_infos.append(asker)
+        future: asyncio.Future[Account | AccountDenied] = asyncio.get_running_loop().create_future()
+        self.requests.put_nowait(future)
+        return future
+
+    def report_unauthorized(self, identity: Identity) -> None:
+        raise AssertionError(f"{identity.username} is doubted")
+
+    def upstream_changed(self) -> None:
+        self.changes += 1
+
+    def users_may_have_changed(self) -> None:
+        pass
+
+    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:  # noqa: ARG002
+        return True
+
+    def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:  # noqa: ARG002
+        return True
+
+    def answer(
+        self, future: asyncio.Future[Account | AccountDenied], name: bytes = b"alice"
+    ) -> None:
+        """The account is ready, and known from now on."""
+        self.ready["alice"] = Account(name)
+        future.set_result(Account(name))
+
+    async def question(self) -> asyncio.Future[Account | AccountDenied]:
+        async with asyncio.timeout(5):
+            return await self.requests.get()

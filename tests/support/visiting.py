@@ -1,0 +1,47 @@
+"""`python -m tests.support.visiting ROUND`: a shim that is busy with accounts until it is killed.
+
+It admits people, renames half of them and changes their groups, all at once, and says when it has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from shim.provisioning.factory import build_accounts
+from shim.proxy.gate import RequestInfo
+from shim.settings import load
+from shim.trust.identity import Identity
+
+PEOPLE = 12
+
+
+def people(at: int) -> list[Identity]:
+    """Who comes in this round: everybody, some under another name, some in other groups."""
+    return [
+        Identity(
+            f"person{number}-{at if number % 2 else 0}",
+            f"Person {number} in round {at}",
+            f"p{number}@example.com",
+            ("admins",) if (number + at) % 3 == 0 else (),
+            f"uid-{number}",
+        )
+        for number in range(PEOPLE)
+    ]
+
+
+async def main(at: int) -> None:
+    accounts = build_accounts(load(os.environ), lambda event: None)  # noqa: ARG005
+    await accounts.gate.start()
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
+    asker = RequestInfo("192.0.2.1", "r", verified=True)
+    await asyncio.gather(*(accounts.gate.ensure(one, asker) for one in people(at)))
+    sys.stdout.write("done\n")
+    sys.stdout.flush()
+    await asyncio.sleep(60)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1])))

@@ -1,0 +1,295 @@
+"""The whole program: how it starts, what it does when its surroundings change, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shim.app.factories import build_policy
+from shim.app.policy_updater import PolicyUpdater
+from shim.audit.events import Event, PolicyChanged
+from shim.proxy.counters import Counters
+from shim.proxy.limits import Limits
+from shim.proxy.server import DataPlane
+from shim.settings import load
+from shim.trust.peers import parse_peer
+from tests.support.data_plane import EDGE, RecordingObserver
+from tests.support.http_client import Client, get
+from tests.support.program import PATIENCE, Program, ScriptedNavidrome, program, started
+from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
+
+
+@pytest.fixture
+async def navidrome() -> AsyncIterator[Navidrome]:
+    async with navidrome_on_a_socket() as served:
+        yield served
+
+
+async def _under_way(shim: Program, asked: ScriptedNavidrome) -> tuple[Client, Served]:
+    client = await shim.client()
+    await client.send(get("/track").encode())
+    served, _ = await asked.next()
+    return client, served
+
+
+async def test_it_starts_says_so_and_stops_with_0(tmp_path: Path, navidrome: Navidrome) -> None:
+    secret = "do-not-tell-0123456789abcdef"
+    async with started(tmp_path, navidrome, proxy_secret=secret) as (shim, _):
+        in_force = await shim.event("configuration_loaded")
+        said = " ".join(in_force["settings"])
+        assert any("May sign in: everybody" in sentence for sentence in in_force["summary"])
+        assert "SHIM_REVERSE_PROXY_WHITELIST=127.0.0.2" in said
+        assert "do-not-tell" not in said
+        idle = await shim.client()
+        shim.stop()
+        assert await idle.read_to_end() == b"", "who is idle is let go"
+        assert await shim.ended() == 0
+        stopped = await shim.event("stopped")
+        assert (stopped["trigger"], stopped["aborted_connections"]) == ("SIGTERM", 0)
+
+
+async def test_an_interrupt_stops_it_too(tmp_path: Path, navidrome: Navidrome) -> None:
+    async with started(tmp_path, navidrome) as (shim, _):
+        shim.stop(signal.SIGINT)
+        assert await shim.ended() == 0
+        assert (await shim.event("stopped"))["trigger"] == "SIGINT"
+
+
+async def test_a_reload_that_is_asked_for_while_it_stops_does_not_end_it_otherwise(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome) as (shim, _):
+        shim.stop()
+        await _refused(shim)
+        ending = asyncio.create_task(shim.ended())
+        while not ending.done():
+            with contextlib.suppress(ProcessLookupError):
+                shim.stop(signal.SIGHUP)
+            await asyncio.sleep(0.002)
+        assert await ending == 0
+
+
+async def test_what_is_under_way_finishes_and_health_is_told_until_then(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome) as (shim, asked):
+        client, served = await _under_way(shim, asked)
+        beginning = await shim.client()
+        await beginning.send(b"GET /late HTTP/1.1\r\n")
+        shim.stop()
+        await _refused(shim)
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
+            assert (await asker.get(f"http://{shim.control}/healthz")).status_code == 200
+        await served.send(OK)
+        response = await client.read_response()
+        assert (response.body, response.get("connection")) == (b"ok", "close")
+        assert await client.read_to_end() == b""
+        client.close()
+        await beginning.send(b"Host: h\r\n\r\n")
+        assert (await served.head()).startswith(b"GET /late ")
+        await served.send(OK)
+        response = await beginning.read_response()
+        assert (response.body, response.get("connection")) == (b"ok", "close")
+        beginning.close()
+        assert await shim.ended() == 0
+        assert (await shim.event("stopped"))["aborted_connections"] == 0
+
+
+async def _refused(shim: Program) -> None:
+    """Wait until nobody can connect any more."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                (await shim.client()).close()
+            except ConnectionError:
+                return
+            await asyncio.sleep(0)
+
+
+async def test_what_is_still_open_after_the_grace_time_is_aborted(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome, shutdown_timeout="1") as (shim, asked):
+        client, served = await _under_way(shim, asked)
+        await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await client.read_response_head()
+        assert await client.chunk() == b"a"
+        shim.stop()
+        with pytest.raises((EOFError, ConnectionError)):
+            await client.chunk()
+        assert await shim.ended() == 0
+        assert (await shim.event("stopped"))["aborted_connections"] == 1
+
+
+async def test_a_second_signal_does_not_wait(tmp_path: Path, navidrome: Navidrome) -> None:
+    async with started(tmp_path, navidrome, shutdown_timeout="3600") as (shim, asked):
+        client, served = await _under_way(shim, asked)
+        await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await client.read_response_head()
+        shim.stop()
+        await _refused(shim)
+        shim.stop()
+        assert await shim.ended() == 0
+
+
+async def test_on_unix_sockets_which_it_removes_when_it_goes(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    path, control = tmp_path / "shim.sock", tmp_path / "control.sock"
+    left_behind = socket.socket(socket.AF_UNIX)
+    left_behind.bind(str(path))
+    left_behind.close()
+    settings = {"listen": f"unix:{path}", "control_listen": f"unix:{control}"}
+    async with started(
+        tmp_path, navidrome, **settings, reverse_proxy_whitelist="@", listen_socket_mode="0600"
+    ) as (shim, asked):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        client = await shim.client()
+        await client.send(get("/", "X-authentik-username: alice").encode())
+        served, head = await asked.next()
+        assert b"\r\nRemote-User: alice\r\n" in head
+        await served.send(OK)
+        assert (await client.read_response()).status == 200
+        async with program(tmp_path, None, **settings) as second:
+            assert await _exit_status_alone(second) == 1
+        assert path.exists(), "the second one did not take it away"
+        client.close()
+        shim.stop()
+        assert await shim.ended() == 0
+        assert not path.exists()
+        assert not control.exists()
+
+
+async def _exit_status_alone(shim: Program) -> int:
+    assert shim.process.stdout is not None
+    async with asyncio.timeout(PATIENCE):
+        said = await shim.process.stdout.read()
+        assert b"cannot listen on" in said, said
+        return await shim.process.wait()
+
+
+async def test_a_port_that_is_taken_is_said_and_ends_with_1(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    taken = f"127.0.0.1:{navidrome.address.port}"
+    async with program(tmp_path, None, listen=taken) as shim:
+        assert await _exit_status_alone(shim) == 1
+
+
+async def test_navidrome_may_be_down_and_is_used_from_its_first_response_on(tmp_path: Path) -> None:
+    async with navidrome_on_a_socket() as gone:
+        port = gone.address.port
+        await gone.stop_listening()
+        async with program(tmp_path, None, upstream=f"http://127.0.0.1:{port}") as shim:
+            shim.listen = (await shim.event("started"))["listen"]
+            for _ in range(3):
+                response = await shim.request(get())
+                assert (response.status, response.get("retry-after")) == (502, "5")
+            async with navidrome_on_a_socket(port=port) as back:
+                client = await shim.client()
+                await client.send(get("/first").encode())
+                asked = ScriptedNavidrome(back)
+                served, head = await asked.next()
+                assert head.startswith(b"GET /first ")
+                await served.send(OK)
+                assert (await client.read_response()).body == b"ok"
+                client.close()
+                await shim.event("upstream_up")
+                await asked.stop()
+            shim.stop()
+            assert await shim.ended() == 0
+            told = [
+                e["event"] for e in shim.events if e["event"] in {"upstream_up", "upstream_down"}
+            ]
+            assert told == ["upstream_down", "upstream_up"]
+
+
+async def test_a_contradicting_base_path_suspends_belief(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome, "/music/app/") as (shim, asked):
+        changed = await shim.event("policy_changed")
+        assert changed["needs_attention"] is True
+        client = await shim.client(EDGE)
+        await client.send(get("/", "X-authentik-username: alice").encode())
+        _, head = await asked.next()
+        assert b"Remote-User" not in head
+        assert b"authentik" not in head
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
+            ready = await asker.get(f"http://{shim.control}/readyz")
+        assert ready.status_code == 503
+        assert "/music/" in ready.text
+
+
+async def test_an_agreeing_base_path_does_not(tmp_path: Path, navidrome: Navidrome) -> None:
+    async with started(tmp_path, navidrome, "/music/app/", base_path="/music") as (shim, asked):
+        client = await shim.client(EDGE)
+        await client.send(get("/music/app/", "X-authentik-username: alice").encode())
+        _, head = await asked.next()
+        assert b"\r\nRemote-User: alice\r\n" in head
+
+
+async def test_clients_are_capped_below_half_of_the_files_that_may_be_open(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 120))
+
+    async with started(tmp_path, navidrome, "/app/", few) as (shim, _):
+        said = " ".join((await shim.event("configuration_loaded"))["warnings"])
+        assert "capped at 59, below half of 120 open files" in said
+        clients = [await shim.client(EDGE) for _ in range(59)]
+        assert (await clients[58].request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+        refused = await shim.client(EDGE)
+        response = await refused.read_response()
+        assert (response.status, response.get("retry-after")) == (503, "5")
+        for client in (*clients, refused):
+            client.close()
+
+
+async def test_a_listed_name_whose_address_changes_is_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    addresses = ["192.0.2.1"]
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        assert host == "edge.test"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 0)) for each in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge.test", "SHIM_PROVISIONING": "false"})
+    plane = DataPlane(build_policy(settings), Limits(), Counters(), RecordingObserver())
+    events: list[Event] = []
+    enforcement = PolicyUpdater(settings, plane, events.append)
+    listed = [parse_peer("192.0.2.1"), parse_peer("192.0.2.2")]
+
+    def believed() -> list[bool]:
+        return [plane.decisions.policy.trusts(peer) for peer in listed]
+
+    assert believed() == [False, False], "nobody, before the name is known"
+    await enforcement.names.resolve()
+    enforcement.update_policy("start")
+    assert believed() == [True, False]
+    first = plane.decisions
+    await enforcement.names.resolve()
+    enforcement.update_policy("whitelist")
+    assert plane.decisions is first, "what did not change is not enforced again"
+    addresses[:] = ["192.0.2.2"]
+    await enforcement.names.resolve()
+    enforcement.update_policy("whitelist")
+    assert believed() == [False, True]
+    assert plane.decisions.policy.number > first.policy.number
+    changed = events[-1]
+    assert isinstance(changed, PolicyChanged)
+    assert changed.added == ("edge.test=192.0.2.2",)
+    assert changed.removed == ("edge.test=192.0.2.1",)
+    await enforcement.stop()

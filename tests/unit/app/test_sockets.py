@@ -1,0 +1,136 @@
+"""The sockets that the shim listens on: their mode, what was left behind, and which families they take."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from shim.app.sockets import bind, raise_descriptor_limit
+from shim.settings import Endpoint
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o666])
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_unix_socket_has_the_mode_of_the_settings_whatever_the_umask(
+    tmp_path: Path, mode: int, mask: int
+) -> None:
+    path = tmp_path / "shim.sock"
+    before = os.umask(mask)
+    try:
+        with bind(Endpoint(path=str(path)), mode):
+            assert _mode(path) == mode
+            assert os.umask(mask) == mask, "the umask is as it was"
+    finally:
+        os.umask(before)
+
+
+def test_a_unix_socket_never_has_a_wider_mode_even_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shim.sock"
+    seen: list[int] = []
+    change = os.chmod
+
+    def chmod(name: str | Path, mode: int) -> None:
+        seen.append(_mode(path))
+        change(name, mode)
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    monkeypatch.setattr(Path, "chmod", chmod)
+    before = os.umask(0)
+    try:
+        bind(Endpoint(path=str(path)), 0o600).close()
+    finally:
+        os.umask(before)
+    assert seen
+    assert not any(mode & 0o177 for mode in seen)
+
+
+def test_the_default_mode_lets_the_group_in_and_nobody_else(tmp_path: Path) -> None:
+    path = tmp_path / "shim.sock"
+    with bind(Endpoint(path=str(path))):
+        assert _mode(path) == 0o660
+
+
+def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
+    endpoint = Endpoint(path=str(tmp_path / "shim.sock"))
+    bind(endpoint).close()
+    with bind(endpoint) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.listen()
+        client.connect(str(endpoint.path))
+
+
+def test_a_unix_socket_on_which_somebody_responses_stays(tmp_path: Path) -> None:
+    path = tmp_path / "shim.sock"
+    with bind(Endpoint(path=str(path))) as other:
+        other.listen()
+        with pytest.raises(OSError, match=r"cannot listen on unix:.*somebody else listens"):
+            bind(Endpoint(path=str(path)))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "precious.txt"
+    path.write_text("music")
+    with pytest.raises(OSError, match="is no socket"):
+        bind(Endpoint(path=str(path)))
+    assert path.read_text() == "music"
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"cannot listen on unix:.*nowhere"):
+        bind(Endpoint(path=str(tmp_path / "nowhere" / "shim.sock")))
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with bind(Endpoint("127.0.0.1", 0)) as other:
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+            bind(Endpoint("127.0.0.1", port))
+
+
+def test_every_address_of_6_takes_4_too() -> None:
+    with bind(Endpoint("::", 0)) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port), timeout=5):
+                listener.settimeout(5)
+                accepted, peer = listener.accept()
+                accepted.close()
+                assert peer[0] in {"::ffff:127.0.0.1", "::1"}
+
+
+def test_one_address_of_6_takes_6_alone() -> None:
+    with bind(Endpoint("::1", 0)) as listener:
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+        assert listener.getsockname()[0] == "::1"
+
+
+def test_a_bound_socket_waits_for_nothing() -> None:
+    with bind(Endpoint("127.0.0.1", 0)) as listener:
+        listener.listen()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_the_limit_of_open_files_is_raised_to_its_hard_value() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+        assert raise_descriptor_limit() == before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        assert raise_descriptor_limit() == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

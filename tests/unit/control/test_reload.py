@@ -1,0 +1,68 @@
+"""Who may have the settings taken again."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.reload import reload_routes
+from shim.settings.reload import ReloadResult
+from tests.unit.control.test_app import SECRET, TOKEN, app_of, ask
+
+PATH = "/api/reload"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class Reloads:
+    """Counts; `comes_to` is what a reload comes to."""
+
+    def __init__(self, comes_to: ReloadResult) -> None:
+        self.comes_to = comes_to
+        self.times = 0
+
+    async def __call__(self) -> ReloadResult:
+        self.times += 1
+        return self.comes_to
+
+
+def served(reloads: Reloads, token: str | None = None) -> FastAPI:
+    app = app_of(token=token)
+    access = Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"])
+    app.include_router(reload_routes(access, reloads))
+    return app
+
+
+async def test_it_says_what_was_taken_and_what_waits() -> None:
+    reloads = Reloads(ReloadResult((), ("SHIM_PROXY_SECRET",), ("SHIM_LISTEN",)))
+    response = await ask(served(reloads), PATH, method="POST")
+    assert response.status_code == 200
+    assert response.json() == {"changed": ["SHIM_PROXY_SECRET"], "pending_restart": ["SHIM_LISTEN"]}
+
+
+async def test_it_says_why_nothing_was_taken() -> None:
+    reloads = Reloads(ReloadResult(("SHIM_X: no such setting",)))
+    response = await ask(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
+    assert response.status_code == 409
+    assert response.json() == {"faults": ["SHIM_X: no such setting"]}
+
+
+async def test_nobody_else_may_ask_for_it() -> None:
+    reloads = Reloads(ReloadResult())
+    for status, token, peer, method, headers in (
+        (403, None, "192.0.2.7", "POST", {}),
+        (401, TOKEN, "127.0.0.1", "POST", {}),
+        (401, TOKEN, "127.0.0.1", "POST", {"Authorization": "Bearer x"}),
+        (405, TOKEN, "127.0.0.1", "GET", BEARER),
+        # A page in a browser, also one that is open on this machine.
+        (403, None, "127.0.0.1", "POST", {"Origin": "http://127.0.0.1:4535"}),
+        (403, TOKEN, "127.0.0.1", "POST", {**BEARER, "Origin": "null"}),
+        (403, None, "127.0.0.1", "POST", {"Sec-Fetch-Site": "same-origin"}),
+        # What users reach through the edge.
+        (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: SECRET, USER_HEADER: "boss"}),
+        (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: "guessed", USER_HEADER: "boss"}),
+    ):
+        response = await ask(
+            served(reloads, token), PATH, method=method, peer=peer, headers=headers
+        )
+        assert response.status_code == status, (token, peer, method, headers)
+    assert reloads.times == 0

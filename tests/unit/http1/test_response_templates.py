@@ -1,0 +1,154 @@
+"""Answers judged by their shape come to what reading them line by line comes to, and never to more."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from shim.http1.response_head import InvalidResponse, ResponseHead, parse_response_head
+from shim.http1.response_templates import ResponseTemplateCache
+
+LONGEST = 4096
+
+
+def head(*lines: str, first: str = "HTTP/1.1 200 OK") -> bytes:
+    return "\r\n".join((first, *lines, "", "")).encode("latin-1")
+
+
+def taught(*heads: bytes) -> ResponseTemplateCache:
+    """Shapes that have read each of these heads twice, as it takes to learn one."""
+    shapes = ResponseTemplateCache(LONGEST, 20)
+    for each in heads * 2:
+        shapes.read(each)
+    return shapes
+
+
+def test_a_shape_is_known_from_the_second_time_on_whatever_its_values() -> None:
+    shapes = ResponseTemplateCache(LONGEST, 20)
+    first = head("Date: Mon", "Content-Length: 5", "Set-Cookie: a=1")
+    assert shapes.match(first) is None
+    shapes.read(first)
+    assert shapes.match(first) is None
+    shapes.read(first)
+    second = head("Date: Tue", "Content-Length: 77", "Set-Cookie: b=\u00fc")
+    assert shapes.match(second + b"body") == (parse_response_head(second), len(second))
+
+
+def test_what_is_not_whole_or_too_long_is_of_no_shape() -> None:
+    shapes = taught(head("A: b"))
+    whole = head("A: c")
+    assert all(shapes.match(whole[:at]) is None for at in range(len(whole)))
+    assert shapes.match(head("A: " + "x" * LONGEST)) is None
+
+
+def test_what_ends_at_this_hop_is_part_of_the_shape_to_the_letter() -> None:
+    known = head("Content-Length: 5", "Connection: close"), head("Transfer-Encoding: chunked")
+    shapes = taught(*known)
+    assert [shapes.match(each) for each in known] == [
+        (parse_response_head(each), len(each)) for each in known
+    ]
+    for other in (
+        head("Content-Length: 5", "Connection: keep-alive"),
+        head("Content-Length: 5", "Connection: close, content-type"),
+        head("Transfer-Encoding: gzip, chunked"),
+        head("Transfer-Encoding: chunked", first="HTTP/1.0 200 OK"),
+    ):
+        assert shapes.match(other) is None
+
+
+def test_many_shapes_take_a_bounded_room() -> None:
+    shapes = ResponseTemplateCache(LONGEST, 20)
+    for number in range(5000):
+        for _ in range(2):
+            shapes.read(head(f"X-{number}: y"))
+    assert len(shapes._templates) <= 24
+    assert len(shapes._seen) <= 8 * 24
+
+
+_NAME = st.sampled_from(
+    ["Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "A", "Set-Cookie", "TE"]
+)
+_VALUE = st.sampled_from(
+    [
+        "5",
+        " 5 ",
+        "007",
+        "",
+        "chunked",
+        "close",
+        "keep-alive",
+        "A",
+        "content-length",
+        "\u00fc",
+        "a: b",
+        "9" * 19,
+    ]
+)
+_LINES = st.lists(st.tuples(_NAME, _VALUE).map(": ".join), max_size=5)
+_FIRST = st.sampled_from(
+    [
+        "HTTP/1.1 200 OK",
+        "HTTP/1.0 200 OK",
+        "HTTP/1.1 304 Not",
+        "HTTP/1.1 204 No",
+        "HTTP/1.1 103 Early",
+    ]
+)
+_HEADS = st.lists(
+    st.builds(lambda lines, first: head(*lines, first=first), _LINES, _FIRST),
+    min_size=1,
+    max_size=6,
+)
+_STRANGE = st.binary(max_size=4)
+
+
+def _read(data: bytes) -> ResponseHead | None:
+    try:
+        return parse_response_head(data)
+    except InvalidResponse:
+        return None
+
+
+@given(heads=_HEADS, at=st.integers(0, 200), strange=_STRANGE)
+@settings(max_examples=300)
+@example(heads=[head("Content-Length: 5")], at=19, strange=b"A: b\r\n")
+def test_a_known_shape_gives_what_reading_gives(
+    heads: list[bytes], at: int, strange: bytes
+) -> None:
+    shapes = ResponseTemplateCache(LONGEST, 20)
+    for each in heads * 2:
+        if _read(each) is not None:
+            shapes.read(each)
+    for each in heads:
+        for data in (
+            each,
+            each[:at] + strange + each[at:],
+            each[:at] + strange + each[at + len(strange) :],
+        ):
+            known = shapes.match(data)
+            if known is None:
+                continue
+            response, end = known
+            assert data[end - 4 : end] == b"\r\n\r\n"
+            assert data.find(b"\r\n\r\n") == end - 4
+            assert response == _read(data[:end])
+
+
+def test_a_head_with_too_many_lines_is_no_response() -> None:
+    shapes = ResponseTemplateCache(LONGEST, 20)
+    shapes.read(head(*["A: b"] * 20))
+    with pytest.raises(InvalidResponse, match="20 header lines"):
+        shapes.read(head(*["A: b"] * 21))
+
+
+@pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 0x7F])
+@pytest.mark.parametrize("value", [b"x%by", b"%b", b"x%b"])
+def test_a_control_byte_in_a_value_is_of_no_shape(byte: int, value: bytes) -> None:
+    shapes = taught(head("ETag: a", "Content-Length: 5"))
+    assert shapes.match(head("ETag: \u00e9\t b", "Content-Length: 5")) is not None
+    sent = value % bytes([byte])
+    bad = b"HTTP/1.1 200 OK\r\nETag: %b\r\nContent-Length: 5\r\n\r\n" % sent
+    assert shapes.match(bad) is None
+    with pytest.raises(InvalidResponse):
+        shapes.read(bad)

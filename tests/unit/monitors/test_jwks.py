@@ -1,0 +1,267 @@
+"""The provider's key set over real sockets: fetched, kept through an outage, never in a storm."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from pathlib import Path
+
+import pytest
+
+from shim.monitors.jwks import MAX_WAITERS, JwksConfig, JwksMonitor
+from tests.support.certificates import make_certificates
+from tests.support.jwks_server import answer, jwks_server
+from tests.support.jwt_minting import jwk, key_set, rsa_key
+from tests.support.pauses import note_pauses
+
+ONE = key_set(jwk(rsa_key(), "one"))
+TWO = key_set(jwk(rsa_key(), "one"), jwk(rsa_key(1), "two"))
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def kids(watch: JwksMonitor) -> list[str | None]:
+    return [key.kid for key in watch.keys]
+
+
+async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
+    told: list[list[str | None]] = []
+    async with jwks_server(answer(ONE)) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url))
+        watch.on_change = lambda: told.append(kids(watch))
+        assert (kids(watch), watch.state.fault) == ([], "not fetched yet")
+        await watch.fetch()
+        assert kids(watch) == ["one"]
+        assert watch.state.fault is None
+        await watch.fetch()
+        assert told == [["one"]], "the same set is no news"
+        end.body = answer(TWO)
+        await watch.fetch()
+        assert told == [["one"], ["one", "two"]]
+
+
+@pytest.mark.parametrize(
+    ("says", "fault"),
+    [
+        (answer(b"<html>sign in</html>", "text/html"), "text/html"),
+        (answer(ONE, "text/html"), "text/html"),
+        (answer(ONE, "text/plain"), "text/plain"),
+        (answer(b"<html>sign in</html>"), "no JSON"),
+        (answer(b"[]"), "no key set"),
+        (answer(b'{"keys": []}'), "the key set is empty"),
+        (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
+        (answer(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
+        (answer(ONE, status="500 Oops"), "500"),
+        (answer(ONE, status="404 Not Found"), "404"),
+        (answer(b" " * 5000 + ONE), "more than"),
+        (answer(gzip.compress(ONE), "application/json", "200 OK", "Content-Encoding: gzip"), "compr"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{", "peer"),
+        (b"nonsense\r\n\r\n", "Error"),
+        (b"", "disconnected"),
+    ],
+    ids=[
+        "HTML", "HTML type", "wrong type", "HTML as JSON", "a list", "empty", "unusable", "redirect",
+        "500", "404", "huge", "compressed", "cut", "no HTTP", "nothing",
+    ],
+)  # fmt: skip
+async def test_a_response_that_is_no_key_set_changes_nothing_but_is_said(
+    says: bytes, fault: str
+) -> None:
+    async with jwks_server(answer(ONE)) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, max_bytes=4096))
+        await watch.fetch()
+        end.body = says
+        await watch.fetch()
+        assert kids(watch) == ["one"]
+        assert fault in str(watch.state.fault)
+        end.body = answer(TWO)
+        await watch.fetch()
+        assert kids(watch) == ["one", "two"] and watch.state.fault is None
+
+
+async def test_one_that_says_nothing_is_given_up() -> None:
+    async with jwks_server(None) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, timeout=0.1))
+        await watch.fetch()
+        assert watch.state.fault == "no whole response in time"
+
+
+async def test_one_that_drips_is_given_up_as_a_whole() -> None:
+    gone = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{")
+        try:
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        except ConnectionError:
+            writer.close()
+            gone.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    watch = JwksMonitor(JwksConfig(url=f"http://127.0.0.1:{port}/", timeout=0.3))
+    async with asyncio.timeout(10.0):
+        await watch.fetch()
+    assert watch.state.fault == "no whole response in time"
+    server.close()
+    await gone.wait()
+
+
+async def test_nobody_there() -> None:
+    async with jwks_server(b"") as end:
+        url = end.url
+    watch = JwksMonitor(JwksConfig(url=url))
+    await watch.fetch()
+    assert watch.keys == () and "Connect" in str(watch.state.fault)
+
+
+async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
+    clock = Clock()
+    told: list[tuple[list[str | None], bool]] = []
+    async with jwks_server(answer(ONE)) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, max_age=100.0), clock=clock)
+        watch.on_change = lambda: told.append((kids(watch), watch.state.fault is None))
+        await watch.fetch()
+        end.body = answer(b"", status="503 Away")
+        for passed in (50, 50):
+            clock.now += passed
+            await watch.fetch()
+            assert kids(watch) == ["one"]
+        assert watch.state.failing_for == 50
+        clock.now += 1
+        await watch.fetch()
+        assert watch.keys == ()
+        end.body = answer(ONE)
+        await watch.fetch()
+        assert kids(watch) == ["one"]
+    assert told == [(["one"], True), (["one"], False), ([], False), (["one"], True)]
+
+
+async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
+    clock = Clock()
+    async with jwks_server(answer(ONE)) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0), clock=clock)
+        await watch.fetch()
+        end.hold.clear()
+        waiting = [watch.request_refresh() for _ in range(1000)]
+        waited = [each for each in waiting if each is not None]
+        assert len(waited) == MAX_WAITERS, "the rest is refused at once"
+        waited[0].cancel()
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in waited[1:]), "who leaves is no harm to the others"
+        end.body = answer(TWO)
+        end.hold.set()
+        await asyncio.gather(*waited[1:])
+        assert end.requests == 2
+        assert kids(watch) == ["one", "two"]
+        for _ in range(100):
+            assert watch.request_refresh() is None
+        clock.now += 29.9
+        assert watch.request_refresh() is None
+        clock.now += 0.1
+        again = watch.request_refresh()
+        assert again is not None
+        await again
+        assert end.requests == 3
+
+
+async def test_what_came_is_in_force_before_anybody_who_waits_goes_on() -> None:
+    order: list[str] = []
+    async with jwks_server(answer(ONE)) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url))
+        watch.on_change = lambda: order.append("told")
+        waiter = watch.request_refresh()
+        assert waiter is not None
+        waiter.add_done_callback(lambda _: order.append("waiter"))
+        await waiter
+        await asyncio.sleep(0)
+    assert order == ["told", "waiter"]
+
+
+async def test_it_is_fetched_again_and_again_and_soon_while_there_is_no_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with jwks_server(answer(b"", status="503 Away")) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0))
+        await watch.fetch()
+        pauses = note_pauses(monkeypatch, "shim.monitors.jwks", 3)
+        answers = iter([answer(ONE), answer(b"", status="503 Away"), answer(ONE)])
+        watch.on_change = lambda: setattr(end, "body", next(answers, b""))
+        end.body = next(answers)
+        with pytest.raises(asyncio.CancelledError):
+            await watch.run(3600.0)
+    assert pauses == [5.0, 3600.0, 30.0, 3600.0]
+
+
+async def test_tls_is_verified(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    async with jwks_server(answer(ONE), certificates.server()) as end:
+        distrusting = JwksMonitor(JwksConfig(url=end.url))
+        await distrusting.fetch()
+        assert distrusting.keys == () and "certificate" in str(distrusting.state.fault).lower()
+        named = JwksMonitor(JwksConfig(url=end.url.replace("127.0.0.1", "localhost"),
+                                   ca=str(certificates.authority)))  # fmt: skip
+        await named.fetch()
+        assert named.keys == (), "the certificate is another host's"
+        trusting = JwksMonitor(JwksConfig(url=end.url, ca=str(certificates.authority)))
+        await trusting.fetch()
+        assert kids(trusting) == ["one"]
+
+
+async def test_an_authority_that_was_renewed_in_its_place_counts_once_it_is_read_again(
+    tmp_path: Path,
+) -> None:
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.mkdir()
+    others.mkdir()
+    certificates, authority = make_certificates(ours), make_certificates(others).authority
+    async with jwks_server(answer(ONE), certificates.server()) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, ca=str(authority)))
+        await watch.fetch()
+        authority.write_bytes(certificates.authority.read_bytes())
+        await watch.fetch()
+        assert watch.keys == ()
+        await watch.refetch()
+        assert kids(watch) == ["one"]
+
+
+@pytest.mark.parametrize("text", ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
+    tmp_path: Path, text: str
+) -> None:
+    authority = tmp_path / "authority.pem"
+    authority.write_text(text)
+    watch = JwksMonitor(JwksConfig(url="https://127.0.0.1:9/", ca=str(authority)))
+    await watch.fetch()
+    assert watch.keys == () and "authority.pem has no certificate" in str(watch.state.fault)
+
+
+async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with jwks_server(answer(ONE)) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url))
+        await watch.fetch()
+        assert kids(watch) == ["one"]
+
+
+async def test_closing_ends_a_fetch_that_is_under_way() -> None:
+    async with jwks_server(None) as end:
+        watch = JwksMonitor(JwksConfig(url=end.url, timeout=60.0))
+        waiter = watch.request_refresh()
+        assert waiter is not None
+        await end.until_asked(1)
+        await watch.close()
+        await asyncio.wait({waiter}, timeout=5.0)
+        assert waiter.cancelled()

@@ -1,0 +1,128 @@
+"""A request whose token has an unknown key waits for the key set once, and no longer than it may."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from shim.trust.jwks import read_key_set
+from shim.trust.jwt import TokenRules
+from shim.trust.reasons import Reason
+from tests.support.data_plane import EDGE, Front, front_before, policy
+from tests.support.jwt_minting import AUDIENCE, ISSUER, claims, jwk, key_set, rsa_key, token
+from tests.support.scripted_navidrome import OK, Navidrome
+
+RULES = TokenRules(fetched=True, issuer=ISSUER, audiences=frozenset({AUDIENCE}), required=True)
+KEYS = read_key_set(key_set(jwk(rsa_key(), "rsa-0")))
+TOKEN = token(claims(iat=None, exp=2**40))
+HEAD = f"GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-jwt: {TOKEN}\r\n\r\n"
+
+
+class Fetcher:
+    """Hands out a future for each who wants the keys, while `willing`."""
+
+    def __init__(self) -> None:
+        self.futures: list[asyncio.Future[None]] = []
+        self.willing = True
+
+    def request_refresh(self) -> asyncio.Future[None] | None:
+        if not self.willing:
+            return None
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return self.futures[-1]
+
+    async def requested(self) -> asyncio.Future[None]:
+        async with asyncio.timeout(5.0):
+            while not self.futures:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        return self.futures[-1]
+
+
+def ready(front: Front) -> Fetcher:
+    front.plane.keys = fetcher = Fetcher()
+    return fetcher
+
+
+def learn(front: Front) -> None:
+    """The keys are in force now."""
+    now = front.plane.decisions.policy
+    front.plane.apply_policy(now.next_version(tokens=replace(RULES, keys=KEYS)))
+
+
+async def test_it_goes_on_once_the_keys_are_there(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        fetcher = ready(front)
+        client = await front.client(EDGE)
+        await client.send(HEAD.encode())
+        future = await fetcher.requested()
+        await client.send(HEAD.encode())  # sent ahead: kept until its turn
+        await asyncio.sleep(0.01)
+        learn(front)
+        future.set_result(None)
+        served, head = await navidrome.requests()
+        assert b"\r\nRemote-User: ada\r\n" in head
+        await served.send(OK)
+        assert (await client.read_response()).status == 200
+        assert b"\r\nRemote-User: ada\r\n" in await served.head()
+        await served.send(OK)
+        assert (await client.read_response()).status == 200
+        assert len(fetcher.futures) == 1
+
+
+async def test_it_is_rejected_where_they_do_not_help(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        fetcher = ready(front)
+        client = await front.client(EDGE)
+        await client.send(HEAD.encode())
+        (await fetcher.requested()).set_result(None)
+        assert (await client.read_response()).status == 401
+        assert len(fetcher.futures) == 1, "it waits once"
+        assert [reason for reason, _ in front.recorded.decided_as] == [Reason.JWT_UNKNOWN_KEY]
+
+
+async def test_it_is_rejected_at_once_where_it_may_not_wait(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        assert (await front.request(HEAD, source=EDGE)).status == 401, "nobody fetches"
+        ready(front).willing = False
+        assert (await front.request(HEAD, source=EDGE)).status == 401
+
+
+async def test_it_does_not_wait_for_ever(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        fetcher = ready(front)
+        client = await front.client(EDGE)
+        await client.send(HEAD.encode())
+        future = await fetcher.requested()
+        front.pass_time(front.plane.limits.upstream_response_timeout + 1)
+        assert (await client.read_response()).status == 401
+        assert future.cancelled()
+
+
+async def test_who_leaves_is_forgotten(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        fetcher = ready(front)
+        client = await front.client(EDGE)
+        await client.send(HEAD.encode())
+        future = await fetcher.requested()
+        client.close()
+        async with asyncio.timeout(5.0):
+            while not future.cancelled():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert front.recorded.decided_as == []
+        await front.until_no_client()
+
+
+async def test_a_server_that_stops_lets_it_finish(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
+        fetcher = ready(front)
+        client = await front.client(EDGE)
+        await client.send(HEAD.encode())
+        future = await fetcher.requested()
+        for connection in list(front.plane.connections):
+            connection.shutdown()  # type: ignore[attr-defined]
+        learn(front)
+        future.set_result(None)
+        served, _ = await navidrome.requests()
+        await served.send(OK)
+        response = await client.read_response()
+        assert (response.status, response.get("connection")) == (200, "close")

@@ -1,0 +1,140 @@
+"""When a connection outlives a rejection: a trusted peer's, where it is clear where the request ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shim.proxy.gate import AccountDenied
+from shim.proxy.limits import Limits
+from shim.trust.reasons import Reason
+from tests.support.data_plane import ANYONE, EDGE, front_before, policy
+from tests.support.http_client import Client, build_request, get
+from tests.support.scripted_navidrome import OK, Navidrome
+from tests.support.slow_gate import SlowGate
+
+ALICE = "X-authentik-username: alice"
+SECRETS = policy(secrets=(b"s3cret",))
+REFUSED = get("/app/", ALICE)
+GOOD = get("/app/", ALICE, "X-Shim-Proxy-Secret: s3cret")
+
+
+async def served(client: Client, navidrome: Navidrome) -> None:
+    """Another request on this connection is answered."""
+    await client.send(GOOD.encode())
+    end, head = await navidrome.requests()
+    assert b"\r\nRemote-User: alice\r\n" in head
+    await end.send(OK)
+    assert (await client.read_response()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "method"),
+    [
+        (REFUSED, "GET"),
+        (build_request("HEAD", "/app/", ALICE), "HEAD"),
+        (build_request("POST", "/api/song", ALICE, "Content-Length: 0"), "POST"),
+        (get("/app/", ALICE, "Connection: keep-alive").replace("HTTP/1.1", "HTTP/1.0"), "GET"),
+        (get("/_shim/", ALICE), "GET"),
+    ],
+    ids=["GET", "HEAD", "no body to come", "HTTP/1.0 that asks for it", "own pages"],
+)  # fmt: skip
+async def test_it_lasts_after_a_rejection(navidrome: Navidrome, head: str, method: str) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        for _ in range(3):
+            response = await client.request(head, method=method)
+            assert response.status in (401, 404)
+            assert response.get("connection") == "keep-alive"
+        await served(client, navidrome)
+        assert front.counters.client_connections == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "source"),
+    [
+        (REFUSED.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"), EDGE),
+        (REFUSED.replace("HTTP/1.1", "HTTP/1.0"), EDGE),
+        (build_request("POST", "/api/song", ALICE, "Content-Length: 4"), EDGE),
+        (build_request("POST", "/api/song", ALICE, "Transfer-Encoding: chunked"), EDGE),
+        (get("/app/", ALICE, ALICE), EDGE),
+        (get("/app/", "X_authentik_username: alice"), EDGE),
+        (get("/app//x", ALICE), EDGE),
+        (get("/app/", ALICE, "Connection: Upgrade", "Upgrade: websocket",
+             "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13"), EDGE),
+        (get("/_shim/"), ANYONE),
+    ],
+    ids=["Connection: close", "HTTP/1.0", "a body to come", "chunks to come", "a header twice", "an alias",
+         "an ambiguous target", "an upgrade", "a peer that is not listed"],
+)  # fmt: skip
+async def test_it_ends_after_a_rejection(navidrome: Navidrome, head: str, source: str) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(source)
+        await client.send((head + GOOD).encode())
+        response = await client.read_response()
+        assert 400 <= response.status < 500
+        assert response.get("connection") == "close"
+        assert await client.read_to_end() == b""
+        assert navidrome.count == 0
+
+
+async def test_what_was_sent_ahead_is_answered_in_order(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        await client.send((REFUSED + GOOD + REFUSED).encode())
+        assert (await client.read_response()).status == 401
+        end, _ = await navidrome.requests()
+        await end.send(OK)
+        assert (await client.read_response()).status == 200
+        assert (await client.read_response()).status == 401
+        assert (await client.request(REFUSED)).status == 401
+
+
+async def test_a_thousand_rejections_sent_ahead_do_not_recurse(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        sending = asyncio.create_task(client.send(REFUSED.encode() * 1000))
+        for _ in range(1000):
+            assert (await client.read_response()).status == 401
+        await sending
+        await served(client, navidrome)
+
+
+async def test_what_was_sent_ahead_of_an_account_that_is_rejected_is_served(
+    navidrome: Navidrome,
+) -> None:
+    gate = SlowGate()
+    async with front_before(navidrome, by=SECRETS, gate=gate) as front:
+        client = await front.client(EDGE)
+        await client.send((GOOD + GOOD).encode())
+        first = await gate.question()
+        first.set_result(AccountDenied(Reason.GROUP_NOT_ALLOWED, "no group of hers may in"))
+        assert (await client.read_response()).status == 403
+        gate.answer(await gate.question())
+        end, _ = await navidrome.requests()
+        await end.send(OK)
+        assert (await client.read_response()).status == 200
+
+
+async def test_who_stays_idle_after_a_rejection_is_let_go(navidrome: Navidrome) -> None:
+    limits = Limits(idle_timeout=30.0)
+    async with front_before(navidrome, by=SECRETS, limits=limits) as front:
+        client = await front.client(EDGE)
+        assert (await client.request(REFUSED)).status == 401
+        front.pass_time(29)
+        assert (await client.request(REFUSED)).status == 401
+        front.pass_time(31)
+        assert await client.read_to_end() == b""
+
+
+async def test_a_server_that_stops_ends_it_with_the_rejection(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=SECRETS) as front:
+        client = await front.client(EDGE)
+        await client.send(REFUSED[:10].encode())
+        await front.wait_until_idle()
+        for connection in list(front.state.connections):
+            connection.shutdown()
+        response = await client.request(REFUSED[10:])
+        assert (response.status, response.get("connection")) == (401, "close")
+        assert await client.read_to_end() == b""

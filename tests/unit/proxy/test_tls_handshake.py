@@ -1,0 +1,152 @@
+"""TLS on the listener: who never begins is counted and let go, and holds nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from shim.proxy.limits import Limits
+from tests.support.certificates import Certificates
+from tests.support.data_plane import ANYONE, EDGE, Front, front_before
+from tests.support.http_client import Client, get
+from tests.support.scripted_navidrome import OK, Navidrome
+from tests.support.socket_ends import turns, until
+
+PATIENT = Limits(request_header_timeout=60.0)
+
+
+async def gone(client: Client) -> None:
+    """The shim ends this connection, and says nothing on it that is not TLS."""
+    try:
+        left = await client.read_to_end()
+    except ConnectionError:
+        return
+    assert left == b"" or left[:1] == b"\x15", left  # an alert at most (RFC 8446 §6)
+
+
+async def counted(front: Front, number: int) -> None:
+    await until(lambda: front.counters.client_connections == number)
+
+
+async def test_who_never_begins_is_counted_and_let_go(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    limits = Limits(request_header_timeout=0.1)
+    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
+        client = await front.client(EDGE)
+        await gone(client)
+        await counted(front, 0)
+        assert not front.state.connections
+
+
+@pytest.mark.parametrize(
+    "sent", [get().encode(), b"\x00" * 40, b"\x16\x03\x01\x00\x05hello"], ids=["HTTP", "zeros", "not quite"]
+)  # fmt: skip
+async def test_what_is_no_tls_is_never_answered_as_if_it_were_http(
+    navidrome: Navidrome, certificates: Certificates, sent: bytes
+) -> None:
+    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
+        client = await front.client(EDGE)
+        await client.send(sent)
+        await gone(client)
+        await counted(front, 0)
+        assert navidrome.count == 0
+        assert front.recorded.decided_as == []
+
+
+async def test_who_leaves_before_it_begins_is_not_counted_any_more(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
+        clients = [await front.client(EDGE) for _ in range(5)]
+        await counted(front, 5)
+        for client in clients:
+            client.close()
+        await counted(front, 0)
+
+
+async def test_untrusted_peers_who_never_begin_leave_room_for_the_edge(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    limits = Limits(request_header_timeout=60.0, max_connections=8)
+    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
+        strangers = [await front.client(ANYONE) for _ in range(4)]
+        await counted(front, 4)
+        await gone(await front.client(ANYONE))
+        assert front.counters.clients_rejected == 1
+        await counted(front, 4)
+        await _served(front, navidrome, certificates, EDGE)
+        assert len(strangers) == 4
+
+
+async def test_a_connection_takes_the_place_of_its_handshake(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    limits = Limits(request_header_timeout=60.0, max_connections=2)
+    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
+        for source in (ANYONE, EDGE):  # of two, a stranger may have one
+            await _served(front, navidrome, certificates, source)
+            await counted(front, 0)
+        handshake = await front.client(EDGE)
+        await counted(front, 1)
+        await _served(front, navidrome, certificates, EDGE)
+        assert front.counters.clients_rejected == 0
+        handshake.close()
+
+
+@pytest.mark.parametrize("later", [0, 50])
+async def test_a_server_that_stops_does_not_wait_for_them(
+    navidrome: Navidrome, certificates: Certificates, later: int
+) -> None:
+    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
+        client = await front.client(EDGE)
+        await counted(front, 1)
+        await turns(later)
+        for connection in list(front.state.connections):
+            connection.shutdown()
+        await gone(client)
+        await counted(front, 0)
+
+
+async def test_what_comes_with_the_end_of_the_handshake_is_read(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
+        for _ in range(5):
+            await _served(front, navidrome, certificates, EDGE)
+        await counted(front, 0)
+
+
+async def test_another_certificate_is_shown_from_the_next_handshake_on(
+    navidrome: Navidrome, certificates: Certificates
+) -> None:
+    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
+        await _served(front, navidrome, certificates, EDGE)
+        front.plane.tls = None
+        await gone(await front.client(EDGE))
+        front.plane.tls = certificates.server()
+        await _served(front, navidrome, certificates, EDGE)
+
+
+async def _served(
+    front: Front, navidrome: Navidrome, certificates: Certificates, source: str
+) -> None:
+    """A client with TLS is answered, and leaves."""
+    host, port = front.address
+    loop = asyncio.get_running_loop()
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.bind((source, 0))
+    await loop.sock_connect(sock, (host, port))
+    reader, writer = await asyncio.open_connection(
+        sock=sock, ssl=certificates.client(), server_hostname="127.0.0.1"
+    )
+    writer.write(get("/app/", "X-authentik-username: ada", "Connection: close").encode())
+    served, head = await navidrome.requests()
+    assert (b"\r\nRemote-User: ada\r\n" in head) is (source == EDGE)
+    await served.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    served.close()
+    assert (await reader.read()).endswith(b"ok")
+    writer.close()

@@ -1,0 +1,78 @@
+"""Which settings a reload takes, which wait for a restart, and which mixtures are refused."""
+
+from __future__ import annotations
+
+from shim.app.factories import build_policy, jwks_config
+from shim.settings import SETTINGS, Settings, load
+from shim.settings.reload import RELOADABLE, merge_settings
+
+
+def given(**settings: str) -> Settings:
+    return load({f"SHIM_{name}": value for name, value in settings.items()})
+
+
+def test_nothing_changes_where_nothing_differs() -> None:
+    outcome = merge_settings(given(), given()).outcome
+    assert (outcome.faults, outcome.changed, outcome.pending_restart) == ((), (), ())
+
+
+def test_what_the_policy_is_made_of_is_taken_and_the_rest_waits() -> None:
+    running = given(REVERSE_PROXY_WHITELIST="10.0.0.1", MAX_CONNECTIONS="10")
+    fresh = given(
+        REVERSE_PROXY_WHITELIST="10.0.0.2",
+        MAX_CONNECTIONS="11",
+        PROXY_SECRET="do-not-tell-0123456789",
+        UPSTREAM="http://10.0.0.9:4533",
+    )
+    found = merge_settings(running, fresh)
+    assert set(found.outcome.changed) == {"SHIM_REVERSE_PROXY_WHITELIST", "SHIM_PROXY_SECRET"}
+    assert set(found.outcome.pending_restart) == {"SHIM_MAX_CONNECTIONS", "SHIM_UPSTREAM"}
+    assert found.settings.reverse_proxy_whitelist == ("10.0.0.2",)
+    assert found.settings.max_connections == 10
+    assert found.settings.upstream == running.upstream
+    assert "do-not-tell" not in repr(found.outcome)
+
+
+def test_a_mixture_that_contradicts_itself_is_rejected() -> None:
+    # The header that Navidrome reads stays; the secret's may not become the same one.
+    running = given(REVERSE_PROXY_USER_HEADER="X-User")
+    fresh = given(REVERSE_PROXY_USER_HEADER="Remote-User", PROXY_SECRET_HEADER="X-User")
+    outcome = merge_settings(running, fresh).outcome
+    assert outcome.faults and "SHIM_PROXY_SECRET_HEADER" in outcome.faults[0]
+
+
+def test_every_taken_setting_is_one() -> None:
+    assert {each.field for each in SETTINGS} >= RELOADABLE
+
+
+# What the policy reads and a reload does not take, since other parts go by it too.
+_KEPT = {
+    "base_path",
+    "max_headers",
+    "navidrome_admin_username",
+    "protected_users",
+    "provisioning",
+    "reverse_proxy_user_header",
+}
+
+
+def test_a_reload_takes_everything_that_the_policy_reads_but_what_others_read_too() -> None:
+    read: set[str] = set()
+
+    class Watched:
+        def __init__(self, settings: Settings) -> None:
+            self._settings = settings
+
+        def __getattr__(self, name: str) -> object:
+            read.add(name)
+            return getattr(self._settings, name)
+
+    settings = given(
+        JWT_VERIFY="required",
+        JWKS_URL="https://auth.example.org/jwks",
+        JWT_ISSUER="x",
+        JWT_AUDIENCE="y",
+    )
+    build_policy(Watched(settings))  # type: ignore[arg-type]
+    jwks_config(Watched(settings))  # type: ignore[arg-type]
+    assert read - RELOADABLE == _KEPT

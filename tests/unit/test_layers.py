@@ -1,0 +1,58 @@
+"""Imports run downwards, and nobody pays for what is off."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "shim"
+# What each part may import of the project, beside itself.
+BELOW = {
+    "http1": set[str](),
+    "trust": {"http1"},
+    "store": {"store"},
+    "navidrome": {"settings", "trust"},
+    "provisioning": {
+        "audit",
+        "health",
+        "navidrome",
+        "proxy",
+        "settings",
+        "store",
+        "trust",
+    },
+    "proxy": {"http1", "trust"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shim."):
+            found.add((node.module or "").split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("part", BELOW)
+def test_imports_run_downwards(part: str) -> None:
+    for file in (ROOT / part).rglob("*.py"):
+        assert imported(file) <= BELOW[part] | {part}, file
+
+
+def test_proxy_is_known_to_provisioning_by_its_interface_alone() -> None:
+    for file in (ROOT / "provisioning").rglob("*.py"):
+        for line in file.read_text().splitlines():
+            if "shim.proxy" in line:
+                assert "shim.proxy.gate" in line, file
+
+
+def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
+    code = "import sys, shim.app.runtime, shim.cli.main; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ran.stdout.split()
+    assert "shim.app.runtime" in modules
+    assert not [name for name in modules if name.startswith(("sqlalchemy", "alembic"))]

@@ -1,0 +1,579 @@
+"""Whose identity is believed, where, and why not: every verdict of the decision."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from shim.trust.decision import decide
+from shim.trust.fields import FieldNames
+from shim.trust.identity import Identity, Role
+from shim.trust.path_zones import Paths
+from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
+from shim.trust.reasons import Reason, Verdict
+from tests.support.decisions import ADA, ANYONE, EDGE, POLICY, decided, head, trusting
+from tests.support.reference_parsers import read_by_llhttp
+
+SECRET = "X-Shim-Proxy-Secret: swordfish"
+WHITELIST = trusting("127.0.0.2")
+PROOF = Policy(
+    whitelist=WHITELIST, secrets=(b"swordfish", b"mackerel"), public_path_proof=Proof.SECRET
+)
+ADMINS = Policy(whitelist=WHITELIST, admin_groups=frozenset({"admins"}))
+
+
+def users(decided: bytes) -> list[bytes]:
+    read = read_by_llhttp(decided)
+    assert read is not None
+    return read.values("Remote-User")
+
+
+def reason(
+    *fields: str | bytes, path: str = "/app/", policy: Policy = POLICY, unlisted: bool = False
+) -> Reason:
+    peer = ANYONE if unlisted else EDGE
+    return decided(head(f"GET {path} HTTP/1.1", *fields), peer, policy).outcome.reason
+
+
+@pytest.mark.parametrize("sent", ["swordfish", "mackerel", "herring"])
+def test_what_was_sent_is_compared_with_every_secret_in_the_same_time(
+    sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr("shim.trust.token_proof.hmac", SimpleNamespace(compare_digest=compare))
+    policy = replace(PROOF, public_path_proof=None)
+    text = head("GET /app/ HTTP/1.1", ADA, f"X-Shim-Proxy-Secret: {sent}")
+    found = decide(text, EDGE, policy).outcome.reason
+    assert (found is Reason.PROXY_SECRET) is (sent != "herring")
+    assert compared == [(sent.encode(), secret) for secret in policy.secrets]
+
+
+@pytest.mark.parametrize(
+    ("fields", "unlisted", "said"),
+    [
+        ((), False, "the path needs an identity"),
+        ((ADA,), True, "the path needs an identity, and what was sent is none: untrusted_peer"),
+        (("Remote-User: ada",), False, "the path needs an identity, and what was sent is none: "
+        "spoofed_user_header"),
+    ],
+)  # fmt: skip
+def test_a_path_that_needs_an_identity_says_why_what_was_sent_is_none(
+    fields: tuple[str, ...], unlisted: bool, said: str
+) -> None:
+    policy = replace(POLICY, require_identity=True)
+    decision = decided(head("GET /app/ HTTP/1.1", *fields), ANYONE if unlisted else EDGE, policy)
+    assert decision.outcome.reason is Reason.IDENTITY_REQUIRED
+    assert decision.detail == said
+
+
+# who is believed
+
+
+def test_a_listed_peer_names_the_user_on_a_protected_path() -> None:
+    decision = decided(
+        head(
+            "GET /app/ HTTP/1.1",
+            ADA,
+            "x-authentik-NAME: Ada Lovelace",
+            "X-authentik-email: ",
+            "X-authentik-groups: admins| musicians |",
+            "X-authentik-uid: 0815",
+            "X-authentik-jwt: a.b.c",
+            "X-authentik-meta-app: navidrome",
+        )
+    )
+    assert decision.outcome.verdict is Verdict.AUTHENTICATED
+    assert decision.outcome.reason is Reason.TRUSTED_PEER
+    assert decision.identity == Identity("ada", "Ada Lovelace", "", ("admins", "musicians"), "0815")
+    assert users(decision.render_head()) == [b"ada"]
+    assert b"authentik" not in decision.render_head().lower()
+
+
+def test_the_user_header_carries_the_accounts_name_where_it_is_another() -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", ADA))
+    assert users(decision.render_head("\u00c4da".encode())) == ["\u00c4da".encode()]
+    assert users(decided(head("GET /app/ HTTP/1.1")).render_head(b"ada")) == []
+
+
+def test_the_user_header_is_the_one_that_the_settings_name() -> None:
+    policy = Policy(whitelist=WHITELIST)
+    names = type(policy.names)(policy.names.roles, ("X-authentik-",), "X-WebAuth-User", "X-Edge")
+    named = Policy(whitelist=WHITELIST, names=names)
+    decision = decided(head("GET /app/ HTTP/1.1", ADA, "X-WebAuth-User: eve"), policy=named)
+    read = read_by_llhttp(decision.render_head())
+    assert read is not None
+    assert read.values("X-WebAuth-User") == [b"ada"]
+    assert read.values("Remote-User") == []
+
+
+@pytest.mark.parametrize("value", ["ada", " ada", "ada ", "\tada \t"])
+def test_blanks_around_a_name_are_not_part_of_it(value: str) -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", f"X-authentik-username:{value}"))
+    assert decision.identity == Identity("ada")
+    assert b"\r\nRemote-User: ada\r\n" in decision.render_head()
+
+
+# who is not
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((), Reason.NO_IDENTITY),
+        ((SECRET,), Reason.NO_IDENTITY),
+        ((ADA,), Reason.UNTRUSTED_PEER),
+        (("Remote-User: admin",), Reason.UNTRUSTED_PEER),
+        (("X_authentik_username: admin",), Reason.UNTRUSTED_PEER),
+        (("X-authentik-username: \x01",), Reason.MALFORMED_HEAD),
+        (("X-authentik-username:",), Reason.UNTRUSTED_PEER),
+        ((ADA, "X-authentik-username: bob"), Reason.UNTRUSTED_PEER),
+        (("X-Forwarded-For: 127.0.0.2", ADA), Reason.UNTRUSTED_PEER),
+        ((ADA, SECRET), Reason.UNTRUSTED_PEER),
+    ],
+)
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
+def test_a_peer_that_is_not_listed_names_nobody(
+    fields: tuple[str, ...], expected: Reason, path: str
+) -> None:
+    for policy in (POLICY, PROOF, Policy()):
+        assert reason(*fields, path=path, policy=policy, unlisted=True) is expected
+
+
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x", "/_shim/"])
+@pytest.mark.parametrize("fields", [(), (ADA,), (ADA, SECRET)])
+def test_a_peer_that_is_not_listed_may_be_rejected_altogether(
+    path: str, fields: tuple[str, ...]
+) -> None:
+    policy = Policy(whitelist=WHITELIST, reject_untrusted=True, secrets=(b"swordfish",))
+    decision = decided(head(f"GET {path} HTTP/1.1", *fields), ANYONE, policy)
+    assert (decision.outcome.reason, decision.outcome.status) == (
+        Reason.UNTRUSTED_PEER_REJECTED,
+        403,
+    )
+    assert reason(ADA, SECRET, policy=policy) is Reason.PROXY_SECRET
+
+
+def test_an_empty_list_believes_nobody() -> None:
+    for peer in (EDGE, ANYONE):
+        decision = decided(head("GET /app/ HTTP/1.1", ADA), peer, Policy())
+        assert decision.outcome.reason is Reason.UNTRUSTED_PEER
+        assert users(decision.render_head()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "status"),
+    [
+        # two values for one header
+        ((ADA, ADA), Reason.IDENTITY_DUPLICATE, 400),
+        ((ADA, "x-AUTHENTIK-username: bob"), Reason.IDENTITY_DUPLICATE, 400),
+        ((ADA, "X-authentik-groups: a", "X-authentik-groups: b"), Reason.IDENTITY_DUPLICATE, 400),
+        ((ADA, "X-authentik-meta: a", "X-authentik-meta: b"), Reason.IDENTITY_DUPLICATE, 400),
+        # no clean value
+        ((b"X-authentik-username: \xff",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: a\tb",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: \u00a0ada",), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: a\u0085b",), Reason.IDENTITY_INVALID, 400),
+        ((f"X-authentik-username: {'a' * 256}",), Reason.IDENTITY_INVALID, 400),
+        ((ADA, b"X-authentik-groups: \xff"), Reason.IDENTITY_INVALID, 400),
+        (("X-authentik-username: a\u202eb",), Reason.IDENTITY_INVALID, 400),
+        # an alias, alone and beside the true one
+        (("X_authentik_username: ada",), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X_authentik_groups: admins"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X.authentik.anything: x"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "Remote_User: ada"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X_Shim_Proxy_Secret: x"), Reason.HEADER_ALIAS, 400),
+        ((ADA, "X~authentik~jwt: x"), Reason.HEADER_ALIAS, 400),
+        # a name is needed
+        (("X-authentik-email: ada@example.com",), Reason.IDENTITY_INCOMPLETE, 403),
+        (("X-authentik-groups: admins", "X-authentik-uid: 1"), Reason.IDENTITY_INCOMPLETE, 403),
+    ],
+)
+def test_an_identity_that_can_not_be_read_in_one_way_is_rejected(
+    fields: tuple[str | bytes, ...], expected: Reason, status: int
+) -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", *fields))
+    assert (decision.outcome.reason, decision.outcome.status) == (expected, status)
+    assert decision.identity is None
+    assert decision.detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (("Remote-User: admin",), Reason.SPOOFED_USER_HEADER),
+        (("X-authentik-meta-app: navidrome",), Reason.SPOOFED_USER_HEADER),
+        ((ADA, "Remote-User: admin"), Reason.TRUSTED_PEER),
+        ((ADA, "Remote-User: admin", "Remote-User: root"), Reason.TRUSTED_PEER),
+    ],
+)
+def test_the_user_header_itself_speaks_for_nobody(
+    fields: tuple[str, ...], expected: Reason
+) -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", *fields))
+    assert decision.outcome.reason is expected
+    assert b"admin" not in decision.render_head()
+    assert b"root" not in decision.render_head()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ((ADA,), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-uid: 1"), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-groups: a"), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-uid: 1", "X-authentik-groups:"), Reason.TRUSTED_PEER),
+        (
+            (ADA, "X-authentik-uid: 1", "Connection: X-authentik-uid, X-authentik-groups"),
+            Reason.IDENTITY_INCOMPLETE,
+        ),
+    ],
+)
+def test_what_the_policy_uses_may_be_empty_and_not_absent(
+    fields: tuple[str, ...], expected: Reason
+) -> None:
+    policy = Policy(whitelist=WHITELIST, required=frozenset({Role.UID, Role.GROUPS}))
+    assert reason(*fields, policy=policy) is expected
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"X-authentik-name: J\xf6rg",  # Latin-1
+        b"X-authentik-name: Ada\tLovelace",
+        "X-authentik-name: Ada\u2028Lovelace".encode(),
+        b"X-authentik-name: " + b"x" * 1025,
+        b"X-authentik-name: =?utf-8?q?Ada=0ALovelace?=",
+        b"X-authentik-name: =?utf-8?q?=FF?=",
+        b"X-authentik-email: " + b"a" * 321,
+        b"X-authentik-email: \xff",
+    ],
+)
+def test_an_unusable_display_name_or_e_mail_is_dropped_with_a_note(field: bytes) -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", ADA, "X-authentik-uid: 7", field))
+    assert decision.identity == Identity("ada", uid="7")
+    name = field.partition(b":")[0].decode()
+    (note,) = decision.notes
+    assert note.startswith(f"{name} is not used: the ")
+    twice = decided(head("GET /app/ HTTP/1.1", ADA, field, field))
+    assert twice.outcome.reason is Reason.IDENTITY_DUPLICATE
+    assert reason(field) is Reason.SPOOFED_USER_HEADER
+
+
+def test_a_display_name_is_decoded_and_nothing_else_is() -> None:
+    word = "=?utf-8?q?J=C3=B6rg?="
+    fields = (
+        f"X-authentik-username: {word}",
+        f"X-authentik-name: {word}",
+        f"X-authentik-groups: {word}",
+    )
+    decision = decided(head("GET /app/ HTTP/1.1", *fields))
+    assert decision.identity == Identity(word, "Jörg", groups=(word,))
+
+
+def test_a_display_name_may_be_percent_encoded() -> None:
+    names = FieldNames(
+        AUTHENTIK_HEADERS, ("X-authentik-",), "Remote-User", "X-Edge", percent_names=True
+    )
+    policy = Policy(whitelist=WHITELIST, names=names)
+    fields = ("X-authentik-username: J%C3%B6rg", "X-authentik-name: J%C3%B6rg")
+    decision = decided(head("GET /app/ HTTP/1.1", *fields), policy=policy)
+    assert decision.identity == Identity("J%C3%B6rg", "Jörg")
+    control = decided(head("GET /app/ HTTP/1.1", ADA, "X-authentik-name: a%0Ab"), policy=policy)
+    assert control.identity == Identity("ada")
+
+
+def test_a_long_group_list_is_read() -> None:
+    groups = tuple(f"{number:0120}" for number in range(152))
+    decision = decided(head("GET /app/ HTTP/1.1", ADA, f"X-authentik-groups: {'|'.join(groups)}"))
+    assert decision.identity == Identity("ada", groups=groups)
+
+
+@pytest.mark.parametrize("sent", ["Remote-User", "remote-user", "REMOTE-USER"])
+def test_the_user_name_may_come_in_navidromes_user_header(sent: str) -> None:
+    roles = {**AUTHENTIK_HEADERS, Role.USERNAME: "Remote-User"}
+    policy = Policy(
+        whitelist=WHITELIST, names=FieldNames(roles, ("X-authentik-",), "Remote-User", "X-Edge")
+    )
+    decision = decided(head("GET /app/ HTTP/1.1", f"{sent}: ada"), policy=policy)
+    assert decision.identity == Identity("ada")
+    assert users(decision.render_head(b"Ada L")) == [b"Ada L"]
+    assert decision.explain()["removed_headers"] == [sent]
+    assert decision.notes == ()
+    fields = (f"{sent}: ada", "Remote-User: root")
+    assert reason(*fields, policy=policy) is Reason.IDENTITY_DUPLICATE
+    assert reason("Remote_User: root", policy=policy) is Reason.HEADER_ALIAS
+    assert reason(f"{sent}: ada", policy=policy, path="/rest/ping") is Reason.PUBLIC_PATH
+    stranger = decided(head("GET /app/ HTTP/1.1", f"{sent}: ada"), ANYONE, policy)
+    assert stranger.outcome.reason is Reason.UNTRUSTED_PEER
+    assert users(stranger.render_head()) == []
+
+
+EMPTY = tuple(f"X-authentik-{role}:" for role in ("username", "uid", "groups", "name", "jwt"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        # All that is present is empty: nobody is named.
+        (EMPTY, Reason.NO_IDENTITY),
+        (EMPTY[:1], Reason.NO_IDENTITY),
+        (("X-authentik-username: \t ", "X-authentik-meta-app:"), Reason.NO_IDENTITY),
+        ((*EMPTY, "Remote-User:"), Reason.NO_IDENTITY),
+        ((*EMPTY, SECRET), Reason.NO_IDENTITY),
+        ((*EMPTY, "Remote-User: admin"), Reason.SPOOFED_USER_HEADER),
+        ((*EMPTY, "X-authentik-meta-app: navidrome"), Reason.SPOOFED_USER_HEADER),
+        # An empty header is sent once, and an alias stays one.
+        ((*EMPTY, "X-authentik-username:"), Reason.IDENTITY_DUPLICATE),
+        ((ADA, "X-authentik-username:"), Reason.IDENTITY_DUPLICATE),
+        (("X-authentik-groups:", "x-AUTHENTIK-groups:"), Reason.IDENTITY_DUPLICATE),
+        ((*EMPTY, "X_authentik_username:"), Reason.HEADER_ALIAS),
+        # Beside one that is not empty, an empty name, uid or token counts as absent.
+        (("X-authentik-username:", "X-authentik-groups: admins"), Reason.IDENTITY_INCOMPLETE),
+        (("X-authentik-username:", "X-authentik-uid: 1"), Reason.IDENTITY_INCOMPLETE),
+        (("X-authentik-username:", "X-authentik-jwt: a.b.c"), Reason.IDENTITY_INCOMPLETE),
+        ((ADA, "X-authentik-uid:"), Reason.TRUSTED_PEER),
+        ((ADA, *EMPTY[1:]), Reason.TRUSTED_PEER),
+    ],
+)
+def test_empty_identity_headers_name_nobody(fields: tuple[str, ...], expected: Reason) -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", *fields))
+    assert decision.outcome.reason is expected
+    if expected is Reason.NO_IDENTITY:
+        assert reason(*fields, path="/rest/ping") is Reason.NO_IDENTITY
+        assert reason(*fields, policy=replace(POLICY, require_identity=True)) is (
+            Reason.IDENTITY_REQUIRED
+        )
+        assert b"uthentik" not in decision.render_head()
+        assert users(decision.render_head()) == []
+    if expected is Reason.TRUSTED_PEER:
+        assert decision.identity is not None
+        assert decision.identity.uid is None
+
+
+def test_an_empty_uid_is_absent_where_accounts_are_bound_by_it() -> None:
+    policy = Policy(whitelist=WHITELIST, required=frozenset({Role.UID, Role.GROUPS}))
+    groups = "X-authentik-groups:"
+    assert reason(ADA, "X-authentik-uid:", groups, policy=policy) is Reason.IDENTITY_INCOMPLETE
+    assert reason(ADA, "X-authentik-uid: 1", policy=policy) is Reason.IDENTITY_INCOMPLETE
+    assert reason(ADA, "X-authentik-uid: 1", groups, policy=policy) is Reason.TRUSTED_PEER
+    assert reason(*EMPTY, policy=policy) is Reason.NO_IDENTITY
+
+
+@pytest.mark.parametrize("option", ["X-Authentik-Username", "x-authentik-uid", "Remote-User"])
+def test_connection_options_neither_remove_nor_keep_an_identity(option: str) -> None:
+    decision = decided(
+        head("GET /app/ HTTP/1.1", ADA, "X-authentik-uid: 7", f"Connection: close, {option}")
+    )
+    assert decision.identity == Identity("ada", uid="7")
+    assert users(decision.render_head()) == [b"ada"]
+
+
+# proofs
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "status"),
+    [
+        ((SECRET,), Reason.PROXY_SECRET, 200),
+        (("x-shim-proxy-SECRET: mackerel",), Reason.PROXY_SECRET, 200),
+        (("X-Shim-Proxy-Secret: swordfish ",), Reason.PROXY_SECRET, 200),
+        ((), Reason.SECRET_MISSING, 401),
+        (("X-Shim-Proxy-Secret:",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: Swordfish",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: swordfis",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: swordfish,mackerel",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret: sw\u00f6rdfish",), Reason.SECRET_MISMATCH, 401),
+        ((SECRET, SECRET), Reason.SECRET_MISMATCH, 401),
+        ((SECRET, "X-Shim-Proxy-Secret: x"), Reason.SECRET_MISMATCH, 401),
+        (("X_Shim_Proxy_Secret: swordfish",), Reason.HEADER_ALIAS, 400),
+    ],
+)
+def test_a_secret_that_is_set_has_to_come_with_an_identity(
+    fields: tuple[str, ...], expected: Reason, status: int
+) -> None:
+    decision = decided(head("GET /app/ HTTP/1.1", ADA, *fields), policy=PROOF)
+    assert (decision.outcome.reason, decision.outcome.status) == (expected, status)
+    assert "swordfish" not in str(decision.explain())
+    if expected is Reason.PROXY_SECRET:
+        assert b"swordfish" not in decision.render_head()
+
+
+def test_the_secret_never_reaches_navidrome() -> None:
+    for policy in (POLICY, PROOF):
+        for peer in (EDGE, ANYONE):
+            decision = decided(head("GET /app/ HTTP/1.1", SECRET), peer, policy)
+            assert decision.outcome.reason is Reason.NO_IDENTITY
+            assert b"swordfish" not in decision.render_head()
+
+
+PUBLIC: Mapping[str, tuple[tuple[str, ...], Policy, Reason]] = {
+    "by default never": ((ADA,), POLICY, Reason.PUBLIC_PATH),
+    "a secret that is not asked for": ((ADA, SECRET), POLICY, Reason.PUBLIC_PATH),
+    "proven": ((ADA, SECRET), PROOF, Reason.PROXY_SECRET),
+    "without the proof": ((ADA,), PROOF, Reason.PUBLIC_PATH),
+    "with a wrong proof": ((ADA, "X-Shim-Proxy-Secret: x"), PROOF, Reason.PUBLIC_PATH),
+    "with two proofs": ((ADA, SECRET, SECRET), PROOF, Reason.PUBLIC_PATH),
+    "with an alias of the proof": (
+        (ADA, "X_Shim_Proxy_Secret: swordfish"),
+        PROOF,
+        Reason.PUBLIC_PATH,
+    ),
+    "proven and ambiguous": ((ADA, ADA, SECRET), PROOF, Reason.IDENTITY_DUPLICATE),
+    "ambiguous": ((ADA, ADA), POLICY, Reason.PUBLIC_PATH),
+    "an alias": (("X_authentik_username: ada",), POLICY, Reason.PUBLIC_PATH),
+    "the user header": (("Remote-User: ada",), POLICY, Reason.PUBLIC_PATH),
+    "nothing": ((), POLICY, Reason.NO_IDENTITY),
+    "a proof that this build can not check": (
+        (ADA, SECRET),
+        Policy(whitelist=WHITELIST, secrets=(b"swordfish",), public_path_proof=Proof.JWT),
+        Reason.PUBLIC_PATH,
+    ),
+    "a proof that is not set": (
+        (ADA, "X-Shim-Proxy-Secret:"),
+        Policy(whitelist=WHITELIST, public_path_proof=Proof.SECRET),
+        Reason.PUBLIC_PATH,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUBLIC)
+@pytest.mark.parametrize("path", ["/rest/ping", "/REST/ping", "/rest", "/jellyfin/socket"])
+def test_a_public_path_carries_an_identity_only_with_the_proof_that_is_named(
+    case: str, path: str
+) -> None:
+    fields, policy, expected = PUBLIC[case]
+    decision = decided(head(f"GET {path} HTTP/1.1", *fields), policy=policy)
+    assert decision.outcome.reason is expected
+    if decision.outcome.verdict is Verdict.STRIPPED:
+        assert users(decision.render_head()) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/share/abc", "/SHARE", "/share/img/x", "/app/manifest.webmanifest", "/app/favicon.ico"],
+)
+@pytest.mark.parametrize("policy", [POLICY, PROOF])
+def test_shares_and_the_web_apps_icons_never_carry_an_identity(path: str, policy: Policy) -> None:
+    assert reason(ADA, SECRET, path=path, policy=policy) is Reason.PUBLIC_PATH
+
+
+@pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/_shim/", "/MUSIC/app/", "/share/x"])
+def test_outside_the_base_path_nobody_is_trusted(path: str) -> None:
+    policy = Policy(
+        whitelist=WHITELIST,
+        paths=Paths("/music"),
+        secrets=(b"swordfish",),
+        public_path_proof=Proof.SECRET,
+        admin_groups=frozenset({"admins"}),
+    )
+    fields = (ADA, SECRET, "X-authentik-groups: admins")
+    assert reason(*fields, path=path, policy=policy) is Reason.OUTSIDE_BASE_PATH
+    assert reason(path=path, policy=policy) is Reason.NO_IDENTITY
+    assert reason(*fields, path="/music/app/", policy=policy) is Reason.PROXY_SECRET
+
+
+def test_nobody_is_trusted_while_navidrome_contradicts_the_base_path() -> None:
+    policy = PROOF.next_version(suspended=True, admin_groups=frozenset({"admins"}))
+    fields = (ADA, SECRET, "X-authentik-groups: admins")
+    assert reason(*fields, policy=policy) is Reason.BASE_PATH_MISMATCH
+    assert reason(*fields, path="/rest/ping", policy=policy) is Reason.BASE_PATH_MISMATCH
+    assert reason(*fields, path="/share/x", policy=policy) is Reason.BASE_PATH_MISMATCH
+    assert reason(*fields, path="/_shim/", policy=policy) is Reason.NOT_FOUND
+    assert reason(policy=policy) is Reason.NO_IDENTITY
+
+
+# without an identity
+
+
+@pytest.mark.parametrize("unlisted", [False, True])
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        ("/app/", (), Reason.IDENTITY_REQUIRED),
+        ("/app/", ("Remote-User: ada",), Reason.IDENTITY_REQUIRED),
+        ("/rest/ping", (), Reason.NO_IDENTITY),
+        ("/share/x", (), Reason.NO_IDENTITY),
+        ("/app/manifest.webmanifest", (), Reason.NO_IDENTITY),
+        ("/app/apple-touch-icon.png", (), Reason.NO_IDENTITY),
+        ("/_shim/", (), Reason.NOT_FOUND),
+    ],
+)
+def test_protected_paths_may_be_told_to_need_an_identity(
+    path: str, fields: tuple[str, ...], expected: Reason, unlisted: bool
+) -> None:
+    policy = Policy(whitelist=WHITELIST, require_identity=True)
+    assert reason(*fields, path=path, policy=policy, unlisted=unlisted) is expected
+
+
+def test_where_an_identity_is_needed_a_trusted_one_passes() -> None:
+    policy = Policy(whitelist=WHITELIST, require_identity=True)
+    assert reason(ADA, policy=policy) is Reason.TRUSTED_PEER
+    assert reason(ADA, policy=policy, unlisted=True) is Reason.IDENTITY_REQUIRED
+    assert reason(ADA, path="/rest/ping", policy=policy) is Reason.PUBLIC_PATH
+    assert reason(ADA, ADA, policy=policy) is Reason.IDENTITY_DUPLICATE
+    suspended = policy.next_version(suspended=True)
+    assert reason(ADA, policy=suspended) is Reason.IDENTITY_REQUIRED
+
+
+# the shim's own pages
+
+
+@pytest.mark.parametrize(
+    ("fields", "policy", "expected"),
+    [
+        ((ADA, "X-authentik-groups: users|admins"), ADMINS, Reason.TRUSTED_PEER),
+        ((ADA, "X-authentik-groups: users"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups: Admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups: not admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups:"), ADMINS, Reason.NOT_FOUND),
+        ((ADA,), ADMINS, Reason.NOT_FOUND),
+        ((), ADMINS, Reason.NOT_FOUND),
+        (("Remote-User: admin",), ADMINS, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups: admins"), POLICY, Reason.NOT_FOUND),
+        ((ADA, "X-authentik-groups:"), POLICY, Reason.NOT_FOUND),
+        ((ADA, ADA, "X-authentik-groups: admins"), ADMINS, Reason.NOT_FOUND),
+        (
+            (ADA, "X-authentik-groups: users", "X_authentik_groups: admins"),
+            ADMINS,
+            Reason.NOT_FOUND,
+        ),
+        (
+            (ADA, "X-authentik-groups: admins"),
+            ADMINS.next_version(secrets=(b"swordfish",)),
+            Reason.NOT_FOUND,
+        ),
+        (
+            (ADA, "X-authentik-groups: admins", SECRET),
+            ADMINS.next_version(secrets=(b"swordfish",)),
+            Reason.PROXY_SECRET,
+        ),
+    ],
+)
+def test_the_own_pages_are_there_for_trusted_admins_alone(
+    fields: tuple[str, ...], policy: Policy, expected: Reason
+) -> None:
+    for path in ("/_shim/", "/_shim", "/_SHIM/metrics"):
+        assert reason(*fields, path=path, policy=policy) is expected
+        assert reason(*fields, path=path, policy=policy, unlisted=True) is Reason.NOT_FOUND
+
+
+def test_the_own_pages_see_the_name_once_and_a_channels_proof() -> None:
+    decision = decided(
+        head("GET /_shim/api/audit?x=1 HTTP/1.1", ADA, "X-authentik-groups: admins"), policy=ADMINS
+    )
+    told = decision.render_control_head(ADMINS.paths, b"X-Shim-Channel: s3cret\r\nX-Shim-User: ")
+    read = read_by_llhttp(told)
+    assert read is not None
+    assert read.target == b"/api/audit?x=1"
+    assert read.values("X-Shim-User") == [b"ada"]
+    assert read.values("X-Shim-Channel") == [b"s3cret"]
+    assert read.values("Remote-User") == []

@@ -1,0 +1,212 @@
+"""The list of peers: what an entry covers, and what is no entry."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from shim.trust.peers import (
+    AddressList,
+    HostEntry,
+    NetworkEntry,
+    UnixEntry,
+    parse_address,
+    parse_entry,
+    parse_peer,
+)
+from tests.support.decisions import trusting
+
+
+@pytest.mark.parametrize(
+    ("entry", "peer"),
+    [
+        ("10.0.0.5", "10.0.0.5"),
+        (" 10.0.0.5\t", "10.0.0.5"),
+        ("10.0.0.5", "::ffff:10.0.0.5"),
+        ("::ffff:10.0.0.5", "10.0.0.5"),
+        ("::ffff:10.0.0.5", "::ffff:a00:5"),
+        ("10.0.0.0/8", "10.255.255.255"),
+        ("10.0.0.5/8", "10.9.9.9"),
+        ("10.0.0.0/8", "::ffff:10.1.2.3"),
+        ("::ffff:10.0.0.0/104", "10.1.2.3"),
+        ("::ffff:10.0.0.5/104", "10.1.2.3"),
+        ("0.0.0.0/0", "203.0.113.9"),
+        ("fd00::1", "fd00:0:0::1"),
+        ("FD00::1", "fd00::1"),
+        ("fd00::1/64", "fd00::ffff"),
+        ("fe80::1", "fe80::1%eth0"),
+        ("fe80::/10", "fe80::1%eth0"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("@", "@"),
+        ("@", ""),
+    ],
+)
+def test_a_list_holds_the_peers_that_its_entry_covers(entry: str, peer: str) -> None:
+    assert parse_peer(peer) in trusting(entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "peer"),
+    [
+        ("10.0.0.5", "10.0.0.6"),
+        ("10.0.0.5/32", "10.0.0.4"),
+        ("10.0.0.0/8", "11.0.0.0"),
+        ("10.0.0.5", "::10.0.0.5"),  # IPv4-compatible, which is another address
+        ("10.0.0.5", "64:ff9b::10.0.0.5"),  # NAT64, likewise
+        ("::/0", "10.0.0.5"),
+        ("0.0.0.0/0", "fd00::1"),
+        ("0.0.0.0/0", "@"),
+        ("@", "127.0.0.1"),
+        ("fe80::1%eth0", "fe80::1%eth1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("fe80::1%eth0", "fe80::2%eth0"),
+        ("traefik", "10.0.0.5"),
+    ],
+)
+def test_a_list_holds_nobody_else(entry: str, peer: str) -> None:
+    assert parse_peer(peer) not in trusting(entry)
+
+
+def test_an_empty_list_holds_nobody() -> None:
+    empty = AddressList()
+    assert not empty
+    assert not empty.matches_everyone
+    for peer in ("@", "127.0.0.1", "::1", "0.0.0.0"):
+        assert parse_peer(peer) not in empty
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        " ",
+        "010.0.0.5",  # octal for some
+        "10.0.0.08",
+        "0x0a.0.0.5",
+        "0x0a000005",
+        "10.5",  # short forms of inet_aton
+        "10.0.5",
+        "167772165",
+        "10.0.0.256",
+        "10.0.0.5.6",
+        "\uff11\uff10.0.0.5",  # digits that are none to a resolver
+        "10.0.0.5:80",
+        "[fd00::1]",
+        "[fd00::1]:80",
+        "fd00::1::2",
+        "10.0.0.0/33",
+        "10.0.0.0/-1",
+        "10.0.0.0/",
+        "10.0.0.0/255.0.0.0",
+        "10.0.0.0/\u0668",
+        "10.0.0.0/8/8",
+        "10/8",
+        "010.0.0.0/8",
+        "/8",
+        "fe80::1%eth0/64",
+        "traefik/24",
+        "-traefik",
+        "traefik-",
+        "tra efik",
+        "traefik..local",
+        ".traefik",
+        "traefik,caddy",
+        "t" * 64,
+        ".".join(["t" * 60] * 5),
+        "*.example.com",
+        "@@",
+        "!",
+    ],
+)
+def test_what_is_no_plain_entry_is_rejected_with_a_sentence(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        parse_entry(entry)
+
+
+def test_a_cidr_with_host_bits_says_so_and_what_it_covers() -> None:
+    entry = parse_entry("10.0.0.5/8")
+    assert isinstance(entry, NetworkEntry)
+    assert entry.host_bits
+    plain = parse_entry("10.0.0.0/8")
+    assert isinstance(plain, NetworkEntry)
+    assert not plain.host_bits
+    told = trusting("10.0.0.5/8", "10.0.0.0/8").describe()
+    assert told == ("10.0.0.5/8 (all of 10.0.0.0/8)", "10.0.0.0/8")
+
+
+def test_kinds_of_entries_are_told_apart() -> None:
+    assert parse_entry("@") == UnixEntry()
+    assert parse_entry("Traefik.") == HostEntry("Traefik.", "traefik")
+    assert parse_entry("navidrome_edge-1") == HostEntry("navidrome_edge-1", "navidrome_edge-1")
+
+
+def test_a_host_name_holds_the_addresses_that_were_found_for_it() -> None:
+    unresolved = trusting("traefik", "caddy", "traefik")
+    assert unresolved.hosts == ("traefik", "caddy")
+    found = {"traefik": frozenset({ip_address("10.0.0.7"), ip_address("fd00::7")})}
+    resolved = unresolved.with_resolved(found)
+    assert parse_peer("10.0.0.7") in resolved
+    assert parse_peer("fd00::7") in resolved
+    assert parse_peer("10.0.0.8") not in resolved
+    assert parse_peer("10.0.0.7") not in unresolved
+    assert resolved.describe()[1] == "caddy (not resolved: nobody)"
+    assert "10.0.0.7" in resolved.describe()[0]
+
+
+@pytest.mark.parametrize("entry", ["0.0.0.0/0", "10.0.0.1/0", "::/0", "::ffff:0:0/96"])
+def test_an_entry_for_everybody_is_noticed(entry: str) -> None:
+    assert trusting("10.0.0.5", entry).matches_everyone
+    assert not trusting("10.0.0.5", "10.0.0.0/1").matches_everyone
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        ("::ffff:10.0.0.5", "10.0.0.5"),
+        ("FD00:0:0::1", "fd00::1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("", "@"),
+        ("@", "@"),
+    ],
+)
+def test_a_peer_is_named_in_one_way(sent: str, text: str) -> None:
+    assert parse_peer(sent).text == text
+
+
+@pytest.mark.parametrize("sent", ["traefik", "010.0.0.1", "10.1", "10.0.0.1:80", " 10.0.0.1"])
+def test_a_peer_is_an_address(sent: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_peer(sent)
+
+
+@pytest.mark.parametrize(
+    ("sent", "address"),
+    [
+        (b" 10.0.0.5\t", "10.0.0.5"),
+        (b"::ffff:10.0.0.5", "10.0.0.5"),
+        (b"fd00::1", "fd00::1"),
+        (b"10.0.0.5:80", "10.0.0.5"),
+        (b"[fd00::1]", "fd00::1"),
+        (b'"[fd00::1]:443"', "fd00::1"),
+        (b"[10.0.0.5]", None),
+        (b"10.0.0.5:x", None),
+        (b"10.0.0.5:123456", None),
+        (b'"10.0.0.5', None),
+        (b"fd00::1]", None),
+        (b"fe80::1%eth0", None),
+        (b"010.0.0.5", None),
+        (b"10.5", None),
+        (b"unknown", None),
+        (b"", None),
+        (b"\xff", None),
+    ],
+)
+def test_a_forwarded_entry_is_an_address_or_none(sent: bytes, address: str | None) -> None:
+    found = parse_address(sent)
+    assert (None if found is None else str(found)) == address
+
+
+def test_a_name_server_may_answer_with_mapped_addresses() -> None:
+    found = {"traefik": frozenset({ip_address("::ffff:10.0.0.7")})}
+    assert parse_peer("10.0.0.7") in trusting("traefik").with_resolved(found)

@@ -1,0 +1,489 @@
+"""Tokens and secrets in a whole request: what an identity has to bring, where, and what it may say."""
+
+from __future__ import annotations
+
+import gc
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from shim.trust.cached_decisions import DecisionCache
+from shim.trust.decision import Decision, decide
+from shim.trust.fields import Field, FieldNames
+from shim.trust.identity import Identity, Role
+from shim.trust.jwks import Key, read_key_set
+from shim.trust.jwt import TokenRules
+from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
+from shim.trust.reasons import Reason, Verdict
+from shim.trust.token_proof import TokenProof
+from tests.support.decisions import ANYONE, EDGE, POLICY, cache_for, explained, head
+from tests.support.jwt_minting import AUDIENCE, ISSUER, NOW, claims, jwk, key_set, rsa_key, token
+
+RULES = TokenRules(
+    keys=read_key_set(key_set(jwk(rsa_key(), "rsa-0"))),
+    fetched=True,
+    issuer=ISSUER,
+    audiences=frozenset({AUDIENCE}),
+)
+OPTIONAL = replace(POLICY, tokens=RULES)
+REQUIRED = replace(POLICY, tokens=replace(RULES, required=True))
+BEARER = replace(
+    REQUIRED,
+    names=FieldNames(
+        AUTHENTIK_HEADERS, ("X-authentik-",), "Remote-User", "X-Shim-Proxy-Secret", bearer=True
+    ),
+)
+EVERYTHING = [
+    "X-authentik-username: ada",
+    "X-authentik-name: Ada Lovelace",
+    "X-authentik-email: ada@example.org",
+    "X-authentik-groups: family|admins",
+    "X-authentik-uid: 5a1c",
+]
+ADA = Identity(
+    "ada", "Ada Lovelace", "ada@example.org", ("family", "admins"), "5a1c", verified=True
+)
+
+
+def by_token(text: str = "", **changes: Any) -> str:
+    return f"X-authentik-jwt: {text or token(claims(**changes))}"
+
+
+def asked(
+    *fields: str,
+    policy: Policy = REQUIRED,
+    now: float | None = NOW,
+    line: str = "GET /app/ HTTP/1.1",
+    peer: Any = EDGE,
+) -> Decision:
+    """The decision, fresh and as often as it is remembered, by a memory that all the tests share."""
+    whole = head(line, *fields)
+    fresh = decide(whole, peer, policy, b"http", now)
+    memory = cache_for(policy)
+    standing = memory.connection_context(peer, b"http")
+    text, _, block = whole[:-2].partition(b"\r\n")
+    for _ in range(4):
+        remembered = memory.decide(
+            text, block, standing, memory.cached_headers(block, standing), now
+        )
+        assert explained(remembered) == explained(fresh)
+    return fresh
+
+
+def reason(*fields: str, **options: Any) -> Reason:
+    return asked(*fields, **options).outcome.reason
+
+
+def test_the_claims_become_the_identity() -> None:
+    for fields in ([by_token()], [*EVERYTHING, by_token()]):
+        decision = asked(*fields)
+        assert decision.outcome.reason is Reason.VERIFIED_JWT
+        assert decision.identity == ADA
+        assert b"\r\nRemote-User: ada\r\n" in decision.render_head()
+        assert b"eyJ" not in decision.render_head()
+
+
+def test_headers_alone_are_not_verified() -> None:
+    decision = asked(*EVERYTHING, policy=OPTIONAL)
+    assert decision.outcome.reason is Reason.TRUSTED_PEER
+    assert decision.identity == replace(ADA, verified=False)
+    for empty in ([], ["X-authentik-jwt: "], ["X-authentik-jwt:   "]):
+        assert reason(*EVERYTHING, *empty) is Reason.JWT_MISSING
+        assert reason(*EVERYTHING, *empty, policy=OPTIONAL) is Reason.TRUSTED_PEER
+
+
+def test_a_token_that_is_there_has_to_hold_also_where_none_is_needed() -> None:
+    forged = by_token(token(key=rsa_key(1)))
+    for policy in (OPTIONAL, REQUIRED):
+        assert reason(*EVERYTHING, forged, policy=policy) is Reason.JWT_INVALID
+        assert reason(*EVERYTHING, by_token("x"), policy=policy) is Reason.JWT_INVALID
+        assert reason(forged, policy=policy) is Reason.JWT_INVALID
+
+
+def test_a_token_is_not_looked_at_where_it_is_off() -> None:
+    decision = asked(*EVERYTHING, by_token("x"), policy=POLICY)
+    assert decision.outcome.reason is Reason.TRUSTED_PEER
+    assert decision.identity is not None and not decision.identity.verified
+
+
+@pytest.mark.parametrize(
+    ("header", "changes"),
+    [
+        ("X-authentik-username: bob", {}),
+        ("X-authentik-username: Ada", {}),
+        ("X-authentik-uid: 5a1d", {}),
+        ("X-authentik-groups: admins", {"groups": []}),
+        ("X-authentik-groups: family|admins|root", {}),
+        ("X-authentik-groups: ", {}),
+    ],
+)
+def test_a_header_that_says_something_else_is_rejected(
+    header: str, changes: dict[str, Any]
+) -> None:
+    decision = asked(header, by_token(**changes))
+    assert decision.outcome.reason is Reason.JWT_CLAIM_MISMATCH
+    assert "eyJ" not in decision.detail
+
+
+def test_a_disagreement_tells_both_sides() -> None:
+    decision = asked("X-authentik-username: bob", by_token())
+    assert "'bob'" in decision.detail and "'ada'" in decision.detail
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-authentik-groups: admins|family",
+        "X-authentik-groups: family | admins",
+        "X-authentik-groups: family||admins|",
+    ],
+)
+def test_groups_in_another_order_are_the_same(header: str) -> None:
+    assert reason(header, by_token()) is Reason.VERIFIED_JWT
+
+
+def test_a_group_with_the_separator_in_its_name_is_one_group() -> None:
+    decision = asked("X-authentik-groups: a|b|c", by_token(groups=["a|b", "c"]))
+    assert decision.identity is not None
+    assert decision.identity.groups == ("a|b", "c")
+    admin = replace(REQUIRED, admin_groups=frozenset({"a"}))
+    fields = ("X-authentik-groups: a|b|c", by_token(groups=["a|b", "c"]))
+    assert reason(*fields, policy=admin, line="GET /_shim/ HTTP/1.1") is Reason.NOT_FOUND
+
+
+def test_what_the_token_is_silent_about_no_header_can_say() -> None:
+    silent = by_token(groups=None, email=None, name=None)
+    decision = asked(*EVERYTHING, silent)
+    assert decision.identity == Identity("ada", uid="5a1c", verified=True)
+    needs_groups = replace(REQUIRED, required=frozenset({Role.GROUPS}))
+    assert reason(*EVERYTHING, silent, policy=needs_groups) is Reason.IDENTITY_INCOMPLETE
+    assert reason(by_token(preferred_username=None)) is Reason.IDENTITY_INCOMPLETE
+    assert reason(*EVERYTHING, by_token(preferred_username=None)) is Reason.IDENTITY_INCOMPLETE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preferred_username": "a\nb"},
+        {"preferred_username": "a\x00"},
+        {"preferred_username": "a" * 256},
+        {"preferred_username": "\u00a0ada"},
+        {"preferred_username": "\ud800"},
+        {"preferred_username": "a\u2066b"},
+        {"groups": ["a\r\nRemote-User: root"]},
+    ],
+    ids=repr,
+)
+def test_a_claim_has_to_be_what_a_header_could_carry(changes: dict[str, Any]) -> None:
+    assert reason(by_token(**changes)) is Reason.IDENTITY_INVALID
+
+
+def test_an_empty_name_or_subject_of_a_token_is_absent() -> None:
+    assert reason(by_token(preferred_username="")) is Reason.IDENTITY_INCOMPLETE
+    bound = replace(REQUIRED, required=frozenset({Role.UID}))
+    assert reason(by_token(sub=""), policy=bound) is Reason.IDENTITY_INCOMPLETE
+
+
+@pytest.mark.parametrize(
+    ("header", "changes", "identity"),
+    [
+        # The token's value counts, whatever the header says.
+        ("X-authentik-email: eve@example.org", {}, ADA),
+        ("X-authentik-name: Eve", {}, ADA),
+        ("X-authentik-name: ", {}, ADA),
+        ("X-authentik-name: Jo\u0308rg", {"name": "J\u00f6rg"}, replace(ADA, name="J\u00f6rg")),
+        # One that is unusable is dropped, and the header does not stand in for it.
+        ("X-authentik-name: Ada", {"name": "\x1b[0m"}, replace(ADA, name=None)),
+        ("X-authentik-name: Ada", {"name": "\ud800"}, replace(ADA, name=None)),
+        ("X-authentik-name: Ada", {"email": "a" * 321}, replace(ADA, email=None)),
+    ],
+)
+def test_a_display_name_or_e_mail_never_decides(
+    header: str, changes: dict[str, Any], identity: Identity
+) -> None:
+    decision = asked(header, by_token(**changes))
+    assert decision.outcome.reason is Reason.VERIFIED_JWT
+    assert decision.identity == identity
+
+
+def test_a_reserved_name_in_a_token_is_reserved() -> None:
+    policy = replace(REQUIRED, reserved=frozenset({"navidrome-shim"}))
+    fields = by_token(preferred_username="Navidrome-Shim")
+    assert reason(fields, policy=policy) is Reason.RESERVED_ACCOUNT
+
+
+def test_a_token_from_a_peer_that_is_not_listed_says_nothing() -> None:
+    decision = asked(by_token(), policy=BEARER, peer=ANYONE)
+    assert decision.outcome.reason is Reason.UNTRUSTED_PEER
+    decision = asked(f"Authorization: Bearer {token()}", policy=BEARER, peer=ANYONE)
+    assert decision.outcome.reason is Reason.UNTRUSTED_PEER
+    assert b"eyJ" not in decision.render_head()
+
+
+def test_a_token_under_an_alias_of_its_header_is_rejected() -> None:
+    assert reason(f"X_authentik_jwt: {token()}") is Reason.HEADER_ALIAS
+    assert reason(by_token(), f"X_authentik_jwt: {token()}") is Reason.HEADER_ALIAS
+    assert reason(by_token(), by_token()) is Reason.IDENTITY_DUPLICATE
+
+
+def test_keys_that_come_beside_the_token_are_not_read() -> None:
+    meta = "X-authentik-meta-jwks: https://evil.example/jwks"
+    assert reason(by_token(), meta) is Reason.VERIFIED_JWT
+    forged = by_token(token(key=rsa_key(1)))
+    assert reason(forged, meta) is Reason.JWT_INVALID
+
+
+# Time
+
+
+def test_the_end_of_a_token_is_looked_at_on_every_request_whatever_is_remembered() -> None:
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+    line, _, block = head("GET /app/ HTTP/1.1", by_token())[:-2].partition(b"\r\n")
+
+    def at(now: float | None) -> Reason:
+        known = memory.cached_headers(block, standing)
+        return memory.decide(line, block, standing, known, now).outcome.reason
+
+    assert [at(NOW) for _ in range(4)] == [Reason.VERIFIED_JWT] * 4
+    assert memory.cached_headers(block, standing) is not None
+    assert at(NOW + 329) is Reason.VERIFIED_JWT
+    assert at(NOW + 330) is Reason.JWT_EXPIRED
+    assert at(None) is Reason.JWT_EXPIRED
+    assert at(NOW - 41) is Reason.JWT_NOT_YET_VALID
+    assert at(NOW) is Reason.VERIFIED_JWT, "a clock that was put right"
+
+
+def test_a_token_that_was_too_early_holds_later() -> None:
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+    line, _, block = head("GET /app/ HTTP/1.1", by_token(nbf=NOW + 100))[:-2].partition(b"\r\n")
+    for _ in range(4):
+        early = memory.decide(line, block, standing, memory.cached_headers(block, standing), NOW)
+        assert early.outcome.reason is Reason.JWT_NOT_YET_VALID
+    later = memory.decide(line, block, standing, None, NOW + 100)
+    assert later.outcome.reason is Reason.VERIFIED_JWT
+
+
+@pytest.mark.parametrize(
+    ("kid", "name", "at_first"),
+    [
+        ("rsa-0", None, Reason.IDENTITY_INCOMPLETE),
+        ("rsa-0", "a\tb", Reason.IDENTITY_INVALID),
+        ("rsa-1", "ada", Reason.JWT_UNKNOWN_KEY),
+    ],
+)
+def test_whatever_else_was_wrong_with_a_token_it_has_expired_once_it_has(
+    kid: str, name: str | None, at_first: Reason
+) -> None:
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+    field = by_token(token(claims(preferred_username=name), kid=kid))
+    line, _, block = head("GET /app/ HTTP/1.1", field)[:-2].partition(b"\r\n")
+
+    def at(now: float) -> Reason:
+        return memory.decide(line, block, standing, None, now).outcome.reason
+
+    assert [at(NOW) for _ in range(4)] == [at_first] * 4
+    assert at(NOW + 330) is Reason.JWT_EXPIRED
+
+
+def test_a_browsers_hundred_covers_cost_one_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+    signed = Key.verify
+
+    def counted(key: Key, text: bytes, signature: bytes) -> bool:
+        nonlocal count
+        count += 1
+        return signed(key, text, signature)
+
+    monkeypatch.setattr(Key, "verify", counted)
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+    text = by_token()
+    for number in range(100):
+        # Each with a header block of its own.
+        fields = (text, f"Range: bytes={number}-", f"X-Forwarded-For: 192.0.2.{number}")
+        line, _, block = head(f"GET /api/{number} HTTP/1.1", *fields)[:-2].partition(b"\r\n")
+        decision = memory.decide(line, block, standing, memory.cached_headers(block, standing), NOW)
+        assert decision.outcome.reason is Reason.VERIFIED_JWT
+    assert count == 1
+
+
+def test_nothing_verified_under_other_keys_counts() -> None:
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+    line, _, block = head("GET /app/ HTTP/1.1", by_token())[:-2].partition(b"\r\n")
+    for _ in range(3):
+        assert memory.decide(line, block, standing, None, NOW).outcome.reason is Reason.VERIFIED_JWT
+    rotated = replace(RULES, keys=read_key_set(key_set(jwk(rsa_key(1), "rsa-1"))), required=True)
+    renewed = DecisionCache(REQUIRED.next_version(tokens=rotated))
+    standing = renewed.connection_context(EDGE, b"http")
+    decision = renewed.decide(line, block, standing, renewed.cached_headers(block, standing), NOW)
+    assert decision.outcome.reason is Reason.JWT_UNKNOWN_KEY
+
+
+# Where it counts
+
+APP = "GET /app/ HTTP/1.1"
+PUBLIC = "GET /rest/ping HTTP/1.1"
+
+
+def test_a_token_counts_on_a_public_path_only_as_the_settings_say() -> None:
+    with_jwt = replace(REQUIRED, public_path_proof=Proof.JWT)
+    assert reason(by_token(), line=PUBLIC) is Reason.PUBLIC_PATH
+    assert reason(by_token(), policy=with_jwt, line=PUBLIC) is Reason.VERIFIED_JWT
+    assert reason(*EVERYTHING, policy=with_jwt, line=PUBLIC) is Reason.PUBLIC_PATH
+    forged = by_token(token(key=rsa_key(1)))
+    assert reason(forged, policy=with_jwt, line=PUBLIC) is Reason.JWT_INVALID
+    for line in ("GET /share/abc HTTP/1.1", "GET /SHARE HTTP/1.1"):
+        assert reason(by_token(), policy=with_jwt, line=line) is Reason.PUBLIC_PATH
+    optional = replace(OPTIONAL, public_path_proof=Proof.JWT)
+    assert reason(*EVERYTHING, policy=optional, line=PUBLIC) is Reason.PUBLIC_PATH
+
+
+def test_a_forged_token_costs_nothing_where_it_could_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object) -> bool:
+        raise AssertionError("a signature was verified")
+
+    monkeypatch.setattr(Key, "verify", never)
+    forged = by_token(token(key=rsa_key(1)))
+    assert reason(forged, line=PUBLIC) is Reason.PUBLIC_PATH
+    assert reason(forged, line="GET /share/x HTTP/1.1") is Reason.PUBLIC_PATH
+    assert reason(forged, peer=ANYONE) is Reason.UNTRUSTED_PEER
+    secret = replace(REQUIRED, secrets=(b"s3cret-s3cret-s3cret",))
+    assert reason(forged, policy=secret) is Reason.SECRET_MISSING
+
+
+def test_secret_and_token_are_both_needed_where_both_are_set() -> None:
+    both = replace(REQUIRED, secrets=(b"s3cret", b"older"))
+    good, wrong = "X-Shim-Proxy-Secret: s3cret", "X-Shim-Proxy-Secret: s3cre"
+    assert reason(by_token(), good, policy=both) is Reason.VERIFIED_JWT
+    assert reason(by_token(), wrong, policy=both) is Reason.SECRET_MISMATCH
+    assert reason(by_token(), policy=both) is Reason.SECRET_MISSING
+    assert reason(*EVERYTHING, good, policy=both) is Reason.JWT_MISSING
+    assert reason(by_token(), good, good, policy=both) is Reason.SECRET_MISMATCH
+    jwt = replace(both, public_path_proof=Proof.JWT)
+    assert reason(by_token(), policy=jwt, line=PUBLIC) is Reason.PUBLIC_PATH
+    assert reason(by_token(), good, policy=jwt, line=PUBLIC) is Reason.VERIFIED_JWT
+    secret = replace(both, public_path_proof=Proof.SECRET)
+    assert reason(by_token(), good, policy=secret, line=PUBLIC) is Reason.VERIFIED_JWT
+    assert reason(*EVERYTHING, good, policy=secret, line=PUBLIC) is Reason.JWT_MISSING
+    assert reason(by_token(), wrong, policy=secret, line=PUBLIC) is Reason.PUBLIC_PATH
+
+
+def test_the_shims_own_pages_need_an_admin_whom_the_token_names() -> None:
+    policy = replace(REQUIRED, admin_groups=frozenset({"admins"}))
+    line = "GET /_shim/ HTTP/1.1"
+    assert reason(by_token(), policy=policy, line=line) is Reason.VERIFIED_JWT
+    assert reason(by_token(groups=["family"]), policy=policy, line=line) is Reason.NOT_FOUND
+    spoofed = (*EVERYTHING, by_token(groups=None))
+    assert reason(*spoofed, policy=policy, line=line) is Reason.NOT_FOUND
+    forged = by_token(token(key=rsa_key(1)))
+    assert reason(forged, policy=policy, line=line) is Reason.NOT_FOUND
+
+
+# Authorization: Bearer
+
+
+def test_a_native_client_brings_its_token_as_bearer() -> None:
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        decision = asked(f"Authorization: {scheme} {token()}", policy=BEARER)
+        assert decision.identity == ADA
+        assert b"uthorization" not in decision.render_head()
+    public = replace(BEARER, public_path_proof=Proof.JWT)
+    decision = asked(f"Authorization: Bearer {token()}", policy=public, line=PUBLIC)
+    assert decision.identity == ADA
+
+
+@pytest.mark.parametrize("value", ["Bearer ", "Bearer", "Bearer x", "Bearer a.b.c"])
+def test_a_bearer_that_is_no_token_of_the_provider(value: str) -> None:
+    expected = Reason.NO_IDENTITY if value.strip() == "Bearer" else Reason.JWT_INVALID
+    assert reason(f"Authorization: {value}", policy=BEARER) is expected
+
+
+def test_other_authorization_passes_as_it_is() -> None:
+    for value in ("Basic YTpi", "MediaBrowser Token=x", f"Token {token()}"):
+        decision = asked(f"Authorization: {value}", policy=BEARER)
+        assert decision.outcome.reason is Reason.NO_IDENTITY
+        assert f"Authorization: {value}\r\n".encode() in decision.render_head()
+    decision = asked(f"Authorization: Bearer {token()}")
+    assert decision.outcome.verdict is Verdict.ANONYMOUS, "the setting is off"
+
+
+def test_the_edges_header_speaks_where_a_bearer_is_there_too() -> None:
+    bob = f"Authorization: Bearer {token(claims(preferred_username='bob', sub='b0b'))}"
+    for fields in ([by_token(), bob], [bob, by_token()]):
+        assert asked(*fields, policy=BEARER).identity == ADA
+    assert reason(bob, bob, policy=BEARER) is Reason.IDENTITY_DUPLICATE
+    assert reason(*EVERYTHING, bob, policy=BEARER) is Reason.JWT_CLAIM_MISMATCH
+
+
+def test_a_flood_of_forged_tokens_pushes_nobodys_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+    honest = by_token()
+
+    def ask_with(text: str, *more: str) -> Reason:
+        line, _, block = head("GET /app/ HTTP/1.1", text, *more)[:-2].partition(b"\r\n")
+        known = memory.cached_headers(block, standing)
+        return memory.decide(line, block, standing, known, NOW).outcome.reason
+
+    for _ in range(3):
+        assert ask_with(honest) is Reason.VERIFIED_JWT
+    stem = honest.rpartition(".")[0]
+    for number in range(5000):
+        assert ask_with(f"{stem}.{number:04}AAAA") is Reason.JWT_INVALID
+
+    def never(*_: object) -> bool:
+        raise AssertionError("the honest token was verified again")
+
+    monkeypatch.setattr(Key, "verify", never)
+    assert ask_with(honest) is Reason.VERIFIED_JWT
+    assert ask_with(honest, "Range: bytes=0-") is Reason.VERIFIED_JWT
+
+
+def test_tokens_and_the_headers_beside_them_are_remembered_apart() -> None:
+    forged = by_token(token(key=rsa_key(1)))
+    bob = token(claims(preferred_username="bob", sub="b0b"))
+    late = token(claims(exp=int(NOW) - 100))
+    carried = [
+        [by_token()], [forged], [by_token(bob)], [by_token(late)], [by_token(), by_token()],
+        [by_token().replace("X-authentik-jwt", "x-AUTHENTIK-jwt")], ["X-authentik-jwt: "], [],
+        [f"Authorization: Bearer {bob}"], [f"Authorization: Bearer {bob}", by_token()],
+        ["X-authentik-jwt: ", f"authorization: Bearer {bob}"], ["X_authentik_jwt: x"],
+        ["X-authentik-jwt: \xff"],
+    ]  # fmt: skip
+    beside = [[], EVERYTHING, EVERYTHING[:1], ["X-authentik-username: eve"], ["X-authentik-uid: 1"]]
+    questions = [
+        (fields, more, line) for fields in carried for more in beside for line in (APP, PUBLIC)
+    ]
+    shuffled = random.Random(6)
+    for policy in (BEARER, OPTIONAL, POLICY):
+        for _ in range(5):
+            shuffled.shuffle(questions)
+            for fields, more, line in questions:
+                asked(*more, *fields, policy=policy, line=line)
+                asked(*fields, *more, policy=policy, line=line)
+
+
+@pytest.mark.parametrize("named", ["one person", "each another"])
+def test_a_flood_of_forged_tokens_leaves_no_trace(named: str) -> None:
+    memory = DecisionCache(REQUIRED)
+    standing = memory.connection_context(EDGE, b"http")
+
+    def left() -> int:
+        gc.collect()
+        return sum(isinstance(each, TokenProof | Field) for each in gc.get_objects())
+
+    before = left()
+    for number in range(500):
+        other = EVERYTHING if named == "one person" else [f"X-authentik-username: {number}"]
+        fields = [*other, by_token(f"e30.e30.{number:04}AAAA")]
+        line, _, block = head(APP, *fields)[:-2].partition(b"\r\n")
+        memory.decide(line, block, standing, memory.cached_headers(block, standing), NOW)
+    assert left() < before + 30
