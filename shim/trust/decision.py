@@ -47,6 +47,7 @@ _PROTECTED = PathZone.PROTECTED
 _AMBIGUOUS_STATUS = 400
 _ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@ ]+/")
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
+_WRITE_METHODS = frozenset({b"POST", b"PUT", b"PATCH", b"DELETE"})
 # Of a request to Navidrome's user API: one user's long name would make the list unreadable for all.
 USER_BODY_BYTES = 65536
 # Go reads a form of these methods alone, and of this type; whatever looks like it is taken for one.
@@ -66,7 +67,8 @@ class Decision:
     a token of its own; `subsonic`: its path is below `/rest/`, where Navidrome reads fewer of them. Void
     tokens are removed by `without_void_tokens`, and `void` says where they were; those of another account by
     `bound`, and `loosed` says where. `claims` are those of the tokens that are left. `form`: the body is a
-    form that may carry one as well, and was not read yet. `writes_users`: it can change Navidrome's users.
+    form that may carry one as well, and was not read yet. `to_user_api`: it is a write to
+    Navidrome's user API.
     `line_text` is the request line where `line` is None, as far as it was read.
     """
 
@@ -81,7 +83,7 @@ class Decision:
     has_navidrome_tokens: bool = False
     subsonic: bool = False
     form: bool = False
-    writes_users: bool = False
+    to_user_api: bool = False
     void: tuple[str, ...] = ()
     removed_tokens: tuple[str, ...] = ()
     claims: tuple[NavidromeClaims, ...] = ()
@@ -104,6 +106,14 @@ class Decision:
         if self.trust_result is None or self.outcome.verdict is not _AUTHENTICATED:
             return None
         return self.trust_result.identity
+
+    @property
+    def writes_users(self) -> bool:
+        """Whether it can change Navidrome's users. Navidrome rejects a write that nobody signed in for, so a
+        stranger's request gives no reason to read the users again."""
+        return self.to_user_api and (
+            self.outcome.verdict is _AUTHENTICATED or self.has_navidrome_tokens
+        )
 
     @property
     def token_locations(self) -> tuple[str, ...]:
@@ -378,9 +388,9 @@ def combine(
         raise RequestRejected(
             Reason.CROSS_SITE, f"a browser says that another site sent it: {metadata.cross_site}"
         )
-    writes_users = form = False
+    to_user_api = form = False
     if request_line.method != b"GET":
-        writes_users, form = _check_write(request_line, block, policy)
+        to_user_api, form = _check_write(request_line, block, policy)
     has_navidrome_tokens = subsonic = False
     target, path = request_line.target, request_line.path
     root = policy.paths.subsonic
@@ -399,22 +409,24 @@ def combine(
         has_navidrome_tokens,
         subsonic,
         form,
-        writes_users,
+        to_user_api,
     )
 
 
 def _check_write(
     request_line: RequestLine, block: HeaderBlock, policy: Policy
 ) -> tuple[bool, bool]:
-    """Return whether a request that is no GET can change Navidrome's users, and whether its body is a form
+    """Return whether a request that is no GET writes to Navidrome's user API, and whether its body is a form
     that may carry a Navidrome token. Raises `Rejected`."""
     if request_line.method == b"POST":
         _check_login_allowed(request_line, policy)
-    writes_users = request_line.method != b"HEAD" and policy.paths.writes_users(request_line.path)
+    to_user_api = request_line.method in _WRITE_METHODS and policy.paths.writes_users(
+        request_line.path
+    )
     length = block.metadata.length
-    if writes_users and length > USER_BODY_BYTES:
+    if to_user_api and length > USER_BODY_BYTES:
         raise user_body_too_large()
-    return writes_users, length not in (NO_BODY, 0) and _is_form(request_line, block)
+    return to_user_api, length not in (NO_BODY, 0) and _is_form(request_line, block)
 
 
 def user_body_too_large() -> RequestRejected:

@@ -364,14 +364,16 @@ async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sen
 async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome: Navidrome) -> None:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client()
-        await client.send(build_request("PUT", "/api/user/1", "Content-Length: 2").encode(), b"{}")
+        client = await front.client(EDGE)
+        await client.send(
+            build_request("PUT", "/api/user/1", *IDENTITY, "Content-Length: 2").encode(), b"{}"
+        )
         served, _ = await navidrome.requests()
         assert accounts.changes == 1, "the head was sent"
         await served.send(OK)
         await client.read_response()
         assert accounts.changes == 2, "the response came"
-        await client.send(build_request("DELETE", "/api/user/1").encode())
+        await client.send(build_request("DELETE", "/api/user/1", *IDENTITY).encode())
         await served.head()
         assert accounts.changes == 3
         served.close()
@@ -379,10 +381,41 @@ async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome:
         assert accounts.changes == 4
         for line in ("GET /api/user", "HEAD /api/user/1", "POST /api/song"):
             method, target = line.split(" ")
-            await front.client()
-            await (await front.client()).send(build_request(method, target).encode())
+            await front.client(EDGE)
+            await (await front.client(EDGE)).send(build_request(method, target, *IDENTITY).encode())
             await navidrome.requests()
         assert accounts.changes == 4
+
+
+@pytest.mark.parametrize("source", [EDGE, ANYONE])
+async def test_a_request_that_nobody_signed_in_for_changes_no_users(
+    navidrome: Navidrome, source: str
+) -> None:
+    accounts = locked()
+    served = None
+    async with front_before(navidrome, gate=accounts) as front:
+        for path in ("/api/user/1", "/rest/api/user"):
+            for fields in ((), (f"X-ND-Authorization: Bearer {ADA}",)):
+                client = await front.client(source)
+                await client.send(build_request("DELETE", path, *fields).encode())
+                served, _ = await received(navidrome, served)
+                await served.send(OK)
+                await client.read_response()
+        assert accounts.changes == 0
+        client = await front.client(source)
+        signed_in = build_request("DELETE", "/api/user/1", f"X-ND-Authorization: Bearer {BOB}")
+        await client.send(signed_in.encode())
+        await received(navidrome, served)
+        assert accounts.changes == 1
+
+
+async def test_a_preflight_request_changes_no_users(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client(EDGE)
+        await client.send(build_request("OPTIONS", "/api/user/1", *IDENTITY).encode())
+        await navidrome.requests()
+        assert accounts.changes == 0
 
 
 @pytest.mark.parametrize("provisioning", [True, False])
@@ -391,17 +424,19 @@ async def test_bodies_for_the_user_api_are_limited(
 ) -> None:
     gate = Accounts() if provisioning else None
     async with front_before(navidrome, gate=gate) as front:
-        client = await front.client()
-        await client.send(build_request("PUT", "/api/user/1", "Content-Length: 65537").encode())
+        client = await front.client(EDGE)
+        await client.send(
+            build_request("PUT", "/api/user/1", *IDENTITY, "Content-Length: 65537").encode()
+        )
         assert (await client.read_response()).status == 413
         assert navidrome.count == 0
-        client = await front.client()
-        head = build_request("PUT", "/api/user/1", "Content-Length: 65536").encode()
+        client = await front.client(EDGE)
+        head = build_request("PUT", "/api/user/1", *IDENTITY, "Content-Length: 65536").encode()
         await client.send(head, bytes(65536))
         served, _ = await navidrome.requests()
         await served.read_exactly(65536)
-        chunked = await front.client()
-        head = build_request("PUT", "/api/user/1", "Transfer-Encoding: chunked").encode()
+        chunked = await front.client(EDGE)
+        head = build_request("PUT", "/api/user/1", *IDENTITY, "Transfer-Encoding: chunked").encode()
         chunk = b"8000\r\n" + bytes(32768) + b"\r\n"
         await chunked.send(head + chunk + chunk)
         served, _ = await navidrome.requests()
