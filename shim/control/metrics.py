@@ -33,8 +33,9 @@ def build_registry(
 
 
 class ProxyCollector(Collector):
-    """Reads `Counters`. Every outcome has its row, also one of zero: a row that first appears with its
-    first request is no increase to Prometheus, and an alert on it would not fire."""
+    """Reads `Counters`. Every outcome and every failure has its row, also one of zero: a row
+    that first appears with its first request is no increase to Prometheus, and an alert on it would not
+    fire."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -52,11 +53,11 @@ class ProxyCollector(Collector):
 
         failures = CounterMetricFamily(
             "shim_request_failures",
-            "Requests answered 502, 503 or 504 instead of by Navidrome.",
+            "Requests without a complete response from Navidrome, by failure.",
             labels=("reason",),
         )
-        for failure, count in dict(counters.failures).items():
-            failures.add_metric((failure,), count)
+        for failure, count in counters.failures.items():
+            failures.add_metric((failure.value,), count)
         yield failures
 
         yield CounterMetricFamily(
