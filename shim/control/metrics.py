@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from shim.proxy.counters import Counters
+from shim.proxy.failures import CLIENT_FAILURES
 from shim.trust.reasons import OUTCOMES
 
 
@@ -53,12 +54,19 @@ class ProxyCollector(Collector):
 
         failures = CounterMetricFamily(
             "shim_request_failures",
-            "Requests without a complete response from Navidrome, by failure.",
+            "Requests that the shim answered 502, 503 or 504, or whose response Navidrome cut.",
+            labels=("reason",),
+        )
+        aborted = CounterMetricFamily(
+            "shim_requests_aborted",
+            "Requests that ended early because of the client (gone, too slow, too much data) or its account.",
             labels=("reason",),
         )
         for failure, count in counters.failures.items():
-            failures.add_metric((failure.value,), count)
+            family = aborted if failure in CLIENT_FAILURES else failures
+            family.add_metric((failure.value,), count)
         yield failures
+        yield aborted
 
         yield CounterMetricFamily(
             "shim_upstream_retries",

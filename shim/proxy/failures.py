@@ -67,3 +67,15 @@ class Failure(StrEnum):
         502,
         "Navidrome does not answer right now.",
     )
+
+
+# Failures that the client or its account causes. The others are failures of Navidrome or of the shim.
+CLIENT_FAILURES = frozenset(
+    {
+        Failure.CLIENT_LEFT,
+        Failure.SEND_TIMEOUT,
+        Failure.BODY_TIMEOUT,
+        Failure.SENT_AHEAD,
+        Failure.ACCOUNT_REVOKED,
+    }
+)

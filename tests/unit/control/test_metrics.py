@@ -40,8 +40,23 @@ def test_an_outcome_that_never_came_has_its_row_too() -> None:
 
 
 def test_a_failure_that_never_happened_has_its_row_too() -> None:
-    rows = read(Counters())["shim_request_failures_total"]
-    assert rows == [({"reason": failure.value}, 0.0) for failure in Failure]
+    samples = read(Counters())
+    rows = samples["shim_request_failures_total"] + samples["shim_requests_aborted_total"]
+    assert {row["reason"]: count for row, count in rows} == dict.fromkeys(Failure, 0)
+
+
+def test_a_failure_of_the_client_is_not_counted_as_one_of_the_server() -> None:
+    counters = Counters()
+    for failure in Failure:
+        counters.failed(failure)
+
+    samples = read(counters)
+
+    statuses = {failure.value: failure.status for failure in Failure}
+    failures = {row["reason"] for row, _ in samples["shim_request_failures_total"]}
+    aborted = {row["reason"] for row, _ in samples["shim_requests_aborted_total"]}
+    assert {statuses[reason] for reason in failures} == {502, 503, 504}
+    assert {statuses[reason] for reason in aborted} == {400, 403, 408}
 
 
 def test_every_figure_of_the_data_plane_is_shown() -> None:
