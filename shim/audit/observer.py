@@ -73,13 +73,13 @@ class TrailObserver:
                 )
 
     def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
-        """A request got one of the shim's own responses, since Navidrome gave none."""
+        """A request got no complete response from Navidrome."""
         self._trail.record(
             RequestFailed(
                 time=self._now(),
                 **_request_fields(decision, request_id),
                 status=status,
-                reason=failure,
+                reason=str(failure),
             )
         )
 
@@ -90,7 +90,7 @@ class TrailObserver:
         status: int,
         sent: int,
         seconds: float,
-        incomplete: str = "",
+        incomplete: str | None = None,
     ) -> None:
         """A response was given."""
         self._trail.record(
@@ -101,7 +101,7 @@ class TrailObserver:
                 bytes_sent=sent,
                 duration_seconds=seconds,
                 client=_client(decision),
-                incomplete=incomplete or None,
+                incomplete=None if incomplete is None else str(incomplete),
                 user=None if decision.identity is None else decision.identity.username,
                 verdict=decision.outcome.verdict,
                 reason=decision.outcome.reason,

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from shim.proxy.counters import Counters
+from shim.proxy.failures import CLIENT_FAILURES
 from shim.trust.reasons import OUTCOMES
 
 
@@ -33,8 +34,9 @@ def build_registry(
 
 
 class ProxyCollector(Collector):
-    """Reads `Counters`. Every outcome has its row, also one of zero: a row that first appears with its
-    first request is no increase to Prometheus, and an alert on it would not fire."""
+    """Reads `Counters`. Every outcome and every failure has its row, also one of zero: a row
+    that first appears with its first request is no increase to Prometheus, and an alert on it would not
+    fire."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -52,12 +54,19 @@ class ProxyCollector(Collector):
 
         failures = CounterMetricFamily(
             "shim_request_failures",
-            "Requests answered 502, 503 or 504 instead of by Navidrome.",
+            "Requests that the shim answered 502, 503 or 504, or whose response Navidrome cut.",
             labels=("reason",),
         )
-        for failure, count in dict(counters.failures).items():
-            failures.add_metric((failure,), count)
+        aborted = CounterMetricFamily(
+            "shim_requests_aborted",
+            "Requests that ended early because of the client (gone, too slow, too much data) or its account.",
+            labels=("reason",),
+        )
+        for failure, count in counters.failures.items():
+            family = aborted if failure in CLIENT_FAILURES else failures
+            family.add_metric((failure.value,), count)
         yield failures
+        yield aborted
 
         yield CounterMetricFamily(
             "shim_upstream_retries",

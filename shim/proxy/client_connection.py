@@ -14,6 +14,7 @@ from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any, cast
 
 from shim.proxy.error_responses import UNASSIGNED_REQUEST_ID, error_response
+from shim.proxy.failures import Failure
 from shim.proxy.server import NEVER, DataPlane
 from shim.trust.peers import Peer, parse_peer
 
@@ -136,7 +137,7 @@ class ClientConnection(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:
             self._plane.counters.tunnels_open -= 1
-        self._response_incomplete("client_left")
+        self._response_incomplete(Failure.CLIENT_LEFT)
         self._cancel_pending()
         self._phase = _CLOSING
 
@@ -158,7 +159,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_timed_out(self) -> None:
         """What was written to the client has not been taken in time."""
-        self._response_incomplete("send_timeout")
+        self._response_incomplete(Failure.SEND_TIMEOUT)
         self.abort()
 
     # reading
@@ -189,7 +190,7 @@ class ClientConnection(asyncio.Protocol):
         descriptor: int = self._transport.get_extra_info("socket").fileno()
         return descriptor
 
-    def _response_incomplete(self, reason: str) -> None:
+    def _response_incomplete(self, failure: Failure) -> None:
         """Count and log the response that is under way, if there is one: it does not become whole."""
         raise NotImplementedError
 
@@ -202,7 +203,7 @@ class ClientConnection(asyncio.Protocol):
 
         What the client sent into a tunnel before it left is still for Navidrome, so only a reset ends one."""
         if reset or self._phase is not Phase.TUNNEL:
-            self._response_incomplete("client_left")
+            self._response_incomplete(Failure.CLIENT_LEFT)
             self.abort()
 
     # work that others must not wait for

@@ -5,6 +5,7 @@ The metrics page reads them; nobody else writes them.
 
 from __future__ import annotations
 
+from shim.proxy.failures import Failure
 from shim.trust.reasons import OUTCOMES
 
 
@@ -12,7 +13,7 @@ class Counters:
     """Totals since the start, and gauges of now.
 
     `requests` has one total per `shim.trust.reasons.OUTCOMES` row, by `Outcome.index`.
-    `failures` has one total per word that a response of 502, 503 or 504 was given for.
+    `failures` has one total per `Failure`.
     """
 
     __slots__ = (
@@ -30,7 +31,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.requests: list[int] = [0] * len(OUTCOMES)
-        self.failures: dict[str, int] = {}
+        self.failures: dict[Failure, int] = dict.fromkeys(Failure, 0)
         self.client_connections = 0
         self.clients_rejected = 0
         self.streams_open = 0
@@ -40,6 +41,6 @@ class Counters:
         self.upstream_waiting = 0
         self.retries = 0
 
-    def failed(self, failure: str) -> None:
-        """Count one response that the upstream's failure cost."""
-        self.failures[failure] = self.failures.get(failure, 0) + 1
+    def failed(self, failure: Failure) -> None:
+        """Count one request that got no complete response from Navidrome."""
+        self.failures[failure] += 1

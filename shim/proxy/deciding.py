@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from shim.http1.chunked import ChunkedError
 from shim.proxy.client_connection import Phase
+from shim.proxy.failures import Failure
 from shim.proxy.forwarding import CONTINUE, ForwardingConnection
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
@@ -204,7 +205,7 @@ class DecidingConnection(ForwardingConnection):
         """An account was revoked: end what is under way, if it is for that one."""
         under_way = self._phase is Phase.FORWARDING or self._phase is Phase.TUNNEL
         if under_way and not self._may_continue():
-            self.failed("account_revoked", 403)
+            self.failed(Failure.ACCOUNT_REVOKED)
 
     def _may_continue(self) -> bool:
         gate, decision, account = self._plane.gate, self._decision, self._account
@@ -252,7 +253,7 @@ class DecidingConnection(ForwardingConnection):
         except BodyTooLarge:
             self._reject_form()
         except BufferFull:
-            self.failed("buffer_full", 503)
+            self.failed(Failure.BUFFER_FULL)
         except ChunkedError as error:
             self._reject_after_all(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
         else:
@@ -306,7 +307,7 @@ class DecidingConnection(ForwardingConnection):
             return
         self._future = None
         if future.cancelled():
-            self.failed("account_unavailable", 503)
+            self.failed(Failure.ACCOUNT_UNAVAILABLE)
             return
         result = future.result()
         decision = self._decision
@@ -320,7 +321,7 @@ class DecidingConnection(ForwardingConnection):
         if not first and not all(
             claims.names(result.user_name, result.id) for claims in decision.claims
         ):
-            self.failed("account_revoked", 403)
+            self.failed(Failure.ACCOUNT_REVOKED)
             return
         if first and decision.has_navidrome_tokens:
             self._check_tokens(result)
@@ -347,7 +348,7 @@ class DecidingConnection(ForwardingConnection):
             return True
         if decision.claims and not self._may_continue():
             self._phase = Phase.PROVISIONING
-            self.failed("account_revoked", 403)
+            self.failed(Failure.ACCOUNT_REVOKED)
             return False
         identity = decision.identity
         if identity is None or gate.known(identity) is not None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shim.proxy.client_connection import Phase
 from shim.proxy.deciding import DecidingConnection
+from shim.proxy.failures import Failure
 from shim.proxy.server import NEVER
 from shim.trust.cached_decisions import PendingVerification
 from shim.trust.reasons import Reason, Verdict
@@ -75,7 +76,7 @@ class Downstream(DecidingConnection):
         # Whoever ends their side while a response is pending has left: RFC 9112 §9.6 lets a server say so.
         phase = self._phase
         if phase is _FORWARDING and self._response_started:
-            self._response_incomplete("client_left")
+            self._response_incomplete(Failure.CLIENT_LEFT)
             self.abort()
             return False
         if phase is Phase.TUNNEL and self._upstream is not None:
@@ -97,18 +98,18 @@ class Downstream(DecidingConnection):
             case Phase.HEAD:
                 self._close_idle()
             case Phase.FORWARDING if not self.request_sent and not self._read_paused:
-                self.failed("body_timeout", 408)
+                self.failed(Failure.BODY_TIMEOUT)
             case Phase.FORWARDING:
-                self.failed("upstream_response_timeout", 504)
+                self.failed(Failure.UPSTREAM_RESPONSE_TIMEOUT)
             case Phase.FETCHING_JWKS:
                 self._reject(self._decision)
                 self._resume()
             case Phase.PROVISIONING:
-                self.failed("account_timeout", 503)
+                self.failed(Failure.ACCOUNT_TIMEOUT)
             case Phase.BODY:
-                self.failed("body_timeout", 408)
+                self.failed(Failure.BODY_TIMEOUT)
             case Phase.CONNECTING:
-                self.failed("connect_timeout", 504)
+                self.failed(Failure.CONNECT_TIMEOUT)
             case _ if self._transport.get_write_buffer_size():
                 self.abort()
             case _:

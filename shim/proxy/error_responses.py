@@ -14,6 +14,7 @@ from html import escape
 from http import HTTPStatus
 from xml.sax.saxutils import quoteattr
 
+from shim.proxy.failures import Failure
 from shim.proxy.sign_in import LOOP_COOKIE, LOOP_COOKIE_SECONDS
 from shim.trust.decision import Decision
 from shim.trust.reasons import Reason
@@ -29,9 +30,7 @@ _MESSAGES: dict[int, str] = {
     413: "The request is too large.",
     431: "The request's headers are too large.",
     501: "This method is not supported.",
-    502: "Navidrome does not answer right now.",
     503: "The service is busy. Please try again in a moment.",
-    504: "Navidrome took too long to answer.",
 }
 _BY_REASON: dict[Reason, str] = {
     Reason.IDENTITY_REQUIRED: "You are not signed in. If you just signed in, contact the administrator: no "
@@ -97,20 +96,24 @@ def error_response(
     decision: Decision | None,
     request_id: str,
     *,
+    failure: Failure | None = None,
     retry_after: int | None = None,
     location: str | None = None,
     contact: str = "",
     sign_out: str = "",
     keep_alive: bool = False,
 ) -> bytes:
-    """A whole response, after which the connection ends unless it is `lasting`. `decision` tells what was
-    asked, where that is known; `request_id` has 16 characters; `retry_after` is in seconds. With `location`
-    it sends a browser there to sign in. `contact` is told to a person who may not in, `sign_out` is
-    linked there."""
+    """Build a whole response, after which the connection ends unless `keep_alive`.
+
+    `decision` is that on the request, None where there is none. `failure`: the text for the client is its.
+    `request_id` has 16 characters, `retry_after` is in seconds. `location` redirects a browser to sign in.
+    `contact` and `sign_out` are shown to a person who is denied."""
     reason = None if decision is None else decision.outcome.reason
     method, target = (b"", b"") if decision is None else decision.requested
     error_format = _error_format(target)
-    template = _template(status, reason, error_format, contact, sign_out, retry_after, keep_alive)
+    template = _template(
+        status, reason, failure, error_format, contact, sign_out, retry_after, keep_alive
+    )
     if location is not None:
         fields = (
             f"Location: {location}\r\n"
@@ -145,6 +148,7 @@ def _error_format(target: bytes) -> _ErrorFormat:
 def _template(
     status: int,
     reason: Reason | None,
+    failure: Failure | None,
     error_format: _ErrorFormat,
     contact: str,
     sign_out: str,
@@ -153,7 +157,9 @@ def _template(
 ) -> bytes:
     """The response to every request of this kind, with `_ANY_ID` for its id."""
     message = _MESSAGES.get(status, "The request was not passed on.")
-    if reason is not None and status not in (302, 502):
+    if failure is not None:
+        message = failure.text
+    elif reason is not None and status != 302:
         message = _BY_REASON.get(reason, message)
     if contact and reason in _SHOW_CONTACT:
         message = f"{message} Contact: {contact}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
 from shim.proxy.client_connection import Phase
+from shim.proxy.failures import Failure
 from shim.proxy.gate import Account
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.request_body import BodyBuffer
@@ -155,9 +156,9 @@ class ForwardingConnection(RespondingConnection):
         if data:
             self._upload(data)  # which may pause reading again
 
-    def connection_failed(self, failure: str, status: int) -> None:
+    def connection_failed(self, failure: Failure) -> None:
         """There is no connection to Navidrome."""
-        self.failed(failure, status)
+        self.failed(failure)
 
     def _upload(self, data: bytes) -> None:
         """Send a piece of the request's body on, and keep what follows it."""
@@ -236,7 +237,7 @@ class ForwardingConnection(RespondingConnection):
         if phase is _HEAD or (phase is _FORWARDING and self.request_sent):
             # The next head may be longer than what is kept.
             if len(self._read_buffer) > self._plane.limits.header_bytes + 4:
-                self.failed("sent_ahead", 400)
+                self.failed(Failure.SENT_AHEAD)
         elif not self._read_paused:
             self._pause_reading()
             self.deadline = min(self.deadline, self._plane.now + self._plane.limits.send_timeout)
@@ -343,10 +344,10 @@ class ForwardingConnection(RespondingConnection):
         length = block.metadata.length
         repeatable = length <= 0 and length != CHUNKED and not self.upgrading
         if unused or self._retried or not repeatable:
-            self.failed("upstream_response_missing", 502)
+            self.failed(Failure.UPSTREAM_RESPONSE_MISSING)
             return
         if not is_retryable(line, self._plane.decisions.policy.paths):
-            self.failed("upstream_response_missing", 502)
+            self.failed(Failure.UPSTREAM_RESPONSE_MISSING)
             return
         self._retried = True
         self.request_sent = False
@@ -358,12 +359,12 @@ class ForwardingConnection(RespondingConnection):
         self._upstream = None
         if self._phase is not Phase.TUNNEL:
             if self._plane.observer.logs_access:
-                self._log_access("upstream_response_truncated")
-            self._plane.counters.failed("upstream_response_truncated")
+                self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
+            self._plane.counters.failed(Failure.UPSTREAM_RESPONSE_TRUNCATED)
             self._plane.observer.failed(
                 self._decision,
                 self._ensure_request_id(),
-                "upstream_response_truncated",
+                Failure.UPSTREAM_RESPONSE_TRUNCATED,
                 self._response_status,
             )
             self.abort()
@@ -391,11 +392,11 @@ class ForwardingConnection(RespondingConnection):
         media = _MEDIA.search(self._response_lines) is not None
         return max(limits.send_timeout, limits.media_stall_timeout if media else 0.0)
 
-    def _response_incomplete(self, reason: str) -> None:
+    def _response_incomplete(self, failure: Failure) -> None:
         if self._phase is _FORWARDING and self._response_started and self._upstream is not None:
-            self._plane.counters.failed(reason)
+            self._plane.counters.failed(failure)
             if self._plane.observer.logs_access:
-                self._log_access(reason)
+                self._log_access(failure)
 
     def _cancel_pending(self) -> None:
         upstream, self._upstream = self._upstream, None

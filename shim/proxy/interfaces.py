@@ -10,6 +10,7 @@ import asyncio
 from typing import Protocol
 
 from shim.proxy.counters import Counters
+from shim.proxy.failures import Failure
 from shim.proxy.gate import AccountGate
 from shim.proxy.limits import Limits
 from shim.trust.decision import Decision
@@ -29,8 +30,8 @@ class Observer(Protocol):
         """A request brought a Navidrome token that was removed, or brought one to a protected path and no
         identity."""
 
-    def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
-        """A request got one of the shim's own responses, since Navidrome gave none. `word` says why."""
+    def failed(self, decision: Decision, request_id: str, failure: Failure, status: int) -> None:
+        """A request got no complete response from Navidrome. `status` is what the client got."""
 
     def request_completed(
         self,
@@ -39,10 +40,10 @@ class Observer(Protocol):
         status: int,
         sent: int,
         seconds: float,
-        incomplete: str = "",
+        incomplete: Failure | None = None,
     ) -> None:
-        """A response was given. `sent` is in bytes, as written to the client; `incomplete` says why the
-        response did not become whole, empty where it did."""
+        """A response was given. `sent` is in bytes, as written to the client; `incomplete` is None where the
+        response became whole."""
 
     def upstream_up(self) -> None:
         """Navidrome answers again."""
@@ -132,7 +133,7 @@ class ResponseReceiver(Protocol):
     def upstream_closed_early(self, *, unused: bool) -> None:
         """The connection went before a byte of the response; `fresh`: it had carried none yet."""
 
-    def failed(self, failure: str, status: int) -> None:
+    def failed(self, failure: Failure) -> None:
         """There is no response."""
 
     def response_truncated(self) -> None:

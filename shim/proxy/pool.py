@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shim.http1.response_templates import ResponseTemplateCache
+from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext
 from shim.proxy.upstream import Upstream
 
@@ -35,8 +36,8 @@ class PoolWaiter(Protocol):
     def connection_ready(self, upstream: Upstream) -> None:
         """Here is the connection: send the request."""
 
-    def connection_failed(self, failure: str, status: int) -> None:
-        """There will be none. `word` says why."""
+    def connection_failed(self, failure: Failure) -> None:
+        """There will be none."""
 
 
 class UpstreamPool:
@@ -92,7 +93,7 @@ class UpstreamPool:
     def acquire(self, waiter: PoolWaiter) -> None:
         """Get `client` a connection: it is attached later, or told that it goes unserved."""
         if self.closed or len(self._waiters) >= self._context.limits.max_pending_requests:
-            waiter.connection_failed("pool_exhausted", 503)
+            waiter.connection_failed(Failure.POOL_EXHAUSTED)
             return
         self._waiters[waiter] = None
         if self._open < self._most:
@@ -163,9 +164,9 @@ class UpstreamPool:
             async with asyncio.timeout(limit):
                 upstream = await _open(self._address, self._create_connection)
         except TimeoutError:
-            self._connection_failed("connect_timeout", 504, f"no connection within {limit:g} s")
+            self._connection_failed(Failure.CONNECT_TIMEOUT, f"no connection within {limit:g} s")
         except (OSError, ssl.SSLError) as error:
-            self._connection_failed("connect_failed", 502, _error_detail(error))
+            self._connection_failed(Failure.CONNECT_FAILED, _error_detail(error))
         else:
             self._connecting -= 1
             self.release(upstream)
@@ -173,7 +174,7 @@ class UpstreamPool:
     def _create_connection(self) -> Upstream:
         return Upstream(self._context, self)
 
-    def _connection_failed(self, failure: str, status: int, reason: str) -> None:
+    def _connection_failed(self, failure: Failure, reason: str) -> None:
         self._open -= 1
         self._connecting -= 1
         if not self.down:
@@ -185,7 +186,7 @@ class UpstreamPool:
         if self._waiters:
             waiter = next(iter(self._waiters))
             self.cancel(waiter)
-            waiter.connection_failed(failure, status)
+            waiter.connection_failed(failure)
         self._refill()
 
     def _notify_gate(self) -> None:

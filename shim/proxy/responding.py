@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shim.proxy.client_connection import ClientConnection, Phase
 from shim.proxy.error_responses import error_response
+from shim.proxy.failures import Failure
 from shim.proxy.sign_in import sign_in_location
 from shim.trust.decision import Decision, reject
 from shim.trust.rejection import RequestRejected
@@ -43,7 +44,7 @@ class RespondingConnection(ClientConnection):
         self._bytes_sent = 0
         self._started = 0.0
 
-    def failed(self, failure: str, status: int) -> None:
+    def failed(self, failure: Failure) -> None:
         """There is no response from Navidrome: give one of our own, or end the connection if one began."""
         plane = self._plane
         if (
@@ -54,13 +55,14 @@ class RespondingConnection(ClientConnection):
             self._log_access(failure)
         self._cancel_pending()
         plane.counters.failed(failure)
+        status = failure.status
         plane.observer.failed(self._decision, self._ensure_request_id(), failure, status)
         if self._response_started:
             self.abort()
             return
         retry_after = 5 if status in (502, 503) else None
         self.keep_alive = False
-        self._respond(status, self._decision, retry_after)
+        self._respond(status, self._decision, retry_after, failure)
 
     def _reject_after_all(self, rejection: RequestRejected, retry_after: int | None = None) -> None:
         """Reject the request after all, which had been decided otherwise."""
@@ -77,7 +79,13 @@ class RespondingConnection(ClientConnection):
         self._plane.observer.request_decided(decision, self._ensure_request_id())
         self._respond(decision.outcome.status, decision, retry_after)
 
-    def _respond(self, status: int, decision: Decision, retry_after: int | None) -> None:
+    def _respond(
+        self,
+        status: int,
+        decision: Decision,
+        retry_after: int | None,
+        failure: Failure | None = None,
+    ) -> None:
         location = sign_in_location(
             decision, self._plane.sign_in_url, self._plane.decisions.policy.paths
         )
@@ -88,6 +96,7 @@ class RespondingConnection(ClientConnection):
             status,
             decision,
             self._ensure_request_id(),
+            failure=failure,
             retry_after=retry_after,
             location=location,
             contact=self._plane.support_contact,
@@ -115,7 +124,7 @@ class RespondingConnection(ClientConnection):
         self._started = self._started or asyncio.get_running_loop().time()
         self._bytes_sent = 0
 
-    def _log_access(self, incomplete: str = "") -> None:
+    def _log_access(self, incomplete: Failure | None = None) -> None:
         seconds = asyncio.get_running_loop().time() - self._started
         self._started = 0.0
         self._plane.observer.request_completed(

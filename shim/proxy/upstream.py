@@ -21,6 +21,7 @@ from shim.http1.response_head import (
     ResponseHead,
 )
 from shim.http1.response_templates import ResponseTemplateCache
+from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext, ResponseReceiver
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -175,7 +176,7 @@ class Upstream(asyncio.Protocol):
             return
         if self._phase is _HEAD:
             if self._partial:
-                client.failed("upstream_response_truncated", 502)
+                client.failed(Failure.UPSTREAM_RESPONSE_TRUNCATED)
             else:
                 client.upstream_closed_early(unused=self.unused)
         elif self._phase is _Phase.BODY_UNTIL_CLOSE and exc is None:
@@ -250,7 +251,7 @@ class Upstream(asyncio.Protocol):
 
     def _reject_response(self, client: ResponseReceiver) -> None:
         self.abort()
-        client.failed("upstream_response_malformed", 502)
+        client.failed(Failure.UPSTREAM_RESPONSE_MALFORMED)
 
     def _switched(self, client: ResponseReceiver, head: ResponseHead, remainder: bytes) -> None:
         # RFC 9112 §6.1, RFC 9110 §8.6: a 101 frames no body.

@@ -1,8 +1,8 @@
-"""Every setting of the shim: name, default and meaning, in one model; nothing else reads the environment.
+"""Every setting of the shim: name, default and description, in one model.
 
-A field is the variable's name in lower case without `SHIM_`. Its default is written as text, as a person
-would write it, and goes through the same reader. The model holds what was set and decides nothing: how
-text is read is in `shim.settings.parsers`, what values mean together in `shim.settings.validation`.
+A field is the variable's name in lower case without `SHIM_`. Its default is text, as a user would write it,
+and the same parser reads it. The model only holds values: `shim.settings.parsers` reads text,
+`shim.settings.validation` compares values with each other.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Timeout = Annotated[float, reader(parsers.seconds(0.1, 86_400))]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What there is to know of one setting. `default` is None where nothing is set; `example` may be
-    empty; `section` is the part of the documentation that it stands in."""
+    """One setting. `default` is None if it has none; `example` can be empty; `section` is its section in the
+    documentation."""
 
     name: str
     field: str
@@ -57,11 +57,11 @@ class Setting:
 
 
 def setting(default: str | None, description: str, *, section: str = "", example: str = "") -> Any:
-    """A field of the model.
+    """Return a field of the model.
 
-    `default` is text for the field's reader, or None for "not set"; `means` is one sentence for
-    `.env.example` and the documentation; `section` opens a new part of them; `written` is an example
-    where the default shows none.
+    `default` is text for the field's parser, or None for "not set". `description` is text for `.env.example`
+    and the documentation. `section` starts a new section there. `example` is a value to show if the default
+    shows none.
     """
     return Field(
         default, description=description, json_schema_extra={"section": section, "example": example}
@@ -69,7 +69,7 @@ def setting(default: str | None, description: str, *, section: str = "", example
 
 
 class Settings(BaseSettings):
-    """What the shim was told. Frozen; made by `load`."""
+    """The settings of one process. Frozen; `load` creates them."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
@@ -77,192 +77,194 @@ class Settings(BaseSettings):
 
     listen: Listen = setting(
         "0.0.0.0:4534",
-        "Where the edge reaches the shim: host:port, [v6]:port or unix:/path.",
+        "Address of the data plane, which the edge connects to: host:port, [v6]:port or unix:/path.",
         section="Listening",
     )
     listen_socket_mode: Annotated[Mode, reader(parsers.socket_mode)] = setting(
         "0660",
-        "Mode of the Unix sockets that the shim listens on; whoever can write is a peer `@`.",
+        "File mode of the Unix sockets that the shim listens on. A process that may write is a peer `@`.",
     )
     tls_cert: File = setting(
         None,
-        "PEM file with the certificate chain of the data plane; none: plain HTTP. Read again by a reload.",
+        "PEM file with the certificate chain of the data plane; none: plain HTTP. A reload reads it again.",
     )
-    tls_key: File = setting(None, "PEM file with the key of that certificate.")
+    tls_key: File = setting(None, "PEM file with the private key of SHIM_TLS_CERT.")
     control_listen: Listen = setting(
-        "127.0.0.1:4535", "Where health, metrics and the audit pages are: as for SHIM_LISTEN."
+        "127.0.0.1:4535",
+        "Address of the control plane (health, metrics, reload), in the form of SHIM_LISTEN.",
     )
     control_token: Annotated[SecretStr | None, reader(parsers.bearer_token)] = setting(
-        None, "Bearer token of the control plane; required where it listens beyond loopback."
+        None, "Bearer token of the control plane; required if it listens beyond loopback."
     )
 
     upstream: Annotated[Upstream, reader(endpoints.upstream)] = setting(
         "http://127.0.0.1:4533",
-        "Navidrome: http://host:port, https://host:port or unix:/path.",
+        "Address of Navidrome: http://host:port, https://host:port or unix:/path.",
         section="Navidrome",
     )
     upstream_ca: File = setting(
-        None, "PEM file with the authority that signed Navidrome's certificate; none: the system's."
+        None, "PEM file with the CA of Navidrome's certificate; none: the system's CAs."
     )
     base_path: Annotated[str, reader(endpoints.base_path)] = setting(
-        "/", "Navidrome's base path; ND_BASEURL is read too."
+        "/", "Navidrome's base path. ND_BASEURL is read too."
     )
     reverse_proxy_user_header: Header = setting(
         "Remote-User",
-        "Navidrome's user header; ND_EXTAUTH_USERHEADER and ND_REVERSEPROXYUSERHEADER are read too.",
+        "Navidrome's user header. ND_EXTAUTH_USERHEADER and ND_REVERSEPROXYUSERHEADER are read too.",
     )
 
     reverse_proxy_whitelist: Annotated[tuple[str, ...], reader(parsers.peers)] = setting(
         "",
-        "Peers whose identity headers count: IPs, CIDRs, host names and @ (Unix-socket peers), "
-        "comma-separated; empty: nobody.",
+        "Trusted peers, comma-separated: IPs, CIDRs, host names, @ (Unix-socket peers). Empty: nobody.",
         section="Trust",
         example="traefik",
     )
     dns_refresh_seconds: Period = setting(
         "30",
-        "How often host names of the list are resolved again; every 5 seconds while one has no address.",
+        "Interval for resolving the whitelist's host names; 5 seconds while one has no address.",
     )
     dns_stale_seconds: Period = setting(
-        "300", "How long the last addresses of a host name count while it cannot be resolved."
+        "300", "Time that the last addresses of a host name are used while it cannot be resolved."
     )
     untrusted_peers: Annotated[
         Literal["strip", "reject"], reader(parsers.one_of("strip", "reject"))
-    ] = setting("strip", "Untrusted peers: strip what they claim, or reject them.")
+    ] = setting("strip", "Requests of untrusted peers: strip their identity, or reject them.")
     real_ip_trusted_proxies: Annotated[tuple[str, ...], reader(parsers.networks)] = setting(
         "",
-        "IPs and CIDRs of proxies before the edge (a CDN) that the client's address is looked for behind.",
+        "IPs and CIDRs of proxies in front of the edge, such as a CDN, to skip in X-Forwarded-For.",
         example="173.245.48.0/20",
     )
     public_paths: Annotated[tuple[str, ...], reader(endpoints.prefixes)] = setting(
         "/rest/,/share/,/jellyfin/",
-        "Path prefixes that the edge leaves unauthenticated, comma-separated; compared without case, without "
-        "their last slash and without a boundary: /rest/ covers /restx.",
+        "Path prefixes that the edge does not authenticate, comma-separated. Compared without case, without "
+        "the last slash and without a boundary: /rest/ covers /restx.",
     )
     public_path_proof: Annotated[
         Literal["none", "secret", "jwt"], reader(parsers.one_of("none", "secret", "jwt"))
-    ] = setting("none", "Proof that lets an identity count on a public path: none, secret or jwt.")
+    ] = setting(
+        "none",
+        "Proof that an identity needs on a public path: secret or jwt; none: no identity counts there.",
+    )
 
     identity_prefixes: Annotated[tuple[str, ...], reader(parsers.header_prefixes)] = setting(
         "X-authentik-",
-        "Prefixes of the headers that are removed from every request, comma-separated.",
+        "Prefixes of identity headers, comma-separated. Such headers are removed from every request.",
         section="Identity headers",
     )
-    username_header: Header = setting("X-authentik-username", "Header with the user's name.")
+    username_header: Header = setting("X-authentik-username", "Header with the user name.")
     name_header: Header = setting("X-authentik-name", "Header with the display name.")
     name_encoding: Annotated[
         Literal["auto", "percent"], reader(parsers.one_of("auto", "percent"))
     ] = setting(
         "auto",
-        "How the display name is encoded: auto (UTF-8, or the encoded words of RFC 2047) or percent.",
+        "Encoding of the display name: auto (UTF-8 or RFC 2047 encoded words) or percent.",
     )
     email_header: Header = setting("X-authentik-email", "Header with the e-mail address.")
     groups_header: Header = setting("X-authentik-groups", "Header with the groups.")
     groups_separator: Annotated[str, reader(parsers.separator)] = setting(
-        "|", "What stands between two groups."
+        "|", "Separator between two groups."
     )
     uid_header: Header = setting(
-        "X-authentik-uid", "Header with the provider's stable id of the user."
+        "X-authentik-uid", "Header with the provider's permanent id of the user (uid)."
     )
     jwt_header: Header = setting("X-authentik-jwt", "Header with the provider's token.")
 
     proxy_secret: Annotated[tuple[SecretStr, ...], reader(parsers.header_secrets)] = setting(
         "",
-        "Secret that the edge adds on its authenticated route; several, comma-separated, for rotation.",
+        "Secret that the edge adds on its authenticated route. Comma-separated for rotation.",
         section="Proof",
     )
-    proxy_secret_header: Header = setting("X-Shim-Proxy-Secret", "Header that carries that secret.")
+    proxy_secret_header: Header = setting("X-Shim-Proxy-Secret", "Header with the proxy secret.")
     jwt_verify: Annotated[
         Literal["off", "optional", "required"],
         reader(parsers.one_of("off", "optional", "required")),
     ] = setting(
-        "off", "Verify the provider's token: off, optional (where there is one) or required."
+        "off", "Verify the provider's token: off, optional (if the request has one) or required."
     )
     jwks_url: Annotated[str | None, reader(endpoints.web_address)] = setting(
         None,
-        "Address of the provider's key set.",
+        "URL of the provider's key set (JWKS).",
         example="https://auth.example.org/application/o/navidrome/jwks/",
     )
     jwks_ca: File = setting(
         None,
-        "PEM file with the authority that signed the key set's certificate; none: the system's.",
+        "PEM file with the CA of the key set's certificate; none: the system's CAs.",
     )
-    jwks_refresh_seconds: Period = setting("3600", "How often the key set is fetched again.")
-    jwks_min_interval: Period = setting(
-        "30", "Least time between two fetches for keys that are unknown."
-    )
+    jwks_refresh_seconds: Period = setting("3600", "Interval for fetching the key set.")
+    jwks_min_interval: Period = setting("30", "Minimum time between two fetches for unknown keys.")
     jwt_hs256_secret: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
-        None, "Secret of tokens that are signed with HS256 (authentik's client secret)."
+        None, "Secret for HS256 tokens (authentik's client secret)."
     )
     jwt_issuer: Line = setting(
         None,
-        "Issuer that a token must name.",
+        "Issuer that a token must have.",
         example="https://auth.example.org/application/o/navidrome/",
     )
     jwt_audience: Names = setting(
-        "", "Audiences, comma-separated or a JSON list, one of which a token must name."
+        "", "Audiences, comma-separated or a JSON list. A token must have one of them."
     )
     jwt_leeway: Annotated[float, reader(parsers.seconds(0, 300))] = setting(
-        "30", "How far the provider's clock may be off."
+        "30", "Allowed difference between the clocks of the provider and the shim."
     )
     jwt_bearer: Flag = setting(
-        "false", "Take the token from `Authorization: Bearer` as well, for native clients."
+        "false", "Accept the token in `Authorization: Bearer` too, for native clients."
     )
 
     require_identity: Flag = setting(
         "false",
-        "Refuse requests without an identity on protected paths.",
+        "Reject requests without an identity on protected paths.",
         section="Without an identity",
     )
     sign_in_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
-        "Where pages are sent that need an identity: an address, or a path on the host that was asked.",
+        "URL, or path on the same host, to redirect a browser to that has no identity.",
         example="/outpost.goauthentik.io/start",
     )
     sign_out_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
-        "Where the 403 page lets a person sign out; none: authentik's, if SHIM_SIGN_IN_URL is authentik's. "
-        "ND_EXTAUTH_LOGOUTURL is read too.",
+        "URL or path for signing out, linked on the 403 page; none: authentik's, if SHIM_SIGN_IN_URL is "
+        "authentik's. ND_EXTAUTH_LOGOUTURL is read too.",
         example="/outpost.goauthentik.io/sign_out",
     )
     local_login: Flag = setting(
         "false",
-        "Leave Navidrome's login call open while SHIM_REQUIRE_IDENTITY is on; its pages and its API need an "
-        "identity all the same.",
+        "With SHIM_REQUIRE_IDENTITY, keep Navidrome's login call open. Other paths still need an identity.",
     )
 
     provisioning: Flag = setting(
-        "true", "Create and update Navidrome accounts as identities arrive.", section="Accounts"
+        "true", "Create and update the Navidrome accounts of identities.", section="Accounts"
     )
     provisioning_fail_mode: Annotated[
         Literal["closed", "open"], reader(parsers.one_of("closed", "open"))
     ] = setting(
         "closed",
-        "While Navidrome's API fails: refuse changed accounts (closed), or let known ones pass (open).",
+        "While Navidrome's API fails: reject changed identities (closed), or accept known ones (open).",
     )
-    provisioning_timeout: Timeout = setting("10", "Longest that a request waits for its account.")
+    provisioning_timeout: Timeout = setting(
+        "10", "Maximum time that a request waits for its account."
+    )
     navidrome_admin_username: Annotated[str, reader(parsers.account_name)] = setting(
-        "navidrome-shim", "Admin account that the shim acts as; created on an empty server."
+        "navidrome-shim", "Name of the shim's own admin account; created on an empty server."
     )
     navidrome_admin_password: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
-        None, "Its password, if the shim shall log in; none: it acts by the user header."
+        None, "Password of the shim's own account; none: the shim uses the user header instead."
     )
     bootstrap_admin: Annotated[str | None, reader(parsers.account_name)] = setting(
         None,
-        "Existing Navidrome admin that creates the shim's own account on a server with users; used only "
-        "while that account is missing or no admin.",
+        "Existing Navidrome admin that the shim uses to create its own account on a server with users; used "
+        "only while that account is missing or is not an admin.",
         example="admin",
     )
     bootstrap_admin_password: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
-        None, "Password of that admin; none: the user header is enough."
+        None, "Password of SHIM_BOOTSTRAP_ADMIN; none: the shim uses the user header instead."
     )
-    navidrome_timeout: Timeout = setting("10", "Time for one call of Navidrome's API.")
+    navidrome_timeout: Timeout = setting("10", "Time limit for one call of Navidrome's API.")
     reconcile_seconds: Period = setting(
-        "60", "How often Navidrome's accounts are held against the bindings."
+        "60", "Interval for comparing Navidrome's accounts with the bindings."
     )
     allowed_groups: Names = setting(
         "",
-        "Groups allowed to sign in, comma-separated or a JSON list; empty: no restriction.",
+        "Groups that may sign in, comma-separated or a JSON list; empty: no restriction.",
         example='["CN=family,OU=Groups"]',
     )
     admin_groups: Names = setting(
@@ -274,83 +276,86 @@ class Settings(BaseSettings):
         Mapping[str, tuple[str | int, ...]], reader(parsers.library_groups)
     ] = setting(
         "{}",
-        "Libraries by group, as JSON; a library is its name or id.",
+        "Libraries of each group, as JSON. Use the name or id of a library.",
         example='{"family": ["Music Library", 2]}',
     )
     follow_renames: Annotated[
         Literal["jwt", "headers", "off"], reader(parsers.one_of("jwt", "headers", "off"))
     ] = setting(
         "jwt",
-        "Rename accounts as the provider does: if a verified token says so, by headers, or off.",
+        "Rename accounts when the provider renames users: jwt (a verified token has the new name), headers "
+        "(always) or off.",
     )
     link_existing: Annotated[
         Literal["none", "users", "all"], reader(parsers.one_of("none", "users", "all"))
     ] = setting(
         "users",
-        "Existing accounts that may be claimed by name: none, users (admins' by SHIM_ADMIN_GROUPS) or all.",
+        "Existing accounts that an identity of the same name may claim: none, users (admin accounts only by "
+        "members of SHIM_ADMIN_GROUPS) or all.",
     )
     protected_users: Names = setting(
-        "", "Navidrome accounts that no identity may be, comma-separated or a JSON list."
+        "", "Navidrome accounts that no identity may use, comma-separated or a JSON list."
     )
     name_reuse_delay_hours: Annotated[int, reader(parsers.count(0, 8760))] = setting(
-        "48", "How long a freed user name is given to nobody: Navidrome's SessionTimeout."
+        "48", "Hours that a freed user name is held; at least Navidrome's SessionTimeout."
     )
     support_contact: Line = setting(
         None,
-        "Contact shown on the 403 page.",
+        "Contact to show on the 403 page.",
         example="admin@example.org",
     )
 
     database_url: Annotated[SecretStr, reader(parsers.database_url)] = setting(
         "sqlite:///shim.db",
-        "Bindings and audit trail: sqlite:///file.db or postgresql+psycopg://user:password@host/name.",
+        "Database for bindings: sqlite:///file.db or postgresql+psycopg://user:password@host/name.",
         section="Records",
     )
     audit_retention_days: Annotated[int, reader(parsers.count(1, 3650))] = setting(
-        "90", "Days that the audit trail is kept."
+        "90", "Days to keep the audit trail."
     )
     log_format: Annotated[
         Literal["auto", "json", "console"], reader(parsers.one_of("auto", "json", "console"))
-    ] = setting(
-        "auto", "Log lines as json or for a console; auto: console on a terminal, else json."
-    )
+    ] = setting("auto", "Log format: json, console or auto (console on a terminal, else json).")
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         reader(parsers.one_of("debug", "info", "warning", "error")),
     ] = setting("info", "Minimum log level: debug, info, warning or error.")
-    access_log: Flag = setting("false", "Log every request, not only the remarkable ones.")
+    access_log: Flag = setting(
+        "false", "Log every request, not only stripped, rejected and failed ones."
+    )
 
     max_header_bytes: Annotated[int, reader(parsers.count(4096, 1_048_576))] = setting(
-        "65536", "Most bytes of a request's or an answer's head.", section="Limits and timeouts"
+        "65536", "Maximum size of a request or response head.", section="Limits and timeouts"
     )
     max_headers: Annotated[int, reader(parsers.count(16, 10_000))] = setting(
-        "100", "Most header lines of a request or an answer."
+        "100", "Maximum number of header lines in a request or response."
     )
-    request_header_timeout: Timeout = setting("10", "Time for a client to send a request's head.")
-    request_body_timeout: Timeout = setting("60", "Longest pause within a request's body.")
+    request_header_timeout: Timeout = setting("10", "Time limit for receiving a request head.")
+    request_body_timeout: Timeout = setting("60", "Maximum pause while receiving a request body.")
     send_timeout: Timeout = setting(
         "300",
-        "Longest that a response waits for a client that reads nothing; audio and video wait at least an "
-        "hour.",
+        "Maximum time that a response waits for a client that reads nothing; at least one hour for audio and "
+        "video.",
     )
     idle_timeout: Timeout = setting(
-        "180", "How long an idle client connection is kept; longer than the edge keeps its own."
+        "180", "Time to keep an idle client connection; longer than the edge does."
     )
     upstream_connect_timeout: Timeout = setting(
-        "5", "Time to connect to Navidrome, waiting for a connection included."
+        "5", "Time limit for a connection to Navidrome, waiting for a free one included."
     )
-    upstream_response_timeout: Timeout = setting("60", "Time for Navidrome to begin its answer.")
-    max_connections: Connections = setting("4096", "Most client connections of one process.")
+    upstream_response_timeout: Timeout = setting(
+        "60", "Time limit for Navidrome to start its response."
+    )
+    max_connections: Connections = setting("4096", "Maximum number of client connections.")
     max_upstream_connections: Connections = setting(
-        "4096", "Most connections of one process to Navidrome."
+        "4096", "Maximum number of connections to Navidrome."
     )
     max_pending_requests: Annotated[int, reader(parsers.count(0, 1_000_000))] = setting(
-        "1024", "Most requests of one process that wait for a connection to Navidrome."
+        "1024", "Maximum number of requests that wait for a connection to Navidrome."
     )
     shutdown_timeout: Annotated[float, reader(parsers.seconds(0, 3600))] = setting(
         "8",
-        "Time for everything to end when the shim stops, two seconds of it for the store. Docker kills after "
-        "10 seconds.",
+        "Time limit for a stop, two seconds of it for the store. Docker kills after 10 seconds.",
     )
 
     @classmethod
@@ -362,12 +367,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `settings.load` hands over, since its own source says where each value was found."""
+        """Accept only the values that `settings.load` passes: its sources know where each was found."""
         return (init_settings,)
 
     def public(self) -> dict[str, str]:
-        """Every setting by its variable's name, as it would be written; secrets are masked, and what is
-        not set is empty."""
+        """Return each setting by its variable's name, as a user would write it. Secrets are masked; a setting
+        without a value is empty."""
         return {each.name: parsers.format_value(getattr(self, each.field)) for each in SETTINGS}
 
 

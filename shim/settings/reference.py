@@ -1,7 +1,7 @@
-"""The settings written out for people: `.env.example` and the reference of the documentation.
+"""Generate `.env.example` and `docs/settings.md` from the table in `shim.settings.model`.
 
-Everything is taken from the table in `shim.settings.model`. `python -m shim.settings.reference env` prints
-the first, `… markdown` the second; a test holds the files in the tree to it.
+`python -m shim.settings.reference env` prints the first, `… markdown` the second. A test compares the files
+with them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from shim.settings.sources import FILE_SUFFIX
 
 
 def env_example() -> str:
-    """Every setting, commented out, with its default; what has none shows an example or nothing."""
+    """Return every setting, commented out, with its default, or else an example or nothing."""
     lines = [
-        "# The settings of navidrome-shim, each with its default. Copy this file to .env, take the # from",
-        "# the lines that you change, and see with `navidrome-shim check` what comes of it. The",
-        "# environment wins over this file. A secret can also be the content of a file:",
-        f"# NAME{FILE_SUFFIX}=/path. Times are seconds, sizes are bytes. $ stands for itself.",
+        "# The settings of navidrome-shim with their defaults. Copy this file to .env, remove the # from the",
+        "# lines that you change, and run `navidrome-shim check`. Environment variables override this file.",
+        f"# To read a secret from a file, set NAME{FILE_SUFFIX}=/path. Times are seconds, sizes are bytes.",
+        "# $ has no special meaning.",
     ]
     for section, settings in _sections():
         lines += ["", f"## {section}"]
@@ -33,21 +33,24 @@ def env_example() -> str:
 
 
 def markdown() -> str:
-    """The reference: a table for each section."""
+    """Return the reference, with a table for each section."""
     lines = [
         "# Settings",
         "",
-        "Each is an environment variable, or a line in `.env`; the environment wins. Those marked",
-        f"*secret* can also be the content of a file that `NAME{FILE_SUFFIX}` names. Times are seconds,",
-        "sizes are bytes. An unknown `SHIM_` name, a value that cannot be read and values that",
-        "contradict each other stop the start, one line for each.",
+        "Set a setting as an environment variable or as a line in `.env`. The environment overrides `.env`.",
+        f"To read a setting marked *secret* from a file, set `NAME{FILE_SUFFIX}` to its path.",
         "",
-        "Some settings are read from Navidrome's own variables too, where ours is not set:",
+        "Times are seconds, sizes are bytes.",
+        "",
+        "An unknown `SHIM_` name, an invalid value and settings that contradict each other stop the start.",
+        "The shim prints one line for each fault. Run `navidrome-shim check` to test your settings.",
+        "",
+        "If a setting is not set, the shim reads Navidrome's own variable instead:",
         "",
         *(f"- `{alias.name}` for `{_name(alias.field)}`" for alias in ALIASES),
         "",
-        "Both set and differing is a fault. Navidrome's list of trusted sources is never read: it names who",
-        "may speak to Navidrome, which is the shim, not who may speak to the shim.",
+        "If both are set, they must be equal. The shim never reads Navidrome's list of trusted sources,",
+        "because it names the peers of Navidrome, not of the shim.",
     ]
     for section, settings in _sections():
         lines += ["", f"## {section}", "", "| name | default | meaning |", "|---|---|---|"]
@@ -68,7 +71,7 @@ def _name(field: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A value as a line of `.env` has it: quoted where a blank or a # would end it."""
+    """Return a value for a line of `.env`, quoted if a blank or a # would end it."""
     return f"'{text}'" if set(text) & set(" #\"'") else text
 
 

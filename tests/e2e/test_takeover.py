@@ -65,9 +65,12 @@ def test_a_session_does_not_turn_a_claim_on_a_public_path_into_the_truth(
 @pytest.mark.parametrize("header", CLAIMS)
 def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str) -> None:
     with scene.client() as intruder:
-        intruder.get(path, headers={header: "admin"})
-    for seen in scene.stand_in.seen:
-        assert identity_fields(seen.headers) == []
+        response = intruder.get(path, headers={header: "admin"})
+    if scene.edge == "guide" and path.startswith("/share/"):  # Its routers know no public share.
+        assert response.status_code == httpx.codes.FOUND
+        assert identities_seen(scene) == []
+    else:
+        assert identities_seen(scene) == [(path, [])]
 
 
 @pytest.mark.parametrize("path", ["/restx", "/rest.", "/re%C5%BFt/x", "/jellyf%C4%B0n/x"])
@@ -79,9 +82,7 @@ def test_no_path_that_an_edge_may_take_for_a_public_one_carries_an_identity(
         intruder.get(path, headers={header: "admin"})
     with scene.client("alice") as alice:
         alice.get(path, headers={header: "admin"})
-    assert scene.stand_in.seen
-    for seen in scene.stand_in.seen:
-        assert identity_fields(seen.headers) == []
+    assert identities_seen(scene) in ([(path, [])], [(path, [])] * 2)
 
 
 @pytest.mark.parametrize("header", CLAIMS)
@@ -95,6 +96,11 @@ def test_who_reaches_the_shim_past_the_edge_is_nobody(scene: Scene, header: str)
     for seen in scene.stand_in.seen:
         assert identity_fields(seen.headers) == []
         assert seen.values("X-Real-IP") == ["127.0.0.9"]
+
+
+def identities_seen(scene: Scene) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The target of each request that reached Navidrome, with its fields that may be an identity."""
+    return [(seen.target, identity_fields(seen.headers)) for seen in scene.stand_in.seen]
 
 
 def identity_fields(headers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
+from shim.proxy.failures import Failure
 from shim.proxy.gate import AccountGate
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
@@ -54,7 +55,7 @@ class RecordingObserver:
     def request_decided(self, decision: Decision, request_id: str) -> None:
         self.decided_as.append((decision.outcome.reason, request_id))
 
-    def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
+    def failed(self, decision: Decision, request_id: str, failure: Failure, status: int) -> None:
         del decision
         self.failures.append((failure, status, request_id))
 
@@ -65,7 +66,7 @@ class RecordingObserver:
         status: int,
         sent: int,
         seconds: float,
-        incomplete: str = "",
+        incomplete: Failure | None = None,
     ) -> None:
         del decision
         if incomplete:
@@ -110,6 +111,12 @@ class Front:
         """The totals, and the gauges as of now."""
         self.pass_time(0)
         return self.plane.counters
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """The failures that happened, and how often."""
+        counted = self.counters.failures.items()
+        return {failure.value: count for failure, count in counted if count}
 
     async def client(
         self,

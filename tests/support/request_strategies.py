@@ -1,10 +1,13 @@
 """Requests from realistic to hostile, put together from fragments, and policies to judge them by.
 
 Fragments, since bytes at random never come past the first line: what matters is which of them meet.
-`test_properties` checks that they reach every verdict and the reasons that lie deepest.
+`single_fragment_requests` lists the requests that hold one fragment each; `test_properties` checks that
+these reach every verdict and reason. `requests` draws combinations of the same fragments.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from hypothesis import strategies as st
 
@@ -130,6 +133,7 @@ _OTHERS = (
     "Connection: Upgrade",
     "Upgrade: h2c",
     _HANDSHAKE,
+    "Connection: Upgrade\r\nUpgrade: websocket",
     "Sec-Fetch-Site: cross-site",
     "Sec-Fetch-Site: same-origin",
     "Origin: https://evil.example",
@@ -159,6 +163,27 @@ _OTHERS = (
 )
 
 
+def single_fragment_requests() -> Iterator[bytes]:
+    """Yield the head of each request that has one of the fragments, without and beside an identity."""
+    usual, write = "GET /app/ HTTP/1.1", "POST /app/ HTTP/1.1"
+    lines = [
+        *(f"{method} /app/ HTTP/1.1" for method in _METHODS),
+        *(f"{method} {path} HTTP/1.1" for path in _PATHS for method in ("GET", "POST")),
+        *(f"GET /app/ {version}" for version in dict.fromkeys(_VERSIONS)),
+    ]
+    fields = [
+        *_CLAIMS,
+        *_OTHERS,
+        *(f"{name}: {value}" for name in _IDENTITY_NAMES for value in _VALUES),
+        *(f"{name}: ada" for name in _ALIASES),
+    ]
+    host, identity = "Host: music.example.com", _CLAIMS[0]
+    for rest in ((host,), (host, identity)):
+        yield from (_head(line, *rest) for line in lines)
+        yield from (_head(line, *rest, field) for field in fields for line in (usual, write))
+    yield _head(usual, identity)
+
+
 def policies() -> st.SearchStrategy[Policy]:
     """One of `POLICIES`, the usual one more often."""
     return st.sampled_from((POLICIES[0], POLICIES[0], POLICIES[0], *POLICIES))
@@ -179,7 +204,7 @@ def requests(draw: st.DrawFn) -> bytes:
     line = draw(_UNUSUAL if hostile == 3 and draw(st.booleans()) else _USUAL)
     kinds = [_sent(_CLAIMS), _sent(_OTHERS[:4])]
     if hostile > 0:
-        kinds.append(_sent(_OTHERS[:28]))
+        kinds.append(_sent(_OTHERS[:29]))
     if hostile > 1:
         kinds += [_named(_IDENTITY_NAMES), _sent(_OTHERS)]
     if hostile > 2:
@@ -195,6 +220,10 @@ def requests(draw: st.DrawFn) -> bytes:
     while b"\r\n\r\n" in text:
         text = text.replace(b"\r\n\r\n", b"\r\n")
     return text.strip(b"\r\n") + b"\r\n\r\n"
+
+
+def _head(*lines: str) -> bytes:
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
 def _sent(lines: tuple[str, ...]) -> st.SearchStrategy[bytes]:

@@ -119,8 +119,7 @@ class RequestDecision(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed(CoalescedEvent):
-    """A request that was answered 502, 503 or 504 since Navidrome did not answer it; `reason` is one of
-    the words that the data plane counts failures by."""
+    """A request that got no complete response from Navidrome; `reason` names the failure."""
 
     event: ClassVar[str] = "request_failed"
 

@@ -45,15 +45,15 @@ SIGNED_IN = (
 FORGED = f"X-authentik-jwt: {token(claims(preferred_username='admin'), key=rsa_key(1))}"
 EXPIRED = f"X-authentik-jwt: {token(claims(exp=NOW - 60))}"
 ATTACKS = [
-    ("the line above", EDGE, REST, ADMIN),
+    ("the command above", EDGE, REST, ADMIN),
     ("the same on `/share/`", EDGE, "GET /share/x HTTP/1.1", ADMIN),
-    ("a neighbour asks", ANYONE, API, ADMIN),
-    ("the name comes through", EDGE, API, ADMIN),
+    ("a neighbor requests", ANYONE, API, ADMIN),
+    ("the name arrives through", EDGE, API, ADMIN),
     ("the same, with a forged", EDGE, API, (*ADMIN, FORGED)),
-    ("the same, with a token of theirs", EDGE, API, (*ADMIN, EXPIRED)),
+    ("the same, with the attacker's own", EDGE, API, (*ADMIN, EXPIRED)),
     ("a signed-in user adds `X-auth", EDGE, API, (*SIGNED_IN, "X-authentik-groups: admins")),
     ("a signed-in user adds `X_auth", EDGE, API, (*SIGNED_IN, "X_authentik_groups: admins")),
-    ("the line above with `/restx`", EDGE, "GET /restx HTTP/1.1", ADMIN),
+    ("the command above with `/restx`", EDGE, "GET /restx HTTP/1.1", ADMIN),
     ("the same with `/re%C5%BFt/x`", EDGE, "GET /re%C5%BFt/x HTTP/1.1", ADMIN),
     ("a stranger sends `Remote-User", EDGE, API, ("Remote-User: admin",)),
 ]

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shim.control.metrics import build_registry
 from shim.proxy.counters import Counters
+from shim.proxy.failures import Failure
 from shim.trust.reasons import OUTCOMES, PathClass, Reason, outcome
 
 Labels = dict[str, str]
@@ -38,10 +39,30 @@ def test_an_outcome_that_never_came_has_its_row_too() -> None:
     assert len(read(Counters())["shim_requests_total"]) == len(OUTCOMES)
 
 
+def test_a_failure_that_never_happened_has_its_row_too() -> None:
+    samples = read(Counters())
+    rows = samples["shim_request_failures_total"] + samples["shim_requests_aborted_total"]
+    assert {row["reason"]: count for row, count in rows} == dict.fromkeys(Failure, 0)
+
+
+def test_a_failure_of_the_client_is_not_counted_as_one_of_the_server() -> None:
+    counters = Counters()
+    for failure in Failure:
+        counters.failed(failure)
+
+    samples = read(counters)
+
+    statuses = {failure.value: failure.status for failure in Failure}
+    failures = {row["reason"] for row, _ in samples["shim_request_failures_total"]}
+    aborted = {row["reason"] for row, _ in samples["shim_requests_aborted_total"]}
+    assert {statuses[reason] for reason in failures} == {502, 503, 504}
+    assert {statuses[reason] for reason in aborted} == {400, 403, 408}
+
+
 def test_every_figure_of_the_data_plane_is_shown() -> None:
     counters = Counters()
-    counters.failed("connect")
-    counters.failed("connect")
+    counters.failed(Failure.CONNECT_FAILED)
+    counters.failed(Failure.CONNECT_FAILED)
     expected = {
         "shim_client_connections": 1,
         "shim_clients_rejected_total": 2,
@@ -64,7 +85,8 @@ def test_every_figure_of_the_data_plane_is_shown() -> None:
     samples = read(counters)
 
     assert {name: samples[name][0][1] for name in expected} == expected
-    assert samples["shim_request_failures_total"] == [({"reason": "connect"}, 2.0)]
+    failures = [row for row in samples["shim_request_failures_total"] if row[1]]
+    assert failures == [({"reason": "connect_failed"}, 2.0)]
 
 
 def test_figures_are_read_again_each_time() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -92,6 +92,26 @@ async def test_what_is_put_is_found_again_by_everything(
     await first.remove(renamed, NameHold("bob", "id", "u", 2000))
     assert first.by_uid("u") is None and len(first) == 0
     assert first.name_hold("bob") is not None
+
+
+EVERY_FIELD = Identity("Ada", "Ada Ä", "ada@example.org", ("g|h", "Ä"), "u")
+
+
+@pytest.mark.parametrize(
+    "identity", [EVERY_FIELD, Identity("Ada", "", "", (), "u"), Identity("Ada", uid="u")]
+)
+async def test_a_stored_identity_equals_the_one_that_was_stored(
+    opened: Callable[..., BindingStore], identity: Identity
+) -> None:
+    for field in fields(Identity):
+        assert getattr(EVERY_FIELD, field.name) != field.default, "EVERY_FIELD sets every field"
+    writer, reader = opened(), opened()
+    await writer.load()
+    await writer.put(replace(binding(), identity=identity))
+    await reader.load()
+    found = reader.by_uid("u")
+    assert found is not None
+    assert found.identity == identity
 
 
 async def test_what_another_process_changed_is_seen_and_told(

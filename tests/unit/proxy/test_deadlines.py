@@ -223,7 +223,7 @@ async def test_a_connection_that_does_not_come_is_a_504(navidrome: Navidrome) ->
         await front.wait_until_idle()
         front.pass_time(6)
         assert (await second.read_response()).status == 504
-        assert front.counters.failures == {"connect_timeout": 1}
+        assert front.failures == {"connect_timeout": 1}
 
 
 async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> None:

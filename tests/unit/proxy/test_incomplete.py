@@ -49,7 +49,7 @@ async def test_a_client_that_leaves_amid_its_response(
     ((word, status, sent),) = front.recorded.incomplete
     assert (word, status) == ("client_left", 200)
     assert 1000 < sent < 1200
-    assert front.counters.failures == {"client_left": 1}
+    assert front.failures == {"client_left": 1}
 
 
 async def test_a_response_that_navidrome_cuts(front: Front, navidrome: Navidrome) -> None:
@@ -57,7 +57,7 @@ async def test_a_response_that_navidrome_cuts(front: Front, navidrome: Navidrome
     served.close()
     await client.read_to_reset()
     assert [word for word, *_ in front.recorded.incomplete] == ["upstream_response_truncated"]
-    assert front.counters.failures == {"upstream_response_truncated": 1}
+    assert front.failures == {"upstream_response_truncated": 1}
 
 
 @pytest.mark.parametrize(

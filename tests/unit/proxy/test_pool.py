@@ -150,7 +150,7 @@ async def test_connections_are_bounded_and_who_waits_is_served_in_order(
         await first.send(OK)
         assert (await first.head()).startswith(b"GET /3 ")
         assert navidrome.count == 2
-        assert front.counters.failures == {"pool_exhausted": 1}
+        assert front.failures == {"pool_exhausted": 1}
 
 
 async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: Navidrome) -> None:
@@ -187,7 +187,7 @@ async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Nav
             await client.send(get().encode())
         for client in clients:
             assert (await client.read_response()).status == 502
-        assert front.counters.failures == {"connect_failed": 4}
+        assert front.failures == {"connect_failed": 4}
         assert front.recorded.upstream == ["down"]
 
 

@@ -147,7 +147,7 @@ async def test_a_navidrome_whose_certificate_is_not_known_is_not_spoken_to(
         front_before(navidrome) as front,
     ):
         assert (await front.request(get())).status == 502
-        assert front.counters.failures == {"connect_failed": 1}
+        assert front.failures == {"connect_failed": 1}
         assert navidrome.count == 0
 
 

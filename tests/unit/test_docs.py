@@ -1,0 +1,77 @@
+"""The documentation names every log event, every metric and every setting, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
+
+from shim.audit.events import Event
+from shim.control.metrics import build_registry
+from shim.proxy.counters import Counters
+from shim.settings import ALIASES, SETTINGS
+
+ROOT = Path(__file__).parents[2]
+OPERATING = (ROOT / "docs/operating.md").read_text()
+# Without the changelog, which may name settings that were removed.
+PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "deploy/README.md")
+
+
+def _event_names() -> set[str]:
+    for name in ("proof", "provisioning"):
+        importlib.import_module(f"shim.audit.events.{name}")
+    found: set[str] = set()
+    classes = [Event]
+    while classes:
+        each = classes.pop()
+        # A class with slots is created twice; both have the same name.
+        classes += each.__subclasses__()
+        if "event" in vars(each):
+            found.add(each.event)
+    return found
+
+
+def _metric_names() -> Iterator[str]:
+    registry = build_registry(Counters(), version="0")
+    for family in registry.collect():
+        if family.name.startswith("shim_"):
+            suffix = {CounterMetricFamily: "_total", InfoMetricFamily: "_info"}
+            yield family.name + suffix.get(type(family), "")
+
+
+@pytest.mark.parametrize("event", sorted(_event_names()))
+def test_operating_guide_names_every_log_event(event: str) -> None:
+    assert f"`{event}`" in OPERATING
+
+
+@pytest.mark.parametrize("metric", sorted(_metric_names()))
+def test_operating_guide_names_every_metric(metric: str) -> None:
+    assert f"`{metric}`" in OPERATING
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_settings_that_exist(page: Path) -> None:
+    known = {setting.name for setting in SETTINGS} | {alias.name for alias in ALIASES}
+    known |= {f"{setting.name}_FILE" for setting in SETTINGS if setting.secret}
+    named = set(re.findall(r"\bSHIM_[A-Z0-9_]*[A-Z0-9]\b", page.read_text()))
+    assert named <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = {
+                re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
+            }
+            assert anchor in anchors, link
