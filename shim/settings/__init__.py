@@ -1,7 +1,7 @@
-"""The settings' entrance: read everything, or say everything that is wrong with it.
+"""Load the settings, or report every fault in them.
 
-`load` is the one place where the environment, the `.env` file and the files of secrets are read. The
-settings themselves, with names, defaults and meanings, are the table in `shim.settings.model`.
+Only `load` reads the environment, the `.env` file and the secret files. The table of settings is
+`shim.settings.model`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used. `faults` are all of them; the text has one line for each."""
+    """The settings are invalid. `faults` has every fault; the text has one line for each."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
@@ -42,10 +42,10 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A variable of Navidrome's own that says what a setting of ours says.
+    """A Navidrome variable with the meaning of a setting.
 
-    Navidrome's list of trusted sources is none: it names who may speak to Navidrome (the shim), not who
-    may speak to the shim (the edge).
+    Navidrome's list of trusted sources is not an alias: it names the peers of Navidrome (the shim), not the
+    peers of the shim (the edge).
     """
 
     name: str
@@ -70,10 +70,9 @@ _BY_FIELD = {each.field: each for each in SETTINGS}
 
 
 def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
-    """The settings in `environ` and, where it lacks a name, in `env_file`, which may be missing.
+    """Return the settings in `environ` and, for names that it lacks, in `env_file`, which may be missing.
 
-    Raises `SettingsError` with every fault at once: names that are no setting, values that cannot be
-    read, values that contradict each other.
+    Raises `SettingsError` with every fault: unknown names, invalid values, values that contradict each other.
     """
     found, faults = read(environ, env_file, _CATALOGUE)
     chosen = _chosen(found, faults)
@@ -85,8 +84,8 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
 
 
 def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Variable]:
-    """The variable that speaks for each field: the setting's own, or else an alias. What is empty and has
-    no default is not set."""
+    """Return the variable of each field: the setting's own, or else an alias. An empty one without a default
+    counts as not set."""
     chosen: dict[str, Variable] = {}
     for each in SETTINGS:
         variable = found.get(each.name)
@@ -97,7 +96,7 @@ def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Var
             chosen[each.field] = Variable(variable.name, text, variable.origin)
     for alias in ALIASES:
         other = found.get(alias.name)
-        if other is None or not other.text.strip():  # Navidrome takes an empty variable for none
+        if other is None or not other.text.strip():  # Navidrome treats an empty variable as not set
             continue
         try:
             text = alias.read(other.text.strip())
@@ -107,7 +106,7 @@ def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Var
         primary = chosen.setdefault(alias.field, Variable(other.name, text, other.origin))
         if _differ(primary.text, text, alias):
             expected = (
-                f"expected what {primary.name} ({primary.origin}) says, "
+                f"expected the value of {primary.name} ({primary.origin}), "
                 f"{display_value(primary.text)}, or only one of them"
             )
             faults.append(Fault(other.name, other.origin, display_value(other.text), expected))
@@ -117,12 +116,12 @@ def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Var
 def _differ(primary: str, other: str, alias: Alias) -> bool:
     try:
         return alias.same(primary) != alias.same(other)
-    except ValueError:  # a fault of its own
+    except ValueError:  # reported as a fault of its own
         return False
 
 
 def _model(chosen: Mapping[str, Variable], faults: list[Fault]) -> Settings:
-    """The model of what can be read; what cannot has its default in it."""
+    """Return the model, with the default for each invalid value."""
     texts = {field: variable.text for field, variable in chosen.items()}
     try:
         return Settings.model_validate(texts)
@@ -137,7 +136,7 @@ def _model(chosen: Mapping[str, Variable], faults: list[Fault]) -> Settings:
 
 
 def _invalid_fields(faults: Iterable[Fault]) -> frozenset[str]:
-    """The fields whose value is not what was meant, since something is wrong with the variable."""
+    """Return the fields whose variable has a fault, so that their value is not the intended one."""
     names = {fault.name for fault in faults} | {
         fault.name.removesuffix(FILE_SUFFIX) for fault in faults
     }

@@ -1,6 +1,6 @@
-"""Places: where the shim listens, where Navidrome is, and the addresses and paths that settings name.
+"""Parse addresses: where the shim listens, where Navidrome listens, URLs and paths.
 
-Readers of text, as in `shim.settings.parsers`: a frozen value, or ValueError with what would be right.
+As in `shim.settings.parsers`, each parser returns a frozen value or raises ValueError.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from shim.trust.peers import parse_entry
 
 _PORTS = {"http": 80, "https": 443}
 _PORT = re.compile(r"[0-9]{1,5}")
-# Unreserved characters and those that no parser of paths reads in two ways (RFC 3986 §2.3, §3.3).
+# Unreserved characters, and others that all parsers read the same way (RFC 3986 §2.3, §3.3).
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?")
-# `sun_path` holds 108 bytes with its end (unix(7)).
+# `sun_path` has 108 bytes, the final zero included (unix(7)).
 _UNIX_PATH_BYTES = 107
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to listen: a host and a port (0: any free one), or the path of a Unix socket."""
+    """A listening address: host and port (0: any free one), or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -31,7 +31,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it; a Unix socket is reached by this machine alone."""
+        """Return whether only this machine can connect, as with a Unix socket."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -47,8 +47,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Where Navidrome is: `http` or `https` with a host and a port, or the path of a Unix socket (then
-    `scheme` is `http` and `host` is `localhost`)."""
+    """Navidrome's address: `http` or `https` with host and port, or the path of a Unix socket (then `scheme`
+    is `http` and `host` is `localhost`)."""
 
     scheme: str
     host: str
@@ -61,7 +61,7 @@ class Upstream:
 
     @property
     def authority(self) -> str:
-        """Host and port as a `Host` field has them: the scheme's own port is left out."""
+        """Return host and port for a `Host` field, without the default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
@@ -70,7 +70,7 @@ class Upstream:
 
 
 def endpoint(text: str) -> Endpoint:
-    """`host:port`, `[v6]:port` or `unix:/path`."""
+    """Parse `host:port`, `[v6]:port` or `unix:/path`."""
     if text.startswith("unix:"):
         return Endpoint(path=_unix_path(text))
     host, port = _host_and_port(text)
@@ -80,7 +80,7 @@ def endpoint(text: str) -> Endpoint:
 
 
 def upstream(text: str) -> Upstream:
-    """`http://host[:port]`, `https://host[:port]` or `unix:/path`."""
+    """Parse `http://host[:port]`, `https://host[:port]` or `unix:/path`."""
     if text.startswith("unix:"):
         return Upstream("http", "localhost", 80, _unix_path(text))
     scheme, separator, remainder = text.partition("://")
@@ -88,12 +88,10 @@ def upstream(text: str) -> Upstream:
     if not separator or scheme not in _PORTS:
         raise ValueError("expected http://host:port, https://host:port or unix:/path")
     if "@" in remainder:
-        raise ValueError("expected an address without a user and password in it")
+        raise ValueError("expected an address without user and password")
     authority = remainder.removesuffix("/")
     if re.search(r"[/?#\\]", authority):
-        raise ValueError(
-            "expected a host and a port alone; Navidrome's base path goes in SHIM_BASE_PATH"
-        )
+        raise ValueError("expected only host and port; set Navidrome's base path in SHIM_BASE_PATH")
     host, port = _host_and_port(authority)
     if port == 0 or not host:
         raise ValueError("expected a host, and a port from 1 to 65535")
@@ -101,20 +99,20 @@ def upstream(text: str) -> Upstream:
 
 
 def base_path(text: str) -> str:
-    """Navidrome's base path: `/`, or a path that begins with a slash and ends without one."""
+    """Parse Navidrome's base path. Return `/`, or a path with a slash at the start and none at the end."""
     if not text.startswith("/") or not _PLAIN_PATH.fullmatch(text):
         raise ValueError("expected a plain path that begins with one slash, such as / or /music")
     return text.rstrip("/") or "/"
 
 
 def base_path_of_url(text: str) -> str:
-    """The base path in Navidrome's BaseURL, which is a path or a full URL (its path counts)."""
+    """Parse Navidrome's BaseURL, which is a path or a URL. Return its base path."""
     path = urlsplit(text).path if "://" in text else text
     return base_path("/" + path.removeprefix("/"))
 
 
 def prefixes(text: str) -> tuple[str, ...]:
-    """Path prefixes below the base path, comma-separated; each begins with a slash."""
+    """Parse path prefixes below the base path, comma-separated. Each begins with a slash."""
     paths = comma_list(text)
     for path in paths:
         if not path.startswith("/") or not _PLAIN_PATH.fullmatch(path):
@@ -125,7 +123,7 @@ def prefixes(text: str) -> tuple[str, ...]:
 
 
 def web_address(text: str) -> str:
-    """An `https://` or `http://` address without a password in it."""
+    """Parse an `https://` or `http://` URL without a password."""
     expected = "expected an address such as https://auth.example.org/path"
     try:
         parts = urlsplit(text)
@@ -135,23 +133,23 @@ def web_address(text: str) -> str:
     if not usable or not text.isascii() or re.search(r"[\x00-\x20\x7f\"<>\\]", text):
         raise ValueError(expected)
     if "@" in parts.netloc:
-        raise ValueError(f"{expected}, without a user and password in it")
+        raise ValueError(f"{expected}, without user and password")
     return text
 
 
 def sign_in_address(text: str) -> str:
-    """A web address, or a path on the host that was asked."""
-    if "#" in text:  # the way back would be part of what no server sees
-        raise ValueError("expected an address without a # in it")
+    """Parse a URL, or a path on the host of the request."""
+    if "#" in text:  # the return URL would become part of the fragment, which no server gets
+        raise ValueError("expected an address without a #")
     if not text.startswith("/"):
         return web_address(text)
     if text.startswith("//") or not text.isascii() or re.search(r"[\x00-\x20\x7f\"<>\\]", text):
-        raise ValueError("expected a path with one slash at its beginning, or an https:// address")
+        raise ValueError("expected a path that begins with one slash, or an https:// address")
     return text
 
 
 def _host_and_port(text: str) -> tuple[str, int | None]:
-    """The parts of `host:port`, `[v6]:port`, or either without a port."""
+    """Split `host:port` or `[v6]:port`, both also without a port."""
     if text.startswith("["):
         host, bracket, remainder = text[1:].partition("]")
         try:
@@ -184,12 +182,12 @@ def _port(text: str) -> int:
 
 def _unix_path(text: str) -> str:
     path = text.removeprefix("unix:")
-    if path.startswith("///"):  # unix:///run/shim.sock, as others write it
+    if path.startswith("///"):  # unix:///run/shim.sock, as in other programs
         path = path[2:]
     if not path.startswith("/") or path.startswith("//") or path.endswith("/") or "\0" in path:
         raise ValueError("expected unix: and an absolute path, such as unix:/run/shim/shim.sock")
     if len(path.encode(errors="surrogateescape")) > _UNIX_PATH_BYTES:
         raise ValueError(
-            f"expected a path of at most {_UNIX_PATH_BYTES} bytes, which is all a socket takes"
+            f"expected a path of at most {_UNIX_PATH_BYTES} bytes, the limit of a Unix socket"
         )
     return path

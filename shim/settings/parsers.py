@@ -1,8 +1,8 @@
-"""What the text of a setting means: one small reader for each kind of value.
+"""Parse the text of a setting: one small parser for each kind of value.
 
-Every reader takes the text as it was written and gives a frozen value, or raises ValueError with a
-sentence that says what would be right. Readers know no setting's name, read no file's content and look
-at one value at a time; what two values say together is in `shim.settings.validation`.
+A parser takes text and returns a frozen value, or raises ValueError with a sentence that describes a valid
+value. Parsers know no setting names, read no files and see one value at a time; `shim.settings.validation`
+compares values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MASK = "***"
 
 # RFC 9110 §5.6.2
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# As SQLAlchemy reads it: the password goes on to the first @. A second one would make its end the host.
+# SQLAlchemy ends the password at the first @. After a second one, the rest of the password would be the host.
 _SQLITE = re.compile(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$")
 _POSTGRESQL = re.compile(
     r"postgresql\+psycopg://(?=\S)([^:/@?]*(:[^@]*)?@)?"
@@ -31,8 +31,8 @@ _POSTGRESQL = re.compile(
 )
 # A part of a distinguished name (RFC 4514 §3).
 _DN_PART = re.compile(r"(cn|ou|dc|o|c|l|st|street|uid|sn|e|emailaddress)\s*=", re.IGNORECASE)
-# What frames a message, ends at this hop or is Navidrome's own: never a name for an identity or a proof.
-# `X-Forwarded-User` and its kin are free, since oauth2-proxy names people with them.
+# Framing and hop-by-hop headers, and Navidrome's own: never the name of an identity header or a proof.
+# `X-Forwarded-User` and similar names are allowed, because oauth2-proxy uses them.
 _FORBIDDEN_HEADERS = frozenset(
     [
         "authorization",
@@ -68,14 +68,14 @@ _FORBIDDEN_HEADERS = frozenset(
 
 
 class Mode(int):
-    """A file's mode; its text is octal."""
+    """The mode of a file; its text is octal."""
 
     def __str__(self) -> str:
         return f"{int(self):04o}"
 
 
 def reader(read: Callable[[str], T]) -> PlainValidator:
-    """Make `read` a field's only validation. What is no text is taken as a value that was read before."""
+    """Make `read` the only validation of a field. A value that is not text was parsed before."""
 
     def validate(value: object) -> object:
         return read(value) if isinstance(value, str) else value
@@ -84,7 +84,7 @@ def reader(read: Callable[[str], T]) -> PlainValidator:
 
 
 def format_value(value: object) -> str:
-    """A value as a person would write it, so that its reader gives it again; secrets are masked."""
+    """Return a value as a user would write it, so that its parser returns it again. Secrets are masked."""
     match value:
         case None:
             return ""
@@ -95,7 +95,7 @@ def format_value(value: object) -> str:
         case tuple():
             texts = [format_value(each) for each in value]
             plain = ",".join(texts)
-            # A name of a JSON list may hold a comma.
+            # A name in a JSON list may contain a comma.
             if any("," in each for each in texts) or plain.startswith("[") or _is_dn_list(texts):
                 return json.dumps(texts, ensure_ascii=False)
             return plain
@@ -112,7 +112,7 @@ def _is_dn_list(entries: Sequence[str]) -> bool:
 
 
 def masked_url(text: str) -> str:
-    """A database's address without its password; anything else of a secret is masked whole."""
+    """Return a database URL without its password. Any other secret is masked completely."""
     if text.startswith("sqlite:"):
         return text
     if not text.startswith("postgresql+psycopg://"):
@@ -122,23 +122,21 @@ def masked_url(text: str) -> str:
 
 
 def peers(text: str) -> tuple[str, ...]:
-    """Entries of an address list: IPs, CIDRs, host names and `@`, comma-separated."""
+    """Parse a list of peers: IPs, CIDRs, host names and `@`, comma-separated."""
     return _entries(text, names=True)
 
 
 def networks(text: str) -> tuple[str, ...]:
-    """Entries of an address list that is never resolved: IPs and CIDRs, comma-separated."""
+    """Parse a list of networks: IPs and CIDRs, comma-separated."""
     return _entries(text, names=False)
 
 
 def header_name(text: str) -> str:
-    """A header's name, as RFC 9110 §5.6.2 allows it, that neither frames a message nor ends at a hop."""
+    """Parse a header name (RFC 9110 §5.6.2) that is neither a framing nor a hop-by-hop header."""
     if not _TOKEN.fullmatch(text):
-        raise ValueError(
-            "expected a header's name: letters, digits and -, without blanks or a colon"
-        )
+        raise ValueError("expected a header name: letters, digits and -, without blanks or a colon")
     if not re.search(r"[A-Za-z0-9]", text):
-        raise ValueError("expected a header's name with a letter or a digit in it")
+        raise ValueError("expected a header name with a letter or a digit")
     if text.lower() in _FORBIDDEN_HEADERS or text.lower().startswith(("sec-", "x-nd-")):
         raise ValueError(
             "expected another name: this one is reserved by HTTP, the edge or Navidrome"
@@ -147,22 +145,22 @@ def header_name(text: str) -> str:
 
 
 def header_prefixes(text: str) -> tuple[str, ...]:
-    """Prefixes of headers' names, comma-separated, each of at least two letters or digits."""
+    """Parse prefixes of header names, comma-separated, each with at least two letters or digits."""
     names = comma_list(text)
     for name in names:
         if not _TOKEN.fullmatch(name) or len(re.findall(r"[A-Za-z0-9]", name)) < 2:
             raise ValueError(
-                f"expected the beginnings of headers' names, such as X-authentik-; not {name!r}"
+                f"expected prefixes of header names, such as X-authentik-; not {name!r}"
             )
         if any(forbidden.startswith(name.lower()) for forbidden in _FORBIDDEN_HEADERS):
             raise ValueError(
-                f"expected a prefix that takes none of HTTP's own headers; {name!r} does"
+                f"expected a prefix that matches no standard HTTP header; {name!r} does"
             )
     return names
 
 
 def comma_list(text: str) -> tuple[str, ...]:
-    """Comma-separated words, blanks around each passed over, none of them empty or twice."""
+    """Parse comma-separated words without the blanks around them. None may be empty or repeated."""
     if not text.strip():
         return ()
     found = tuple(item.strip() for item in text.split(","))
@@ -174,21 +172,18 @@ def comma_list(text: str) -> tuple[str, ...]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names of groups, accounts or audiences: comma-separated, or a JSON list, in which a name may hold
-    commas. None of them is empty or given twice.
+    """Parse names of groups, accounts or audiences: comma-separated, or a JSON list if a name contains a
+    comma. None may be empty or repeated.
 
-    A comma-separated list with an entry that looks like a part of a distinguished name is refused:
-    `CN=a,OU=b` would be two groups, and somebody may be in one of them.
+    A comma-separated entry that looks like a part of a distinguished name is invalid: `CN=a,OU=b` would be
+    two groups, and a user may be in one of them.
     """
     if text.startswith("[") and text.endswith("]"):
         return _json_names(text)
     found = comma_list(text)
     if _is_dn_list(found):
         suggestion = json.dumps(_joined_dn_parts(found), ensure_ascii=not text.isprintable())
-        raise ValueError(
-            "expected a JSON list, since the commas of a distinguished name part entries otherwise: "
-            + suggestion
-        )
+        raise ValueError("expected a JSON list, because a comma separates entries: " + suggestion)
     return found
 
 
@@ -203,15 +198,16 @@ def _json_names(text: str) -> tuple[str, ...]:
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise ValueError(expected)
     if not all(each and each == each.strip() and each.isprintable() for each in found):
-        raise ValueError(f"{expected}, none empty, with a blank at its ends or a control character")
+        raise ValueError(
+            f"{expected}, none empty, with blanks at its ends or with control characters"
+        )
     if len(set(found)) < len(found):
         raise ValueError("expected each entry once")
     return tuple(found)
 
 
 def _joined_dn_parts(parts: tuple[str, ...]) -> list[str]:
-    """The entries that were probably meant: parts that follow each other are one name, until a part that
-    begins a new one."""
+    """Guess the intended entries: consecutive parts are one name, until a part begins a new one."""
     joined: list[str] = []
     inside = False
     for part in parts:
@@ -225,28 +221,28 @@ def _joined_dn_parts(parts: tuple[str, ...]) -> list[str]:
 
 
 def account_name(text: str) -> str:
-    """A Navidrome user name: 1 to 255 characters without controls."""
+    """Parse a Navidrome user name: 1 to 255 printable characters."""
     if not 1 <= len(text) <= 255 or not text.isprintable() or text != text.strip():
         raise ValueError("expected 1 to 255 printable characters without blanks at the ends")
     return text
 
 
 def line(text: str) -> str:
-    """One line of text for people or for another program: printable, at most 512 characters."""
+    """Parse one line of at most 512 printable characters."""
     if not 1 <= len(text) <= 512 or not text.isprintable():
         raise ValueError("expected one line of at most 512 printable characters")
     return text
 
 
 def separator(text: str) -> str:
-    """What stands between two groups: one to three characters that are no letters, digits or blanks."""
+    """Parse a separator: one to three punctuation characters."""
     if not re.fullmatch(r"[!-/:-@\[-`{-~]{1,3}", text):
         raise ValueError("expected one to three punctuation characters, such as | or ,")
     return text
 
 
 def library_groups(text: str) -> Mapping[str, tuple[str | int, ...]]:
-    """A JSON object from a group's name to the names or ids of its libraries."""
+    """Parse a JSON object with the names or ids of the libraries of each group."""
     expected = 'expected a JSON object such as {"family": ["Music Library", 2]}'
     try:
         found: object = json.loads(text, object_pairs_hook=_each_key_once)
@@ -269,7 +265,7 @@ def library_groups(text: str) -> Mapping[str, tuple[str | int, ...]]:
 
 
 def flag(text: str) -> bool:
-    """`true` or `false`, and the usual other words for them."""
+    """Parse `true` or `false`, or one of their usual synonyms."""
     meaning = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
     meaning |= {"on": True, "off": False}
     if text.lower() not in meaning:
@@ -278,7 +274,7 @@ def flag(text: str) -> bool:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """A reader of one word out of a closed set, in any case."""
+    """Return a parser for one word of a closed set, in any case."""
 
     def read(text: str) -> str:
         if text.lower() not in choices:
@@ -289,7 +285,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def seconds(least: float, maximum: float) -> Callable[[str], float]:
-    """A reader of a duration in seconds, both bounds included."""
+    """Return a parser for a duration in seconds, both bounds included."""
 
     def read(text: str) -> float:
         if (
@@ -303,7 +299,7 @@ def seconds(least: float, maximum: float) -> Callable[[str], float]:
 
 
 def count(least: int, maximum: int, expected: str = "a whole number") -> Callable[[str], int]:
-    """A reader of a whole number (of things, bytes, days), both bounds included."""
+    """Return a parser for a whole number, both bounds included."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= maximum:
@@ -314,14 +310,14 @@ def count(least: int, maximum: int, expected: str = "a whole number") -> Callabl
 
 
 def socket_mode(text: str) -> Mode:
-    """A Unix socket's mode in octal. Its owner must be able to use it."""
+    """Parse the octal mode of a Unix socket. Its owner must be able to use it."""
     if not re.fullmatch(r"0?[0-7]{3}", text) or int(text, 8) & 0o600 != 0o600:
         raise ValueError("expected an octal mode that lets the owner read and write, such as 0660")
     return Mode(int(text, 8))
 
 
 def readable_file(text: str) -> Path:
-    """A file that is there and can be opened."""
+    """Parse the path of a file that exists and can be opened."""
     path = Path(text)
     try:
         with path.open("rb"):
@@ -332,24 +328,24 @@ def readable_file(text: str) -> Path:
 
 
 def secret(text: str) -> SecretStr:
-    """One secret, of any characters but controls."""
+    """Parse one secret without control characters."""
     if not text or re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError("expected one line without control characters, not empty")
     return SecretStr(text)
 
 
 def header_secrets(text: str) -> tuple[SecretStr, ...]:
-    """Secrets that travel in a header, comma-separated: visible ASCII, no blanks inside."""
+    """Parse secrets for a header, comma-separated: visible ASCII without blanks."""
     found = comma_list(text)
     if not all(re.fullmatch(r"[!-~]+", each) for each in found):
         raise ValueError(
-            "expected visible ASCII characters without blanks; commas part several secrets"
+            "expected visible ASCII characters without blanks; a comma separates two secrets"
         )
     return tuple(SecretStr(each) for each in found)
 
 
 def bearer_token(text: str) -> SecretStr:
-    """A bearer token (RFC 6750 §2.1)."""
+    """Parse a bearer token (RFC 6750 §2.1)."""
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
         raise ValueError(
             "expected a token of letters, digits and -._~+/ (openssl rand -hex 32 makes one)"
@@ -358,12 +354,12 @@ def bearer_token(text: str) -> SecretStr:
 
 
 def database_url(text: str) -> SecretStr:
-    """`sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`, where no part of the password can
-    be taken for anything else: all the rest is said in messages."""
+    """Parse `sqlite:///FILE` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`. The password must be
+    unambiguous, because messages show all other parts."""
     if not (_SQLITE.match(text) or _POSTGRESQL.fullmatch(text)):
         raise ValueError(
-            "expected sqlite:///file.db or postgresql+psycopg://user:password@host/name, where %40 stands "
-            "for an @ in the password"
+            "expected sqlite:///file.db or postgresql+psycopg://user:password@host/name; write an @ in the "
+            "password as %40"
         )
     return SecretStr(text)
 
@@ -376,7 +372,7 @@ def _entries(text: str, *, names: bool) -> tuple[str, ...]:
         except ValueError as error:
             raise ValueError(f"{entry!r} is {error}") from None
         if host and not names:
-            raise ValueError(f"expected IP addresses and CIDRs alone; {entry!r} is neither")
+            raise ValueError(f"expected only IP addresses and CIDRs; {entry!r} is neither")
     return entries
 
 

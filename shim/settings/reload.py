@@ -1,7 +1,7 @@
-"""Which settings can be taken again while the shim runs, and what becomes of the others.
+"""Which settings a reload applies, and which wait for a restart.
 
-Whatever the policy is made of is taken between two requests. What was bound, opened or measured at the
-start (addresses, Navidrome, the database, limits) keeps its value until a restart, and that is said.
+A reload applies the settings of the policy, between two requests. Listening addresses, Navidrome's address,
+the database and the limits keep their values until a restart, and the result of the reload names them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ RELOADABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What came of a reload. `faults`: why the settings from before stay in force, empty where they don't.
-    `changed`: names of settings that have another value now; `waiting`: of those that a restart takes."""
+    """The result of a reload. `faults`: why the old settings stay in force; empty if the new ones are.
+    `changed`: names of the settings that were applied. `pending_restart`: names of those that need a
+    restart."""
 
     faults: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
@@ -64,14 +65,14 @@ class ReloadResult:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """The settings that can be put in force, and what `Reloaded` says of them."""
+    """The settings to put in force, and the result to report."""
 
     settings: Settings
     outcome: ReloadResult
 
 
 def merge_settings(running: Settings, new: Settings) -> MergeResult:
-    """The settings that run, with what can be taken of the fresh ones."""
+    """Return the running settings with the reloadable ones of `new`."""
     changed = [
         each for each in SETTINGS if getattr(running, each.field) != getattr(new, each.field)
     ]
@@ -79,7 +80,7 @@ def merge_settings(running: Settings, new: Settings) -> MergeResult:
         each.field: getattr(new, each.field) for each in changed if each.field in RELOADABLE
     }
     settings = running.model_copy(update=reloadable)
-    # Each whole is sound, but a mixture of both may not be.
+    # Both are valid, but a mixture may not be.
     faults = tuple(
         f"{', '.join(f'SHIM_{field.upper()}' for field in one.fields)}: {one.expected}"
         for one in conflicts(settings)

@@ -1,8 +1,8 @@
-"""Where the text of the settings comes from: the environment, a `.env` file, and files with secrets.
+"""Read the text of the settings from the environment, a `.env` file and secret files.
 
-This file reads and locates; it does not know what a value means. Everything that is wrong is collected
-as a `Fault`, and no fault ever shows a secret. A name that the catalogue lacks may be a secret's,
-mistyped: its value is shown only where the name is near that of a setting which is none.
+This module does not know what a value means. It collects each mistake as a `Fault`, and no fault shows a
+secret. An unknown name may be a mistyped secret: its value is shown only if the name resembles that of a
+setting without a secret.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENVIRONMENT = "environment"
 
 _SECRET_FILE_BYTES = 65536
 _SHOWN_CHARACTERS = 100
-# Kubernetes puts these into a container beside a Service named `shim` or `shim-…`; nobody set them.
+# Kubernetes adds these to a container next to a Service named `shim` or `shim-…`.
 _SERVICE_LINK = re.compile(
     r"SHIM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -33,10 +33,10 @@ _SERVICE_LINK_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong with the settings.
+    """A mistake in the settings.
 
-    `origin` is where the value was written (`environment`, `.env line 3`, `file /run/secrets/token`),
-    `value` is what stood there, or None where it must not be shown, `expected` says what would be right.
+    `origin` is the place of the value (`environment`, `.env line 3`, `file /run/secrets/token`). `value` is
+    the text there, or None if it must not be shown. `expected` describes a valid value.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A name's text as it was found."""
+    """The text of a variable and its origin."""
 
     name: str
     text: str = field(repr=False)
@@ -60,10 +60,10 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The names there are.
+    """The names of variables.
 
-    `names`: every setting's variable. `secrets`: those of them whose value is never shown and that may
-    be given as `NAME_FILE`. `foreign`: variables of other programs that are looked at as well.
+    `names`: the variable of each setting. `secrets`: those whose value is never shown and that can be set as
+    `NAME_FILE`. `external`: variables of other programs that are read too.
     """
 
     names: frozenset[str]
@@ -72,7 +72,7 @@ class Catalogue:
 
 
 def display_value(text: str) -> str:
-    """A value as a fault shows it: quoted, escaped, cut, and without what may be a password in a URL."""
+    """Return a value for a fault: quoted, escaped, shortened, and without a password in a URL."""
     masked = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
     masked = re.sub(r"(://[^?]*\?).*", r"\1***", masked, flags=re.DOTALL)
     if len(masked) > _SHOWN_CHARACTERS:
@@ -83,10 +83,10 @@ def display_value(text: str) -> str:
 def read(
     environ: Mapping[str, str], env_file: Path | None, catalogue: Catalogue
 ) -> tuple[dict[str, Variable], list[Fault]]:
-    """Every variable of the catalogue that is set, by name, and what is wrong with where it is set.
+    """Return each variable of the catalogue that is set, by name, and the faults of their origins.
 
-    The environment wins over `env_file`, which may be missing. A secret that `NAME_FILE` names appears
-    under `NAME`, with the file as its origin.
+    The environment overrides `env_file`, which may be missing. A secret from `NAME_FILE` appears under
+    `NAME`, with the file as its origin.
     """
     faults: list[Fault] = []
     variables = {v.name: v for v in _from_file(env_file, catalogue, faults)}
@@ -112,7 +112,7 @@ def read(
 
 
 def _from_file(path: Path | None, catalogue: Catalogue, faults: list[Fault]) -> Iterable[Variable]:
-    """The variables in a `.env` file. Text is taken literally: `${…}` stands for itself."""
+    """Return the variables in a `.env` file. Text is literal: `${…}` is not replaced."""
     if path is None:
         return []
     try:
@@ -136,7 +136,7 @@ def _from_file(path: Path | None, catalogue: Catalogue, faults: list[Fault]) -> 
         elif binding.value is None:
             faults.append(Fault(binding.key, origin, None, "expected NAME=value"))
         elif binding.key in found:
-            expected = f"expected once; {found[binding.key].origin} sets it too"
+            expected = f"expected once, but {found[binding.key].origin} sets it too"
             faults.append(Fault(binding.key, origin, None, expected))
         else:
             found[binding.key] = Variable(binding.key, binding.value, origin)
@@ -144,10 +144,9 @@ def _from_file(path: Path | None, catalogue: Catalogue, faults: list[Fault]) -> 
 
 
 def _from_secret_file(variable: Variable, name: str, faults: list[Fault]) -> Variable | None:
-    """The secret in the file that a `NAME_FILE` variable names; the line end at its end is not part of
-    it."""
+    """Return the secret in the file that a `NAME_FILE` variable names, without its final line end."""
     origin = f"file {variable.text}"
-    expected = "expected the path of a readable file with the secret in it"
+    expected = "expected the path of a readable file that contains the secret"
     try:
         with Path(variable.text).open("rb") as file:
             content = file.read(_SECRET_FILE_BYTES + 1)
@@ -181,7 +180,7 @@ def _is_service_link(variable: Variable) -> bool:
 def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
     plain = variable.name.removesuffix(FILE_SUFFIX)
     if plain != variable.name and plain in catalogue.names:
-        expected = f"expected {plain} itself; only secrets are read from files"
+        expected = f"expected {plain}, because only secrets are read from files"
         return Fault(variable.name, variable.origin, display_value(variable.text), expected)
     files = {name + FILE_SUFFIX for name in catalogue.secrets}
     possible = sorted(catalogue.names | files)
@@ -194,24 +193,24 @@ def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
 
 
 def _both(plain: Variable, file: Variable) -> Fault:
-    expected = f"expected one of {plain.name} and {file.name}; {file.origin} sets the second"
+    expected = f"expected {plain.name} or {file.name}, not both; {file.origin} sets the second"
     return Fault(plain.name, plain.origin, None, expected)
 
 
 def _empty(name: str, origin: str) -> Fault:
     return Fault(
-        name, origin, None, "expected a secret, but it is empty; leave it out to have none"
+        name, origin, None, "expected a secret, but it is empty; remove the line to set none"
     )
 
 
 def _line(binding: Binding) -> int:
-    """The line of the name itself: blank lines before it belong to the binding too."""
+    """Return the line of the name; the binding includes the blank lines before it."""
     text = binding.original.string
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _display_path(text: str) -> str | None:
-    """A path that names no file, unless it may be the secret itself, put where its path belongs."""
+    """Return a path for a fault, or None if it may be the secret itself instead of a path."""
     path = Path(text)
     known = path.is_absolute() and len(path.parts) > 2 and path.parent.is_dir()
     return display_value(text) if known and text.isprintable() else None

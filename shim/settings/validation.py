@@ -1,7 +1,7 @@
-"""What settings mean together: contradictions, which stop the start, and warnings, which are said.
+"""Check settings against each other: conflicts stop the start, warnings are logged.
 
-Each check reads the finished model and nothing else. A contradiction names every field that it read, so
-that it can be passed over where one of them could not be read at all.
+Each check reads the finished model and nothing else. A conflict names every field that it read, so that the
+caller can skip it if one of them was invalid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shim.trust.peers import NetworkEntry, UnixEntry, parse_entry
 _SHORT_SECRET = 16
 # RFC 7518 §3.2: a key of the hash's own size or larger.
 _SHORT_HS256_SECRET = 32
-# The settings that give a header its role. A proof's come first, so that a fault names them.
+# The settings that name a header. Those of a proof come first, so that a fault names them.
 _HEADERS = (
     "proxy_secret_header",
     "jwt_header",
@@ -32,20 +32,20 @@ _HEADERS = (
     "reverse_proxy_user_header",
 )
 _AUTHENTIK_PREFIX = "x-authentik-"
-# Where Navidrome's web app, its API and its login are, and the shim's own pages.
+# Paths of Navidrome's web app, its API and its login, and of the shim's own pages.
 _PROTECTED_PATHS = ("/app", "/api", "/auth", "/_shim")
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Fields that cannot stand together, the one to look at first, and what would be right."""
+    """Fields that contradict each other, the one to change first, and the values expected."""
 
     fields: tuple[str, ...]
     expected: str
 
 
 def conflicts(settings: Settings) -> Iterator[Conflict]:
-    """Everything that stops the start though each value alone is fine."""
+    """Yield the contradictions that stop the start although each value is valid."""
     yield from _listening(settings)
     yield from _proof(settings)
     yield from _headers(settings)
@@ -54,7 +54,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
-    """Sentences for the log, `check` and `/readyz`: allowed, but probably not what was meant."""
+    """Return sentences for the log, `check` and `/readyz` about settings that are probably mistakes."""
     return (
         *_trust_warnings(settings),
         *_path_warnings(settings),
@@ -71,7 +71,7 @@ def _listening(settings: Settings) -> Iterator[Conflict]:
             "expected a loopback address, or SHIM_CONTROL_TOKEN set (openssl rand -hex 32 makes one)",
         )
     if _same_endpoint(settings.listen, settings.control_listen):
-        yield Conflict(("control_listen", "listen"), "expected another place than SHIM_LISTEN has")
+        yield Conflict(("control_listen", "listen"), "expected another address than SHIM_LISTEN")
     upstream = settings.upstream
     target = Endpoint(upstream.host, upstream.port, upstream.path)
     for field, own_endpoint in (
@@ -80,7 +80,8 @@ def _listening(settings: Settings) -> Iterator[Conflict]:
     ):
         if target.is_loopback and _same_endpoint(own_endpoint, target):
             yield Conflict(
-                ("upstream", field), "expected Navidrome's address, but the shim listens there"
+                ("upstream", field),
+                "expected Navidrome's address, but the shim listens there",
             )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         lacking = "tls_cert" if settings.tls_cert is None else "tls_key"
@@ -90,7 +91,7 @@ def _listening(settings: Settings) -> Iterator[Conflict]:
         )
     if settings.upstream_ca is not None and not upstream.tls:
         yield Conflict(
-            ("upstream_ca", "upstream"), "expected an https:// address in SHIM_UPSTREAM with it"
+            ("upstream_ca", "upstream"), "expected an https:// address in SHIM_UPSTREAM too"
         )
 
 
@@ -100,47 +101,41 @@ def _proof(settings: Settings) -> Iterator[Conflict]:
         if settings.jwks_url is None and settings.jwt_hs256_secret is None:
             yield Conflict(
                 ("jwt_verify", "jwks_url", "jwt_hs256_secret"),
-                "expected SHIM_JWKS_URL or SHIM_JWT_HS256_SECRET with it",
+                "expected SHIM_JWKS_URL or SHIM_JWT_HS256_SECRET too",
             )
         if settings.jwt_issuer is None:
-            yield Conflict(("jwt_verify", "jwt_issuer"), "expected SHIM_JWT_ISSUER with it")
+            yield Conflict(("jwt_verify", "jwt_issuer"), "expected SHIM_JWT_ISSUER too")
         if not settings.jwt_audience:
             yield Conflict(
                 ("jwt_verify", "jwt_audience"),
-                "expected SHIM_JWT_AUDIENCE with it (authentik's client id)",
+                "expected SHIM_JWT_AUDIENCE too (authentik's client id)",
             )
     if settings.jwt_hs256_secret is not None and not _is_secret(settings.jwt_hs256_secret):
-        yield Conflict(
-            ("jwt_hs256_secret",), "expected a secret, and not a public key, PEM or a JWK"
-        )
+        yield Conflict(("jwt_hs256_secret",), "expected a secret, not a public key, PEM or JWK")
     if verify == "off" and settings.jwt_bearer:
         yield Conflict(
-            ("jwt_bearer", "jwt_verify"), "expected SHIM_JWT_VERIFY=optional or required with it"
+            ("jwt_bearer", "jwt_verify"), "expected SHIM_JWT_VERIFY=optional or required too"
         )
     if verify == "off" and settings.public_path_proof == "jwt":
         yield Conflict(
             ("public_path_proof", "jwt_verify"),
-            "expected SHIM_JWT_VERIFY=optional or required with it",
+            "expected SHIM_JWT_VERIFY=optional or required too",
         )
     if settings.public_path_proof == "secret" and not settings.proxy_secret:
-        yield Conflict(("public_path_proof", "proxy_secret"), "expected SHIM_PROXY_SECRET with it")
+        yield Conflict(("public_path_proof", "proxy_secret"), "expected SHIM_PROXY_SECRET too")
     if settings.jwks_ca is not None and not (settings.jwks_url or "").startswith("https:"):
-        yield Conflict(
-            ("jwks_ca", "jwks_url"), "expected an https:// address in SHIM_JWKS_URL with it"
-        )
+        yield Conflict(("jwks_ca", "jwks_url"), "expected an https:// address in SHIM_JWKS_URL too")
 
 
 def _headers(settings: Settings) -> Iterator[Conflict]:
-    """Each header has one role, also under an alias (`X_Name`). Only the user name may come in Navidrome's
-    user header, which is read, removed and written again."""
+    """Check that each header has one role, also under an alias (`X_Name`). Only the user name may use
+    Navidrome's user header, which is read, removed and set again."""
     for index, field in enumerate(_HEADERS):
         for other in _HEADERS[index + 1 :]:
             if {field, other} == {"reverse_proxy_user_header", "username_header"}:
                 continue
             if _normalized(getattr(settings, field)) == _normalized(getattr(settings, other)):
-                yield Conflict(
-                    (field, other), f"expected another header than SHIM_{other.upper()} names"
-                )
+                yield Conflict((field, other), f"expected another header than SHIM_{other.upper()}")
     if (
         settings.provisioning
         and settings.jwt_verify != "required"
@@ -149,8 +144,8 @@ def _headers(settings: Settings) -> Iterator[Conflict]:
     ):
         yield Conflict(
             ("username_header", "uid_header", "jwt_verify", "provisioning"),
-            "expected SHIM_UID_HEADER with it, the header with the provider's stable id, since provisioning "
-            "binds accounts by that; or SHIM_JWT_VERIFY=required, or SHIM_PROVISIONING=false",
+            "expected SHIM_UID_HEADER too, the header with the provider's permanent id, because provisioning "
+            "binds accounts to it; or SHIM_JWT_VERIFY=required, or SHIM_PROVISIONING=false",
         )
 
 
@@ -172,32 +167,32 @@ def _bootstrap(settings: Settings) -> Iterator[Conflict]:
     ):
         yield Conflict(
             ("bootstrap_admin", "navidrome_admin_username"),
-            "expected the name of an existing admin, not of the account that it is to create",
+            "expected the name of an existing admin, not of the account to create",
         )
 
 
 def _trust_warnings(settings: Settings) -> Iterator[str]:
     name = "SHIM_REVERSE_PROXY_WHITELIST"
     if not settings.reverse_proxy_whitelist:
-        yield f"{name} is empty: nobody is believed, every visitor is a stranger to Navidrome."
+        yield f"{name} is empty: no identity is trusted."
     entries = [parse_entry(text) for text in settings.reverse_proxy_whitelist]
     for entry in entries:
         if isinstance(entry, NetworkEntry) and entry.network.prefixlen == 0:
-            yield f"{name} has {entry.text}: whoever reaches the shim can name any user; name the edge alone."
+            yield f"{name} has {entry.text}: every client can use any user name. Name only the edge."
         elif isinstance(entry, NetworkEntry) and entry.host_bits:
-            yield f"{name} has {entry.text}, which lists all of {entry.network}."
+            yield f"{name} has {entry.text}, which trusts all of {entry.network}."
     unix = any(isinstance(entry, UnixEntry) for entry in entries)
     if unix and settings.listen.path is None:
-        yield f"{name} has @, but SHIM_LISTEN is no Unix socket: that entry matches nobody."
+        yield f"{name} has @, but SHIM_LISTEN is not a Unix socket: this entry matches no peer."
     if entries and not unix and settings.listen.path is not None:
-        yield f"SHIM_LISTEN is a Unix socket, but {name} lacks @: nobody is believed."
+        yield f"SHIM_LISTEN is a Unix socket, but {name} lacks @: no identity is trusted."
     if settings.listen.path is not None and settings.listen_socket_mode & 0o006:
-        yield "SHIM_LISTEN_SOCKET_MODE lets everybody on this machine speak as the edge."
+        yield "SHIM_LISTEN_SOCKET_MODE lets every user of this machine connect as the edge."
 
 
 def _path_warnings(settings: Settings) -> Iterator[str]:
-    """Public prefixes that reach further than they should. They have no boundary, so a prefix covers every
-    path that begins with it."""
+    """Warn about public prefixes that cover too much. A prefix has no boundary: it covers every path that
+    begins with it."""
     for prefix in settings.public_paths:
         bare = prefix.rstrip("/").lower()
         covered = [path for path in _PROTECTED_PATHS if path.startswith(bare)]
@@ -208,14 +203,14 @@ def _path_warnings(settings: Settings) -> Iterator[str]:
             )
         elif settings.base_path.lower().startswith(bare):
             yield (
-                f"SHIM_BASE_PATH={settings.base_path} begins with the public prefix {prefix}: a rule of the "
-                f"edge for {prefix} leaves everything open. Write the edge's rules with the base path, "
+                f"SHIM_BASE_PATH={settings.base_path} begins with the public prefix {prefix}: an "
+                f"edge rule for {prefix} leaves every path open. Write the edge's rules with the base path: "
                 f"{settings.base_path}{prefix}."
             )
 
 
 def _group_warnings(settings: Settings) -> Iterator[str]:
-    """Groups that grant rights by a header alone, in which the provider joins names without escaping."""
+    """Warn if groups from a header grant rights, because the provider joins their names without escaping."""
     granting = [
         f"SHIM_{field.upper()}"
         for field in ("allowed_groups", "admin_groups", "library_groups")
@@ -224,39 +219,40 @@ def _group_warnings(settings: Settings) -> Iterator[str]:
     if granting and settings.jwt_verify != "required":
         separator = settings.groups_separator
         group = next(iter(getattr(settings, granting[0].removeprefix("SHIM_").lower())))
+        group_name = "x" + separator + group
         yield (
-            f"{' and '.join(granting)}: rights follow the header {settings.groups_header}, in which the "
-            f"provider joins groups with {separator} and escapes nothing, so a group named "
-            f"{'x' + separator + group!r} grants them too. Let nobody else name groups, or set "
-            "SHIM_JWT_VERIFY=required."
+            f"{' and '.join(granting)}: rights depend on the header {settings.groups_header}. The provider "
+            f"joins groups with {separator} and escapes nothing, so a group named {group_name!r} grants them "
+            "too. Let no other user name groups at the provider, or set SHIM_JWT_VERIFY=required."
         )
 
 
 def _secret_warnings(settings: Settings) -> Iterator[str]:
     if any(len(each.get_secret_value()) < _SHORT_SECRET for each in settings.proxy_secret):
-        yield f"SHIM_PROXY_SECRET has a value under {_SHORT_SECRET} characters, which can be guessed."
+        yield f"SHIM_PROXY_SECRET has a value under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
     token = settings.control_token
     if token is not None and len(token.get_secret_value()) < _SHORT_SECRET:
-        yield f"SHIM_CONTROL_TOKEN has under {_SHORT_SECRET} characters and can be guessed."
+        yield f"SHIM_CONTROL_TOKEN has under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
     key = settings.jwt_hs256_secret
     if key is not None and len(key.get_secret_value().encode()) < _SHORT_HS256_SECRET:
-        yield f"SHIM_JWT_HS256_SECRET has under {_SHORT_HS256_SECRET} bytes: any token lets it be guessed."
+        yield f"SHIM_JWT_HS256_SECRET has under {_SHORT_HS256_SECRET} bytes: it can be computed from "
+        "any token."
     if (settings.jwks_url or "").startswith("http:"):
-        yield "SHIM_JWKS_URL is plain HTTP: whoever is between can put keys of their own in place."
+        yield "SHIM_JWKS_URL is plain HTTP: an attacker on the network can replace the keys. Use https."
 
 
 def _unused_settings(settings: Settings) -> Iterator[str]:
     if settings.jwt_verify == "off" and (settings.jwks_url or settings.jwt_hs256_secret):
-        yield "SHIM_JWT_VERIFY is off: keys are set, but no token is looked at."
+        yield "SHIM_JWT_VERIFY is off: keys are set, but no token is verified."
     if settings.public_path_proof == "jwt" and settings.proxy_secret:
         yield (
             "SHIM_PUBLIC_PATH_PROOF=jwt and SHIM_PROXY_SECRET: a token on a public path counts only with "
-            "the secret beside it, so the edge has to add it there too."
+            "the secret, so the edge must add the secret there too."
         )
     if not settings.require_identity and (settings.sign_in_url or settings.local_login):
-        yield "SHIM_SIGN_IN_URL and SHIM_LOCAL_LOGIN mean nothing without SHIM_REQUIRE_IDENTITY=true."
+        yield "SHIM_SIGN_IN_URL and SHIM_LOCAL_LOGIN have no effect without SHIM_REQUIRE_IDENTITY=true."
     if settings.bootstrap_admin_password is not None and settings.bootstrap_admin is None:
-        yield "SHIM_BOOTSTRAP_ADMIN_PASSWORD means nothing without SHIM_BOOTSTRAP_ADMIN."
+        yield "SHIM_BOOTSTRAP_ADMIN_PASSWORD has no effect without SHIM_BOOTSTRAP_ADMIN."
 
 
 def _is_secret(secret: SecretStr) -> bool:

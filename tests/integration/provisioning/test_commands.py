@@ -275,7 +275,7 @@ async def test_check_says_what_becomes_of_an_identity_of_each_accounts_name(
     assert "reserved" in accounts["boss"]["outcome"]
     assert any("SHIM_ALLOWED_GROUPS is not set" in each for each in said["summary"])
     _, out, _ = await run(world, "check")
-    assert "becomes admin" in out and "May sign in: everybody" in out
+    assert "becomes admin" in out and "May sign in: all users" in out
 
 
 async def check(world: World, **settings: str) -> Any:

@@ -46,7 +46,7 @@ async def test_it_starts_says_so_and_stops_with_0(tmp_path: Path, navidrome: Nav
     async with started(tmp_path, navidrome, proxy_secret=secret) as (shim, _):
         in_force = await shim.event("configuration_loaded")
         said = " ".join(in_force["settings"])
-        assert any("May sign in: everybody" in sentence for sentence in in_force["summary"])
+        assert any("May sign in: all users" in sentence for sentence in in_force["summary"])
         assert "SHIM_REVERSE_PROXY_WHITELIST=127.0.0.2" in said
         assert "do-not-tell" not in said
         idle = await shim.client()

@@ -99,10 +99,10 @@ def test_every_fault_is_told_at_once_with_its_place_and_value(env: WriteEnv) -> 
         "expected http://host:port, https://host:port or unix:/path",
         f"SHIM_MAX_HEADERS ({file} line 3) = 'lots': expected a whole number from 16 to 10000",
         "SHIM_JWT_VERIFY (environment) = 'required': "
-        "expected SHIM_JWKS_URL or SHIM_JWT_HS256_SECRET with it",
-        "SHIM_JWT_VERIFY (environment) = 'required': expected SHIM_JWT_ISSUER with it",
+        "expected SHIM_JWKS_URL or SHIM_JWT_HS256_SECRET too",
+        "SHIM_JWT_VERIFY (environment) = 'required': expected SHIM_JWT_ISSUER too",
         "SHIM_JWT_VERIFY (environment) = 'required': "
-        "expected SHIM_JWT_AUDIENCE with it (authentik's client id)",
+        "expected SHIM_JWT_AUDIENCE too (authentik's client id)",
     ]
 
 
@@ -148,7 +148,7 @@ def test_lines_of_an_env_file_that_say_nothing_or_say_it_twice_are_faults(env: W
     assert faults({}, file) == [
         f"SHIM_LISTEN ({file} line 1): expected NAME=value",
         f"{file} (line 3): expected NAME=value or # comment",
-        f"SHIM_MAX_PENDING_REQUESTS ({file} line 4): expected once; {file} line 2 sets it too",
+        f"SHIM_MAX_PENDING_REQUESTS ({file} line 4): expected once, but {file} line 2 sets it too",
     ]
 
 
@@ -178,7 +178,7 @@ class TestSecrets:
         (tmp_path / "secret").write_text("hunter2")
         file = env(f"{name}_FILE={tmp_path / 'secret'}\n")
         (told,) = faults({name: self.TEXT.get(name, "hunter2")}, file)
-        assert f"expected one of {name} and {name}_FILE" in told
+        assert f"expected {name} or {name}_FILE, not both" in told
         assert "hunter2" not in told
 
     @pytest.mark.parametrize("content", [b"", b"\n", b"  \r\n", b"\xff\xfe", b"x" * 70000])
@@ -193,7 +193,7 @@ class TestSecrets:
         told = faults({"SHIM_CONTROL_TOKEN_FILE": missing, "SHIM_CONTROL_LISTEN": "0.0.0.0:1"})
         assert told == [
             f"SHIM_CONTROL_TOKEN_FILE (environment) = {missing!r}: "
-            "expected the path of a readable file with the secret in it (No such file or directory)"
+            "expected the path of a readable file that contains the secret (No such file or directory)"
         ]
 
     def test_an_empty_secret_is_a_fault_and_not_no_secret(self) -> None:
@@ -202,7 +202,7 @@ class TestSecrets:
 
     def test_only_secrets_are_read_from_files(self) -> None:
         (told,) = faults({"SHIM_LISTEN_FILE": "/run/listen"})
-        assert told.endswith("expected SHIM_LISTEN itself; only secrets are read from files")
+        assert told.endswith("expected SHIM_LISTEN, because only secrets are read from files")
 
     @pytest.mark.parametrize(
         "environ",

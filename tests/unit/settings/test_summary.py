@@ -11,7 +11,7 @@ from shim.settings.summary import summary
 @pytest.mark.parametrize(
     ("settings", "sentences"),
     [
-        ({}, ("May sign in: everybody", "Admins: as set in Navidrome", "with: the peer's address")),
+        ({}, ("May sign in: all users", "Admins: as set in Navidrome", "needs: a trusted peer")),
         (
             {"ALLOWED_GROUPS": "music,family", "ADMIN_GROUPS": "admins"},
             ("May sign in: members of music, family", "Admins: members of admins"),

@@ -115,18 +115,18 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
 @pytest.mark.parametrize(
     ("environ", "says"),
     [
-        ({}, "nobody is believed"),
-        ({"SHIM_REVERSE_PROXY_WHITELIST": "0.0.0.0/0"}, "can name any user"),
-        ({"SHIM_REVERSE_PROXY_WHITELIST": "::/0"}, "can name any user"),
-        ({"SHIM_REVERSE_PROXY_WHITELIST": "10.0.0.5/8"}, "lists all of 10.0.0.0/8"),
-        ({"SHIM_REVERSE_PROXY_WHITELIST": "@"}, "no Unix socket"),
+        ({}, "no identity is trusted"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "0.0.0.0/0"}, "every client can use any user name"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "::/0"}, "every client can use any user name"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "10.0.0.5/8"}, "trusts all of 10.0.0.0/8"),
+        ({"SHIM_REVERSE_PROXY_WHITELIST": "@"}, "not a Unix socket"),
         (
             {"SHIM_REVERSE_PROXY_WHITELIST": "10.0.0.1", "SHIM_LISTEN": "unix:/run/a"},
             "lacks @",
         ),
         (
             {"SHIM_LISTEN": "unix:/run/a", "SHIM_LISTEN_SOCKET_MODE": "0666"},
-            "everybody on this machine",
+            "every user of this machine",
         ),
         ({"SHIM_PUBLIC_PATHS": "/"}, "covers /app, /api, /auth, /_shim"),
         ({"SHIM_PUBLIC_PATHS": "/rest/,/a"}, "/a, which covers /app, /api, /auth:"),
@@ -136,19 +136,19 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
         (
             {"SHIM_ALLOWED_GROUPS": "a", "SHIM_LIBRARY_GROUPS": '{"b": [1]}', **JWT}
             | {"SHIM_JWT_VERIFY": "optional"},
-            "SHIM_ALLOWED_GROUPS and SHIM_LIBRARY_GROUPS: rights follow the header",
+            "SHIM_ALLOWED_GROUPS and SHIM_LIBRARY_GROUPS: rights depend on the header",
         ),
         ({"SHIM_BASE_PATH": "/restaurant"}, "begins with the public prefix /rest/"),
-        ({"SHIM_BASE_PATH": "/Share"}, "edge's rules with the base path, /Share/share/"),
+        ({"SHIM_BASE_PATH": "/Share"}, "edge's rules with the base path: /Share/share/"),
         ({"SHIM_PROXY_SECRET": "short"}, "SHIM_PROXY_SECRET has a value under 16"),
         ({"SHIM_CONTROL_TOKEN": "short"}, "SHIM_CONTROL_TOKEN has under 16"),
         ({"SHIM_JWT_HS256_SECRET": "0" * 31}, "under 32 bytes"),
         ({**JWT, "SHIM_JWKS_URL": "http://auth/jwks/"}, "plain HTTP"),
-        ({"SHIM_JWKS_URL": "https://auth/jwks/"}, "no token is looked at"),
+        ({"SHIM_JWKS_URL": "https://auth/jwks/"}, "no token is verified"),
         ({"SHIM_LOCAL_LOGIN": "true"}, "SHIM_REQUIRE_IDENTITY=true"),
         (
             {**JWT, **SECRET, "SHIM_PUBLIC_PATH_PROOF": "jwt"},
-            "only with the secret beside it",
+            "only with the secret, so",
         ),
     ],
 )
