@@ -55,14 +55,13 @@ MAX_GROUPS = 2048
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who the identity provider says is there. None stands for a header that was absent, an empty string
-    or tuple for one that was empty. `verified`: a token that was verified says all of it."""
+    or tuple for one that was empty."""
 
     username: str
     name: str | None = None
     email: str | None = None
     groups: tuple[str, ...] | None = None
     uid: str | None = None
-    verified: bool = False
 
 
 def parse_value(role: Role, value: bytes) -> str:

@@ -175,7 +175,6 @@ def verified_claims(token: Token, policy: Policy) -> VerifiedClaims:
         claims.get(Role.EMAIL),
         groups,
         claims.get(Role.UID),
-        verified=True,
     )
     return VerifiedClaims(identity, claims, token.validity)
 

@@ -12,7 +12,8 @@ from shim.proxy.gate import AccountDenied
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 from tests.support.postgresql import PASSWORD, PostgreSQL
-from tests.support.world import World, person, until
+from tests.support.world import VERIFIED, World, person, until
+from tests.unit.trust.test_token_proof import asked, by_token
 
 
 async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: World) -> None:
@@ -131,6 +132,28 @@ async def test_a_change_of_users_that_could_not_be_announced_is_announced_later(
         assert directory.changes == changes
         monkeypatch.setattr(bindings, "announce_users_change", announce)
         await until(lambda: directory.changes > changes)
+
+
+async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    identity = asked(by_token()).identity
+    assert identity is not None
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        for world in (first, second):
+            assert await world.request(identity, VERIFIED) == "ada"
+        bound = first.accounts.service.bindings.by_uid("5a1c")
+        assert bound is not None
+        for world in (second, first, second):
+            await world.accounts.service.refresh()
+            assert world.accounts.gate.known(identity) is not None, "the other one wrote nothing"
+            assert await world.request(identity, VERIFIED) == "ada"
+        await first.restart()
+        assert await first.request(identity, VERIFIED) == "ada"
+        again = first.accounts.service.bindings.by_uid("5a1c")
+        assert again is not None and again.version == bound.version, "a restart costs no write"
 
 
 async def test_while_the_store_is_away_the_known_pass_and_nobody_else(
