@@ -245,6 +245,11 @@ class AnyOrder(RuleBasedStateMachine):
     def reload(self, policy: dict[str, str]) -> None:
         self.settled.clear()
         self._run(self.simulation.reload(policy))
+        for uid, identity in self.identities.items():
+            if not self._allows(identity):  # the account is locked by the next reconcile
+                for account_id in self._accounts_of(uid):
+                    for credential in self._credentials_of(account_id):
+                        credential.must_work = False
 
     @rule()
     def restart(self) -> None:
