@@ -71,9 +71,9 @@ class AccountUpdater:
         return after
 
     async def set_libraries(
-        self, identity: Identity, user: User, audit_context: AuditContext
+        self, identity: Identity, user: User, audit_context: AuditContext, *, holder: Binding
     ) -> None:
-        """Give the account the libraries of the identity's groups."""
+        """Give the account the libraries of the identity's groups. `holder`: its binding as it was read."""
         if user.is_admin or not self._context.policy.library_groups:
             return
         libraries = await self._libraries()
@@ -81,7 +81,7 @@ class AccountUpdater:
         # Navidrome takes no account's last library: see `keeps_denied_libraries`.
         if not target or target == user.libraries:
             return
-        await self._context.api.set_libraries(user.id, target)
+        await self.writer.set_libraries(user, target, holder=holder)
         self._context.directory.put(replace(user, libraries=target))
         names = {library.id: library.name for library in libraries}
         change = f"libraries: {_named(user.libraries, names)} → {_named(target, names)}"

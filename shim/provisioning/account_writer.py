@@ -90,20 +90,7 @@ class Writer:
         Raises `Risen` where the account had been deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
         """
         name = str(changes.get("userName", user.user_name))
-        if self._context.policy.reserves(user.user_name) or self._context.policy.reserves(name):
-            raise ValueError(f"{user.user_name} is reserved: the shim does not write to it")
-        intent = await self._context.bindings.open_intent(
-            Intent(
-                key=f"write {user.id}",
-                kind=IntentKind.WRITE,
-                navidrome_id=user.id,
-                user_name=name,
-                created_at=user.created_at,
-                owner=self._context.bindings.owner,
-                started_at=time.time(),
-            ),
-            holder,
-        )
+        intent = await self._open_write(user, name, holder)
         try:
             after = await self._context.api.write(user, changes, password)
         except ApiError:
@@ -125,6 +112,40 @@ class Writer:
             raise
         await self._context.bindings.close_intent(intent)
         return after
+
+    async def set_libraries(
+        self, user: User, libraries: frozenset[int], *, holder: Binding | None
+    ) -> None:
+        """Give `user` these libraries; `holder` and what is raised as for `write`. Navidrome answers 404
+        for an account that was deleted, and makes none."""
+        intent = await self._open_write(user, user.user_name, holder)
+        try:
+            await self._context.api.set_libraries(user.id, libraries)
+        except Unavailable as error:
+            if not error.sent:
+                await self._context.bindings.close_intent(intent)
+            raise
+        except ApiError:
+            await self._context.bindings.close_intent(intent)
+            raise
+        await self._context.bindings.close_intent(intent)
+
+    async def _open_write(self, user: User, name: str, holder: Binding | None) -> Intent:
+        """Commit the intent to write to an account whose name is `name` then."""
+        if self._context.policy.reserves(user.user_name) or self._context.policy.reserves(name):
+            raise ValueError(f"{user.user_name} is reserved: the shim does not write to it")
+        return await self._context.bindings.open_intent(
+            Intent(
+                key=f"write {user.id}",
+                kind=IntentKind.WRITE,
+                navidrome_id=user.id,
+                user_name=name,
+                created_at=user.created_at,
+                owner=self._context.bindings.owner,
+                started_at=time.time(),
+            ),
+            holder,
+        )
 
     async def recover(self, intent: Intent, audit_context: AuditContext) -> None:
         """Look after a write that was left: whatever it has brought back is closed and deleted."""

@@ -33,6 +33,8 @@ from shim.store.schema import BINDINGS, CHANGE_COUNTERS, INTENTS, NAME_HOLDS, TO
 T = TypeVar("T")
 
 _COUNTER = "bindings"
+# Counts requests that can change Navidrome's users. Its row is there after the first one.
+_USERS_COUNTER = "navidrome_users"
 _OUTDATED = "another process, or another request, changed whose the account is"
 
 
@@ -53,6 +55,9 @@ class Watcher(Protocol):
     def revoked(self) -> None:
         """An account was locked, denied, unlinked, deleted or bound to another uid."""
 
+    def users_may_have_changed(self) -> None:
+        """Another process sent a request that can change Navidrome's users."""
+
 
 class BindingStore:
     """What is known of accounts. `owner` names this process; `now` is in seconds since the epoch."""
@@ -62,6 +67,7 @@ class BindingStore:
         self.owner = owner
         self._now = now
         self._version = -1
+        self._users_version: int | None = None
         self._by_id: dict[int, Binding] = {}
         self._by_uid: dict[str, Binding] = {}
         self._by_name: dict[str, Binding] = {}
@@ -136,8 +142,9 @@ class BindingStore:
 
     async def load(self) -> None:
         """Read everything. Raises `StoreError`."""
-        version, bindings, intents, holds, rules = await self._read(_everything)
-        self._version = version
+        versions, bindings, intents, holds, rules = await self._read(_everything)
+        self._version = versions[0]
+        self._note_users_version(versions[1])
         self._by_id = {binding.id: binding for binding in bindings}
         self._intents = {intent.key: intent for intent in intents}
         self._holds = {hold.normalized_name: hold for hold in holds}
@@ -146,7 +153,9 @@ class BindingStore:
 
     async def refresh(self) -> frozenset[str]:
         """Take in what others changed, if they did. The uids whose bindings are not what they were."""
-        if await self._read(_version) == self._version:
+        version, users_version = await self._read(_versions)
+        self._note_users_version(users_version)
+        if version == self._version:
             return frozenset()
         before, rules = self._by_uid, self._rules
         await self.load()
@@ -265,6 +274,13 @@ class BindingStore:
         self._rules[rule.navidrome_id] = rule
         self._revoked()
 
+    async def announce_users_change(self) -> None:
+        """Record that a request was sent that can change Navidrome's users; other processes see it."""
+        version = await self.database.write_async(_increment_users_version)
+        # If another process did the same since, `refresh` sees that.
+        if self._users_version is None or version == self._users_version + 1:
+            self._users_version = version
+
     async def rename(
         self,
         names: Mapping[Binding, str],
@@ -366,6 +382,11 @@ class BindingStore:
 
     # memory
 
+    def _note_users_version(self, version: int) -> None:
+        previous, self._users_version = self._users_version, version
+        if previous is not None and version != previous and self._watcher is not None:
+            self._watcher.users_may_have_changed()
+
     def _revoked(self) -> None:
         if self._watcher is not None:
             self._watcher.revoked()
@@ -418,7 +439,7 @@ def _revokes(before: Binding, after: Binding) -> bool:
 
 def _everything(
     connection: Connection,
-) -> tuple[int, list[Binding], list[Intent], list[NameHold], list[TokenRule]]:
+) -> tuple[tuple[int, int], list[Binding], list[Intent], list[NameHold], list[TokenRule]]:
     bindings = [binding_from_row(row) for row in connection.execute(select(BINDINGS))]
     intents = [intent_from_row(row) for row in connection.execute(select(INTENTS))]
     holds = [
@@ -429,7 +450,7 @@ def _everything(
         TokenRule(row.navidrome_id, row.locked, row.void_before)
         for row in connection.execute(select(TOKEN_RULES))
     ]
-    return _version(connection), bindings, intents, holds, rules
+    return _versions(connection), bindings, intents, holds, rules
 
 
 def _version(connection: Connection) -> int:
@@ -438,6 +459,21 @@ def _version(connection: Connection) -> int:
             select(CHANGE_COUNTERS.c.value).where(CHANGE_COUNTERS.c.name == _COUNTER)
         ).scalar_one()
     )
+
+
+def _versions(connection: Connection) -> tuple[int, int]:
+    """Both counters: of the bindings and what belongs to them, and of Navidrome's users."""
+    rows = connection.execute(select(CHANGE_COUNTERS.c.name, CHANGE_COUNTERS.c.value))
+    values = {row.name: int(row.value) for row in rows}
+    return values[_COUNTER], values.get(_USERS_COUNTER, 0)
+
+
+def _increment_users_version(connection: Connection) -> int:
+    counter = CHANGE_COUNTERS.c.name == _USERS_COUNTER
+    row = update(CHANGE_COUNTERS).where(counter).values(value=CHANGE_COUNTERS.c.value + 1)
+    if connection.execute(row).rowcount == 0:
+        connection.execute(insert(CHANGE_COUNTERS).values(name=_USERS_COUNTER, value=1))
+    return int(connection.execute(select(CHANGE_COUNTERS.c.value).where(counter)).scalar_one())
 
 
 def _increment_version(connection: Connection) -> int:

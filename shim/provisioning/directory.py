@@ -7,6 +7,7 @@ request was sent that can change users, and again once they were listed after th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 
 from shim.navidrome.models import Library, User
@@ -24,6 +25,9 @@ class Directory:
         # How many requests that can change users were sent, and how many of them the last list includes.
         self.changes = 0
         self._listed_changes = 0
+        # Set for a moment whenever a list was read, or could not be; `unread`: the last one could not.
+        self._attempted = asyncio.Event()
+        self.unread = False
         # What was written while a list was read, by id; None: that user was removed.
         self._written: dict[str, User | None] | None = None
 
@@ -31,6 +35,16 @@ class Directory:
     def current(self) -> bool:
         """Whether nobody can have changed users since they were listed."""
         return self.changes == self._listed_changes
+
+    def includes(self, changes: int) -> bool:
+        """Return whether the users were listed after that many requests that can change them."""
+        return self._listed_changes >= changes
+
+    async def next_attempt(self, seconds: float) -> None:
+        """Wait until a list was read or could not be, at most this long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._attempted.wait()
 
     def users_may_have_changed(self) -> None:
         """A request was sent that can change users."""
@@ -45,9 +59,15 @@ class Directory:
                 listed = await users()
                 self.replace(listed)
                 self._listed_changes = changes
+                self.unread = False
                 written, self._written = self._written, None
+            except BaseException:
+                self.unread = True
+                raise
             finally:
                 self._written = None
+                self._attempted.set()
+                self._attempted.clear()
             for user_id, user in written.items():
                 if user is None:
                     self.drop(user_id)

@@ -10,9 +10,11 @@ changed while it was found out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from shim.audit.events import Event
 from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFailed
@@ -42,6 +44,7 @@ _UNAUTHORIZED_SECONDS = 2.0
 _TRIES = 3
 # How long a request is held while Navidrome is away, before it gets 503.
 _HOLD_SECONDS = 2.0
+_STOPPING = AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_SECONDS)
 
 
 @dataclass(slots=True)
@@ -84,8 +87,10 @@ class ProvisioningGate:
         self._in_flight: dict[
             tuple[Identity, bool, int], asyncio.Task[Account | AccountDenied]
         ] = {}
-        # How many requests that can change users were sent.
-        self._changes = 0
+        # It counts the requests that can change users.
+        self._directory = service.directory
+        # Waits for the users to be listed, by the number of changes to include.
+        self._listings: dict[int, asyncio.Task[AccountDenied | None]] = {}
         # A number that rises with every change of an account, and what it was at the last one of each uid.
         self._generation = 0
         self._generations: dict[str | None, int] = {}
@@ -98,7 +103,7 @@ class ProvisioningGate:
 
     def known(self, identity: Identity) -> Account | None:
         known = self._known.get(identity.uid)
-        if known is None or known.changes != self._changes:
+        if known is None or known.changes != self._directory.changes:
             return None
         if known.identity is not identity and known.identity != identity:
             return None
@@ -111,7 +116,7 @@ class ProvisioningGate:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Account | AccountDenied] = loop.create_future()
         # Who comes after a change does not join a flight that may have looked before it.
-        key = (identity, request_info.verified, self._changes)
+        key = (identity, request_info.verified, self._directory.changes)
         task = self._in_flight.get(key)
         if task is None:
             task = self._in_flight[key] = loop.create_task(self._provision(identity, request_info))
@@ -140,13 +145,34 @@ class ProvisioningGate:
         self._service.invalidate("Navidrome was away")
 
     def users_may_have_changed(self) -> None:
-        self._changes += 1
         self._service.users_may_have_changed()
+        self._service.announce_users_change()
 
-    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
-        directory = self._service.directory
+    @property
+    def users_listed(self) -> bool:
+        return self._directory.current and self._service.fault is None
+
+    def list_users(self) -> asyncio.Future[AccountDenied | None]:
+        loop, changes = asyncio.get_running_loop(), self._directory.changes
+        waiter: asyncio.Future[AccountDenied | None] = loop.create_future()
+        task = self._listings.get(changes)
+        if task is None:
+            task = self._listings[changes] = loop.create_task(self._list_users(changes))
+            task.add_done_callback(lambda _: self._listings.pop(changes, None))
+
+        def finished(done: asyncio.Task[AccountDenied | None]) -> None:
+            if not waiter.done():
+                waiter.set_result(_STOPPING if done.cancelled() else done.result())
+
+        task.add_done_callback(finished)
+        return waiter
+
+    def navidrome_token_valid(
+        self, username: str, user_id: str, issued_at: float, *, listed: bool = False
+    ) -> bool:
+        directory = self._directory
         user = directory.by_id(user_id)
-        if user is None or self._service.fault is not None or not directory.current:
+        if user is None or self._service.fault is not None or not (listed or directory.current):
             return False
         if directory.by_name(username) is not user or not self._admits(user_id):
             return False
@@ -213,8 +239,7 @@ class ProvisioningGate:
 
     async def stop(self) -> None:
         """End what is under way; everybody who waits is refused."""
-        tasks: list[asyncio.Task[Account | AccountDenied] | asyncio.Task[None]]
-        tasks = list(self._in_flight.values())
+        tasks: list[asyncio.Task[Any]] = [*self._in_flight.values(), *self._listings.values()]
         for task in tasks:
             task.cancel()
         if self._run_task is not None:
@@ -251,6 +276,27 @@ class ProvisioningGate:
         except Exception as error:  # noqa: BLE001 - whatever it is, the request gets an answer
             return self._failed(identity, request_info, error)
 
+    async def _list_users(self, changes: int) -> AccountDenied | None:
+        """Wait until the users were listed after that many changes. The service lists them; the result says
+        why it could not."""
+        service, directory, loop = self._service, self._directory, asyncio.get_running_loop()
+        start = loop.time()
+        held_until, latest = start + _HOLD_SECONDS, start + self._timeout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(latest):
+                while True:
+                    ready = await service.ensure_ready() is not None
+                    if ready and directory.includes(changes):
+                        return None
+                    fault = service.fault
+                    if fault is not None and not fault.passing:
+                        break
+                    if loop.time() >= held_until and (fault is not None or directory.unread):
+                        break
+                    await directory.next_attempt(HOLD_PAUSE)
+        fault = service.fault or Fault("Navidrome's users could not be listed after a change")
+        return AccountDenied(fault.reason, fault.detail, max(1, round(fault.retry_after)))
+
     def _ended(self, key: tuple[Identity, bool, int]) -> None:
         self._in_flight.pop(key, None)
         if not self._in_flight:
@@ -280,7 +326,7 @@ class ProvisioningGate:
     ) -> Account | AccountDenied:
         """The identity's account, found out again where something changed meanwhile."""
         for left in range(_TRIES - 1, -1, -1):
-            generation, changes = self._generation, self._changes
+            generation, changes = self._generation, self._directory.changes
             try:
                 found = await self._look(identity, request_info)
             except Outdated:
@@ -290,7 +336,7 @@ class ProvisioningGate:
                 continue
             if self._generations.get(identity.uid, 0) > generation:
                 continue
-            if changes == self._changes:
+            if changes == self._directory.changes:
                 self._known[identity.uid] = found
             elif left:
                 continue
@@ -299,7 +345,7 @@ class ProvisioningGate:
         raise Busy("the account was changed again and again meanwhile")
 
     async def _look(self, identity: Identity, request_info: RequestInfo) -> _Known:
-        service, changes = self._service, self._changes
+        service, changes = self._service, self._directory.changes
         generation = await service.ensure_ready()
         if generation is None:
             fault = service.fault or Fault("Navidrome went away")
@@ -379,5 +425,5 @@ def _resolve(
 
 def _result(task: asyncio.Task[Account | AccountDenied]) -> Account | AccountDenied:
     if task.cancelled():
-        return AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_SECONDS)
+        return _STOPPING
     return task.result()

@@ -121,7 +121,7 @@ class AccountLifecycle:
         if binding.state is not BindingState.ACTIVE and rights.get("isAdmin"):
             rights = {}
         after = await self._rights.change(user, rights, audit_context, holder=binding)
-        await self._rights.set_libraries(identity, after, audit_context)
+        await self._rights.set_libraries(identity, after, audit_context, holder=binding)
 
     async def remove_binding(self, binding: Binding, audit_context: AuditContext) -> None:
         """The account is gone: nobody else gets its name for a while."""

@@ -117,7 +117,7 @@ class Operations:
             with _as_operation_error(user.user_name):
                 record, _ = await self._target_state(binding, user)
                 after = await updater.change(user, record, audit_context, holder=binding)
-                await updater.set_libraries(binding.identity, after, audit_context)
+                await updater.set_libraries(binding.identity, after, audit_context, holder=binding)
                 written = last_written(binding.identity, binding.last_written)
                 await service.bindings.put(replace(binding, last_written=written))
 

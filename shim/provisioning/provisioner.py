@@ -202,7 +202,7 @@ class Provisioner:
         # An account that was begun earlier may have been begun for other groups.
         changes = field_changes(identity, user, binding.last_written, self._context.policy)
         user = await self.updater.change(user, changes, audit_context, holder=binding)
-        await self.updater.set_libraries(identity, user, audit_context)
+        await self.updater.set_libraries(identity, user, audit_context, holder=binding)
         return binding
 
     async def _link(
@@ -257,7 +257,7 @@ class Provisioner:
                 **audit_context.as_fields(),
             )
         )
-        await self.updater.set_libraries(identity, after, audit_context)
+        await self.updater.set_libraries(identity, after, audit_context, holder=binding)
         return binding
 
     async def _keeps_password(self, user: User, identity: Identity) -> bool:
@@ -307,7 +307,7 @@ class Provisioner:
             rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
             updated = replace(updated, last_seen=time.time())
             updated = await self._context.bindings.put(updated, rule=rule)
-        await self.updater.set_libraries(identity, after, audit_context)
+        await self.updater.set_libraries(identity, after, audit_context, holder=updated)
         return updated
 
     def _readmission(self, binding: Binding) -> Readmission | None:

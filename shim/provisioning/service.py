@@ -34,7 +34,7 @@ from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
 from shim.provisioning.admin import AdminAccess, OwnAccount, ensure_admin_access
 from shim.provisioning.audit_context import AuditContext
-from shim.provisioning.binding_store import BindingStore, Busy, Watcher
+from shim.provisioning.binding_store import BindingStore, Busy
 from shim.provisioning.context import ProvisioningContext
 from shim.provisioning.own_account import OwnAccountRecords
 from shim.provisioning.policy import AccountPolicy
@@ -55,7 +55,8 @@ _MIN_PAUSE = 1.0
 # Between two tries while Navidrome is away and requests are held.
 HOLD_PAUSE = 0.1
 _MAX_PAUSE = 15.0
-# Between two lists of users that are read because a request may have changed them.
+# Between two lists of users that are read because a request may have changed them, and between two
+# announcements of such requests.
 _LIST_SECONDS = 0.1
 
 
@@ -71,8 +72,14 @@ class Fault:
     reason: Reason = Reason.NAVIDROME_UNAVAILABLE
 
 
-class CacheListener(Watcher, Protocol):
+class CacheListener(Protocol):
     """Who passes people on because of what is known."""
+
+    def discard(self, uid: str | None) -> None:
+        """This person's account is not what it was."""
+
+    def revoked(self) -> None:
+        """An account was locked, denied, unlinked, deleted or bound to another uid."""
 
     def clear(self) -> None:
         """Everything that is known is void."""
@@ -124,6 +131,10 @@ class ProvisioningService:
         self._last_reported: Fault | None = None
         self._wake = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
+        # Whether other processes have to be told of a request that can change users.
+        self._unannounced = False
+        self._announcing: asyncio.Task[None] | None = None
+        self._announced_at = -_LIST_SECONDS
         self._opened = False
         self._prove_at = 0.0
 
@@ -177,10 +188,24 @@ class ProvisioningService:
                 await self._guarded(self._maintain())
 
     def users_may_have_changed(self) -> None:
-        """A request was sent that can change Navidrome's users: read them again at once."""
+        """A request was sent that can change Navidrome's users, through this process or another one: read
+        them again at once."""
         self.directory.users_may_have_changed()
         if self._following is None or self._following.done():
             self._following = asyncio.get_running_loop().create_task(self._follow_names())
+
+    def announce_users_change(self) -> None:
+        """Have the other processes on this store read the users again, within `REFRESH_SECONDS`."""
+        self._unannounced = True
+        if self._announcing is None or self._announcing.done():
+            self._announcing = asyncio.get_running_loop().create_task(
+                self._guarded(self._announce())
+            )
+
+    async def announced(self) -> None:
+        """Wait until the requests so far that can change users are announced, or could not be."""
+        if self._announcing is not None:
+            await asyncio.wait({self._announcing})
 
     def discard(self, uid: str | None) -> None:
         """This person's account is not what it was."""
@@ -195,9 +220,10 @@ class ProvisioningService:
         silent, when people were seen last is lost."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + STORE_STOP_SECONDS
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        for task in (self._following, self._announcing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self.store_fault is None:
             with contextlib.suppress(*EXTERNAL_ERRORS, TimeoutError):
                 async with asyncio.timeout_at(latest):
@@ -311,6 +337,8 @@ class ProvisioningService:
         loop = asyncio.get_running_loop()
         await self.refresh()
         await self._prove_store(loop.time())
+        if self._unannounced:  # the store could not be written to
+            self.announce_users_change()
         if loop.time() >= self._reconcile_at:
             self._reconcile_at = loop.time() + self._reconcile_seconds
             await self._store_last_seen()
@@ -323,6 +351,19 @@ class ProvisioningService:
             await asyncio.sleep(self._listed_at + _LIST_SECONDS - loop.time())
             self._listed_at = loop.time()
             await self._guarded(self.reconciler.follow_names())
+
+    async def _announce(self) -> None:
+        """Raise the store's counter, once for all requests that came while it was raised before."""
+        loop = asyncio.get_running_loop()
+        while self._unannounced:
+            await asyncio.sleep(self._announced_at + _LIST_SECONDS - loop.time())
+            self._announced_at = loop.time()
+            self._unannounced = False
+            try:
+                await self.bindings.announce_users_change()
+            except BaseException:
+                self._unannounced = True
+                raise
 
     async def _guarded(self, work: Awaitable[None]) -> None:
         """Do work that goes on in the background: what fails is recorded."""

@@ -41,7 +41,16 @@ _Pending: TypeAlias = tuple[PendingVerification, bytes, bool]
 class DecidingConnection(ForwardingConnection):
     """A connection whose whole heads are judged."""
 
-    __slots__ = ("_context", "_decisions", "_future", "_keys_future", "_pending")
+    __slots__ = (
+        "_context",
+        "_decisions",
+        "_form",
+        "_future",
+        "_keys_future",
+        "_pending",
+        "_users_future",
+        "_users_listed",
+    )
 
     def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
         super().__init__(plane, server_state)
@@ -50,6 +59,9 @@ class DecidingConnection(ForwardingConnection):
         self._pending: _Pending | None = None
         self._keys_future: asyncio.Future[None] | None = None
         self._future: asyncio.Future[Account | AccountDenied] | None = None
+        self._users_future: asyncio.Future[AccountDenied | None] | None = None
+        self._users_listed = False  # since this request came
+        self._form = b"", b""  # the body, and what came after it, while the users are listed
 
     def _evaluate(self, head: bytes, *, jwks_refreshed: bool = False) -> None:
         """Have a whole head decided, its empty line included, and do so; `waited`: the keys were fetched
@@ -70,6 +82,7 @@ class DecidingConnection(ForwardingConnection):
         outcome = decision.outcome
         self._decision = decision
         self._account = None
+        self._users_listed = False
         self._request_id = ""
         if plane.observer.logs_access:
             self._begin_access()
@@ -101,6 +114,9 @@ class DecidingConnection(ForwardingConnection):
             if decision.has_navidrome_tokens:
                 self._check_tokens(account)
         elif decision.has_navidrome_tokens:
+            if plane.gate is not None and not plane.gate.users_listed:
+                self._request_users()
+                return
             self._check_tokens(None)
         if decision.form and plane.gate is not None:
             self._begin_form()
@@ -186,7 +202,7 @@ class DecidingConnection(ForwardingConnection):
         named, none is known to be void."""
         before = decision = self._decision
         if self._plane.gate is not None:
-            decision = decision.without_void_tokens(self._is_valid)
+            decision = decision.without_void_tokens(lambda claims: self._is_valid(claims, account))
         identity = decision.identity
         if identity is not None:
             name = identity.username.encode() if account is None else account.user_name
@@ -196,10 +212,53 @@ class DecidingConnection(ForwardingConnection):
         if removed or decision.token_without_identity:
             self._plane.observer.navidrome_token_found(decision, self._ensure_request_id())
 
-    def _is_valid(self, claims: NavidromeClaims) -> bool:
+    def _is_valid(self, claims: NavidromeClaims, account: Account | None) -> bool:
         gate = self._plane.gate
         assert gate is not None
-        return gate.navidrome_token_valid(claims.username, claims.user_id, claims.issued_at)
+        listed = self._users_listed or (
+            account is not None and claims.names(account.user_name, account.id)
+        )
+        return gate.navidrome_token_valid(
+            claims.username, claims.user_id, claims.issued_at, listed=listed
+        )
+
+    def _request_users(self) -> None:
+        """Have the users listed: before, a token of a request without an identity can't be judged."""
+        gate = self._plane.gate
+        assert gate is not None
+        self._phase = Phase.PROVISIONING
+        self.deadline = self._plane.now + self._plane.limits.upstream_response_timeout
+        self._users_future = gate.list_users()
+        self._users_future.add_done_callback(self._users_ready)
+
+    def _users_ready(self, future: asyncio.Future[AccountDenied | None]) -> None:
+        if future is not self._users_future or self._phase is not Phase.PROVISIONING:
+            return
+        self._users_future = None
+        denied = None if future.cancelled() else future.result()
+        (body, rest), self._form = self._form, (b"", b"")
+        rest += bytes(self._read_buffer)
+        if denied is not None:
+            self._read_buffer[:] = rest
+            self._reject_after_all(
+                RequestRejected(denied.reason, denied.detail), denied.retry_after
+            )
+            self._resume()
+            return
+        self._users_listed = not future.cancelled()
+        decision = self._decision
+        if self._unfinished:  # the tokens are in a form, which was read
+            self._read_buffer.clear()
+            self._form_read(body, rest)
+            return
+        self._check_tokens(None)
+        if decision.form:
+            self._begin_form()
+            return
+        self._plane.counters.requests[self._decision.outcome.index] += 1
+        if decision.outcome.verdict is _STRIPPED:
+            self._plane.observer.request_decided(decision, self._ensure_request_id())
+        self._connect()
 
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
@@ -268,15 +327,22 @@ class DecidingConnection(ForwardingConnection):
 
     def _form_read(self, body: bytes, rest: bytes) -> None:
         plane, account = self._plane, self._account
-        if account is None:
-            accept = self._is_valid
-        else:
-            name, user_id = account.user_name, account.id
+        gate, waits = plane.gate, False
 
-            def accept(claims: NavidromeClaims) -> bool:
-                return claims.names(name, user_id) and self._is_valid(claims)
+        def accept(claims: NavidromeClaims) -> bool:
+            nonlocal waits
+            if account is None:
+                waits = waits or not (gate is None or self._users_listed or gate.users_listed)
+            elif not claims.names(account.user_name, account.id):
+                return False
+            return self._is_valid(claims, account)
 
-        body, removed, claims = filter_form(body, accept)
+        filtered, removed, claims = filter_form(body, accept)
+        if waits:
+            self._form = body, rest
+            self._request_users()
+            return
+        body = filtered
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
             plane.observer.navidrome_token_found(decision, self._ensure_request_id())
@@ -371,6 +437,9 @@ class DecidingConnection(ForwardingConnection):
         future, self._future = self._future, None
         if future is not None:
             future.cancel()
+        users, self._users_future = self._users_future, None
+        if users is not None:
+            users.cancel()
         keys, self._keys_future = self._keys_future, None
         if keys is not None:
             keys.cancel()

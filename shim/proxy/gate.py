@@ -51,9 +51,20 @@ class AccountGate(Protocol):
     """Rises whenever an account is locked, denied, unlinked, deleted or bound to another uid: responses under
     way are checked again."""
 
-    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
+    @property
+    def users_listed(self) -> bool:
+        """Whether Navidrome's users were listed after the last request that can change them. No I/O."""
+
+    def list_users(self) -> asyncio.Future[AccountDenied | None]:
+        """Wait until Navidrome's users were listed after every request that can change them and that was
+        sent before this call; the result says why that was not possible. The future never raises."""
+
+    def navidrome_token_valid(
+        self, username: str, user_id: str, issued_at: float, *, listed: bool = False
+    ) -> bool:
         """Return whether a Navidrome token with these claims (`sub`, `uid`, `iat` in seconds since the
-        epoch) may pass. No I/O."""
+        epoch) may pass. No I/O. While the users are not listed, no token passes, except where `listed`
+        says that they were since the token came (`list_users`), or that the token names a known account."""
 
     def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
         """Return whether a response that was begun for the account `user_id` may go on: by the identity

@@ -39,7 +39,21 @@ class SlowGate:
     def users_may_have_changed(self) -> None:
         pass
 
-    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:  # noqa: ARG002
+    @property
+    def users_listed(self) -> bool:
+        return True
+
+    def list_users(self) -> asyncio.Future[AccountDenied | None]:
+        raise AssertionError("the users are listed")
+
+    def navidrome_token_valid(
+        self,
+        username: str,  # noqa: ARG002
+        user_id: str,  # noqa: ARG002
+        issued_at: float,  # noqa: ARG002
+        *,
+        listed: bool = False,  # noqa: ARG002
+    ) -> bool:
         return True
 
     def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:  # noqa: ARG002

@@ -194,6 +194,8 @@ class Simulation:
     async def let_processes_see_each_other(self) -> None:
         """Let the time pass after which a shim has read what another process wrote to the database."""
         for shim in self.shims:
+            await shim.world.accounts.service.announced()
+        for shim in self.shims:
             await shim.world.accounts.service.refresh()
 
     def break_the_api(self, fault: Fault | None) -> None:
@@ -389,10 +391,10 @@ class Simulation:
             url, headers = self._navidrome, {"Remote-User": OWN_ACCOUNT}
             self.break_the_api(None)
         data = await _call(self._neighbour, method, f"{url}{path}", headers, body)
-        if method != "GET":
-            # A shim learns of a change that did not pass through it when it reconciles.
-            others = [each for each in self.shims if each is not self.shims[shim]]
-            await self.reconcile(others if self._administrator_token else self.shims)
+        if method != "GET" and self._administrator_token:
+            await self.let_processes_see_each_other()
+        elif method != "GET":
+            await self.reconcile()  # no shim learns of it before
         return data
 
     async def accounts(self) -> dict[str, dict[str, Any]]:

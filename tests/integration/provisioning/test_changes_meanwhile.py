@@ -99,6 +99,26 @@ async def test_nothing_is_published_as_known_that_another_shim_changed_meanwhile
         assert len(first.recorded(AccountReadmitted)) == 1
 
 
+async def test_a_reconcile_gives_no_libraries_to_an_account_that_was_unlinked_meanwhile(
+    any_store_world: World,
+) -> None:
+    world = any_store_world
+    groups = '{"family": ["Music Library", "Family"]}'
+    await world.start(LIBRARY_GROUPS=groups, RECONCILE_SECONDS="3600")
+    assert await world.request(person("alice", "family")) == "alice"
+    alice = await world.user("alice")
+    await world.call("PUT", f"/api/user/{alice['id']}/library", {"libraryIds": [1]})
+    async with slow_read(world) as go_on:
+        reconcile = asyncio.create_task(world.accounts.service.reconcile())
+        status, _, err = await run(world, "users", "unlink", "alice", "--yes")
+        assert status == 0, err
+        go_on.set()
+        await reconcile
+    after = await world.user("alice")
+    assert [library["id"] for library in after["libraries"]] == [1]
+    assert not world.accounts.service.bindings.intents()
+
+
 @pytest.mark.parametrize("groups", [("music", "admins"), ("music",)])
 async def test_who_is_allowed_again_has_every_right_back_at_once(
     world: World, groups: tuple[str, ...]
@@ -128,7 +148,7 @@ async def test_a_tightened_group_setting_locks_whom_it_denies_without_a_visit(
     await world.accounts.service.reconcile()
     assert not await world.opens("eve", "mine") and await world.opens("alice", "mine")
     binding = bindings.by_uid("uid-of-eve")
-    assert binding is not None and binding.state == "refused"
+    assert binding is not None and binding.state == "denied"
 
 
 async def test_a_denied_person_loses_an_admins_right_that_was_given_by_hand(world: World) -> None:

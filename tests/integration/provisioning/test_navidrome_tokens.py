@@ -8,6 +8,7 @@ import pytest
 
 from demo.navidrome import Fault, FaultKind
 from shim.audit.events.provisioning import AccountLocked, AccountReadmitted
+from shim.navidrome.models import User
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 from tests.integration.provisioning.test_commands import run
@@ -191,6 +192,58 @@ async def test_no_token_passes_while_the_users_are_not_known(stand_in_world: Wor
     assert not gate.navidrome_token_valid("guest", guest, 1.0)
     world.stand_in.breaks(None)
     await until(lambda: gate.navidrome_token_valid("guest", guest, 1.0))
+
+
+async def test_a_token_waits_for_the_users_that_were_changed_before_it_came(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.create_first()
+    await world.confirm_new()
+    guest = await world.create("guest", "mine")
+    await world.start(RECONCILE_SECONDS="3600")
+    gate = world.accounts.gate
+    gate.users_may_have_changed()
+    assert not gate.users_listed
+    listed = gate.list_users()
+    gate.users_may_have_changed()
+    assert gate.list_users() is not listed, "it may not share a wait that began before the change"
+    assert await listed is None
+    assert gate.navidrome_token_valid("guest", guest, 1.0, listed=True)
+    assert not gate.navidrome_token_valid("guest", "other", 1.0, listed=True)
+    assert await gate.list_users() is None
+    assert gate.users_listed
+
+
+async def test_somebody_who_changes_users_all_the_time_makes_no_token_wait_for_ever(
+    stand_in_world: World,
+) -> None:
+    world = stand_in_world
+    await world.start(RECONCILE_SECONDS="3600")
+    gate, read = world.accounts.gate, world.accounts.service.api.users
+
+    async def changed_meanwhile() -> tuple[User, ...]:
+        gate.users_may_have_changed()
+        return await read()
+
+    world.accounts.service.api.users = changed_meanwhile  # type: ignore[method-assign]
+    gate.users_may_have_changed()
+    assert await gate.list_users() is None
+    assert not gate.users_listed
+
+
+async def test_a_token_gets_503_while_the_users_can_not_be_listed(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start(RECONCILE_SECONDS="3600")
+    gate = world.accounts.gate
+    world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, ("/api/user",)))
+    gate.users_may_have_changed()
+    denied = await gate.list_users()
+    assert denied is not None
+    assert denied.reason is Reason.NAVIDROME_UNAVAILABLE and denied.retry_after
+    world.stand_in.breaks(None)
+    await until(lambda: gate.users_listed)
+    assert await gate.list_users() is None
 
 
 @pytest.mark.parametrize("groups", [("music",), ("other",)])

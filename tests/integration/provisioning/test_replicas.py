@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from shim.audit.events.provisioning import AccountCreated, AccountLocked, ProvisioningFailed
 from shim.health import State
 from shim.proxy.gate import AccountDenied
+from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 from tests.support.postgresql import PASSWORD, PostgreSQL
-from tests.support.world import World, person, until
+from tests.support.world import VERIFIED, World, person, until
+from tests.unit.trust.test_token_proof import asked, by_token
 
 
 async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: World) -> None:
@@ -71,8 +75,85 @@ async def test_the_name_of_a_deleted_account_stays_its_persons_whoever_notices_f
         for world in (first, second):
             await world.accounts.service.reconcile()
             await world.accounts.service.refresh()
-        assert await second.reason(person("alice", uid="another")) is Reason.IDENTITY_CONFLICT
+        assert await second.reason(person("alice", uid="another")) is Reason.NAME_HELD
         assert await second.request(person("alice")) == "alice"
+
+
+async def test_a_change_of_users_through_one_shim_is_seen_by_the_other_one(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        for world in (first, second):
+            assert await world.request(person("alice")) == "alice"
+        gate = second.accounts.gate
+        await first.delete("alice")
+        await first.create("alice", isAdmin=True)
+        first.accounts.gate.users_may_have_changed()
+        await until(lambda: gate.known(person("alice")) is None)
+        await until(lambda: gate.users_listed)
+        assert await second.reason(person("alice")) is Reason.IDENTITY_CONFLICT
+
+
+async def test_shims_that_see_each_others_changes_do_not_answer_them(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        directories = [world.accounts.service.directory for world in (first, second)]
+        changes = [directory.changes for directory in directories]
+        first.accounts.gate.users_may_have_changed()
+        await until(lambda: directories[1].changes > changes[1])
+        await until(lambda: all(directory.current for directory in directories))
+        for world in (first, second):
+            await world.accounts.service.refresh()
+        assert [directory.changes for directory in directories] == [each + 1 for each in changes]
+
+
+async def test_a_change_of_users_that_could_not_be_announced_is_announced_later(
+    stand_in_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = stand_in_world
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        bindings, directory = first.accounts.service.bindings, second.accounts.service.directory
+        announce, failed = bindings.announce_users_change, asyncio.Event()
+
+        async def fail() -> None:
+            failed.set()
+            raise StoreError("the disk is full")
+
+        changes = directory.changes
+        monkeypatch.setattr(bindings, "announce_users_change", fail)
+        first.accounts.gate.users_may_have_changed()
+        await failed.wait()
+        assert directory.changes == changes
+        monkeypatch.setattr(bindings, "announce_users_change", announce)
+        await until(lambda: directory.changes > changes)
+
+
+async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
+    any_store_world: World,
+) -> None:
+    first = any_store_world
+    identity = asked(by_token()).identity
+    assert identity is not None
+    await first.start(RECONCILE_SECONDS="3600")
+    async with first.replica() as second:
+        for world in (first, second):
+            assert await world.request(identity, VERIFIED) == "ada"
+        bound = first.accounts.service.bindings.by_uid("5a1c")
+        assert bound is not None
+        for world in (second, first, second):
+            await world.accounts.service.refresh()
+            assert world.accounts.gate.known(identity) is not None, "the other one wrote nothing"
+            assert await world.request(identity, VERIFIED) == "ada"
+        await first.restart()
+        assert await first.request(identity, VERIFIED) == "ada"
+        again = first.accounts.service.bindings.by_uid("5a1c")
+        assert again is not None and again.version == bound.version, "a restart costs no write"
 
 
 async def test_while_the_store_is_away_the_known_pass_and_nobody_else(

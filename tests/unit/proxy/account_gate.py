@@ -20,13 +20,16 @@ def navidrome_token(name: str, *, issued_at: float = ISSUED) -> str:
 
 class Accounts:
     """Knows everybody at once, under the id `id-NAME`. `valid_from`: tokens of an account that were not
-    issued later are void; None voids all. `changes`: how often users may have changed."""
+    issued later are void; None voids all. `changes`: how often users may have changed. `listed`: the users
+    are known; `listings`: requests that wait until they are."""
 
     def __init__(self) -> None:
         self.revocations = 0
         self.changes = 0
         self.valid_from: dict[str, float | None] = {}
         self.denied: set[str] = set()
+        self.listed = True
+        self.listings: list[asyncio.Future[AccountDenied | None]] = []
 
     def lock(self, name: str, valid_from: float | None = None) -> None:
         """The person may not in any more, and the account's tokens are void."""
@@ -54,7 +57,20 @@ class Accounts:
     def upstream_changed(self) -> None:
         pass
 
-    def navidrome_token_valid(self, username: str, user_id: str, issued_at: float) -> bool:
+    @property
+    def users_listed(self) -> bool:
+        return self.listed
+
+    def list_users(self) -> asyncio.Future[AccountDenied | None]:
+        future: asyncio.Future[AccountDenied | None] = asyncio.get_running_loop().create_future()
+        self.listings.append(future)
+        return future
+
+    def navidrome_token_valid(
+        self, username: str, user_id: str, issued_at: float, *, listed: bool = False
+    ) -> bool:
+        if not (listed or self.listed):
+            return False
         start = self.valid_from.get(username, 0.0)
         return user_id == f"id-{username}" and start is not None and issued_at > start
 
@@ -62,7 +78,7 @@ class Accounts:
         name = user_id.removeprefix("id-")
         if uid is not None:
             return name not in self.denied
-        return self.navidrome_token_valid(name, user_id, issued_at)
+        return self.navidrome_token_valid(name, user_id, issued_at, listed=True)
 
     def users_may_have_changed(self) -> None:
         self.changes += 1

@@ -6,13 +6,14 @@ from urllib.parse import quote
 
 import pytest
 
+from shim.proxy.gate import AccountDenied
 from shim.proxy.limits import Limits
 from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
 from tests.support.data_plane import ANYONE, EDGE, Front, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome, Served
-from tests.support.socket_ends import turns
+from tests.support.socket_ends import turns, until
 from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
 
 FORM = "Content-Type: application/x-www-form-urlencoded"
@@ -115,6 +116,100 @@ async def test_a_public_path_that_takes_an_identity_takes_no_other_accounts_toke
         assert [loosed for loosed in front.recorded.tokens if loosed] == [
             ("X-ND-Authorization", "query jwt")
         ]
+
+
+async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    accounts.listed = False
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client(ANYONE)
+        await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
+        await until(lambda: len(accounts.listings) == 1)
+        assert not any(front.recorded.void), "it is not judged before"
+        accounts.listings[0].set_result(None)
+        served, head = await navidrome.requests()
+        assert ADA.encode() in head, "it is judged by the list that was waited for"
+        await served.send(OK)
+        await client.read_response()
+        # What is true of one request is not of the next one.
+        await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
+        await until(lambda: len(accounts.listings) == 2)
+        denied = AccountDenied(Reason.NAVIDROME_UNAVAILABLE, "the users could not be listed", 7)
+        accounts.listings[1].set_result(denied)
+        response = await client.read_response()
+        assert response.status == 503
+        assert front.recorded.decided_as[-1][0] is Reason.NAVIDROME_UNAVAILABLE
+        assert not any(front.recorded.void)
+
+
+async def test_a_token_beside_its_own_identity_waits_for_nothing(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    accounts.listed = False
+    async with front_before(navidrome, gate=accounts) as front:
+        client, served = await front.client(EDGE), None
+        for text, passes in ((ADA, True), (BOB, False)):
+            field = f"X-ND-Authorization: Bearer {text}"
+            await client.send(get("/api/song", *IDENTITY, field).encode())
+            served, head = await received(navidrome, served)
+            assert (text.encode() in head) is passes
+            await served.send(OK)
+            await client.read_response()
+        assert not accounts.listings
+
+
+async def test_requests_without_a_token_do_not_wait_for_the_users(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    accounts.listed = False
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client(ANYONE)
+        await client.send(get("/api/song").encode())
+        served, _ = await navidrome.requests()
+        await served.send(OK)
+        await client.read_response()
+        await form(client, b"u=ada&p=secret")
+        _, head = await received(navidrome, served)
+        assert head.startswith(b"POST /rest/ping")
+        assert not accounts.listings
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_token_in_a_form_waits_with_what_was_sent_behind_it(
+    navidrome: Navidrome, *, listed: bool
+) -> None:
+    accounts = Accounts()
+    accounts.listed = False
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client(ANYONE)
+        body = f"u=ada&jwt={ADA}".encode()
+        await form(client, body)
+        await until(lambda: len(accounts.listings) == 1)
+        await client.send(get("/rest/next").encode())
+        denied = AccountDenied(Reason.NAVIDROME_UNAVAILABLE, "the users could not be listed", 7)
+        accounts.listings[0].set_result(None if listed else denied)
+        if not listed:
+            assert (await client.read_response()).status in {200, 503}
+            assert not any(front.recorded.void)
+            return
+        served, head = await navidrome.requests()
+        assert head.startswith(b"POST /rest/ping")
+        assert await served.read_exactly(len(body)) == body
+        await served.send(OK)
+        await client.read_response()
+        _, head = await received(navidrome, served)
+        assert head.startswith(b"GET /rest/next")
+
+
+async def test_a_client_that_leaves_while_users_are_listed_ends_the_wait(
+    navidrome: Navidrome,
+) -> None:
+    accounts = Accounts()
+    accounts.listed = False
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client(ANYONE)
+        await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
+        await until(lambda: len(accounts.listings) == 1)
+        client.close()
+        await until(accounts.listings[0].cancelled)
 
 
 # forms
