@@ -68,7 +68,9 @@ class Program:
             client.close()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
+        # `send_signal` would poll, and so take the exit status from asyncio's own watcher.
+        if self.process.returncode is None:
+            os.kill(self.process.pid, number)
 
     async def ended(self) -> int:
         """Its exit status. Everything that it logged is in `events` then."""
