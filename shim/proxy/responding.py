@@ -6,10 +6,11 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
-from shim.proxy.client_connection import ClientConnection, Phase
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.error_responses import error_response
 from shim.proxy.failures import Failure
 from shim.proxy.sign_in import sign_in_location
+from shim.proxy.states import FORWARDING
 from shim.trust.decision import Decision, reject
 from shim.trust.rejection import RequestRejected
 
@@ -47,11 +48,7 @@ class RespondingConnection(ClientConnection):
     def failed(self, failure: Failure) -> None:
         """There is no response from Navidrome: give one of our own, or end the connection if one began."""
         plane = self._plane
-        if (
-            self._response_started
-            and self._phase is Phase.FORWARDING
-            and plane.observer.logs_access
-        ):
+        if self._response_started and self.state is FORWARDING and plane.observer.logs_access:
             self._log_access(failure)
         self._cancel_pending()
         plane.counters.failed(failure)

@@ -186,6 +186,15 @@ class Front:
     def _connections(self) -> list[Downstream]:
         return [cast("Downstream", each) for each in self.plane.connections]
 
+    def connection_of(self, client: Client) -> Downstream:
+        """The shim's side of this client's connection, which is on TCP without TLS."""
+        wire = client._wire
+        assert isinstance(wire, PlainWire)
+        name = wire.sock.getsockname()
+        return next(
+            each for each in self._connections if each._transport.get_extra_info("peername") == name
+        )
+
     def pass_time(self, seconds: float) -> None:
         """Let this time pass for every deadline."""
         self.plane.sweep(self.plane.now + seconds)
