@@ -211,7 +211,7 @@ class Runtime:
     def _abort_clients(self) -> int:
         open_clients = [c for c in self.plane.connections if isinstance(c, Downstream)]
         for client in open_clients:
-            client.abort()
+            client.abort_at_shutdown()
         return len(open_clients)
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:

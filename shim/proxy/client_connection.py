@@ -48,6 +48,7 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_aborted",
         "_peer",
         "_phase",
         "_plane",
@@ -73,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._read_paused = False
         self._peer: Peer
         self._untrusted = False
+        self._aborted = False  # by the shim, which has logged why
         self.keep_alive = True
         self.write_paused = False
         self.deadline = NEVER
@@ -136,7 +138,8 @@ class ClientConnection(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         if self._phase is Phase.TUNNEL:
             self._plane.counters.tunnels_open -= 1
-        self._response_incomplete("client_left")
+        if not self._aborted:
+            self._response_incomplete("client_left")
         self._cancel_pending()
         self._phase = _CLOSING
 
@@ -151,15 +154,22 @@ class ClientConnection(asyncio.Protocol):
         nor chunks as if it were whole."""
         self._cancel_pending()
         self._read_buffer.clear()
+        self._aborted = True
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
         )
         self._transport.abort()
 
+    def abort_at_shutdown(self) -> None:
+        """End it now, since the time to stop in is over."""
+        self._response_incomplete("shutdown")
+        self.abort()
+
     def send_timed_out(self) -> None:
         """What was written to the client has not been taken in time."""
-        self._response_incomplete("send_timeout")
-        self.abort()
+        if not self._aborted:
+            self._response_incomplete("send_timeout")
+            self.abort()
 
     # reading
 

@@ -110,7 +110,7 @@ class Downstream(DecidingConnection):
             case Phase.CONNECTING:
                 self.failed("connect_timeout", 504)
             case _ if self._transport.get_write_buffer_size():
-                self.abort()
+                self.send_timed_out()
             case _:
                 self._transport.abort()
 

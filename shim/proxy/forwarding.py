@@ -314,6 +314,7 @@ class ForwardingConnection(RespondingConnection):
         """Navidrome switched to WebSocket: from now on bytes pass as they are."""
         self._phase = Phase.TUNNEL
         self._response_started = True
+        self._response_status = 101
         self._plane.counters.tunnels_open += 1
         self.deadline = NEVER
         self.send(head)
@@ -359,13 +360,7 @@ class ForwardingConnection(RespondingConnection):
         if self._phase is not Phase.TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access("upstream_response_truncated")
-            self._plane.counters.failed("upstream_response_truncated")
-            self._plane.observer.failed(
-                self._decision,
-                self._ensure_request_id(),
-                "upstream_response_truncated",
-                self._response_status,
-            )
+            self._report_incomplete("upstream_response_truncated")
             self.abort()
         else:
             self._linger()
@@ -392,9 +387,13 @@ class ForwardingConnection(RespondingConnection):
         return max(limits.send_timeout, limits.media_stall_timeout if media else 0.0)
 
     def _response_incomplete(self, reason: str) -> None:
-        if self._phase is _FORWARDING and self._response_started and self._upstream is not None:
-            self._plane.counters.failed(reason)
-            if self._plane.observer.logs_access:
+        if not self._response_started:
+            return
+        under_way = self._phase is _FORWARDING and self._upstream is not None
+        # Also of a response that Navidrome gave whole, the client may not have taken everything.
+        if under_way or self.write_paused or self._transport.get_write_buffer_size():
+            self._report_incomplete(reason)
+            if under_way and self._plane.observer.logs_access:
                 self._log_access(reason)
 
     def _cancel_pending(self) -> None:
