@@ -6,11 +6,6 @@ Instructions are counted, not time: what loops in C is linear and measured by ha
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
-
 import pytest
 
 from tests.bench import worst_inputs
@@ -24,31 +19,12 @@ from tests.bench.worst_inputs import (
     read_form,
     read_response,
 )
+from tests.support.instructions import instructions
 
 _HEADS = HEADS | TOKENS
 
 # An ordinary request of a browser takes 3,000 to 5,000; a loop over 64 kB takes hundreds of thousands.
 MAX_INSTRUCTIONS = 40_000
-
-
-def instructions(call: Callable[[], object]) -> int:
-    """How many bytecode instructions `call` takes, in all functions that it calls."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "203.0.113.9"])
