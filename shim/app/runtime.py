@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts
 
 EMPTY_WATCH_SECONDS = 60.0
+OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the provider's keys
 
 
 class _Server(uvicorn.Server):
@@ -317,13 +318,17 @@ async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _within_descriptors(limits: Limits) -> tuple[Limits, tuple[str, ...]]:
-    """The limits, with client connections capped below half of the files that may be open, and what to
-    say of it."""
+    """Return the limits, with connections on both sides capped so that the shim's own files still fit among
+    those that may be open, and what to say of it."""
     descriptors = raise_descriptor_limit()
-    limit = max(16, descriptors // 2 - 1)
+    limit = max(8, (descriptors - OWN_DESCRIPTORS) // 2)
+    limits = replace(limits, max_upstream_connections=min(limits.max_upstream_connections, limit))
     if limits.max_connections <= limit:
         return limits, ()
-    note = f"client connections are capped at {limit}, below half of {descriptors} open files"
+    note = (
+        f"client connections are capped at {limit}: {descriptors} files may be open, each client needs two "
+        f"and the shim itself {OWN_DESCRIPTORS}"
+    )
     return replace(limits, max_connections=limit), (note,)
 
 

@@ -20,6 +20,7 @@ from shim.trust.peers import Peer, parse_peer
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+SHUTDOWN_IDLE_SECONDS = 0.5
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
@@ -144,10 +145,12 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _CLOSING
 
     def shutdown(self) -> None:
-        """The server stops: go when nothing is under way, else after this answer."""
+        """The server stops: end the connection after the next response. An idle one is kept for a moment,
+        since a request may be on its way."""
         self.keep_alive = False
         if self._phase is _HEAD and not self._read_buffer:
-            self._close_idle()
+            now = asyncio.get_running_loop().time()
+            self.deadline = min(self.deadline, now + SHUTDOWN_IDLE_SECONDS)
 
     def abort(self) -> None:
         """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
