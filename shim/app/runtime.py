@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 import shim
 from shim.app.factories import build_limits, build_policy, build_upstream_address
+from shim.app.out_of_memory import end_process_on_memory_error
 from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
 from shim.app.sockets import bind, raise_descriptor_limit
@@ -196,6 +197,7 @@ class Runtime:
         )
         self._data = _DataServer(config)
         loop = asyncio.get_running_loop()
+        end_process_on_memory_error(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._reloader.start_reload)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from shim.proxy.downstream import Downstream
+from shim.proxy.keepalive import IDLE_SECONDS
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
 from tests.support.data_plane import Front, front_before
@@ -363,3 +366,16 @@ async def test_a_lack_of_descriptors_does_not_mean_that_navidrome_is_down(
     served, _ = await navidrome.requests()
     await served.send(OK)
     assert (await again.read_response()).body == b"ok"
+
+
+async def test_connections_to_navidrome_have_keepalive(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(get().encode())
+    served, _ = await navidrome.requests()
+    (connection,) = front.plane.connections
+    assert isinstance(connection, Downstream) and connection._upstream is not None
+    sock = connection._upstream._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == IDLE_SECONDS
+    await served.send(OK)
+    await client.read_response()
