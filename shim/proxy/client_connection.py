@@ -21,6 +21,7 @@ from shim.trust.peers import Peer, parse_peer
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+SHUTDOWN_IDLE_SECONDS = 0.5
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
@@ -31,6 +32,7 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_aborted",
         "_peer",
         "_plane",
         "_queued",
@@ -56,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         self._read_paused = False
         self._peer: Peer
         self._untrusted = False
+        self._aborted = False  # by the shim, which has logged why
         self.keep_alive = True
         self.write_paused = False
         self.deadline = NEVER
@@ -127,30 +130,40 @@ class ClientConnection(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         if self.state is TUNNEL:
             self._plane.counters.tunnels_open -= 1
-        self._response_incomplete(Failure.CLIENT_LEFT)
+        if not self._aborted:
+            self._response_incomplete(Failure.CLIENT_LEFT)
         self._cancel_pending()
         self.enter(CLOSING)
 
     def shutdown(self) -> None:
-        """The server stops: go when nothing is under way, else after this answer."""
+        """The server stops: end the connection after the next response. An idle one is kept for a moment,
+        since a request may be on its way."""
         self.keep_alive = False
         if self.state is READING_HEAD and not self._read_buffer:
-            self._close_idle()
+            now = asyncio.get_running_loop().time()
+            self.deadline = min(self.deadline, now + SHUTDOWN_IDLE_SECONDS)
 
     def abort(self) -> None:
         """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
         nor chunks as if it were whole."""
         self._cancel_pending()
         self._read_buffer.clear()
+        self._aborted = True
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
         )
         self._transport.abort()
 
+    def abort_at_shutdown(self) -> None:
+        """End it now, since the time to stop in is over."""
+        self._response_incomplete(Failure.SHUTDOWN)
+        self.abort()
+
     def send_timed_out(self) -> None:
         """What was written to the client has not been taken in time."""
-        self._response_incomplete(Failure.SEND_TIMEOUT)
-        self.abort()
+        if not self._aborted:
+            self._response_incomplete(Failure.SEND_TIMEOUT)
+            self.abort()
 
     # reading
 

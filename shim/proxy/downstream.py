@@ -107,7 +107,7 @@ class Downstream(DecidingConnection):
             case states.CONNECTING:
                 self.failed(Failure.CONNECT_TIMEOUT)
             case _ if self._transport.get_write_buffer_size():
-                self.abort()
+                self.send_timed_out()
             case _:
                 self._transport.abort()
 
@@ -188,7 +188,8 @@ class Downstream(DecidingConnection):
         decision = decisions.reject(Reason.MALFORMED_HEAD, detail, context)
         self._request_id = ""
         self._plane.counters.requests[decision.outcome.index] += 1
-        self._plane.observer.request_decided(decision, self._ensure_request_id())
+        if self._plane.reports_tls(self._peer):
+            self._plane.observer.request_decided(decision, self._ensure_request_id())
         self._send_and_close(b"")
 
     def _too_large(self) -> None:

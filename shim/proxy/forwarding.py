@@ -315,6 +315,7 @@ class ForwardingConnection(RespondingConnection):
         """Navidrome switched to WebSocket: from now on bytes pass as they are."""
         self.enter(TUNNEL)
         self._response_started = True
+        self._response_status = 101
         self._plane.counters.tunnels_open += 1
         self.deadline = NEVER
         self.send(head)
@@ -360,13 +361,7 @@ class ForwardingConnection(RespondingConnection):
         if self.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
-            self._plane.counters.failed(Failure.UPSTREAM_RESPONSE_TRUNCATED)
-            self._plane.observer.failed(
-                self._decision,
-                self._ensure_request_id(),
-                Failure.UPSTREAM_RESPONSE_TRUNCATED,
-                self._response_status,
-            )
+            self._report_incomplete(Failure.UPSTREAM_RESPONSE_TRUNCATED)
             self.abort()
         else:
             self._linger()
@@ -393,9 +388,13 @@ class ForwardingConnection(RespondingConnection):
         return max(limits.send_timeout, limits.media_stall_timeout if media else 0.0)
 
     def _response_incomplete(self, failure: Failure) -> None:
-        if self.state is FORWARDING and self._response_started and self._upstream is not None:
-            self._plane.counters.failed(failure)
-            if self._plane.observer.logs_access:
+        if not self._response_started:
+            return
+        under_way = self.state is FORWARDING and self._upstream is not None
+        # Also of a response that Navidrome gave whole, the client may not have taken everything.
+        if under_way or self.write_paused or self._transport.get_write_buffer_size():
+            self._report_incomplete(failure)
+            if under_way and self._plane.observer.logs_access:
                 self._log_access(failure)
 
     def _cancel_pending(self) -> None:

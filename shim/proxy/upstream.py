@@ -23,6 +23,7 @@ from shim.http1.response_head import (
 from shim.http1.response_templates import ResponseTemplateCache
 from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext, ResponseReceiver
+from shim.proxy.keepalive import enable_keepalive
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _MAX_INTERIM = 16  # responses of 1xx before the final one
@@ -144,6 +145,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        enable_keepalive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         client = self._client

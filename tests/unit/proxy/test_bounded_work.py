@@ -131,9 +131,9 @@ async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
         client = await front.client(EDGE)
         note = front.recorded.request_decided
 
-        def counting(decision: Decision, request_id: str) -> None:
+        def counting(decision: Decision, request_id: str, status: int | None = None) -> None:
             judged[turn[0]] += 1
-            note(decision, request_id)
+            note(decision, request_id, status)
 
         monkeypatch.setattr(front.recorded, "request_decided", counting)
         sending = asyncio.create_task(client.send(rejected * 1000))
