@@ -16,7 +16,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
-from shim.proxy.client_connection import Phase
+from shim.proxy.client_connection import RELEASE_SECONDS, Phase
 from shim.proxy.deciding import DecidingConnection
 from shim.proxy.server import NEVER
 from shim.trust.cached_decisions import PendingVerification
@@ -90,12 +90,12 @@ class Downstream(DecidingConnection):
 
     def expired(self) -> None:
         """The deadline of the phase has passed."""
-        self.deadline = NEVER
+        due, self.deadline = self.deadline, NEVER
         match self._phase:
             case Phase.HEAD if self._read_buffer and not self.write_paused:
                 self._reject_unparsed(Reason.HEAD_TIMEOUT, "no whole head")
             case Phase.HEAD:
-                self._close_idle()
+                self._release_or_close(due)
             case Phase.FORWARDING if not self.request_sent and not self._read_paused:
                 self.failed("body_timeout", 408)
             case Phase.FORWARDING:
@@ -113,6 +113,22 @@ class Downstream(DecidingConnection):
                 self.send_timed_out()
             case _:
                 self._transport.abort()
+
+    def _release_or_close(self, due: float) -> None:
+        """Drop the last request's decision, which may hold 64 kB, or close the connection where it has been
+        idle for long enough; `due` was the deadline."""
+        plane = self._plane
+        due += plane.limits.idle_timeout - RELEASE_SECONDS
+        if not self._release_due or not self.keep_alive or due < plane.now:
+            self._close_idle()
+            return
+        self._release_due = False
+        self.deadline = due
+        if not self.write_paused and not self._transport.get_write_buffer_size():
+            self._response_started = False  # so nothing more is said of it
+            self._account = None
+            self._response_lines = b""
+            del self._decision
 
     # heads
 
