@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 SHUTDOWN_IDLE_SECONDS = 0.5
+RELEASE_SECONDS = 2.0  # an idle connection keeps what belongs to its last request for so long
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
@@ -38,6 +39,7 @@ class ClientConnection(asyncio.Protocol):
         "_queued",
         "_read_buffer",
         "_read_paused",
+        "_release_due",
         "_server_state",
         "_transport",
         "_untrusted",
@@ -56,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         self._read_buffer = bytearray()  # what was read and not looked at yet
         self._queued = False  # in the lane, for a turn of its own
         self._read_paused = False
+        self._release_due = False  # the deadline of an idle connection is that for its last request
         self._peer: Peer
         self._untrusted = False
         self._aborted = False  # by the shim, which has logged why
@@ -224,7 +227,8 @@ class ClientConnection(asyncio.Protocol):
     def _enter_keep_alive(self) -> None:
         """A response is out, and another request may come."""
         self.enter(READING_HEAD)
-        self.deadline = self._plane.now + self._plane.limits.idle_timeout
+        self._release_due = True
+        self.deadline = self._plane.now + min(RELEASE_SECONDS, self._plane.limits.idle_timeout)
 
     def _resume(self) -> None:
         """Serve what was kept while something was under way."""

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from shim.proxy import states
+from shim.proxy.client_connection import RELEASE_SECONDS
 from shim.proxy.deciding import DecidingConnection
 from shim.proxy.failures import Failure
 from shim.proxy.server import NEVER
@@ -87,12 +88,12 @@ class Downstream(DecidingConnection):
 
     def expired(self) -> None:
         """The deadline of the phase has passed."""
-        self.deadline = NEVER
+        due, self.deadline = self.deadline, NEVER
         match self.state:
             case states.READING_HEAD if self._read_buffer and not self.write_paused:
                 self._reject_unparsed(Reason.HEAD_TIMEOUT, "no whole head")
             case states.READING_HEAD:
-                self._close_idle()
+                self._release_or_close(due)
             case states.FORWARDING if not self.request_sent and not self._read_paused:
                 self.failed(Failure.BODY_TIMEOUT)
             case states.FORWARDING:
@@ -110,6 +111,22 @@ class Downstream(DecidingConnection):
                 self.send_timed_out()
             case _:
                 self._transport.abort()
+
+    def _release_or_close(self, due: float) -> None:
+        """Drop the last request's decision, which may hold 64 kB, or close the connection where it has been
+        idle for long enough; `due` was the deadline."""
+        plane = self._plane
+        due += plane.limits.idle_timeout - RELEASE_SECONDS
+        if not self._release_due or not self.keep_alive or due < plane.now:
+            self._close_idle()
+            return
+        self._release_due = False
+        self.deadline = due
+        if not self.write_paused and not self._transport.get_write_buffer_size():
+            self._response_started = False  # so nothing more is said of it
+            self._account = None
+            self._response_lines = b""
+            del self._decision
 
     # heads
 
