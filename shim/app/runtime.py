@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 import shim
 from shim.app.factories import build_limits, build_policy, build_upstream_address
+from shim.app.out_of_memory import end_process_on_memory_error
 from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
 from shim.app.sockets import bind, raise_descriptor_limit
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts
 
 EMPTY_WATCH_SECONDS = 60.0
+OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the provider's keys
 
 
 class _Server(uvicorn.Server):
@@ -195,6 +197,7 @@ class Runtime:
         )
         self._data = _DataServer(config)
         loop = asyncio.get_running_loop()
+        end_process_on_memory_error(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._reloader.start_reload)
@@ -211,7 +214,7 @@ class Runtime:
     def _abort_clients(self) -> int:
         open_clients = [c for c in self.plane.connections if isinstance(c, Downstream)]
         for client in open_clients:
-            client.abort()
+            client.abort_at_shutdown()
         return len(open_clients)
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -317,13 +320,17 @@ async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _within_descriptors(limits: Limits) -> tuple[Limits, tuple[str, ...]]:
-    """The limits, with client connections capped below half of the files that may be open, and what to
-    say of it."""
+    """Return the limits, with connections on both sides capped so that the shim's own files still fit among
+    those that may be open, and what to say of it."""
     descriptors = raise_descriptor_limit()
-    limit = max(16, descriptors // 2 - 1)
+    limit = max(8, (descriptors - OWN_DESCRIPTORS) // 2)
+    limits = replace(limits, max_upstream_connections=min(limits.max_upstream_connections, limit))
     if limits.max_connections <= limit:
         return limits, ()
-    note = f"client connections are capped at {limit}, below half of {descriptors} open files"
+    note = (
+        f"client connections are capped at {limit}: {descriptors} files may be open, each client needs two "
+        f"and the shim itself {OWN_DESCRIPTORS}"
+    )
     return replace(limits, max_connections=limit), (note,)
 
 

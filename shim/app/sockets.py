@@ -13,6 +13,7 @@ import socket
 import stat
 from pathlib import Path
 
+from shim.proxy.keepalive import enable_keepalive
 from shim.settings import Endpoint
 
 BACKLOG = 2048
@@ -49,6 +50,7 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     v6 = ":" in host
     listener = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    enable_keepalive(listener)
     if v6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
     try:

@@ -32,8 +32,10 @@ class TrailObserver:
         self._down_since: float | None = None
         self.logs_access = logs_access
 
-    def request_decided(self, decision: Decision, request_id: str) -> None:
-        """A request was stripped or rejected."""
+    def request_decided(
+        self, decision: Decision, request_id: str, status: int | None = None
+    ) -> None:
+        """A request was stripped or rejected; the client got `status`, by default the decision's."""
         outcome, now = decision.outcome, self._now()
         group_key = RequestDecision.build_group_key(outcome.reason, outcome.path_class)
         if self._trail.count_suppressed(decision.source.peer.text, group_key, now):
@@ -47,7 +49,7 @@ class TrailObserver:
                 path_class=outcome.path_class,
                 verdict=outcome.verdict,
                 reason=outcome.reason,
-                status=outcome.status,
+                status=outcome.status if status is None else status,
                 user=_claimed_name(decision),
                 removed_headers=_removed(decision),
                 notes=decision.notes,
@@ -72,14 +74,24 @@ class TrailObserver:
                     )
                 )
 
-    def failed(self, decision: Decision, request_id: str, failure: str, status: int) -> None:
-        """A request got no complete response from Navidrome."""
+    def failed(
+        self,
+        decision: Decision,
+        request_id: str,
+        failure: str,
+        status: int,
+        sent: int | None = None,
+    ) -> None:
+        """A request got one of the shim's own responses, or its response did not become whole."""
         self._trail.record(
             RequestFailed(
                 time=self._now(),
                 **_request_fields(decision, request_id),
                 status=status,
                 reason=str(failure),
+                client=_client(decision),
+                user=None if decision.identity is None else decision.identity.username,
+                bytes_sent=sent,
             )
         )
 

@@ -10,36 +10,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any, cast
 
 from shim.proxy.error_responses import UNASSIGNED_REQUEST_ID, error_response
 from shim.proxy.failures import Failure
 from shim.proxy.server import NEVER, DataPlane
+from shim.proxy.states import CLOSING, READING_HEAD, TRANSITIONS, TUNNEL, IllegalTransition, State
 from shim.trust.peers import Peer, parse_peer
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
+SHUTDOWN_IDLE_SECONDS = 0.5
+RELEASE_SECONDS = 2.0  # an idle connection keeps what belongs to its last request for so long
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
-
-
-class Phase(IntEnum):
-    """Where a connection is."""
-
-    HEAD = auto()  # idle, or a head is not whole yet
-    VERIFYING = auto()  # a token waits for being looked at
-    FETCHING_JWKS = auto()  # the key set is fetched again, once
-    PROVISIONING = auto()  # the gate is asked
-    BODY = auto()  # a form is read before the request is sent on
-    CONNECTING = auto()  # the pool is asked
-    FORWARDING = auto()  # the request goes to Navidrome, the response comes back
-    TUNNEL = auto()
-    CLOSING = auto()  # the last response is out; what still comes is not read
-
-
-# Members of an enumeration are dear to look up; what a request passes has them at hand.
-_HEAD, _CLOSING = Phase.HEAD, Phase.CLOSING
 
 
 class ClientConnection(asyncio.Protocol):
@@ -49,18 +33,20 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_aborted",
         "_peer",
-        "_phase",
         "_plane",
         "_queued",
         "_read_buffer",
         "_read_paused",
+        "_release_due",
         "_server_state",
         "_transport",
         "_untrusted",
         "deadline",
         "keep_alive",
         "send_deadline",
+        "state",
         "write_paused",
     )
 
@@ -68,16 +54,26 @@ class ClientConnection(asyncio.Protocol):
         self._plane = plane
         self._server_state = server_state
         self._transport: asyncio.Transport
-        self._phase = Phase.HEAD
+        self.state = READING_HEAD
         self._read_buffer = bytearray()  # what was read and not looked at yet
         self._queued = False  # in the lane, for a turn of its own
         self._read_paused = False
+        self._release_due = False  # the deadline of an idle connection is that for its last request
         self._peer: Peer
         self._untrusted = False
+        self._aborted = False  # by the shim, which has logged why
         self.keep_alive = True
         self.write_paused = False
         self.deadline = NEVER
         self.send_deadline = NEVER
+
+    def enter(self, state: State) -> None:
+        """Change the state. Raises `IllegalTransition`, with the connection aborted, where the table does not
+        list it."""
+        if state not in TRANSITIONS[self.state]:
+            self.abort()
+            raise IllegalTransition(self.state, state)
+        self.state = state
 
     # what is built on it has to say
 
@@ -113,7 +109,7 @@ class ClientConnection(asyncio.Protocol):
         if peername is None:
             # Reset before it was accepted: it has no address any more, and is not a Unix peer for that.
             plane.counters.client_connections += 1
-            self._phase = _CLOSING
+            self.enter(CLOSING)
             self._transport.abort()
             return
         self._peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
@@ -125,7 +121,7 @@ class ClientConnection(asyncio.Protocol):
         limit = self._plane.limits.max_connections
         if self._plane.counters.client_connections > limit + max(8, limit // 8):
             # Even saying so takes a descriptor for a while.
-            self._phase = _CLOSING
+            self.enter(CLOSING)
             self._transport.abort()
         else:
             self._send_and_close(error_response(503, None, UNASSIGNED_REQUEST_ID, retry_after=5))
@@ -135,32 +131,42 @@ class ClientConnection(asyncio.Protocol):
         self._plane.connections.discard(self)
         self._plane.paused.pop(self, None)
         self._server_state.connections.discard(cast("Any", self))
-        if self._phase is Phase.TUNNEL:
+        if self.state is TUNNEL:
             self._plane.counters.tunnels_open -= 1
-        self._response_incomplete(Failure.CLIENT_LEFT)
+        if not self._aborted:
+            self._response_incomplete(Failure.CLIENT_LEFT)
         self._cancel_pending()
-        self._phase = _CLOSING
+        self.enter(CLOSING)
 
     def shutdown(self) -> None:
-        """The server stops: go when nothing is under way, else after this answer."""
+        """The server stops: end the connection after the next response. An idle one is kept for a moment,
+        since a request may be on its way."""
         self.keep_alive = False
-        if self._phase is _HEAD and not self._read_buffer:
-            self._close_idle()
+        if self.state is READING_HEAD and not self._read_buffer:
+            now = asyncio.get_running_loop().time()
+            self.deadline = min(self.deadline, now + SHUTDOWN_IDLE_SECONDS)
 
     def abort(self) -> None:
         """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
         nor chunks as if it were whole."""
         self._cancel_pending()
         self._read_buffer.clear()
+        self._aborted = True
         self._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
         )
         self._transport.abort()
 
+    def abort_at_shutdown(self) -> None:
+        """End it now, since the time to stop in is over."""
+        self._response_incomplete(Failure.SHUTDOWN)
+        self.abort()
+
     def send_timed_out(self) -> None:
         """What was written to the client has not been taken in time."""
-        self._response_incomplete(Failure.SEND_TIMEOUT)
-        self.abort()
+        if not self._aborted:
+            self._response_incomplete(Failure.SEND_TIMEOUT)
+            self.abort()
 
     # reading
 
@@ -179,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
         # Between requests what is kept is the beginning of a head, which has a bound of its own.
         if self._queued or not self._read_paused:
             return
-        unfinished = self._phase is _HEAD and not self.write_paused
+        unfinished = self.state is READING_HEAD and not self.write_paused
         if unfinished or len(self._read_buffer) <= self._plane.limits.max_buffered_bytes:
             self._read_paused = False
             self._transport.resume_reading()
@@ -202,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
         """End the connection whose client has left while reading is paused; `reset`: both directions ended.
 
         What the client sent into a tunnel before it left is still for Navidrome, so only a reset ends one."""
-        if reset or self._phase is not Phase.TUNNEL:
+        if reset or self.state is not TUNNEL:
             self._response_incomplete(Failure.CLIENT_LEFT)
             self.abort()
 
@@ -220,12 +226,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _enter_keep_alive(self) -> None:
         """A response is out, and another request may come."""
-        self._phase = _HEAD
-        self.deadline = self._plane.now + self._plane.limits.idle_timeout
+        self.enter(READING_HEAD)
+        self._release_due = True
+        self.deadline = self._plane.now + min(RELEASE_SECONDS, self._plane.limits.idle_timeout)
 
     def _resume(self) -> None:
         """Serve what was kept while something was under way."""
-        if self._phase is _HEAD:
+        if self.state is READING_HEAD:
             if self._read_buffer:
                 self._serve()
             if self._read_paused:
@@ -238,7 +245,7 @@ class ClientConnection(asyncio.Protocol):
 
         Closing at once would reset a connection on which bytes are still unread, and the client might
         lose the response with them (RFC 9112 §9.6)."""
-        self._phase = _CLOSING
+        self.enter(CLOSING)
         self._read_buffer.clear()
         transport = self._transport
         if response:
@@ -255,7 +262,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _close_idle(self) -> None:
         """End an idle connection."""
-        self._phase = _CLOSING
+        self.enter(CLOSING)
         self._linger()
         self._transport.close()
 

@@ -10,11 +10,19 @@ import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
 from shim.http1.chunked import ChunkedError
-from shim.proxy.client_connection import Phase
 from shim.proxy.failures import Failure
 from shim.proxy.forwarding import CONTINUE, ForwardingConnection
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
+from shim.proxy.states import (
+    BUFFERING_FORM,
+    FETCHING_JWKS,
+    FORWARDING,
+    PROVISIONING,
+    READING_HEAD,
+    TUNNEL,
+    VERIFYING,
+)
 from shim.proxy.upstream import Upstream
 from shim.trust.cached_decisions import ConnectionContext, DecisionCache, PendingVerification
 from shim.trust.decision import Decision
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
     from shim.proxy.server import DataPlane
 
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
-_HEAD = Phase.HEAD
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
 _INTERNAL = PathClass.INTERNAL
 _UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
@@ -140,7 +147,7 @@ class DecidingConnection(ForwardingConnection):
     def _await_verification(
         self, pending: PendingVerification, head: bytes, *, jwks_refreshed: bool = False
     ) -> None:
-        self._phase = Phase.VERIFYING
+        self.enter(VERIFYING)
         self.deadline = self._plane.now + self._plane.limits.upstream_response_timeout
         if self._plane.observer.logs_access:
             self._begin_access()
@@ -150,19 +157,19 @@ class DecidingConnection(ForwardingConnection):
     def run(self) -> None:
         """Go on with what was left for this turn: a token, chunks of a body, or heads."""
         self._queued = False
-        phase = self._phase
+        state = self.state
         if self._pending is not None:
             self._look_at_token(*self._pending)
-        elif phase is Phase.FORWARDING and not self.request_sent and self._upstream is not None:
+        elif state is FORWARDING and not self.request_sent and self._upstream is not None:
             self._upload_kept()
-        elif phase is _HEAD:
+        elif state is READING_HEAD:
             self._resume()
 
     def _look_at_token(
         self, pending: PendingVerification, head: bytes, jwks_refreshed: bool
     ) -> None:
         self._pending = None
-        self._phase = _HEAD
+        self.enter(READING_HEAD)
         plane = self._plane
         if self._decisions is plane.decisions:
             self._apply_decision(
@@ -180,17 +187,17 @@ class DecidingConnection(ForwardingConnection):
         future = None if keys is None else keys.request_refresh()
         if future is None:
             return False
-        self._phase = Phase.FETCHING_JWKS
+        self.enter(FETCHING_JWKS)
         self.deadline = self._plane.now + self._plane.limits.upstream_response_timeout
         self._keys_future = future
         future.add_done_callback(lambda done: self._keys_fetched(done, head))
         return True
 
     def _keys_fetched(self, future: asyncio.Future[None], head: bytes) -> None:
-        if future is not self._keys_future or self._phase is not Phase.FETCHING_JWKS:
+        if future is not self._keys_future or self.state is not FETCHING_JWKS:
             return
         self._keys_future = None
-        self._phase = _HEAD
+        self.enter(READING_HEAD)
         self._evaluate(head, jwks_refreshed=True)
         self._resume()
 
@@ -262,7 +269,7 @@ class DecidingConnection(ForwardingConnection):
 
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
-        under_way = self._phase is Phase.FORWARDING or self._phase is Phase.TUNNEL
+        under_way = self.state is FORWARDING or self.state is TUNNEL
         if under_way and not self._may_continue():
             self.failed(Failure.ACCOUNT_REVOKED)
 
@@ -285,7 +292,7 @@ class DecidingConnection(ForwardingConnection):
         """Read the body before the request is sent on."""
         plane, block = self._plane, self._decision.block
         assert block is not None
-        self._phase = Phase.BODY
+        self.enter(BUFFERING_FORM)
         self.deadline = plane.now + plane.limits.form_timeout
         trusted = self._decision.source.trusted
         try:
@@ -358,7 +365,7 @@ class DecidingConnection(ForwardingConnection):
     def _request_account(self) -> None:
         plane, identity = self._plane, self._decision.identity
         assert plane.gate is not None and identity is not None
-        self._phase = Phase.PROVISIONING
+        self.enter(PROVISIONING)
         self.deadline = plane.now + plane.limits.upstream_response_timeout
         verified = self._decision.outcome.reason is Reason.VERIFIED_JWT
         request_info = RequestInfo(
@@ -369,7 +376,7 @@ class DecidingConnection(ForwardingConnection):
 
     def _account_ready(self, future: asyncio.Future[Account | AccountDenied]) -> None:
         # The connection may have gone meanwhile, or carry another request by now.
-        if future is not self._future or self._phase is not Phase.PROVISIONING:
+        if future is not self._future or self.state is not PROVISIONING:
             return
         self._future = None
         if future.cancelled():
@@ -413,7 +420,7 @@ class DecidingConnection(ForwardingConnection):
         if gate is None or (self._account is None and not decision.claims):
             return True
         if decision.claims and not self._may_continue():
-            self._phase = Phase.PROVISIONING
+            self.enter(PROVISIONING)
             self.failed(Failure.ACCOUNT_REVOKED)
             return False
         identity = decision.identity

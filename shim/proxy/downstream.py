@@ -1,13 +1,9 @@
 """One connection from the edge: it reads requests, has them decided, and sends them on.
 
 The class that uvicorn is given as its HTTP protocol, in five layers, each a file: the socket
-(`connection`), the shim's own responses (`telling`), the exchange with Navidrome (`exchange`), what becomes
-of a head (`deciding`), and here the bytes as they come. One request is under way at a time; what a client
-sends ahead is kept up to a bound, then reading pauses. The phases of a request:
-
-    HEAD ──▶ PROOF ──▶ KEYS ──▶ ACCOUNT ──▶ BODY ──▶ CONNECTION ──▶ EXCHANGE ──▶ HEAD
-      │        │         │         │          │          │             ├──▶ TUNNEL
-      └────────┴─────────┴─────────┴──────────┴──────────┴─────────────┴──▶ HEAD or CLOSING
+(`client_connection`), the shim's own responses (`responding`), the exchange with Navidrome (`forwarding`),
+what becomes of a head (`deciding`), and here the bytes as they come. One request is under way at a time; what
+a client sends ahead is kept up to a bound, then reading pauses. The states are in `states.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +12,12 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
-from shim.proxy.client_connection import Phase
+from shim.proxy import states
+from shim.proxy.client_connection import RELEASE_SECONDS
 from shim.proxy.deciding import DecidingConnection
 from shim.proxy.failures import Failure
 from shim.proxy.server import NEVER
+from shim.proxy.states import BUFFERING_FORM, CLOSING, FORWARDING, READING_HEAD, TUNNEL
 from shim.trust.cached_decisions import PendingVerification
 from shim.trust.reasons import Reason, Verdict
 
@@ -32,7 +30,6 @@ _HEADS_PER_TURN = 8
 _TLS = b"\x16\x03"  # a handshake record (RFC 8446 §5.1)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
-_HEAD, _FORWARDING, _CLOSING = Phase.HEAD, Phase.FORWARDING, Phase.CLOSING
 _REJECTED = Verdict.REJECTED
 
 
@@ -55,65 +52,81 @@ class Downstream(DecidingConnection):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        phase = self._phase
-        if phase is _HEAD:
+        state = self.state
+        if state is READING_HEAD:
             if self.write_paused or self._queued:
                 self._buffer_data(data)
             elif self._read_buffer or not self._serve_single(data):
                 self._read_buffer += data
                 self._serve()
-        elif phase is _FORWARDING and not self.request_sent:
+        elif state is FORWARDING and not self.request_sent:
             self._upload(data)
-        elif phase is Phase.TUNNEL:
+        elif state is TUNNEL:
             assert self._upstream is not None
             self._upstream.write(data)
-        elif phase is Phase.BODY:
+        elif state is BUFFERING_FORM:
             self._read_form(data)
-        elif phase is not _CLOSING:
+        elif state is not CLOSING:
             self._buffer_data(data)
 
     def eof_received(self) -> bool:
         # Whoever ends their side while a response is pending has left: RFC 9112 §9.6 lets a server say so.
-        phase = self._phase
-        if phase is _FORWARDING and self._response_started:
+        state = self.state
+        if state is FORWARDING and self._response_started:
             self._response_incomplete(Failure.CLIENT_LEFT)
             self.abort()
             return False
-        if phase is Phase.TUNNEL and self._upstream is not None:
+        if state is TUNNEL and self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             upstream.half_close()
         self._cancel_pending()
-        if phase is not _CLOSING:
+        if state is not CLOSING:
             self._linger()
-        if phase is not Phase.TUNNEL:
-            self._phase = _CLOSING
+        if state is not TUNNEL:
+            self.enter(CLOSING)
         return False
 
     def expired(self) -> None:
         """The deadline of the phase has passed."""
-        self.deadline = NEVER
-        match self._phase:
-            case Phase.HEAD if self._read_buffer and not self.write_paused:
+        due, self.deadline = self.deadline, NEVER
+        match self.state:
+            case states.READING_HEAD if self._read_buffer and not self.write_paused:
                 self._reject_unparsed(Reason.HEAD_TIMEOUT, "no whole head")
-            case Phase.HEAD:
-                self._close_idle()
-            case Phase.FORWARDING if not self.request_sent and not self._read_paused:
+            case states.READING_HEAD:
+                self._release_or_close(due)
+            case states.FORWARDING if not self.request_sent and not self._read_paused:
                 self.failed(Failure.BODY_TIMEOUT)
-            case Phase.FORWARDING:
+            case states.FORWARDING:
                 self.failed(Failure.UPSTREAM_RESPONSE_TIMEOUT)
-            case Phase.FETCHING_JWKS:
+            case states.FETCHING_JWKS:
                 self._reject(self._decision)
                 self._resume()
-            case Phase.PROVISIONING:
+            case states.PROVISIONING:
                 self.failed(Failure.ACCOUNT_TIMEOUT)
-            case Phase.BODY:
+            case states.BUFFERING_FORM:
                 self.failed(Failure.BODY_TIMEOUT)
-            case Phase.CONNECTING:
+            case states.CONNECTING:
                 self.failed(Failure.CONNECT_TIMEOUT)
             case _ if self._transport.get_write_buffer_size():
-                self.abort()
+                self.send_timed_out()
             case _:
                 self._transport.abort()
+
+    def _release_or_close(self, due: float) -> None:
+        """Drop the last request's decision, which may hold 64 kB, or close the connection where it has been
+        idle for long enough; `due` was the deadline."""
+        plane = self._plane
+        due += plane.limits.idle_timeout - RELEASE_SECONDS
+        if not self._release_due or not self.keep_alive or due < plane.now:
+            self._close_idle()
+            return
+        self._release_due = False
+        self.deadline = due
+        if not self.write_paused and not self._transport.get_write_buffer_size():
+            self._response_started = False  # so nothing more is said of it
+            self._account = None
+            self._response_lines = b""
+            del self._decision
 
     # heads
 
@@ -123,7 +136,7 @@ class Downstream(DecidingConnection):
         if self._queued:
             return
         left = _HEADS_PER_TURN
-        while self._phase is _HEAD and self._read_buffer and not self.write_paused:
+        while self.state is READING_HEAD and self._read_buffer and not self.write_paused:
             if not left:
                 self._pause_reading()
                 self._enqueue()
@@ -192,7 +205,8 @@ class Downstream(DecidingConnection):
         decision = decisions.reject(Reason.MALFORMED_HEAD, detail, context)
         self._request_id = ""
         self._plane.counters.requests[decision.outcome.index] += 1
-        self._plane.observer.request_decided(decision, self._ensure_request_id())
+        if self._plane.reports_tls(self._peer):
+            self._plane.observer.request_decided(decision, self._ensure_request_id())
         self._send_and_close(b"")
 
     def _too_large(self) -> None:

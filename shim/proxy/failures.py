@@ -33,7 +33,13 @@ class Failure(StrEnum):
         400,
         "The client sent too much before it read the response to its last request.",
     )
-    # the shim's own bounds
+    # the shim
+    SHUTDOWN = ("shutdown", 503, "The service is stopping. Please try again in a moment.")
+    DESCRIPTORS_EXHAUSTED = (
+        "descriptors_exhausted",
+        503,
+        "The service is busy. Please try again in a moment.",
+    )
     BUFFER_FULL = ("buffer_full", 503, "The service is busy. Please try again in a moment.")
     POOL_EXHAUSTED = ("pool_exhausted", 503, "The service is busy. Please try again in a moment.")
     # the account

@@ -9,7 +9,6 @@ import re
 from typing import TYPE_CHECKING
 
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
-from shim.proxy.client_connection import Phase
 from shim.proxy.failures import Failure
 from shim.proxy.gate import Account
 from shim.proxy.pool import UpstreamPool
@@ -17,6 +16,7 @@ from shim.proxy.request_body import BodyBuffer
 from shim.proxy.responding import RespondingConnection
 from shim.proxy.retry import is_retryable
 from shim.proxy.server import NEVER, DataPlane
+from shim.proxy.states import CONNECTING, FORWARDING, READING_HEAD, TUNNEL
 from shim.proxy.upstream import Upstream
 from shim.trust.decision import USER_BODY_BYTES, user_body_too_large
 from shim.trust.reasons import PathClass, Reason
@@ -35,7 +35,7 @@ _CHUNKS_PER_TURN = 256
 _PIECE = 16384  # bytes that a turn looks at
 _MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 # Members of an enumeration are dear to look up; what a request passes has them at hand.
-_HEAD, _FORWARDING, _INTERNAL = Phase.HEAD, Phase.FORWARDING, PathClass.INTERNAL
+_INTERNAL = PathClass.INTERNAL
 
 
 class ForwardingConnection(RespondingConnection):
@@ -106,15 +106,15 @@ class ForwardingConnection(RespondingConnection):
         self._await_connection(pool)
 
     def _await_connection(self, pool: UpstreamPool) -> None:
-        self._phase = Phase.CONNECTING
+        self.enter(CONNECTING)
         self.deadline = self._plane.now + self._plane.limits.upstream_connect_timeout
         pool.acquire(self)
 
     def connection_ready(self, upstream: Upstream) -> None:
         """A connection to Navidrome is there: send the request."""
-        if self._phase is Phase.CONNECTING and self._recheck_account(upstream):
+        if self.state is CONNECTING and self._recheck_account(upstream):
             return
-        self._phase = _FORWARDING
+        self.enter(FORWARDING)
         self._upstream = upstream
         self.upload_paused = False
         plane, decision = self._plane, self._decision
@@ -233,8 +233,8 @@ class ForwardingConnection(RespondingConnection):
     def _over_read_limit(self) -> None:
         """Pause reading where what is kept may be a request's body; end the connection where the client sent
         it after a whole request, whose response it does not wait for."""
-        phase = self._phase
-        if phase is _HEAD or (phase is _FORWARDING and self.request_sent):
+        state = self.state
+        if state is READING_HEAD or (state is FORWARDING and self.request_sent):
             # The next head may be longer than what is kept.
             if len(self._read_buffer) > self._plane.limits.header_bytes + 4:
                 self.failed(Failure.SENT_AHEAD)
@@ -261,9 +261,9 @@ class ForwardingConnection(RespondingConnection):
         if self._read_paused:
             return
         limits = self._plane.limits
-        if self._phase is _FORWARDING and not self.request_sent:
+        if self.state is FORWARDING and not self.request_sent:
             self.deadline = self._plane.now + limits.request_body_timeout
-        elif self._phase is _FORWARDING and not self._response_started:
+        elif self.state is FORWARDING and not self._response_started:
             self.deadline = self._plane.now + limits.upstream_response_timeout
         else:
             self.deadline = NEVER
@@ -313,8 +313,9 @@ class ForwardingConnection(RespondingConnection):
 
     def switch_to_tunnel(self, head: bytes) -> None:
         """Navidrome switched to WebSocket: from now on bytes pass as they are."""
-        self._phase = Phase.TUNNEL
+        self.enter(TUNNEL)
         self._response_started = True
+        self._response_status = 101
         self._plane.counters.tunnels_open += 1
         self.deadline = NEVER
         self.send(head)
@@ -357,16 +358,10 @@ class ForwardingConnection(RespondingConnection):
     def response_truncated(self) -> None:
         """The response broke off: the client must not take it for whole."""
         self._upstream = None
-        if self._phase is not Phase.TUNNEL:
+        if self.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
-            self._plane.counters.failed(Failure.UPSTREAM_RESPONSE_TRUNCATED)
-            self._plane.observer.failed(
-                self._decision,
-                self._ensure_request_id(),
-                Failure.UPSTREAM_RESPONSE_TRUNCATED,
-                self._response_status,
-            )
+            self._report_incomplete(Failure.UPSTREAM_RESPONSE_TRUNCATED)
             self.abort()
         else:
             self._linger()
@@ -393,9 +388,13 @@ class ForwardingConnection(RespondingConnection):
         return max(limits.send_timeout, limits.media_stall_timeout if media else 0.0)
 
     def _response_incomplete(self, failure: Failure) -> None:
-        if self._phase is _FORWARDING and self._response_started and self._upstream is not None:
-            self._plane.counters.failed(failure)
-            if self._plane.observer.logs_access:
+        if not self._response_started:
+            return
+        under_way = self.state is FORWARDING and self._upstream is not None
+        # Also of a response that Navidrome gave whole, the client may not have taken everything.
+        if under_way or self.write_paused or self._transport.get_write_buffer_size():
+            self._report_incomplete(failure)
+            if under_way and self._plane.observer.logs_access:
                 self._log_access(failure)
 
     def _cancel_pending(self) -> None:
@@ -404,5 +403,5 @@ class ForwardingConnection(RespondingConnection):
             upstream.abort()
         if self._unfinished:
             self._finish_request()
-        if self._phase is Phase.CONNECTING:
+        if self.state is CONNECTING:
             self._pool().cancel(self)

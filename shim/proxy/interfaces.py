@@ -23,15 +23,26 @@ class Observer(Protocol):
     def logs_access(self) -> bool:
         """Whether `accessed` is to be called."""
 
-    def request_decided(self, decision: Decision, request_id: str) -> None:
-        """A request was stripped or rejected."""
+    def request_decided(
+        self, decision: Decision, request_id: str, status: int | None = None
+    ) -> None:
+        """A request was stripped or rejected. `status` is what the client got, where that is not the
+        decision's own."""
 
     def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
         """A request brought a Navidrome token that was removed, or brought one to a protected path and no
         identity."""
 
-    def failed(self, decision: Decision, request_id: str, failure: Failure, status: int) -> None:
-        """A request got no complete response from Navidrome. `status` is what the client got."""
+    def failed(
+        self,
+        decision: Decision,
+        request_id: str,
+        failure: Failure,
+        status: int,
+        sent: int | None = None,
+    ) -> None:
+        """A request got one of the shim's own responses, since Navidrome gave none, or its response did not
+        become whole after `sent` bytes. `failure` says why; `status` is what the client got."""
 
     def request_completed(
         self,

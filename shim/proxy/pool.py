@@ -8,6 +8,7 @@ no wish to close; `_open` counts those that are connected or connecting, `_conne
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from shim.http1.response_templates import ResponseTemplateCache
 from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext
 from shim.proxy.upstream import Upstream
+
+# The shim has no descriptors left: that says nothing about Navidrome.
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,10 @@ class UpstreamPool:
                 upstream = await _open(self._address, self._create_connection)
         except TimeoutError:
             self._connection_failed(Failure.CONNECT_TIMEOUT, f"no connection within {limit:g} s")
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTORS:
+                self._connection_failed(Failure.DESCRIPTORS_EXHAUSTED, None)
+                return
             self._connection_failed(Failure.CONNECT_FAILED, _error_detail(error))
         else:
             self._connecting -= 1
@@ -174,10 +181,11 @@ class UpstreamPool:
     def _create_connection(self) -> Upstream:
         return Upstream(self._context, self)
 
-    def _connection_failed(self, failure: Failure, reason: str) -> None:
+    def _connection_failed(self, failure: Failure, reason: str | None) -> None:
+        """`reason` says why Navidrome is down, None where it may not be."""
         self._open -= 1
         self._connecting -= 1
-        if not self.down:
+        if reason is not None and not self.down:
             self.down = True
             if self.report_health:
                 self._context.observer.upstream_down(reason)

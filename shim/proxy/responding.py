@@ -6,10 +6,11 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
-from shim.proxy.client_connection import ClientConnection, Phase
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.error_responses import error_response
 from shim.proxy.failures import Failure
 from shim.proxy.sign_in import sign_in_location
+from shim.proxy.states import FORWARDING
 from shim.trust.decision import Decision, reject
 from shim.trust.rejection import RequestRejected
 
@@ -47,22 +48,31 @@ class RespondingConnection(ClientConnection):
     def failed(self, failure: Failure) -> None:
         """There is no response from Navidrome: give one of our own, or end the connection if one began."""
         plane = self._plane
-        if (
-            self._response_started
-            and self._phase is Phase.FORWARDING
-            and plane.observer.logs_access
-        ):
-            self._log_access(failure)
+        if self._response_started:
+            if self.state is FORWARDING and plane.observer.logs_access:
+                self._log_access(failure)
+            self._cancel_pending()
+            self._report_incomplete(failure)
+            self.abort()
+            return
         self._cancel_pending()
         plane.counters.failed(failure)
         status = failure.status
         plane.observer.failed(self._decision, self._ensure_request_id(), failure, status)
-        if self._response_started:
-            self.abort()
-            return
         retry_after = 5 if status in (502, 503) else None
         self.keep_alive = False
-        self._respond(status, self._decision, retry_after, failure)
+        self._respond(status, self._decision, retry_after, failure=failure)
+
+    def _report_incomplete(self, failure: Failure) -> None:
+        """Count and log a response that began and did not become whole."""
+        self._plane.counters.failed(failure)
+        self._plane.observer.failed(
+            self._decision,
+            self._ensure_request_id(),
+            failure,
+            self._response_status,
+            self._bytes_sent,
+        )
 
     def _reject_after_all(self, rejection: RequestRejected, retry_after: int | None = None) -> None:
         """Reject the request after all, which had been decided otherwise."""
@@ -76,21 +86,22 @@ class RespondingConnection(ClientConnection):
         self._decision = decision
         self._cancel_pending()
         self._plane.counters.requests[decision.outcome.index] += 1
-        self._plane.observer.request_decided(decision, self._ensure_request_id())
-        self._respond(decision.outcome.status, decision, retry_after)
+        location = sign_in_location(
+            decision, self._plane.sign_in_url, self._plane.decisions.policy.paths
+        )
+        status = decision.outcome.status if location is None else 302
+        self._plane.observer.request_decided(decision, self._ensure_request_id(), status)
+        self._respond(status, decision, retry_after, location=location)
 
     def _respond(
         self,
         status: int,
         decision: Decision,
         retry_after: int | None,
+        *,
+        location: str | None = None,
         failure: Failure | None = None,
     ) -> None:
-        location = sign_in_location(
-            decision, self._plane.sign_in_url, self._plane.decisions.policy.paths
-        )
-        if location is not None:
-            status = 302
         keep_alive = self.keep_alive = self.keep_alive and decision.keep_alive
         response = error_response(
             status,

@@ -32,6 +32,8 @@ _CHECKS_PER_TURN = 256
 _POLLED = 256
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
 NEVER = math.inf
+_TLS_REPORT_SECONDS = 60.0
+_TLS_PEERS = 256
 
 
 class DataPlane:
@@ -53,6 +55,7 @@ class DataPlane:
         "_checking",
         "_revocations",
         "_ticker",
+        "_tls_reported",
         "body_budget",
         "connections",
         "control_auth_headers",
@@ -104,6 +107,7 @@ class DataPlane:
         self.time = time.time()
         self.body_budget = BodyBudget(limits.buffered_bytes)
         self._ticker: asyncio.TimerHandle | None = None
+        self._tls_reported: dict[str, float] = {}  # when a peer last had its line, by its address
         self._revocations = 0 if gate is None else gate.revocations
         self._checking: list[HasDeadlines] = []
 
@@ -132,6 +136,17 @@ class DataPlane:
         ):
             return False
         self.counters.clients_rejected += 1
+        return True
+
+    def reports_tls(self, peer: Peer) -> bool:
+        """Return whether a TLS handshake of this peer on the plain port is logged: once a minute, and not at
+        all while too many other peers had theirs."""
+        reported = self._tls_reported
+        while reported and next(iter(reported.values())) <= self.now - _TLS_REPORT_SECONDS:
+            del reported[next(iter(reported))]
+        if peer.text in reported or len(reported) >= _TLS_PEERS:
+            return False
+        reported[peer.text] = self.now
         return True
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from enum import IntEnum, auto
 from typing import Protocol, cast
 
@@ -23,10 +24,15 @@ from shim.http1.response_head import (
 from shim.http1.response_templates import ResponseTemplateCache
 from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext, ResponseReceiver
+from shim.proxy.keepalive import enable_keepalive
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _MAX_INTERIM = 16  # responses of 1xx before the final one
 _SWITCHING_PROTOCOLS = 101
+# Chunk lines of a response that are decoded in one turn of the event loop, and the bytes that a later turn
+# looks at.
+_LINES_PER_TURN = 256
+_BYTES_PER_TURN = 16384
 # From this many bytes on, two pieces in one call of the system are cheaper than a copy.
 _WORTH_TWO_PIECES = 4096
 _CHUNKED_LINE = b"Transfer-Encoding: chunked\r\n"
@@ -70,6 +76,7 @@ class Upstream(asyncio.Protocol):
     __slots__ = (
         "_client",
         "_context",
+        "_decode_scheduled",
         "_decoder",
         "_interim",
         "_partial",
@@ -89,7 +96,8 @@ class Upstream(asyncio.Protocol):
         self._pool = pool
         self._client: ResponseReceiver | None = None
         self._phase = _Phase.IDLE
-        self._partial = bytearray()  # of a head
+        self._partial = bytearray()  # of a head, or chunks that wait for a turn
+        self._decode_scheduled = False
         self._searched = 0
         self._interim = 0
         self._remaining = 0
@@ -119,7 +127,10 @@ class Upstream(asyncio.Protocol):
 
     def resume(self) -> None:
         """The client takes more."""
-        self._transport.resume_reading()
+        if self._phase is _CHUNKS and self._partial:
+            self._schedule_decode()
+        else:
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         """The client is gone, or its request is: end it at once."""
@@ -144,6 +155,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        enable_keepalive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         client = self._client
@@ -186,6 +198,10 @@ class Upstream(asyncio.Protocol):
             self._context.counters.streams_open -= 1
             client.response_complete()
         else:
+            waiting = bytes(self._partial) if self._phase is _CHUNKS else b""
+            # Navidrome may have sent the end before it left.
+            if waiting and self._decode(client, waiting, sys.maxsize) < 0:
+                return
             if self._phase is not _Phase.TUNNEL:
                 self._context.counters.streams_open -= 1
             client.response_truncated()
@@ -329,24 +345,60 @@ class Upstream(asyncio.Protocol):
         self._finish(client)
 
     def _chunks_received(self, client: ResponseReceiver, data: bytes) -> None:
+        if self._partial:
+            self._partial += data
+            return
+        used = self._decode(client, data, _LINES_PER_TURN)
+        if 0 <= used < len(data):
+            self._partial += data[used:]
+            self._transport.pause_reading()
+            self._schedule_decode()
+
+    def _schedule_decode(self) -> None:
+        if not self._decode_scheduled:
+            self._decode_scheduled = True
+            asyncio.get_running_loop().call_soon(self._decode_next)
+
+    def _decode_next(self) -> None:
+        """Decode some of the chunks that wait, for one turn of the loop."""
+        self._decode_scheduled = False
+        client = self._client
+        if client is None or self._phase is not _CHUNKS or client.write_paused:
+            return
+        used = self._decode(client, bytes(self._partial[:_BYTES_PER_TURN]), _LINES_PER_TURN)
+        if used < 0:
+            return
+        del self._partial[:used]
+        if self._partial:
+            self._schedule_decode()
+        elif not client.write_paused:
+            self._transport.resume_reading()
+
+    def _decode(self, client: ResponseReceiver, data: bytes, max_lines: int) -> int:
+        """Send the chunks of `data` to the client, put together into one. Return how many bytes were read, -1
+        where the response has ended."""
         decoder = self._decoder
         assert decoder is not None
         try:
-            pieces, used = decoder.feed(data)
+            pieces, used = decoder.feed(data, max_lines)
         except ChunkedError:
             self.abort()
             client.response_truncated()
-            return
+            return -1
         out = b"".join(pieces) if client.http10 else encode_chunk(pieces)
         if not decoder.done:
             if out:
                 client.send(out)
-            return
-        if used < len(data):
+            return used
+        if used < max(len(data), len(self._partial)):
             self._persistent = False
+        if self._partial:
+            self._partial.clear()
+            self._transport.resume_reading()
         self._context.counters.streams_open -= 1
         client.send(out if client.http10 else out + LAST_CHUNK)
         self._finish(client)
+        return -1
 
     def _finish(self, client: ResponseReceiver) -> None:
         self._phase = _IDLE

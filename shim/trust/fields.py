@@ -116,7 +116,7 @@ _EXACT: dict[bytes, Kind] = {
     b"x-mediabrowser-token": Kind.TOKEN,
 }
 # A cookie of Navidrome's own, by its exact name, as net/http parts cookies, behind a ";".
-TOKEN_COOKIE = re.compile(rb";[ \t]*jwt[ \t]*(?:[=;]|\Z)")
+_MAX_COOKIE_CANDIDATES = 32  # times that a cookie header may have "jwt" in it
 # Jellyfin's header fields, as Navidrome's expression finds them; `(?<!\w)` keeps it linear.
 EMBY_FIELD = re.compile(rb'(?<!\w)(?:Token="(?P<token>[^"]*)"|\w+="[^"]*")')
 # Without it such a header has no token.
@@ -334,7 +334,27 @@ def _parse_uncommon(name: bytes, value: bytes, wire: bytes, names: FieldNames) -
 
 
 def _has_token_cookie(value: bytes) -> bool:
-    return b"jwt" in value and TOKEN_COOKIE.search(b";" + value) is not None
+    return b"jwt" in value and token_cookies(value) != []
+
+
+def token_cookies(value: bytes) -> list[tuple[int, int]] | None:
+    """Return the start and the end of each cookie named `jwt`, between its semicolons; None where "jwt" is in
+    more places than are looked at."""
+    if value.count(b"jwt") > _MAX_COOKIE_CANDIDATES:
+        return None
+    found: list[tuple[int, int]] = []
+    at = value.find(b"jwt")
+    while at >= 0:
+        start = value.rfind(b";", 0, at) + 1
+        end = value.find(b";", at)
+        if end < 0:
+            end = len(value)
+        if not value[start:at].strip(b" \t"):
+            name_end = value[at + 3 : end].lstrip(b" \t")[:1]
+            if name_end in (b"", b"="):
+                found.append((start, end))
+        at = value.find(b"jwt", at + 3)
+    return found
 
 
 def _token(

@@ -3,21 +3,22 @@
 On its API such a token beats the user header, so an old one of another account would speak for it. Whether
 a token is genuine only Navidrome knows; here it is only read. A token that cannot be read in exactly one
 way passes no check. Every parser here is linear in its input, and at most `MAX_TOKENS` tokens of a request
-are looked at: a request with more of them loses all.
+are looked at: a request with more of them loses all. The same holds for text that has more places to look at
+than any app sends.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from shim.trust.block import HeaderBlock
-from shim.trust.fields import EMBY_FIELD, TOKEN_COOKIE, Field
+from shim.trust.fields import EMBY_FIELD, Field, token_cookies
 from shim.trust.jwt import read_object, read_segment
 from shim.trust.path_zones import RequestLine
 
@@ -25,20 +26,50 @@ MAX_TOKENS = 16
 # Of one token, in characters; a user name has a few hundred at most.
 _MAX_LENGTH = 8192
 _CACHED_LENGTH = 1024
+# Places in a query or form where the name of a parameter begins like one with a token: about 0.3 µs each.
+_MAX_CANDIDATES = 512
+_MAX_EMBY_BYTES = 16384  # of all such headers of a request; a token in one has a few hundred
 _JWT = rb"(?P<jwt>(?:j|%6[aA])(?:w|%77)(?:t|%74))"
 # Jellyfin's keys are compared in lower case as Go has it: "K" (U+212A) is a k, and "İ" (U+0130) is an i.
 _API_KEY = (
     rb"(?i:(?:a|%[46]1)(?:p|%[57]0)(?:i|%[46]9|(?:\xc4|%c4)(?:\xb0|%b0))(?:_|%5f)?"
     rb"(?:k|%[46]b|(?:\xe2|%e2)(?:\x84|%84)(?:\xaa|%aa))(?:e|%[46]5)(?:y|%[57]9))"
 )
-# A key after percent-decoding, also where a parser takes ";" for a separator.
-_SUBSONIC_KEYS = re.compile(rb"[&;](?=[j%%])%b(?:[=&;]|\Z)" % _JWT)
-_ALL_KEYS = re.compile(rb"[&;](?=[jaA%%])(?:%b|%b)(?:[=&;]|\Z)" % (_JWT, _API_KEY))
 _PERCENT, _W, _K, _CAPITAL_K = b"%wkK"
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _COOKIE = b"cookie"
 _ND_AUTHORIZATION = b"x-nd-authorization"
 _EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
+
+
+class _Keys(NamedTuple):
+    """The names of parameters that may hold a token, with the separator before each.
+
+    `fold` maps a text so that every place where `pattern` may match reads `&j`: finding that is several times
+    as fast as searching for the pattern, whatever the text is."""
+
+    fold: bytes
+    pattern: re.Pattern[bytes]
+
+    def candidates(self, text: bytes) -> list[int] | None:
+        """Return where the pattern may match, None where there are too many places."""
+        folded = text.translate(self.fold)
+        found: list[int] = []
+        at = folded.find(b"&j")
+        while at >= 0:
+            if len(found) == _MAX_CANDIDATES:
+                return None
+            found.append(at)
+            at = folded.find(b"&j", at + 2)
+        return found
+
+
+# A key after percent-decoding, also where a parser takes ";" for a separator.
+_SUBSONIC_KEYS = _Keys(bytes.maketrans(b";%", b"&j"), re.compile(rb"[&;]%b(?:[=&;]|\Z)" % _JWT))
+_ALL_KEYS = _Keys(
+    bytes.maketrans(b";%aA", b"&jjj"),
+    re.compile(rb"[&;](?:%b|%b)(?:[=&;]|\Z)" % (_JWT, _API_KEY)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +111,8 @@ class _Token(NamedTuple):
 
 
 def in_query(target: bytes, path: bytes, subsonic_root: bytes) -> bool:
-    """Return whether the query has a parameter that Navidrome may read a token from, in any spelling. Below
-    `subsonic_root` it reads `jwt` alone."""
+    """Return whether the query has a parameter that Navidrome may read a token from, in any spelling, or too
+    many places to tell. Below `subsonic_root` Navidrome reads `jwt` alone."""
     # On the hot path: a byte given as a number is found several times as fast as bytes are.
     if (
         _PERCENT not in target
@@ -94,7 +125,9 @@ def in_query(target: bytes, path: bytes, subsonic_root: bytes) -> bool:
     ):
         return False
     keys = _keys(path.startswith(subsonic_root))
-    return keys.search(b"&" + target.partition(b"?")[2]) is not None
+    query = b"&" + target.partition(b"?")[2]
+    candidates = keys.candidates(query)
+    return candidates is None or any(keys.pattern.match(query, at) for at in candidates)
 
 
 def token_locations(
@@ -142,18 +175,10 @@ def filter_tokens(
 def filter_form(body: bytes, accept: Accept) -> tuple[bytes, bool, tuple[NavidromeClaims, ...]]:
     """Do the same with the body of an `application/x-www-form-urlencoded` request below `/rest/`. Return
     the body, whether something was removed, and the claims of the tokens that are left."""
-    if _unescape_jwt(body).find(b"jwt") < 0:
-        return body, False, ()
     tokens = _in_parameters(body, "form ", _SUBSONIC_KEYS)
     check = _Check(accept, len(tokens))
     removed = check.rejected(tokens)
     return _cut(body, removed), bool(removed), tuple(check.accepted)
-
-
-def _unescape_jwt(text: bytes) -> bytes:
-    for escape, letter in ((b"%6A", b"j"), (b"%6a", b"j"), (b"%77", b"w"), (b"%74", b"t")):
-        text = text.replace(escape, letter)
-    return text
 
 
 class _Check:
@@ -210,7 +235,7 @@ def _read_claims(text: bytes) -> NavidromeClaims | None:
 _read_cached = lru_cache(maxsize=512)(_read_claims)
 
 
-def _keys(subsonic: bool) -> re.Pattern[bytes]:
+def _keys(subsonic: bool) -> _Keys:
     return _SUBSONIC_KEYS if subsonic else _ALL_KEYS
 
 
@@ -222,9 +247,21 @@ def _find(
     request_line: RequestLine, block: HeaderBlock, subsonic: bool
 ) -> tuple[list[Sequence[_Token]], Sequence[_Token]]:
     """Find the tokens of each field that may carry some, and those of the query."""
-    fields = [_in_field(field) for field in block.metadata.tokens]
+    found = block.metadata.tokens
+    emby = sum(len(field.value) for field in found if field.name in _EMBY_AUTHORIZATION)
+    if len(found) > MAX_TOKENS or emby > _MAX_EMBY_BYTES:
+        fields: list[Sequence[_Token]] = [
+            (_Token(0, len(field.value), None, _location(field)),) for field in found
+        ]
+        fields[0] = _too_many(found[0].value, _location(found[0]))
+    else:
+        fields = [_in_field(field) for field in found]
     query = request_line.target.partition(b"?")[2]
     return fields, _in_parameters(query, "query ", _keys(subsonic)) if query else ()
+
+
+def _location(field: Field) -> str:
+    return "cookie jwt" if field.name == _COOKIE else field.sent_name
 
 
 def _in_field(field: Field) -> Sequence[_Token]:
@@ -256,8 +293,11 @@ def _in_authorization(value: bytes, name: str) -> Sequence[_Token]:
 
 
 def _in_cookie(value: bytes) -> Sequence[_Token]:
+    cookies = token_cookies(value)
+    if cookies is None:
+        return _too_many(value, "cookie jwt")
     tokens: list[_Token] = []
-    for start, end, _ in _parts(value, b";", TOKEN_COOKIE):
+    for start, end in cookies:
         text = value[start:end].partition(b"=")[2].rstrip(b" \t")
         if len(text) > 1 and text[:1] == text[-1:] == b'"':
             text = text[1:-1]
@@ -267,31 +307,30 @@ def _in_cookie(value: bytes) -> Sequence[_Token]:
     return tokens
 
 
-def _in_parameters(text: bytes, where: str, keys: re.Pattern[bytes]) -> Sequence[_Token]:
-    """Find the tokens of a query or a form."""
+def _in_parameters(text: bytes, where: str, keys: _Keys) -> Sequence[_Token]:
+    """Find the tokens of a query or a form. Where the key is found behind a ";", the whole part between "&"
+    counts."""
+    padded = b"&" + text
+    candidates = keys.candidates(padded)
+    if candidates is None:
+        return _too_many(text, where + "jwt")
     tokens: list[_Token] = []
-    for start, end, match in _parts(text, b"&", keys):
+    at = 0
+    for candidate in candidates:
+        match = keys.pattern.match(padded, candidate) if candidate >= at else None
+        if match is None:
+            continue
+        start = padded.rfind(b"&", 0, candidate + 1)
+        at = padded.find(b"&", start + 1)
+        if at < 0:
+            at = len(padded)
+        end = at - 1
         name = where + ("apikey" if match["jwt"] is None else "jwt")
         token = _parameter_value(text[start:end])
         tokens.append(_Token(*_with_separator(text, start, end), token, name))
         if len(tokens) > MAX_TOKENS:
             return _too_many(text, name)
     return tokens
-
-
-def _parts(
-    text: bytes, separator: bytes, pattern: re.Pattern[bytes]
-) -> Iterator[tuple[int, int, re.Match[bytes]]]:
-    """Find the parts of a text, between separators, in which the pattern is found: their start and end.
-    The pattern begins with a separator; where it is found behind another one, the whole part counts."""
-    padded = separator + text
-    at = 0
-    while (match := pattern.search(padded, at)) is not None:
-        start = padded.rfind(separator, 0, match.start() + 1)
-        at = padded.find(separator, start + 1)
-        if at < 0:
-            at = len(padded)
-        yield start, at - 1, match
 
 
 def _with_separator(text: bytes, start: int, end: int) -> tuple[int, int]:

@@ -133,7 +133,7 @@ class AddressList:
     `resolved` maps a host name to its addresses; a name without a response lists nobody.
     """
 
-    __slots__ = ("_networks", "_unix", "_zoned", "entries", "resolved")
+    __slots__ = ("_unix", "_v4", "_v6", "_zoned", "entries", "matches_everyone", "resolved")
 
     def __init__(
         self,
@@ -155,7 +155,10 @@ class AddressList:
                     zoned.add((network.network_address, zone))
                 case NetworkEntry(network=network):
                     networks.append(network)
-        self._networks = tuple(networks)
+        # Whether an entry lists every address of a family (`0.0.0.0/0`, `::/0`).
+        self.matches_everyone = any(network.prefixlen == 0 for network in networks)
+        self._v4 = _by_prefix(network for network in networks if network.version == 4)
+        self._v6 = _by_prefix(network for network in networks if network.version == 6)
         self._zoned = frozenset(zoned)
         self._unix = unix
 
@@ -168,7 +171,9 @@ class AddressList:
             address = IPv6Address(int(address))
             if (address, zone) in self._zoned:
                 return True
-        return any(address in network for network in self._networks)
+        number = int(address)
+        prefixes = self._v4 if address.version == 4 else self._v6
+        return any(number >> shift in numbers for shift, numbers in prefixes)
 
     def __bool__(self) -> bool:
         return bool(self.entries)
@@ -178,11 +183,6 @@ class AddressList:
         """The host names that want resolving, each once, in the order of the list."""
         names = (entry.host for entry in self.entries if isinstance(entry, HostEntry))
         return tuple(dict.fromkeys(names))
-
-    @property
-    def matches_everyone(self) -> bool:
-        """Whether an entry lists every address of a family (`0.0.0.0/0`, `::/0`)."""
-        return any(network.prefixlen == 0 for network in self._networks)
 
     def describe(self) -> tuple[str, ...]:
         """Every entry for people: a CIDR as what it covers, a host name with the addresses it has."""
@@ -201,6 +201,16 @@ class AddressList:
     def with_resolved(self, resolved: Mapping[str, frozenset[Address]]) -> AddressList:
         """The same entries with other answers for the host names."""
         return AddressList(self.entries, resolved)
+
+
+def _by_prefix(networks: Iterable[Network]) -> tuple[tuple[int, frozenset[int]], ...]:
+    """Return, for each prefix length, how many bits of an address to drop and what is left of those listed: a
+    lookup costs one set per length, however many networks there are."""
+    found: dict[int, set[int]] = {}
+    for network in networks:
+        shift = network.max_prefixlen - network.prefixlen
+        found.setdefault(shift, set()).add(int(network.network_address) >> shift)
+    return tuple((shift, frozenset(found[shift])) for shift in sorted(found))
 
 
 def _parse_cidr(text: str) -> NetworkEntry:

@@ -20,6 +20,7 @@ from shim.http1.response_templates import ResponseTemplateCache
 from shim.proxy.error_responses import error_response
 from shim.proxy.sign_in import sign_in_location
 from shim.trust.cached_decisions import DecisionCache
+from shim.trust.navidrome_tokens import filter_form
 from shim.trust.peers import AddressList, parse_entry, parse_peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Verdict
@@ -142,6 +143,32 @@ TOKENS: dict[str, bytes] = {
         b"/api/x", _IDENTITY, field(b"Cookie", fill(b";  jwt ", b"", b"x"))
     ),
     "cookie of tokens": get(b"/api/x", _IDENTITY, field(b"Cookie", fill(b"jwt=%b;" % _OWN_TOKEN))),
+    "query of escapes for keys": get(fill(b"&%", b"/api/x?"), _IDENTITY),
+    "query of escapes for Subsonic keys": get(fill(b"&%", b"/rest/x?"), _IDENTITY),
+    "query of bad escapes": get(fill(b"%=%&", b"/api/x?"), _IDENTITY),
+    "query of other keys": get(fill(b"&apikex", b"/api/x?", b"&apikey=1"), _IDENTITY),
+    "query of encoded letters": get(fill(b"&%6Aw", b"/api/x?"), _IDENTITY),
+    "cookies in many lines": get(
+        b"/api/x", _IDENTITY, field(b"Cookie", b"jwt=1" + b";" * 600 + b"x") * 90
+    ),
+    "cookie of a name and blanks": get(
+        b"/api/x", _IDENTITY, field(b"Cookie", fill(b" ", b";jwt", b"x"))
+    ),
+    "cookie of names that go on": get(
+        b"/api/x", _IDENTITY, field(b"Cookie", fill(b"; jwt x", b"", b"x"))
+    ),
+    "Emby of quotes": get(
+        b"/api/x", _IDENTITY, field(b"Authorization", fill(b'a="', b'Token="1"'))
+    ),
+    "Emby of names": get(b"/api/x", _IDENTITY, field(b"Authorization", fill(b"a=", b'Token="1"'))),
+    "Emby of one name": get(
+        b"/api/x", _IDENTITY, field(b"Authorization", fill(b"a", b'Token="1"'))
+    ),
+    "Emby in many lines": get(
+        b"/api/x",
+        _IDENTITY,
+        field(b"X-Emby-Authorization", b'Token="1",' + b"a=" * 320) * 90,
+    ),
     "token of dots": get(
         b"/api/x", _IDENTITY, field(b"X-ND-Authorization", fill(b".", b"Bearer "))
     ),
@@ -163,6 +190,18 @@ PAGES: Mapping[str, bytes] = {
     "page: forwarded host of letters": get(
         b"/", _BROWSER, field(b"X-Forwarded-Host", fill(b"a", b"", b"/"))
     ),
+}
+
+# Forms of 1 MiB, read before they are sent on.
+_FORM = 1 << 20
+FORMS: Mapping[str, bytes] = {
+    "form of escapes": b"&%" * (_FORM // 2),
+    "form of separators": b"jwt=1" + b"&" * (_FORM - 5),
+    "form of semicolons": b"jwt=1" + b";" * (_FORM - 5),
+    "form of keys": b"&jwt=1" * (_FORM // 6),
+    "form of half keys": b"jwt=1" + b"&j" * (_FORM // 2 - 3),
+    "form of encoded letters": b"jwt" + b"%74" * (_FORM // 3 - 1),
+    "form of one long token": b"jwt=" + b"%41" * (_FORM // 3 - 2),
 }
 
 CHUNKED: Mapping[str, bytes] = {
@@ -200,6 +239,10 @@ def decide_head(data: bytes, policy: Policy, address: str) -> None:
         error_response(decision.outcome.status, decision, "0" * 16, location=location)
     else:
         decision.render_head()
+
+
+def read_form(data: bytes) -> None:
+    filter_form(data, lambda claims: claims.username == "ada")
 
 
 def decode_chunks(data: bytes) -> None:
@@ -245,6 +288,8 @@ def cases() -> dict[str, Callable[[], None]]:
             found[f"{name} ({who})"] = partial(decide_head, data, POLICY, address)
     for name, data in PAGES.items():
         found[name] = partial(decide_head, data, PAGES_POLICY, _EDGE)
+    for name, data in FORMS.items():
+        found[name] = partial(read_form, data)
     for name, data in CHUNKED.items():
         found[name] = partial(decode_chunks, data)
         found[f"{name}, in pieces"] = partial(decode_chunks_by_pieces, data)

@@ -57,6 +57,11 @@ def test_what_the_image_copies_is_there_and_not_ignored() -> None:
         assert source in allowed
 
 
+def test_the_image_gives_the_memory_of_a_peak_back() -> None:
+    env = " ".join(rest for word, rest in last_stage() if word == "ENV").split()
+    assert "MALLOC_MMAP_THRESHOLD_=65536" in env
+
+
 def test_the_image_is_of_hashed_packages_alone() -> None:
     installs = [rest for word, rest in instructions() if word == "RUN" and " install " in rest]
     pips = [shlex.split(rest) for rest in installs if " pip " in rest]

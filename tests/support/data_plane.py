@@ -39,6 +39,8 @@ class RecordingObserver:
 
     logs_access: bool = False
     decided_as: list[tuple[Reason, str]] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    cut: list[tuple[str, int, int]] = field(default_factory=list)
     failures: list[tuple[str, int, str]] = field(default_factory=list)
     accesses: list[tuple[str, int, int]] = field(default_factory=list)
     incomplete: list[tuple[str, int, int]] = field(default_factory=list)
@@ -52,11 +54,23 @@ class RecordingObserver:
         self.tokens.append(decision.removed_tokens)
         self.void.append(decision.void)
 
-    def request_decided(self, decision: Decision, request_id: str) -> None:
+    def request_decided(
+        self, decision: Decision, request_id: str, status: int | None = None
+    ) -> None:
+        self.statuses.append(decision.outcome.status if status is None else status)
         self.decided_as.append((decision.outcome.reason, request_id))
 
-    def failed(self, decision: Decision, request_id: str, failure: Failure, status: int) -> None:
+    def failed(
+        self,
+        decision: Decision,
+        request_id: str,
+        failure: str,
+        status: int,
+        sent: int | None = None,
+    ) -> None:
         del decision
+        if sent is not None:
+            self.cut.append((failure, status, sent))
         self.failures.append((failure, status, request_id))
 
     def request_completed(
@@ -185,6 +199,15 @@ class Front:
     @property
     def _connections(self) -> list[Downstream]:
         return [cast("Downstream", each) for each in self.plane.connections]
+
+    def connection_of(self, client: Client) -> Downstream:
+        """The shim's side of this client's connection, which is on TCP without TLS."""
+        wire = client._wire
+        assert isinstance(wire, PlainWire)
+        name = wire.sock.getsockname()
+        return next(
+            each for each in self._connections if each._transport.get_extra_info("peername") == name
+        )
 
     def pass_time(self, seconds: float) -> None:
         """Let this time pass for every deadline."""

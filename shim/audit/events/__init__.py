@@ -119,7 +119,9 @@ class RequestDecision(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed(CoalescedEvent):
-    """A request that got no complete response from Navidrome; `reason` names the failure."""
+    """A request that Navidrome did not answer, or whose response did not become whole: `bytes_sent` of it
+    were written then. `reason` is one of the words that the data plane counts failures by, `status` what the
+    client got."""
 
     event: ClassVar[str] = "request_failed"
 
@@ -128,6 +130,9 @@ class RequestFailed(CoalescedEvent):
     path: str
     status: int
     reason: str
+    client: str | None = None
+    user: str | None = None
+    bytes_sent: int | None = None
 
     def __post_init__(self) -> None:
         set_sanitized(
@@ -135,11 +140,14 @@ class RequestFailed(CoalescedEvent):
             method=clip(self.method, 32),
             path=loggable_path(self.path),
             reason=clip(self.reason),
+            client=clip_optional(self.client),
+            user=clip_optional(self.user),
         )
 
     @property
     def severity(self) -> Severity:
-        return Severity.WARNING
+        # That a client leaves is no fault of anybody: players do it with each track that is skipped.
+        return Severity.INFO if self.reason == "client_left" else Severity.WARNING
 
     @property
     def group_key(self) -> tuple[str, ...]:

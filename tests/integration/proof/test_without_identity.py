@@ -51,7 +51,7 @@ def test_a_page_is_sent_to_sign_in_and_from_there_back_to_the_host_that_was_aske
             "http://music.example.com/app/"
         ]
         assert upstream.requested == []
-        assert shim.wait_for_line(reason="identity_required")
+        assert shim.wait_for_line(reason="identity_required")["status"] == 302
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,25 @@ async def test_what_is_under_way_finishes_and_health_is_told_until_then(
         assert (await shim.event("stopped"))["aborted_connections"] == 0
 
 
+async def test_a_kept_connection_takes_one_more_request_while_the_shim_stops(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome) as (shim, asked):
+        client, served = await _under_way(shim, asked)
+        await served.send(OK)
+        assert (await client.read_response()).get("connection") is None
+        shim.stop()
+        await _refused(shim)
+        await client.send(get("/more").encode())
+        assert (await served.head()).startswith(b"GET /more ")
+        await served.send(OK)
+        response = await client.read_response()
+        assert (response.body, response.get("connection")) == (b"ok", "close")
+        assert await client.read_to_end() == b""
+        client.close()
+        assert await shim.ended() == 0
+
+
 async def _refused(shim: Program) -> None:
     """Wait until nobody can connect any more."""
     async with asyncio.timeout(PATIENCE):
@@ -238,17 +257,17 @@ async def test_an_agreeing_base_path_does_not(tmp_path: Path, navidrome: Navidro
         assert b"\r\nRemote-User: alice\r\n" in head
 
 
-async def test_clients_are_capped_below_half_of_the_files_that_may_be_open(
+async def test_clients_are_capped_so_that_the_shims_own_files_fit_beside_them(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     def few() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 120))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 
     async with started(tmp_path, navidrome, "/app/", few) as (shim, _):
         said = " ".join((await shim.event("configuration_loaded"))["warnings"])
-        assert "capped at 59, below half of 120 open files" in said
-        clients = [await shim.client(EDGE) for _ in range(59)]
-        assert (await clients[58].request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+        assert "capped at 32: 128 files may be open" in said
+        clients = [await shim.client(EDGE) for _ in range(32)]
+        assert (await clients[31].request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
         refused = await shim.client(EDGE)
         response = await refused.read_response()
         assert (response.status, response.get("retry-after")) == (503, "5")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shim.app.sockets import bind, raise_descriptor_limit
+from shim.proxy.keepalive import IDLE_SECONDS
 from shim.settings import Endpoint
 
 
@@ -134,3 +135,12 @@ def test_the_limit_of_open_files_is_raised_to_its_hard_value() -> None:
         assert raise_descriptor_limit() == before[1]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_client_that_vanishes_is_noticed() -> None:
+    with bind(Endpoint("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == IDLE_SECONDS

@@ -19,6 +19,7 @@ from tests.support.data_plane import EDGE, Front, front_before
 from tests.support.http_client import Client, build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
 from tests.support.slow_gate import SlowGate
+from tests.support.socket_ends import until
 
 AHEAD = 1 << 16
 
@@ -73,6 +74,69 @@ async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
     assert len(chunks) < 2000, "tiny chunks are put together"
     await served.send(OK)
     assert (await client.read_response()).status == 200
+
+
+@pytest.mark.parametrize("ending", ["kept", "closed", "cut"])
+async def test_tiny_chunks_of_a_response_are_decoded_a_few_in_each_turn_of_the_loop(
+    front: Front, navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    decoded: Counter[int] = Counter()
+    feed = ChunkedDecoder.feed
+    last = b"" if ending == "cut" else b"0\r\n\r\n"
+    async with counted_turns() as turn:
+
+        def counting(self: ChunkedDecoder, *arguments: object) -> tuple[list[bytes], int]:
+            pieces, used = feed(self, *arguments)  # type: ignore[arg-type]
+            decoded[turn[0]] += len(pieces)
+            return pieces, used
+
+        client = await front.client()
+        await client.send(get().encode())
+        served, _ = await navidrome.requests()
+        monkeypatch.setattr(ChunkedDecoder, "feed", counting)
+        sending = asyncio.create_task(
+            served.send(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                b"1\r\na\r\n" * 20_000 + last,
+            )
+        )
+        if ending == "kept":
+            response = await client.read_response()
+            assert response.body == b"a" * 20_000
+            await sending
+            monkeypatch.setattr(ChunkedDecoder, "feed", feed)
+            await client.send(get("/next").encode())
+            assert (await served.head()).startswith(b"GET /next ")
+            await served.send(OK)
+            assert (await client.read_response()).body == b"ok"
+        else:
+            await sending
+            served.close()
+            if ending == "closed":
+                assert (await client.read_response()).body == b"a" * 20_000
+            else:
+                await client.read_to_reset()
+    assert sum(decoded.values()) == 20_000
+    assert max(decoded.values()) <= 300
+    assert front.counters.streams_open == 0
+
+
+async def test_a_slow_reader_of_tiny_chunks_gets_all_of_them(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, send_buffer=4096) as front:
+        client = await front.client(receive_buffer=4096)
+        await client.send(get().encode())
+        served, _ = await navidrome.requests()
+        body = b"100\r\n" + b"b" * 256 + b"\r\n" + b"1\r\na\r\n" * 300
+        sending = asyncio.create_task(
+            served.send(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                body * 400 + b"0\r\n\r\n",
+            )
+        )
+        await until(lambda: front.writing_paused)
+        response = await client.read_response()
+        assert response.body == (b"b" * 256 + b"a" * 300) * 400
+        await sending
 
 
 async def test_another_client_is_served_amid_tiny_chunks(
@@ -131,9 +195,9 @@ async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
         client = await front.client(EDGE)
         note = front.recorded.request_decided
 
-        def counting(decision: Decision, request_id: str) -> None:
+        def counting(decision: Decision, request_id: str, status: int | None = None) -> None:
             judged[turn[0]] += 1
-            note(decision, request_id)
+            note(decision, request_id, status)
 
         monkeypatch.setattr(front.recorded, "request_decided", counting)
         sending = asyncio.create_task(client.send(rejected * 1000))

@@ -6,47 +6,34 @@ Instructions are counted, not time: what loops in C is linear and measured by ha
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
-
 import pytest
 
 from tests.bench import worst_inputs
-from tests.bench.worst_inputs import HEADS, PAGES, RESPONSES, decide_head, read_response
+from tests.bench.worst_inputs import (
+    FORMS,
+    HEADS,
+    PAGES,
+    RESPONSES,
+    TOKENS,
+    decide_head,
+    read_form,
+    read_response,
+)
+from tests.support.instructions import instructions
+
+_HEADS = HEADS | TOKENS
 
 # An ordinary request of a browser takes 3,000 to 5,000; a loop over 64 kB takes hundreds of thousands.
 MAX_INSTRUCTIONS = 40_000
 
 
-def instructions(call: Callable[[], object]) -> int:
-    """How many bytecode instructions `call` takes, in all functions that it calls."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return count
-
-
 @pytest.mark.parametrize("address", ["10.0.0.2", "203.0.113.9"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", _HEADS)
 def test_a_head_costs_bounded_work_from_any_peer(name: str, address: str) -> None:
     decide_head(
-        HEADS[name], worst_inputs.POLICY, address
+        _HEADS[name], worst_inputs.POLICY, address
     )  # what is learned once is not the head's cost
-    cost = instructions(lambda: decide_head(HEADS[name], worst_inputs.POLICY, address))
+    cost = instructions(lambda: decide_head(_HEADS[name], worst_inputs.POLICY, address))
     assert cost < MAX_INSTRUCTIONS
 
 
@@ -61,6 +48,11 @@ def test_a_page_without_an_identity_costs_bounded_work(name: str) -> None:
 def test_a_response_head_costs_bounded_work(name: str) -> None:
     read_response(RESPONSES[name])
     assert instructions(lambda: read_response(RESPONSES[name])) < MAX_INSTRUCTIONS
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_costs_bounded_work(name: str) -> None:
+    assert instructions(lambda: read_form(FORMS[name])) < MAX_INSTRUCTIONS
 
 
 def test_an_ordinary_loop_is_counted() -> None:

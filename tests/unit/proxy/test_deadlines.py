@@ -235,3 +235,24 @@ async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> N
         response = await client.read_response()
         assert (response.status, response.get("retry-after")) == (503, "5")
         assert navidrome.count == 0
+
+
+async def test_an_idle_connection_keeps_no_decision(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(get("/1").encode())
+    served, _ = await navidrome.requests()
+    await served.send(OK)
+    await client.read_response()
+    (connection,) = front.plane.connections
+    assert hasattr(connection, "_decision")
+    front.pass_time(3)
+    assert not hasattr(connection, "_decision")
+    await client.send(get("/2").encode())
+    assert (await served.head()).startswith(b"GET /2 ")
+    await served.send(OK)
+    assert (await client.read_response()).body == b"ok"
+    front.pass_time(3)
+    front.pass_time(36)
+    assert front.counters.client_connections == 1
+    front.pass_time(2)
+    assert await client.read_to_end() == b""

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from shim.proxy.downstream import Downstream
 from shim.proxy.limits import Limits
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import Client, get
 from tests.support.scripted_navidrome import Navidrome, Served
+from tests.support.slow_reader import answer_that_waits
 from tests.support.socket_ends import until
 
 SIZE = 3_000_000
@@ -77,3 +79,74 @@ async def test_a_player_may_be_paused_for_an_hour_and_anybody_else_for_five_minu
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
     assert [word for word, *_ in front.recorded.incomplete] == ["send_timeout"]
+
+
+async def test_without_an_access_log_each_incomplete_response_still_has_a_line(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, send_buffer=4096) as front:
+        client, served = await begun(front, navidrome, "audio/mpeg")
+        await served.send(bytes(1000))
+        await client.read_exactly(1000)
+        client.close()
+        await front.until_no_client()
+        ((word, status, sent),) = front.recorded.cut
+        assert (word, status) == ("client_left", 200)
+        assert 1000 < sent < 1200
+        assert not front.recorded.accesses
+
+
+async def test_a_response_that_is_cut_by_shutdown_is_incomplete(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, _ = await begun(front, navidrome, "audio/mpeg")
+    (connection,) = front.plane.connections
+    assert isinstance(connection, Downstream)
+    connection.abort_at_shutdown()
+    await client.read_to_reset()
+    await front.until_no_client()
+    assert [word for word, *_ in front.recorded.incomplete] == ["shutdown"]
+    assert [word for word, *_ in front.recorded.cut] == ["shutdown"]
+
+
+@pytest.mark.parametrize("close", [False, True])
+async def test_a_client_that_does_not_take_the_end_of_a_response_has_a_line(
+    navidrome: Navidrome, close: bool
+) -> None:
+    """Navidrome gave all of it, and the shim holds the rest."""
+    async with front_before(navidrome, limits=Limits(send_timeout=30), send_buffer=4096) as front:
+        client = await front.client(receive_buffer=4096)
+        line = "Connection: close" if close else "Accept: */*"
+        await client.send(get("/rest/stream", line).encode())
+        served, _ = await navidrome.requests()
+        await answer_that_waits(front, client, served)
+        front.pass_time(31)
+        await front.until_no_client()
+        assert [(word, status) for word, status, _ in front.recorded.cut] == [("send_timeout", 200)]
+        assert front.failures == {"send_timeout": 1}
+
+
+async def test_a_client_that_resets_with_the_end_of_a_response_unread_has_a_line(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome, send_buffer=4096) as front:
+        client = await front.client(receive_buffer=4096)
+        await client.send(get("/rest/stream").encode())
+        served, _ = await navidrome.requests()
+        await answer_that_waits(front, client, served)
+        client.reset()
+        await front.until_no_client()
+        assert [word for word, *_ in front.recorded.cut] == ["client_left"]
+
+
+async def test_a_client_that_took_the_whole_response_has_no_line(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await begun(front, navidrome, "audio/mpeg")
+    sending = asyncio.create_task(served.send(bytes(SIZE)))
+    await client.read_exactly(SIZE)
+    await sending
+    client.close()
+    await front.until_no_client()
+    assert not front.recorded.cut
+    assert len(front.recorded.accesses) == 1

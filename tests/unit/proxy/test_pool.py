@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
+from shim.proxy.downstream import Downstream
+from shim.proxy.keepalive import IDLE_SECONDS
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
+from tests.support.socket_ends import until
 
 
 async def one_answer(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
@@ -321,3 +330,52 @@ async def test_a_pool_may_have_a_bound_of_its_own(front: Front, navidrome: Navid
     assert navidrome.count == 1
     await served.send(OK)
     assert (await served.head()).startswith(b"GET /2 ")
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Let this process open no more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 64, hard))
+    try:
+        while True:
+            try:
+                taken.append(os.dup(0))
+            except OSError:
+                break
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+async def test_a_lack_of_descriptors_does_not_mean_that_navidrome_is_down(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client = await front.client()
+    await until(lambda: front.counters.client_connections == 1)
+    with no_descriptors_left():
+        response = await client.request(get())
+    assert (response.status, response.get("retry-after")) == (503, "5")
+    assert front.failures == {"descriptors_exhausted": 1}
+    assert front.recorded.upstream == []
+    again = await front.client()
+    await again.send(get().encode())
+    served, _ = await navidrome.requests()
+    await served.send(OK)
+    assert (await again.read_response()).body == b"ok"
+
+
+async def test_connections_to_navidrome_have_keepalive(front: Front, navidrome: Navidrome) -> None:
+    client = await front.client()
+    await client.send(get().encode())
+    served, _ = await navidrome.requests()
+    (connection,) = front.plane.connections
+    assert isinstance(connection, Downstream) and connection._upstream is not None
+    sock = connection._upstream._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == IDLE_SECONDS
+    await served.send(OK)
+    await client.read_response()

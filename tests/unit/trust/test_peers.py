@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shim.trust.peers import (
     AddressList,
@@ -16,6 +18,7 @@ from shim.trust.peers import (
     parse_peer,
 )
 from tests.support.decisions import trusting
+from tests.support.instructions import instructions
 
 
 @pytest.mark.parametrize(
@@ -210,3 +213,35 @@ def test_a_forwarded_entry_is_an_address_or_none(sent: bytes, address: str | Non
 def test_a_name_server_may_answer_with_mapped_addresses() -> None:
     found = {"traefik": frozenset({ip_address("::ffff:10.0.0.7")})}
     assert parse_peer("10.0.0.7") in trusting("traefik").with_resolved(found)
+
+
+@given(
+    networks=st.lists(
+        st.ip_addresses(network="10.0.0.0/29") | st.ip_addresses(network="fd00::/125")
+    ),
+    prefixes=st.lists(st.integers(0, 8), min_size=1),
+    asked=st.ip_addresses(network="10.0.0.0/28") | st.ip_addresses(network="fd00::/124"),
+)
+def test_a_list_agrees_with_its_networks(
+    networks: list[IPv4Address | IPv6Address],
+    prefixes: list[int],
+    asked: IPv4Address | IPv6Address,
+) -> None:
+    listed = [
+        ip_network(
+            f"{address}/{address.max_prefixlen - prefixes[at % len(prefixes)]}", strict=False
+        )
+        for at, address in enumerate(networks)
+    ]
+    peers = AddressList([parse_entry(str(network)) for network in listed])
+    assert (parse_peer(str(asked)) in peers) == any(asked in network for network in listed)
+
+
+def test_the_work_for_a_peer_does_not_grow_with_the_list() -> None:
+    def work(count: int) -> int:
+        peers = AddressList([parse_entry(f"10.{n >> 8}.{n & 255}.0/24") for n in range(count)])
+        stranger = parse_peer("203.0.113.9")
+        assert stranger not in peers
+        return instructions(lambda: stranger in peers)
+
+    assert work(10_000) == work(10)

@@ -113,6 +113,37 @@ def test_a_request_with_too_many_tokens_loses_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        (f"/x?{'&apikex' * 600}&apikey={MINE}", []),
+        (f"/x?{'&%' * 600}&jwt={MINE}", []),
+        (f"/rest/x?{'&j' * 600}&jwt={MINE}", []),
+        ("/x", [f"Cookie: {'jwtx;' * 40}jwt={MINE}"]),
+        ("/x", [f'Authorization: Emby {"a=" * 9000}Token="{MINE}"']),
+        ("/x", [f'X-Emby-Authorization: Emby a="{number}",Token="{MINE}"' for number in range(17)]),
+    ],
+)
+def test_a_request_with_more_places_than_are_looked_at_loses_its_tokens(
+    target: str, fields: list[str]
+) -> None:
+    decision = checked(f"GET {target} HTTP/1.1", *fields)
+    assert decision.void
+    assert b"eyJ" not in decision.render_head()
+
+
+def test_a_form_with_more_places_than_are_looked_at_loses_all_of_its_fields() -> None:
+    body = b"a=1" + b"&j" * 600 + b"&jwt=" + MINE.encode()
+    assert filter_form(body, is_adas) == (b"", True, ())
+
+
+def test_other_parameters_are_no_places_to_look_at() -> None:
+    songs = "&".join(f"songId={number:032d}" for number in range(1500))
+    decision = checked(f"GET /rest/createPlaylist?{songs}&jwt={MINE} HTTP/1.1")
+    assert not decision.void
+    assert len(decision.claims) == 1
+
+
+@pytest.mark.parametrize(
     "claims",
     [
         {"sub": "ada", "uid": ID},
