@@ -233,13 +233,13 @@ class DecidingConnection(ForwardingConnection):
         """Have the users listed: before, a token of a request without an identity can't be judged."""
         gate = self._plane.gate
         assert gate is not None
-        self._phase = Phase.PROVISIONING
+        self.enter(PROVISIONING)
         self.deadline = self._plane.now + self._plane.limits.upstream_response_timeout
         self._users_future = gate.list_users()
         self._users_future.add_done_callback(self._users_ready)
 
     def _users_ready(self, future: asyncio.Future[AccountDenied | None]) -> None:
-        if future is not self._users_future or self._phase is not Phase.PROVISIONING:
+        if future is not self._users_future or self.state is not PROVISIONING:
             return
         self._users_future = None
         denied = None if future.cancelled() else future.result()

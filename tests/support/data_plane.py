@@ -185,6 +185,15 @@ class Front:
         """Whether somebody takes nothing more from the shim, for now."""
         return any(each.write_paused for each in self._connections)
 
+    def pause_writing_above(self, size: int) -> None:
+        """Pause writing to the present clients while more than `size` bytes are held for one."""
+        for each in self._connections:
+            each._transport.set_write_buffer_limits(high=size)
+
+    async def until_response_complete(self) -> None:
+        """Wait until the shim has received every response whole."""
+        await until(lambda: not self.counters.streams_open)
+
     @property
     def held(self) -> int:
         """The most bytes that the shim holds for one client."""

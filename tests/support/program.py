@@ -68,9 +68,12 @@ class Program:
             client.close()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        # `send_signal` would poll, and so take the exit status from asyncio's own watcher.
-        if self.process.returncode is None:
-            os.kill(self.process.pid, number)
+        """Send a signal. Raise `ProcessLookupError` if the process has ended and was waited for."""
+        # Not `send_signal`, which polls the process first: it may take the exit status, and asyncio then
+        # reports 255.
+        if self.process.returncode is not None:
+            raise ProcessLookupError(self.process.pid)
+        os.kill(self.process.pid, number)
 
     async def ended(self) -> int:
         """Its exit status. Everything that it logged is in `events` then."""

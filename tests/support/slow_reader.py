@@ -9,20 +9,27 @@ from tests.support.http_client import Client
 from tests.support.scripted_navidrome import Served
 
 SIZE = 8_000_000
+# One segment on loopback, so that the shim reads it at once. More than the small socket buffers take.
+_LAST = 32_768
 
 
 async def answer_that_waits(front: Front, client: Client, served: Served) -> int:
-    """Give a response of `SIZE` bytes, and read of it until the shim has all of it and holds a part.
+    """Give a response of `SIZE` bytes, and read of it until the shim has all of it and holds a part. The
+    sockets between the shim and the client need small buffers.
 
-    How many bytes are still to be read.
+    Return how many bytes are still to be read.
     """
+    front.pause_writing_above(0)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE
-    giving = asyncio.create_task(served.send(head, bytes(SIZE)))
+    giving = asyncio.create_task(served.send(head, bytes(SIZE - _LAST)))
     await client.read_response_head()
     left = SIZE
-    while not giving.done() or front.counters.streams_open:
+    while left > _LAST:
         left -= len(await client.read_some())
     await giving
+    # The client has read all that was sent, so that only the last segment fills the buffers.
+    await served.send(bytes(_LAST))
+    await front.until_response_complete()
     assert front.writing_paused
     assert front.held
     return left

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shim.provisioning import service
+from shim.store import engine
 from tests.support.navidrome_servers import build_server
 from tests.support.world import World
 
@@ -18,6 +19,12 @@ KINDS = ("stand-in tcp", "stand-in unix", "real tcp", "real unix")
 @pytest.fixture(autouse=True)
 def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_MIN_PAUSE", 0.05)
+
+
+@pytest.fixture
+def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a transaction wait for the others as long as it takes."""
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 3600.0)
 
 
 @pytest.fixture(params=KINDS)

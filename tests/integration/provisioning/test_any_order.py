@@ -110,7 +110,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.patches.setattr(operations, "REFRESH_SECONDS", 0.0)
         self.patches.setattr(api, "_READ_PAUSE", 0.0)
         self.scheduler = Scheduler(0.001 if self.server.startswith("real") else 0.0)
-        self.scheduler.install(self.patches)
+        try:
+            self.scheduler.install(self.patches)
+        except BaseException:
+            # Hypothesis calls no `teardown` then, and the patches would reach the tests that follow.
+            self.patches.undo()
+            raise
         self.owners: dict[str, str] = {}
         self.identities: dict[str, Identity] = {}
         self.last_owners: dict[str, str] = {}

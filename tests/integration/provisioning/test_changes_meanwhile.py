@@ -10,6 +10,7 @@ import pytest
 
 from shim.audit.events.provisioning import AccountReadmitted, AccountUnlinked
 from shim.navidrome.models import User
+from shim.provisioning.models import BindingState
 from shim.provisioning.operations import OperationError, operations
 from shim.proxy.gate import Account, AccountDenied
 from shim.settings import load
@@ -148,7 +149,7 @@ async def test_a_tightened_group_setting_locks_whom_it_denies_without_a_visit(
     await world.accounts.service.reconcile()
     assert not await world.opens("eve", "mine") and await world.opens("alice", "mine")
     binding = bindings.by_uid("uid-of-eve")
-    assert binding is not None and binding.state == "denied"
+    assert binding is not None and binding.state is BindingState.DENIED
 
 
 async def test_a_denied_person_loses_an_admins_right_that_was_given_by_hand(world: World) -> None:

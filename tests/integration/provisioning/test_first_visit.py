@@ -10,7 +10,7 @@ import pytest
 from shim.audit.events.provisioning import AccountCreated, AdminCreated
 from shim.provisioning.gate import ProvisioningGate
 from shim.trust.reasons import Reason
-from tests.support.world import World, person
+from tests.support.world import PATIENT, World, person
 
 
 async def test_an_empty_server_gets_the_shims_own_admin_and_no_visitor_becomes_it(
@@ -92,8 +92,9 @@ async def test_names_that_differ_in_case_alone_never_become_two_accounts(world: 
     assert responses.count(Reason.IDENTITY_CONFLICT) == 3
 
 
+@pytest.mark.usefixtures("patient_store")
 async def test_many_new_users_at_once_are_all_made_and_none_twice(world: World) -> None:
-    await world.start()
+    await world.start(**PATIENT)
     names = [f"user{number}" for number in range(500)]
     responses = await asyncio.gather(*(world.request(person(name)) for name in names))
     assert responses == names

@@ -12,7 +12,7 @@ from shim.proxy.gate import AccountDenied
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 from tests.support.postgresql import PASSWORD, PostgreSQL
-from tests.support.world import VERIFIED, World, person, until
+from tests.support.world import PATIENT, VERIFIED, World, person, until
 from tests.unit.trust.test_token_proof import asked, by_token
 
 
@@ -31,11 +31,12 @@ async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: W
         assert not second.recorded(AccountLocked), "nobody's password was touched"
 
 
+@pytest.mark.usefixtures("patient_store")
 async def test_of_two_that_meet_a_person_at_once_one_makes_the_account_and_none_fails_oddly(
     any_store_world: World,
 ) -> None:
     first = any_store_world
-    await first.start()
+    await first.start(**PATIENT)
     names = [f"person{number}" for number in range(12)]
     async with first.replica() as second:
         both = [world.request(person(name)) for name in names for world in (first, second)]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import websockets
 
-from demo.navidrome import Fault, FaultKind, StandIn, StandInOptions, StandInThread
+from demo.navidrome import Fault, FaultKind, StandIn, StandInOptions, StandInThread, user_api
 
 ADMIN = {"Remote-User": "navidrome-shim"}
 
@@ -118,12 +118,21 @@ async def test_below_a_base_path_everything_else_leads_to_the_app() -> None:
             assert "; Path=/music; " in cookie
 
 
-async def test_two_spellings_of_a_name_can_race_and_one_spelling_cannot() -> None:
-    options = StandInOptions(trusted_sources="127.0.0.1/32", racy_names=0.02)
+async def test_two_spellings_of_a_name_can_race_and_one_spelling_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["RaCe", "rAcE", *["same"] * 5]
+    all_checked = asyncio.Barrier(len(names))
+
+    async def pause_before_writing(seconds: float) -> None:
+        assert seconds == 1.0
+        await all_checked.wait()
+
+    monkeypatch.setattr(user_api, "pause_before_writing", pause_before_writing)
+    options = StandInOptions(trusted_sources="127.0.0.1/32", racy_names=1.0)
     async with StandIn(options) as stand_in:
         async with httpx.AsyncClient(base_url=stand_in.url, headers=ADMIN) as client:
             await client.get("/app/")
-            names = ["RaCe", "rAcE", *["same"] * 5]
             made = await asyncio.gather(
                 *(client.post("/api/user", json={"userName": name}) for name in names)
             )
