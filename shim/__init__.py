@@ -1,4 +1,4 @@
-"""navidrome-auth-shim: the sidecar that decides whom Navidrome may believe."""
+"""navidrome-auth-shim: a sidecar that decides which identities Navidrome can trust."""
 
 from __future__ import annotations
 

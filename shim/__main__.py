@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     if sys.argv[1:2] == ["health"] and not {"-h", "--help"} & set(sys.argv):
         # Asked every half minute: it loads none of the other commands' code.
         from shim.cli.health import health  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""How the parts are, and what to do where one is not well.
+"""The state of each part, with a remedy for each problem.
 
-The parts answer from what they know already: a check does no I/O, so that asking costs nothing.
+A check reads known state and does no I/O, so that it is cheap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class State(StrEnum):
-    """`warning` asks for a look, `failing` means that the shim can't do its work."""
+    """`warning` needs attention; `failing` means that the shim cannot work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -21,7 +21,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How the part `name` is: in `detail` what was found, in `remedy` what to do about it."""
+    """The state of the part `name`: `detail` is the finding, `remedy` what to do."""
 
     name: str
     state: State
@@ -30,11 +30,11 @@ class Check:
 
 
 class HealthSource(Protocol):
-    """Whoever knows how the parts are."""
+    """A source of checks."""
 
     def checks(self) -> tuple[Check, ...]: ...
 
 
 def is_ready(checks: Iterable[Check]) -> bool:
-    """Whether requests may be sent here: nothing is failing."""
+    """Return whether the shim is ready, that is, no check is failing."""
     return all(check.state is not State.FAILING for check in checks)

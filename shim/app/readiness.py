@@ -1,4 +1,4 @@
-"""What `/readyz` and `check` say of the parts, with what to do where one is not well."""
+"""The checks of `/readyz` and `check`, each with its finding and a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def readiness_checks(
     user_header: UserHeaderState,
     keys: JwksMonitor | None = None,
 ) -> tuple[Check, ...]:
-    """One check for each part."""
+    """Return one check for each part."""
     checks = (
         _whitelist(settings, names),
         _navidrome(settings, upstream),
@@ -34,7 +34,7 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
         return Check(
             "whitelist",
             State.WARNING,
-            "nobody is listed: no identity is believed",
+            "empty: no identity is trusted",
             "Set SHIM_REVERSE_PROXY_WHITELIST to the edge's address, network or host name.",
         )
     unresolved = [name for name in names if not name.addresses]
@@ -45,16 +45,16 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
         return Check(
             "whitelist",
             state,
-            f"not resolved, so it lists nobody: {details}"
-            + (f"; the last answer is still used: {stale}" if stale else ""),
-            "Check the name, and that this machine's name server knows it.",
+            f"not resolved, so it trusts no peer: {details}"
+            + (f"; the last addresses are still used: {stale}" if stale else ""),
+            "Check the name, and the name server of this machine.",
         )
     if stale:
         return Check(
             "whitelist",
             State.WARNING,
-            f"the last answer is still used: {stale}",
-            "Check this machine's name server.",
+            f"the last addresses are still used: {stale}",
+            "Check the name server of this machine.",
         )
     unusable = [n for n in names if any(a.is_unspecified or a.is_multicast for a in n.addresses)]
     if unusable:
@@ -62,19 +62,21 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
         return Check(
             "whitelist",
             State.WARNING,
-            f"an address that no peer has: {details}",
-            "Check the name: some name servers answer so for what they block or don't know.",
+            f"an address that no peer can have: {details}",
+            "Check the name. Some name servers return such an address for blocked or unknown names.",
         )
     if AddressList(map(parse_entry, entries)).matches_everyone:
         return Check(
             "whitelist",
             State.WARNING,
-            "every address of a family is listed: whoever reaches the shim can name any user",
-            "List the edge alone.",
+            "trusts every address: every client can use any user name",
+            "Name only the edge.",
         )
     remarks = [text for text in warnings(settings) if "WHITELIST" in text]
     if remarks:
-        return Check("whitelist", State.WARNING, " ".join(remarks), "List what is meant.")
+        return Check(
+            "whitelist", State.WARNING, " ".join(remarks), "Correct SHIM_REVERSE_PROXY_WHITELIST."
+        )
     return Check("whitelist", State.OK, "; ".join((", ".join(entries), *map(_resolved, names))))
 
 
@@ -89,8 +91,8 @@ def _navidrome(settings: Settings, upstream: UpstreamMonitor) -> Check:
     return Check(
         "navidrome",
         State.FAILING,
-        f"{settings.upstream} is not reached: {state.detail}",
-        "Start Navidrome, or set SHIM_UPSTREAM to where it listens.",
+        f"no connection to {settings.upstream}: {state.detail}",
+        "Start Navidrome, or set SHIM_UPSTREAM to its address.",
     )
 
 
@@ -99,30 +101,30 @@ def _base_path(settings: Settings, upstream: UpstreamMonitor) -> Check:
         return Check(
             "base_path",
             State.FAILING,
-            f"Navidrome's base path is {upstream.state.base_path}, SHIM_BASE_PATH says "
-            f"{settings.base_path}: nobody is believed",
-            "Set SHIM_BASE_PATH to what Navidrome's ND_BASEURL says.",
+            f"Navidrome's base path is {upstream.state.base_path}, SHIM_BASE_PATH is "
+            f"{settings.base_path}: no identity is trusted",
+            "Set SHIM_BASE_PATH to the path of Navidrome's ND_BASEURL.",
         )
     return Check("base_path", State.OK, settings.base_path)
 
 
 def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
-    """Return whether Navidrome obeys the user header, and whom else it trusts."""
+    """Return whether Navidrome obeys the user header, and which other addresses it trusts."""
     ours = settings.reverse_proxy_user_header
     if state.obeyed is None:
         return Check(
             "user_header",
             State.WARNING,
-            f"it is not known whether Navidrome obeys {ours}, so only well-known headers pass: "
+            f"not known yet if Navidrome obeys {ours}, so only allowed headers are forwarded: "
             f"{state.detail}",
-            "See that Navidrome runs, and that GET /rest/ping reaches it.",
+            "Check that Navidrome runs and responds to GET /rest/ping.",
         )
     if not state.obeyed and state.other:
         return Check(
             "user_header",
             State.FAILING,
-            f"Navidrome obeys {state.other} and the shim writes {ours}: identities are rejected, and only "
-            "well-known headers pass",
+            f"Navidrome obeys {state.other}, but the shim sets {ours}: identities are rejected, and only "
+            "allowed headers are forwarded",
             f"Set Navidrome's ND_EXTAUTH_USERHEADER to {ours} and restart it, or set "
             f"SHIM_REVERSE_PROXY_USER_HEADER to {state.other} and restart the shim.",
         )
@@ -130,8 +132,8 @@ def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
         return Check(
             "user_header",
             State.FAILING,
-            f"Navidrome does not obey {ours} when the shim sends it: identities are rejected, and only "
-            "well-known headers pass",
+            f"Navidrome does not obey {ours} from the shim: identities are rejected, and only allowed "
+            "headers are forwarded",
             "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address as a CIDR (172.20.0.5/32; @ on "
             f"a Unix socket) and ND_EXTAUTH_USERHEADER to {ours}; then restart Navidrome.",
         )
@@ -140,8 +142,8 @@ def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
         return Check(
             "user_header",
             State.WARNING,
-            f"Navidrome obeys {ours} from {', '.join(wide)}: whoever reaches it from there can name any user",
-            "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address alone, as a /32 or /128.",
+            f"Navidrome obeys {ours} from {', '.join(wide)}: any client there can use any user name",
+            "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to only the shim's address, as a /32 or /128.",
         )
     return Check("user_header", State.OK, f"Navidrome obeys {ours}")
 
@@ -150,17 +152,17 @@ def _keys(settings: Settings, state: JwksState) -> Check:
     names = ", ".join(map(str, state.keys))
     if state.fault is None:
         return Check("keys", State.OK, f"{settings.jwks_url}: {names}")
-    remedy = "Check SHIM_JWKS_URL, and that the provider is reached from here."
+    remedy = "Check SHIM_JWKS_URL, and the connection to the provider."
     if state.fault.startswith("the key set is empty"):
         remedy = (
             "An authentik proxy provider (forward auth) cannot have a signing key: set SHIM_JWT_VERIFY=off, "
-            "and SHIM_PROXY_SECRET on the edge's authenticated route. For an OAuth2 provider, choose a "
-            "signing key there."
+            "and use SHIM_PROXY_SECRET on the edge's authenticated route. For an OAuth2 provider, choose "
+            "a signing key in authentik."
         )
     if state.keys:
-        detail = f"{state.fault}; for {state.failing_for:.0f} s the keys from before count: {names}"
+        detail = f"{state.fault}; the old keys are used for {state.failing_for:.0f} s now: {names}"
         return Check("keys", State.WARNING, detail, remedy)
     if settings.jwt_hs256_secret is not None:
-        detail = f"{state.fault}: only tokens that are signed with HS256 hold"
+        detail = f"{state.fault}: only HS256 tokens are accepted"
         return Check("keys", State.WARNING, detail, remedy)
-    return Check("keys", State.FAILING, f"{state.fault}: no token holds", remedy)
+    return Check("keys", State.FAILING, f"{state.fault}: no token is accepted", remedy)

@@ -1,7 +1,7 @@
-"""Floods made small: the first events of a kind are written, the rest are counted.
+"""Coalesce floods of events: write the first events of a kind, and count the rest.
 
-Pure: time is handed in, nothing is written here. Whatever is offered comes out exactly once, as itself or
-in the count of a summary, and what comes out of one window is bounded whatever goes in.
+Pure: the caller passes the time, and nothing is written here. Each event is returned exactly once, either
+itself or in the count of a summary. The output of one window is bounded for any input.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ Key = TypeVar("Key")
 
 
 class Coalescer:
-    """Counts events together that share their peer and their `kin`.
+    """Counts events together that share their peer and their group key.
 
-    `burst`: how many of them are written in full within a window.
-    `window`: seconds from the first of them until what was held back is summed up.
-    `capacity`: how many peers and kins are told apart; beyond it events share one count per kin.
+    `burst`: number of events to write in full per window.
+    `window`: seconds from the first event until the summary.
+    `capacity`: number of pairs of peer and group key to count separately; beyond it, events share one count
+    per group key.
 
-    One window yields at most `(capacity + number of kins) * (burst + 1)` events.
+    One window yields at most `(capacity + number of group keys) * (burst + 1)` events.
     """
 
     __slots__ = ("_burst", "_by_group", "_by_peer", "_capacity", "_window")
@@ -31,20 +32,20 @@ class Coalescer:
         self._burst = burst
         self._window = window
         self._capacity = capacity
-        # Both in the order in which their windows began, which is the order in which they end.
+        # Both are in the order in which their windows began, which is also the order of their ends.
         self._by_peer: dict[tuple[str, GroupKey], _Bucket] = {}
         self._by_group: dict[GroupKey, _Bucket] = {}
 
     def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
-        """What is to be written because of this event, `now` in seconds of a monotonic clock."""
+        """Return the events to write after this event. `now` is in seconds of a monotonic clock."""
         out = self.expired_summaries(now)
         if self._bucket(event, now).accept(event):
             out.append(event)
         return out
 
     def count_suppressed(self, peer: str, group_key: GroupKey, time: float, now: float) -> bool:
-        """Count one more event of this peer and kin, of which nothing would be written but that; `time` is
-        the event's own. False where it has to be offered."""
+        """Count one more event of this peer and group key if it would not be written. Return False if it must
+        be offered instead. `time` is that of the event."""
         bucket = self._by_peer.get((peer, group_key))
         if bucket is None:
             if len(self._by_peer) < self._capacity:
@@ -57,14 +58,14 @@ class Coalescer:
         return True
 
     def expired_summaries(self, now: float) -> list[CoalescedEvent]:
-        """The summaries of the windows that have ended."""
+        """Return the summaries of the windows that have ended."""
         if not self._by_peer and not self._by_group:
             return []
         began = now - self._window
         return [*_ended(self._by_peer, began), *_ended(self._by_group, began)]
 
     def drain(self) -> list[CoalescedEvent]:
-        """The summaries of all windows, ended or not: nothing is held back after it."""
+        """Return the summaries of all windows, also of those that have not ended."""
         return self.expired_summaries(float("inf"))
 
     def _bucket(self, event: CoalescedEvent, now: float) -> _Bucket:
@@ -80,7 +81,8 @@ class Coalescer:
 
 
 class _Bucket:
-    """One window of one kind: `room` more are written, then `held` are counted, `sample` the first."""
+    """One window: `room` more events are written, then `suppressed` counts the rest; `sample` is the
+    first."""
 
     __slots__ = ("began", "last_time", "many_peers", "room", "sample", "suppressed")
 

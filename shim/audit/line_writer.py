@@ -1,8 +1,7 @@
-"""Lines to a file descriptor, from a thread of their own.
+"""Write lines to a file descriptor in a separate thread.
 
-A pipe that nobody reads blocks whoever writes to it: here that is a thread, and never the event loop.
-The descriptor is written to without Python's buffered files, whose locks a stuck thread would hold
-at exit.
+A full pipe blocks its writer. Here this is a thread and never the event loop. The writer does not use
+Python's buffered files, because a blocked thread would hold their locks at exit.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from contextlib import suppress
 
 
 class LineWriter:
-    """A bounded number of lines on their way to `descriptor`, which stays open.
+    """A bounded queue of lines for `descriptor`, which stays open.
 
-    `capacity`: lines that may wait; more are dropped and counted, and said by `when_lost` as soon as
-    lines can be written again. `complain` is told, once each time that writing fails, why.
+    `capacity`: number of lines in the queue. More lines are dropped and counted, and the callback of
+    `on_dropped` gets their number when there is room again. `on_error` gets the error each time that writing
+    starts to fail.
     """
 
     def __init__(
@@ -46,20 +46,21 @@ class LineWriter:
 
     @property
     def full(self) -> bool:
-        """Whether the next line would be dropped for want of room."""
+        """Whether the queue is full, so that the next line would be dropped."""
         return len(self._queue) >= self._capacity
 
     @property
     def broken(self) -> bool:
-        """Whether nobody will ever read what is written here (a closed pipe)."""
+        """Whether the descriptor can never be written again (a closed pipe)."""
         return self._broken
 
     def on_dropped(self, callback: Callable[[int], None]) -> None:
-        """Have `tell` called with the number of lines that were dropped, when there is room again."""
+        """Call `callback` with the number of dropped lines when there is room again."""
         self._on_dropped = callback
 
     def put(self, text: str) -> bool:
-        """Take a line, without its end, from any thread and without waiting. False: it was dropped."""
+        """Queue a line without its line end, from any thread, without waiting. Return False if it was
+        dropped."""
         data = text.encode("utf-8", "backslashreplace") + b"\n"
         with self._changed:
             if self._closed or self._broken or self.full:
@@ -73,12 +74,12 @@ class LineWriter:
         return True
 
     def flush(self, timeout: float) -> bool:
-        """Wait, at most `timeout` seconds, until all lines are written. Whether they are."""
+        """Wait at most `timeout` seconds until all lines are written. Return whether they are."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._writing, timeout)
 
     def close(self, timeout: float) -> bool:
-        """Take no more lines, and wait like `flush` for those that were taken."""
+        """Accept no more lines, and wait for the queued ones like `flush`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -110,7 +111,7 @@ class LineWriter:
             while data:
                 try:
                     data = data[os.write(self.descriptor, data) :]
-                except BlockingIOError:  # somebody else made the descriptor non-blocking
+                except BlockingIOError:  # another process made the descriptor non-blocking
                     _wait_until_writable(self.descriptor)
         except OSError as fault:
             self._failed(fault, partial=len(data) < total or self._partial_write)
@@ -149,13 +150,13 @@ class LineWriter:
 
 
 def print_to_stderr(text: str) -> None:
-    """Write one line to standard error, from a thread of its own: it may be a stuck pipe as well."""
+    """Write one line to standard error, in a separate thread because it may block too."""
     data = f"navidrome-shim: {text}\n".encode("utf-8", "backslashreplace")
     threading.Thread(target=_write_stderr, args=(data,), name="shim-stderr", daemon=True).start()
 
 
 def _write_stderr(data: bytes) -> None:
-    with suppress(OSError):  # nobody is left to be told
+    with suppress(OSError):  # there is no other place to report this
         os.write(2, data)
 
 

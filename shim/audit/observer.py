@@ -1,4 +1,4 @@
-"""What the data plane tells, made into events for the trail."""
+"""Turn notifications of the data plane into audit events."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _MAX_METHOD = 32
 
 
 class TrailObserver:
-    """Records what the data plane tells. `upstream` is Navidrome's address as the settings name it;
-    `wants_access` turns the access log on."""
+    """Records events of the data plane. `upstream` is Navidrome's address in the settings; `logs_access`
+    enables the access log."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class TrailObserver:
         )
 
     def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
-        """A request brought a Navidrome token that was removed, or that speaks for itself."""
+        """A request had a Navidrome token that was removed, or that passed without an identity."""
         identity = decision.identity
         found = {"navidrome_token_void": decision.void, "token_mismatch": decision.removed_tokens}
         if not any(found.values()):
@@ -82,7 +82,7 @@ class TrailObserver:
         status: int,
         sent: int | None = None,
     ) -> None:
-        """A request got one of the shim's own responses, or its response did not become whole."""
+        """A request or response failed; `sent` bytes of an incomplete response were sent."""
         self._trail.record(
             RequestFailed(
                 time=self._now(),
@@ -104,7 +104,7 @@ class TrailObserver:
         seconds: float,
         incomplete: str | None = None,
     ) -> None:
-        """A response was given."""
+        """A request was completed."""
         self._trail.record(
             Access(
                 time=self._now(),
@@ -121,14 +121,14 @@ class TrailObserver:
         )
 
     def upstream_up(self) -> None:
-        """Navidrome answers again."""
+        """Navidrome responds again."""
         now = self._now()
         away = None if self._down_since is None else now - self._down_since
         self._down_since = None
         self._trail.record(UpstreamUp(time=now, upstream=self._upstream, down_seconds=away))
 
     def upstream_down(self, reason: str) -> None:
-        """Navidrome can't be reached."""
+        """Navidrome does not respond."""
         if self._down_since is None:
             self._down_since = self._now()
             self._trail.record(
@@ -144,7 +144,7 @@ class _RequestFields(TypedDict):
 
 
 def _request_fields(decision: Decision, request_id: str) -> _RequestFields:
-    """Who asked for what, as every event on a request has it."""
+    """Return the fields that every event about a request has."""
     method, target = decision.requested
     return {
         "request_id": request_id,
@@ -155,7 +155,7 @@ def _request_fields(decision: Decision, request_id: str) -> _RequestFields:
 
 
 def _client(decision: Decision) -> str | None:
-    """The client's address, the peer's where the header block that may name it could not be read."""
+    """Return the client's address, or the peer's if the header block is invalid."""
     block = decision.block
     client = decision.source.address if block is None else block.metadata.client
     return None if client is None else client.decode()

@@ -1,6 +1,6 @@
-"""Values as they may be written: bounded, printable, and without what opens a door.
+"""Sanitize values for the log: bounded, printable, and without tokens.
 
-Pure functions from text to text; they know nothing of events or of where these go.
+Pure functions from text to text. They know nothing of events or sinks.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MAX_TEXT = 255
 
 
 def loggable_path(target: str) -> str:
-    """The path of a request's target as it may be written, of at most `MAX_PATH` characters: without
-    its query, without an authority, which may hold a password, and without segments that are tokens
-    (`/share/img/{jwt}` opens a picture to whoever reads it)."""
+    """Return the path of a request target for the log, of at most `MAX_PATH` characters: without the query,
+    without an authority, which may contain a password, and without segments that are tokens, because
+    `/share/img/{jwt}` gives access to a picture."""
     path = target.partition("?")[0].partition("#")[0]
     scheme, separator, remainder = path.partition("://")
     if separator and "/" not in scheme:  # absolute form
@@ -29,21 +29,20 @@ def loggable_path(target: str) -> str:
 
 
 def clip(text: str, max_length: int = MAX_TEXT) -> str:
-    """The text, of at most `most` characters, with an ellipsis where it was longer."""
+    """Return the text, shortened to `max_length` characters with an ellipsis."""
     return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
 def timestamp(seconds: float) -> str:
-    """ISO 8601 in UTC with milliseconds, from seconds since the epoch."""
+    """Return seconds since the epoch as ISO 8601 in UTC, with milliseconds."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def escape(text: str, *, allowed: str = "") -> str:
-    r"""The text with each character that is not printable written as `\uXXXX`, but for those in `keep`.
+    r"""Return the text with each non-printable character as `\uXXXX`, except those in `allowed`.
 
-    Beside controls these are the marks that change the direction of what follows, line and paragraph
-    separators, and lone surrogates.
+    Besides controls these are direction marks, line and paragraph separators, and lone surrogates.
     """
     if text.isprintable():
         return text
@@ -51,11 +50,11 @@ def escape(text: str, *, allowed: str = "") -> str:
 
 
 def _escaped(character: str) -> str:
-    # In two halves beyond U+FFFF, as JSON has it.
+    # Two surrogates beyond U+FFFF, as in JSON.
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def _is_token(segment: str) -> bool:
-    # A JWT begins with the base64 of `{"`; nothing else of Navidrome's paths does.
+    # A JWT begins with the base64 of `{"`; no other part of Navidrome's paths does.
     return len(segment) > 20 and unquote(segment[:64]).startswith("eyJ")

@@ -1,8 +1,8 @@
-"""The trail: takes events at once, and gives them to every sink in its own time.
+"""The audit trail: accept events at once, and pass them to each sink at its own speed.
 
-`record` does no I/O, never waits and never raises; a queue per sink stands between, so that a slow or
-broken sink holds up neither the requests nor the other sinks. Its bound is the one place where an event
-can be lost, and each loss is counted and said.
+`record` does no I/O, never waits and never raises. Each sink has a queue, so that a slow or broken sink
+delays neither requests nor other sinks. Events are dropped only when a queue is full, and each dropped event
+is counted and reported.
 """
 
 from __future__ import annotations
@@ -30,27 +30,26 @@ class SinkClosed(Exception):
 
 
 class Sink(Protocol):
-    """Where events are written to."""
+    """A destination of events."""
 
     @property
     def name(self) -> str: ...
 
     async def write(self, events: Sequence[Event]) -> None:
-        """Write all of the events, in order; they are at most `BATCH`. Where it raises, the same events
-        come again later, but after `SinkGone`. It runs on the event loop: what blocks belongs into a
-        thread."""
+        """Write all of the events, at most `BATCH`, in order. If it raises, the same events are passed again
+        later, except after `SinkClosed`. It runs on the event loop, so run blocking code in a thread."""
 
     async def close(self) -> None:
-        """Nothing more comes; have everything written when this returns."""
+        """Write everything before returning. No events follow."""
 
 
 class Trail:
-    """Everything that is recorded, on its way to the sinks.
+    """Passes recorded events to the sinks.
 
-    `capacity`: events that may wait for one sink. `clock`: seconds, monotonic, for the coalescer;
-    `now`: seconds since the epoch, for the trail's own events. `complain`: told what can't go to a sink.
+    `capacity`: number of events in the queue of a sink. `clock`: monotonic seconds, for the coalescer.
+    `now`: seconds since the epoch, for the trail's own events. `on_error` gets the error of a sink.
 
-    To be used from the event loop's thread.
+    Use it only in the thread of the event loop.
     """
 
     def __init__(
@@ -73,40 +72,40 @@ class Trail:
         self._faults = 0
 
     def start(self) -> None:
-        """Begin to write, on the running event loop. What was recorded before is not lost."""
+        """Start writing, on the running event loop. Events recorded before are written too."""
         self._tasks = tuple(asyncio.create_task(queue.run()) for queue in self._queues)
         self._sweeper = asyncio.create_task(self._sweep_forever())
 
     def record(self, event: Event) -> None:
-        """Have the event written, or counted if many of its kind come at once."""
+        """Write the event, or count it if it is one of many."""
         try:
             if isinstance(event, CoalescedEvent):
                 for one in self._coalescer.offer(event, self._clock()):
                     self._put(one)
             else:
                 self._put(event)
-        except Exception as fault:  # noqa: BLE001 - a request never fails for its record
+        except Exception as fault:  # noqa: BLE001 - a request never fails because of its audit event
             self._faults += 1
             if self._faults == 1:
                 with suppress(Exception):
                     self._on_error(f"an event could not be recorded: {fault!r}")
 
     def count_suppressed(self, peer: str, group_key: GroupKey, time: float) -> bool:
-        """Count an event, at `time` in seconds since the epoch, without its being made: only where so many
-        of its peer and kin came that no more than their number would be written."""
+        """Count an event at `time` (seconds since the epoch) without creating it. Return False if it must be
+        recorded instead, because it would be written."""
         return self._coalescer.count_suppressed(peer, group_key, time, self._clock())
 
     def sweep(self) -> None:
-        """Write the summaries that are due. Done each second once the trail is started."""
+        """Write the summaries that are due. The trail does this once a second."""
         for summary in self._coalescer.expired_summaries(self._clock()):
             self._put(summary)
 
     def dropped(self) -> dict[str, int]:
-        """Events that each sink has not got and will not get, by its name."""
+        """Return the number of dropped events of each sink, by its name."""
         return {queue.sink.name: queue.dropped + self._faults for queue in self._queues}
 
     async def close(self, within: float = 5.0) -> None:
-        """Write everything that is held back or waits, for at most `within` seconds in all."""
+        """Write all pending events and summaries, for at most `within` seconds."""
         if self._closed:
             return
         for summary in self._coalescer.drain():
@@ -141,7 +140,7 @@ class Trail:
 
 
 class _Queue:
-    """What waits for one sink. An event leaves it when the sink has written it."""
+    """The queue of one sink. An event stays in it until the sink has written it."""
 
     def __init__(
         self, sink: Sink, capacity: int, now: Callable[[], float], on_error: Callable[[str], None]
@@ -201,7 +200,7 @@ class _Queue:
         except SinkClosed as fault:
             self._give_up(fault)
             return
-        except Exception as fault:  # noqa: BLE001 - whatever a sink raises
+        except Exception as fault:  # noqa: BLE001 - a sink may raise any exception
             await self._wait_after(fault)
             return
         for _ in batch:
@@ -215,7 +214,7 @@ class _Queue:
             self._events.append(
                 EventsDropped(time=self._now(), sink=self.sink.name, count=unreported)
             )
-        await asyncio.sleep(0)  # other work comes between two batches
+        await asyncio.sleep(0)  # let other tasks run between two batches
 
     async def _wait_after(self, fault: Exception) -> None:
         if not self._failing:
@@ -237,5 +236,5 @@ class _Queue:
     async def _close_sink(self) -> None:
         try:
             await self.sink.close()
-        except Exception as fault:  # noqa: BLE001 - whatever a sink raises
+        except Exception as fault:  # noqa: BLE001 - a sink may raise any exception
             self._on_error(f"{self.sink.name} could not be closed: {fault!r}")

@@ -1,4 +1,4 @@
-"""`navidrome-shim check`: are the settings right, and are the parts reached."""
+"""`navidrome-shim check`: check the settings, and the parts that they name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check the settings, resolve the whitelist, reach Navidrome, and say what would be trusted."""
+    """Check the settings, whitelist, Navidrome, database and key set, and show what the shim trusts."""
     settings = settings_or_exit()
     checks, trusted, accounts = asyncio.run(_probe(settings))
     ready = is_ready(checks)
@@ -97,7 +97,10 @@ def _certificate(settings: Settings) -> tuple[Check, ...]:
     except CertificateError as error:
         return (
             Check(
-                "certificate", State.FAILING, str(error), "Set the two files that belong together."
+                "certificate",
+                State.FAILING,
+                str(error),
+                "Set SHIM_TLS_CERT and SHIM_TLS_KEY to a certificate and its key.",
             ),
         )
     return (Check("certificate", State.OK, str(settings.tls_cert)),)
@@ -109,7 +112,7 @@ async def _accounts(settings: Settings) -> tuple[Check, ...]:
         await empty.probe()
         await empty.close()
         return (empty.check(),)
-    # The database's code is large, and needed here alone.
+    # Import late: the database code is large, and only this command needs it.
     from shim.provisioning.account_checks import check_accounts  # noqa: PLC0415
 
     return await check_accounts(settings)
@@ -132,20 +135,20 @@ def _as_json(
 
 
 def _public(settings: Settings) -> str:
-    """Which paths count less than the others, as the end of a sentence."""
+    """Return which paths are exceptions, as the end of a sentence."""
     if settings.public_path_proof == "none":
         public = ", ".join(dict.fromkeys((*settings.public_paths, "/share/")))
-        return f" but: {public}, and the web app's manifest and icons"
+        return f" except: {public}, and the web app's manifest and icons"
     proof = {"secret": "the shared secret", "jwt": "a verified token"}[settings.public_path_proof]
     public = ", ".join(path for path in settings.public_paths if path.strip("/") != "share")
-    return f", but on {public} only with {proof}, and never on /share/ and the web app's manifest and icons"
+    return f", on {public} only with {proof}, and never on /share/ and the web app's manifest and icons"
 
 
 def _without(settings: Settings) -> str:
-    """What becomes of who brings no identity to a path that is not public, in words."""
+    """Return what happens to a request without an identity on a protected path, in words."""
     if not settings.require_identity:
         return "Navidrome's own login"
-    pages = f"; pages are sent to {settings.sign_in_url}" if settings.sign_in_url else ""
+    pages = f"; browsers are redirected to {settings.sign_in_url}" if settings.sign_in_url else ""
     login = "open" if settings.local_login else "closed"
     return f"401{pages}; Navidrome's own login is {login}"
 
@@ -159,8 +162,8 @@ def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...
             rows.append(("", "", f"→ {cell(one.remedy)}"))
     print_table(("", "", ""), rows)
     sentences = (
-        f"Identity headers count from: {', '.join(trusted) or 'nobody'}",
-        f"They count on every path{_public(settings)}",
+        f"Trusted peers: {', '.join(trusted) or 'none'}",
+        f"Identities count on every path{_public(settings)}",
         *summary(settings),
         f"Without an identity: {_without(settings)}",
     )
@@ -174,7 +177,7 @@ def _show(settings: Settings, checks: tuple[Check, ...], trusted: tuple[str, ...
 def _show_accounts(accounts: tuple[AccountOutcome, ...]) -> None:
     if not accounts:
         return
-    typer.echo("\nAn identity with the user name of an existing account:")
+    typer.echo("\nWhat happens when an identity has the name of an existing account:")
     with_groups = any(account.with_admin_group is not None for account in accounts)
     titles = ["account", "admin", "without an admin group", "with one"]
     rows = [
@@ -187,6 +190,6 @@ def _show_accounts(accounts: tuple[AccountOutcome, ...]) -> None:
         for account in accounts
     ]
     if not with_groups:
-        titles = [*titles[:2], "on its first visit"]
+        titles = [*titles[:2], "on the first visit"]
         rows = [row[:3] for row in rows]
     print_table(titles, rows)

@@ -1,4 +1,4 @@
-"""How every command gets its settings, and leaves where they can't be used."""
+"""Load the settings for a command, or exit with their faults."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ _SQLITE = "sqlite:///"
 
 
 class EnvFile:
-    """The file of settings: `.env` in the working directory, or what `--env-file` names."""
+    """The settings file: `.env` in the working directory, or the file in `--env-file`."""
 
     path = _DEFAULT
 
     @classmethod
     def choose(cls, path: Path) -> None:
-        """Use this file, which has to exist."""
+        """Use this file, which must exist."""
         cls.path = path
 
     @classmethod
     def is_chosen(cls) -> bool:
-        """Whether `--env-file` named it."""
+        """Return whether `--env-file` is in use."""
         return cls.path is not _DEFAULT
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of the environment and the file. Raises `SettingsError`."""
+    """Return the settings of the environment and the file. Raises `SettingsError`."""
     path = EnvFile.path
     if EnvFile.is_chosen() and not path.is_file():
         raise SettingsError([Fault(str(path), "--env-file", None, "expected a readable file")])
     settings = load(environ, path)
     url = settings.database_url.get_secret_value()
     if EnvFile.is_chosen() and url.startswith(_SQLITE):
-        # A relative path belongs to the file's folder, wherever the command runs.
+        # A relative path is relative to the file's folder, not to the working directory.
         name, _, query = url.removeprefix(_SQLITE).partition("?")
         if name and name != ":memory:" and not name.startswith(("/", "file:")):
             folder = path.absolute().parent
@@ -51,12 +51,12 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def settings_or_exit() -> Settings:
-    """The settings of this process and its file. Where they can't be used, says every fault in a line of its
-    own on stderr and leaves with 1."""
+    """Return the settings of this process and its file. If they are invalid, print each fault on a line of
+    stderr and exit with 1."""
     if not EnvFile.path.exists() and not any(name.startswith(PREFIX) for name in os.environ):
         print_error(
-            f"navidrome-shim: no {EnvFile.path} in {Path.cwd()} and no {PREFIX} variable is set: every "
-            "setting has its default. --env-file names a file elsewhere."
+            f"navidrome-shim: no {EnvFile.path} in {Path.cwd()}, and no {PREFIX} variable is set. Using the "
+            "default of every setting. Use --env-file for a file in another folder."
         )
     try:
         return read_settings()

@@ -1,4 +1,4 @@
-"""`navidrome-shim database`: what an operator tells the shim about its database."""
+"""`navidrome-shim database`: confirm a new database."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import typer
 from shim.cli.configuration import settings_or_exit
 from shim.cli.terminal import print_error
 
-database = typer.Typer(help="Look after the shim's own database.", no_args_is_help=True)
+database = typer.Typer(help="Manage the shim's database.", no_args_is_help=True)
 
 
 @database.command("confirm-new")
 def confirm_new() -> None:
-    """Confirm that this database is a new one and that no other is to be restored.
+    """Confirm that this database is new and that there is no other one to restore.
 
-    Until then the shim accepts no identity where Navidrome has the account navidrome-shim and the database
-    knows nothing of it. A running shim takes the confirmation within 15 seconds.
+    If Navidrome has the account navidrome-shim and the database does not know it, the shim accepts no
+    identity until you run this command. A running shim continues within 15 seconds.
     """
-    # The database's code is large, and few commands need it.
+    # Import late: the database code is large, and few commands need it.
     from shim.provisioning.own_account import OwnAccountRecords  # noqa: PLC0415
     from shim.store.database import Database  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
@@ -45,8 +45,8 @@ def confirm_new() -> None:
         raise typer.Exit(1) from None
     if confirmed:
         typer.echo(
-            f"{place} is confirmed as new. The account navidrome-shim gets a new password; people are linked "
-            "to existing accounts as SHIM_LINK_EXISTING says."
+            f"{place} is confirmed as new. The account navidrome-shim gets a new password. "
+            "Identities are linked to existing accounts as SHIM_LINK_EXISTING allows."
         )
     else:
-        typer.echo(f"{place} is in use already: nothing to confirm.")
+        typer.echo(f"{place} is already in use. There is nothing to confirm.")

@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 
 def explain(
     peer: Annotated[
-        str, typer.Option(help="The address that connects to the shim; @ for a Unix socket.")
+        str,
+        typer.Option(help="Address that connects to the shim (the edge's); @ for a Unix socket."),
     ],
-    path: Annotated[str, typer.Option(help="The request's target: path and query.")],
-    method: Annotated[str, typer.Option(help="The request's method.")] = "GET",
+    path: Annotated[str, typer.Option(help="Path and query of the request.")],
+    method: Annotated[str, typer.Option(help="Method of the request.")] = "GET",
     header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", help="A header line, 'Name: value'.")
+        list[str] | None,
+        typer.Option("--header", "-H", help="A header, 'Name: value'. Can be repeated."),
     ] = None,
     with_secret: Annotated[
-        bool, typer.Option("--with-secret", help="Add the proxy secret of the settings.")
+        bool, typer.Option("--with-secret", help="Add the secret in SHIM_PROXY_SECRET.")
     ] = False,
     token_file: Annotated[
         Path | None,
@@ -44,13 +46,13 @@ def explain(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
 ) -> None:
-    """Say what would become of a request, and why: the trust decision, the account policy, the account."""
+    """Decide one request without sending it, and show each step with its reason."""
     settings = settings_or_exit()
     try:
         speaker = parse_peer(peer)
     except ValueError:
         raise typer.BadParameter(
-            f"{peer!r} is no IP address and not @", param_hint="--peer"
+            f"{peer!r} is neither an IP address nor @", param_hint="--peer"
         ) from None
     headers = [*(header or []), *_proof_headers(settings, with_secret, token_file)]
     dns = DnsMonitor(build_policy(settings).whitelist.hosts, 0)
@@ -110,7 +112,7 @@ def _head(method: str, path: str, headers: list[str]) -> bytes:
 def _with_account(
     settings: Settings, decision: Decision
 ) -> tuple[Decision, str | None, list[tuple[str, str, str]]]:
-    """The decision after the account's part of it, the account's name, and all steps in words."""
+    """Return the decision with the account checked, the account's name, and all steps in words."""
     source, outcome = decision.source, decision.outcome
     peer = "trusted" if source.trusted else "not trusted"
     on = "is" if source.trusted else "is not"
@@ -126,7 +128,7 @@ def _with_account(
     if not settings.provisioning:
         steps.append(("account", "not checked", "SHIM_PROVISIONING is off"))
         return decision, None, steps
-    # The database's code is large, and needed here alone.
+    # Import late: the database code is large, and only this command needs it.
     from shim.provisioning.preview import preview  # noqa: PLC0415
 
     verified = outcome.reason is Reason.VERIFIED_JWT
@@ -147,7 +149,7 @@ _PATH_TEXTS = {
 
 
 def _with_user(headers: object, settings: Settings, user_name: str) -> list[list[str]]:
-    """The forwarded headers, with the account's name as Navidrome stores it."""
+    """Return the forwarded headers, with the account's name as Navidrome stores it."""
     assert isinstance(headers, list)
     wanted = settings.reverse_proxy_user_header.lower()
     return [[n, user_name if n.lower() == wanted else value] for n, value in headers]
@@ -172,7 +174,7 @@ def _show(result: dict[str, object]) -> None:
 
 
 def _lines(value: object) -> list[str]:
-    """A value in words, a line for each part."""
+    """Return a value in words, with a line for each part."""
     match value:
         case bool():
             return ["yes" if value else "no"]

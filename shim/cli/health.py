@@ -1,7 +1,7 @@
-"""`navidrome-shim health`: whether the shim that runs here is up.
+"""`navidrome-shim health`: check that the shim on this machine is up.
 
-Imports little, since a container asks every half minute. Reads SHIM_CONTROL_LISTEN as the shim does, from the
-environment or `.env`, without loading the settings.
+Imports little, because a container runs it every half minute. Reads SHIM_CONTROL_LISTEN from the environment
+or `.env`, without loading the settings.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def health(arguments: Sequence[str]) -> int:
-    """Exit code 0 if the control plane answers 200, else 1. `--ready` asks /readyz instead of /healthz."""
+    """Return exit code 0 if the control plane returns 200, else 1. `--ready` requests /readyz."""
     try:
         variables = {**_file_variables(Path(".env")), **os.environ}
         path = "/readyz" if "--ready" in arguments else "/healthz"
         status = _ask(variables, path)
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"navidrome-shim: not reached: {error}\n")
+        sys.stderr.write(f"navidrome-shim: no connection to the control plane: {error}\n")
         return 1
     if status != 200:
-        sys.stderr.write(f"navidrome-shim: {path} responds with {status}\n")
+        sys.stderr.write(f"navidrome-shim: {path} returned {status}\n")
         return 1
     return 0
 

@@ -19,7 +19,7 @@ from shim.cli.users import users
 
 app = typer.Typer(
     name="navidrome-shim",
-    help="The sidecar that decides whom Navidrome may believe.",
+    help="A sidecar that decides which identities Navidrome can trust.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
@@ -35,10 +35,10 @@ app.command()(reload)
 @app.command()
 def health(
     ready: Annotated[
-        bool, typer.Option("--ready", help="Ask /readyz instead of /healthz.")
+        bool, typer.Option("--ready", help="Request /readyz instead of /healthz.")
     ] = False,
 ) -> None:
-    """Ask the shim that runs here whether it is up; exit 0 or 1. For a container's health check."""
+    """Check that the shim on this machine is up, for a container's health check. Exits with 0 or 1."""
     raise typer.Exit(ask_health(["--ready"] if ready else []))
 
 
@@ -56,7 +56,10 @@ def _env_file(path: Path | None) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
     env_file: Annotated[
         Path | None,
@@ -65,9 +68,9 @@ def options(
         ),
     ] = None,
 ) -> None:
-    """The sidecar that decides whom Navidrome may believe."""
+    """A sidecar that decides which identities Navidrome can trust."""
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     app()

@@ -1,4 +1,4 @@
-"""`navidrome-shim reload`: have the shim that runs take its settings again."""
+"""`navidrome-shim reload`: make the running shim reload its settings."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from shim.cli.configuration import settings_or_exit
 from shim.cli.terminal import print_error, safe
 from shim.settings import Settings
 
-# Both are taken at the start alone.
+# Both are read only at the start.
 _RESTART_HINT = (
-    "\nWhere SHIM_CONTROL_LISTEN or SHIM_CONTROL_TOKEN has changed since the shim was started, it goes by "
-    "those from before: send it SIGHUP instead."
+    "\nIf SHIM_CONTROL_LISTEN or SHIM_CONTROL_TOKEN has changed since the start, send the shim "
+    "SIGHUP instead: it still uses the old values."
 )
 
 
 def reload() -> None:
-    """Take the whitelist, secrets, key set and groups again, without ending a stream.
+    """Reload whitelist, secrets, certificate, key set and groups, without ending a stream.
 
-    Reads the settings first, and asks nobody where they can't be used.
+    Checks the settings first. If they are invalid, the running shim is not changed.
     """
     settings = settings_or_exit()
     try:
         response = _post_reload(settings)
     except httpx.HTTPError as error:
         print_error(
-            f"navidrome-shim: nobody answers at {settings.control_listen}: "
+            f"navidrome-shim: no response from {settings.control_listen}: "
             f"{str(error) or type(error).__name__}{_RESTART_HINT}"
         )
         raise typer.Exit(1) from None
@@ -35,9 +35,9 @@ def reload() -> None:
             print_error(fault)
         raise typer.Exit(1)
     payload = response.json()
-    typer.echo(safe("taken: " + (", ".join(payload["changed"]) or "nothing had changed")))
+    typer.echo(safe("reloaded: " + (", ".join(payload["changed"]) or "nothing has changed")))
     if payload["pending_restart"]:
-        typer.echo(safe("only after a restart: " + ", ".join(payload["pending_restart"])))
+        typer.echo(safe("needs a restart: " + ", ".join(payload["pending_restart"])))
 
 
 def _post_reload(settings: Settings) -> httpx.Response:
@@ -46,7 +46,7 @@ def _post_reload(settings: Settings) -> httpx.Response:
     authority = f"[{host}]:{where.port}" if ":" in host else f"{host}:{where.port}"
     headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
     transport = httpx.HTTPTransport(uds=where.path)
-    # As long as name servers and the provider may take, and a little more.
+    # Longer than the timeouts for name servers and the provider.
     timeout = 15.0
     with httpx.Client(transport=transport, timeout=timeout, headers=headers) as client:
         url = "http://localhost/api/reload" if where.path else f"http://{authority}/api/reload"
@@ -60,9 +60,7 @@ def _faults(response: httpx.Response) -> list[str]:
         payload = {}
     faults = payload.get("faults") if isinstance(payload, dict) else None
     if isinstance(faults, list) and faults:
-        return ["The settings from before stay in force:", *map(str, faults)]
+        return ["The old settings stay in force:", *map(str, faults)]
     detail = payload.get("detail") if isinstance(payload, dict) else None
     hint = _RESTART_HINT if response.status_code == 401 else ""
-    return [
-        f"navidrome-shim: the control plane answers with {response.status_code}: {detail}{hint}"
-    ]
+    return [f"navidrome-shim: the control plane returned {response.status_code}: {detail}{hint}"]

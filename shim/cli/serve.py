@@ -1,4 +1,4 @@
-"""`navidrome-shim serve`: both planes."""
+"""`navidrome-shim serve`: run the shim."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from shim.store.errors import StoreError
 
 
 def serve() -> None:
-    """Run the shim: the data plane before Navidrome, and the control plane beside it."""
+    """Run the shim: data plane and control plane."""
     # Block SIGHUP until its handler is installed; the default action kills the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    from shim.app.runtime import Runtime  # noqa: PLC0415 - what serves is dear to import
+    from shim.app.runtime import Runtime  # noqa: PLC0415 - slow to import
 
     settings = settings_or_exit()
     try:
@@ -32,12 +32,12 @@ def serve() -> None:
 
 
 def _reader(file_was_there: bool) -> Callable[[], Settings]:
-    """What reads the settings again. A file that has gone since the start, perhaps for the moment in which
-    somebody saves it, is no word on the secrets that stood in it."""
+    """Return a function that loads the settings again. If the file existed at the start and is missing now,
+    perhaps while an editor saves it, that is a fault: the shim must not lose its secrets."""
 
     def read() -> Settings:
         if file_was_there and not EnvFile.path.exists():
-            expected = "expected the file that was there at the start"
+            expected = "expected the file that existed at the start"
             raise SettingsError([Fault(str(EnvFile.path), "file", None, expected)])
         return read_settings()
 

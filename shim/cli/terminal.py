@@ -1,7 +1,7 @@
-r"""How commands write to a terminal: nothing that a provider, a client or Navidrome named gets there raw.
+r"""Print to the terminal without raw text from a provider, a client or Navidrome.
 
-Controls, escape sequences, line breaks and direction marks are written as `\\uXXXX`. Tables fit a terminal,
-and are never folded where the output is piped.
+Control characters, escape sequences, line breaks and direction marks are printed as `\\uXXXX`. Tables fit the
+terminal, and are not folded when piped.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from rich.table import Table
 
 from shim.audit.sanitize import escape
 
-# Wide enough for every table: what is piped is for programs.
+# Wide enough for every table, because piped output is for programs.
 _UNLIMITED = 1_000_000
 _SHORT_UID = 12
 
 
 def safe(text: str) -> str:
-    """The text as it may be written to a terminal, on one line."""
+    """Return the text for a terminal, on one line."""
     return escape(text)
 
 
 def cell(text: str) -> str:
-    """The text as a cell of a table, without markup."""
+    """Return the text for a cell of a table, without markup."""
     return escape_markup(safe(text))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that folds nothing unless a person looks at it."""
+    """Return a console that folds lines only on a terminal."""
     made = Console(stderr=stderr, highlight=False, emoji=False)
     if not made.is_terminal:
         made.width = _UNLIMITED
@@ -40,7 +40,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def short_uid(uid: str, target: Console) -> str:
-    """A uid as a column shows it: its beginning on a terminal, all of it where the output is piped."""
+    """Return a uid for a column: its beginning on a terminal, all of it when piped."""
     if not target.is_terminal or len(uid) <= _SHORT_UID + 1:
         return uid
     return uid[:_SHORT_UID] + "…"
@@ -49,7 +49,7 @@ def short_uid(uid: str, target: Console) -> str:
 def print_table(
     titles: Sequence[str], rows: Iterable[Sequence[str]], target: Console | None = None
 ) -> None:
-    """A table. Cells are markup already: see `cell`."""
+    """Print a table. Cells are markup: see `cell`."""
     target = target or console()
     table = Table(box=None, pad_edge=False, show_header=any(titles))
     for title in titles:
@@ -58,16 +58,16 @@ def print_table(
         table.add_row(*row)
     with target.capture() as captured:
         target.print(table)
-    # A padded last column would wrap in narrow viewers.
+    # A padded last column would wrap in a narrow viewer.
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
 
 
 def print_json(value: object) -> None:
-    """A value as JSON, without a raw control or direction mark in it."""
+    """Print a value as JSON, without raw control characters or direction marks."""
     typer.echo(escape(json.dumps(value, indent=2, ensure_ascii=False), allowed="\n"))
 
 
 def print_error(sentence: str) -> None:
-    """One sentence on stderr."""
+    """Print one sentence to stderr."""
     typer.echo("\n".join(map(safe, sentence.split("\n"))), err=True)

@@ -1,4 +1,4 @@
-"""`navidrome-shim users`: who has which Navidrome account, and what an operator does about it."""
+"""`navidrome-shim users`: list and change the Navidrome accounts of identities."""
 
 from __future__ import annotations
 
@@ -33,17 +33,15 @@ T = TypeVar("T")
 _STATES = {"active", "denied", "unlinked", "unbound", "reserved", "gone"}
 
 users = typer.Typer(
-    help="Show and look after the Navidrome accounts of the identity provider's people.",
+    help="List, sync, link and lock the Navidrome accounts.",
     no_args_is_help=True,
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help="The account's name.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
-holds = typer.Typer(
-    help="User names that became free and are held for whoever had them.", no_args_is_help=True
-)
+holds = typer.Typer(help="List and end holds of freed user names.", no_args_is_help=True)
 users.add_typer(holds, name="holds")
 
 
@@ -52,8 +50,8 @@ def list_users(
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only accounts in this state: active, denied, unlinked, unbound, reserved or gone; "
-            "may be repeated."
+            help="Only accounts in this state: active, denied, unlinked, unbound, reserved or gone. "
+            "Can be repeated."
         ),
     ] = None,
     name: Annotated[
@@ -61,7 +59,7 @@ def list_users(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List Navidrome's accounts: whose they are, when they were seen, and in which state."""
+    """List Navidrome's accounts with their uid, last visit and state."""
     unknown = set(state or ()) - _STATES
     if unknown:
         raise typer.BadParameter(
@@ -83,7 +81,7 @@ def list_users(
     else:
         _show_rows(rows)
     if unavailable_reason.strip(". "):
-        print_error(f"Navidrome could not be asked: {unavailable_reason}")
+        print_error(f"The list is incomplete, because Navidrome failed: {unavailable_reason}")
         raise typer.Exit(1)
 
 
@@ -91,20 +89,22 @@ def list_users(
 def sync(
     name: Annotated[str | None, typer.Argument(help="The account's name.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Every linked account.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+    ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make accounts what the identity provider said last; shows first what would change."""
+    """Update accounts to the last known state of their identities. Shows the changes first."""
     if (name is None) is not everyone:
-        raise typer.BadParameter("name one account, or say --all")
+        raise typer.BadParameter("expected one account name, or --all")
 
     def confirmed(changes: list[Change]) -> bool:
         if dry_run or not changes:
             return False
         if yes or as_json or not sys.stdin.isatty():
             return yes
-        return typer.confirm("Change this?")
+        return typer.confirm("Apply these changes?")
 
     async def work(operations: Operations) -> tuple[list[Change], bool]:
         changes = await operations.plan(name)
@@ -120,28 +120,30 @@ def sync(
         result = {"changes": [asdict(change) for change in changes], "applied": applied}
         print_json(result)
     elif changes:
-        typer.echo("Done." if applied else "Nothing was changed; --yes does it.")
+        typer.echo("Done." if applied else "Nothing was changed. Use --yes to apply the changes.")
 
 
 @users.command()
 def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Free an account of its person and lock it; the next one who comes with its name may claim it."""
+    """Unlink an account from its user and lock it. The next user with its name may claim it."""
 
     async def work(operations: Operations) -> bool:
         _confirm(operations.unlink_plan(name), yes=yes, as_json=as_json)
         return await operations.unlink(name)
 
     closed = _run(work)
-    later = "" if closed else " The running shim replaces its password once Navidrome answers."
+    later = (
+        "" if closed else " The running shim replaces its password when Navidrome responds again."
+    )
     if as_json:
         print_json({"account": name, "unlinked": True, "locked": closed})
     else:
-        typer.echo(safe(f"{name} is linked to nobody any more.{later}"))
+        typer.echo(safe(f"{name} is unlinked.{later}"))
 
 
 @users.command()
 def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Replace an account's password by one that nobody knows, and end all of its tokens."""
+    """Lock an account: replace its password with a random one, and make its tokens void."""
 
     async def work(operations: Operations) -> None:
         _confirm(operations.lock_plan(name), yes=yes, as_json=as_json)
@@ -156,7 +158,7 @@ def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 
 @users.command()
 def unlock(name: Name, as_json: AsJson = False) -> None:
-    """End the lock of an account that nobody is linked to; then set it a password in Navidrome."""
+    """End the lock of an account that was never linked. Then set a password for it in Navidrome."""
 
     async def work(operations: Operations) -> None:
         await operations.unlock(name)
@@ -165,12 +167,12 @@ def unlock(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"account": name, "locked": False})
     else:
-        typer.echo(safe(f"{name} is not locked any more. Set it a password in Navidrome."))
+        typer.echo(safe(f"{name} is unlocked. Set a password for it in Navidrome."))
 
 
 @holds.command("list")
 def list_holds(as_json: AsJson = False) -> None:
-    """List the user names that are held: until when, and who may have them nevertheless."""
+    """List the held user names: until when, and for which uid."""
 
     async def work(operations: Operations) -> list[Hold]:
         return operations.holds()
@@ -189,7 +191,7 @@ def list_holds(as_json: AsJson = False) -> None:
 
 @holds.command("end")
 def end_hold(name: Name, as_json: AsJson = False) -> None:
-    """Hold a user name no longer: whoever comes with it next may have it."""
+    """End the hold of a user name. The next user with this name may have it."""
 
     async def work(operations: Operations) -> None:
         await operations.end_hold(name)
@@ -198,25 +200,25 @@ def end_hold(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"name": name, "held": False})
     else:
-        typer.echo(safe(f"{name} is not held any more."))
+        typer.echo(safe(f"{name} is no longer held."))
 
 
 def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
-    """Say what will be done and ask, unless `yes`. Leaves with 1 where nobody agrees."""
+    """Print what will be done and ask, unless `yes`. Exits with 1 if the answer is no."""
     if yes:
         return
     for sentence in plan:
         print_error(sentence)
     asks = sys.stdin.isatty() and not as_json
-    if not asks or not typer.confirm("Do this?"):
-        print_error("Nothing was changed; --yes does it.")
+    if not asks or not typer.confirm("Continue?"):
+        print_error("Nothing was changed. Use --yes to continue without a question.")
         raise typer.Exit(1)
 
 
 def _run(work: Callable[[Operations], Awaitable[T]]) -> T:
-    """What `work` gives; what it does is told on stderr, as in the log. Where it can't be done, says why
-    there and leaves with 1."""
-    # The database's code is large, and no other command needs it.
+    """Run `work` and return its result. Events go to stderr, as in the log. If it fails, print the error
+    there and exit with 1."""
+    # Import late: the database code is large, and few commands need it.
     from shim.provisioning.operations import OperationError, operations  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
 
@@ -262,10 +264,10 @@ def _show_rows(lines: list[AccountRow]) -> None:
 
 def _show_changes(changes: list[Change]) -> None:
     if not changes:
-        typer.echo("Everything is as it should be.")
+        typer.echo("Nothing to change.")
         return
     rows = [
         tuple(map(cell, (change.account, change.field, change.old, change.new)))
         for change in changes
     ]
-    print_table(("account", "field", "is", "would be"), rows)
+    print_table(("account", "field", "now", "new"), rows)

@@ -1,13 +1,13 @@
-"""Who may ask the control plane.
+"""Authorize requests to the control plane.
 
-Two ways lead here, and they are never mixed up:
+Requests arrive in one of two ways:
 
-- the **private channel**, on which the data plane passes on what a believed user asked under `/_shim/`.
-  It proves itself by a secret that only this process knows, and brings the user's name. Being on
-  loopback counts for nothing there;
-- the **listener** of the control plane itself. A bearer token opens it where one is set; without one
-  only this machine is let in, asked for by an address of its own: a page in a browser that had its
-  name point to 127.0.0.1 (DNS rebinding) still asks for that name.
+- **private channel**: the data plane forwards requests of authenticated users under `/_shim/`. It
+  authenticates with a secret that only this process knows, and sends the user name. A loopback address gives
+  no rights there.
+- **listener** of the control plane: a bearer token is required if one is set. Otherwise only this machine has
+  access, and `Host` must be one of its addresses. This stops DNS rebinding, where a page in a browser has a
+  name that points to 127.0.0.1: its requests carry that name.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from starlette.requests import Request
 CHANNEL_HEADER = "X-Shim-Channel"
 USER_HEADER = "X-Shim-User"
 
-# What a proxy adds: then it is the proxy that is on this machine, and nobody knows who asks.
+# Headers that a proxy adds: then only the proxy is on this machine, and the client is unknown.
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: `user` is the believed name on the private channel, None on the listener."""
+    """The client: `user` is the authenticated name on the private channel, None on the listener."""
 
     user: str | None
 
 
 class Access:
-    """The rules of one process.
+    """The access rules of one process.
 
-    `channel_secret`: of the private channel, fresh at each start. `token`: the bearer token, None for
-    none. `hosts`: names and addresses that the listener may be asked for beside loopback's, above all the
-    one that it listens on; `0.0.0.0` or `::` among them stands for every literal address.
+    `channel_secret`: secret of the private channel, new at each start. `token`: the bearer token, or None.
+    `hosts`: allowed values of `Host` besides loopback, above all the listening address; `0.0.0.0` or `::`
+    allows every literal address.
     """
 
     def __init__(
         self, *, channel_secret: str, token: str | None, hosts: Iterable[str] = ()
     ) -> None:
         if not channel_secret or token == "":
-            raise ValueError("the channel's secret and the token may not be empty")
+            raise ValueError("the channel secret and the token must not be empty")
         self._channel_secret = channel_secret.encode()
         self._token = None if token is None else token.encode()
         self._hosts = frozenset(_bare_host(host) for host in hosts)
         self._any_address = not self._hosts.isdisjoint(("0.0.0.0", "::"))
 
     def authorize(self, request: Request) -> Caller:
-        """Who asks, as a dependency of every route but `/healthz`. Raises 401, 403, 404 or 421."""
+        """Return the client. A dependency of every route except `/healthz`. Raises 401, 403, 404 or 421."""
         if CHANNEL_HEADER in request.headers:
             return Caller(self._channel_user(request))
         if self._has_token(request):
@@ -62,15 +62,15 @@ class Access:
         if self._token is not None:
             raise HTTPException(
                 401,
-                "a bearer token is needed: Authorization: Bearer SHIM_CONTROL_TOKEN",
+                "a bearer token is required: Authorization: Bearer SHIM_CONTROL_TOKEN",
                 {"WWW-Authenticate": 'Bearer realm="navidrome-shim"'},
             )
         if not _is_local(request):
-            raise HTTPException(403, "without SHIM_CONTROL_TOKEN only this machine itself may ask")
+            raise HTTPException(403, "without SHIM_CONTROL_TOKEN only this machine has access")
         return Caller(None)
 
     def check_host(self, request: Request) -> None:
-        """Whether the request is meant for us at all, as the dependency of `/healthz`, which is open.
+        """Check that the request is for this server. The dependency of `/healthz`, which is open to all.
         Raises 404 or 421."""
         if CHANNEL_HEADER in request.headers:
             self._channel_user(request)
@@ -85,7 +85,7 @@ class Access:
         except UnicodeDecodeError:
             name = ""
         if not known or not name:
-            # As if there were nothing here: the right answer to somebody who guesses.
+            # The same response as for a page that does not exist, so that guessing reveals nothing.
             raise HTTPException(404)
         return name
 
@@ -104,17 +104,17 @@ class Access:
         except ValueError:
             address = None
         if address is None or not (self._any_address or address.is_loopback):
-            raise HTTPException(421, "Host header is not an allowed control-plane name")
+            raise HTTPException(421, "the Host header is not an address of the control plane")
 
 
 def _single_header(request: Request, name: str) -> bytes:
-    """The value of the only header of this name, nothing where there are several."""
+    """Return the value of this header, or nothing if it occurs several times."""
     values = request.headers.getlist(name)
     return values[0].encode("latin-1") if len(values) == 1 else b""
 
 
 def _bare_host(host: str, *, port: bool = False) -> str:
-    """The host in lower case, without brackets and, if it has one, without its port."""
+    """Return the host in lower case, without brackets and port."""
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -126,7 +126,7 @@ def _is_local(request: Request) -> bool:
         return False
     if request.client is None:
         # A Unix socket, whose permissions decide: its listener has a path and no port. A TCP peer that
-        # is already gone has no address either.
+        # has disconnected has no address either.
         server = request.scope.get("server")
         return server is not None and server[1] is None
     try:

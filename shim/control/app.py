@@ -1,7 +1,7 @@
-"""The control plane as an application: `/healthz`, `/readyz`, `/metrics`.
+"""The control plane's application: `/healthz`, `/readyz`, `/metrics`.
 
-Every route but `/healthz` belongs to the guarded router, so that a new one is closed until somebody opens
-it. Every response is JSON, metrics aside, and says no more than the asker may know.
+Every route except `/healthz` is in the guarded router, so that a new route is closed by default. Every
+response except the metrics is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SECURITY_HEADERS: Final = {
 
 
 def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Access) -> FastAPI:
-    """The application, to be served on the control plane's listener and on the private channel."""
+    """Return the application for the control plane's listener and for the private channel."""
     app = FastAPI(
         title="navidrome-shim",
         openapi_url=None,
@@ -72,7 +72,9 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
         return JSONResponse({"ready": ready, "checks": found}, status_code=200 if ready else 503)
 
     @router.get("/metrics")
-    def read_metrics(request: Request) -> Response:  # no coroutine: in a thread, it reads /proc
+    def read_metrics(
+        request: Request,
+    ) -> Response:  # not a coroutine: runs in a thread, because it reads /proc
         encode, media_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(metrics), media_type=media_type)
 
@@ -80,7 +82,7 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
 
 
 class SecurityHeaders:
-    """Puts `SECURITY_HEADERS` on every response that doesn't bring its own."""
+    """Middleware that adds `SECURITY_HEADERS` to each response, unless it has its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -108,8 +110,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_error(_request: Request, _fault: Exception) -> Response:
-        # Made outside of the middleware, since that may be what failed.
-        return _error(500, "Internal error; see the log", SECURITY_HEADERS)
+        # Created outside the middleware, because the middleware may have failed.
+        return _error(500, "internal error, see the log", SECURITY_HEADERS)
 
 
 def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:

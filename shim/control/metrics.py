@@ -1,6 +1,6 @@
-"""What Prometheus reads: the data plane's counters, named and labelled.
+"""Prometheus metrics: the data plane's counters with names and labels.
 
-Nothing is counted here. The figures are read when somebody asks, so that they cost nobody else anything.
+This module counts nothing. It reads the counters when a client requests the metrics.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from shim.trust.reasons import OUTCOMES
 def build_registry(
     counters: Counters, *, version: str, events_dropped: Callable[[], Mapping[str, int]] = dict
 ) -> CollectorRegistry:
-    """A registry with all metrics of this process; other parts may register theirs beside them.
+    """Return a registry with all metrics of this process. Other parts can register more.
 
-    `events_dropped`: by the name of each sink of the audit trail, the events that it did not get.
+    `events_dropped` returns, for each sink of the audit trail, the number of events that it did not get.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(ProxyCollector(counters))
@@ -34,9 +34,8 @@ def build_registry(
 
 
 class ProxyCollector(Collector):
-    """Reads `Counters`. Every outcome and every failure has its row, also one of zero: a row
-    that first appears with its first request is no increase to Prometheus, and an alert on it would not
-    fire."""
+    """Reads `Counters`. Every outcome and every failure has a row, also with zero: Prometheus sees no increase in a row that
+    appears with its first request, so an alert on it would not fire."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -45,7 +44,7 @@ class ProxyCollector(Collector):
         counters = self._counters
         requests = CounterMetricFamily(
             "shim_requests",
-            "Requests by what was decided.",
+            "Requests by verdict, reason and path class.",
             labels=("verdict", "reason", "path_class"),
         )
         for outcome, count in zip(OUTCOMES, counters.requests, strict=True):
@@ -54,7 +53,7 @@ class ProxyCollector(Collector):
 
         failures = CounterMetricFamily(
             "shim_request_failures",
-            "Requests that the shim answered 502, 503 or 504, or whose response Navidrome cut.",
+            "Requests that got 502, 503 or 504, or whose response Navidrome ended early.",
             labels=("reason",),
         )
         aborted = CounterMetricFamily(
@@ -70,19 +69,19 @@ class ProxyCollector(Collector):
 
         yield CounterMetricFamily(
             "shim_upstream_retries",
-            "Requests sent once more, since a kept connection was closed.",
+            "Requests sent again because Navidrome had closed an idle connection.",
             counters.retries,
         )
         yield CounterMetricFamily(
-            "shim_clients_rejected", "Connections beyond the limit.", counters.clients_rejected
+            "shim_clients_rejected", "Client connections over the limit.", counters.clients_rejected
         )
         for name, text, value in (
             (
                 "shim_client_connections",
-                "Open connections of clients.",
+                "Open client connections.",
                 counters.client_connections,
             ),
-            ("shim_streams_open", "Answers that are being sent.", counters.streams_open),
+            ("shim_streams_open", "Responses in progress.", counters.streams_open),
             ("shim_tunnels_open", "Open WebSocket tunnels.", counters.tunnels_open),
             (
                 "shim_upstream_connections",
@@ -91,7 +90,7 @@ class ProxyCollector(Collector):
             ),
             (
                 "shim_upstream_idle_connections",
-                "Of these, the unused ones.",
+                "Idle connections to Navidrome.",
                 counters.upstream_idle,
             ),
             (
@@ -104,17 +103,17 @@ class ProxyCollector(Collector):
 
 
 class BuildCollector(Collector):
-    """Says which build this is."""
+    """Reports the version."""
 
     def __init__(self, version: str) -> None:
         self._labels = {"version": version, "python": platform.python_version()}
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("shim_build", "The build that runs.", self._labels)
+        yield InfoMetricFamily("shim_build", "Version of the shim and of Python.", self._labels)
 
 
 class TrailCollector(Collector):
-    """Says what the audit trail could not write."""
+    """Reports the events that the audit trail could not write."""
 
     def __init__(self, events_dropped: Callable[[], Mapping[str, int]]) -> None:
         self._events_dropped = events_dropped

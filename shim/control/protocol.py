@@ -1,9 +1,9 @@
-"""The control plane's protocol: uvicorn's own, which nobody can exhaust by connecting or by half a request.
+"""The control plane's protocol: uvicorn's own, with limits.
 
-uvicorn waits without end for a request that has begun, and its limits count requests. Here each request has
-to be whole `SILENCE` seconds after its first byte, the first one after connecting, with a head of at most
-`MAX_HEAD` bytes. Each listener has at most `MOST` connections: the private channel, by which people reach
-their pages, is not exhausted by those of the control plane's own address.
+uvicorn waits without a limit for a request that has begun, and its own limits count requests. Here each
+request must be complete `HEADER_TIMEOUT` seconds after its first byte (the first one after connecting), with
+a head of at most `MAX_HEAD` bytes. Each listener has at most `MAX_CONNECTIONS` connections. So clients of the
+control plane's own address cannot exhaust the private channel, which users reach through the edge.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ControlProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _on_this_listener(self) -> int:
-        """Count the connections of the listener that accepted this one; a port names the listener."""
+        """Count the connections of the listener that accepted this one. The port identifies the listener."""
         mine = self.server and self.server[1]
         servers = [each.server for each in self.connections if isinstance(each, ControlProtocol)]
         return sum((server and server[1]) == mine for server in servers)

@@ -1,6 +1,6 @@
-"""`POST /api/reload` of the control plane: take the settings again.
+"""`POST /api/reload` of the control plane: reload the settings.
 
-For whoever runs the shim: on its own listener only, and not for a page in a browser.
+For the operator: only on the control plane's own listener, and not from a browser.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shim.settings.reload import ReloadResult
 
 
 def reload_routes(access: Access, reload: Callable[[], Awaitable[ReloadResult]]) -> APIRouter:
-    """The route, guarded by `access`."""
+    """Return a router with the route, guarded by `access`."""
     router = APIRouter()
 
     @router.post("/api/reload")
@@ -25,7 +25,7 @@ def reload_routes(access: Access, reload: Callable[[], Awaitable[ReloadResult]])
         if access.authorize(request).user is not None:
             raise HTTPException(404)
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
-            raise HTTPException(403, "a browser may not ask for this")
+            raise HTTPException(403, "a browser must not call this")
         outcome = await reload()
         if outcome.faults:
             return JSONResponse({"faults": list(outcome.faults)}, status_code=409)

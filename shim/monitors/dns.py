@@ -1,10 +1,11 @@
-"""The addresses of host names, looked up again and again.
+"""Monitor the addresses of the whitelist's host names.
 
-A name that never resolved lists nobody. One whose look-up fails keeps its last answer for a bounded
-time, since a name server that blinks must not lock everybody out; after that it lists nobody either.
+A name that was never resolved trusts no peer. If a lookup fails, the name keeps its last addresses for a
+bounded time, so that a short failure of the name server does not lock out all users; after that it trusts no
+peer.
 
-Look-ups have threads of their own: those that the event loop has for them are few, connections to Navidrome
-wait for the same ones, and a name server that is silent would hold them all.
+Lookups have their own threads: the event loop has few for them, connections to Navidrome need the same ones,
+and a silent name server would block all of them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import TypeAlias
 
 from shim.trust.peers import Address, parse_peer
 
-# While a name has no address nobody speaks under it: an edge that starts after the shim is soon found.
+# While a name has no address, look it up more often, to find an edge that starts after the shim.
 _UNRESOLVED_SECONDS = 5.0
-# The addresses, or why there are none.
+# The addresses, or the error text.
 _Lookup: TypeAlias = "frozenset[Address] | str"
 
 
@@ -30,12 +31,12 @@ class _Name:
     addresses: frozenset[Address] = frozenset()
     resolved_at: float | None = None
     fault: str | None = None
-    pending: asyncio.Future[_Lookup] | None = None  # of the look-up that is under way
+    pending: asyncio.Future[_Lookup] | None = None  # of the lookup in progress
 
 
 @dataclass(frozen=True, slots=True)
 class NameState:
-    """How a name stands: its addresses, and why the last look-up failed, if it did."""
+    """A name's addresses, and the error of its last lookup, if it failed."""
 
     host: str
     addresses: frozenset[Address]
@@ -43,8 +44,8 @@ class NameState:
 
 
 class DnsMonitor:
-    """Keeps the answers for `hosts`. `keep` is how long, in seconds, an answer outlives failing look-ups;
-    `timeout` is for one look-up."""
+    """Resolves `hosts`. Addresses are used for `stale_seconds` while lookups fail; `timeout` is the limit in
+    seconds for one lookup."""
 
     def __init__(self, hosts: tuple[str, ...], stale_seconds: float, timeout: float = 5.0) -> None:
         self._names = {host: _Name() for host in hosts}
@@ -52,23 +53,23 @@ class DnsMonitor:
         self._timeout = timeout
 
     def copy_state_from(self, older: DnsMonitor) -> None:
-        """Take what another watch knows of the same names, with its age."""
+        """Take over the addresses of another monitor for the same names, with their age."""
         for host in self._names.keys() & older._names.keys():
             self._names[host] = older._names[host]
 
     @property
     def states(self) -> tuple[NameState, ...]:
-        """How each name stands."""
+        """The state of each name."""
         return tuple(
             NameState(host, name.addresses, name.fault) for host, name in self._names.items()
         )
 
     def addresses(self) -> dict[str, frozenset[Address]]:
-        """The addresses that each name has for now."""
+        """Return the current addresses of each name."""
         return {host: name.addresses for host, name in self._names.items()}
 
     async def resolve(self) -> bool:
-        """Look every name up once. Whether any answer changed."""
+        """Look up every name once. Return whether any address changed."""
         before = self.addresses()
         await asyncio.gather(*(self._resolve(host, name) for host, name in self._names.items()))
         return self.addresses() != before
@@ -79,8 +80,8 @@ class DnsMonitor:
         on_change: Callable[[], None],
         on_lookup: Callable[[], None] = lambda: None,
     ) -> None:
-        """Look up every `interval` seconds, and more often while a name has no address. `looked` hears of
-        each time, `changed` of each answer that differs from the last one."""
+        """Look up every `interval` seconds, and more often while a name has no address. Call `on_lookup`
+        after each lookup, and `on_change` if an address changed."""
         while self._names:
             resolved = all(name.addresses for name in self._names.values())
             await asyncio.sleep(interval if resolved else min(interval, _UNRESOLVED_SECONDS))
@@ -110,16 +111,18 @@ class DnsMonitor:
 
 
 def _start_lookup(host: str) -> asyncio.Future[_Lookup]:
-    """Have a thread look the name up."""
+    """Look the name up in a thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Lookup] = loop.create_future()
 
     def run() -> None:
         result = _addresses(host)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(
+            RuntimeError
+        ):  # the loop is closed, so nothing waits for the result
             loop.call_soon_threadsafe(future.set_result, result)
 
-    # A daemon, so that leaving does not wait for the name server either.
+    # A daemon thread, so that the process does not wait for the name server when it exits.
     threading.Thread(target=run, name=f"look-up of {host}", daemon=True).start()
     return future
 
@@ -128,6 +131,6 @@ def _addresses(host: str) -> _Lookup:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         peers = [parse_peer(str(entry[4][0])) for entry in found]
-    except (OSError, ValueError) as error:  # a name that can't be encoded is a ValueError
+    except (OSError, ValueError) as error:  # a name that cannot be encoded raises ValueError
         return str(error) or type(error).__name__
     return frozenset(peer.address for peer in peers if peer.address is not None)

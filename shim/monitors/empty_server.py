@@ -1,6 +1,6 @@
-"""Whether Navidrome has users, where the shim does not look after accounts.
+"""Monitor whether Navidrome has users, if provisioning is off.
 
-On an empty server the first visitor whom the user header names becomes its admin, whoever that is.
+On an empty server the first user in the user header becomes the admin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from shim.settings import Settings
 
 
 class EmptyServerMonitor:
-    """Asks Navidrome's web app, which is told; nobody is named, so nobody is made."""
+    """Requests Navidrome's web app, which shows this, without a user header, so that no account is
+    created."""
 
     def __init__(self, settings: Settings) -> None:
         ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
@@ -23,14 +24,14 @@ class EmptyServerMonitor:
         self._empty: bool | None = None
 
     async def probe(self) -> None:
-        """Ask once."""
+        """Send one request."""
         try:
             self._empty = await is_empty(self._transport)
         except Unavailable:
             self._empty = None
 
     async def run(self, interval: float) -> None:
-        """Ask every `interval` seconds."""
+        """Send a request every `interval` seconds."""
         while True:
             await asyncio.sleep(interval)
             await self.probe()
@@ -40,13 +41,12 @@ class EmptyServerMonitor:
         await self._transport.close()
 
     def check(self) -> Check:
-        """What there is to say of it."""
+        """Return the check for `/readyz` and `check`."""
         if self._empty:
             return Check(
                 "accounts",
                 State.WARNING,
-                "Navidrome has no users: the first visitor becomes its admin, whoever that is",
-                "Make the first admin in Navidrome before anybody else comes, or set "
-                "SHIM_PROVISIONING=true.",
+                "Navidrome has no users: the first visitor becomes its admin",
+                "Create the first admin in Navidrome now, or set SHIM_PROVISIONING=true.",
             )
         return Check("accounts", State.OK, "provisioning is off")

@@ -1,8 +1,8 @@
-"""The provider's key set, fetched again and again.
+"""Monitor the provider's key set.
 
-What was fetched counts until the next answer, through an outage too, but for a bounded time. Nobody who
-asks can make it be fetched often: an unknown key sets off one fetch, which all who wait for it share, and
-the next one only after a while.
+Keys are used until the next successful fetch, during an outage for a bounded time. Clients cannot cause many
+fetches: an unknown key starts one fetch, which all waiting requests share, and the next one starts only after
+`min_interval`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from shim.trust.jwks import Key
 
 MAX_WAITERS = 256
-# While there is no key at all, nobody gets in: ask soon.
+# Without any key all tokens are rejected, so fetch again soon.
 _WITHOUT_KEYS_SECONDS = 5.0
 _TYPES = ("application/json", "application/jwk-set+json")
 
 
 @dataclass(frozen=True, slots=True)
 class JwksState:
-    """How the key set stands. `fault` is why the last fetch failed, None if it didn't; `since` is for how
-    many seconds it has been failing."""
+    """The state of the key set. `fault` is the error of the last fetch, None if it succeeded. `failing_for`
+    is the time in seconds since the first failure."""
 
     keys: tuple[Key, ...] = ()
     fault: str | None = "not fetched yet"
@@ -37,11 +37,11 @@ class JwksState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwksConfig:
-    """Where the key set is, and how it is fetched.
+    """How to fetch the key set.
 
-    `ca`: a PEM file with the authority to trust, None for the system's. `min_interval`: seconds between
-    two fetches for unknown keys. `max_age`: seconds that keys outlive failing fetches. `timeout`: seconds
-    for one fetch, whole. `max_bytes`: the most that is read.
+    `ca`: a PEM file with the CA to trust, None for the system's. `min_interval`: minimum seconds between two
+    fetches for unknown keys. `max_age`: seconds that keys are used while fetches fail. `timeout`: limit in
+    seconds for one complete fetch. `max_bytes`: limit for the response.
     """
 
     url: str
@@ -53,8 +53,8 @@ class JwksConfig:
 
 
 class JwksMonitor:
-    """Keeps the keys of `source`. `told` hears of every fetch whose outcome differs from the last one's,
-    before anybody who waits does."""
+    """Fetches the keys of `config`. Calls `on_change` after each fetch with another result than the last one,
+    before waiting requests continue."""
 
     def __init__(
         self,
@@ -76,21 +76,21 @@ class JwksMonitor:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """The keys that count for now."""
+        """The current keys."""
         return self._keys
 
     @property
     def state(self) -> JwksState:
-        """How the key set stands."""
+        """The state of the key set."""
         failing_for = 0.0 if self._failing_since is None else self._clock() - self._failing_since
         return JwksState(self._keys, self._fault, failing_for)
 
     async def fetch(self) -> None:
-        """Fetch once, or wait for the fetch that is under way. Never raises; `state` says how it went."""
+        """Fetch once, or wait for the fetch in progress. Never raises; `state` has the result."""
         await asyncio.shield(self._start_fetch())
 
     async def refetch(self) -> None:
-        """Fetch with the authority's file read again: it may have been renewed."""
+        """Read the CA file again, because it may have been renewed, and fetch."""
         self._context = None
         await self.fetch()
 
@@ -106,8 +106,9 @@ class JwksMonitor:
             await self.fetch()
 
     def request_refresh(self) -> asyncio.Future[None] | None:
-        """A future that is done when the set has been fetched for a key that is unknown; None where it
-        was only just fetched for one, or where too many wait. Cancelling it is no harm to the others."""
+        """Return a future that is done when the set was fetched for an unknown key. Return None if the last
+        such fetch is too recent, or if too many requests wait. Cancelling it does not affect other
+        requests."""
         now = self._clock()
         if self._waiters >= MAX_WAITERS:
             return None
@@ -124,7 +125,7 @@ class JwksMonitor:
         return waiter
 
     async def close(self) -> None:
-        """End the fetch that is under way."""
+        """Cancel the fetch in progress."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -147,7 +148,7 @@ class JwksMonitor:
             async with asyncio.timeout(self.config.timeout):
                 self._keys = await self._download()
         except TimeoutError:
-            self._failed("no whole response in time")
+            self._failed("no complete response in time")
         except httpx.HTTPError as error:
             self._failed(f"{type(error).__name__}: {error}".rstrip(": "))
         except (httpx.InvalidURL, OSError, ValueError) as error:
@@ -167,31 +168,34 @@ class JwksMonitor:
             self._keys = ()
 
     def _verify(self) -> ssl.SSLContext | bool:
-        """What a certificate is verified with. Raises ValueError where the authority's file has none."""
+        """Return the TLS context to verify with. Raises ValueError if the CA file has no certificate."""
         if not self.config.url.startswith("https:"):
             return False
         if self._context is None:
             try:
                 self._context = ssl.create_default_context(cafile=self.config.ca)
             except OSError as error:
-                raise ValueError(f"{self.config.ca} has no certificate in it: {error}") from None
+                raise ValueError(f"{self.config.ca} contains no certificate: {error}") from None
         return self._context
 
     async def _download(self) -> tuple[Key, ...]:
-        """The keys of the set. Raises as httpx does, and ValueError for an answer that is no key set."""
+        """Return the keys of the set. Raises httpx errors, and ValueError for a response that is not a key
+        set."""
         headers = {"Accept": ", ".join(_TYPES), "Accept-Encoding": "identity"}
-        # No redirect is followed, and no proxy of the environment used: the address is what was set.
+        # Follow no redirects and use no proxy of the environment: connect only to the configured address.
         client = httpx.AsyncClient(
             verify=self._verify(), timeout=self.config.timeout, trust_env=False, headers=headers
         )
         async with client, client.stream("GET", self.config.url) as response:
             if response.status_code != 200:
-                raise ValueError(f"the key set's address answers with {response.status_code}")
+                raise ValueError(f"the key set's URL returned {response.status_code}")
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind not in _TYPES:
-                raise ValueError(f"what came is {kind[:60] or 'of no type'}, and no key set")
+                raise ValueError(
+                    f"the response has the type {kind[:60] or 'none'}, not that of a key set"
+                )
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise ValueError("what came is compressed, which was not asked for")
+                raise ValueError("the response is compressed, which was not requested")
             data = bytearray()
             async for piece in response.aiter_raw():
                 data += piece

@@ -1,8 +1,8 @@
-"""Whether Navidrome is there, and whether it has the base path that it is believed to have.
+"""Monitor whether Navidrome responds, and whether it has the configured base path.
 
-Asked now and then over a connection of its own, so that `/readyz` can answer at once. A Navidrome that
-redirects to another base path would route what the shim takes for protected as something else: then
-nobody is believed until it agrees.
+The monitor sends requests at intervals over its own connection, so that `/readyz` can respond at once. If
+Navidrome redirects to another base path, it routes paths differently from the shim. Then no identity is
+trusted until both agree.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import httpx
 
 from shim.settings import Upstream
 
-# Navidrome redirects whatever it has no page for to its web app, below its base path.
+# Navidrome redirects an unknown path to its web app, below its base path.
 _PROBE = "navidrome-shim-probe"
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamState:
-    """`reached`: whether it answered. `base_path`: the one that its redirect names, None if it named
-    none. `detail`: what was found, in a sentence."""
+    """`reached`: whether Navidrome responded. `base_path`: the base path in its redirect, None without one.
+    `detail`: the finding in words."""
 
     reached: bool
     base_path: str | None
@@ -32,7 +32,7 @@ class UpstreamState:
 
 
 class UpstreamMonitor:
-    """Asks Navidrome at `upstream`, which is expected below `base_path` (begins and ends with "/")."""
+    """Monitors Navidrome at `upstream`, with the expected `base_path`."""
 
     def __init__(
         self, upstream: Upstream, ca: str | None, base_path: str, timeout: float = 5.0
@@ -44,31 +44,31 @@ class UpstreamMonitor:
             timeout=timeout,
         )
         self._base_path = "/" + base_path.strip("/") + "/" if base_path.strip("/") else "/"
-        self.state = UpstreamState(False, None, "not asked yet")
+        self.state = UpstreamState(False, None, "not checked yet")
 
     @property
     def base_path_mismatch(self) -> bool:
-        """Whether Navidrome named another base path."""
+        """Whether Navidrome has another base path."""
         return self.state.base_path is not None and self.state.base_path != self._base_path
 
     async def probe(self) -> bool:
-        """Ask once. Whether what is known changed."""
+        """Send one request. Return whether the state changed."""
         before = self.state
         self.state = await self._probe()
         if not self.state.reached and before.base_path is not None:
-            # Being away does not take a contradiction back.
+            # An outage does not resolve a mismatch.
             self.state = UpstreamState(False, before.base_path, self.state.detail)
         return self.state != before
 
     async def run(self, interval: float, changed: Callable[[], None]) -> None:
-        """Ask every `interval` seconds, and at once more often while it is away."""
+        """Send a request every `interval` seconds, and more often while Navidrome is away."""
         while True:
             await asyncio.sleep(interval if self.state.reached else min(interval, 2.0))
             if await self.probe():
                 changed()
 
     async def close(self) -> None:
-        """Ask no more."""
+        """Close the connection."""
         await self._client.aclose()
 
     async def _probe(self) -> UpstreamState:
@@ -78,12 +78,12 @@ class UpstreamMonitor:
             return UpstreamState(False, None, f"{type(error).__name__}: {error}")
         location = response.headers.get("Location")
         if location is None:
-            return UpstreamState(True, None, f"answers with {response.status_code}")
+            return UpstreamState(True, None, f"responds with {response.status_code}")
         try:
             path = urlsplit(location).path
         except ValueError:
             path = ""
         if not path.endswith("/app/"):
-            return UpstreamState(True, None, "answers with a redirect that is not to its web app")
+            return UpstreamState(True, None, "responds with a redirect, but not to its web app")
         base_path = path.removesuffix("app/")
-        return UpstreamState(True, base_path, f"answers, with its base path at {base_path}")
+        return UpstreamState(True, base_path, f"responds, with the base path {base_path}")

@@ -1,9 +1,9 @@
 """Monitor whether Navidrome obeys the user header that the shim writes.
 
-A Navidrome that takes the user name from another header would obey whatever a client sends in it. So while
-it is not known that Navidrome obeys `SHIM_REVERSE_PROXY_USER_HEADER`, only headers on an allow-list pass, and
-while it is known not to, identities are rejected. What is known is void as soon as Navidrome closes the
-connection that is kept open for this, because it may come back with other settings.
+A Navidrome that reads the user name from another header would obey a client's own header. So until Navidrome
+is known to obey `SHIM_REVERSE_PROXY_USER_HEADER`, only headers on an allow-list are forwarded, and while it
+is known not to, identities are rejected. The result expires when Navidrome closes the connection that the
+monitor keeps open, because it may restart with other settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shim.navidrome.models import ExternalAuthentication
 from shim.navidrome.transport import Transport, tls_context
 from shim.settings import Settings
 
-# Reads Navidrome's settings; None where it does not show them.
+# Reads Navidrome's settings. Returns None if Navidrome does not show them.
 Configuration: TypeAlias = Callable[[], Awaitable[ExternalAuthentication | None]]
 
 # The user headers of widespread proxies and identity providers, to name the one that Navidrome obeys.
@@ -63,12 +63,12 @@ _TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class UserHeaderState:
-    """What is known of the header that Navidrome takes the user name from.
+    """Which header Navidrome reads the user name from.
 
-    `obeyed`: whether it is the one that the shim writes; None while that is not known.
+    `obeyed`: whether it is the header that the shim sets; None while that is not known.
     `other`: the header that Navidrome obeys instead, "" if none is known.
     `trusted_sources`: Navidrome's `ExtAuth.TrustedSources`, None if they are not known.
-    `detail`: why nothing is known, in a sentence.
+    `detail`: why the state is not known, in words.
     """
 
     obeyed: bool | None
@@ -78,10 +78,10 @@ class UserHeaderState:
 
 
 class UserHeaderWatch:
-    """Asks at start, whenever Navidrome was restarted, and hourly.
+    """Checks at the start, after each restart of Navidrome, and hourly.
 
-    `configuration` reads Navidrome's settings, None where the shim has no account there. `changed` is
-    called when the state differs from the one before.
+    `configuration` reads Navidrome's settings, None if the shim has no account there. `changed` is called
+    when the state changes.
     """
 
     def __init__(
@@ -102,20 +102,20 @@ class UserHeaderWatch:
         self._unread = configuration is not None
         self._presence: LivenessConnection | None = None
         self._woken = asyncio.Event()
-        self.state = UserHeaderState(None, detail="Navidrome was not asked yet")
+        self.state = UserHeaderState(None, detail="not checked yet")
 
     async def start(self) -> None:
-        """Connect to Navidrome and ask once, without calling `changed`."""
+        """Connect to Navidrome and check once, without calling `changed`."""
         try:
             await self._connect()
         except Unavailable as error:
-            # Asking all the same would only open the API's circuit breaker.
+            # A check now would only open the circuit breaker of the API.
             self.state = UserHeaderState(None, detail=str(error))
         else:
             await self.ask()
 
     async def run(self) -> None:
-        """Ask whenever it is due; until cancelled."""
+        """Check at each interval, until cancelled."""
         loop = asyncio.get_running_loop()
         pause, asked_at = _FIRST_PAUSE, loop.time()
         while True:
@@ -137,11 +137,11 @@ class UserHeaderWatch:
             asked_at = loop.time()
 
     async def ask(self) -> bool:
-        """Ask once. Return whether the state differs from the one before."""
+        """Check once. Return whether the state changed."""
         before = self.state
         presence = self._presence
         state = await self._ask()
-        if self._presence is presence:  # else Navidrome was restarted meanwhile
+        if self._presence is presence:  # otherwise Navidrome restarted meanwhile
             self.state = state
         return self.state != before
 
@@ -178,12 +178,12 @@ class UserHeaderWatch:
             self._changed()
 
     async def _ask(self) -> UserHeaderState:
-        told = await self._read()
-        sources = None if told is None else told.trusted_sources
+        found = await self._read()
+        sources = None if found is None else found.trusted_sources
         try:
-            if told is not None and told.user_header.lower() != self._header.lower():
-                return UserHeaderState(False, told.user_header, sources)
-            if (told is not None and told.read_by_header) or await obeys(
+            if found is not None and found.user_header.lower() != self._header.lower():
+                return UserHeaderState(False, found.user_header, sources)
+            if (found is not None and found.read_by_header) or await obeys(
                 self._transport, self._header
             ):
                 return UserHeaderState(True, trusted_sources=sources)
@@ -196,16 +196,16 @@ class UserHeaderWatch:
             return None
         self._unread = True
         try:
-            told = await self._configuration()
+            found = await self._configuration()
         except (NotAuthenticated, PermissionDenied, Unavailable):
             return None
         except NavidromeError:
-            told = None
+            found = None
         self._unread = False
-        return told
+        return found
 
     async def _find_other(self) -> str:
-        """Return the known header that Navidrome obeys; "" if there is none, or if it trusts nobody."""
+        """Return the known header that Navidrome obeys; "" if there is none, or if it trusts no peer."""
         others = [each for each in KNOWN_USER_HEADERS if each.lower() != self._header.lower()]
         if await obeys(self._transport, *others):
             for header in others:

@@ -1,1 +1,1 @@
-"""Navidrome's API: what it can be asked, what it answers, and how it fails. Nothing is decided here."""
+"""A client for Navidrome's API. It makes no decisions."""

@@ -1,7 +1,7 @@
-"""Navidrome's API as far as accounts need it: one method for each call.
+"""Navidrome's API for accounts, with one method per call.
 
-A method gives what was asked for or raises a `NavidromeError` that says what Navidrome said. Only what
-can be repeated without harm is tried again, and a write says every column of the record.
+A method returns the result or raises a `NavidromeError` with Navidrome's message. Only calls that are safe to
+repeat are retried, and a write sets every column of the record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from shim.navidrome.pages import UserPages
 from shim.navidrome.session import HeaderSession, Session
 from shim.navidrome.transport import Response, Transport, body_excerpt
 
-# Begins a password that its owner never chose: the web app lets him set one without knowing it.
+# Prefix of a password that its owner did not choose: the web app lets the owner replace it without knowing
+# it.
 AUTOGEN = "__NAVIDROME_AUTOGEN__"
 _READ_TRIES = 3
 _LIST_TRIES = 2
@@ -48,7 +49,7 @@ _CLIENT = {"v": "1.16.1", "c": "navidrome-shim", "f": "json"}
 
 
 class HeaderTrust(StrEnum):
-    """What the user header is worth at Navidrome when the shim sends it."""
+    """Whether Navidrome trusts the user header when the shim sends it."""
 
     KNOWN = "known"
     UNKNOWN_USER = "unknown_user"
@@ -56,24 +57,24 @@ class HeaderTrust(StrEnum):
 
 
 def generated_password() -> str:
-    """A password that nobody knows: 256 random bits, marked as not chosen by the owner, who may set another
-    one without knowing it."""
+    """Return a random password of 256 bits, marked as not chosen by the owner, who may set another one
+    without knowing it."""
     return AUTOGEN + locking_password()
 
 
 def locking_password() -> str:
-    """Return a password that nobody knows, and that can't be replaced without knowing it."""
+    """Return a random password that cannot be replaced without knowing it."""
     return secrets.token_urlsafe(32)
 
 
 class Navidrome:
-    """The API of one server, spoken to as `session` says. `user_header` is Navidrome's setting."""
+    """The API of one server, authenticated by `session`. `user_header` is Navidrome's setting."""
 
     def __init__(self, transport: Transport, session: Session, user_header: str) -> None:
         self._transport = transport
         self._session = session
         self._user_header = user_header
-        # Records of the list that was read last that are too large to be read.
+        # Number of records in the last list that were too large.
         self.unreadable = 0
 
     async def close(self) -> None:
@@ -83,8 +84,8 @@ class Navidrome:
     async def users(self) -> tuple[User, ...]:
         """Return every user whose record can be read, in pages, and set `unreadable`.
 
-        A user who is created or deleted meanwhile may be among them or not; everybody else is. Raises
-        `Unavailable` if the pages don't fit together twice.
+        A user who is created or deleted meanwhile may be missing; all others are returned. Raises
+        `Unavailable` if the pages are inconsistent twice.
         """
         for _ in range(_LIST_TRIES):
             pages = UserPages()
@@ -103,8 +104,7 @@ class Navidrome:
         raise Unavailable(f"GET /api/user: {pages.fault}")
 
     async def user(self, user_id: str) -> User | None:
-        """The user with this id, None where there is none. Raises `ResponseTooLarge` if the record can't
-        be read."""
+        """Return the user with this id, or None. Raises `ResponseTooLarge` if the record cannot be read."""
         try:
             response = await self._read(f"/api/user/{quote(user_id, safe='')}", missing=True)
         except ResponseTooLarge as error:
@@ -115,7 +115,7 @@ class Navidrome:
         return None if response.status == 404 else read_user(response.data)
 
     async def create(self, new: NewUser, password: str) -> str:
-        """Make a user, and give its id. Raises `NameTaken` where another one has the name."""
+        """Create a user and return its id. Raises `NameTaken` if another user has the name."""
         response = await self._call(
             "POST",
             "/api/user",
@@ -131,17 +131,16 @@ class Navidrome:
         created = response.data
         created_id = created.get("id") if isinstance(created, dict) else None
         if not isinstance(created_id, str) or not created_id:
-            raise Unavailable("POST /api/user: Navidrome answered without an id")
+            raise Unavailable("POST /api/user: the response has no id")
         return created_id
 
     async def write(
         self, user: User, changes: Mapping[str, object], password: str | None = None
     ) -> User:
-        """Write a user's record back with these changes, and give it as it is now: its `read_at` is when it
-        was written.
+        """Write a user's record with these changes, and return it. Its `read_at` is the time of the write.
 
-        A record that is gone would be made again, with an empty password: whoever calls this has to see
-        to it (`opens_without_password`). Raises `NameTaken` where another user has the new name.
+        Navidrome recreates a deleted record with an empty password, so the caller must check the result
+        (`opens_without_password`). Raises `NameTaken` if another user has the new name.
         """
         body: dict[str, object] = {**user.record, **changes}
         if not body.get("userName"):
@@ -152,18 +151,18 @@ class Navidrome:
         return replace(read_user(response.data), read_at=_date(response))
 
     async def delete(self, user_id: str) -> None:
-        """Delete a user; one who is gone is no error."""
+        """Delete a user. A user that does not exist is not an error."""
         await self._call("DELETE", f"/api/user/{quote(user_id, safe='')}")
 
     async def libraries(self) -> tuple[Library, ...]:
-        """Every music library."""
+        """Return every music library."""
         listed = (await self._read("/api/library")).data
         if not isinstance(listed, list):
-            raise Unavailable("GET /api/library: Navidrome answered with something that is no list")
+            raise Unavailable("GET /api/library: the response is not a list")
         return tuple(read_library(each) for each in listed)
 
     async def set_libraries(self, user_id: str, libraries: Iterable[int]) -> None:
-        """Give a regular user these libraries, at least one, and no other."""
+        """Set the libraries of a regular user, at least one."""
         await self._call(
             "PUT",
             f"/api/user/{quote(user_id, safe='')}/library",
@@ -171,7 +170,7 @@ class Navidrome:
         )
 
     async def create_admin(self, user_name: str, password: str) -> bool:
-        """Make the first user, an admin. False where the server has users already."""
+        """Create the first user, an admin. Return False if the server already has users."""
         response = await self._transport.send(
             "POST", "/auth/createAdmin", body={"username": user_name, "password": password}
         )
@@ -180,27 +179,27 @@ class Navidrome:
         if response.status != 200:
             raise _error_for("POST /auth/createAdmin", response)
         if not isinstance(response.data, dict):
-            raise Unavailable("POST /auth/createAdmin: the answer is no account")
+            raise Unavailable("POST /auth/createAdmin: the response is not an account")
         self._session.account_created()
         return True
 
     def own_account_changed(self) -> None:
-        """The account that the session acts as was created or changed: a rejected login may work now."""
+        """Report that the session's account was created or changed: a rejected login may succeed now."""
         self._session.account_created()
 
     async def opens_without_password(self, user_name: str) -> bool:
-        """Whether an empty password opens this account (a Subsonic ping, with no other credentials)."""
+        """Return whether an empty password opens this account (a Subsonic ping without other credentials)."""
         salt = secrets.token_hex(8)
         token = hashlib.md5(salt.encode(), usedforsecurity=False).hexdigest()
         opened, _ = await _ping(self._transport, {"u": user_name, "t": token, "s": salt}, {})
         return opened
 
     async def header_trust(self, user_name: str) -> HeaderTrust:
-        """What the user header is worth with this name in it."""
+        """Return whether Navidrome trusts the user header with this name."""
         opened, code = await _ping(self._transport, {}, {self._user_header: user_name.encode()})
         if opened:
             return HeaderTrust.KNOWN
-        # 10: a parameter is missing, so the header was not looked at. 40: wrong user name.
+        # 10: a parameter is missing, so the header was not read. 40: wrong user name.
         return HeaderTrust.UNTRUSTED if code == 10 else HeaderTrust.UNKNOWN_USER
 
     async def external_authentication(self) -> ExternalAuthentication | None:
@@ -217,7 +216,7 @@ class Navidrome:
         return await is_empty(self._transport)
 
     async def _read(self, path: str, *, missing: bool = False) -> Response:
-        """GET, tried again where Navidrome is not there for a moment, and says so at once."""
+        """Send a GET, and retry if Navidrome is away for a moment and reports that at once."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + _READ_SECONDS
         for number in range(1, _READ_TRIES + 1):
@@ -233,8 +232,8 @@ class Navidrome:
     async def _call(
         self, method: str, path: str, *, body: object = None, missing: bool = False
     ) -> Response:
-        """An API call; 404 is a response where `missing` says so. A 401 is tried once more where the
-        session has another way."""
+        """Send an API call. With `missing`, 404 is a valid response. A 401 is retried once if the session has
+        other credentials."""
         response = await self._send(method, path, body)
         if response.status == 401 and self._session.on_unauthorized():
             response = await self._send(method, path, body)
@@ -251,7 +250,7 @@ class Navidrome:
 
 
 def _date(response: Response) -> float:
-    """Return the response's `Date` in seconds since the epoch; this machine's time where there is none."""
+    """Return the response's `Date` in seconds since the epoch, or this machine's time without one."""
     try:
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
@@ -259,8 +258,8 @@ def _date(response: Response) -> float:
 
 
 def _error_for(call: str, response: Response) -> ApiError | Unavailable:
-    """What a response that is none of the expected comes to."""
-    message = f"{call}: Navidrome answered {response.status}: {body_excerpt(response.body)}"
+    """Return the exception for an unexpected response."""
+    message = f"{call}: Navidrome returned {response.status}: {body_excerpt(response.body)}"
     match response.status:
         case 401:
             return NotAuthenticated(message, 401)
@@ -276,22 +275,23 @@ def _error_for(call: str, response: Response) -> ApiError | Unavailable:
 
 
 async def obeys(transport: Transport, *headers: str) -> bool:
-    """Return whether Navidrome takes the user name from one of these headers when the shim sends it.
+    """Return whether Navidrome reads the user name from one of these headers when the shim sends it.
 
-    Sends a Subsonic ping with a random user name in each of them. Error 40 (wrong user name) means that
-    the name was read, error 10 (parameter `u` is missing) that it was not. No account is created.
-    Raises `Unavailable` if Navidrome's response says neither.
+    Sends a Subsonic ping with a random user name in each of them. Error 40 (wrong user name) means that the
+    name was read, error 10 (parameter `u` is missing) that it was not. No account is created. Raises
+    `Unavailable` for any other response.
     """
     name = f"navidrome-shim-probe-{secrets.token_hex(8)}".encode()
     _, code = await _ping(transport, {}, dict.fromkeys(headers, name))
     if code not in (10, 40):
-        raise Unavailable(f"GET /rest/ping: error {code} does not say whether the header is obeyed")
+        raise Unavailable(
+            f"GET /rest/ping: error {code} does not show whether Navidrome obeys the header"
+        )
     return code == 40
 
 
 async def is_empty(transport: Transport) -> bool | None:
-    """Whether the server has no users yet, as its web app is told; None where it doesn't say. Raises
-    `Unavailable`."""
+    """Return whether the server has no users, as its web app shows; None if it does not show it."""
     response = await transport.send("GET", "/app/", page=True)
     if b"firstTime" not in response.body:
         return None
@@ -309,7 +309,7 @@ async def _ping(
     found = response.data
     inner = found.get("subsonic-response") if isinstance(found, dict) else None
     if not isinstance(inner, dict) or inner.get("status") not in ("ok", "failed"):
-        raise Unavailable("GET /rest/ping: the answer is no Subsonic answer")
+        raise Unavailable("GET /rest/ping: the response is not a Subsonic response")
     error = inner.get("error")
     code = error.get("code") if isinstance(error, dict) else None
     return inner["status"] == "ok", code if isinstance(code, int) else None

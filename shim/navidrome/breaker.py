@@ -1,14 +1,14 @@
-"""A circuit breaker: after so many failures in a row nothing is tried for a while.
+"""A circuit breaker: after several failures in a row, calls fail at once for a while.
 
-Pure: time is handed in. Closed, it lets every call pass. Open, none. When its time is over, one call is
-let through, and what becomes of it decides.
+Pure: the caller passes the time. Closed, the breaker allows every call; open, none. When its time is over, it
+allows one call, whose result closes or opens it.
 """
 
 from __future__ import annotations
 
 
 class Breaker:
-    """Opens after `failures` in a row, for `first` seconds and twice as long each time, at most `last`."""
+    """Opens after `failures` in a row, for `first` seconds, then twice as long each time, at most `last`."""
 
     __slots__ = ("_failed", "_failures", "_first", "_last", "_open_until", "_pause", "_probing")
 
@@ -22,7 +22,8 @@ class Breaker:
         self._probing = False
 
     def wait(self, now: float) -> float:
-        """Seconds until a call may be made; 0: now. Who gets 0 has to say what became of it."""
+        """Return the seconds until a call is allowed; 0 is now. After 0, the caller must report the
+        result."""
         if self._open_until is None:
             return 0.0
         if now < self._open_until:
@@ -33,14 +34,14 @@ class Breaker:
         return 0.0
 
     def succeeded(self) -> None:
-        """A call got a response."""
+        """Report that a call got a response."""
         self._failed = 0
         self._pause = self._first
         self._open_until = None
         self._probing = False
 
     def failed(self, now: float) -> None:
-        """A call got none."""
+        """Report that a call got no response."""
         self._failed += 1
         if self._probing or (self._open_until is None and self._failed >= self._failures):
             self._open_until = now + self._pause
@@ -48,10 +49,10 @@ class Breaker:
         self._probing = False
 
     def cancelled(self) -> None:
-        """A call was ended by who made it: that says nothing."""
+        """Report that the caller cancelled the call, which has no effect on the state."""
         self._probing = False
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are held back."""
+        """Whether the breaker is open."""
         return self._open_until is not None

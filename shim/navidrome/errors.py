@@ -1,20 +1,20 @@
-"""How Navidrome's API fails, told apart by what can be done about it.
+"""Errors of Navidrome's API, by what can be done about them.
 
-Messages are made to be read in the log: what was asked, and what Navidrome said, clipped. None holds a
-password, a token or a body that was sent.
+Messages are for the log: the call, and Navidrome's response, shortened. They contain no password, token or
+request body.
 """
 
 from __future__ import annotations
 
 
 class NavidromeError(Exception):
-    """A call that gave no usable answer."""
+    """A call without a usable response."""
 
 
 class Unavailable(NavidromeError):
-    """Navidrome did not answer, or not in a way that its API does: trying again later may help.
+    """Navidrome did not respond, or not as its API does. A later retry may succeed.
 
-    `retry_after` is in seconds. `sent` says whether the call may have been carried out all the same.
+    `retry_after` is in seconds. `sent` is whether Navidrome may have executed the call anyway.
     """
 
     def __init__(self, message: str, *, retry_after: float = 5.0, sent: bool = True) -> None:
@@ -24,12 +24,12 @@ class Unavailable(NavidromeError):
 
 
 class ResponseTooLarge(NavidromeError):
-    """Navidrome's response is larger than the shim reads. It concerns what was asked for alone, so it says
-    nothing about Navidrome as a whole."""
+    """Navidrome's response exceeds the limit. This concerns only the requested record, not Navidrome as a
+    whole."""
 
 
 class ApiError(NavidromeError):
-    """Navidrome understood and said no, with `status`."""
+    """Navidrome rejected the call with `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -37,12 +37,12 @@ class ApiError(NavidromeError):
 
 
 class NotAuthenticated(ApiError):
-    """401: it does not know whom the shim speaks as."""
+    """401: Navidrome does not accept the shim's credentials."""
 
 
 class PermissionDenied(ApiError):
-    """403: whom the shim speaks as is no admin."""
+    """403: the shim's account is not an admin."""
 
 
 class NameTaken(ApiError):
-    """400: another user has that name."""
+    """400: another user has this name."""

@@ -1,8 +1,8 @@
-"""One connection to Navidrome that is kept open for nothing but its end.
+"""A connection to Navidrome that detects its restart.
 
-A process that leaves closes its connections before another one can listen in its place, so the end of this
-one is heard in time, also where no request fails. A ping now and then keeps it from being idle; what is
-answered does not matter.
+A process that exits closes its connections before another process can listen at its address. So the end of
+this connection is noticed in time, also if no request fails. Pings keep the connection from being idle; their
+responses are ignored.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import cast
 from shim.navidrome.errors import Unavailable
 from shim.settings import Upstream
 
-# Below what proxies between the two close as idle.
+# Shorter than the usual idle timeout of a proxy in between.
 _PING_SECONDS = 25.0
 
 
 class LivenessConnection(asyncio.Protocol):
-    """A connection that calls `left` when it ends, but for its own `close`; `ping` is the request.
+    """A connection that calls `on_disconnect` when Navidrome closes it; `ping` is the request.
 
-    Where a response says that the connection is closed after it, its end means nothing and is not told.
+    If a response announces that the connection is closed after it, the end is not reported.
     """
 
     def __init__(self, on_disconnect: Callable[[], None], ping: bytes) -> None:
@@ -32,7 +32,7 @@ class LivenessConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another ancestor
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class has another base
         self._send()
 
     def data_received(self, data: bytes) -> None:
@@ -47,7 +47,7 @@ class LivenessConnection(asyncio.Protocol):
             on_disconnect()
 
     def close(self) -> None:
-        """End it, and tell nobody."""
+        """Close the connection without calling `on_disconnect`."""
         self._on_disconnect = None
         if self._timer is not None:
             self._timer.cancel()
@@ -65,7 +65,7 @@ async def open_liveness(
     on_disconnect: Callable[[], None],
     within: float,
 ) -> LivenessConnection:
-    """Connect, and have `left` called when Navidrome ends the connection. Raises `Unavailable`."""
+    """Connect, and call `on_disconnect` when Navidrome closes the connection. Raises `Unavailable`."""
     loop = asyncio.get_running_loop()
     path = base_path.rstrip("/") + "/ping"
     ping = f"GET {path} HTTP/1.1\r\nHost: {upstream.authority}\r\n\r\n".encode()

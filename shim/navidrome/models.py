@@ -1,7 +1,7 @@
-"""What Navidrome's API says, as values.
+"""The objects of Navidrome's API, as values.
 
-A user keeps the whole record as it came, since a write sets every column: what this version of the shim
-does not know has to go back as it was.
+A user keeps the complete record, because a write sets every column: columns that this version of the shim
+does not know must be written back unchanged.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from shim.navidrome.errors import Unavailable
 
-# Shown beside the record, and no columns of it.
+# In the response, but not columns of the record.
 _NO_COLUMNS = frozenset({"libraries"})
 
 
@@ -26,9 +26,8 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A Navidrome account. `record` is what was read, to be written back; times are as Navidrome writes
-    them. `read_at`: when Navidrome gave it, in seconds since the epoch by Navidrome's own clock; 0 where
-    that is not known."""
+    """A Navidrome account. `record` is the record as read, to write back. Times are in Navidrome's format.
+    `read_at` is the time of the response in seconds since the epoch, by Navidrome's clock; 0 if not known."""
 
     id: str
     user_name: str
@@ -44,8 +43,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class NewUser:
-    """An account to be made, under an id that is chosen by who makes it: asking again makes no second
-    one."""
+    """An account to create. The caller chooses the id, so that a repeated call creates no second account."""
 
     id: str
     user_name: str
@@ -58,8 +56,8 @@ class NewUser:
 class ExternalAuthentication:
     """Navidrome's settings for external authentication.
 
-    `user_header` is `ExtAuth.UserHeader`, `trusted_sources` is `ExtAuth.TrustedSources` as it is written
-    there. `read_by_header`: the configuration was read with the user header alone, so Navidrome obeys it.
+    `user_header` is `ExtAuth.UserHeader`, `trusted_sources` is the text of `ExtAuth.TrustedSources`.
+    `read_by_header`: the configuration was read with the user header alone, so Navidrome obeys it.
     """
 
     user_header: str
@@ -82,12 +80,12 @@ def read_external_authentication(
 
 
 def read_user(data: object) -> User:
-    """The user in a response. Raises `Unavailable` where it is none."""
+    """Return the user in a response. Raises `Unavailable` if there is none."""
     if not isinstance(data, dict):
-        raise Unavailable("Navidrome answered with something that is no user")
+        raise Unavailable("the response from Navidrome is not a user")
     libraries = data.get("libraries") or []
     if not isinstance(libraries, list):
-        raise Unavailable("Navidrome answered with a user whose libraries are no list")
+        raise Unavailable("the libraries of a user in Navidrome's response are not a list")
     return User(
         id=_text(data, "id"),
         user_name=_text(data, "userName"),
@@ -102,14 +100,14 @@ def read_user(data: object) -> User:
 
 
 def read_library(data: object) -> Library:
-    """The library in a response. Raises `Unavailable` where it is none."""
+    """Return the library in a response. Raises `Unavailable` if there is none."""
     if not isinstance(data, dict) or type(data.get("id")) is not int:
-        raise Unavailable("Navidrome answered with something that is no library")
+        raise Unavailable("the response from Navidrome is not a library")
     return Library(data["id"], _text(data, "name"), data.get("defaultNewUsers") is True)
 
 
 def _text(data: Mapping[str, object], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str):
-        raise Unavailable(f"Navidrome answered with a record without {name}")
+        raise Unavailable(f"a record in Navidrome's response has no {name}")
     return value

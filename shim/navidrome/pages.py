@@ -1,8 +1,8 @@
-"""The user list, read in pages. Pure: it says which page to ask for and takes what came back.
+"""Read the user list in pages. Pure: it chooses the next page and takes the response.
 
-The list is sorted by id. Each page begins with the last user of the page before it: if another one is
-there, users were deleted (the rows moved towards the beginning, and one may have been missed) or created (the
-rows moved towards the end, and some come twice, which does no harm).
+The list is sorted by id. Each page begins with the last user of the page before. If another user is there,
+users were deleted (rows moved towards the beginning, and one may be missing) or created (rows moved towards
+the end, and some come twice, which is harmless).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ PAGE_USERS = 100
 
 
 class UserPages:
-    """One reading of the list.
+    """One pass over the list.
 
-    `unreadable` counts the records that are too large. `fault` says why what was read is not the whole
-    list, None if it is.
+    `unreadable` counts the records that are too large. `fault` is the reason why the list is incomplete, None
+    if it is complete.
     """
 
     def __init__(self) -> None:
@@ -32,18 +32,18 @@ class UserPages:
 
     @property
     def users(self) -> tuple[User, ...]:
-        """The users that were read, by id."""
+        """Return the users that were read, by id."""
         return tuple(self._users.values())
 
     def wanted(self) -> tuple[int, int] | None:
-        """Return `_start` and `_end` of the page to ask for; None if there is no more to ask."""
+        """Return `_start` and `_end` of the next page, or None after the last one."""
         if self._done or self.fault is not None:
             return None
         overlap = 0 if self._last is None else 1
         return self._next - overlap, self._next + self._size
 
     def too_large(self) -> None:
-        """Take note that the page's response was too large: ask for half of it, or pass the one over."""
+        """Report that the page was too large: the next page is half of it, or skips the record."""
         if self._size > 1:
             self._size //= 2
         elif self._last is not None:
@@ -53,10 +53,10 @@ class UserPages:
             self._next += 1
 
     def read(self, page: object, total: int | None) -> None:
-        """Take a page, and how many users there are. Raises `Unavailable` if it is no list of users."""
+        """Take a page and the total number of users. Raises `Unavailable` if it is not a list of users."""
         rows = [] if page is None else page
         if not isinstance(rows, list):
-            raise Unavailable("GET /api/user: Navidrome answered with something that is no list")
+            raise Unavailable("GET /api/user: the response is not a list")
         users = [read_user(each) for each in rows]
         overlaps, whole = self._last is not None, len(users) >= self._size
         if overlaps:
@@ -79,4 +79,4 @@ class UserPages:
     def _check(self) -> None:
         found, least = len(self._users) + self.unreadable, self._least_total
         if least is not None and found < least:
-            self.fault = f"{found} users of {least} came back"
+            self.fault = f"got {found} of {least} users"

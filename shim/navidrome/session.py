@@ -1,7 +1,7 @@
-"""Whom the shim speaks as: by the user header, or with the token of a login.
+"""Authenticate the shim's calls: with the user header, or with the token of a login.
 
-A token is renewed by every response. One that is not taken any more is replaced by one new login; logins
-are made one at a time, and not again for a while after Navidrome said no, since it limits them.
+Each response renews the token. A rejected token is replaced by one new login. Logins run one at a time, and
+after a rejected one the next waits, because Navidrome limits them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Session(Protocol):
     """How calls are authenticated."""
 
     async def headers(self) -> Mapping[str, str | bytes]:
-        """The headers of the next call. Raises `NavidromeError` where there are none to be had."""
+        """Return the headers of the next call. Raises `NavidromeError` if there are none."""
 
     def on_response(self, response: Response) -> None:
-        """A call got this answer."""
+        """Report the response of a call."""
 
     def on_unauthorized(self) -> bool:
-        """A call got 401. Whether it is worth one more try."""
+        """Report a 401. Return whether a retry makes sense."""
 
     def account_created(self) -> None:
-        """The account that is spoken as was made just now: what was rejected before may work."""
+        """Report that the account was just created, so that a rejected login may succeed now."""
 
 
 class HeaderSession:
-    """Speaks as `user_name` by the user header; Navidrome has to trust the shim's address."""
+    """Authenticates as `user_name` with the user header. Navidrome must trust the shim's address."""
 
     def __init__(self, header: str, user_name: str) -> None:
         self._headers = {header: user_name.encode()}
@@ -44,17 +44,17 @@ class HeaderSession:
         return self._headers
 
     def on_response(self, response: Response) -> None:
-        """Nothing to learn from it."""
+        """Do nothing."""
 
     def on_unauthorized(self) -> bool:
         return False
 
     def account_created(self) -> None:
-        """Nothing was rejected that is remembered."""
+        """Do nothing."""
 
 
 class LoginSession:
-    """Logs in as `user_name`. The password is asked for when it is needed."""
+    """Logs in as `user_name`. Reads the password when it is needed."""
 
     def __init__(self, transport: Transport, user_name: str, password: Callable[[], str]) -> None:
         self._transport = transport
@@ -104,11 +104,11 @@ class LoginSession:
 
 
 def read_token(response: Response) -> str:
-    """The token in the response to a login. Raises `Unavailable` where there is none."""
+    """Return the token in a login response. Raises `Unavailable` without one."""
     found = response.data
     token = found.get("token") if isinstance(found, dict) else None
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
-        raise Unavailable("the login was answered without a token")
+        raise Unavailable("the response to the login has no token")
     return token
 
 

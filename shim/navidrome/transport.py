@@ -1,7 +1,7 @@
-"""One HTTP exchange with Navidrome: over TCP, TLS or a Unix socket, bounded in time and size.
+"""One HTTP exchange with Navidrome over TCP, TLS or a Unix socket, with limits in time and size.
 
-Gives the status and the body; what they mean is the API's business. Redirects are not followed, the
-machine's proxy settings do not count, and nothing is tried twice.
+Returns status and body; the API interprets them. It follows no redirects, ignores the machine's proxy
+settings, and retries nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from shim.navidrome.errors import ResponseTooLarge, Unavailable
 from shim.settings import Upstream
 
 MAX_RESPONSE = 4 << 20
-# At one time; the pool's own queue is slow where it is long, so there is one before it.
+# Concurrent requests. The pool's own queue is slow when it is long, so there is a semaphore before it.
 _CALLS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back. `data` is the JSON of a 200, where JSON was asked for."""
+    """A response. `data` is the JSON of a 200, if JSON was requested."""
 
     status: int
     headers: httpx.Headers
@@ -34,8 +34,8 @@ class Response:
 
 
 class Transport:
-    """Speaks to Navidrome at `upstream`, below `base_path`. `timeout`, in seconds, is for a whole
-    exchange; `ca` is the file with the authority of its certificate, None for the system's."""
+    """Sends requests to Navidrome at `upstream`, below `base_path`. `timeout`, in seconds, is for a complete
+    exchange. `ca` is the file with the CA of its certificate, None for the system's CAs."""
 
     def __init__(
         self,
@@ -75,10 +75,10 @@ class Transport:
         body: object = None,
         page: bool = False,
     ) -> Response:
-        """Send one request, `body` as JSON. A 200 has to be JSON, but where a `page` is asked for.
+        """Send one request, `body` as JSON. A 200 must be JSON, unless `page` is set.
 
-        Raises `Unavailable` where no response came, or none that an API gives: 5xx, a redirect, no JSON; and
-        `ResponseTooLarge` for a response of more than `MAX_RESPONSE` bytes.
+        Raises `Unavailable` without a response, or for a response that is not from the API: 5xx, a redirect,
+        no JSON. Raises `ResponseTooLarge` for more than `MAX_RESPONSE` bytes.
         """
         async with self._calls:
             loop = asyncio.get_running_loop()
@@ -130,20 +130,20 @@ class Transport:
             raise Unavailable(f"{call}: {type(error).__name__}: {error}") from None
         if response.status_code >= 500 or response.status_code in range(300, 400):
             raise Unavailable(
-                f"{call}: Navidrome answered {response.status_code}: {body_excerpt(content)}"
+                f"{call}: Navidrome returned {response.status_code}: {body_excerpt(content)}"
             )
         return Response(response.status_code, response.headers, content)
 
 
 def body_excerpt(body: bytes) -> str:
-    """What a response's body says, in at most 200 printable characters."""
+    """Return at most 200 printable characters of a response body."""
     text = body[:400].decode("utf-8", "replace")
     text = "".join(c if c.isprintable() else " " for c in text).strip()
     return text if len(text) <= 200 else text[:199] + "…"
 
 
 def tls_context(upstream: Upstream, ca: str | None) -> ssl.SSLContext:
-    """How Navidrome's certificate is verified; without TLS a context that is never used."""
+    """Return the TLS context for Navidrome's certificate; without TLS it is never used."""
     if upstream.tls:
         return ssl.create_default_context(cafile=ca)
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -155,7 +155,7 @@ def _json(response: Response, call: str) -> object:
     except (ValueError, RecursionError):
         kind = body_excerpt(response.headers.get("Content-Type", "no type").encode())
         message = (
-            f"{call}: Navidrome answered with {kind} that is no JSON: {body_excerpt(response.body)}"
+            f"{call}: Navidrome returned {kind} instead of JSON: {body_excerpt(response.body)}"
         )
         raise Unavailable(message) from None
     return found

@@ -22,21 +22,21 @@ from shim.trust.reasons import Reason
 _SUBSONIC_VERSION = "1.16.1"
 _MESSAGES: dict[int, str] = {
     302: "Please sign in.",
-    400: "The request could be read in more than one way, so it was not passed on.",
-    401: "Nobody is signed in, or the sign-in could not be verified.",
+    400: "The request is invalid or ambiguous, so it was not forwarded.",
+    401: "You are not signed in, or your sign-in could not be verified.",
     403: "You are not allowed to do this.",
-    404: "There is nothing here.",
+    404: "This page does not exist.",
     408: "The request took too long to arrive.",
     413: "The request is too large.",
     431: "The request's headers are too large.",
     501: "This method is not supported.",
-    503: "The service is busy. Please try again in a moment.",
+    503: "The service is busy. Try again in a moment.",
 }
 _BY_REASON: dict[Reason, str] = {
-    Reason.IDENTITY_REQUIRED: "You are not signed in. If you just signed in, contact the administrator: no "
-    "identity was received.",
-    Reason.LOCAL_LOGIN_DISABLED: "Password login is disabled; use your identity provider.",
-    Reason.JWT_EXPIRED: "Your sign-in has expired. Please sign in again.",
+    Reason.IDENTITY_REQUIRED: "You are not signed in. If you just signed in, contact the administrator: your "
+    "identity did not arrive here.",
+    Reason.LOCAL_LOGIN_DISABLED: "Password login is disabled. Sign in with your identity provider.",
+    Reason.JWT_EXPIRED: "Your sign-in has expired. Sign in again.",
     Reason.GROUP_NOT_ALLOWED: "You are signed in, but you are not in a group that may use this music "
     "server. Ask the administrator to add you.",
     Reason.IDENTITY_CONFLICT: "This music server already has an account with your user name, and it is not "
@@ -46,8 +46,8 @@ _BY_REASON: dict[Reason, str] = {
     Reason.RENAME_NOT_FOLLOWED: "Your user name changed at the identity provider, and your account here "
     "still has the old one. The account is yours: ask the administrator to rename it, or to set "
     "SHIM_FOLLOW_RENAMES.",
-    Reason.NAME_HELD: "Your user name was another account's until recently and is still held for it. "
-    "Try again in a few days, or ask the administrator to end the hold.",
+    Reason.NAME_HELD: "Your user name belonged to another account until recently and is still reserved for "
+    "it. Try again in a few days, or ask the administrator to end the hold.",
     Reason.IDENTITY_INCOMPLETE: "Your sign-in arrived without your user id or your groups. Contact the "
     "administrator: the reverse proxy leaves out a header.",
     Reason.ACCOUNT_PENDING: "Your account is being prepared. Try again in a moment.",
@@ -56,12 +56,12 @@ _BY_REASON: dict[Reason, str] = {
     Reason.NAVIDROME_ACCESS_DENIED: "The music server is not set up completely: Navidrome does not let the "
     "sign-in service manage accounts. Contact the administrator.",
     Reason.STORE_UNAVAILABLE: "The database of the sign-in service is not available right now. Try again in "
-    "a minute; if this stays, contact the administrator.",
+    "a minute. If this continues, contact the administrator.",
     Reason.DATABASE_UNCONFIRMED: "The database of the sign-in service is new or was lost, so nobody can sign "
     "in until the administrator confirms it.",
     Reason.ACCOUNT_UNAVAILABLE: "Your account could not be prepared because of an internal error. Try again "
-    "in a minute; if this stays, contact the administrator with the number below.",
-    Reason.CROSS_SITE: "The request came from another site, so it was not passed on.",
+    "in a minute. If this continues, contact the administrator with the request number.",
+    Reason.CROSS_SITE: "The request came from another site, so it was not forwarded.",
 }
 # A person is signed in, as somebody who may not: another account may be.
 _OTHER_ACCOUNT = frozenset(
@@ -156,7 +156,7 @@ def _template(
     keep_alive: bool,
 ) -> bytes:
     """The response to every request of this kind, with `_ANY_ID` for its id."""
-    message = _MESSAGES.get(status, "The request was not passed on.")
+    message = _MESSAGES.get(status, "The request was not forwarded.")
     if failure is not None:
         message = failure.text
     elif reason is not None and status != 302:

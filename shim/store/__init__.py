@@ -1,4 +1,4 @@
-"""The SQL store: its tables, how they are brought up to date, and transactions off the event loop.
+"""The SQL store: its tables, their migrations, and transactions outside the event loop.
 
-What the rows mean is known by those who keep them: bindings by `provisioning`, the trail by `audit`.
+`provisioning` and `audit` interpret their own rows.
 """

@@ -1,8 +1,8 @@
-"""Transactions on the store, in a thread of their own.
+"""Transactions on the store, in a separate thread.
 
-There is one connection for a process's writes, so transactions queue in order; each is short. What is
-committed is on the disk when it returns, and two processes wait for each other instead of failing. Nobody
-waits for ever: a store that does not answer is one that can't be used.
+A process has one connection for writes, so transactions queue in order; each is short. A committed
+transaction is on disk when the call returns. Two processes wait for each other instead of failing. No call
+waits forever: a store that does not respond counts as unusable.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 # Longer than a new connection and a writer's turn take together.
 _RESPONSE_SECONDS = 20.0
-# How long what is under way may take when the store is closed.
+# Time for running transactions when the store is closed.
 _CLOSE_SECONDS = 5.0
 
 
 class Database:
-    """The store at `url` (SQLAlchemy's form). Made without touching it; `open` or `opened` does. Raises
-    `StoreError` where it can't be spoken to at all."""
+    """The store at `url` (SQLAlchemy's format). The constructor does not access it; `open` does. Raises
+    `StoreError` if the driver is missing."""
 
     def __init__(self, url: str) -> None:
         self._url = _absolute(make_url(url))
@@ -55,46 +55,46 @@ class Database:
 
     @property
     def display_url(self) -> str:
-        """Where it is, without a password, and without the query, which may hold one."""
+        """The URL without password and query."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
     def fault(self) -> str | None:
-        """Why it can't be used, as far as the last transactions tell; None if it can."""
+        """The error of the last transactions, None without one."""
         return self._write_fault or self._read_fault
 
     @property
     def write_fault(self) -> str | None:
-        """Why the last write failed; None if it did not. A read proves nothing about it: a locked file and
-        a full disk are read as before."""
+        """The error of the last write, None if it succeeded. A successful read does not clear it: a locked
+        file and a full disk can still be read."""
         return self._write_fault
 
     @property
     def file(self) -> Path | None:
-        """The file that it is in, where it is in one."""
+        """The SQLite file, or None."""
         if self._url.get_backend_name() != "sqlite" or self._url.database in IN_MEMORY:
             return None
         return Path(str(self._url.database))
 
     def check(self) -> None:
-        """Read from it, and change nothing. Raises `StoreError`, also where `open` would have to make the
-        tables and may not."""
+        """Read from the store, and change nothing. Raises `StoreError`, also if `open` would have to create
+        tables without the right to do so."""
         error = self.read(_migration_error)
         if error is not None:
             raise StoreError(f"{self.display_url}: {error}")
 
     def is_current(self) -> bool:
-        """Whether its tables are there and up to date. Changes nothing. Raises `StoreError`."""
+        """Return whether the tables exist and are up to date. Changes nothing. Raises `StoreError`."""
         return self.read(_version) == HEAD
 
     def open(self) -> None:
-        """Bring the tables up to date. Raises `StoreError`."""
+        """Create or update the tables. Raises `StoreError`."""
         self._prepare_file()
         with _translate_errors(self.display_url):
             with self._engine.connect() as connection:
                 current = _version(connection)
             if current != HEAD:
-                # Alembic is large, and seldom needed.
+                # Alembic is large and rarely needed.
                 from shim.store.upgrade import UnknownVersion, upgrade  # noqa: PLC0415
 
                 try:
@@ -104,8 +104,8 @@ class Database:
         self._file_id = self._current_file_id()
 
     def reopen(self, accepts: Callable[[Connection], bool]) -> bool:
-        """Use the file that is there now, if `accepts` finds in it what has to be there; return whether it
-        does. Raises `StoreError`."""
+        """Use the current file if `accepts` returns True for it. Return whether it did. Raises
+        `StoreError`."""
         file_id = self._current_file_id()
         if file_id is None:
             raise self._replaced()
@@ -119,8 +119,8 @@ class Database:
         return accepted
 
     def _prepare_file(self) -> None:
-        """Create the file for its owner alone, or say why that can't be done. SQLite gives the files beside
-        it the same mode."""
+        """Create the file, readable only by its owner. SQLite gives its other files the same mode. Raises
+        `StoreError`."""
         file = self.file
         if file is None:
             return
@@ -135,22 +135,22 @@ class Database:
             raise StoreError(f"{self.display_url}: {error.strerror or error}") from None
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """What `work` finds, in one transaction, which sees one moment."""
+        """Run `work` in one transaction with one snapshot, and return its result."""
         try:
             self._check_file()
             with _translate_errors(self.display_url), self._engine.connect() as connection:
                 found = work(connection)
         except StoreError as error:
             self._read_fault = str(error)
-            # What a connection remembers of a damaged file is not what a restored one has.
+            # A connection caches pages of a damaged file, which a restored file does not have.
             self._engine.dispose()
             raise
         self._read_fault = None
         return found
 
     def write(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in one transaction, committed when this returns. What `work` raises undoes it.
-        Raises `StoreError`, or SQLAlchemy's IntegrityError as it is."""
+        """Run `work` in one transaction, committed when this returns. An exception rolls it back. Raises
+        `StoreError`, or SQLAlchemy's IntegrityError."""
         try:
             self._check_file()
             with (
@@ -166,16 +166,16 @@ class Database:
         return done
 
     async def open_async(self) -> None:
-        """`open`, off the loop."""
+        """Run `open` in the thread."""
         await self._in_thread(self.open)
 
     async def read_async(self, work: Callable[[Connection], T]) -> T:
-        """`read`, off the loop."""
+        """Run `read` in the thread."""
         return await self._in_thread(lambda: self.read(work))
 
     async def write_async(self, work: Callable[[Connection], T]) -> T:
-        """`write`, off the loop. Whoever is cancelled meanwhile leaves it running to its end, and so does
-        whoever has waited too long for one that has begun."""
+        """Run `write` in the thread. A transaction that has begun continues if the caller is cancelled or
+        times out."""
         try:
             return await self._in_thread(lambda: self.write(work))
         except StoreError as error:
@@ -183,13 +183,13 @@ class Database:
             raise
 
     async def prove_writable(self) -> None:
-        """Write what is there already, to see whether a write works again. Raises `StoreError`."""
+        """Write an unchanged value, to test whether writes work again. Raises `StoreError`."""
         same = update(CHANGE_COUNTERS).values(value=CHANGE_COUNTERS.c.value)
         await self.write_async(lambda connection: connection.execute(same))
 
     def close(self, within: float | None = None) -> None:
-        """Wait for what is under way, at most `within` seconds (by default `_LAST_SECONDS`), and let go of
-        the store. What is not done by then is undone."""
+        """Wait at most `within` seconds (by default `_LAST_SECONDS`) for running transactions, and close the
+        store. Unfinished ones are rolled back."""
         with contextlib.suppress(RuntimeError):  # closed before
             last = self._thread.submit(int)
             self._thread.shutdown(wait=False)
@@ -200,11 +200,11 @@ class Database:
         self._engine.dispose()
 
     async def reopened(self, accepts: Callable[[Connection], bool]) -> bool:
-        """`reopen`, off the loop."""
+        """Run `reopen` in the thread."""
         return await self._in_thread(lambda: self.reopen(accepts))
 
     def _current_file_id(self) -> tuple[int, int] | None:
-        """What tells the file from any other one; None where there is no file."""
+        """Return device and inode of the file, None without a file."""
         try:
             status = None if self.file is None else self.file.stat()
         except OSError:
@@ -217,9 +217,8 @@ class Database:
 
     def _replaced(self) -> StoreReplaced:
         return StoreReplaced(
-            f"{self.display_url}: the file was deleted or replaced while the shim runs, so nobody "
-            f"new is bound: "
-            "put the file back, or restart the shim to go on with the one that is there"
+            f"{self.display_url}: the file was deleted or replaced while the shim runs, so no new "
+            "account is bound. Put the file back, or restart the shim to use the new file."
         )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -231,7 +230,7 @@ class Database:
             async with asyncio.timeout(_RESPONSE_SECONDS):
                 return await asyncio.shield(asyncio.wrap_future(under_way))
         except TimeoutError:
-            # What has not begun by now is never done: whoever asked for it has been told so.
+            # A transaction that has not begun yet is never run, because its caller gets an error now.
             under_way.cancel()
             raise StoreError(
                 f"{self.display_url}: no response for {_RESPONSE_SECONDS:.0f} s"
@@ -239,7 +238,7 @@ class Database:
 
 
 def _absolute(url: URL) -> URL:
-    """The URL with the whole path of an SQLite file: what is said of it names one place."""
+    """Return the URL with the absolute path of an SQLite file, so that messages are unambiguous."""
     name = url.database
     if url.get_backend_name() != "sqlite" or name in IN_MEMORY or str(name).startswith("file:"):
         return url
@@ -247,7 +246,7 @@ def _absolute(url: URL) -> URL:
 
 
 def file_problem(file: Path) -> str | None:
-    """Why a database can't be in this file, and what to do; None where nothing is known to be wrong."""
+    """Return why this file cannot hold a database, with the remedy; None if no problem is known."""
     folder = file.absolute().parent
     user = f"user {os.geteuid()}"
     remedy = f"make it writable (chown {os.geteuid()} {folder}), or set SHIM_DATABASE_URL to another place"
@@ -255,15 +254,15 @@ def file_problem(file: Path) -> str | None:
         create = "create it (in a container: mount a volume there), or set SHIM_DATABASE_URL"
         return f"there is no folder {folder}: {create}"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"the folder {folder} can't be written to by {user}: {remedy}"
+        return f"the folder {folder} can't be written by {user}: {remedy}"
     if file.exists() and not os.access(file, os.R_OK | os.W_OK):
-        return f"the file {file} can't be written to by {user}: {remedy}"
+        return f"the file {file} can't be written by {user}: {remedy}"
     return None
 
 
 @contextmanager
 def _translate_errors(display_url: str) -> Iterator[None]:
-    """Makes what the driver raises into a `StoreError` that says where."""
+    """Turn errors of the driver into a `StoreError` with the URL."""
     try:
         yield
     except IntegrityError:
@@ -275,10 +274,10 @@ def _translate_errors(display_url: str) -> Iterator[None]:
 
 
 def _migration_error(connection: Connection) -> str | None:
-    """Why the tables can't be brought up to date, as far as reading tells."""
+    """Return why the tables cannot be updated, as far as a read shows."""
     if _version(connection) == HEAD or connection.dialect.name != "postgresql":
         return None
-    # Since PostgreSQL 15 only a database's owner may make tables in its schema `public`.
+    # Since PostgreSQL 15 only the owner of a database can create tables in its schema `public`.
     query = text("SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)")
     if connection.execute(query).scalar_one():
         return None
@@ -286,7 +285,7 @@ def _migration_error(connection: Connection) -> str | None:
 
 
 def _version(connection: Connection) -> str | None:
-    """The migration that the tables are at, None before the first."""
+    """Return the migration of the tables, None before the first."""
     has_table = connection.dialect.has_table(connection, "alembic_version")
     if not has_table:
         return None

@@ -1,8 +1,8 @@
-"""The engine below the store, made so that SQLite and PostgreSQL keep the same two promises.
+"""The engines of the store, with the same two guarantees on SQLite and PostgreSQL.
 
-A reader sees one moment, however often it asks. Writers of all processes take turns, from before their first
-statement until they have committed: what one has read holds when it writes. SQLite does so by itself once
-a writer takes the lock at its beginning; PostgreSQL gets one snapshot a reader and one lock for writers.
+A reader sees one snapshot in all its queries. Writers of all processes take turns, from before their first
+statement until the commit, so that what a writer has read stays true when it writes. On SQLite a writer takes
+the lock at its start. On PostgreSQL each reader has one snapshot, and one advisory lock serializes writers.
 """
 
 from __future__ import annotations
@@ -20,42 +20,41 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-# The execution option of a connection that will write: the `threading.Event` that ends its waiting.
+# Execution option of a write connection: the `threading.Event` that ends its wait.
 WRITES = "shim_writes"
-# How long a writer waits for its turn.
+# Time that a writer waits for its turn.
 BUSY_SECONDS = 10.0
-# How long it waits before it looks whether the store is being closed.
+# Interval in which it checks whether the store is being closed.
 _TURN_SECONDS = 0.1
 
 IN_MEMORY = (None, "", ":memory:")
 
-# Any number that nobody else in the database locks by.
+# An arbitrary number for the advisory lock.
 _LOCK = 0x5348494D
-# A writer that has gone silent in its transaction loses its turn after this long.
+# A writer that is silent in its transaction loses its turn after this time.
 _IDLE_TRANSACTION_SECONDS = 30.0
-# A server that is away is noticed in seconds, not in the minutes that TCP takes. What the address says
-# itself counts.
+# Detects a lost server in seconds instead of TCP's minutes. Parameters in the URL take precedence.
 _POSTGRESQL: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,
-    # What the database is not encoded in is refused by the server, not garbled.
+    # The server rejects text that its encoding cannot represent.
     "client_encoding": "utf8",
     "fallback_application_name": "navidrome-auth-shim",
 }
 
 
 def build_engine(url: URL) -> Engine:
-    """The engine of a store; nothing is opened yet. Raises ImportError where its driver is missing."""
+    """Return the engine of a store, without opening it. Raises ImportError if the driver is missing."""
     if url.get_backend_name() == "sqlite":
         return _sqlite(url)
     return _postgresql(url)
 
 
 class OpenConnections:
-    """The connections of an engine to its server, where it has one."""
+    """The open connections of an engine to its server, if it has one."""
 
     def __init__(self, engine: Engine) -> None:
         self._open: WeakSet[Any] = WeakSet()
@@ -63,7 +62,7 @@ class OpenConnections:
             event.listen(engine, "connect", lambda connection, _record: self._open.add(connection))
 
     def shutdown(self) -> None:
-        """From any thread: whoever waits for the server to answer is told that it is gone."""
+        """Fail every thread that waits for the server. Can be called from any thread."""
         for connection in list(self._open):
             if not connection.closed:
                 with socket(fileno=os.dup(connection.fileno())) as end, suppress(OSError):
@@ -83,7 +82,7 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # The driver's own way of beginning transactions leaves DDL outside; ours is below.
+    # The driver's own transactions do not include DDL, so transactions begin below.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -102,8 +101,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _take_turn(connection: Any, ends: Event) -> None:
-    """Begin to write once no other process does. SQLite's own waiting can't be ended from outside, and would
-    keep the process from ending, so it is asked again and again. Raises `OperationalError`."""
+    """Start a write transaction when no other process has one. SQLite's own wait cannot be interrupted, and
+    would delay the exit of the process, so this polls. Raises `OperationalError`."""
     latest = time.monotonic() + BUSY_SECONDS
     connection.execute(f"PRAGMA busy_timeout={round(_TURN_SECONDS * 1000)}")
     try:
@@ -124,7 +123,7 @@ def _postgresql(url: URL) -> Engine:
     given = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
     engine = create_engine(
         url,
-        # A writer's first statement is the lock: what it sees has to be of after it, not of before.
+        # The first statement of a writer is the lock, and its snapshot must be newer than the lock.
         isolation_level="READ COMMITTED",
         connect_args=given,
         pool_size=1,

@@ -1,11 +1,11 @@
-"""How the store fails. In a file of its own, so that who catches it does not load the database's code."""
+"""Errors of the store, in a separate module so that importing them does not load the database code."""
 
 from __future__ import annotations
 
 
 class StoreError(Exception):
-    """The store can't be used. The message says where it is, and names no password."""
+    """The store cannot be used. The message has its URL without the password."""
 
 
 class StoreReplaced(StoreError):
-    """The store's file is not the one that was opened: it was deleted, or another one is in its place."""
+    """The SQLite file was deleted or replaced after it was opened."""

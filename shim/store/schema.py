@@ -1,6 +1,6 @@
-"""The tables of the store. Every change here needs a migration beside it, and `HEAD` names the last one.
+"""The tables of the store. Each change needs a migration, and `HEAD` is the last one.
 
-Tables and no mapped classes: what the rows mean has values of its own, and the mapper costs memory.
+Tables without mapped classes: the rows have their own value classes, and the mapper costs memory.
 """
 
 from __future__ import annotations
@@ -11,65 +11,65 @@ HEAD = "0004"
 
 METADATA = MetaData()
 
-# Which Navidrome account belongs to which person of the identity provider.
+# Which Navidrome account belongs to which user of the identity provider.
 BINDINGS = Table(
     "bindings",
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    # The provider's; NULL where the account was unlinked.
+    # The provider's id of the user; NULL if the account was unlinked.
     Column("uid", Text, unique=True),
     Column("navidrome_id", Text, nullable=False, unique=True),
-    # The account's name as Navidrome stores it, as Navidrome compares it, and as the provider gave it last.
+    # The account's name as Navidrome stores it, as Navidrome compares it, and the provider's last name.
     Column("user_name", Text, nullable=False),
     Column("normalized_name", Text, nullable=False, unique=True),
     Column("provider_username", Text, nullable=False),
-    # Whether the shim made the account.
+    # Whether the shim created the account.
     Column("created_by_shim", Boolean, nullable=False),
-    # `active`, `denied` or `unlinked`, and whether the account's password is still to be replaced.
+    # `active`, `denied` or `unlinked`, and whether the account's password must still be replaced.
     Column("state", Text, nullable=False),
     Column("lock_pending", Boolean, nullable=False),
     # Seconds since the epoch.
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
-    # What the provider said last and what was last written, as JSON.
+    # The last identity and the last written values, as JSON.
     Column("identity", Text, nullable=False),
     Column("last_written", Text, nullable=False),
-    # Rises with every change, so that nobody writes over what somebody else changed since it was read.
+    # Incremented with each change, so that no process overwrites a change that it has not read.
     Column("version", Integer, nullable=False, server_default="0"),
 )
 
-# Which Navidrome tokens of an account are void; an account without a row keeps all of them. Rows outlive
-# bindings, and are there for accounts that nobody is linked to, too.
+# Which Navidrome tokens of an account are void; without a row, none. Rows remain after a binding is removed,
+# and exist for accounts without a binding too.
 TOKEN_RULES = Table(
     "token_rules",
     METADATA,
     Column("navidrome_id", Text, primary_key=True),
     # Every token is void while the account is locked.
     Column("locked", Boolean, nullable=False),
-    # Tokens that were not issued after this are void: seconds since the epoch, by Navidrome's clock.
+    # Tokens issued before or at this time are void: seconds since the epoch, by Navidrome's clock.
     Column("void_before", Double, nullable=False),
 )
 
-# Writes to Navidrome that are about to be made, or were and have not been looked after.
+# Writes to Navidrome that are about to be sent, or whose result was not checked yet.
 INTENTS = Table(
     "intents",
     METADATA,
-    # What no two processes work on at once.
+    # Only one process may work on a key at a time.
     Column("key", Text, primary_key=True),
     # `create` or `write`.
     Column("kind", Text, nullable=False),
     Column("navidrome_id", Text, nullable=False),
     Column("user_name", Text, nullable=False),
     Column("uid", Text),
-    # When Navidrome says that the account was made, as it was read before.
+    # Navidrome's creation time of the account, as read before the write.
     Column("created_at", Text, nullable=False),
-    # Which process began it, and when.
+    # The process that began the write, and the time.
     Column("owner", Text, nullable=False),
     Column("started_at", Double, nullable=False),
 )
 
-# User names that became free and are given to nobody until their old tokens have ended, but to the person
-# (`uid`) or the account (`navidrome_id`) that had them.
+# Freed user names. Until old tokens have expired, only the user (`uid`) or account (`navidrome_id`) that had
+# the name may have it again.
 NAME_HOLDS = Table(
     "name_holds",
     METADATA,
@@ -79,7 +79,7 @@ NAME_HOLDS = Table(
     Column("until", Double, nullable=False),
 )
 
-# Accounts that were tested for an empty password: as they were at `updated_at`, Navidrome's own text.
+# Results of the tests for empty passwords, for the account's state at `updated_at` (Navidrome's text).
 PASSWORD_TESTS = Table(
     "password_tests",
     METADATA,
@@ -88,7 +88,7 @@ PASSWORD_TESTS = Table(
     Column("empty", Boolean, nullable=False),
 )
 
-# Numbers that rise with every change of what they are named after, so that other processes see it.
+# Counters that are incremented with each change, so that other processes notice it.
 CHANGE_COUNTERS = Table(
     "change_counters",
     METADATA,

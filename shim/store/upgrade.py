@@ -1,4 +1,4 @@
-"""Brings the tables up to date: Alembic, driven from here so that no file of its own is needed."""
+"""Update the tables with Alembic, without a configuration file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sqlalchemy import Connection
 
 
 class UnknownVersion(Exception):
-    """The tables are of a version that this one knows nothing of."""
+    """The tables have a version that this shim does not know."""
 
 
 def upgrade(connection: Connection) -> None:
-    """Run every migration that is missing, within a writer's transaction: a second process waits for the
-    first, and finds nothing left to do."""
+    """Run every missing migration in a write transaction. A second process waits for the first, and then has
+    nothing to do."""
     config = configuration()
     config.attributes["connection"] = connection
     try:
@@ -26,7 +26,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def configuration() -> Config:
-    """Alembic's configuration: where the migrations are."""
+    """Return Alembic's configuration with the path of the migrations."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")

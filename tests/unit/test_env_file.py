@@ -81,7 +81,7 @@ def test_a_place_that_cannot_be_written_is_named_with_the_remedy(
     # Root may write everywhere.
     monkeypatch.setattr(os, "access", lambda *_: False)
     denied = Database(f"sqlite:///{tmp_path}/shim.db")
-    with pytest.raises(StoreError, match=r"can't be written to by user .*chown"):
+    with pytest.raises(StoreError, match=r"can't be written by user .*chown"):
         denied.open()
     denied.close()
     assert list(tmp_path.iterdir()) == []

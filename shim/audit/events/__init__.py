@@ -1,7 +1,7 @@
-"""What can be written down: one frozen dataclass per kind of event.
+"""Audit events: one frozen dataclass per kind.
 
-Events hold plain values only, each bounded, so that a sink may store them as they are. What must not
-be written is taken out here, when an event is made, and not left to its makers.
+Events hold plain, bounded values, so that a sink can store them as they are. Each event sanitizes its values
+when it is created; callers need not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_ITEMS = 32
 
 
 class Severity(IntEnum):
-    """How loud an event is; the numbers are those of `logging`."""
+    """The severity of an event, with the numbers of `logging`."""
 
     DEBUG = logging.DEBUG
     INFO = logging.INFO
@@ -28,7 +28,7 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened at `time` (seconds since the epoch)."""
+    """An event at `time` (seconds since the epoch)."""
 
     event: ClassVar[str]
     time: float
@@ -40,11 +40,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoalescedEvent(Event):
-    """An event that comes in floods, and may stand for many of its kind.
+    """An event that can occur in floods, so that one event can represent many.
 
-    With a `count` above 1 it is a summary of that many, seen from `first_time` to `last_time`. Then its
-    `peer` and `kin` are those of all of them and the rest is a sample; `peer` is `MANY` where they had
-    several. The sum of `count` over what was written is the number of times that it happened.
+    With a `count` above 1 it is a summary of that many events from `first_time` to `last_time`. They share
+    `peer` and `group_key`; the other fields are a sample. `peer` is `MANY` if they had several. The sum of
+    all written `count` values is the number of events.
     """
 
     MANY: ClassVar[str] = "*"
@@ -56,11 +56,12 @@ class CoalescedEvent(Event):
 
     @property
     def group_key(self) -> tuple[str, ...]:
-        """What events have to share, beside the peer, to be counted together."""
+        """What events must share, besides the peer, to be counted together."""
         return (self.event,)
 
     def summary(self, count: int, last_time: float, *, many_peers: bool) -> Self:
-        """This event as the first and the sample of `count`; the last one was at `last_time`."""
+        """Return a summary of `count` events, with this one as the first and the sample. The last one was at
+        `last_time`."""
         peer = self.MANY if many_peers else self.peer
         return replace(
             self, time=last_time, peer=peer, count=count, first_time=self.time, last_time=last_time
@@ -69,11 +70,10 @@ class CoalescedEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDecision(CoalescedEvent):
-    """What became of a request, and why.
+    """The verdict and reason of a request.
 
-    `client` is the address that was worked out for the client, None where there is none. `path` may be
-    given as the request's target. `user` is the name that was believed, or else the one that was
-    claimed. `removed_headers` are names only.
+    `client` is the client's address, None if it is not known. `path` can be the request target; its query is
+    removed. `user` is the trusted user name, or else the claimed one. `removed_headers` has only names.
     """
 
     event: ClassVar[str] = "request_decision"
@@ -113,15 +113,14 @@ class RequestDecision(CoalescedEvent):
 
     @classmethod
     def build_group_key(cls, reason: Reason, path_class: PathClass) -> tuple[str, ...]:
-        """The kin of an event that is not made yet."""
+        """Return the group key of an event before it is created."""
         return (cls.event, reason, path_class)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed(CoalescedEvent):
-    """A request that Navidrome did not answer, or whose response did not become whole: `bytes_sent` of it
-    were written then. `reason` is one of the words that the data plane counts failures by, `status` what the
-    client got."""
+    """A request or response failed. `reason` is one of the reasons that `/metrics` counts failures by;
+    `status` is what the client got, `bytes_sent` how much of an incomplete response."""
 
     event: ClassVar[str] = "request_failed"
 
@@ -156,9 +155,9 @@ class RequestFailed(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access(Event):
-    """One answered request: the access log. `duration_seconds` runs from the request's first byte to the
-    response's last, `bytes_sent` is what was written to the client. `incomplete` says why the response did
-    not become whole."""
+    """One request in the access log. `duration_seconds` is the time from the first byte of the request to the
+    last byte of the response. `bytes_sent` counts the bytes to the client. `incomplete` is the reason why the
+    response is not complete."""
 
     event: ClassVar[str] = "access"
 
@@ -187,7 +186,7 @@ class Access(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
-    """The shim takes requests: on `listen`, and on `control_listen` for the control plane."""
+    """The shim accepts requests on `listen`, and on `control_listen` for the control plane."""
 
     event: ClassVar[str] = "started"
 
@@ -199,7 +198,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped(Event):
-    """The shim takes no more requests; `cause` is the signal's name or the fault."""
+    """The shim accepts no more requests. `trigger` is the name of the signal, or the error."""
 
     event: ClassVar[str] = "stopped"
 
@@ -210,8 +209,8 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationLoaded(Event):
-    """What the shim goes by from now on: `NAME=value` each, a secret only as set or not set. `summary`: who
-    may sign in, who is an admin, which proof is in force."""
+    """The settings in force, as `NAME=value`; of a secret only whether it is set. `summary`: who may sign in,
+    who is an admin, which proof is in force."""
 
     event: ClassVar[str] = "configuration_loaded"
 
@@ -226,7 +225,7 @@ class ConfigurationLoaded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamUp(Event):
-    """Navidrome answers; `down_seconds` is how long it did not, None at the start."""
+    """Navidrome responds. `down_seconds` is the length of the outage, None at the start."""
 
     event: ClassVar[str] = "upstream_up"
 
@@ -236,7 +235,7 @@ class UpstreamUp(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamDown(Event):
-    """Navidrome does not answer any more, for `reason`."""
+    """Navidrome stopped responding. `reason` is the error."""
 
     event: ClassVar[str] = "upstream_down"
 
@@ -250,10 +249,10 @@ class UpstreamDown(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyChanged(Event):
-    """Another policy is in force, with `number`.
+    """A new policy is in force, with `number`.
 
-    `subject` says what of it changed (`whitelist`, `base_path`, …), `added` and `removed` what came and
-    went, `detail` why, in a sentence. `alarm` marks a change that somebody should look at.
+    `subject` is the part that changed (`whitelist`, `base_path`, …), `added` and `removed` are its entries,
+    `detail` is the reason in words. `needs_attention` marks a change that an operator should check.
     """
 
     event: ClassVar[str] = "policy_changed"
@@ -272,7 +271,7 @@ class PolicyChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsDropped(Event):
-    """What `sink` did not get to write, since it was too slow or failed: that many events."""
+    """`sink` did not write `count` events, because it was too slow or failed."""
 
     event: ClassVar[str] = "events_dropped"
 
@@ -285,7 +284,7 @@ class EventsDropped(Event):
 
 
 def event_fields(event: Event) -> dict[str, LogValue]:
-    """The event's fields in their fixed order, without `time` and without those that are None."""
+    """Return the event's fields in their fixed order, without `time` and without those that are None."""
     values = ((name, getattr(event, name)) for name in _names(type(event)))
     return {name: value for name, value in values if value is not None}
 

@@ -1,4 +1,4 @@
-"""Events of the proofs: the key set, Navidrome's own tokens, and a configuration taken again."""
+"""Events about the key set, the whitelist's host names, Navidrome's tokens and reloads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from shim.audit.sanitize import clip, loggable_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NavidromeTokenFound(CoalescedEvent):
-    """A request brought a Navidrome token.
+    """A request had a Navidrome token.
 
-    `reason` is `navidrome_token_void` where it was void and was removed, `token_mismatch` where it did not
-    name the account of `user` and was removed, or `token_without_identity` where nobody was named on a
-    protected path and it passed. `places` are those that it was in.
+    `reason` is `navidrome_token_void` if the token was void and was removed, `token_mismatch` if it named
+    another account than that of `user` and was removed, or `token_without_identity` if the request had no
+    identity on a protected path and the token passed. `locations` are the places of the token.
     """
 
     event: ClassVar[str] = "navidrome_token_found"
@@ -55,7 +55,7 @@ class NavidromeTokenFound(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameLookupFailed(Event):
-    """A host name of the whitelist could not be resolved, for `reason`; `addresses` are those that count
+    """A host name on the whitelist could not be resolved. `reason` is the error; `addresses` are used
     meanwhile."""
 
     event: ClassVar[str] = "name_lookup_failed"
@@ -74,7 +74,7 @@ class NameLookupFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameResolved(Event):
-    """A host name of the whitelist is resolved again."""
+    """A host name on the whitelist was resolved again."""
 
     event: ClassVar[str] = "name_resolved"
 
@@ -87,7 +87,7 @@ class NameResolved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySetFailed(Event):
-    """The provider's key set could not be fetched, for `reason`; `keys` are those that count meanwhile."""
+    """The provider's key set could not be fetched. `reason` is the error; `keys` are used meanwhile."""
 
     event: ClassVar[str] = "key_set_failed"
 
@@ -104,7 +104,7 @@ class KeySetFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySetFetched(Event):
-    """The provider's key set was fetched, for the first time or after it could not be."""
+    """The provider's key set was fetched, for the first time or after a failure."""
 
     event: ClassVar[str] = "key_set_fetched"
 
@@ -116,8 +116,8 @@ class KeySetFetched(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadRejected(Event):
-    """The settings were to be taken again and can't be used: those from before stay in force. `faults` has
-    one line for each."""
+    """A reload failed because the new settings are invalid. The old ones stay in force. `faults` has one line
+    for each fault."""
 
     event: ClassVar[str] = "reload_rejected"
 

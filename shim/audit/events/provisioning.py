@@ -1,7 +1,7 @@
-"""What happened to accounts: one frozen dataclass per kind of event.
+"""Events about accounts: one frozen dataclass per kind.
 
-Each says which account, for whom (the provider's name, uid and groups) and on what occasion. No event has
-a field that a password or a token could be in.
+Each has the account, the identity (name, uid and groups at the provider) and the trigger. No event has a
+field that could contain a password or a token.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from shim.audit.sanitize import clip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountEvent(Event):
-    """Something that happened to the Navidrome account `account`.
+    """An event about the Navidrome account `account`.
 
-    `cause`: `request`, `reconcile`, `start` or `command`. `name`, `uid` and `groups` are the identity's,
-    `peer` and `request_id` the request's, None where there was none.
+    `trigger`: `request`, `reconcile`, `start` or `command`. `name`, `uid` and `groups` are those of the
+    identity, `peer` and `request_id` those of the request; None without one.
     """
 
     account: str
@@ -49,7 +49,7 @@ class AccountEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountCreated(AccountEvent):
-    """An account was made. `notes` say what of the identity was not taken over, and why."""
+    """An account was created. `notes` lists parts of the identity that were not used, and why."""
 
     event: ClassVar[str] = "account_created"
 
@@ -60,7 +60,7 @@ class AccountCreated(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountChanged(AccountEvent):
-    """An account was changed; `changes` has `field: old → new` each."""
+    """An account was changed. Each entry of `changes` is `field: old → new`."""
 
     event: ClassVar[str] = "account_changed"
 
@@ -73,8 +73,8 @@ class AccountChanged(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLinked(AccountEvent):
-    """An account that was there already belongs to this identity from now on. `credentials_kept`: its
-    password and its tokens are as they were. `notes` say what else is to be known."""
+    """An existing account was linked to this identity. `credentials_kept`: its password and tokens were not
+    changed. `notes` has more information."""
 
     event: ClassVar[str] = "account_linked"
 
@@ -90,15 +90,15 @@ class AccountLinked(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountUnlinked(AccountEvent):
-    """An account belongs to nobody at the provider any more, until it is claimed again."""
+    """An account was unlinked from its identity. Another identity may claim it."""
 
     event: ClassVar[str] = "account_unlinked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLocked(AccountEvent):
-    """An account got a password that nobody knows, which ends its own and its Subsonic tokens; `why`. Its
-    Navidrome tokens are void."""
+    """An account got a random password that its user cannot replace. Its Navidrome tokens are void. `reason`
+    is the reason in words."""
 
     event: ClassVar[str] = "account_locked"
 
@@ -107,8 +107,8 @@ class AccountLocked(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountReadmitted(AccountEvent):
-    """An account got a password that nobody knows and that its owner may replace; `why`. The old password
-    and tokens issued before are void."""
+    """An account got a random password that its user can replace. The old password and older tokens are void.
+    `reason` is the reason in words."""
 
     event: ClassVar[str] = "account_readmitted"
 
@@ -117,7 +117,7 @@ class AccountReadmitted(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRenamed(AccountEvent):
-    """An account was renamed in Navidrome by somebody else; `account` is the new name."""
+    """An account was renamed in Navidrome, not by the shim. `account` is the new name."""
 
     event: ClassVar[str] = "account_renamed"
 
@@ -130,7 +130,7 @@ class AccountRenamed(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountBindingRemoved(AccountEvent):
-    """An account is gone from Navidrome, so its binding is too."""
+    """An account was deleted in Navidrome, so its binding was removed."""
 
     event: ClassVar[str] = "account_binding_removed"
 
@@ -141,7 +141,7 @@ class AccountBindingRemoved(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRecreatedByRace(AccountEvent):
-    """A write met a deletion and brought the account back without a password: it was deleted again."""
+    """A write met a deletion and recreated the account without a password. The shim deleted it again."""
 
     event: ClassVar[str] = "account_recreated_by_race"
 
@@ -152,7 +152,7 @@ class AccountRecreatedByRace(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountDeniedEvent(CoalescedEvent):
-    """An identity gets no account: `reason` is the decision's word, `detail` a sentence."""
+    """An identity gets no account. `reason` is the reason of the decision, `detail` the same in words."""
 
     event: ClassVar[str] = "account_denied"
 
@@ -184,8 +184,8 @@ class AccountDeniedEvent(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningFailed(CoalescedEvent):
-    """What was to be done for an identity could not be; `detail` says what Navidrome said. `name` is
-    empty where it was about no one account, `peer` is `-` where no request asked."""
+    """A change to an account failed. `detail` has Navidrome's error. `name` is empty if it concerns no single
+    account; `peer` is `-` without a request."""
 
     event: ClassVar[str] = "provisioning_failed"
 
@@ -213,7 +213,7 @@ class ProvisioningFailed(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminCreated(Event):
-    """The shim made an account of its own: the first of an empty server, or beside another admin's."""
+    """The shim created its own account. `first`: it is the first account of an empty server."""
 
     event: ClassVar[str] = "admin_created"
 
@@ -223,8 +223,8 @@ class AdminCreated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnAccountSecured(Event):
-    """An existing Navidrome account of the shim's name, which this database did not create, got a new
-    password and its tokens became void."""
+    """An existing Navidrome account with the shim's name, which this database did not create, got a new
+    password, and its tokens became void."""
 
     event: ClassVar[str] = "own_account_secured"
 
@@ -237,7 +237,7 @@ class OwnAccountSecured(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningReady(Event):
-    """Navidrome's accounts are known: that many, of which so many are bound."""
+    """Accounts can be managed. `accounts` and `bindings` are their numbers."""
 
     event: ClassVar[str] = "provisioning_ready"
 
@@ -247,7 +247,7 @@ class ProvisioningReady(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningUnavailable(Event):
-    """No account can be looked after: why, and what to do."""
+    """Accounts cannot be managed. `detail` is the reason, `remedy` what to do."""
 
     event: ClassVar[str] = "provisioning_unavailable"
 
@@ -264,7 +264,7 @@ class ProvisioningUnavailable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmptyPasswordsFound(Event):
-    """Accounts of the server that an empty password opens."""
+    """An empty password opens these accounts."""
 
     event: ClassVar[str] = "empty_passwords_found"
 

@@ -1,7 +1,7 @@
-"""The log: one line per event, the same shape for our events and for the libraries' own.
+"""The log: one line per event, in the same form for audit events and for records of libraries.
 
-JSON for machines, columns for a terminal. In both, whatever a client sent is escaped: no value can end
-a line, begin another one, or speak to the terminal. Nothing here waits for whoever reads the lines.
+JSON for programs, columns for a terminal. Both escape values from clients: no value can end a line, begin a
+new one, or control the terminal. The event loop never waits for the reader of the log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shim.audit.trail import SinkClosed
 LogFormat: TypeAlias = Literal["auto", "json", "console"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
-# Their lines on each request would repeat ours, and hold the queries that ours leave out.
+# Their lines would repeat ours for each request, and contain the queries that ours omit.
 _SILENT = ("uvicorn.access",)
 _QUIET = ("httpx", "httpcore", "asyncio", "alembic", "sqlalchemy")
 
@@ -33,9 +33,9 @@ _QUIET = ("httpx", "httpcore", "asyncio", "alembic", "sqlalchemy")
 def configure_log(
     writer: LineWriter, *, log_format: LogFormat = "auto", level: LogLevel = "info"
 ) -> None:
-    """Send structlog's and the standard library's records to `lines`, from now on.
+    """Send the records of structlog and of the standard library to `writer`.
 
-    `auto` is `json`, but `console` on a terminal. uvicorn has to be given `log_config=None`.
+    `auto` is `console` on a terminal, else `json`. uvicorn needs `log_config=None`.
     """
     console = log_format == "console" or (log_format == "auto" and os.isatty(writer.descriptor))
     render = _console(writer.descriptor) if console else _json
@@ -60,7 +60,7 @@ def configure_log(
 
 
 class LogSink:
-    """Writes events to the log, which has to be configured. A line that finds no room waits, and the
+    """Writes events to the log, which must be configured. If there is no room for a line, it waits, and the
     trail with it."""
 
     name = "log"
@@ -70,20 +70,20 @@ class LogSink:
         self._log = _logger().bind()
 
     async def write(self, events: Sequence[Event]) -> None:
-        """Write the events in their order. Raises `SinkGone` if nobody reads them any more."""
+        """Write the events in order. Raises `SinkClosed` if the log can never be written again."""
         for number, event in enumerate(events, 1):
             while self._writer.full and not self._writer.broken:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)  # a thread makes the room
+                await asyncio.sleep(0.05)  # a thread makes room
             if self._writer.broken:
-                raise SinkClosed("nobody reads the log any more")
+                raise SinkClosed("the reader of the log has closed it")
             self._log.log(
                 event.severity, event.event, timestamp=timestamp(event.time), **_readable(event)
             )
             if number % 8 == 0:
-                await asyncio.sleep(0)  # so that no request waits for more lines than these
+                await asyncio.sleep(0)  # so that no request waits for more than eight lines
 
     async def close(self) -> None:
-        """Wait until the lines are out; `Lines.close` is for whoever opened them."""
+        """Wait until the lines are written. The owner of the `LineWriter` closes it."""
         await asyncio.to_thread(self._writer.flush, 2.0)
 
 
@@ -116,14 +116,14 @@ def _in_order(_logger: WrappedLogger, _method: str, values: EventDict) -> EventD
 
 
 def _json(_logger: WrappedLogger, _method: str, values: EventDict) -> str:
-    # What json leaves as it is stands inside strings, where `\uXXXX` says the same.
+    # What json does not escape is inside strings, where `\uXXXX` is equivalent.
     return escape(json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=repr))
 
 
 def _console(descriptor: int) -> Processor:
     renderer = structlog.dev.ConsoleRenderer(
         colors=os.isatty(descriptor) and "NO_COLOR" not in os.environ,
-        # Without the locals, which hold whatever they hold.
+        # Without local variables, which may contain secrets.
         exception_formatter=structlog.dev.plain_traceback,
         sort_keys=False,
     )
@@ -139,7 +139,7 @@ def _console(descriptor: int) -> Processor:
 
 
 class _LineLogger:
-    """What structlog hands a rendered line to."""
+    """Receives the rendered lines of structlog."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
@@ -151,7 +151,7 @@ class _LineLogger:
 
 
 class _LineWriterHandler(logging.Handler):
-    """Hands records of the standard library to `lines`."""
+    """Passes records of the standard library to the writer."""
 
     def __init__(self, writer: LineWriter, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class _LineWriterHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._writer.put(self.format(record))
-        except Exception:  # noqa: BLE001 - a library's record that can't be formatted
+        except Exception:  # noqa: BLE001 - a library's record that cannot be formatted
             self._writer.put(
                 f'{{"event":"log_record_unreadable","logger":{json.dumps(record.name)}}}'
             )

@@ -31,7 +31,7 @@ def test_check_says_what_an_identity_has_to_bring_and_where(
     done = command(tmp_path, "check", settings=settings)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "Identity headers count from: localhost (127.0.0.1" in said
+    assert "Trusted peers: localhost (127.0.0.1" in said
     assert "the shared secret in X-Shim-Proxy-Secret" in said
     assert "the provider's token in X-authentik-jwt, always" in said
     assert "on /rest/, /jellyfin/ only with a verified token, and never on /share/" in said
@@ -42,9 +42,9 @@ def test_check_says_what_an_identity_has_to_bring_and_where(
     settings |= {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": "/start"}
     done = command(tmp_path, "check", settings=settings)
     assert done.returncode == 1
-    assert "no token holds" in done.stdout
+    assert "no token is accepted" in done.stdout
     said = " ".join(done.stdout.split())
-    assert "401; pages are sent to /start; Navidrome's own login is closed" in said
+    assert "401; browsers are redirected to /start; Navidrome's own login is closed" in said
 
 
 def test_explain_resolves_names_and_asks_for_the_secret(upstream: Recorder, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_an_authority_that_is_none_is_said_by_check(upstream: Recorder, tmp_path
     done = command(tmp_path, "check", "--json", settings=given(upstream, **token))
     assert (done.returncode, done.stderr) == (1, "")
     keys = json.loads(done.stdout)["checks"]["keys"]
-    assert keys["state"] == "failing" and "authority.pem has no certificate" in keys["detail"]
+    assert keys["state"] == "failing" and "authority.pem contains no certificate" in keys["detail"]
 
 
 def test_explain_takes_the_proofs_from_where_no_process_list_shows_them(

@@ -113,13 +113,13 @@ def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_
         control = str(shim.wait_for_line(event="started")["control_listen"])
         settings = {"CONTROL_LISTEN": control}
         done = command(tmp_path, "reload", settings=settings)
-        assert (done.returncode, done.stdout) == (0, "taken: nothing had changed\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "reloaded: nothing has changed\n"), done.stderr
         write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER, MAX_CONNECTIONS="99", ALLOWED_GROUPS="a")
         done = command(tmp_path, "reload", settings=settings)
         assert done.returncode == 0, done.stderr
         taken, waiting = done.stdout.splitlines()
-        assert taken == "taken: SHIM_REVERSE_PROXY_WHITELIST, SHIM_ALLOWED_GROUPS"
-        assert waiting == "only after a restart: SHIM_MAX_CONNECTIONS"
+        assert taken == "reloaded: SHIM_REVERSE_PROXY_WHITELIST, SHIM_ALLOWED_GROUPS"
+        assert waiting == "needs a restart: SHIM_MAX_CONNECTIONS"
         assert user(shim, upstream, OTHER) == ["403"], "it has no groups, which are asked for now"
         groups = "X-authentik-groups: a"
         assert user(shim, upstream, OTHER, groups) == ["ada"]
@@ -178,8 +178,8 @@ def test_where_pages_are_sent_is_taken(upstream: Recorder, tmp_path: Path) -> No
 def test_the_command_says_where_nobody_answers(tmp_path: Path) -> None:
     done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": "127.0.0.1:9"})
     assert done.returncode == 1
-    assert "nobody answers at 127.0.0.1:9" in done.stderr
-    assert "send it SIGHUP instead" in done.stderr
+    assert "no response from 127.0.0.1:9" in done.stderr
+    assert "send the shim SIGHUP instead" in done.stderr
 
 
 def test_another_key_set_is_taken_only_once_it_was_fetched(
@@ -238,7 +238,7 @@ def test_an_authority_that_is_none_is_said(
         hang_up(shim)
         refused = shim.wait_for_line(event="reload_rejected")
         assert "SHIM_JWKS_URL" in str(refused["faults"])
-        assert "authority.pem has no certificate" in str(refused["faults"])
+        assert "authority.pem contains no certificate" in str(refused["faults"])
         assert user(shim, upstream, ONE) == ["ada"]
 
 

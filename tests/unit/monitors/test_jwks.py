@@ -91,7 +91,7 @@ async def test_one_that_says_nothing_is_given_up() -> None:
     async with jwks_server(None) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, timeout=0.1))
         await watch.fetch()
-        assert watch.state.fault == "no whole response in time"
+        assert watch.state.fault == "no complete response in time"
 
 
 async def test_one_that_drips_is_given_up_as_a_whole() -> None:
@@ -113,7 +113,7 @@ async def test_one_that_drips_is_given_up_as_a_whole() -> None:
     watch = JwksMonitor(JwksConfig(url=f"http://127.0.0.1:{port}/", timeout=0.3))
     async with asyncio.timeout(10.0):
         await watch.fetch()
-    assert watch.state.fault == "no whole response in time"
+    assert watch.state.fault == "no complete response in time"
     server.close()
     await gone.wait()
 
@@ -244,7 +244,7 @@ async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
     authority.write_text(text)
     watch = JwksMonitor(JwksConfig(url="https://127.0.0.1:9/", ca=str(authority)))
     await watch.fetch()
-    assert watch.keys == () and "authority.pem has no certificate" in str(watch.state.fault)
+    assert watch.keys == () and "authority.pem contains no certificate" in str(watch.state.fault)
 
 
 async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

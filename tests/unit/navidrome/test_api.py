@@ -200,12 +200,12 @@ async def test_the_login_limit_is_waited_for(server: StandIn) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (FaultKind.SERVER_ERROR, "answered 500"),
-        (FaultKind.HTML, "no JSON"),
-        (FaultKind.TRUNCATED_JSON, "no JSON"),
+        (FaultKind.SERVER_ERROR, "returned 500"),
+        (FaultKind.HTML, "instead of JSON"),
+        (FaultKind.TRUNCATED_JSON, "instead of JSON"),
         (FaultKind.CUT, "RemoteProtocolError"),
         (FaultKind.NOTHING, "GET /api/user"),
-        (FaultKind.REDIRECT, "answered 302"),
+        (FaultKind.REDIRECT, "returned 302"),
         (FaultKind.HANG, "no response within 1 s"),
     ],
 )

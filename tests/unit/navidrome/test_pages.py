@@ -160,7 +160,7 @@ def test_a_list_shorter_than_it_says_is_no_list() -> None:
     pages.read([row(1), row(2)], 3)
     while pages.wanted() is not None:
         pages.read([row(2)], 3)
-    assert pages.fault == "2 users of 3 came back"
+    assert pages.fault == "got 2 of 3 users"
 
 
 async def test_a_list_that_does_not_fit_together_is_read_once_more(
@@ -176,7 +176,7 @@ async def test_a_list_that_does_not_fit_together_is_read_once_more(
         return replace(response, data=rows, headers=httpx.Headers({"X-Total-Count": next(totals)}))
 
     monkeypatch.setattr(api._transport, "send", short)
-    with pytest.raises(Unavailable, match="2 users of 10004 came back"):
+    with pytest.raises(Unavailable, match="got 2 of 10004 users"):
         await api.users()
     totals = iter(["10004", "10004", "2"])
     assert len(await api.users()) == 2
