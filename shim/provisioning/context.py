@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from shim.audit.events import Event
 from shim.navidrome.api import Navidrome
 from shim.provisioning.binding_store import BindingStore
-from shim.provisioning.directory import Directory
-from shim.provisioning.locks import KeyLocks
+from shim.provisioning.directory import Directory, KeyLocks
 from shim.provisioning.policy import AccountPolicy
 
 

@@ -19,11 +19,10 @@ from typing import Any
 from shim.audit.events import Event
 from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFailed
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
-from shim.provisioning.audit_context import AuditContext
 from shim.provisioning.binding_store import Busy, Outdated
-from shim.provisioning.models import BindingState
+from shim.provisioning.lifecycle import IdentityDenied, account_keys
+from shim.provisioning.models import AuditContext, BindingState
 from shim.provisioning.policy import is_header_safe
-from shim.provisioning.provisioner import IdentityDenied, account_keys
 from shim.provisioning.service import (
     EXTERNAL_ERRORS,
     HOLD_PAUSE,

@@ -16,10 +16,9 @@ from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
 from shim.provisioning.admin import ensure_admin_access
-from shim.provisioning.audit_context import AuditContext
 from shim.provisioning.binding_store import Busy, Outdated
 from shim.provisioning.factory import build_service, own_account
-from shim.provisioning.models import NOTHING_WRITTEN, Binding, BindingState
+from shim.provisioning.models import NOTHING_WRITTEN, AuditContext, Binding, BindingState
 from shim.provisioning.policy import field_changes, last_written
 from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings

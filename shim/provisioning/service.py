@@ -32,13 +32,12 @@ from shim.navidrome.errors import (
 from shim.navidrome.liveness import LivenessConnection
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
-from shim.provisioning.admin import AdminAccess, OwnAccount, ensure_admin_access
-from shim.provisioning.audit_context import AuditContext
+from shim.provisioning.admin import AdminAccess, OwnAccount, OwnAccountRecords, ensure_admin_access
 from shim.provisioning.binding_store import BindingStore, Busy
 from shim.provisioning.context import ProvisioningContext
-from shim.provisioning.own_account import OwnAccountRecords
+from shim.provisioning.lifecycle import Provisioner
+from shim.provisioning.models import AuditContext
 from shim.provisioning.policy import AccountPolicy
-from shim.provisioning.provisioner import Provisioner
 from shim.provisioning.reconcile import Reconciler
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
