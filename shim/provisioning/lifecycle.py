@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from shim.audit.events import Event
 from shim.audit.events.provisioning import (
     AccountBindingRemoved,
     AccountCreated,
@@ -21,17 +22,18 @@ from shim.audit.events.provisioning import (
     AccountUnlinked,
     ProvisioningFailed,
 )
+from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import NameTaken, NavidromeError
 from shim.navidrome.models import NewUser, User
 from shim.provisioning.account_writer import (
     AccountRecreated,
-    AccountUpdater,
+    AccountWriter,
     Lock,
     Readmission,
     new_id,
 )
-from shim.provisioning.binding_store import Busy, Outdated
-from shim.provisioning.context import ProvisioningContext
+from shim.provisioning.binding_store import BindingStore, Busy, Outdated
+from shim.provisioning.directory import Directory
 from shim.provisioning.models import (
     NOTHING_WRITTEN,
     AuditContext,
@@ -41,6 +43,7 @@ from shim.provisioning.models import (
     TokenRule,
 )
 from shim.provisioning.policy import (
+    AccountPolicy,
     field_changes,
     is_header_safe,
     last_written,
@@ -62,14 +65,26 @@ _WHY = {
 class AccountLifecycle:
     """Follows, forgets, restores and locks. Raises what the API and the store raise."""
 
-    def __init__(self, context: ProvisioningContext, rights: AccountUpdater) -> None:
-        self._context = context
-        self._rights = rights
+    def __init__(
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        directory: Directory,
+        writer: AccountWriter,
+        policy: Callable[[], AccountPolicy],
+        record: Callable[[Event], None],
+    ) -> None:
+        self._api = api
+        self._bindings = bindings
+        self._directory = directory
+        self._writer = writer
+        self._policy = policy
+        self._record = record
         self._renaming = asyncio.Lock()
 
     async def deny(self, binding: Binding, identity: Identity, audit_context: AuditContext) -> None:
         """Lock the account of a person whom the policy refuses."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         if binding.state is not BindingState.DENIED:
             refused = replace(
                 binding, state=BindingState.DENIED, lock_pending=True, identity=identity
@@ -84,13 +99,11 @@ class AccountLifecycle:
     async def unlink(self, binding: Binding, audit_context: AuditContext) -> bool:
         """Unlink: the account is nobody's until it is claimed again. Return whether it is locked already; if
         not, the running shim does it. Raises `Busy` where it was not unlinked."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         unlinked = await bindings.put(binding.unlinked(), rule=rule)
         audit_fields = audit_context.as_fields()
-        self._context.record(
-            AccountUnlinked(time=time.time(), account=binding.user_name, **audit_fields)
-        )
+        self._record(AccountUnlinked(time=time.time(), account=binding.user_name, **audit_fields))
         try:
             await self.finish_lock(unlinked, audit_context)
         except (NavidromeError, Busy):
@@ -100,7 +113,7 @@ class AccountLifecycle:
     async def lock(self, user: User, audit_context: AuditContext) -> None:
         """Lock an account at an operator's wish, whether somebody is linked to it or not. The person of a
         linked one is let in again at the next sign-in."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         rule = bindings.locked_rule(user.id)
         binding = bindings.by_account(user.id)
         if binding is not None:
@@ -109,27 +122,27 @@ class AccountLifecycle:
             )
             return
         await bindings.put_rule(rule)
-        after = await self._rights.change(
+        after = await self._writer.change(
             user, {}, audit_context, holder=None, password=Lock(_WHY[BindingState.ACTIVE])
         )
         await bindings.put_rule(replace(rule, void_before=after.read_at))
 
     async def finish_lock(self, binding: Binding, audit_context: AuditContext) -> None:
         """Give the account a password that nobody knows, and take what rights the groups don't give."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         if not bindings.is_locked(binding.navidrome_id):
             binding = await bindings.put(binding, rule=rule)
-        user = await self._context.api.user(binding.navidrome_id)
+        user = await self._api.user(binding.navidrome_id)
         if user is None:
             await self.remove_binding(binding, audit_context)
             return
-        if not self._context.policy.reserves(user.user_name):
+        if not self._policy().reserves(user.user_name):
             unlinked = binding.state is BindingState.UNLINKED
-            demotes = self._context.policy.admin(binding.identity) is False and user.is_admin
+            demotes = self._policy().admin(binding.identity) is False and user.is_admin
             changes = {"isAdmin": False} if demotes and not unlinked else {}
             try:
-                after = await self._rights.change(
+                after = await self._writer.change(
                     user, changes, audit_context, holder=binding, password=Lock(_WHY[binding.state])
                 )
             except AccountRecreated:
@@ -144,19 +157,19 @@ class AccountLifecycle:
         """Put right what was changed by hand of the rights that the groups give. `user` is just read. A
         person whom the policy refuses gets no right."""
         identity = binding.identity
-        changes = field_changes(identity, user, binding.last_written, self._context.policy)
+        changes = field_changes(identity, user, binding.last_written, self._policy())
         rights = {name: value for name, value in changes.items() if name == "isAdmin"}
         if binding.state is not BindingState.ACTIVE and rights.get("isAdmin"):
             rights = {}
-        after = await self._rights.change(user, rights, audit_context, holder=binding)
-        await self._rights.set_libraries(identity, after, audit_context, holder=binding)
+        after = await self._writer.change(user, rights, audit_context, holder=binding)
+        await self._writer.set_libraries(identity, after, audit_context, holder=binding)
 
     async def remove_binding(self, binding: Binding, audit_context: AuditContext) -> None:
         """The account is gone: nobody else gets its name for a while."""
-        await self._context.bindings.remove(binding, self.name_hold_for(binding))
-        self._context.directory.drop(binding.navidrome_id)
+        await self._bindings.remove(binding, self.name_hold_for(binding))
+        self._directory.drop(binding.navidrome_id)
         audit_fields = audit_context.as_fields()
-        self._context.record(
+        self._record(
             AccountBindingRemoved(time=time.time(), account=binding.user_name, **audit_fields)
         )
 
@@ -165,28 +178,26 @@ class AccountLifecycle:
     ) -> Binding:
         """Take over the name that the account has in Navidrome, and of the accounts that had this name
         theirs."""
-        self._context.directory.put(user)
+        self._directory.put(user)
         if user.user_name == binding.user_name or not is_header_safe(user.user_name):
             return binding
         async with self._renaming:
-            current = self._context.bindings.by_account(binding.navidrome_id)
+            current = self._bindings.by_account(binding.navidrome_id)
             if current is None or current.version != binding.version:
                 raise Outdated("the account was changed meanwhile")
             names, gone = await self._names_in_the_way(binding, user)
             kept = {normalize_name(name) for name in names.values()}
             freed = [each for each in (*names, *gone) if each.normalized_name not in kept]
-            await self._context.bindings.rename(names, gone, map(self.name_hold_for, freed))
+            await self._bindings.rename(names, gone, map(self.name_hold_for, freed))
         now, audit_fields = time.time(), audit_context.as_fields()
         for each, name in names.items():
-            self._context.record(
+            self._record(
                 AccountRenamed(time=now, account=name, previous_name=each.user_name, **audit_fields)
             )
         for each in gone:
-            self._context.directory.drop(each.navidrome_id)
-            self._context.record(
-                AccountBindingRemoved(time=now, account=each.user_name, **audit_fields)
-            )
-        followed = self._context.bindings.by_account(binding.navidrome_id)
+            self._directory.drop(each.navidrome_id)
+            self._record(AccountBindingRemoved(time=now, account=each.user_name, **audit_fields))
+        followed = self._bindings.by_account(binding.navidrome_id)
         if followed is None:
             raise Outdated("the account was changed meanwhile")
         return followed
@@ -198,13 +209,13 @@ class AccountLifecycle:
         first: names may have been swapped, in a circle of any length."""
         names, name = {binding: user.user_name}, user.user_name
         while True:
-            holder = self._context.bindings.by_name(normalize_name(name))
+            holder = self._bindings.by_name(normalize_name(name))
             if holder is None or holder in names:
                 return names, []
-            other = await self._context.api.user(holder.navidrome_id)
+            other = await self._api.user(holder.navidrome_id)
             if other is None:
                 return names, [holder]
-            self._context.directory.put(other)
+            self._directory.put(other)
             name = other.user_name
             if normalize_name(name) == holder.normalized_name or "\0" in name:
                 raise Busy("two accounts in Navidrome have one name")
@@ -212,7 +223,7 @@ class AccountLifecycle:
 
     def name_hold_for(self, binding: Binding) -> NameHold:
         """The name that this binding's account had is given to nobody else for a while."""
-        until = time.time() + self._context.policy.name_hold_seconds
+        until = time.time() + self._policy().name_hold_seconds
         # Of an account that was unlinked, it was the last person's.
         uid = binding.identity.uid if binding.uid is None else binding.uid
         return NameHold(binding.normalized_name, binding.navidrome_id, uid, until)
@@ -239,12 +250,24 @@ class Provisioner:
     changed in the store."""
 
     def __init__(
-        self, context: ProvisioningContext, refresh: Callable[[], Awaitable[None]]
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        directory: Directory,
+        writer: AccountWriter,
+        lifecycle: AccountLifecycle,
+        policy: Callable[[], AccountPolicy],
+        record: Callable[[Event], None],
+        refresh: Callable[[], Awaitable[None]],
     ) -> None:
-        self._context = context
+        self._api = api
+        self._bindings = bindings
+        self._directory = directory
+        self._writer = writer
+        self._lifecycle = lifecycle
+        self._policy = policy
+        self._record = record
         self._refresh = refresh
-        self.updater = AccountUpdater(context)
-        self.lifecycle = AccountLifecycle(context, self.updater)
 
     async def provision(
         self, identity: Identity, audit_context: AuditContext, *, verified: bool
@@ -259,32 +282,32 @@ class Provisioner:
             raise IdentityDenied(
                 Reason.IDENTITY_INCOMPLETE, "an identity without the provider's uid"
             )
-        if self._context.policy.reserves(identity.username):
+        if self._policy().reserves(identity.username):
             raise IdentityDenied(Reason.RESERVED_ACCOUNT, "the name is reserved")
-        binding = self._context.bindings.by_uid(uid)
-        if not self._context.policy.allows(identity):
+        binding = self._bindings.by_uid(uid)
+        if not self._policy().allows(identity):
             if binding is not None:
                 await self._deny(binding, identity, audit_context)
             raise IdentityDenied(Reason.GROUP_NOT_ALLOWED, "in no group of SHIM_ALLOWED_GROUPS")
         if binding is None:
             await self._refresh()
-            binding = self._context.bindings.by_uid(uid)
+            binding = self._bindings.by_uid(uid)
         if binding is None:
             return await self._provision_new(identity, uid, audit_context)
         renames = normalize_name(identity.username) != normalize_name(binding.provider_username)
         if renames:
             self._check_rename(identity, binding, verified=verified)
-        user = await self._context.api.user(binding.navidrome_id)
+        user = await self._api.user(binding.navidrome_id)
         if user is not None:
-            binding = await self.lifecycle.adopt_rename(binding, user, audit_context)
-            if await self.updater.keeps_denied_libraries(identity, user):
+            binding = await self._lifecycle.adopt_rename(binding, user, audit_context)
+            if await self._writer.keeps_denied_libraries(identity, user):
                 await self._deny(binding, identity, audit_context)
                 raise IdentityDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
             try:
                 return await self._update(identity, binding, user, audit_context, renames=renames)
             except AccountRecreated:
                 pass
-        await self.lifecycle.remove_binding(binding, audit_context)
+        await self._lifecycle.remove_binding(binding, audit_context)
         return await self._provision_new(identity, uid, audit_context)
 
     # what is refused
@@ -293,12 +316,12 @@ class Provisioner:
         self, binding: Binding, identity: Identity, audit_context: AuditContext
     ) -> None:
         try:
-            await self.lifecycle.deny(binding, identity, audit_context)
+            await self._lifecycle.deny(binding, identity, audit_context)
         except Outdated:
             raise  # what is refused is decided again, by what the binding is now
         except (NavidromeError, StoreError, Busy) as error:
             # The person is refused all the same, and the door closed as soon as that can be done.
-            self._context.record(
+            self._record(
                 ProvisioningFailed(
                     time=time.time(),
                     peer="-"
@@ -314,7 +337,7 @@ class Provisioner:
     def _check_rename(self, identity: Identity, binding: Binding, *, verified: bool) -> None:
         if normalize_name(identity.username) == binding.normalized_name:
             return  # somebody renamed the account in Navidrome already
-        policy = self._context.policy
+        policy = self._policy()
         if not policy.follows(verified=verified):
             reason = f"SHIM_FOLLOW_RENAMES is {policy.follow_renames}"
             raise IdentityDenied(
@@ -322,22 +345,22 @@ class Provisioner:
                 f"the person's account is {binding.user_name}, and the new name is not followed: {reason}",
             )
         self._check_name_free(identity, binding.navidrome_id)
-        if self._context.directory.by_name(identity.username) is not None:
+        if self._directory.by_name(identity.username) is not None:
             raise IdentityDenied(_CONFLICT, "another account has the new name")
 
     def _check_name_free(self, identity: Identity, navidrome_id: str | None) -> None:
         """Raise `Denied` where the name is somebody else's, or rests for somebody else."""
         normalized = normalize_name(identity.username)
-        holder = self._context.bindings.by_name(normalized)
+        holder = self._bindings.by_name(normalized)
         if holder is not None and holder.uid is not None and holder.uid != identity.uid:
             raise IdentityDenied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
-        hold = self._context.bindings.name_hold(normalized)
+        hold = self._bindings.name_hold(normalized)
         if hold is not None and navidrome_id != hold.navidrome_id and hold.uid != identity.uid:
             reason = "whose tokens have not ended yet; it is free after SHIM_NAME_REUSE_DELAY_HOURS"
             raise IdentityDenied(Reason.NAME_HELD, f"the name was another account's, {reason}")
 
     def _check_usable(self, user: User) -> None:
-        if self._context.policy.reserves(user.user_name):
+        if self._policy().reserves(user.user_name):
             raise IdentityDenied(Reason.RESERVED_ACCOUNT, "the account has a reserved name by now")
         if not is_header_safe(user.user_name):
             raise IdentityDenied(
@@ -351,15 +374,15 @@ class Provisioner:
         self, identity: Identity, uid: str, audit_context: AuditContext
     ) -> Binding:
         self._check_name_free(identity, None)
-        known = self._context.directory.by_name(identity.username)
+        known = self._directory.by_name(identity.username)
         if known is None:
             try:
                 return await self._create(identity, uid, audit_context)
             except NameTaken:
-                await self._context.directory.read(self._context.api.users)
-            known = self._context.directory.by_name(identity.username)
+                await self._directory.read(self._api.users)
+            known = self._directory.by_name(identity.username)
             if known is None:
-                raise Busy(_nobody_listed(self._context.api.unreadable))
+                raise Busy(_nobody_listed(self._api.unreadable))
         return await self._link(identity, uid, known, audit_context)
 
     async def _create(self, identity: Identity, uid: str, audit_context: AuditContext) -> Binding:
@@ -368,15 +391,15 @@ class Provisioner:
             user_name=identity.username,
             name=identity.name or identity.username,
             email=usable_email(identity.email) or "",
-            is_admin=self._context.policy.admin(identity) is True,
+            is_admin=self._policy().admin(identity) is True,
         )
-        user, intent = await self.updater.writer.create(new, uid)
-        self._context.directory.put(user)
-        binding = await self._context.bindings.put(
+        user, intent = await self._writer.create(new, uid)
+        self._directory.put(user)
+        binding = await self._bindings.put(
             _binding(identity, uid, user, created_by_shim=True), ends=intent
         )
         unusable_email = identity.email and usable_email(identity.email) is None
-        self._context.record(
+        self._record(
             AccountCreated(
                 time=time.time(),
                 account=user.user_name,
@@ -387,9 +410,9 @@ class Provisioner:
             )
         )
         # An account that was begun earlier may have been begun for other groups.
-        changes = field_changes(identity, user, binding.last_written, self._context.policy)
-        user = await self.updater.change(user, changes, audit_context, holder=binding)
-        await self.updater.set_libraries(identity, user, audit_context, holder=binding)
+        changes = field_changes(identity, user, binding.last_written, self._policy())
+        user = await self._writer.change(user, changes, audit_context, holder=binding)
+        await self._writer.set_libraries(identity, user, audit_context, holder=binding)
         return binding
 
     async def _link(
@@ -397,34 +420,34 @@ class Provisioner:
     ) -> Binding:
         """Bind an account that is there already. It keeps its password and its tokens where it was never
         bound before and the link gives it no right."""
-        user = await self._context.api.user(known.id)
+        user = await self._api.user(known.id)
         if user is None or normalize_name(user.user_name) != normalize_name(identity.username):
-            await self._context.directory.read(self._context.api.users)
+            await self._directory.read(self._api.users)
             raise Outdated("the account with this name changed just now")
-        existing = self._context.bindings.by_account(user.id)
+        existing = self._bindings.by_account(user.id)
         if existing is not None and existing.uid is not None:
             raise IdentityDenied(_CONFLICT, f"the account is bound to another uid ({existing.uid})")
         unlinked = existing is not None and existing.created_by_shim
-        error = self._context.policy.link_error(user, identity, unlinked=unlinked)
+        error = self._policy().link_error(user, identity, unlinked=unlinked)
         if error is not None:
             raise IdentityDenied(_CONFLICT, error)
         self._check_usable(user)
-        if await self.updater.keeps_denied_libraries(identity, user):
+        if await self._writer.keeps_denied_libraries(identity, user):
             raise IdentityDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
-        changes = field_changes(identity, user, NOTHING_WRITTEN, self._context.policy)
+        changes = field_changes(identity, user, NOTHING_WRITTEN, self._policy())
         claims_admin = user.is_admin
         password = None
         if existing is not None or not await self._keeps_password(user, identity):
             password = Readmission("it was linked to a person")
-            await self._context.bindings.put_rule(self._context.bindings.locked_rule(user.id))
+            await self._bindings.put_rule(self._bindings.locked_rule(user.id))
         try:
-            after = await self.updater.change(
+            after = await self._writer.change(
                 user, changes, audit_context, holder=existing, password=password
             )
         except AccountRecreated:
             if existing is not None:
-                await self._context.bindings.remove(existing)
-            self._context.directory.drop(user.id)
+                await self._bindings.remove(existing)
+            self._directory.drop(user.id)
             return await self._create(identity, uid, audit_context)
         binding = _binding(identity, uid, after, created_by_shim=unlinked)
         if existing is not None:
@@ -432,8 +455,8 @@ class Provisioner:
                 binding, id=existing.id, first_seen=existing.first_seen, version=existing.version
             )
         rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
-        binding = await self._context.bindings.put(binding, rule=rule)
-        self._context.record(
+        binding = await self._bindings.put(binding, rule=rule)
+        self._record(
             AccountLinked(
                 time=time.time(),
                 account=after.user_name,
@@ -444,16 +467,14 @@ class Provisioner:
                 **audit_context.as_fields(),
             )
         )
-        await self.updater.set_libraries(identity, after, audit_context, holder=binding)
+        await self._writer.set_libraries(identity, after, audit_context, holder=binding)
         return binding
 
     async def _keeps_password(self, user: User, identity: Identity) -> bool:
         """Whether an account that was never bound keeps its password and its tokens when it is."""
-        if self._context.bindings.is_locked(user.id) or self._context.policy.grants_admin(
-            user, identity
-        ):
+        if self._bindings.is_locked(user.id) or self._policy().grants_admin(user, identity):
             return False
-        return not await self._context.api.opens_without_password(user.user_name)
+        return not await self._api.opens_without_password(user.user_name)
 
     # a person who has one
 
@@ -468,18 +489,18 @@ class Provisioner:
     ) -> Binding:
         """Make the account what it should be."""
         self._check_usable(user)
-        changes = field_changes(identity, user, binding.last_written, self._context.policy)
+        changes = field_changes(identity, user, binding.last_written, self._policy())
         if renames and normalize_name(identity.username) != normalize_name(user.user_name):
             changes["userName"] = identity.username
             # The old name rests before it is free: whoever is killed in between has said so.
-            await self._context.bindings.hold_names((self.lifecycle.name_hold_for(binding),))
+            await self._bindings.hold_names((self._lifecycle.name_hold_for(binding),))
         password = self._readmission(binding)
         try:
-            after = await self.updater.change(
+            after = await self._writer.change(
                 user, changes, audit_context, holder=binding, password=password
             )
         except NameTaken:
-            await self._context.directory.read(self._context.api.users)
+            await self._directory.read(self._api.users)
             raise IdentityDenied(_CONFLICT, "another account has the new name") from None
         updated = replace(
             binding,
@@ -493,13 +514,13 @@ class Provisioner:
         if updated != binding or password is not None:
             rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
             updated = replace(updated, last_seen=time.time())
-            updated = await self._context.bindings.put(updated, rule=rule)
-        await self.updater.set_libraries(identity, after, audit_context, holder=updated)
+            updated = await self._bindings.put(updated, rule=rule)
+        await self._writer.set_libraries(identity, after, audit_context, holder=updated)
         return updated
 
     def _readmission(self, binding: Binding) -> Readmission | None:
         """The new password of an account that is locked, or was to be: its person may come in again."""
-        locked = self._context.bindings.is_locked(binding.navidrome_id)
+        locked = self._bindings.is_locked(binding.navidrome_id)
         if binding.state is BindingState.ACTIVE and not binding.lock_pending and not locked:
             return None
         refused = binding.state is BindingState.DENIED

@@ -112,7 +112,7 @@ class Operations:
             if user is None:
                 continue
             audit_context = AuditContext("command", binding.identity)
-            updater = service.provisioner.updater
+            updater = service.writer
             with _as_operation_error(user.user_name):
                 record, _ = await self._target_state(binding, user)
                 after = await updater.change(user, record, audit_context, holder=binding)
@@ -213,14 +213,14 @@ class Operations:
             user = await self._service.api.user(self._account(name).id)
             if user is None:
                 raise OperationError(f"{name} was deleted in Navidrome meanwhile")
-            await self._service.provisioner.lifecycle.lock(user, AuditContext("command"))
+            await self._service.lifecycle.lock(user, AuditContext("command"))
         # The running shim looks this often: when this returns, no token passes there any more.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def _release(self, binding: Binding) -> bool:
         """Unlink, also where the running shim changes the binding at the same time, as long as it is the
         same person's."""
-        release, bindings = self._service.provisioner.lifecycle.unlink, self._service.bindings
+        release, bindings = self._service.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
                 return await release(binding, AuditContext("command", binding.identity))
