@@ -184,7 +184,7 @@ class AccountWriter:
         account's binding as it was read, None if it has none; if it is another one by now, nothing is
         written (`Outdated`).
 
-        Raises `AccountRecreated` where the account had been deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
+        Raises `AccountRecreated` where the account was deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
         """
         name = str(changes.get("userName", user.user_name))
         intent = await self._open_write(user, name, holder)

@@ -49,6 +49,7 @@ from shim.provisioning.policy import (
     last_written,
     usable_email,
 )
+from shim.proxy.gate import AccountDenied
 from shim.store.errors import StoreError
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
@@ -236,15 +237,6 @@ NO_LIBRARY = (
 _CONFLICT = Reason.IDENTITY_CONFLICT
 
 
-class IdentityDenied(Exception):
-    """The identity gets no account: `reason`, and a sentence."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
 class Provisioner:
     """Sees to accounts, one at a time for each person and name. `refresh` takes in what other processes
     changed in the store."""
@@ -275,20 +267,20 @@ class Provisioner:
         """The binding of the identity, its account as it should be. `verified`: a verified token says
         what the identity says.
 
-        Raises `Denied`, and what the API and the store raise.
+        Raises `AccountDenied`, and what the API and the store raise.
         """
         uid = identity.uid
         if uid is None:
-            raise IdentityDenied(
+            raise AccountDenied(
                 Reason.IDENTITY_INCOMPLETE, "an identity without the provider's uid"
             )
         if self._policy().reserves(identity.username):
-            raise IdentityDenied(Reason.RESERVED_ACCOUNT, "the name is reserved")
+            raise AccountDenied(Reason.RESERVED_ACCOUNT, "the name is reserved")
         binding = self._bindings.by_uid(uid)
         if not self._policy().allows(identity):
             if binding is not None:
                 await self._deny(binding, identity, audit_context)
-            raise IdentityDenied(Reason.GROUP_NOT_ALLOWED, "in no group of SHIM_ALLOWED_GROUPS")
+            raise AccountDenied(Reason.GROUP_NOT_ALLOWED, "in no group of SHIM_ALLOWED_GROUPS")
         if binding is None:
             await self._refresh()
             binding = self._bindings.by_uid(uid)
@@ -302,7 +294,7 @@ class Provisioner:
             binding = await self._lifecycle.adopt_rename(binding, user, audit_context)
             if await self._writer.keeps_denied_libraries(identity, user):
                 await self._deny(binding, identity, audit_context)
-                raise IdentityDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
+                raise AccountDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
             try:
                 return await self._update(identity, binding, user, audit_context, renames=renames)
             except AccountRecreated:
@@ -340,30 +332,30 @@ class Provisioner:
         policy = self._policy()
         if not policy.follows(verified=verified):
             reason = f"SHIM_FOLLOW_RENAMES is {policy.follow_renames}"
-            raise IdentityDenied(
+            raise AccountDenied(
                 Reason.RENAME_NOT_FOLLOWED,
                 f"the person's account is {binding.user_name}, and the new name is not followed: {reason}",
             )
         self._check_name_free(identity, binding.navidrome_id)
         if self._directory.by_name(identity.username) is not None:
-            raise IdentityDenied(_CONFLICT, "another account has the new name")
+            raise AccountDenied(_CONFLICT, "another account has the new name")
 
     def _check_name_free(self, identity: Identity, navidrome_id: str | None) -> None:
-        """Raise `Denied` where the name is somebody else's, or rests for somebody else."""
+        """Raise `AccountDenied` where the name is somebody else's, or rests for somebody else."""
         normalized = normalize_name(identity.username)
         holder = self._bindings.by_name(normalized)
         if holder is not None and holder.uid is not None and holder.uid != identity.uid:
-            raise IdentityDenied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
+            raise AccountDenied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
         hold = self._bindings.name_hold(normalized)
         if hold is not None and navidrome_id != hold.navidrome_id and hold.uid != identity.uid:
             reason = "whose tokens have not ended yet; it is free after SHIM_NAME_REUSE_DELAY_HOURS"
-            raise IdentityDenied(Reason.NAME_HELD, f"the name was another account's, {reason}")
+            raise AccountDenied(Reason.NAME_HELD, f"the name was another account's, {reason}")
 
     def _check_usable(self, user: User) -> None:
         if self._policy().reserves(user.user_name):
-            raise IdentityDenied(Reason.RESERVED_ACCOUNT, "the account has a reserved name by now")
+            raise AccountDenied(Reason.RESERVED_ACCOUNT, "the account has a reserved name by now")
         if not is_header_safe(user.user_name):
-            raise IdentityDenied(
+            raise AccountDenied(
                 _CONFLICT,
                 "the Navidrome username contains characters that are not allowed in a header",
             )
@@ -426,14 +418,14 @@ class Provisioner:
             raise Outdated("the account with this name changed just now")
         existing = self._bindings.by_account(user.id)
         if existing is not None and existing.uid is not None:
-            raise IdentityDenied(_CONFLICT, f"the account is bound to another uid ({existing.uid})")
+            raise AccountDenied(_CONFLICT, f"the account is bound to another uid ({existing.uid})")
         unlinked = existing is not None and existing.created_by_shim
         error = self._policy().link_error(user, identity, unlinked=unlinked)
         if error is not None:
-            raise IdentityDenied(_CONFLICT, error)
+            raise AccountDenied(_CONFLICT, error)
         self._check_usable(user)
         if await self._writer.keeps_denied_libraries(identity, user):
-            raise IdentityDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
+            raise AccountDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
         changes = field_changes(identity, user, NOTHING_WRITTEN, self._policy())
         claims_admin = user.is_admin
         password = None
@@ -501,7 +493,7 @@ class Provisioner:
             )
         except NameTaken:
             await self._directory.read(self._api.users)
-            raise IdentityDenied(_CONFLICT, "another account has the new name") from None
+            raise AccountDenied(_CONFLICT, "another account has the new name") from None
         updated = replace(
             binding,
             user_name=after.user_name,
