@@ -23,7 +23,7 @@ from shim.settings import Settings, warnings
 from shim.settings.summary import summary
 
 if TYPE_CHECKING:
-    from shim.provisioning.account_checks import AccountOutcome
+    from shim.provisioning.preview import AccountOutcome
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
 
@@ -68,7 +68,7 @@ async def _probe(
     )
     accounts: tuple[AccountOutcome, ...] = ()
     if settings.provisioning:
-        from shim.provisioning.account_checks import outcomes  # noqa: PLC0415 - as below
+        from shim.provisioning.preview import outcomes  # noqa: PLC0415 - as below
 
         accounts = await outcomes(settings)
     return checks, whitelist.with_resolved(dns.addresses()).describe(), accounts
@@ -113,7 +113,7 @@ async def _accounts(settings: Settings) -> tuple[Check, ...]:
         await empty.close()
         return (empty.check(),)
     # Import late: the database code is large, and only this command needs it.
-    from shim.provisioning.account_checks import check_accounts  # noqa: PLC0415
+    from shim.provisioning.preview import check_accounts  # noqa: PLC0415
 
     return await check_accounts(settings)
 

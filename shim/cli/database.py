@@ -20,7 +20,7 @@ def confirm_new() -> None:
     identity until you run this command. A running shim continues within 15 seconds.
     """
     # Import late: the database code is large, and few commands need it.
-    from shim.provisioning.own_account import OwnAccountRecords  # noqa: PLC0415
+    from shim.provisioning.admin import OwnAccountRecords  # noqa: PLC0415
     from shim.store.database import Database  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
 

@@ -1,9 +1,10 @@
-"""Every write of the shim to a Navidrome account goes through here.
+"""Every write of the shim to a Navidrome account goes through here, and is recorded.
 
-The rules: an intent is committed before each write and taken back after it. No account is left with a
-password that is empty or known, or without a name. A write that meets a deletion makes Navidrome bring the
-account back, without a password (its `PUT` makes what is not there): so each write is looked after, and
-what has risen is closed, deleted and said. Reserved accounts are never written to.
+The rules: an intent is committed before each write, by the holder of the account, and removed after it. No
+account is left with a password that is empty or known, or without a name. A write that meets a deletion
+makes Navidrome create the account again, without a password (its `PUT` creates what does not exist): so each
+write is verified, and a recreated account is closed, deleted and recorded. Reserved accounts are never
+written to. An admin's libraries are left alone.
 """
 
 from __future__ import annotations
@@ -11,16 +12,24 @@ from __future__ import annotations
 import secrets
 import string
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from shim.audit.events.provisioning import AccountLocked, AccountRecreatedByRace
-from shim.navidrome.api import generated_password
+from shim.audit.events import Event
+from shim.audit.events.provisioning import (
+    AccountChanged,
+    AccountLocked,
+    AccountReadmitted,
+    AccountRecreatedByRace,
+)
+from shim.navidrome.api import Navidrome, generated_password, locking_password
 from shim.navidrome.errors import ApiError, Unavailable
-from shim.navidrome.models import NewUser, User
-from shim.provisioning.audit_context import AuditContext
-from shim.provisioning.context import ProvisioningContext
-from shim.provisioning.models import Binding, Intent, IntentKind, TokenRule
+from shim.navidrome.models import Library, NewUser, User
+from shim.provisioning.binding_store import BindingStore
+from shim.provisioning.directory import Directory
+from shim.provisioning.models import AuditContext, Binding, Intent, IntentKind, TokenRule
+from shim.provisioning.policy import AccountPolicy
+from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -30,11 +39,40 @@ class AccountRecreated(Exception):
     """The account was deleted while it was written to; it is gone now."""
 
 
-class Writer:
-    """Writes to accounts."""
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A new password that nobody knows and that can't be replaced without knowing it; `why`: a sentence for
+    the trail."""
 
-    def __init__(self, context: ProvisioningContext) -> None:
-        self._context = context
+    why: str
+    password: str = field(default_factory=locking_password, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Readmission:
+    """A new password that nobody knows, and that the account's owner may replace without knowing it; `why`: a
+    sentence for the trail."""
+
+    why: str
+    password: str = field(default_factory=generated_password, repr=False)
+
+
+class AccountWriter:
+    """Writes to accounts. `policy` returns the policy in force; `record` takes events."""
+
+    def __init__(
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        directory: Directory,
+        policy: Callable[[], AccountPolicy],
+        record: Callable[[Event], None],
+    ) -> None:
+        self._api = api
+        self._bindings = bindings
+        self._directory = directory
+        self._policy = policy
+        self._record = record
 
     async def create(self, new: NewUser, uid: str) -> tuple[User, Intent]:
         """Make an account, and give it with the intent that its binding has to end.
@@ -42,39 +80,98 @@ class Writer:
         Where the same was begun before, it is found instead: the id is the intent's. Raises `NameTaken`,
         `Unavailable`, `Busy`.
         """
-        intent = await self._context.bindings.open_intent(
+        intent = await self._bindings.open_intent(
             Intent(
                 key=creation_key(new.user_name),
                 kind=IntentKind.CREATE,
                 navidrome_id=new.id,
                 user_name=new.user_name,
                 uid=uid,
-                owner=self._context.bindings.owner,
+                owner=self._bindings.owner,
                 started_at=time.time(),
             )
         )
         if intent.navidrome_id != new.id:
-            found = await self._context.api.user(intent.navidrome_id)
+            found = await self._api.user(intent.navidrome_id)
             if found is not None:
                 return found, intent
             new = NewUser(intent.navidrome_id, new.user_name, new.name, new.email, new.is_admin)
         try:
-            created_id = await self._context.api.create(new, generated_password())
+            created_id = await self._api.create(new, generated_password())
         except ApiError:
-            await self._context.bindings.close_intent(intent)
+            await self._bindings.close_intent(intent)
             raise
         except Unavailable:
             # It may have been carried out. If that can't be asked now, the intent stays.
-            created = await self._context.api.user(new.id)
+            created = await self._api.user(new.id)
             if created is None:
                 raise
             created_id = new.id
-        created = await self._context.api.user(created_id)
+        created = await self._api.user(created_id)
         if created is None:
             raise Unavailable("the account was made, and is not there")
         return created, intent
 
-    async def write(
+    async def change(
+        self,
+        user: User,
+        changes: Mapping[str, object],
+        audit_context: AuditContext,
+        *,
+        holder: Binding | None,
+        password: Lock | Readmission | None = None,
+    ) -> User:
+        """Write these changes of `user`, as just read, and a new password if one is given. `holder`: the
+        account's binding as it was read, None if it has none. Return the user as it is now: of a new
+        password, `read_at` is when it was written."""
+        if not changes and password is None:
+            return user
+        text = None if password is None else password.password
+        after = await self._write(user, changes, audit_context, holder=holder, password=text)
+        self._directory.put(after)
+        self._record_change(after, _differences(user, after), audit_context)
+        if password is not None:
+            event = AccountLocked if isinstance(password, Lock) else AccountReadmitted
+            now, audit_fields = time.time(), audit_context.as_fields()
+            self._record(
+                event(time=now, account=after.user_name, reason=password.why, **audit_fields)
+            )
+        return after
+
+    async def set_libraries(
+        self, identity: Identity, user: User, audit_context: AuditContext, *, holder: Binding
+    ) -> None:
+        """Give the account the libraries of the identity's groups. `holder`: its binding as it was read."""
+        policy = self._policy()
+        if user.is_admin or not policy.library_groups:
+            return
+        libraries = await self._libraries()
+        target = policy.libraries(identity, libraries)
+        # Navidrome takes no account's last library: see `keeps_denied_libraries`.
+        if not target or target == user.libraries:
+            return
+        await self._write_libraries(user, target, holder=holder)
+        self._directory.put(replace(user, libraries=target))
+        names = {library.id: library.name for library in libraries}
+        change = f"libraries: {_named(user.libraries, names)} → {_named(target, names)}"
+        self._record_change(user, (change,), audit_context)
+
+    async def keeps_denied_libraries(self, identity: Identity, user: User) -> bool:
+        """Return whether the account has libraries, may have none, and can't be left with none: Navidrome
+        takes no account's last library."""
+        policy = self._policy()
+        admin = policy.admin(identity)
+        if (user.is_admin if admin is None else admin) or not policy.library_groups:
+            return False
+        target = policy.libraries(identity, await self._libraries())
+        return target is not None and not target and bool(user.libraries)
+
+    async def recover(self, intent: Intent, audit_context: AuditContext) -> None:
+        """Look after a write that was left: whatever it has brought back is closed and deleted."""
+        if intent.kind is IntentKind.WRITE:
+            await self._verify_pending_write(intent, audit_context)
+
+    async def _write(
         self,
         user: User,
         changes: Mapping[str, object],
@@ -87,79 +184,74 @@ class Writer:
         account's binding as it was read, None if it has none; if it is another one by now, nothing is
         written (`Outdated`).
 
-        Raises `Risen` where the account had been deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
+        Raises `AccountRecreated` where the account was deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
         """
         name = str(changes.get("userName", user.user_name))
         intent = await self._open_write(user, name, holder)
         try:
-            after = await self._context.api.write(user, changes, password)
+            after = await self._api.write(user, changes, password)
         except ApiError:
-            await self._context.bindings.close_intent(intent)
+            await self._bindings.close_intent(intent)
             raise
         except Unavailable as error:
             if error.sent:
                 # It may be carried out yet: the intent stays open, and is looked after again later.
                 await self._verify_pending_write(intent, audit_context)
             else:
-                await self._context.bindings.close_intent(intent)
+                await self._bindings.close_intent(intent)
             raise
         try:
             await self._verify(
                 after, user.created_at, audit_context, had_password=password is not None
             )
         except AccountRecreated:
-            await self._context.bindings.close_intent(intent)
+            await self._bindings.close_intent(intent)
             raise
-        await self._context.bindings.close_intent(intent)
+        await self._bindings.close_intent(intent)
         return after
 
-    async def set_libraries(
+    async def _write_libraries(
         self, user: User, libraries: frozenset[int], *, holder: Binding | None
     ) -> None:
-        """Give `user` these libraries; `holder` and what is raised as for `write`. Navidrome answers 404
+        """Give `user` these libraries; `holder` and what is raised as for `change`. Navidrome answers 404
         for an account that was deleted, and makes none."""
         intent = await self._open_write(user, user.user_name, holder)
         try:
-            await self._context.api.set_libraries(user.id, libraries)
+            await self._api.set_libraries(user.id, libraries)
         except Unavailable as error:
             if not error.sent:
-                await self._context.bindings.close_intent(intent)
+                await self._bindings.close_intent(intent)
             raise
         except ApiError:
-            await self._context.bindings.close_intent(intent)
+            await self._bindings.close_intent(intent)
             raise
-        await self._context.bindings.close_intent(intent)
+        await self._bindings.close_intent(intent)
 
     async def _open_write(self, user: User, name: str, holder: Binding | None) -> Intent:
         """Commit the intent to write to an account whose name is `name` then."""
-        if self._context.policy.reserves(user.user_name) or self._context.policy.reserves(name):
+        if self._policy().reserves(user.user_name) or self._policy().reserves(name):
             raise ValueError(f"{user.user_name} is reserved: the shim does not write to it")
-        return await self._context.bindings.open_intent(
+        return await self._bindings.open_intent(
             Intent(
                 key=f"write {user.id}",
                 kind=IntentKind.WRITE,
                 navidrome_id=user.id,
                 user_name=name,
                 created_at=user.created_at,
-                owner=self._context.bindings.owner,
+                owner=self._bindings.owner,
                 started_at=time.time(),
             ),
             holder,
         )
 
-    async def recover(self, intent: Intent, audit_context: AuditContext) -> None:
-        """Look after a write that was left: whatever it has brought back is closed and deleted."""
-        if intent.kind is IntentKind.WRITE:
-            await self._verify_pending_write(intent, audit_context)
-
     async def _verify_pending_write(self, intent: Intent, audit_context: AuditContext) -> None:
-        user = await self._context.api.user(intent.navidrome_id)
+        user = await self._api.user(intent.navidrome_id)
         if user is None:
             return
         try:
             await self._verify(user, intent.created_at, audit_context, had_password=False)
         except AccountRecreated:
-            await self._context.bindings.close_intent(intent)
+            await self._bindings.close_intent(intent)
             raise
 
     async def _verify(
@@ -168,27 +260,42 @@ class Writer:
         """Make sure that the account was not deleted before it was written. Navidrome sets `createdAt`
         again where it makes what was not there; since its owner may write that field as well, only an
         account that an empty password opens counts as risen, or one that was just given another."""
-        opened = not had_password and await self._context.api.opens_without_password(user.user_name)
+        opened = not had_password and await self._api.opens_without_password(user.user_name)
         if opened:
-            after = await self._context.api.write(user, {}, generated_password())
-            rule = self._context.bindings.rule_of(user.id) or TokenRule(user.id)
-            await self._context.bindings.put_rule(replace(rule, void_before=after.read_at))
+            after = await self._api.write(user, {}, generated_password())
+            rule = self._bindings.rule_of(user.id) or TokenRule(user.id)
+            await self._bindings.put_rule(replace(rule, void_before=after.read_at))
         if (opened or had_password) and user.created_at != created_at:
-            await self._context.api.delete(user.id)
-            self._context.record(
+            await self._api.delete(user.id)
+            self._record(
                 AccountRecreatedByRace(
                     time=time.time(), account=user.user_name, **audit_context.as_fields()
                 )
             )
             raise AccountRecreated(user.user_name)
         if opened:
-            self._context.record(
+            self._record(
                 AccountLocked(
                     time=time.time(),
                     account=user.user_name,
                     reason="an empty password opened it",
                     **audit_context.as_fields(),
                 )
+            )
+
+    async def _libraries(self) -> tuple[Library, ...]:
+        if not self._directory.libraries:
+            self._directory.libraries = await self._api.libraries()
+        return self._directory.libraries
+
+    def _record_change(
+        self, user: User, changes: tuple[str, ...], audit_context: AuditContext
+    ) -> None:
+        if changes:
+            audit_fields = audit_context.as_fields()
+            now = time.time()
+            self._record(
+                AccountChanged(time=now, account=user.user_name, changes=changes, **audit_fields)
             )
 
 
@@ -200,3 +307,17 @@ def creation_key(user_name: str) -> str:
 def new_id() -> str:
     """An id as Navidrome makes them: 22 letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+
+
+def _differences(before: User, after: User) -> tuple[str, ...]:
+    pairs = (
+        ("userName", before.user_name, after.user_name),
+        ("name", before.name, after.name),
+        ("email", before.email, after.email),
+        ("isAdmin", before.is_admin, after.is_admin),
+    )
+    return tuple(f"{name}: {previous} → {new}" for name, previous, new in pairs if previous != new)
+
+
+def _named(libraries: frozenset[int], names: Mapping[int, str]) -> str:
+    return ", ".join(names.get(each, str(each)) for each in sorted(libraries)) or "none"

@@ -1,11 +1,16 @@
-"""The bindings, the intents and the resting names: all of them in memory, every change in the store first.
+"""The bindings, the intents and the held names: all of them in memory, every change in the store first.
 
-Reading costs no I/O. What another process changed comes in by `refresh`, which asks for one number; the
+Reading costs no I/O. What another process changed comes in by `refresh`, which asks for two numbers; the
 unique columns of the store, and the keys of its intents, are what keeps two processes from one account.
+An intent names the process that began it, so that another one knows whether it may still be at work: two
+processes of one machine are told apart by their numbers; one on another machine is given a time.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -13,7 +18,6 @@ from typing import Protocol, TypeVar
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from shim.provisioning.lease import may_be_alive
 from shim.provisioning.models import (
     Binding,
     BindingState,
@@ -554,3 +558,34 @@ def _put_rule(connection: Connection, rule: TokenRule | None) -> None:
                 navidrome_id=rule.navidrome_id, locked=rule.locked, void_before=rule.void_before
             )
         )
+
+
+# Longer than any one step takes between its intent and its end.
+LEASE_SECONDS = 120.0
+
+
+def new_owner() -> str:
+    """A name for this process that no other one has or gets."""
+    return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(8)}"
+
+
+def may_be_alive(owner: str, mine: str, started_at: float, now: float) -> bool:
+    """Whether `owner`, who began at `since`, may still be at work. `mine` is the asker's own name."""
+    if owner == mine:
+        return True
+    if now - started_at > LEASE_SECONDS or started_at > now + LEASE_SECONDS:
+        return False
+    host, _, remainder = owner.partition("/")
+    process = remainder.partition("/")[0]
+    my_host, _, my_remainder = mine.partition("/")
+    if host != my_host or not process.isdigit():
+        return True
+    if process == my_remainder.partition("/")[0]:
+        return False  # the number is this process's now
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

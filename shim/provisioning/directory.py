@@ -1,14 +1,17 @@
-"""Navidrome's users as they were listed last, with what was written since: to look names up without asking.
+"""What this process knows of Navidrome's users, and who works on which of them.
 
-A picture, not the truth: what depends on it is asked again before it is done. It is `current` until a
-request was sent that can change users, and again once they were listed after that.
+`Directory`: the users as they were listed last, with what was written since, to look names up without
+asking. A picture, not the truth: what depends on it is asked again before it is done. It is `current` until
+a request was sent that can change users, and again once they were listed after that. `KeyLocks`: one lock
+for each person and each name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from shim.navidrome.models import Library, User
 from shim.trust.names import normalize_name
@@ -115,3 +118,35 @@ class Directory:
     def all(self) -> tuple[User, ...]:
         """Every user."""
         return tuple(self._users.values())
+
+
+class KeyLocks:
+    """One lock for each key that somebody holds or waits for."""
+
+    __slots__ = ("_locks",)
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, list[None]]] = {}
+
+    @asynccontextmanager
+    async def held(self, *keys: str) -> AsyncIterator[None]:
+        """Hold all of the keys. Taken in one order by everybody, so that nobody waits in a circle."""
+        async with AsyncExitStack() as stack:
+            for key in sorted(set(keys)):
+                await stack.enter_async_context(self._held(key))
+            yield
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    @asynccontextmanager
+    async def _held(self, key: str) -> AsyncIterator[None]:
+        lock, users = self._locks.setdefault(key, (asyncio.Lock(), []))
+        users.append(None)
+        try:
+            async with lock:
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._locks[key]

@@ -13,10 +13,9 @@ from shim.navidrome.liveness import LivenessConnection, open_liveness
 from shim.navidrome.session import HeaderSession, LoginSession, Session
 from shim.navidrome.transport import Transport, tls_context
 from shim.provisioning.admin import BootstrapAdmin, OwnAccount
-from shim.provisioning.binding_store import BindingStore
+from shim.provisioning.binding_store import BindingStore, new_owner
 from shim.provisioning.gate import ProvisioningGate
 from shim.provisioning.health import service_checks
-from shim.provisioning.lease import new_owner
 from shim.provisioning.policy import account_policy
 from shim.provisioning.service import ProvisioningService
 from shim.settings import Settings

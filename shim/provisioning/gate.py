@@ -19,11 +19,10 @@ from typing import Any
 from shim.audit.events import Event
 from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFailed
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
-from shim.provisioning.audit_context import AuditContext
 from shim.provisioning.binding_store import Busy, Outdated
-from shim.provisioning.models import BindingState
+from shim.provisioning.lifecycle import account_keys
+from shim.provisioning.models import AuditContext, BindingState
 from shim.provisioning.policy import is_header_safe
-from shim.provisioning.provisioner import IdentityDenied, account_keys
 from shim.provisioning.service import (
     EXTERNAL_ERRORS,
     HOLD_PAUSE,
@@ -258,7 +257,7 @@ class ProvisioningGate:
             held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
             async with self._service.locks.held(*keys), self._slots:
                 return await self._settle_held(identity, request_info, held_until)
-        except IdentityDenied as denied:
+        except AccountDenied as denied:
             self._known.pop(identity.uid, None)
             self._record(
                 AccountDeniedEvent(
@@ -272,7 +271,7 @@ class ProvisioningGate:
                     request_id=request_info.request_id,
                 )
             )
-            return AccountDenied(denied.reason, denied.detail)
+            return denied.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request gets an answer
             return self._failed(identity, request_info, error)
 

@@ -1,27 +1,59 @@
-"""What is done to a binding and its account whoever notices that it has to be: a request or the reconciler.
+"""What is done to accounts and their bindings.
 
-Called with the person and the name locked. An account is locked in the store first, so that its tokens are
-void even if the shim ends before Navidrome has the new password.
+`AccountLifecycle`: what a request, the reconciler or a command does to one account. An account is locked
+in the store first, so that its tokens are void even if the shim ends before Navidrome has the new password.
+`Provisioner`: the steps from an accepted identity to an account that is ready. What the policy denies is
+denied before Navidrome is asked anything. Both are called with the person and the name locked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from shim.audit.events.provisioning import AccountBindingRemoved, AccountRenamed, AccountUnlinked
-from shim.navidrome.errors import NavidromeError
-from shim.navidrome.models import User
-from shim.provisioning.account_updater import AccountUpdater, Lock
-from shim.provisioning.account_writer import AccountRecreated
-from shim.provisioning.audit_context import AuditContext
-from shim.provisioning.binding_store import Busy, Outdated
-from shim.provisioning.context import ProvisioningContext
-from shim.provisioning.models import Binding, BindingState, NameHold
-from shim.provisioning.policy import field_changes, is_header_safe
+from shim.audit.events import Event
+from shim.audit.events.provisioning import (
+    AccountBindingRemoved,
+    AccountCreated,
+    AccountLinked,
+    AccountRenamed,
+    AccountUnlinked,
+    ProvisioningFailed,
+)
+from shim.navidrome.api import Navidrome
+from shim.navidrome.errors import NameTaken, NavidromeError
+from shim.navidrome.models import NewUser, User
+from shim.provisioning.account_writer import (
+    AccountRecreated,
+    AccountWriter,
+    Lock,
+    Readmission,
+    new_id,
+)
+from shim.provisioning.binding_store import BindingStore, Busy, Outdated
+from shim.provisioning.directory import Directory
+from shim.provisioning.models import (
+    NOTHING_WRITTEN,
+    AuditContext,
+    Binding,
+    BindingState,
+    NameHold,
+    TokenRule,
+)
+from shim.provisioning.policy import (
+    AccountPolicy,
+    field_changes,
+    is_header_safe,
+    last_written,
+    usable_email,
+)
+from shim.proxy.gate import AccountDenied
+from shim.store.errors import StoreError
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
+from shim.trust.reasons import Reason
 
 # Why an account is locked, by its binding's state.
 _WHY = {
@@ -34,14 +66,26 @@ _WHY = {
 class AccountLifecycle:
     """Follows, forgets, restores and locks. Raises what the API and the store raise."""
 
-    def __init__(self, context: ProvisioningContext, rights: AccountUpdater) -> None:
-        self._context = context
-        self._rights = rights
+    def __init__(
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        directory: Directory,
+        writer: AccountWriter,
+        policy: Callable[[], AccountPolicy],
+        record: Callable[[Event], None],
+    ) -> None:
+        self._api = api
+        self._bindings = bindings
+        self._directory = directory
+        self._writer = writer
+        self._policy = policy
+        self._record = record
         self._renaming = asyncio.Lock()
 
     async def deny(self, binding: Binding, identity: Identity, audit_context: AuditContext) -> None:
         """Lock the account of a person whom the policy refuses."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         if binding.state is not BindingState.DENIED:
             refused = replace(
                 binding, state=BindingState.DENIED, lock_pending=True, identity=identity
@@ -56,13 +100,11 @@ class AccountLifecycle:
     async def unlink(self, binding: Binding, audit_context: AuditContext) -> bool:
         """Unlink: the account is nobody's until it is claimed again. Return whether it is locked already; if
         not, the running shim does it. Raises `Busy` where it was not unlinked."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         unlinked = await bindings.put(binding.unlinked(), rule=rule)
         audit_fields = audit_context.as_fields()
-        self._context.record(
-            AccountUnlinked(time=time.time(), account=binding.user_name, **audit_fields)
-        )
+        self._record(AccountUnlinked(time=time.time(), account=binding.user_name, **audit_fields))
         try:
             await self.finish_lock(unlinked, audit_context)
         except (NavidromeError, Busy):
@@ -72,7 +114,7 @@ class AccountLifecycle:
     async def lock(self, user: User, audit_context: AuditContext) -> None:
         """Lock an account at an operator's wish, whether somebody is linked to it or not. The person of a
         linked one is let in again at the next sign-in."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         rule = bindings.locked_rule(user.id)
         binding = bindings.by_account(user.id)
         if binding is not None:
@@ -81,27 +123,27 @@ class AccountLifecycle:
             )
             return
         await bindings.put_rule(rule)
-        after = await self._rights.change(
+        after = await self._writer.change(
             user, {}, audit_context, holder=None, password=Lock(_WHY[BindingState.ACTIVE])
         )
         await bindings.put_rule(replace(rule, void_before=after.read_at))
 
     async def finish_lock(self, binding: Binding, audit_context: AuditContext) -> None:
         """Give the account a password that nobody knows, and take what rights the groups don't give."""
-        bindings = self._context.bindings
+        bindings = self._bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         if not bindings.is_locked(binding.navidrome_id):
             binding = await bindings.put(binding, rule=rule)
-        user = await self._context.api.user(binding.navidrome_id)
+        user = await self._api.user(binding.navidrome_id)
         if user is None:
             await self.remove_binding(binding, audit_context)
             return
-        if not self._context.policy.reserves(user.user_name):
+        if not self._policy().reserves(user.user_name):
             unlinked = binding.state is BindingState.UNLINKED
-            demotes = self._context.policy.admin(binding.identity) is False and user.is_admin
+            demotes = self._policy().admin(binding.identity) is False and user.is_admin
             changes = {"isAdmin": False} if demotes and not unlinked else {}
             try:
-                after = await self._rights.change(
+                after = await self._writer.change(
                     user, changes, audit_context, holder=binding, password=Lock(_WHY[binding.state])
                 )
             except AccountRecreated:
@@ -116,19 +158,19 @@ class AccountLifecycle:
         """Put right what was changed by hand of the rights that the groups give. `user` is just read. A
         person whom the policy refuses gets no right."""
         identity = binding.identity
-        changes = field_changes(identity, user, binding.last_written, self._context.policy)
+        changes = field_changes(identity, user, binding.last_written, self._policy())
         rights = {name: value for name, value in changes.items() if name == "isAdmin"}
         if binding.state is not BindingState.ACTIVE and rights.get("isAdmin"):
             rights = {}
-        after = await self._rights.change(user, rights, audit_context, holder=binding)
-        await self._rights.set_libraries(identity, after, audit_context, holder=binding)
+        after = await self._writer.change(user, rights, audit_context, holder=binding)
+        await self._writer.set_libraries(identity, after, audit_context, holder=binding)
 
     async def remove_binding(self, binding: Binding, audit_context: AuditContext) -> None:
         """The account is gone: nobody else gets its name for a while."""
-        await self._context.bindings.remove(binding, self.name_hold_for(binding))
-        self._context.directory.drop(binding.navidrome_id)
+        await self._bindings.remove(binding, self.name_hold_for(binding))
+        self._directory.drop(binding.navidrome_id)
         audit_fields = audit_context.as_fields()
-        self._context.record(
+        self._record(
             AccountBindingRemoved(time=time.time(), account=binding.user_name, **audit_fields)
         )
 
@@ -137,28 +179,26 @@ class AccountLifecycle:
     ) -> Binding:
         """Take over the name that the account has in Navidrome, and of the accounts that had this name
         theirs."""
-        self._context.directory.put(user)
+        self._directory.put(user)
         if user.user_name == binding.user_name or not is_header_safe(user.user_name):
             return binding
         async with self._renaming:
-            current = self._context.bindings.by_account(binding.navidrome_id)
+            current = self._bindings.by_account(binding.navidrome_id)
             if current is None or current.version != binding.version:
                 raise Outdated("the account was changed meanwhile")
             names, gone = await self._names_in_the_way(binding, user)
             kept = {normalize_name(name) for name in names.values()}
             freed = [each for each in (*names, *gone) if each.normalized_name not in kept]
-            await self._context.bindings.rename(names, gone, map(self.name_hold_for, freed))
+            await self._bindings.rename(names, gone, map(self.name_hold_for, freed))
         now, audit_fields = time.time(), audit_context.as_fields()
         for each, name in names.items():
-            self._context.record(
+            self._record(
                 AccountRenamed(time=now, account=name, previous_name=each.user_name, **audit_fields)
             )
         for each in gone:
-            self._context.directory.drop(each.navidrome_id)
-            self._context.record(
-                AccountBindingRemoved(time=now, account=each.user_name, **audit_fields)
-            )
-        followed = self._context.bindings.by_account(binding.navidrome_id)
+            self._directory.drop(each.navidrome_id)
+            self._record(AccountBindingRemoved(time=now, account=each.user_name, **audit_fields))
+        followed = self._bindings.by_account(binding.navidrome_id)
         if followed is None:
             raise Outdated("the account was changed meanwhile")
         return followed
@@ -170,13 +210,13 @@ class AccountLifecycle:
         first: names may have been swapped, in a circle of any length."""
         names, name = {binding: user.user_name}, user.user_name
         while True:
-            holder = self._context.bindings.by_name(normalize_name(name))
+            holder = self._bindings.by_name(normalize_name(name))
             if holder is None or holder in names:
                 return names, []
-            other = await self._context.api.user(holder.navidrome_id)
+            other = await self._api.user(holder.navidrome_id)
             if other is None:
                 return names, [holder]
-            self._context.directory.put(other)
+            self._directory.put(other)
             name = other.user_name
             if normalize_name(name) == holder.normalized_name or "\0" in name:
                 raise Busy("two accounts in Navidrome have one name")
@@ -184,7 +224,329 @@ class AccountLifecycle:
 
     def name_hold_for(self, binding: Binding) -> NameHold:
         """The name that this binding's account had is given to nobody else for a while."""
-        until = time.time() + self._context.policy.name_hold_seconds
+        until = time.time() + self._policy().name_hold_seconds
         # Of an account that was unlinked, it was the last person's.
         uid = binding.identity.uid if binding.uid is None else binding.uid
         return NameHold(binding.normalized_name, binding.navidrome_id, uid, until)
+
+
+NO_LIBRARY = (
+    "in no group of SHIM_LIBRARY_GROUPS that gives a library, Navidrome has no default library, and it takes "
+    "no account's last one"
+)
+_CONFLICT = Reason.IDENTITY_CONFLICT
+
+
+class Provisioner:
+    """Sees to accounts, one at a time for each person and name. `refresh` takes in what other processes
+    changed in the store."""
+
+    def __init__(
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        directory: Directory,
+        writer: AccountWriter,
+        lifecycle: AccountLifecycle,
+        policy: Callable[[], AccountPolicy],
+        record: Callable[[Event], None],
+        refresh: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._api = api
+        self._bindings = bindings
+        self._directory = directory
+        self._writer = writer
+        self._lifecycle = lifecycle
+        self._policy = policy
+        self._record = record
+        self._refresh = refresh
+
+    async def provision(
+        self, identity: Identity, audit_context: AuditContext, *, verified: bool
+    ) -> Binding:
+        """The binding of the identity, its account as it should be. `verified`: a verified token says
+        what the identity says.
+
+        Raises `AccountDenied`, and what the API and the store raise.
+        """
+        uid = identity.uid
+        if uid is None:
+            raise AccountDenied(
+                Reason.IDENTITY_INCOMPLETE, "an identity without the provider's uid"
+            )
+        if self._policy().reserves(identity.username):
+            raise AccountDenied(Reason.RESERVED_ACCOUNT, "the name is reserved")
+        binding = self._bindings.by_uid(uid)
+        if not self._policy().allows(identity):
+            if binding is not None:
+                await self._deny(binding, identity, audit_context)
+            raise AccountDenied(Reason.GROUP_NOT_ALLOWED, "in no group of SHIM_ALLOWED_GROUPS")
+        if binding is None:
+            await self._refresh()
+            binding = self._bindings.by_uid(uid)
+        if binding is None:
+            return await self._provision_new(identity, uid, audit_context)
+        renames = normalize_name(identity.username) != normalize_name(binding.provider_username)
+        if renames:
+            self._check_rename(identity, binding, verified=verified)
+        user = await self._api.user(binding.navidrome_id)
+        if user is not None:
+            binding = await self._lifecycle.adopt_rename(binding, user, audit_context)
+            if await self._writer.keeps_denied_libraries(identity, user):
+                await self._deny(binding, identity, audit_context)
+                raise AccountDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
+            try:
+                return await self._update(identity, binding, user, audit_context, renames=renames)
+            except AccountRecreated:
+                pass
+        await self._lifecycle.remove_binding(binding, audit_context)
+        return await self._provision_new(identity, uid, audit_context)
+
+    # what is refused
+
+    async def _deny(
+        self, binding: Binding, identity: Identity, audit_context: AuditContext
+    ) -> None:
+        try:
+            await self._lifecycle.deny(binding, identity, audit_context)
+        except Outdated:
+            raise  # what is refused is decided again, by what the binding is now
+        except (NavidromeError, StoreError, Busy) as error:
+            # The person is refused all the same, and the door closed as soon as that can be done.
+            self._record(
+                ProvisioningFailed(
+                    time=time.time(),
+                    peer="-"
+                    if audit_context.request_info is None
+                    else audit_context.request_info.peer,
+                    detail=str(error),
+                    name=identity.username,
+                    uid=identity.uid,
+                    groups=identity.groups,
+                )
+            )
+
+    def _check_rename(self, identity: Identity, binding: Binding, *, verified: bool) -> None:
+        if normalize_name(identity.username) == binding.normalized_name:
+            return  # somebody renamed the account in Navidrome already
+        policy = self._policy()
+        if not policy.follows(verified=verified):
+            reason = f"SHIM_FOLLOW_RENAMES is {policy.follow_renames}"
+            raise AccountDenied(
+                Reason.RENAME_NOT_FOLLOWED,
+                f"the person's account is {binding.user_name}, and the new name is not followed: {reason}",
+            )
+        self._check_name_free(identity, binding.navidrome_id)
+        if self._directory.by_name(identity.username) is not None:
+            raise AccountDenied(_CONFLICT, "another account has the new name")
+
+    def _check_name_free(self, identity: Identity, navidrome_id: str | None) -> None:
+        """Raise `AccountDenied` where the name is somebody else's, or rests for somebody else."""
+        normalized = normalize_name(identity.username)
+        holder = self._bindings.by_name(normalized)
+        if holder is not None and holder.uid is not None and holder.uid != identity.uid:
+            raise AccountDenied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
+        hold = self._bindings.name_hold(normalized)
+        if hold is not None and navidrome_id != hold.navidrome_id and hold.uid != identity.uid:
+            reason = "whose tokens have not ended yet; it is free after SHIM_NAME_REUSE_DELAY_HOURS"
+            raise AccountDenied(Reason.NAME_HELD, f"the name was another account's, {reason}")
+
+    def _check_usable(self, user: User) -> None:
+        if self._policy().reserves(user.user_name):
+            raise AccountDenied(Reason.RESERVED_ACCOUNT, "the account has a reserved name by now")
+        if not is_header_safe(user.user_name):
+            raise AccountDenied(
+                _CONFLICT,
+                "the Navidrome username contains characters that are not allowed in a header",
+            )
+
+    # a person who has no account
+
+    async def _provision_new(
+        self, identity: Identity, uid: str, audit_context: AuditContext
+    ) -> Binding:
+        self._check_name_free(identity, None)
+        known = self._directory.by_name(identity.username)
+        if known is None:
+            try:
+                return await self._create(identity, uid, audit_context)
+            except NameTaken:
+                await self._directory.read(self._api.users)
+            known = self._directory.by_name(identity.username)
+            if known is None:
+                raise Busy(_nobody_listed(self._api.unreadable))
+        return await self._link(identity, uid, known, audit_context)
+
+    async def _create(self, identity: Identity, uid: str, audit_context: AuditContext) -> Binding:
+        new = NewUser(
+            id=new_id(),
+            user_name=identity.username,
+            name=identity.name or identity.username,
+            email=usable_email(identity.email) or "",
+            is_admin=self._policy().admin(identity) is True,
+        )
+        user, intent = await self._writer.create(new, uid)
+        self._directory.put(user)
+        binding = await self._bindings.put(
+            _binding(identity, uid, user, created_by_shim=True), ends=intent
+        )
+        unusable_email = identity.email and usable_email(identity.email) is None
+        self._record(
+            AccountCreated(
+                time=time.time(),
+                account=user.user_name,
+                navidrome_id=user.id,
+                admin=user.is_admin,
+                notes=("the e-mail is none, and was left out",) if unusable_email else (),
+                **audit_context.as_fields(),
+            )
+        )
+        # An account that was begun earlier may have been begun for other groups.
+        changes = field_changes(identity, user, binding.last_written, self._policy())
+        user = await self._writer.change(user, changes, audit_context, holder=binding)
+        await self._writer.set_libraries(identity, user, audit_context, holder=binding)
+        return binding
+
+    async def _link(
+        self, identity: Identity, uid: str, known: User, audit_context: AuditContext
+    ) -> Binding:
+        """Bind an account that is there already. It keeps its password and its tokens where it was never
+        bound before and the link gives it no right."""
+        user = await self._api.user(known.id)
+        if user is None or normalize_name(user.user_name) != normalize_name(identity.username):
+            await self._directory.read(self._api.users)
+            raise Outdated("the account with this name changed just now")
+        existing = self._bindings.by_account(user.id)
+        if existing is not None and existing.uid is not None:
+            raise AccountDenied(_CONFLICT, f"the account is bound to another uid ({existing.uid})")
+        unlinked = existing is not None and existing.created_by_shim
+        error = self._policy().link_error(user, identity, unlinked=unlinked)
+        if error is not None:
+            raise AccountDenied(_CONFLICT, error)
+        self._check_usable(user)
+        if await self._writer.keeps_denied_libraries(identity, user):
+            raise AccountDenied(Reason.GROUP_NOT_ALLOWED, NO_LIBRARY)
+        changes = field_changes(identity, user, NOTHING_WRITTEN, self._policy())
+        claims_admin = user.is_admin
+        password = None
+        if existing is not None or not await self._keeps_password(user, identity):
+            password = Readmission("it was linked to a person")
+            await self._bindings.put_rule(self._bindings.locked_rule(user.id))
+        try:
+            after = await self._writer.change(
+                user, changes, audit_context, holder=existing, password=password
+            )
+        except AccountRecreated:
+            if existing is not None:
+                await self._bindings.remove(existing)
+            self._directory.drop(user.id)
+            return await self._create(identity, uid, audit_context)
+        binding = _binding(identity, uid, after, created_by_shim=unlinked)
+        if existing is not None:
+            binding = replace(
+                binding, id=existing.id, first_seen=existing.first_seen, version=existing.version
+            )
+        rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
+        binding = await self._bindings.put(binding, rule=rule)
+        self._record(
+            AccountLinked(
+                time=time.time(),
+                account=after.user_name,
+                navidrome_id=after.id,
+                admin=after.is_admin,
+                credentials_kept=password is None,
+                notes=("it was an admin already",) if claims_admin else (),
+                **audit_context.as_fields(),
+            )
+        )
+        await self._writer.set_libraries(identity, after, audit_context, holder=binding)
+        return binding
+
+    async def _keeps_password(self, user: User, identity: Identity) -> bool:
+        """Whether an account that was never bound keeps its password and its tokens when it is."""
+        if self._bindings.is_locked(user.id) or self._policy().grants_admin(user, identity):
+            return False
+        return not await self._api.opens_without_password(user.user_name)
+
+    # a person who has one
+
+    async def _update(
+        self,
+        identity: Identity,
+        binding: Binding,
+        user: User,
+        audit_context: AuditContext,
+        *,
+        renames: bool,
+    ) -> Binding:
+        """Make the account what it should be."""
+        self._check_usable(user)
+        changes = field_changes(identity, user, binding.last_written, self._policy())
+        if renames and normalize_name(identity.username) != normalize_name(user.user_name):
+            changes["userName"] = identity.username
+            # The old name rests before it is free: whoever is killed in between has said so.
+            await self._bindings.hold_names((self._lifecycle.name_hold_for(binding),))
+        password = self._readmission(binding)
+        try:
+            after = await self._writer.change(
+                user, changes, audit_context, holder=binding, password=password
+            )
+        except NameTaken:
+            await self._directory.read(self._api.users)
+            raise AccountDenied(_CONFLICT, "another account has the new name") from None
+        updated = replace(
+            binding,
+            user_name=after.user_name,
+            provider_username=identity.username,
+            state=BindingState.ACTIVE,
+            lock_pending=False,
+            identity=identity,
+            last_written=last_written(identity, binding.last_written),
+        )
+        if updated != binding or password is not None:
+            rule = None if password is None else TokenRule(after.id, void_before=after.read_at)
+            updated = replace(updated, last_seen=time.time())
+            updated = await self._bindings.put(updated, rule=rule)
+        await self._writer.set_libraries(identity, after, audit_context, holder=updated)
+        return updated
+
+    def _readmission(self, binding: Binding) -> Readmission | None:
+        """The new password of an account that is locked, or was to be: its person may come in again."""
+        locked = self._bindings.is_locked(binding.navidrome_id)
+        if binding.state is BindingState.ACTIVE and not binding.lock_pending and not locked:
+            return None
+        refused = binding.state is BindingState.DENIED
+        return Readmission(
+            "the policy allows the person again" if refused else "its person came back after a lock"
+        )
+
+
+def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
+    """What has to be locked while an account is worked on: its person, and every name in question."""
+    keys = [f"name {normalize_name(name)}" for name in user_names]
+    return (*keys, f"uid {uid}") if uid is not None else tuple(keys)
+
+
+def _nobody_listed(unreadable: int) -> str:
+    said = "Navidrome says that the name is taken, and lists nobody who has it"
+    if unreadable:
+        said += (
+            f"; {unreadable} accounts can't be read because their records are too large: shorten their "
+            "names in Navidrome, as an admin, or delete them"
+        )
+    return said
+
+
+def _binding(identity: Identity, uid: str, user: User, *, created_by_shim: bool) -> Binding:
+    now = time.time()
+    return Binding(
+        uid=uid,
+        navidrome_id=user.id,
+        user_name=user.user_name,
+        provider_username=identity.username,
+        created_by_shim=created_by_shim,
+        first_seen=now,
+        last_seen=now,
+        identity=identity,
+        last_written=last_written(identity),
+    )

@@ -1,4 +1,4 @@
-"""What the store keeps of accounts, as values, and how rows become them.
+"""What the store keeps of accounts, as values, and how rows become them; and why something is done to one.
 
 The JSON in a row is written and read here alone.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
+from shim.proxy.gate import RequestInfo
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
@@ -191,3 +192,35 @@ def _identity_text(identity: Identity) -> str:
 def _identity_from_text(text: str) -> Identity:
     username, name, email, groups, uid = json.loads(text)
     return Identity(username, name, email, None if groups is None else tuple(groups), uid)
+
+
+class AuditFields(TypedDict):
+    """The fields of an account's event that tell of its occasion."""
+
+    trigger: str
+    name: str | None
+    uid: str | None
+    groups: tuple[str, ...] | None
+    peer: str | None
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditContext:
+    """`cause` is one of the words of `AccountEvent`; `asker` is set for a request."""
+
+    trigger: str
+    identity: Identity | None = None
+    request_info: RequestInfo | None = None
+
+    def as_fields(self) -> AuditFields:
+        """It as fields of an event."""
+        identity, request_info = self.identity, self.request_info
+        return {
+            "trigger": self.trigger,
+            "name": None if identity is None else identity.username,
+            "uid": None if identity is None else identity.uid,
+            "groups": None if identity is None else identity.groups,
+            "peer": None if request_info is None else request_info.peer,
+            "request_id": None if request_info is None else request_info.request_id,
+        }

@@ -16,10 +16,9 @@ from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
 from shim.provisioning.admin import ensure_admin_access
-from shim.provisioning.audit_context import AuditContext
 from shim.provisioning.binding_store import Busy, Outdated
 from shim.provisioning.factory import build_service, own_account
-from shim.provisioning.models import NOTHING_WRITTEN, Binding, BindingState
+from shim.provisioning.models import NOTHING_WRITTEN, AuditContext, Binding, BindingState
 from shim.provisioning.policy import field_changes, last_written
 from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings
@@ -113,7 +112,7 @@ class Operations:
             if user is None:
                 continue
             audit_context = AuditContext("command", binding.identity)
-            updater = service.provisioner.updater
+            updater = service.writer
             with _as_operation_error(user.user_name):
                 record, _ = await self._target_state(binding, user)
                 after = await updater.change(user, record, audit_context, holder=binding)
@@ -214,14 +213,14 @@ class Operations:
             user = await self._service.api.user(self._account(name).id)
             if user is None:
                 raise OperationError(f"{name} was deleted in Navidrome meanwhile")
-            await self._service.provisioner.lifecycle.lock(user, AuditContext("command"))
+            await self._service.lifecycle.lock(user, AuditContext("command"))
         # The running shim looks this often: when this returns, no token passes there any more.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def _release(self, binding: Binding) -> bool:
         """Unlink, also where the running shim changes the binding at the same time, as long as it is the
         same person's."""
-        release, bindings = self._service.provisioner.lifecycle.unlink, self._service.bindings
+        release, bindings = self._service.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
                 return await release(binding, AuditContext("command", binding.identity))

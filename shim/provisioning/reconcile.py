@@ -1,30 +1,45 @@
-"""Navidrome's accounts held against the bindings, off the hot path.
+"""Compare Navidrome's accounts with the bindings, off the hot path.
 
-What was renamed, deleted or given rights by hand in Navidrome is followed, forgotten or put right; doors
-that are still open are closed, and writes that were left are looked after. Each account is worked on with
-its person and name locked, and read again before anything is done.
+What was renamed, deleted or given rights by hand in Navidrome is followed, forgotten or corrected; accounts
+that are still to be locked are locked, and writes that were left are recovered. Each account is worked on
+with its person and name locked, and read again before anything is done. `EmptyPasswords` finds accounts that
+an empty password opens: each test is a failed login in Navidrome's log, so an account is tested once, and
+again only after it was changed (`updatedAt`, which every write sets).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
+from sqlalchemy import Connection, bindparam, delete, insert, select
+
+from shim.audit.events import Event
 from shim.audit.events.provisioning import (
     AccountCreated,
     EmptyPasswordsFound,
     ProvisioningFailed,
 )
+from shim.navidrome.api import Navidrome
 from shim.navidrome.errors import ResponseTooLarge
 from shim.navidrome.models import User
-from shim.provisioning.account_writer import AccountRecreated
-from shim.provisioning.audit_context import AuditContext
-from shim.provisioning.binding_store import Busy, Watcher
-from shim.provisioning.context import ProvisioningContext
-from shim.provisioning.empty_passwords import EmptyPasswords
-from shim.provisioning.models import Binding, BindingState, Intent, IntentKind, NameHold
-from shim.provisioning.provisioner import Provisioner, account_keys
+from shim.provisioning.account_writer import AccountRecreated, AccountWriter
+from shim.provisioning.binding_store import BindingStore, Busy, Watcher
+from shim.provisioning.directory import Directory, KeyLocks
+from shim.provisioning.lifecycle import AccountLifecycle, account_keys
+from shim.provisioning.models import (
+    AuditContext,
+    Binding,
+    BindingState,
+    Intent,
+    IntentKind,
+    NameHold,
+)
+from shim.provisioning.policy import AccountPolicy
+from shim.store.database import Database
+from shim.store.schema import PASSWORD_TESTS
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
@@ -34,14 +49,29 @@ class Reconciler:
     change is seen by a request."""
 
     def __init__(
-        self, context: ProvisioningContext, provisioner: Provisioner, watcher: Watcher
+        self,
+        api: Navidrome,
+        bindings: BindingStore,
+        directory: Directory,
+        locks: KeyLocks,
+        writer: AccountWriter,
+        lifecycle: AccountLifecycle,
+        policy: Callable[[], AccountPolicy],
+        record: Callable[[Event], None],
+        watcher: Watcher,
     ) -> None:
-        self._context = context
-        self._provisioner = provisioner
+        self._api = api
+        self._bindings = bindings
+        self._directory = directory
+        self._locks = locks
+        self._writer = writer
+        self._lifecycle = lifecycle
+        self._policy = policy
+        self._record = record
         self._watcher = watcher
         self._changed = watcher.discard
         self._run_lock = asyncio.Lock()
-        self._empty_passwords = EmptyPasswords(context.api, context.bindings.database)
+        self._empty_passwords = EmptyPasswords(api, bindings.database)
         self.without_password: tuple[str, ...] = ()
 
     async def run(self) -> None:
@@ -52,11 +82,11 @@ class Reconciler:
     async def _run(self) -> None:
         await self.recover_intents(AuditContext("reconcile"))
         users = await self._list()
-        self._context.directory.libraries = ()
-        if self._context.policy.library_groups:
-            self._context.directory.libraries = await self._context.api.libraries()
+        self._directory.libraries = ()
+        if self._policy().library_groups:
+            self._directory.libraries = await self._api.libraries()
         by_id = {user.id: user for user in users}
-        for binding in self._context.bindings.all():
+        for binding in self._bindings.all():
             if self._drifted(binding, by_id.get(binding.navidrome_id)):
                 await self._repair(binding)
         await self.find_empty_passwords(users)
@@ -65,14 +95,14 @@ class Reconciler:
         """List the users, and follow the names of their accounts; after a request that may have changed
         them. Raises what the API and the store raise."""
         by_id = {user.id: user for user in await self._list()}
-        for binding in self._context.bindings.all():
+        for binding in self._bindings.all():
             user = by_id.get(binding.navidrome_id)
             if user is None or user.user_name != binding.user_name:
                 await self._repair(binding)
 
     async def _list(self) -> tuple[User, ...]:
-        before = self._context.directory.all()
-        users = await self._context.directory.read(self._context.api.users)
+        before = self._directory.all()
+        users = await self._directory.read(self._api.users)
         await self._hold_freed_names(before, users)
         by_id = {user.id for user in users}
         if any(user.id not in by_id for user in before):
@@ -82,10 +112,10 @@ class Reconciler:
     async def recover_intents(self, audit_context: AuditContext) -> None:
         """See what became of every write that was left. Raises what the API raises: then an account may
         stand open, and nobody is to be let near it."""
-        for intent in self._context.bindings.intents():
-            if self._context.bindings.is_abandoned(intent):
-                async with self._context.locks.held(*account_keys(intent.uid, intent.user_name)):
-                    if self._context.bindings.intent(intent.key) is intent:
+        for intent in self._bindings.intents():
+            if self._bindings.is_abandoned(intent):
+                async with self._locks.held(*account_keys(intent.uid, intent.user_name)):
+                    if self._bindings.intent(intent.key) is intent:
                         try:
                             await self._recover(intent, audit_context)
                         except ResponseTooLarge as error:
@@ -97,13 +127,11 @@ class Reconciler:
         known = frozenset(self.without_password)
         self.without_password = await self._empty_passwords.find(users)
         if not known.issuperset(self.without_password):
-            self._context.record(
-                EmptyPasswordsFound(time=time.time(), accounts=self.without_password)
-            )
+            self._record(EmptyPasswordsFound(time=time.time(), accounts=self.without_password))
 
     def _drifted(self, binding: Binding, user: User | None) -> bool:
         """Whether anything of an account is not as the policy wants it."""
-        policy = self._context.policy
+        policy = self._policy()
         if user is None or binding.lock_pending or user.user_name != binding.user_name:
             return True
         if binding.state is BindingState.UNLINKED:
@@ -114,24 +142,21 @@ class Reconciler:
         admin = policy.admin(binding.identity)
         if admin is not None and admin is not user.is_admin and (active or user.is_admin):
             return True
-        target = self._context.policy.libraries(binding.identity, self._context.directory.libraries)
+        target = self._policy().libraries(binding.identity, self._directory.libraries)
         if target is None or user.is_admin or target == user.libraries:
             return False
         # Of a person whom the policy denies, the last libraries stay: no password or token opens them.
         return active or bool(target)
 
     async def _repair(self, binding: Binding) -> None:
-        audit_context, lifecycle = (
-            AuditContext("reconcile", binding.identity),
-            self._provisioner.lifecycle,
-        )
+        audit_context, lifecycle = AuditContext("reconcile", binding.identity), self._lifecycle
         keys = account_keys(binding.uid, binding.user_name, binding.provider_username)
-        async with self._context.locks.held(*keys):
-            now = self._context.bindings.by_account(binding.navidrome_id)
+        async with self._locks.held(*keys):
+            now = self._bindings.by_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
             try:
-                user = await self._context.api.user(now.navidrome_id)
+                user = await self._api.user(now.navidrome_id)
                 if user is None:
                     self._changed(now.uid)
                     await lifecycle.remove_binding(now, audit_context)
@@ -157,35 +182,34 @@ class Reconciler:
 
     async def _denies(self, binding: Binding, user: User) -> bool:
         """Whether the policy denies the person of an active account."""
-        if not self._context.policy.allows(binding.identity):
+        if not self._policy().allows(binding.identity):
             return True
-        rights = self._provisioner.updater
-        return await rights.keeps_denied_libraries(binding.identity, user)
+        return await self._writer.keeps_denied_libraries(binding.identity, user)
 
     async def _hold_freed_names(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
         """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
         names = {normalize_name(user.user_name) for user in users}
-        until = time.time() + self._context.policy.name_hold_seconds
+        until = time.time() + self._policy().name_hold_seconds
         freed = []
         for user in before:
             normalized = normalize_name(user.user_name)
-            linked = self._context.bindings.by_account(user.id) is not None
+            linked = self._bindings.by_account(user.id) is not None
             if normalized and normalized not in names and not linked and await self._is_freed(user):
                 freed.append(NameHold(normalized, user.id, None, until))
-        await self._context.bindings.hold_names(freed)
+        await self._bindings.hold_names(freed)
 
     async def _is_freed(self, user: User) -> bool:
         """Whether nobody has the name of an account that is not listed any more, as far as is known."""
-        if not self._context.api.unreadable:
+        if not self._api.unreadable:
             return True
         try:
-            now = await self._context.api.user(user.id)
+            now = await self._api.user(user.id)
         except ResponseTooLarge:
             return False
         return now is None or normalize_name(now.user_name) != normalize_name(user.user_name)
 
     def _unreadable(self, name: str, uid: str | None, error: ResponseTooLarge) -> None:
-        self._context.record(
+        self._record(
             ProvisioningFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
         )
 
@@ -194,32 +218,27 @@ class Reconciler:
             if intent.kind is IntentKind.CREATE:
                 await self._finish_interrupted_create(intent, audit_context)
                 return
-            await self._provisioner.updater.writer.recover(intent, audit_context)
+            await self._writer.recover(intent, audit_context)
         except AccountRecreated:
-            binding = self._context.bindings.by_account(intent.navidrome_id)
+            binding = self._bindings.by_account(intent.navidrome_id)
             if binding is not None:
                 self._changed(binding.uid)
-                await self._provisioner.lifecycle.remove_binding(binding, audit_context)
+                await self._lifecycle.remove_binding(binding, audit_context)
             return
-        await self._context.bindings.close_intent(intent)
+        await self._bindings.close_intent(intent)
 
     async def _finish_interrupted_create(self, intent: Intent, audit_context: AuditContext) -> None:
         """An account whose making was interrupted belongs to whom it was made for. What else the person
         is to have comes with the next request."""
-        user = await self._context.api.user(intent.navidrome_id)
-        linked = user is not None and self._context.bindings.by_account(user.id) is not None
-        if (
-            user is None
-            or linked
-            or intent.uid is None
-            or self._context.bindings.by_uid(intent.uid)
-        ):
-            await self._context.bindings.close_intent(intent)
+        user = await self._api.user(intent.navidrome_id)
+        linked = user is not None and self._bindings.by_account(user.id) is not None
+        if user is None or linked or intent.uid is None or self._bindings.by_uid(intent.uid):
+            await self._bindings.close_intent(intent)
             return
-        self._context.directory.put(user)
+        self._directory.put(user)
         identity = Identity(intent.user_name, uid=intent.uid)
         now = time.time()
-        await self._context.bindings.put(
+        await self._bindings.put(
             Binding(
                 uid=intent.uid,
                 navidrome_id=user.id,
@@ -232,7 +251,7 @@ class Reconciler:
             ),
             ends=intent,
         )
-        self._context.record(
+        self._record(
             AccountCreated(
                 time=now,
                 account=user.user_name,
@@ -242,3 +261,71 @@ class Reconciler:
                 **AuditContext(audit_context.trigger, identity).as_fields(),
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordTest:
+    """What was found: whether an empty password opened the account as it was at `updated_at`."""
+
+    updated_at: str
+    empty: bool
+
+
+class EmptyPasswords:
+    """Tests accounts, and remembers the results in `database`; None remembers them in memory alone."""
+
+    def __init__(self, api: Navidrome, database: Database | None) -> None:
+        self._api = api
+        self._database = database
+        self._tests: dict[str, PasswordTest] = {}
+
+    async def find(self, users: Iterable[User]) -> tuple[str, ...]:
+        """Return the names of these accounts that an empty password opens, sorted. Raises what the API
+        and the store raise."""
+        there = {user.id: user for user in users if user.user_name}
+        if self._database is not None and any(self._is_due(user) for user in there.values()):
+            # Another process may have tested them.
+            self._tests = await self._database.read_async(_stored)
+        await self._test([user for user in there.values() if self._is_due(user)], there)
+        return tuple(
+            sorted(user.user_name for user in there.values() if self._tests[user.id].empty)
+        )
+
+    def _is_due(self, user: User) -> bool:
+        test = self._tests.get(user.id)
+        return test is None or test.updated_at != user.updated_at
+
+    async def _test(self, due: list[User], there: Mapping[str, User]) -> None:
+        found: dict[str, PasswordTest] = {}
+        try:
+            for user in due:
+                empty = await self._api.opens_without_password(user.user_name)
+                found[user.id] = PasswordTest(user.updated_at, empty)
+        finally:
+            # What was tested before a failure is not tested again.
+            gone = self._tests.keys() - there.keys()
+            self._tests.update(found)
+            for navidrome_id in gone:
+                del self._tests[navidrome_id]
+            if self._database is not None and (found or gone):
+                await self._database.write_async(lambda connection: _store(connection, found, gone))
+
+
+def _stored(connection: Connection) -> dict[str, PasswordTest]:
+    return {
+        row.navidrome_id: PasswordTest(row.updated_at, row.empty)
+        for row in connection.execute(select(PASSWORD_TESTS))
+    }
+
+
+def _store(connection: Connection, found: Mapping[str, PasswordTest], gone: Iterable[str]) -> None:
+    previous = [{"old": navidrome_id} for navidrome_id in (*found, *gone)]
+    connection.execute(
+        delete(PASSWORD_TESTS).where(PASSWORD_TESTS.c.navidrome_id == bindparam("old")), previous
+    )
+    new = [
+        {"navidrome_id": navidrome_id, "updated_at": test.updated_at, "empty": test.empty}
+        for navidrome_id, test in found.items()
+    ]
+    if new:
+        connection.execute(insert(PASSWORD_TESTS), new)

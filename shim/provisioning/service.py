@@ -31,14 +31,13 @@ from shim.navidrome.errors import (
 )
 from shim.navidrome.liveness import LivenessConnection
 from shim.navidrome.models import User
-from shim.provisioning.account_writer import AccountRecreated
-from shim.provisioning.admin import AdminAccess, OwnAccount, ensure_admin_access
-from shim.provisioning.audit_context import AuditContext
+from shim.provisioning.account_writer import AccountRecreated, AccountWriter
+from shim.provisioning.admin import AdminAccess, OwnAccount, OwnAccountRecords, ensure_admin_access
 from shim.provisioning.binding_store import BindingStore, Busy
-from shim.provisioning.context import ProvisioningContext
-from shim.provisioning.own_account import OwnAccountRecords
+from shim.provisioning.directory import Directory, KeyLocks
+from shim.provisioning.lifecycle import AccountLifecycle, Provisioner
+from shim.provisioning.models import AuditContext
 from shim.provisioning.policy import AccountPolicy
-from shim.provisioning.provisioner import Provisioner
 from shim.provisioning.reconcile import Reconciler
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
@@ -108,11 +107,34 @@ class ProvisioningService:
     ) -> None:
         self.api = api
         self.bindings = bindings
-        self._context = context = ProvisioningContext(api, bindings, policy, record)
-        self.directory = context.directory
-        self.locks = context.locks
-        self.provisioner = Provisioner(context, self.refresh)
-        self.reconciler = Reconciler(context, self.provisioner, self)
+        self.policy = policy
+        self.directory = directory = Directory()
+        self.locks = KeyLocks()
+        self.writer = AccountWriter(api, bindings, directory, self._policy_in_force, record)
+        self.lifecycle = AccountLifecycle(
+            api, bindings, directory, self.writer, self._policy_in_force, record
+        )
+        self.provisioner = Provisioner(
+            api,
+            bindings,
+            directory,
+            self.writer,
+            self.lifecycle,
+            self._policy_in_force,
+            record,
+            self.refresh,
+        )
+        self.reconciler = Reconciler(
+            api,
+            bindings,
+            directory,
+            self.locks,
+            self.writer,
+            self.lifecycle,
+            self._policy_in_force,
+            record,
+            self,
+        )
         self.cache: CacheListener = _Nobody()
         bindings.watch(self)
         self.generation = 0
@@ -139,18 +161,13 @@ class ProvisioningService:
         self._prove_at = 0.0
 
     @property
-    def policy(self) -> AccountPolicy:
-        """The one in force."""
-        return self._context.policy
-
-    @property
     def store_fault(self) -> str | None:
         """Why the store can't be used, None if it can."""
         return self._open_fault or self.bindings.database.fault
 
     def apply_policy(self, policy: AccountPolicy) -> None:
         """Go by this policy from now on: everybody is looked at again before their next request."""
-        self._context.policy = policy
+        self.policy = policy
         self.invalidate("the settings changed")
 
     async def ensure_ready(self) -> int | None:
@@ -240,6 +257,9 @@ class ProvisioningService:
     async def reconcile(self) -> None:
         """Hold Navidrome's accounts against the bindings, once. Raises what the API and the store do."""
         await self.reconciler.run()
+
+    def _policy_in_force(self) -> AccountPolicy:
+        return self.policy
 
     # attaining
 

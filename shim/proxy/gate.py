@@ -24,14 +24,15 @@ class Account:
     id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AccountDenied:
+class AccountDenied(Exception):
     """Why an identity gets no account: `reason` gives the status, `detail` one sentence for the log.
     `retry_after` is in seconds, where trying again may help."""
 
-    reason: Reason
-    detail: str
-    retry_after: int | None = None
+    def __init__(self, reason: Reason, detail: str, retry_after: int | None = None) -> None:
+        super().__init__(reason, detail, retry_after)
+        self.reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shim.audit.events import Event
+from shim.provisioning.admin import OwnAccountRecords
 from shim.provisioning.factory import AccountParts, build_accounts
-from shim.provisioning.own_account import OwnAccountRecords
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.settings import load
 from shim.store.database import Database

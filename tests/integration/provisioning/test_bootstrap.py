@@ -6,7 +6,7 @@ from __future__ import annotations
 from shim.audit.events.provisioning import AdminCreated, OwnAccountSecured
 from shim.health import State
 from shim.navidrome.api import AUTOGEN
-from shim.provisioning.own_account import OwnAccountRecords
+from shim.provisioning.admin import OwnAccountRecords
 from shim.trust.reasons import Reason
 from tests.integration.provisioning.test_commands import run
 from tests.support.world import World, person, until

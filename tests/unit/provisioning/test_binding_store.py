@@ -11,8 +11,14 @@ from dataclasses import fields, replace
 
 import pytest
 
-from shim.provisioning.binding_store import BindingStore, Busy, Outdated
-from shim.provisioning.lease import LEASE_SECONDS, may_be_alive, new_owner
+from shim.provisioning.binding_store import (
+    LEASE_SECONDS,
+    BindingStore,
+    Busy,
+    Outdated,
+    may_be_alive,
+    new_owner,
+)
 from shim.provisioning.models import (
     Binding,
     BindingState,

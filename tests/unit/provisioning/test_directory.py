@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from shim.provisioning.locks import KeyLocks
+from shim.provisioning.directory import KeyLocks
 
 
 async def test_one_key_is_held_by_one_at_a_time_and_others_do_not_wait() -> None:
