@@ -34,8 +34,8 @@ def build_registry(
 
 
 class ProxyCollector(Collector):
-    """Reads `Counters`. Every outcome and every failure has a row, also with zero: Prometheus sees no increase
-    in a row that appears with its first request, so an alert on it would not fire."""
+    """Reads `Counters`. Every outcome and every failure has a row, also with zero: Prometheus sees no
+    increase in a row that appears with its first request, so an alert on it would not fire."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
