@@ -1,9 +1,9 @@
-# Every target does its own set-up: Python 3.11 or newer is all that has to be there.
-# `make` alone lists the targets. Extra arguments go in ARGS: make demo ARGS=--once
+# Each target sets up what it needs. Only Python 3.11 or newer is required.
+# `make` lists the targets. Pass more arguments in ARGS: make demo ARGS=--once
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Packages are installed from the lock files alone, each checked by its hash.
+# Packages come from the lock files only, and pip checks their hashes.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
 LOCK := env --unset PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-options
@@ -13,14 +13,15 @@ CODE := shim demo tests
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    play an edge, an intruder, a spoofer and an honest user; ARGS=--once leaves after it"
-	@echo "make run     run the shim with the settings of the environment and of .env"
-	@echo "make test    run the tests; ARGS='-k name' for some of them"
-	@echo "make lint    check style and types; make format puts the style right"
-	@echo "make bench   measure the shim beside nginx, HAProxy, Traefik and Caddy"
-	@echo "make docs    write .env.example and docs/settings.md anew"
-	@echo "make lock    work the lock files out anew; ARGS=--upgrade for newer packages"
-	@echo "make clean   remove what make made"
+	@echo "make demo    run attackers and users against a stand-in Navidrome; ARGS=--once exits at the end"
+	@echo "make run     run the shim with the settings in the environment and in .env"
+	@echo "make test    run the tests; ARGS='-k name' runs some of them"
+	@echo "make lint    check style and types"
+	@echo "make format  correct the style"
+	@echo "make bench   compare the shim with nginx, HAProxy, Traefik and Caddy"
+	@echo "make docs    generate .env.example and docs/settings.md"
+	@echo "make lock    update the lock files; ARGS=--upgrade for newer packages"
+	@echo "make clean   remove generated files"
 
 demo: $(VENV)/run.stamp
 	@$(BIN)/python -m demo $(ARGS)
@@ -48,10 +49,10 @@ docs: $(VENV)/dev.stamp
 	@$(BIN)/python -m shim.settings.reference env > .env.example
 	@$(BIN)/python -m shim.settings.reference markdown > docs/settings.md
 
-# Worked out with the oldest Python, whose needs hold those of the newer ones.
+# Lock with the oldest Python: its requirements include those of newer versions.
 lock: $(VENV)/dev.stamp
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and \
-		"the lock files are made with Python 3.11: make clean lock PYTHON=python3.11")'
+		"Lock with Python 3.11: make clean lock PYTHON=python3.11")'
 	@$(LOCK) $(ARGS) --output-file requirements/run.txt pyproject.toml
 	@$(LOCK) $(ARGS) --constraint requirements/run.txt --extra postgres \
 		--output-file requirements/postgres.txt pyproject.toml
@@ -63,19 +64,19 @@ lock: $(VENV)/dev.stamp
 clean:
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
-# The interpreter: `make test PYTHON=python3.13` names one, else the first that is new enough.
+# `make test PYTHON=python3.13` chooses the interpreter; the default is the first that is new enough.
 $(BIN)/python:
 	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
 		if command -v "$$python" > /dev/null && "$$python" -c \
 			'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then \
 			"$$python" -m venv $(VENV) && exit 0; \
 			rm -rf $(VENV); \
-			echo "$$python cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; \
+			echo "$$python cannot create a virtual environment (on Debian: apt install python3-venv)" >&2; \
 		fi; \
 	done; \
-	echo "Python 3.11 or newer with its venv module is needed" >&2; exit 1
+	echo "Python 3.11 or newer with the venv module is required" >&2; exit 1
 
-# The stamps tell which lock file the environment was filled from.
+# A stamp shows which lock file was installed.
 $(VENV)/run.stamp: requirements/run.txt | $(BIN)/python
 	@$(PIP) --requirement requirements/run.txt
 	@touch $@

@@ -13,9 +13,9 @@ from demo.runner import DemoFailed, run
 
 
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Leave after the play.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the last scene.")] = False,
 ) -> None:
-    """Play an edge, intruders and honest users before a stand-in Navidrome, on loopback alone."""
+    """Run attackers, users and administrators against a stand-in Navidrome, on loopback only."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8
     try:

@@ -60,91 +60,89 @@ class ConsoleReporter:
         )
         table.add_row(
             "the shim",
-            f"{environment.shim.url}, whitelist {EDGE_ADDRESS}, asks for authentik's token",
+            f"{environment.shim.url}, whitelist {EDGE_ADDRESS}, requires authentik's token",
         )
         table.add_row(
-            "Navidrome", f"{environment.navidrome.url}, a stand-in that believes the shim alone"
+            "Navidrome", f"{environment.navidrome.url}, a stand-in that trusts only the shim"
         )
         table.add_row(
-            "for contrast", f"{environment.bare_edge.url}, the edge before a Navidrome without shim"
+            "for contrast", f"{environment.bare_edge.url}, the same edge without the shim"
         )
         self.console.print(table)
 
     def step(self, number: int, result: StepResult) -> None:
-        """One scene: what was asked, what the shim decided, what Navidrome saw, what came back."""
+        """Print one scene: the request, the decision, the headers at Navidrome, the response."""
         step, response = result.step, result.response
         self.console.print()
         self.console.print(Rule(Text(f"{number}. {step.title}", "bold"), align="left", style="dim"))
         self.console.print(Padding(Text(step.explanation, "italic"), (0, 0, 1, 2)))
         table = _grid()
-        table.add_row("asked", _request_text(step.request))
+        table.add_row("request", _request_text(step.request))
         if result.decision is None:
-            table.add_row("shim", Text("there is none", "dim"))
+            table.add_row("shim", Text("none", "dim"))
         else:
             table.add_row("shim", _decision_text(result.decision))
         table.add_row("Navidrome", _seen_text(result.seen_identity))
         for name, account in result.accounts:
             table.add_row("account", _account_text(name, account))
-        table.add_row("answer", Text(_clipped(f"{response.status} {escape(response.summary)}")))
+        table.add_row("response", Text(_clipped(f"{response.status} {escape(response.summary)}")))
         if result.faults:
-            table.add_row(
-                Text("NOT AS IT MUST BE", "bold red"), Text(escape("; ".join(result.faults)))
-            )
+            table.add_row(Text("WRONG", "bold red"), Text(escape("; ".join(result.faults))))
         self.console.print(table)
 
     def summary(self, results: Sequence[StepResult]) -> None:
-        """Whether every scene went as it must."""
+        """Print whether every scene passed."""
         wrong = [number for number, one in enumerate(results, 1) if one.faults]
         self.console.print()
         if wrong:
             named = ", ".join(map(str, wrong))
             self.console.print(
                 Text(
-                    f"FAILED: {len(wrong)} of {len(results)} scenes not as they must be: {named}.",
+                    f"FAILED: {len(wrong)} of {len(results)} scenes are wrong: {named}.",
                     "bold red",
                 )
             )
         else:
-            self.console.print(Text(f"All {len(results)} scenes went as they must.", "bold green"))
+            self.console.print(Text(f"All {len(results)} scenes passed.", "bold green"))
 
     def instructions(self, environment: Environment) -> None:
-        """What can be tried by hand while everything stays up."""
+        """Print commands to try while everything runs."""
         edge, bare, shim = environment.edge.url, environment.bare_edge.url, environment.shim.url
         names = ", ".join(f"?user={user.username}" for user in (BERT, ADMIN, DIRK))
         self.console.print()
-        self.console.print(Rule(Text("Now you", "bold"), align="left", style="dim"))
+        self.console.print(Rule(Text("Try it yourself", "bold"), align="left", style="dim"))
         table = _grid()
         table.add_row("browser", f"{edge}/?user={ALICE.username} (or {names})")
         table.add_row("control", f"{environment.shim.control_url}/readyz, /metrics")
         self.console.print(table)
         for caption, command in (
             (
-                "be the admin, without the shim",
+                "become the admin, without the shim",
                 f"curl -H '{CLAIM}: admin' \\\n  '{bare}{TAKEOVER}'",
             ),
-            ("and with it", f"curl -H '{CLAIM}: admin' \\\n  '{edge}{TAKEOVER}'"),
+            ("and with the shim", f"curl -H '{CLAIM}: admin' \\\n  '{edge}{TAKEOVER}'"),
             (
-                "go past the edge, from an address that is not on the whitelist",
+                "bypass the edge, from an address that is not on the whitelist",
                 f"curl --interface {NEIGHBOUR} -H '{CLAIM}: admin' \\\n  {shim}/api/user",
             ),
             (
-                "speak from the edge's address: without the provider's token it is not enough",
+                "use the edge's address, without the provider's token",
                 f"curl --interface {EDGE_ADDRESS} -H '{CLAIM}: alice' \\\n  {shim}/api/song",
             ),
-            ("be an app of Alice's", f"curl '{edge}{app_call('ping')}'"),
+            ("call the API as Alice's app", f"curl '{edge}{app_call('ping')}'"),
         ):
-            # soft_wrap: a line that is copied has to be one line.
+            # soft_wrap, so that a copied command is one line.
             self.console.print(Text(f"\n# {caption}", "dim"), soft_wrap=True)
             self.console.print(Text(command), soft_wrap=True)
-        self.console.print(Text("\nEverything stays up until Ctrl-C. The shim's log:", "bold"))
+        self.console.print(Text("\nEverything runs until Ctrl-C. The shim's log:", "bold"))
 
     def log(self, entry: LogEntry) -> None:
-        """One line for each request that was answered, and for what the shim found remarkable."""
+        """Print one line for each decision and each completed request."""
         match entry.get("event"):
             case "request_decision":
                 outcome = f"{entry.get('verdict')}, {entry.get('reason')}"
             case "access":
-                outcome = f"{entry.get('verdict')}, answered {entry.get('status')}"
+                outcome = f"{entry.get('verdict')}, status {entry.get('status')}"
             case _:
                 return
         request = f"{entry.get('peer')} {entry.get('method')} {entry.get('path')}"
@@ -165,7 +163,7 @@ def _request_text(request: RequestSpec) -> Text:
         else f"{request.entry_point.value} ({EDGE_ADDRESS})"
     )
     session = f", signed in as {request.signed_in.username}" if request.signed_in else ""
-    text = Text(f"{request.actor} at {request.address}{session}, asks {way}\n")
+    text = Text(f"{request.actor} at {request.address}{session}, calls {way}\n")
     text.append(f"{request.method} {_PROOF.sub('…', request.target)}", "bold")
     for name, value in request.headers:
         text.append(f"\n{name}: {value}", "bold")
@@ -191,10 +189,10 @@ _EVERY_HOP: Final = frozenset({"connection", "upgrade", "keep-alive"})
 
 def _seen_text(seen_identity: Fields | None) -> Text:
     if seen_identity is None:
-        return Text("never saw it")
+        return Text("got no request")
     if not seen_identity:
-        return Text("saw no user header")
-    return Text("saw " + escape(", ".join(f"{name}: {value}" for name, value in seen_identity)))
+        return Text("got no user header")
+    return Text("got " + escape(", ".join(f"{name}: {value}" for name, value in seen_identity)))
 
 
 def _account_text(name: str, account: AccountState | None) -> Text:

@@ -218,11 +218,11 @@ def _account_change(entry: LogEntry) -> str:
     account = entry.get("account")
     match entry.get("event"):
         case "account_created":
-            return f"made the account {account}"
+            return f"created the account {account}"
         case "account_linked":
-            return f"linked the account {account}, which was there already"
+            return f"linked the existing account {account}"
         case "account_locked":
-            return f"gave {account} a password that nobody knows"
+            return f"gave {account} a random password"
         case "account_changed":
             return f"changed {'; '.join(_texts(entry.get('changes')))}"
         case _:

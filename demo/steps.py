@@ -1,4 +1,4 @@
-"""The scenes, in the order in which they are played. Each is plain data; `play` has what they mean."""
+"""The scenes of the demo, in order, as plain data."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RENAMED: Final = replace(
 
 
 def app_call(name: str, **parameters: str) -> str:
-    """The target of a Subsonic call as an app of Alice's makes it, with her password's token."""
+    """Return the target of a Subsonic call of Alice's app, with the token of her password."""
     salt = "c19b2d"
     token = hashlib.md5((PASSWORD + salt).encode(), usedforsecurity=False).hexdigest()
     parameters_sent = {
@@ -56,7 +56,7 @@ TAKEOVER: Final = "/rest/getUsers?v=1.16.1&c=curl&f=json"
 STEPS: Final = (
     Step(
         "Without the shim: a stranger is the admin",
-        "The usual guide leaves /rest/ open at the edge, since apps cannot sign in on a page. "
+        "Most guides leave /rest/ open at the edge, because apps cannot sign in on a web page. "
         "Navidrome trusts the edge's address, so one header is enough.",
         RequestSpec("a stranger", OUTSIDER, EntryPoint.BARE_EDGE, TAKEOVER, _CLAIMS_ADMIN),
         Expectation(
@@ -67,8 +67,8 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "With the shim: the same request is nobody's",
-        "The edge authenticates nobody on /rest/, so no identity counts there, whoever sends it.",
+        "With the shim: the same request has no identity",
+        "The edge does not authenticate /rest/, so no identity counts there.",
         RequestSpec("a stranger", OUTSIDER, EntryPoint.EDGE, TAKEOVER, _CLAIMS_ADMIN),
         Expectation(
             Reason.PUBLIC_PATH, _NO_IDENTITY, 200, contains=("error",), excludes=("admin",)
@@ -76,9 +76,9 @@ STEPS: Final = (
     ),
     Step(
         "Alice opens the web app",
-        "The edge has asked the provider who she is, speaks from an address on the whitelist, and "
-        "brings the provider's token. Her account existed before the shim: it is linked to her by its "
-        "name, and keeps its password, so her apps go on.",
+        "The edge has authenticated her at the provider, connects from an address on the whitelist, "
+        "and sends the provider's token. Her account existed before the shim: it is linked by its name "
+        "and keeps its password, so her apps continue to work.",
         RequestSpec("Alice's browser", HOME, EntryPoint.EDGE, "/app/", signed_in=ALICE),
         Expectation(
             Reason.VERIFIED_JWT,
@@ -89,8 +89,8 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "Her browser asks the API",
-        "Navidrome is told one user header and none of the provider's.",
+        "Her browser calls the API",
+        "Navidrome gets one user header and no header of the provider.",
         RequestSpec(
             "Alice's browser", HOME, EntryPoint.EDGE, "/api/song?_start=0&_end=1", signed_in=ALICE
         ),
@@ -99,21 +99,21 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "Somebody on the same network goes past the edge",
-        "His address is not on the whitelist: what he claims is removed.",
-        RequestSpec("a neighbour", NEIGHBOUR, EntryPoint.SHIM, "/api/user", _CLAIMS_ADMIN),
+        "A neighbor on the same network bypasses the edge",
+        "The neighbor's address is not on the whitelist, so the shim removes the identity.",
+        RequestSpec("a neighbor", NEIGHBOUR, EntryPoint.SHIM, "/api/user", _CLAIMS_ADMIN),
         Expectation(Reason.UNTRUSTED_PEER, _NO_IDENTITY, 401, contains=("Not authenticated",)),
     ),
     Step(
-        "He names Navidrome's own user header",
-        "The shim alone sets that header; from outside it never passes.",
-        RequestSpec("a neighbour", NEIGHBOUR, EntryPoint.SHIM, "/app/", ((USER_HEADER, "admin"),)),
+        "The neighbor sends Navidrome's own user header",
+        "Only the shim sets this header. It removes the client's.",
+        RequestSpec("a neighbor", NEIGHBOUR, EntryPoint.SHIM, "/app/", ((USER_HEADER, "admin"),)),
         Expectation(Reason.UNTRUSTED_PEER, _NO_IDENTITY, 200, contains=("nobody logged in",)),
     ),
     Step(
-        "A signed-in user would like to be the admin",
-        "Edges own headers by their exact name. An alias passes them, and some servers fold it "
-        "to the real one: the shim refuses it.",
+        "A signed-in user tries to become the admin",
+        "An edge sets headers by their exact name and forwards an alias. Some servers treat an alias "
+        "as the header itself, so the shim rejects it.",
         RequestSpec(
             "Bert's browser",
             HOME,
@@ -125,15 +125,15 @@ STEPS: Final = (
         Expectation(Reason.HEADER_ALIAS, None, 400),
     ),
     Step(
-        "Somebody opens a share link",
-        "It is for people without an account.",
+        "A friend opens a shared link",
+        "Shared links are for visitors without an account.",
         RequestSpec("a friend", OUTSIDER, EntryPoint.EDGE, f"/share/{SHARE_ID}"),
         Expectation(Reason.NO_IDENTITY, _NO_IDENTITY, 200, contains=("nobody logged in",)),
     ),
     Step(
-        "A share link is no way to an account either",
-        "Navidrome makes an account for any name that it is told on a share page, and hands out "
-        "its token.",
+        "A shared link creates no account",
+        "On a share page Navidrome creates an account for any name in the user header, and returns "
+        "its token. The shim sends no name there.",
         RequestSpec(
             "a stranger", OUTSIDER, EntryPoint.EDGE, f"/share/{SHARE_ID}", ((CLAIM, "mallory"),)
         ),
@@ -146,14 +146,14 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "Alice's phone logs in with her Subsonic password",
-        "Apps prove by themselves who they are, and pass as before.",
+        "Alice's phone signs in with her Subsonic password",
+        "Apps authenticate themselves at Navidrome, as before.",
         RequestSpec("a music app", PHONE, EntryPoint.EDGE, app_call("ping")),
         Expectation(Reason.NO_IDENTITY, _NO_IDENTITY, 200, contains=("Subsonic: ok",)),
     ),
     Step(
         "… loads a cover …",
-        "Bytes pass as Navidrome sends them.",
+        "The shim forwards Navidrome's bytes unchanged.",
         RequestSpec(
             "a music app",
             PHONE,
@@ -169,7 +169,7 @@ STEPS: Final = (
     ),
     Step(
         "… and plays a song",
-        "The first bytes, asked for as players do.",
+        "Players request a song in ranges.",
         RequestSpec(
             "a music app",
             PHONE,
@@ -180,9 +180,9 @@ STEPS: Final = (
         Expectation(Reason.NO_IDENTITY, _NO_IDENTITY, 206, contains=("bytes 0-65535/", "b'RIFF'")),
     ),
     Step(
-        "Carla comes for the first time",
-        "Her account is made before Navidrome hears of her: as the provider calls her, with an "
-        "e-mail, and with a password that nobody knows.",
+        "Carla visits for the first time",
+        "The shim creates her account first, with name and e-mail from the provider and a random "
+        "password. Then it forwards her request.",
         RequestSpec("Carla's browser", HOME, EntryPoint.EDGE, "/app/", signed_in=CARLA),
         Expectation(
             Reason.VERIFIED_JWT,
@@ -193,9 +193,9 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "She chooses a password for her apps",
-        "In Navidrome's own form, with Current Password left empty: the shim marks a generated password "
-        "as Navidrome marks its own.",
+        "She sets a password for her apps",
+        "In Navidrome's own form, with Current Password left empty. The shim marks a generated password "
+        "as Navidrome does.",
         RequestSpec(
             "Carla's browser",
             HOME,
@@ -214,8 +214,8 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "Dirk is in no group that may in",
-        "The provider knows him, Navidrome never hears of him. The page says whom to ask.",
+        "Dirk is in no allowed group",
+        "The provider authenticates him, but Navidrome gets no request. The page has the contact.",
         RequestSpec("Dirk's browser", HOME, EntryPoint.EDGE, "/app/", signed_in=DIRK),
         Expectation(
             Reason.GROUP_NOT_ALLOWED,
@@ -226,8 +226,8 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "The provider puts Carla among the admins",
-        "Her rights follow at her next request.",
+        "The provider makes Carla an admin",
+        "Her rights change with her next request.",
         RequestSpec("Carla's browser", HOME, EntryPoint.EDGE, "/app/", signed_in=_PROMOTED),
         Expectation(
             Reason.VERIFIED_JWT,
@@ -238,9 +238,9 @@ STEPS: Final = (
         ),
     ),
     Step(
-        "Carla has a new name",
-        "The uid is hers still, and the provider's token vouches for it: her account is renamed, and "
-        "nobody else gets the old name for as long as a token of it may live.",
+        "The provider renames Carla",
+        "Her uid is the same, and the provider's token proves it. So the shim renames her account, and "
+        "holds the old name until tokens with that name have expired.",
         RequestSpec("Carla's browser", HOME, EntryPoint.EDGE, "/app/", signed_in=_RENAMED),
         Expectation(
             Reason.VERIFIED_JWT,

@@ -82,51 +82,54 @@ Once = tuple["subprocess.CompletedProcess[str]", Path]
 def test_every_scene_goes_as_it_must(once: Once) -> None:
     ended, _ = once
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.rstrip().endswith(f"All {len(STEPS)} scenes went as they must.")
+    assert ended.stdout.rstrip().endswith(f"All {len(STEPS)} scenes passed.")
 
 
 def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
     text = _scenes(once)
     assert len(text) == len(STEPS)
     takeover = text["Without the shim: a stranger is the admin"]
-    assert "X-authentik-username: admin shim there is none" in takeover
-    assert "Navidrome saw X-authentik-username: admin answer 200 Subsonic: ok" in takeover
-    closed = text["With the shim: the same request is nobody's"]
+    assert "X-authentik-username: admin shim none" in takeover
+    assert "Navidrome got X-authentik-username: admin response 200 Subsonic: ok" in takeover
+    closed = text["With the shim: the same request has no identity"]
     assert "stripped, public_path, on a public path removed X-authentik-username" in closed
-    assert "Navidrome saw no user header answer 200 Subsonic: error" in closed
+    assert "Navidrome got no user header response 200 Subsonic: error" in closed
     alice = text["Alice opens the web app"]
-    assert "authenticated, verified_jwt, on a protected path linked the account alice" in alice
+    assert (
+        "authenticated, verified_jwt, on a protected path linked the existing account alice"
+        in alice
+    )
     assert "gave alice a password" not in alice
-    assert "Navidrome saw Remote-User: alice" in alice
-    alias = text["A signed-in user would like to be the admin"]
+    assert "Navidrome got Remote-User: alice" in alice
+    alias = text["A signed-in user tries to become the admin"]
     assert "rejected, header_alias, on a protected path" in alias
-    assert "Navidrome never saw it answer 400" in alias
+    assert "Navidrome got no request response 400" in alias
 
 
 def test_the_scenes_of_accounts_show_what_became_of_each(once: Once) -> None:
     text = _scenes(once)
-    first = text["Carla comes for the first time"]
-    assert "made the account carla.berg Navidrome saw Remote-User: carla.berg" in first
+    first = text["Carla visits for the first time"]
+    assert "created the account carla.berg Navidrome got Remote-User: carla.berg" in first
     assert "carla.berg: regular user, Carla Berg <carla.berg@example.org>" in first
     assert "logged in as carla.berg (Carla Berg), a regular user" in first
-    refused = text["Dirk is in no group that may in"]
+    refused = text["Dirk is in no allowed group"]
     assert "rejected, group_not_allowed, on a protected path" in refused
-    assert "Navidrome never saw it account dirk: none answer 403" in refused
+    assert "Navidrome got no request account dirk: none response 403" in refused
     assert "Contact: alice@example.org" in refused
-    promoted = text["The provider puts Carla among the admins"]
+    promoted = text["The provider makes Carla an admin"]
     assert "changed isAdmin: False → True" in promoted
     assert "logged in as carla.berg (Carla Berg), an admin" in promoted
-    renamed = text["Carla has a new name"]
+    renamed = text["The provider renames Carla"]
     assert "changed userName: carla.berg → carla.novak; name: Carla Berg → Carla" in renamed
     assert "account carla.berg: none account carla.novak: admin, Carla Novak" in renamed
 
 
 def test_a_new_account_gets_a_chosen_password_and_a_linked_one_keeps_its_own(once: Once) -> None:
     text = _scenes(once)
-    chosen = text["She chooses a password for her apps"]
+    chosen = text["She sets a password for her apps"]
     assert "PUT /api/user/{id} password = correct horse battery staple" in chosen
-    assert "answer 200" in chosen
-    assert "answer 200 Subsonic: ok" in text["Alice's phone logs in with her Subsonic password"]
+    assert "response 200" in chosen
+    assert "response 200 Subsonic: ok" in text["Alice's phone signs in with her Subsonic password"]
 
 
 def test_it_is_plain_text_of_80_columns_where_there_is_no_terminal(once: Once) -> None:
@@ -141,9 +144,9 @@ def test_nothing_is_left_behind_after_the_play(once: Once) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_stays_to_be_tried_by_hand_until_a_signal(tmp_path: Path, number: int) -> None:
     with _staying(tmp_path) as (process, lines):
-        text = _read_until(lines, "Everything stays up until Ctrl-C")
+        text = _read_until(lines, "Everything runs until Ctrl-C")
         command = re.search(
-            r"'(http://127\.0\.0\.1:\d+/rest/getUsers.*)'", text.partition("and with it")[2]
+            r"'(http://127\.0\.0\.1:\d+/rest/getUsers.*)'", text.partition("and with the shim")[2]
         )
         control = re.search(r"(http://127\.0\.0\.1:\d+)/readyz", text)
         assert command and control
@@ -174,7 +177,7 @@ def test_a_signal_during_the_play_ends_everything_and_says_so(tmp_path: Path) ->
 def test_a_scene_that_goes_wrong_is_named_and_fails_the_demo(tmp_path: Path) -> None:
     change = 'expected=replace(alice.expected, navidrome=(("Remote-User", "bert"),))'
     with _staying(tmp_path, _with_scene(change, "--once")) as (process, lines):
-        text = _read_until(lines, "FAILED: 1 of 1 scenes not as they must be: 1.")
+        text = _read_until(lines, "FAILED: 1 of 1 scenes are wrong: 1.")
         assert process.wait(_SECONDS) == 1
     assert "Navidrome saw Remote-User: alice, not Remote-User: bert" in _flat(text)
 
