@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from shim.settings import endpoints, parsers
 from shim.settings.endpoints import Endpoint, Upstream
@@ -68,10 +67,10 @@ def setting(default: str | None, description: str, *, section: str = "", example
     )
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What the shim was told. Frozen; made by `load`."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
     )
 
@@ -352,18 +351,6 @@ class Settings(BaseSettings):
         "Time for everything to end when the shim stops, two seconds of it for the store. Docker kills after "
         "10 seconds.",
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `settings.load` hands over, since its own source says where each value was found."""
-        return (init_settings,)
 
     def public(self) -> dict[str, str]:
         """Every setting by its variable's name, as it would be written; secrets are masked, and what is
