@@ -154,7 +154,7 @@ class Runtime:
         channel = bind(Endpoint("127.0.0.1", 0))
         try:
             uvicorn_loop = uvicorn.Config(
-                _unused_app, loop="uvloop", log_config=None
+                _unused_app, loop="uvloop", ws="none", log_config=None
             ).get_loop_factory()
             with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
                 runner.run(self._serve(data, control, channel))
@@ -185,6 +185,7 @@ class Runtime:
             self._application,
             http=cast("Any", Downstream if self.plane.tls is None else TlsHandshake),
             interface="asgi3",
+            ws="none",
             lifespan="on",
             server_header=False,
             log_config=None,
@@ -280,6 +281,7 @@ class Runtime:
         config = uvicorn.Config(
             app,
             http=ControlProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -66,8 +66,3 @@ def print_table(
 def print_json(value: object) -> None:
     """A value as JSON, without a raw control or direction mark in it."""
     typer.echo(escape(json.dumps(value, indent=2, ensure_ascii=False), allowed="\n"))
-
-
-def print_error(sentence: str) -> None:
-    """One sentence on stderr."""
-    typer.echo("\n".join(map(safe, sentence.split("\n"))), err=True)

@@ -56,3 +56,22 @@ def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
     modules = ran.stdout.split()
     assert "shim.app.runtime" in modules
     assert not [name for name in modules if name.startswith(("sqlalchemy", "alembic"))]
+
+
+def test_a_new_database_is_created_without_the_migrations_code(tmp_path: Path) -> None:
+    code = (
+        "import sys; from shim.store.database import Database; "
+        f"Database('sqlite:///{tmp_path}/shim.db').open(); print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ran.stdout.split()
+    assert "sqlalchemy" in modules
+    assert not [name for name in modules if name.startswith("alembic")]
+
+
+def test_what_serves_loads_no_code_that_parses_command_lines() -> None:
+    code = "import sys, shim.__main__, shim.cli.serve, shim.app.runtime; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ran.stdout.split()
+    assert "shim.cli.serve" in modules
+    assert "typer" not in modules
