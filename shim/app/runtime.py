@@ -40,7 +40,6 @@ from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import create_app
 from shim.control.metrics import build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
-from shim.control.reload import reload_routes
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.proxy.counters import Counters
@@ -276,8 +275,7 @@ class Runtime:
         metrics = build_registry(
             self.counters, version=shim.__version__, events_dropped=self.trail.dropped
         )
-        app = create_app(health=self, metrics=metrics, access=access)
-        app.include_router(reload_routes(access, self.reload))
+        app = create_app(health=self, metrics=metrics, access=access, reload=self.reload)
         config = uvicorn.Config(
             app,
             http=ControlProtocol,

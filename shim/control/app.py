@@ -1,4 +1,4 @@
-"""The control plane as an application: `/healthz`, `/readyz`, `/metrics`.
+"""The control plane as an application: `/healthz`, `/readyz`, `/metrics`, `/api/reload`.
 
 Every route but `/healthz` belongs to the guarded router, so that a new one is closed until somebody opens
 it. Every response is JSON, metrics aside, and says no more than the asker may know.
@@ -6,7 +6,7 @@ it. Every response is JSON, metrics aside, and says no more than the asker may k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -21,7 +21,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shim.control.access import Access
+from shim.control.reload import add_reload_route
 from shim.health import HealthSource, is_ready
+from shim.settings.reload import ReloadResult
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -32,8 +34,15 @@ SECURITY_HEADERS: Final = {
 }
 
 
-def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Access) -> FastAPI:
-    """The application, to be served on the control plane's listener and on the private channel."""
+def create_app(
+    *,
+    health: HealthSource,
+    metrics: CollectorRegistry,
+    access: Access,
+    reload: Callable[[], Awaitable[ReloadResult]],
+) -> FastAPI:
+    """The application, to be served on the control plane's listener and on the private channel. `reload`
+    reads the settings again."""
     app = FastAPI(
         title="navidrome-shim",
         openapi_url=None,
@@ -42,7 +51,9 @@ def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Acce
         redirect_slashes=False,
     )
     app.include_router(_open_routes(access))
-    app.include_router(_guarded_routes(health, metrics, access))
+    guarded = _guarded_routes(health, metrics, access)
+    add_reload_route(guarded, access, reload)
+    app.include_router(guarded)
     _add_error_handlers(app)
     app.add_middleware(SecurityHeaders)
     return app

@@ -44,7 +44,8 @@ Timeout = Annotated[float, reader(parsers.seconds(0.1, 86_400))]
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What there is to know of one setting. `default` is None where nothing is set; `example` may be
-    empty; `section` is the part of the documentation that it stands in."""
+    empty; `section` is the part of the documentation that it stands in; `reloadable`: a reload applies a
+    new value, all others wait for a restart."""
 
     name: str
     field: str
@@ -53,18 +54,25 @@ class Setting:
     section: str
     example: str
     secret: bool
+    reloadable: bool
 
 
-def setting(default: str | None, description: str, *, section: str = "", example: str = "") -> Any:
-    """A field of the model.
+def setting(
+    default: str | None,
+    description: str,
+    *,
+    section: str = "",
+    example: str = "",
+    reloadable: bool = False,
+) -> Any:
+    """Return a field of the model.
 
-    `default` is text for the field's reader, or None for "not set"; `means` is one sentence for
-    `.env.example` and the documentation; `section` opens a new part of them; `written` is an example
-    where the default shows none.
+    `default` is text for the field's reader, or None for "not set"; `description` is one sentence for
+    `.env.example` and the documentation; `section` opens a new part of them; `example` is one where the
+    default shows none; `reloadable`: a reload applies a new value without a restart.
     """
-    return Field(
-        default, description=description, json_schema_extra={"section": section, "example": example}
-    )
+    extra = {"section": section, "example": example, "reloadable": reloadable}
+    return Field(default, description=description, json_schema_extra=extra)
 
 
 class Settings(BaseModel):
@@ -117,117 +125,159 @@ class Settings(BaseModel):
         "comma-separated; empty: nobody.",
         section="Trust",
         example="traefik",
+        reloadable=True,
     )
     dns_refresh_seconds: Period = setting(
         "30",
         "How often host names of the list are resolved again; every 5 seconds while one has no address.",
+        reloadable=True,
     )
     dns_stale_seconds: Period = setting(
-        "300", "How long the last addresses of a host name count while it cannot be resolved."
+        "300",
+        "How long the last addresses of a host name count while it cannot be resolved.",
+        reloadable=True,
     )
     untrusted_peers: Annotated[
         Literal["strip", "reject"], reader(parsers.one_of("strip", "reject"))
-    ] = setting("strip", "Untrusted peers: strip what they claim, or reject them.")
+    ] = setting("strip", "Untrusted peers: strip what they claim, or reject them.", reloadable=True)
     real_ip_trusted_proxies: Annotated[tuple[str, ...], reader(parsers.networks)] = setting(
         "",
         "IPs and CIDRs of proxies before the edge (a CDN) that the client's address is looked for behind.",
         example="173.245.48.0/20",
+        reloadable=True,
     )
     public_paths: Annotated[tuple[str, ...], reader(endpoints.prefixes)] = setting(
         "/rest/,/share/,/jellyfin/",
         "Path prefixes that the edge leaves unauthenticated, comma-separated; compared without case, without "
         "their last slash and without a boundary: /rest/ covers /restx.",
+        reloadable=True,
     )
     public_path_proof: Annotated[
         Literal["none", "secret", "jwt"], reader(parsers.one_of("none", "secret", "jwt"))
-    ] = setting("none", "Proof that lets an identity count on a public path: none, secret or jwt.")
+    ] = setting(
+        "none",
+        "Proof that lets an identity count on a public path: none, secret or jwt.",
+        reloadable=True,
+    )
 
     identity_prefixes: Annotated[tuple[str, ...], reader(parsers.header_prefixes)] = setting(
         "X-authentik-",
         "Prefixes of the headers that are removed from every request, comma-separated.",
         section="Identity headers",
+        reloadable=True,
     )
-    username_header: Header = setting("X-authentik-username", "Header with the user's name.")
-    name_header: Header = setting("X-authentik-name", "Header with the display name.")
+    username_header: Header = setting(
+        "X-authentik-username", "Header with the user's name.", reloadable=True
+    )
+    name_header: Header = setting(
+        "X-authentik-name", "Header with the display name.", reloadable=True
+    )
     name_encoding: Annotated[
         Literal["auto", "percent"], reader(parsers.one_of("auto", "percent"))
     ] = setting(
         "auto",
         "How the display name is encoded: auto (UTF-8, or the encoded words of RFC 2047) or percent.",
+        reloadable=True,
     )
-    email_header: Header = setting("X-authentik-email", "Header with the e-mail address.")
-    groups_header: Header = setting("X-authentik-groups", "Header with the groups.")
+    email_header: Header = setting(
+        "X-authentik-email", "Header with the e-mail address.", reloadable=True
+    )
+    groups_header: Header = setting(
+        "X-authentik-groups", "Header with the groups.", reloadable=True
+    )
     groups_separator: Annotated[str, reader(parsers.separator)] = setting(
-        "|", "What stands between two groups."
+        "|", "What stands between two groups.", reloadable=True
     )
     uid_header: Header = setting(
-        "X-authentik-uid", "Header with the provider's stable id of the user."
+        "X-authentik-uid", "Header with the provider's stable id of the user.", reloadable=True
     )
-    jwt_header: Header = setting("X-authentik-jwt", "Header with the provider's token.")
+    jwt_header: Header = setting(
+        "X-authentik-jwt", "Header with the provider's token.", reloadable=True
+    )
 
     proxy_secret: Annotated[tuple[SecretStr, ...], reader(parsers.header_secrets)] = setting(
         "",
         "Secret that the edge adds on its authenticated route; several, comma-separated, for rotation.",
         section="Proof",
+        reloadable=True,
     )
-    proxy_secret_header: Header = setting("X-Shim-Proxy-Secret", "Header that carries that secret.")
+    proxy_secret_header: Header = setting(
+        "X-Shim-Proxy-Secret", "Header that carries that secret.", reloadable=True
+    )
     jwt_verify: Annotated[
         Literal["off", "optional", "required"],
         reader(parsers.one_of("off", "optional", "required")),
     ] = setting(
-        "off", "Verify the provider's token: off, optional (where there is one) or required."
+        "off",
+        "Verify the provider's token: off, optional (where there is one) or required.",
+        reloadable=True,
     )
     jwks_url: Annotated[str | None, reader(endpoints.web_address)] = setting(
         None,
         "Address of the provider's key set.",
         example="https://auth.example.org/application/o/navidrome/jwks/",
+        reloadable=True,
     )
     jwks_ca: File = setting(
         None,
         "PEM file with the authority that signed the key set's certificate; none: the system's.",
+        reloadable=True,
     )
-    jwks_refresh_seconds: Period = setting("3600", "How often the key set is fetched again.")
+    jwks_refresh_seconds: Period = setting(
+        "3600", "How often the key set is fetched again.", reloadable=True
+    )
     jwks_min_interval: Period = setting(
-        "30", "Least time between two fetches for keys that are unknown."
+        "30", "Least time between two fetches for keys that are unknown.", reloadable=True
     )
     jwt_hs256_secret: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
-        None, "Secret of tokens that are signed with HS256 (authentik's client secret)."
+        None,
+        "Secret of tokens that are signed with HS256 (authentik's client secret).",
+        reloadable=True,
     )
     jwt_issuer: Line = setting(
         None,
         "Issuer that a token must name.",
         example="https://auth.example.org/application/o/navidrome/",
+        reloadable=True,
     )
     jwt_audience: Names = setting(
-        "", "Audiences, comma-separated or a JSON list, one of which a token must name."
+        "",
+        "Audiences, comma-separated or a JSON list, one of which a token must name.",
+        reloadable=True,
     )
     jwt_leeway: Annotated[float, reader(parsers.seconds(0, 300))] = setting(
-        "30", "How far the provider's clock may be off."
+        "30", "How far the provider's clock may be off.", reloadable=True
     )
     jwt_bearer: Flag = setting(
-        "false", "Take the token from `Authorization: Bearer` as well, for native clients."
+        "false",
+        "Take the token from `Authorization: Bearer` as well, for native clients.",
+        reloadable=True,
     )
 
     require_identity: Flag = setting(
         "false",
         "Refuse requests without an identity on protected paths.",
         section="Without an identity",
+        reloadable=True,
     )
     sign_in_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
         "Where pages are sent that need an identity: an address, or a path on the host that was asked.",
         example="/outpost.goauthentik.io/start",
+        reloadable=True,
     )
     sign_out_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
         "Where the 403 page lets a person sign out; none: authentik's, if SHIM_SIGN_IN_URL is authentik's. "
         "ND_EXTAUTH_LOGOUTURL is read too.",
         example="/outpost.goauthentik.io/sign_out",
+        reloadable=True,
     )
     local_login: Flag = setting(
         "false",
         "Leave Navidrome's login call open while SHIM_REQUIRE_IDENTITY is on; its pages and its API need an "
         "identity all the same.",
+        reloadable=True,
     )
 
     provisioning: Flag = setting(
@@ -263,11 +313,13 @@ class Settings(BaseModel):
         "",
         "Groups allowed to sign in, comma-separated or a JSON list; empty: no restriction.",
         example='["CN=family,OU=Groups"]',
+        reloadable=True,
     )
     admin_groups: Names = setting(
         "",
         "Groups whose members are Navidrome admins, comma-separated or a JSON list.",
         example='["CN=music-admins,OU=Groups"]',
+        reloadable=True,
     )
     library_groups: Annotated[
         Mapping[str, tuple[str | int, ...]], reader(parsers.library_groups)
@@ -275,6 +327,7 @@ class Settings(BaseModel):
         "{}",
         "Libraries by group, as JSON; a library is its name or id.",
         example='{"family": ["Music Library", 2]}',
+        reloadable=True,
     )
     follow_renames: Annotated[
         Literal["jwt", "headers", "off"], reader(parsers.one_of("jwt", "headers", "off"))
@@ -373,6 +426,7 @@ def _settings() -> tuple[Setting, ...]:
                 section=section,
                 example=str(extra.get("example", "")),
                 secret=name in SECRETS,
+                reloadable=bool(extra.get("reloadable")),
             )
         )
     return tuple(found)

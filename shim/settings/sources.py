@@ -4,8 +4,8 @@ This file reads and locates; it does not know what a value means. Everything tha
 as a `Fault`, and no fault ever shows a secret. A name that the catalogue lacks may be a secret's,
 mistyped: its value is shown only where the name is near that of a setting which is none.
 
-The sources of pydantic-settings read the same places, but they tell neither file nor line of a value, take the
-last of two lines with one name, and know nothing of a name that is no setting.
+The sources of pydantic-settings read the same places, but they tell neither file nor line of a value, take
+the last of two lines with one name, and know nothing of a name that is no setting.
 """
 
 from __future__ import annotations
