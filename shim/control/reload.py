@@ -20,11 +20,10 @@ def add_reload_route(
     router: APIRouter, access: Access, reload: Callable[[], Awaitable[ReloadResult]]
 ) -> None:
     """Add the route to `router`, which has to be the guarded one. `reload` reads the settings again."""
+    authorize = Depends(access.authorize)
 
     @router.post("/api/reload")
-    async def apply_settings(
-        request: Request, caller: Caller = Depends(access.authorize)
-    ) -> Response:
+    async def apply_settings(request: Request, caller: Caller = authorize) -> Response:
         if caller.user is not None:
             raise HTTPException(404)
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:

@@ -14,11 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from shim.health import DEFAULT_CONTROL_LISTEN
 from shim.settings import endpoints, parsers
 from shim.settings.endpoints import Endpoint, Upstream
 from shim.settings.parsers import Mode, reader
 
 PREFIX = "SHIM_"
+# Under this name the shim creates an account of its own, where no other is set.
+DEFAULT_ADMIN_USERNAME = "navidrome-shim"
 SECRETS = frozenset(
     {
         "bootstrap_admin_password",
@@ -97,7 +100,7 @@ class Settings(BaseModel):
     )
     tls_key: File = setting(None, "PEM file with the key of that certificate.")
     control_listen: Listen = setting(
-        "127.0.0.1:4535", "Where health, metrics and the audit pages are: as for SHIM_LISTEN."
+        DEFAULT_CONTROL_LISTEN, "Where health, metrics and the audit pages are: as for SHIM_LISTEN."
     )
     control_token: Annotated[SecretStr | None, reader(parsers.bearer_token)] = setting(
         None, "Bearer token of the control plane; required where it listens beyond loopback."
@@ -291,7 +294,7 @@ class Settings(BaseModel):
     )
     provisioning_timeout: Timeout = setting("10", "Longest that a request waits for its account.")
     navidrome_admin_username: Annotated[str, reader(parsers.account_name)] = setting(
-        "navidrome-shim", "Admin account that the shim acts as; created on an empty server."
+        DEFAULT_ADMIN_USERNAME, "Admin account that the shim acts as; created on an empty server."
     )
     navidrome_admin_password: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
         None, "Its password, if the shim shall log in; none: it acts by the user header."

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from shim.settings import Settings
+from shim.settings.model import DEFAULT_ADMIN_USERNAME as DEFAULT_ADMIN_USERNAME
+from shim.settings.model import Settings
 from shim.trust.names import normalize_name
-
-# Under this name the shim makes an account of its own, where it is told of no other.
-DEFAULT_ADMIN_USERNAME = "navidrome-shim"
 
 
 def reserved_names(settings: Settings) -> frozenset[str]:

@@ -8,8 +8,8 @@ not on it: apps sign in to Navidrome with those.
 
 from __future__ import annotations
 
-# Headers that hold a user name, under which Navidrome may be configured to look for it. A monitor asks which of
-# them Navidrome obeys.
+# Headers that hold a user name, under which Navidrome may be configured to look for it. A monitor asks which
+# of them Navidrome obeys.
 USER_HEADERS: tuple[str, ...] = (
     "Remote-User",  # Navidrome's default; Authelia, tinyauth, Pangolin
     "X-authentik-username",
