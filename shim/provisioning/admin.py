@@ -16,7 +16,7 @@ from shim.navidrome.errors import NotAuthenticated, PermissionDenied
 from shim.navidrome.models import NewUser, User
 from shim.provisioning.account_writer import new_id
 from shim.provisioning.own_account import OwnAccountRecords
-from shim.settings.reserved import DEFAULT_ADMIN_USERNAME
+from shim.settings.model import DEFAULT_ADMIN_USERNAME
 from shim.trust.names import normalize_name
 
 _EXAMPLE = "172.20.0.5/32; @ on a Unix socket"

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from pydantic import PlainValidator, SecretStr
 
+from shim.http1.grammar import TOKEN_PATTERN
 from shim.trust.peers import parse_entry
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ T = TypeVar("T")
 MASK = "***"
 
 # RFC 9110 §5.6.2
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TOKEN = re.compile(TOKEN_PATTERN.decode())
 # As SQLAlchemy reads it: the password goes on to the first @. A second one would make its end the host.
 _SQLITE = re.compile(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$")
 _POSTGRESQL = re.compile(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from shim.settings.model import DEFAULT_ADMIN_USERNAME as DEFAULT_ADMIN_USERNAME
-from shim.settings.model import Settings
+from shim.settings.model import DEFAULT_ADMIN_USERNAME, Settings
 from shim.trust.names import normalize_name
 
 

@@ -15,7 +15,7 @@ BELOW = {
     "__init__": set[str](),
     "__main__": {"cli"},
     "health": set[str](),
-    "settings": {"health", "trust"},  # reads addresses and names as the decision does
+    "settings": {"health", "http1", "trust"},  # reads addresses and names as the decision does
     "store": set[str](),
     "http1": set[str](),
     "trust": {"http1"},
