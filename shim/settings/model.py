@@ -74,8 +74,11 @@ def setting(
     `.env.example` and the documentation; `section` opens a new part of them; `example` is one where the
     default shows none; `reloadable`: a reload applies a new value without a restart.
     """
-    extra = {"section": section, "example": example, "reloadable": reloadable}
-    return Field(default, description=description, json_schema_extra=extra)
+    return Field(
+        default,
+        description=description,
+        json_schema_extra={"section": section, "example": example, "reloadable": reloadable},
+    )
 
 
 class Settings(BaseModel):
