@@ -12,6 +12,12 @@ def main() -> None:
         from shim.cli.health import health  # noqa: PLC0415
 
         sys.exit(health(sys.argv[2:]))
+    if sys.argv[1:] == ["serve"]:
+        # It runs for months: what parses command lines costs 2 MB.
+        from shim.cli.serve import serve  # noqa: PLC0415
+
+        serve()
+        return
     from shim.cli.main import main as cli  # noqa: PLC0415
 
     cli()

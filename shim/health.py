@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
+
+# The default of SHIM_CONTROL_LISTEN. It is here because the container's health check loads no settings.
+DEFAULT_CONTROL_LISTEN: Final = "127.0.0.1:4535"
 
 
 class State(StrEnum):

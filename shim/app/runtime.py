@@ -41,7 +41,6 @@ from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import create_app
 from shim.control.metrics import build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
-from shim.control.reload import reload_routes
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.proxy.counters import Counters
@@ -156,7 +155,7 @@ class Runtime:
         channel = bind(Endpoint("127.0.0.1", 0))
         try:
             uvicorn_loop = uvicorn.Config(
-                _unused_app, loop="uvloop", log_config=None
+                _unused_app, loop="uvloop", ws="none", log_config=None
             ).get_loop_factory()
             with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
                 runner.run(self._serve(data, control, channel))
@@ -187,6 +186,7 @@ class Runtime:
             self._application,
             http=cast("Any", Downstream if self.plane.tls is None else TlsHandshake),
             interface="asgi3",
+            ws="none",
             lifespan="on",
             server_header=False,
             log_config=None,
@@ -278,11 +278,11 @@ class Runtime:
         metrics = build_registry(
             self.counters, version=shim.__version__, events_dropped=self.trail.dropped
         )
-        app = create_app(health=self, metrics=metrics, access=access)
-        app.include_router(reload_routes(access, self.reload))
+        app = create_app(health=self, metrics=metrics, access=access, reload=self.reload)
         config = uvicorn.Config(
             app,
             http=ControlProtocol,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -6,10 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import typer
 from pydantic import SecretStr
 
-from shim.cli.terminal import print_error
+from shim.cli.errors import print_error
 from shim.settings import Fault, Settings, SettingsError, load
 from shim.settings.model import PREFIX
 
@@ -63,4 +62,4 @@ def settings_or_exit() -> Settings:
     except SettingsError as error:
         for fault in error.faults:
             print_error(str(fault))
-        raise typer.Exit(1) from None
+        raise SystemExit(1) from None

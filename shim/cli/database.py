@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from shim.cli.configuration import settings_or_exit
-from shim.cli.terminal import print_error
+from shim.cli.errors import print_error
 
 database = typer.Typer(help="Manage the shim's database.", no_args_is_help=True)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from shim.app.factories import build_policy, jwks_config
 from shim.cli.configuration import settings_or_exit
+from shim.cli.errors import print_error
 from shim.cli.reason_texts import REASON_TEXTS
-from shim.cli.terminal import cell, print_error, print_json, print_table
+from shim.cli.terminal import cell, print_json, print_table
 from shim.monitors.dns import DnsMonitor
 from shim.monitors.jwks import JwksMonitor
 from shim.settings import Settings
@@ -92,7 +93,7 @@ def _proof_headers(settings: Settings, with_secret: bool, token_file: Path | Non
         found.append(f"{settings.proxy_secret_header}: {secret}")
     if token_file is not None:
         try:
-            text = click.open_file(str(token_file)).read()
+            text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text("utf-8")
         except OSError as error:
             raise typer.BadParameter(
                 f"{token_file}: {error.strerror}", param_hint="--token-file"

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_DEFAULT = "127.0.0.1:4535"
+from shim.health import DEFAULT_CONTROL_LISTEN
+
 _SECONDS = 4.0
 _LINE = re.compile(r"^\s*(?:export\s+)?(SHIM_CONTROL_\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -43,7 +44,7 @@ def _file_variables(path: Path) -> dict[str, str]:
 
 
 def _ask(variables: Mapping[str, str], path: str) -> int:
-    listen = variables.get("SHIM_CONTROL_LISTEN", "").strip() or _DEFAULT
+    listen = variables.get("SHIM_CONTROL_LISTEN", "").strip() or DEFAULT_CONTROL_LISTEN
     token = variables.get("SHIM_CONTROL_TOKEN", "")
     file = variables.get("SHIM_CONTROL_TOKEN_FILE", "")
     if not token and file and path == "/readyz":

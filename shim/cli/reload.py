@@ -6,7 +6,8 @@ import httpx
 import typer
 
 from shim.cli.configuration import settings_or_exit
-from shim.cli.terminal import print_error, safe
+from shim.cli.errors import print_error
+from shim.cli.terminal import safe
 from shim.settings import Settings
 
 # Both are read only at the start.

@@ -5,11 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-import typer
-
 from shim.app.tls import CertificateError
 from shim.cli.configuration import EnvFile, read_settings, settings_or_exit
-from shim.cli.terminal import print_error
+from shim.cli.errors import print_error
 from shim.settings import Fault, Settings, SettingsError
 from shim.store.errors import StoreError
 
@@ -25,10 +23,10 @@ def serve() -> None:
         Runtime(settings, _reader(EnvFile.path.exists())).serve()
     except OSError as error:
         print_error(f"navidrome-shim: {error.strerror or error}")
-        raise typer.Exit(1) from None
+        raise SystemExit(1) from None
     except (StoreError, CertificateError) as error:
         print_error(f"navidrome-shim: {error}")
-        raise typer.Exit(1) from None
+        raise SystemExit(1) from None
 
 
 def _reader(file_was_there: bool) -> Callable[[], Settings]:

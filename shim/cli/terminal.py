@@ -66,8 +66,3 @@ def print_table(
 def print_json(value: object) -> None:
     """Print a value as JSON, without raw control characters or direction marks."""
     typer.echo(escape(json.dumps(value, indent=2, ensure_ascii=False), allowed="\n"))
-
-
-def print_error(sentence: str) -> None:
-    """Print one sentence to stderr."""
-    typer.echo("\n".join(map(safe, sentence.split("\n"))), err=True)

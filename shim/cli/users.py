@@ -15,15 +15,8 @@ from shim.audit.sanitize import timestamp
 from shim.audit.sinks.log import LogSink, configure_log
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
-from shim.cli.terminal import (
-    cell,
-    console,
-    print_error,
-    print_json,
-    print_table,
-    safe,
-    short_uid,
-)
+from shim.cli.errors import print_error
+from shim.cli.terminal import cell, console, print_json, print_table, safe, short_uid
 from shim.trust.names import normalize_name
 
 if TYPE_CHECKING:

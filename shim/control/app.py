@@ -1,4 +1,4 @@
-"""The control plane's application: `/healthz`, `/readyz`, `/metrics`.
+"""The control plane's application: `/healthz`, `/readyz`, `/metrics`, `/api/reload`.
 
 Every route except `/healthz` is in the guarded router, so that a new route is closed by default. Every
 response except the metrics is JSON.
@@ -6,7 +6,7 @@ response except the metrics is JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -21,7 +21,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shim.control.access import Access
+from shim.control.reload import add_reload_route
 from shim.health import HealthSource, is_ready
+from shim.settings.reload import ReloadResult
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -32,8 +34,15 @@ SECURITY_HEADERS: Final = {
 }
 
 
-def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Access) -> FastAPI:
-    """Return the application for the control plane's listener and for the private channel."""
+def create_app(
+    *,
+    health: HealthSource,
+    metrics: CollectorRegistry,
+    access: Access,
+    reload: Callable[[], Awaitable[ReloadResult]],
+) -> FastAPI:
+    """Return the application for the control plane's listener and for the private channel. `reload` reads
+    the settings again."""
     app = FastAPI(
         title="navidrome-shim",
         openapi_url=None,
@@ -42,7 +51,9 @@ def create_app(*, health: HealthSource, metrics: CollectorRegistry, access: Acce
         redirect_slashes=False,
     )
     app.include_router(_open_routes(access))
-    app.include_router(_guarded_routes(health, metrics, access))
+    guarded = _guarded_routes(health, metrics, access)
+    add_reload_route(guarded, access, reload)
+    app.include_router(guarded)
     _add_error_handlers(app)
     app.add_middleware(SecurityHeaders)
     return app

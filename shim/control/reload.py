@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from shim.control.access import Access
+from shim.control.access import Access, Caller
 from shim.settings.reload import ReloadResult
 
 
-def reload_routes(access: Access, reload: Callable[[], Awaitable[ReloadResult]]) -> APIRouter:
-    """Return a router with the route, guarded by `access`."""
-    router = APIRouter()
+def add_reload_route(
+    router: APIRouter, access: Access, reload: Callable[[], Awaitable[ReloadResult]]
+) -> None:
+    """Add the route to `router`, which has to be the guarded one. `reload` reads the settings again."""
+    authorize = Depends(access.authorize)
 
     @router.post("/api/reload")
-    async def take(request: Request) -> Response:
-        if access.authorize(request).user is not None:
+    async def apply_settings(request: Request, caller: Caller = authorize) -> Response:
+        if caller.user is not None:
             raise HTTPException(404)
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
             raise HTTPException(403, "a browser must not call this")
@@ -32,5 +34,3 @@ def reload_routes(access: Access, reload: Callable[[], Awaitable[ReloadResult]])
         return JSONResponse(
             {"changed": list(outcome.changed), "pending_restart": list(outcome.pending_restart)}
         )
-
-    return router

@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 import sys
 
-from shim.http1.grammar import TEXT, TOKEN
+from shim.http1.framing import MAX_LENGTH
+from shim.http1.grammar import TOKEN_PATTERN
+from shim.http1.header_field import FieldError, split_field
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 # An extension is a name, or a name and a token or quoted text; without blanks, which nobody sends.
-_NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e])*"'
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (_NAME, _NAME, _TEXT))
-_MAX_CHUNK = 2**63 - 1
+_SIZE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (TOKEN_PATTERN, TOKEN_PATTERN, _TEXT)
+)
 _MAX_LINE = 4096
 _MAX_EXTRAS = 16384  # bytes of extensions and trailers in one message
 
@@ -106,7 +108,7 @@ class ChunkedDecoder:
 
     def _take_size(self, digits: bytes) -> None:
         self._remaining = int(digits, 16)
-        if self._remaining > _MAX_CHUNK:
+        if self._remaining > MAX_LENGTH:
             raise ChunkedError("a chunk is longer than 2^63-1 bytes")
         self._trailers = not self._remaining
 
@@ -114,9 +116,10 @@ class ChunkedDecoder:
         if not line:
             self.done = True
             return
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name.translate(None, TOKEN) or value.translate(None, TEXT):
-            raise ChunkedError("a trailer is not: name, colon, value")
+        try:
+            split_field(line)
+        except FieldError as error:
+            raise ChunkedError(f"a trailer: {error}") from None
         self._count(len(line) + 2)
 
     def _count(self, extra: int) -> None:

@@ -9,16 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from shim.http1.grammar import TEXT, TOKEN
-
-NO_BODY = 0
-CHUNKED = -2
-UNTIL_CLOSE = -3
+from shim.http1.framing import CHUNKED, UNTIL_CLOSE, connection_options, parse_content_length
+from shim.http1.grammar import BLANKS, TEXT, TOKEN
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
-_MAX_LENGTH = 2**63 - 1
-
-_MAX_OPTIONS = 64  # of `Connection`, as in a request
 _OWN_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade"})
 _DROP, LENGTH, _CODING, _CONNECTION, _UPGRADE = range(5)
 _SPECIAL: dict[bytes, int] = {
@@ -89,10 +83,10 @@ def special_lines(lines: list[bytes]) -> list[tuple[int, int, bytes]]:
 
 def read_length(value: bytes) -> int:
     """The bytes that a `Content-Length` promises. Raises `BadAnswer`."""
-    value = value.strip(b" \t")
-    if not value.isdigit() or len(value) > 19 or int(value) > _MAX_LENGTH:
-        raise InvalidResponse("Content-Length is not one number of at most 2^63-1")
-    return int(value)
+    try:
+        return parse_content_length(value.strip(BLANKS))
+    except ValueError as error:
+        raise InvalidResponse(str(error)) from None
 
 
 def _frame(
@@ -108,13 +102,13 @@ def _frame(
                 raise InvalidResponse("the body's length is given twice")
             length = read_length(value)
         elif kind == _CODING:
-            if chunked or http10 or value.strip(b" \t").lower() != b"chunked":
+            if chunked or http10 or value.strip(BLANKS).lower() != b"chunked":
                 raise InvalidResponse("a transfer coding that is not chunked alone, in HTTP/1.1")
             chunked = True
         elif kind == _CONNECTION:
             options |= _options(value)
         elif kind == _UPGRADE:
-            upgrade.append(value.strip(b" \t").lower())
+            upgrade.append(value.strip(BLANKS).lower())
     if chunked and length is not None:
         raise InvalidResponse("the body is framed twice")
     keeps_length = status >= 200 and status != 204  # RFC 9110 §8.6
@@ -139,6 +133,7 @@ def _frame(
 
 
 def _options(value: bytes) -> frozenset[bytes]:
-    if value.count(b",") >= _MAX_OPTIONS:
-        raise InvalidResponse(f"Connection names more than {_MAX_OPTIONS} options")
-    return frozenset(option.strip(b" \t") for option in value.lower().split(b","))
+    try:
+        return connection_options(value)
+    except ValueError as error:
+        raise InvalidResponse(str(error)) from None

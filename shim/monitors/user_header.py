@@ -21,37 +21,10 @@ from shim.navidrome.liveness import LivenessConnection, open_liveness
 from shim.navidrome.models import ExternalAuthentication
 from shim.navidrome.transport import Transport, tls_context
 from shim.settings import Settings
+from shim.trust.known_headers import USER_HEADERS
 
 # Reads Navidrome's settings. Returns None if Navidrome does not show them.
 Configuration: TypeAlias = Callable[[], Awaitable[ExternalAuthentication | None]]
-
-# The user headers of widespread proxies and identity providers, to name the one that Navidrome obeys.
-KNOWN_USER_HEADERS = (
-    "Remote-User",
-    "X-authentik-username",
-    "X-WebAuth-User",
-    "X-Forwarded-User",
-    "X-Forwarded-Preferred-Username",
-    "X-Forwarded-Email",
-    "X-Auth-Request-User",
-    "X-Auth-Request-Preferred-Username",
-    "X-Auth-Request-Email",
-    "X-Remote-User",
-    "X-Auth-User",
-    "X-Auth-Username",
-    "X-Authenticated-User",
-    "X-User",
-    "X-Username",
-    "X-Token-User-Name",
-    "X-Token-User-Email",
-    "Remote-Name",
-    "Remote-Email",
-    "Cf-Access-Authenticated-User-Email",
-    "Tailscale-User-Login",
-    "X-Goog-Authenticated-User-Email",
-    "X-Pomerium-Claim-Email",
-    "X-Vouch-User",
-)
 
 _EVERY_SECONDS = 3600.0
 # The configuration becomes readable when the shim has its account.
@@ -205,8 +178,8 @@ class UserHeaderWatch:
         return found
 
     async def _find_other(self) -> str:
-        """Return the known header that Navidrome obeys; "" if there is none, or if it trusts no peer."""
-        others = [each for each in KNOWN_USER_HEADERS if each.lower() != self._header.lower()]
+        """Return the known header that Navidrome obeys; "" if there is none, or if it trusts nobody."""
+        others = [each for each in USER_HEADERS if each.lower() != self._header.lower()]
         if await obeys(self._transport, *others):
             for header in others:
                 if await obeys(self._transport, header):

@@ -19,7 +19,7 @@ from shim.navidrome.api import HeaderTrust, Navidrome
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied
 from shim.navidrome.models import NewUser, User
 from shim.provisioning.account_writer import new_id
-from shim.settings.reserved import DEFAULT_ADMIN_USERNAME
+from shim.settings.model import DEFAULT_ADMIN_USERNAME
 from shim.store.database import Database
 from shim.store.schema import BINDINGS, CHANGE_COUNTERS, TOKEN_RULES
 from shim.trust.names import normalize_name

@@ -13,7 +13,8 @@ from typing import Literal
 from shim.navidrome.models import Library, User
 from shim.provisioning.models import NOTHING_WRITTEN, LastWritten
 from shim.settings import Settings
-from shim.settings.reserved import DEFAULT_ADMIN_USERNAME, reserved_names
+from shim.settings.model import DEFAULT_ADMIN_USERNAME
+from shim.settings.reserved import reserved_names
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 

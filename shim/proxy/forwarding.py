@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
+from shim.http1.framing import CHUNKED
 from shim.proxy.failures import Failure
 from shim.proxy.gate import Account
 from shim.proxy.pool import UpstreamPool
@@ -21,7 +22,6 @@ from shim.proxy.upstream import Upstream
 from shim.trust.decision import USER_BODY_BYTES, user_body_too_large
 from shim.trust.reasons import PathClass, Reason
 from shim.trust.rejection import RequestRejected
-from shim.trust.request_metadata import CHUNKED
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState

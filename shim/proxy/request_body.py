@@ -7,7 +7,7 @@ budget, and peers that are not trusted share half of it.
 from __future__ import annotations
 
 from shim.http1.chunked import ChunkedDecoder
-from shim.trust.request_metadata import CHUNKED
+from shim.http1.framing import CHUNKED
 
 # Of a chunked body: so that one of single bytes costs a few milliseconds in all.
 _MAX_CHUNKS = 4096

@@ -14,13 +14,8 @@ from enum import IntEnum, auto
 from typing import Protocol, cast
 
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
-from shim.http1.response_head import (
-    CHUNKED,
-    NO_BODY,
-    UNTIL_CLOSE,
-    InvalidResponse,
-    ResponseHead,
-)
+from shim.http1.framing import CHUNKED, UNTIL_CLOSE
+from shim.http1.response_head import InvalidResponse, ResponseHead
 from shim.http1.response_templates import ResponseTemplateCache
 from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext, ResponseReceiver
@@ -288,7 +283,7 @@ class Upstream(asyncio.Protocol):
         if head.no_body or client.no_body:
             if length == CHUNKED and not head.no_body and not client.http10:
                 framing = _CHUNKED_LINE
-            length = NO_BODY
+            length = 0
         elif length < 0:
             if client.http10:
                 client.keep_alive = False

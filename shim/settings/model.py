@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from shim.health import DEFAULT_CONTROL_LISTEN
 from shim.settings import endpoints, parsers
 from shim.settings.endpoints import Endpoint, Upstream
 from shim.settings.parsers import Mode, reader
 
 PREFIX = "SHIM_"
+# Under this name the shim creates an account of its own, where no other is set.
+DEFAULT_ADMIN_USERNAME = "navidrome-shim"
 SECRETS = frozenset(
     {
         "bootstrap_admin_password",
@@ -45,7 +47,7 @@ Timeout = Annotated[float, reader(parsers.seconds(0.1, 86_400))]
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting. `default` is None if it has none; `example` can be empty; `section` is its section in the
-    documentation."""
+    documentation; `reloadable`: a reload applies a new value. All others wait for a restart."""
 
     name: str
     field: str
@@ -54,24 +56,34 @@ class Setting:
     section: str
     example: str
     secret: bool
+    reloadable: bool
 
 
-def setting(default: str | None, description: str, *, section: str = "", example: str = "") -> Any:
+def setting(
+    default: str | None,
+    description: str,
+    *,
+    section: str = "",
+    example: str = "",
+    reloadable: bool = False,
+) -> Any:
     """Return a field of the model.
 
     `default` is text for the field's parser, or None for "not set". `description` is text for `.env.example`
     and the documentation. `section` starts a new section there. `example` is a value to show if the default
-    shows none.
+    shows none. `reloadable`: a reload applies a new value without a restart.
     """
     return Field(
-        default, description=description, json_schema_extra={"section": section, "example": example}
+        default,
+        description=description,
+        json_schema_extra={"section": section, "example": example, "reloadable": reloadable},
     )
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of one process. Frozen; `load` creates them."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
     )
 
@@ -90,7 +102,7 @@ class Settings(BaseSettings):
     )
     tls_key: File = setting(None, "PEM file with the private key of SHIM_TLS_CERT.")
     control_listen: Listen = setting(
-        "127.0.0.1:4535",
+        DEFAULT_CONTROL_LISTEN,
         "Address of the control plane (health, metrics, reload), in the form of SHIM_LISTEN.",
     )
     control_token: Annotated[SecretStr | None, reader(parsers.bearer_token)] = setting(
@@ -118,117 +130,163 @@ class Settings(BaseSettings):
         "Trusted peers, comma-separated: IPs, CIDRs, host names, @ (Unix-socket peers). Empty: nobody.",
         section="Trust",
         example="traefik",
+        reloadable=True,
     )
     dns_refresh_seconds: Period = setting(
         "30",
         "Interval for resolving the whitelist's host names; 5 seconds while one has no address.",
+        reloadable=True,
     )
     dns_stale_seconds: Period = setting(
-        "300", "Time that the last addresses of a host name are used while it cannot be resolved."
+        "300",
+        "Time that the last addresses of a host name are used while it cannot be resolved.",
+        reloadable=True,
     )
     untrusted_peers: Annotated[
         Literal["strip", "reject"], reader(parsers.one_of("strip", "reject"))
-    ] = setting("strip", "Requests of untrusted peers: strip their identity, or reject them.")
+    ] = setting(
+        "strip",
+        "Requests of untrusted peers: strip their identity, or reject them.",
+        reloadable=True,
+    )
     real_ip_trusted_proxies: Annotated[tuple[str, ...], reader(parsers.networks)] = setting(
         "",
         "IPs and CIDRs of proxies in front of the edge, such as a CDN, to skip in X-Forwarded-For.",
         example="173.245.48.0/20",
+        reloadable=True,
     )
     public_paths: Annotated[tuple[str, ...], reader(endpoints.prefixes)] = setting(
         "/rest/,/share/,/jellyfin/",
-        "Path prefixes that the edge does not authenticate, comma-separated. Compared without case, without "
-        "the last slash and without a boundary: /rest/ covers /restx.",
+        "Path prefixes that the edge does not authenticate, comma-separated. Compared without case, without the last slash and without a boundary: /rest/ covers /restx.",
+        reloadable=True,
     )
     public_path_proof: Annotated[
         Literal["none", "secret", "jwt"], reader(parsers.one_of("none", "secret", "jwt"))
     ] = setting(
         "none",
         "Proof that an identity needs on a public path: secret or jwt; none: no identity counts there.",
+        reloadable=True,
     )
 
     identity_prefixes: Annotated[tuple[str, ...], reader(parsers.header_prefixes)] = setting(
         "X-authentik-",
         "Prefixes of identity headers, comma-separated. Such headers are removed from every request.",
         section="Identity headers",
+        reloadable=True,
     )
-    username_header: Header = setting("X-authentik-username", "Header with the user name.")
-    name_header: Header = setting("X-authentik-name", "Header with the display name.")
+    username_header: Header = setting(
+        "X-authentik-username", "Header with the user name.", reloadable=True
+    )
+    name_header: Header = setting(
+        "X-authentik-name", "Header with the display name.", reloadable=True
+    )
     name_encoding: Annotated[
         Literal["auto", "percent"], reader(parsers.one_of("auto", "percent"))
     ] = setting(
         "auto",
         "Encoding of the display name: auto (UTF-8 or RFC 2047 encoded words) or percent.",
+        reloadable=True,
     )
-    email_header: Header = setting("X-authentik-email", "Header with the e-mail address.")
-    groups_header: Header = setting("X-authentik-groups", "Header with the groups.")
+    email_header: Header = setting(
+        "X-authentik-email", "Header with the e-mail address.", reloadable=True
+    )
+    groups_header: Header = setting(
+        "X-authentik-groups", "Header with the groups.", reloadable=True
+    )
     groups_separator: Annotated[str, reader(parsers.separator)] = setting(
-        "|", "Separator between two groups."
+        "|", "Separator between two groups.", reloadable=True
     )
     uid_header: Header = setting(
-        "X-authentik-uid", "Header with the provider's permanent id of the user (uid)."
+        "X-authentik-uid",
+        "Header with the provider's permanent id of the user (uid).",
+        reloadable=True,
     )
-    jwt_header: Header = setting("X-authentik-jwt", "Header with the provider's token.")
+    jwt_header: Header = setting(
+        "X-authentik-jwt", "Header with the provider's token.", reloadable=True
+    )
 
     proxy_secret: Annotated[tuple[SecretStr, ...], reader(parsers.header_secrets)] = setting(
         "",
         "Secret that the edge adds on its authenticated route. Comma-separated for rotation.",
         section="Proof",
+        reloadable=True,
     )
-    proxy_secret_header: Header = setting("X-Shim-Proxy-Secret", "Header with the proxy secret.")
+    proxy_secret_header: Header = setting(
+        "X-Shim-Proxy-Secret", "Header with the proxy secret.", reloadable=True
+    )
     jwt_verify: Annotated[
         Literal["off", "optional", "required"],
         reader(parsers.one_of("off", "optional", "required")),
     ] = setting(
-        "off", "Verify the provider's token: off, optional (if the request has one) or required."
+        "off",
+        "Verify the provider's token: off, optional (if the request has one) or required.",
+        reloadable=True,
     )
     jwks_url: Annotated[str | None, reader(endpoints.web_address)] = setting(
         None,
         "URL of the provider's key set (JWKS).",
         example="https://auth.example.org/application/o/navidrome/jwks/",
+        reloadable=True,
     )
     jwks_ca: File = setting(
         None,
         "PEM file with the CA of the key set's certificate; none: the system's CAs.",
+        reloadable=True,
     )
-    jwks_refresh_seconds: Period = setting("3600", "Interval for fetching the key set.")
-    jwks_min_interval: Period = setting("30", "Minimum time between two fetches for unknown keys.")
+    jwks_refresh_seconds: Period = setting(
+        "3600", "Interval for fetching the key set.", reloadable=True
+    )
+    jwks_min_interval: Period = setting(
+        "30", "Minimum time between two fetches for unknown keys.", reloadable=True
+    )
     jwt_hs256_secret: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
-        None, "Secret for HS256 tokens (authentik's client secret)."
+        None,
+        "Secret for HS256 tokens (authentik's client secret).",
+        reloadable=True,
     )
     jwt_issuer: Line = setting(
         None,
         "Issuer that a token must have.",
         example="https://auth.example.org/application/o/navidrome/",
+        reloadable=True,
     )
     jwt_audience: Names = setting(
-        "", "Audiences, comma-separated or a JSON list. A token must have one of them."
+        "",
+        "Audiences, comma-separated or a JSON list. A token must have one of them.",
+        reloadable=True,
     )
     jwt_leeway: Annotated[float, reader(parsers.seconds(0, 300))] = setting(
-        "30", "Allowed difference between the clocks of the provider and the shim."
+        "30", "Allowed difference between the clocks of the provider and the shim.", reloadable=True
     )
     jwt_bearer: Flag = setting(
-        "false", "Accept the token in `Authorization: Bearer` too, for native clients."
+        "false",
+        "Accept the token in `Authorization: Bearer` too, for native clients.",
+        reloadable=True,
     )
 
     require_identity: Flag = setting(
         "false",
         "Reject requests without an identity on protected paths.",
         section="Without an identity",
+        reloadable=True,
     )
     sign_in_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
         "URL, or path on the same host, to redirect a browser to that has no identity.",
         example="/outpost.goauthentik.io/start",
+        reloadable=True,
     )
     sign_out_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
         "URL or path for signing out, linked on the 403 page; none: authentik's, if SHIM_SIGN_IN_URL is "
         "authentik's. ND_EXTAUTH_LOGOUTURL is read too.",
         example="/outpost.goauthentik.io/sign_out",
+        reloadable=True,
     )
     local_login: Flag = setting(
         "false",
         "With SHIM_REQUIRE_IDENTITY, keep Navidrome's login call open. Other paths still need an identity.",
+        reloadable=True,
     )
 
     provisioning: Flag = setting(
@@ -244,7 +302,7 @@ class Settings(BaseSettings):
         "10", "Maximum time that a request waits for its account."
     )
     navidrome_admin_username: Annotated[str, reader(parsers.account_name)] = setting(
-        "navidrome-shim", "Name of the shim's own admin account; created on an empty server."
+        DEFAULT_ADMIN_USERNAME, "Name of the shim's own admin account; created on an empty server."
     )
     navidrome_admin_password: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
         None, "Password of the shim's own account; none: the shim uses the user header instead."
@@ -266,11 +324,13 @@ class Settings(BaseSettings):
         "",
         "Groups that may sign in, comma-separated or a JSON list; empty: no restriction.",
         example='["CN=family,OU=Groups"]',
+        reloadable=True,
     )
     admin_groups: Names = setting(
         "",
         "Groups whose members are Navidrome admins, comma-separated or a JSON list.",
         example='["CN=music-admins,OU=Groups"]',
+        reloadable=True,
     )
     library_groups: Annotated[
         Mapping[str, tuple[str | int, ...]], reader(parsers.library_groups)
@@ -278,6 +338,7 @@ class Settings(BaseSettings):
         "{}",
         "Libraries of each group, as JSON. Use the name or id of a library.",
         example='{"family": ["Music Library", 2]}',
+        reloadable=True,
     )
     follow_renames: Annotated[
         Literal["jwt", "headers", "off"], reader(parsers.one_of("jwt", "headers", "off"))
@@ -358,18 +419,6 @@ class Settings(BaseSettings):
         "Time limit for a stop, two seconds of it for the store. Docker kills after 10 seconds.",
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Accept only the values that `settings.load` passes: its sources know where each was found."""
-        return (init_settings,)
-
     def public(self) -> dict[str, str]:
         """Return each setting by its variable's name, as a user would write it. Secrets are masked; a setting
         without a value is empty."""
@@ -391,6 +440,7 @@ def _settings() -> tuple[Setting, ...]:
                 section=section,
                 example=str(extra.get("example", "")),
                 secret=name in SECRETS,
+                reloadable=bool(extra.get("reloadable")),
             )
         )
     return tuple(found)

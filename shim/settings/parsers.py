@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from pydantic import PlainValidator, SecretStr
 
+from shim.http1.grammar import TOKEN_PATTERN
 from shim.trust.peers import parse_entry
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ T = TypeVar("T")
 MASK = "***"
 
 # RFC 9110 §5.6.2
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TOKEN = re.compile(TOKEN_PATTERN.decode())
 # SQLAlchemy ends the password at the first @. After a second one, the rest of the password would be the host.
 _SQLITE = re.compile(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$")
 _POSTGRESQL = re.compile(

@@ -1,7 +1,7 @@
-"""Which settings a reload applies, and which wait for a restart.
+"""Merge settings that were read again into those that are in force.
 
-A reload applies the settings of the policy, between two requests. Listening addresses, Navidrome's address,
-the database and the limits keep their values until a restart, and the result of the reload names them.
+A setting whose row says `reloadable` is applied between two requests. The others (addresses, Navidrome, the
+database, limits) keep their value until a restart, and the result names them.
 """
 
 from __future__ import annotations
@@ -10,46 +10,6 @@ from dataclasses import dataclass
 
 from shim.settings import SETTINGS, Settings
 from shim.settings.validation import conflicts
-
-RELOADABLE = frozenset(
-    {
-        "admin_groups",
-        "allowed_groups",
-        "email_header",
-        "real_ip_trusted_proxies",
-        "groups_header",
-        "groups_separator",
-        "identity_prefixes",
-        "jwks_ca",
-        "jwks_min_interval",
-        "jwks_refresh_seconds",
-        "jwks_url",
-        "jwt_audience",
-        "jwt_bearer",
-        "jwt_header",
-        "jwt_hs256_secret",
-        "jwt_issuer",
-        "jwt_leeway",
-        "jwt_verify",
-        "library_groups",
-        "local_login",
-        "name_encoding",
-        "name_header",
-        "proxy_secret",
-        "proxy_secret_header",
-        "public_path_proof",
-        "public_paths",
-        "require_identity",
-        "reverse_proxy_whitelist",
-        "sign_in_url",
-        "sign_out_url",
-        "uid_header",
-        "untrusted_peers",
-        "username_header",
-        "dns_stale_seconds",
-        "dns_refresh_seconds",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +36,7 @@ def merge_settings(running: Settings, new: Settings) -> MergeResult:
     changed = [
         each for each in SETTINGS if getattr(running, each.field) != getattr(new, each.field)
     ]
-    reloadable = {
-        each.field: getattr(new, each.field) for each in changed if each.field in RELOADABLE
-    }
+    reloadable = {each.field: getattr(new, each.field) for each in changed if each.reloadable}
     settings = running.model_copy(update=reloadable)
     # Both are valid, but a mixture may not be.
     faults = tuple(
@@ -89,7 +47,7 @@ def merge_settings(running: Settings, new: Settings) -> MergeResult:
         settings,
         ReloadResult(
             faults,
-            tuple(each.name for each in changed if each.field in RELOADABLE),
-            tuple(each.name for each in changed if each.field not in RELOADABLE),
+            tuple(each.name for each in changed if each.reloadable),
+            tuple(each.name for each in changed if not each.reloadable),
         ),
     )

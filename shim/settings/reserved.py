@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from shim.settings import Settings
+from shim.settings.model import DEFAULT_ADMIN_USERNAME, Settings
 from shim.trust.names import normalize_name
-
-# The default name of the shim's own account.
-DEFAULT_ADMIN_USERNAME = "navidrome-shim"
 
 
 def reserved_names(settings: Settings) -> frozenset[str]:

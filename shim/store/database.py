@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, text, update
+from sqlalchemy import URL, Connection, insert, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from shim.store.engine import IN_MEMORY, WRITES, OpenConnections, build_engine
 from shim.store.errors import StoreError, StoreReplaced
-from shim.store.schema import CHANGE_COUNTERS, HEAD
+from shim.store.schema import CHANGE_COUNTERS, HEAD, METADATA, VERSION
 
 T = TypeVar("T")
 
@@ -93,8 +93,11 @@ class Database:
         with _translate_errors(self.display_url):
             with self._engine.connect() as connection:
                 current = _version(connection)
+            if current is None:
+                self.write(_create_tables)
+                current = self.read(_version)
             if current != HEAD:
-                # Alembic is large and rarely needed.
+                # Alembic costs 10 MB, and only tables of an earlier version need it.
                 from shim.store.upgrade import UnknownVersion, upgrade  # noqa: PLC0415
 
                 try:
@@ -282,6 +285,15 @@ def _migration_error(connection: Connection) -> str | None:
     if connection.execute(query).scalar_one():
         return None
     return "role lacks CREATE on the schema; make it the database owner"
+
+
+def _create_tables(connection: Connection) -> None:
+    """Create the tables of the last version, unless another process did so meanwhile."""
+    if _version(connection) is None:
+        # Tables that are there without a version are somebody else's: creating them again fails.
+        METADATA.create_all(connection, checkfirst=False)
+        connection.execute(insert(CHANGE_COUNTERS).values(name="bindings", value=0))
+        connection.execute(insert(VERSION).values(version_num=HEAD))
 
 
 def _version(connection: Connection) -> str | None:

@@ -1,11 +1,25 @@
-"""The tables of the store. Each change needs a migration, and `HEAD` is the last one.
+"""The tables of the store.
+
+A new database is created from here, one of an earlier version is migrated. So every change here needs a
+migration beside it, and `HEAD` names the last one. On PostgreSQL the two ways may leave different names of
+constraints: a migration has to look them up.
 
 Tables without mapped classes: the rows have their own value classes, and the mapper costs memory.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Double, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
 
 HEAD = "0004"
 
@@ -94,4 +108,12 @@ CHANGE_COUNTERS = Table(
     METADATA,
     Column("name", Text, primary_key=True),
     Column("value", Integer, nullable=False),
+)
+
+# The last migration that was run: Alembic's own table, as Alembic creates it.
+VERSION = Table(
+    "alembic_version",
+    METADATA,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )

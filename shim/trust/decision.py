@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+from shim.http1.framing import CHUNKED, NO_BODY, framing_lines
 from shim.trust.block import HeaderBlock, MetadataWithProof, read_block, split_block
 from shim.trust.client_address import PeerInfo
 from shim.trust.fields import Field, Kind, parse_line
@@ -28,14 +29,7 @@ from shim.trust.peers import Peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.rejection import RequestRejected
-from shim.trust.request_metadata import (
-    CHUNKED,
-    NO_BODY,
-    RequestMetadata,
-    extract_token,
-    framing_lines,
-    read_metadata,
-)
+from shim.trust.request_metadata import RequestMetadata, extract_token, read_metadata
 from shim.trust.token_proof import TokenProof, VerifiedClaims, Verify, verified_claims
 
 _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"

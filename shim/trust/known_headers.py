@@ -8,7 +8,8 @@ not on it: apps sign in to Navidrome with those.
 
 from __future__ import annotations
 
-# Headers that hold a user name, under which Navidrome may be configured to look for it.
+# Headers that hold a user name, under which Navidrome may be configured to look for it. A monitor asks which
+# of them Navidrome obeys.
 USER_HEADERS: tuple[str, ...] = (
     "Remote-User",  # Navidrome's default; Authelia, tinyauth, Pangolin
     "X-authentik-username",
@@ -44,11 +45,13 @@ USER_HEADERS: tuple[str, ...] = (
     "SM-User",  # SiteMinder
     "IV-User",  # WebSEAL
     "CAS-User",
+    "X-Token-User-Name",  # Caddy's security app
+    "X-Token-User-Email",
+    "Remote-Name",  # beside Remote-User, where somebody took the wrong one for the name
+    "Remote-Email",
 )
 # What is said beside the name, where no prefix covers it.
 _OTHERS: tuple[str, ...] = (
-    "Remote-Name",
-    "Remote-Email",
     "Remote-Groups",
     "Remote-Role",
     "Remote-Sub",

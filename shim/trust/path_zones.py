@@ -1,51 +1,30 @@
-"""The request line: method, target, version, and the class of the path.
+"""The class of a request's path: whether an identity counts there.
 
-A target that two parsers could read in two ways is rejected, never normalised: whatever the edge matched
-its routes against has to be what Navidrome serves. The path decided on is the one on the request line
-and nothing else (GHSA-7x63-xv5r-3p2x: one that came in a header).
+The path decided on is the one on the request line and nothing else (GHSA-7x63-xv5r-3p2x: one that came in a
+header).
 """
 
 from __future__ import annotations
 
-import re
-from binascii import a2b_qp, b2a_qp
 from dataclasses import dataclass
 from enum import IntEnum
 
+from shim.http1.request_line import (
+    COMMON_LINE,
+    AmbiguousTarget,
+    RequestLineError,
+    UnknownMethod,
+    parse_line,
+    unquote,
+)
 from shim.trust.reasons import PathClass, Reason
 from shim.trust.rejection import RequestRejected
 
-METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
-
-_VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
-_VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")
-_NOT_ASCII = bytes(range(0x80, 0x100))
-# Characters of a path that nobody reads in two ways; "." and "/" are looked at apart.
-_PLAIN = bytes(set(_VISIBLE) - set(b"%;\\?"))
-_NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_DELIMITERS = frozenset(b"/\\;%?#\x7f") | frozenset(range(0x20))
-# One branch for each first digit: a search over 20,000 escapes tries them all.
-_REFUSED_ESCAPE = re.compile(
-    b"%%(?:%b)"
-    % b"|".join(
-        b"%x[%b]" % (high, b"".join(b"%x%X" % (low, low) for low in lows))
-        for high in range(8)
-        if (lows := [b & 15 for b in sorted(_UNRESERVED | _DELIMITERS) if b >> 4 == high])
-    )
-)
-# What most request lines are: a path that nobody reads in two ways, as one expression. Whatever it takes,
-# the steps below take too, and make the same of it. No group that repeats: each segment would cost another
-# step. Possessive quantifiers for characters alone: Python before 3.11.5 gets those of groups wrong.
-_COMMON = re.compile(
-    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
-    rb"(?![^ ?]*/[./])(/[!$&'()*+,\-./0-9:=@A-Z_a-z~]*+)(\?[!-\"$-~]*)? HTTP/1\.([01])"
-)
-_ABSOLUTE = re.compile(rb"(?i:http(s?))://([^/?#@\\]+)(/[^#]*)?")
-
-_PORT = re.compile(rb":[0-9]+\Z")
-
+_REASONS: dict[type[RequestLineError], Reason] = {
+    RequestLineError: Reason.MALFORMED_HEAD,
+    UnknownMethod: Reason.METHOD_NOT_IMPLEMENTED,
+    AmbiguousTarget: Reason.AMBIGUOUS_TARGET,
+}
 # The web app's manifest and icons, below /app/. Browsers fetch them without cookies, so the edge has to leave
 # them open, and no identity counts there.
 _ASSETS = (
@@ -130,7 +109,7 @@ class Paths:
         """Where this path leads. `path` is the raw path of the target, without its query."""
         if b"%" not in path:
             return self.plain_place(path)
-        decoded = _unquote(path)
+        decoded = unquote(path)
         if not path.startswith(self.base):
             return PathZone.OUTSIDE
         if decoded.isascii():
@@ -213,7 +192,7 @@ def parse_request_line(line: bytes, paths: Paths) -> RequestLine:
     HTTP/1.0 or 1.1, `method_not_implemented` for a method that is not passed on, `ambiguous_target` for
     a target that could be read in two ways (RFC 9112 §3; RFC 3986 §6.2.2).
     """
-    common = _COMMON.fullmatch(line)
+    common = COMMON_LINE.fullmatch(line)
     if common is not None:
         method, path, query, minor = common.groups()
         target = path if query is None else path + query
@@ -224,79 +203,8 @@ def parse_request_line(line: bytes, paths: Paths) -> RequestLine:
 
 
 def _parse_uncommon(line: bytes, paths: Paths) -> RequestLine:
-    words = line.split(b" ")
-    if len(words) != 3:
-        raise RequestRejected(
-            Reason.MALFORMED_HEAD, "the request line is not: method, target, version"
-        )
-    method, target, protocol = words
-    version = _VERSIONS.get(protocol)
-    if version is None:
-        raise RequestRejected(Reason.MALFORMED_HEAD, "the version is neither HTTP/1.1 nor HTTP/1.0")
-    if method not in METHODS:
-        if _TOKEN.fullmatch(method):
-            raise RequestRejected(Reason.METHOD_NOT_IMPLEMENTED, "the method is not passed on")
-        raise RequestRejected(Reason.MALFORMED_HEAD, "the method is no token")
-    if target.translate(None, _VISIBLE):
-        target = _ascii_target(target)
-    hosts = None
-    if target[:1] != b"/":
-        target, hosts = _absolute(target)
-    path = target.partition(b"?")[0]
-    if path.translate(None, _PLAIN) or b"//" in path or b"/." in path:
-        _reject_ambiguous_path(path)
-    return RequestLine(method, target, path, version, paths.zone(path), hosts)
-
-
-def _ascii_target(target: bytes) -> bytes:
-    """Encode bytes from 0x80 of the query: some apps send UTF-8 there, and everybody reads it as its escapes.
-    Raises `Rejected` for any other byte that is not visible, and for one in the path."""
-    path, separator, query = target.partition(b"?")
-    if path.translate(None, _VISIBLE) or query.translate(None, _VISIBLE + _NOT_ASCII):
-        raise RequestRejected(
-            Reason.AMBIGUOUS_TARGET, "the target has a byte that is no visible ASCII, or a #"
-        )
-    # Quoted-printable is written in C: "=" is escaped, and lines are broken.
-    escaped = b2a_qp(query, True).replace(b"=\n", b"").replace(b"=3D", b"\n")
-    return path + separator + escaped.replace(b"=", b"%").replace(b"\n", b"=")
-
-
-def _absolute(target: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    # RFC 9112 §3.2.2: a server accepts the absolute form. What it names has to agree with Host.
-    match = _ABSOLUTE.fullmatch(target)
-    if match is None:
-        raise RequestRejected(
-            Reason.AMBIGUOUS_TARGET, "the target is neither a path nor an http address"
-        )
-    authority = match[2].lower()
-    port = b":443" if match[1] else b":80"
-    # RFC 3986 §3.2.3: an empty port, and none, are the scheme's own.
-    name = authority.removesuffix(port).removesuffix(b":")
-    own_port = name != authority or _PORT.search(authority) is None
-    return match[3] or b"/", (name, name + b":", name + port) if own_port else (authority,)
-
-
-def _reject_ambiguous_path(path: bytes) -> None:
-    if b"//" in path:
-        raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the path has an empty segment (//)")
-    if b"/./" in path or b"/../" in path or path.endswith((b"/.", b"/..")):
-        raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the path has a dot segment")
-    if b";" in path or b"\\" in path:
-        raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the path has a semicolon or a backslash")
-    if _NO_ESCAPE.search(path):
-        raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the path has a % that is no escape")
-    escape = _REFUSED_ESCAPE.search(path)
-    if escape is not None:
-        # RFC 3986 §6.2.2.2: one parser decodes it before it matches, the other does not.
-        byte = int(escape[0][1:], 16)
-        raise RequestRejected(Reason.AMBIGUOUS_TARGET, f"the path escapes the byte {byte:#04x}")
     try:
-        _unquote(path).decode()
-    except UnicodeDecodeError:
-        raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the path is no UTF-8") from None
-
-
-def _unquote(path: bytes) -> bytes:
-    """Decode a path in which every % is an escape. Quoted-printable escapes are read in C, and a loop over
-    20,000 escapes takes milliseconds."""
-    return a2b_qp(path.replace(b"=", b"=3D").replace(b"%", b"="))
+        method, target, path, version, hosts = parse_line(line)
+    except RequestLineError as error:
+        raise RequestRejected(_REASONS[type(error)], str(error)) from None
+    return RequestLine(method, target, path, version, paths.zone(path), hosts)

@@ -11,6 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shim.http1.framing import (
+    CHUNKED,
+    NO_BODY,
+    connection_options,
+    framing_lines,
+    parse_content_length,
+)
+from shim.http1.grammar import BLANKS, is_host
 from shim.trust.client_address import PeerInfo, forwarding_lines
 from shim.trust.fields import Field, Kind
 from shim.trust.identity import Role
@@ -20,12 +28,6 @@ from shim.trust.reasons import Reason
 from shim.trust.rejection import RequestRejected
 from shim.trust.token_proof import DeferredResult
 
-NO_BODY = -1
-CHUNKED = -2
-# Go reads a length into an int64.
-_MAX_LENGTH = 2**63 - 1
-
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _WEBSOCKET = re.compile(rb"(?i)(?:^|,)[ \t]*websocket[ \t]*(?:,|$)")
 _ORIGIN = re.compile(rb"(https?)://([^/?#@]+)")
 _FORWARDED = (
@@ -35,8 +37,6 @@ _FORWARDED = (
     Kind.FORWARDED,
     Kind.FORWARDED_OTHER,
 )
-# Options of `Connection`. No sender names more; what it names is kept with a remembered header block.
-_MAX_OPTIONS = 64
 # End-to-end fields that are looked at on their way.
 _INSPECTED = (Kind.HOST, Kind.ORIGIN, Kind.FETCH_SITE, Kind.WEBSOCKET)
 _SAME_SITE = (b"same-origin", b"none")
@@ -180,7 +180,7 @@ class _MetadataReader:
         hosts = self._by_kind.get(Kind.HOST)
         if hosts is None:
             return None
-        if len(hosts) > 1 or not _HOST.fullmatch(hosts[0].value):
+        if len(hosts) > 1 or not is_host(hosts[0].value):
             # RFC 9112 §3.2: more than one, or an invalid one, is answered with 400.
             raise RequestRejected(
                 Reason.AMBIGUOUS_HOST, "Host is not given once, as a name with or without a port"
@@ -199,24 +199,21 @@ class _MetadataReader:
             return CHUNKED
         if lengths is None:
             return NO_BODY
-        value = lengths[0].value
-        if len(lengths) > 1 or not value.isdigit() or len(value) > 19 or int(value) > _MAX_LENGTH:
-            raise RequestRejected(
-                Reason.AMBIGUOUS_FRAMING, "Content-Length is not one number of at most 2^63-1"
-            )
-        return int(value)
+        if len(lengths) > 1:
+            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, "Content-Length is given twice")
+        try:
+            return parse_content_length(lengths[0].value)
+        except ValueError as error:
+            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)) from None
 
     def _options(self) -> frozenset[bytes]:
         fields = self._by_kind.get(Kind.CONNECTION)
         if fields is None:
             return frozenset()
-        joined = b",".join(field.value for field in fields)
-        if joined.count(b",") >= _MAX_OPTIONS:
-            raise RequestRejected(
-                Reason.AMBIGUOUS_FRAMING, f"Connection names more than {_MAX_OPTIONS} options"
-            )
-        options = joined.lower().split(b",")
-        return frozenset(option.strip(b" \t") for option in options)
+        try:
+            return connection_options(b",".join([field.value for field in fields]))
+        except ValueError as error:
+            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)) from None
 
     def _expects_continue(self) -> bool:
         fields = self._by_kind.get(Kind.EXPECT, ())
@@ -252,19 +249,12 @@ class _MetadataReader:
         hosts = [host or b""]
         if self._source.trusted and Kind.FORWARDED_HOST in self._by_kind:
             first = self._by_kind[Kind.FORWARDED_HOST][0].value
-            hosts.append(first.partition(b",")[0].strip(b" \t"))
+            hosts.append(first.partition(b",")[0].strip(BLANKS))
         origins = [field.value for field in self._by_kind.get(Kind.ORIGIN, ())]
         if all(_names_host(origin, hosts) for origin in origins):
             return ""
         said = f"Origin is {_shown(*origins)}, Host is {_shown(hosts[0])}"
         return said if len(hosts) == 1 else f"{said}, X-Forwarded-Host is {_shown(hosts[1])}"
-
-
-def framing_lines(length: int) -> bytes:
-    """Return the line that frames a body of this length, with its line end; none where there is no body."""
-    if length == CHUNKED:
-        return b"Transfer-Encoding: chunked\r\n"
-    return b"" if length == NO_BODY else b"Content-Length: %d\r\n" % length
 
 
 def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:

@@ -10,22 +10,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "shim"
-# What each part may import of the project, beside itself.
+# What each part may import of the project, beside itself. A file at the top is a part too.
 BELOW = {
+    "__init__": set[str](),
+    "__main__": {"cli"},
+    "health": set[str](),
+    "settings": {"health", "http1", "trust"},  # reads addresses and names as the decision does
+    "store": set[str](),
     "http1": set[str](),
     "trust": {"http1"},
-    "store": {"store"},
+    "proxy": {"http1", "trust"},
     "navidrome": {"settings", "trust"},
-    "provisioning": {
+    "audit": {"proxy", "trust"},
+    "monitors": {"health", "navidrome", "settings", "trust"},
+    "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
+    "control": {"health", "proxy", "settings", "trust"},
+    "app": {
         "audit",
+        "control",
         "health",
-        "navidrome",
+        "monitors",
+        "provisioning",
         "proxy",
         "settings",
         "store",
         "trust",
     },
-    "proxy": {"http1", "trust"},
+    "cli": {
+        "app",
+        "audit",
+        "health",
+        "monitors",
+        "navidrome",
+        "provisioning",
+        "proxy",
+        "settings",
+        "store",
+        "trust",
+    },
 }
 
 
@@ -34,12 +56,34 @@ def imported(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shim."):
             found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "shim":
+            found |= {alias.name for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("shim.")}
     return found
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part_of(file) for file in ROOT.rglob("*.py")} == set(BELOW)
+
+
+def test_no_two_parts_import_each_other() -> None:
+    def reached(part: str) -> set[str]:
+        below = BELOW[part]
+        return below.union(*map(reached, below))
+
+    assert not [part for part in BELOW if part in reached(part)]  # a cycle recurses for ever
 
 
 @pytest.mark.parametrize("part", BELOW)
 def test_imports_run_downwards(part: str) -> None:
-    for file in (ROOT / part).rglob("*.py"):
+    files = [file for file in ROOT.rglob("*.py") if part_of(file) == part]
+    assert files
+    for file in files:
         assert imported(file) <= BELOW[part] | {part}, file
 
 
@@ -56,3 +100,22 @@ def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
     modules = ran.stdout.split()
     assert "shim.app.runtime" in modules
     assert not [name for name in modules if name.startswith(("sqlalchemy", "alembic"))]
+
+
+def test_a_new_database_is_created_without_the_migrations_code(tmp_path: Path) -> None:
+    code = (
+        "import sys; from shim.store.database import Database; "
+        f"Database('sqlite:///{tmp_path}/shim.db').open(); print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ran.stdout.split()
+    assert "sqlalchemy" in modules
+    assert not [name for name in modules if name.startswith("alembic")]
+
+
+def test_what_serves_loads_no_code_that_parses_command_lines() -> None:
+    code = "import sys, shim.__main__, shim.cli.serve, shim.app.runtime; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ran.stdout.split()
+    assert "shim.cli.serve" in modules
+    assert "typer" not in modules

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -37,6 +39,35 @@ def test_what_the_project_needs_is_locked_in_a_version_that_will_do(file: str) -
         version = pins.get(canonicalize_name(need.name))
         assert version is not None, f"{file} lacks {need.name}: make lock"
         assert version in need.specifier, f"{file} has {need.name} {version}, not {text}: make lock"
+
+
+# Packages that another one needs to be there, and that nothing imports by name.
+LOADED_BY_NAME = {
+    "uvloop",
+    "httptools",
+}  # uvicorn: loop="uvloop", and the parser of its HTTP protocol
+# Names that a package has besides its own.
+PACKAGES = {"dotenv": "python-dotenv", "jwt": "pyjwt"}
+
+
+def imported() -> set[str]:
+    """The packages that the shim's code imports, wherever in a file."""
+    names = set()
+    for file in (ROOT / "shim").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    names -= sys.stdlib_module_names | {"shim"}
+    return {canonicalize_name(PACKAGES.get(name, name)) for name in names}
+
+
+def test_the_project_declares_what_it_imports_and_nothing_else() -> None:
+    declared = {
+        canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]
+    } - LOADED_BY_NAME
+    assert imported() == declared
 
 
 @pytest.mark.parametrize("file", NEEDS)

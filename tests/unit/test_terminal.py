@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from shim.cli.errors import print_error
 from shim.cli.main import app
-from shim.cli.terminal import cell, print_error, print_json, print_table, short_uid
+from shim.cli.terminal import cell, print_json, print_table, short_uid
 
 HOSTILE = "\x1b[31mred\x07\nnext\u202egnp\x9b2J[bold]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 
 import httpx
@@ -18,6 +18,7 @@ from shim.control.app import SECURITY_HEADERS, create_app
 from shim.control.metrics import build_registry
 from shim.health import Check, State
 from shim.proxy.counters import Counters
+from shim.settings.reload import ReloadResult
 
 SECRET = "s" * 43
 TOKEN = "t" * 32
@@ -40,11 +41,21 @@ class Unwell(Health):
         raise RuntimeError("a secret of the inside")
 
 
-def app_of(health: Health | None = None, *, token: str | None = None) -> FastAPI:
+async def no_reload() -> ReloadResult:
+    raise AssertionError("nobody asked for a reload")
+
+
+def app_of(
+    health: Health | None = None,
+    *,
+    token: str | None = None,
+    reload: Callable[[], Awaitable[ReloadResult]] = no_reload,
+) -> FastAPI:
     return create_app(
         health=health or Health(FINE),
         metrics=build_registry(Counters(), version="9.9.9"),
         access=Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]),
+        reload=reload,
     )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
-from shim.control.reload import reload_routes
+from shim.control.access import CHANNEL_HEADER, USER_HEADER
 from shim.settings.reload import ReloadResult
 from tests.unit.control.test_app import SECRET, TOKEN, app_of, ask
 
@@ -26,10 +25,7 @@ class Reloads:
 
 
 def served(reloads: Reloads, token: str | None = None) -> FastAPI:
-    app = app_of(token=token)
-    access = Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"])
-    app.include_router(reload_routes(access, reloads))
-    return app
+    return app_of(token=token, reload=reloads)
 
 
 async def test_it_says_what_was_taken_and_what_waits() -> None:

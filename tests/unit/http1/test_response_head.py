@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shim.http1.response_head import CHUNKED, UNTIL_CLOSE, InvalidResponse, parse_response_head
+from shim.http1.framing import CHUNKED, UNTIL_CLOSE
+from shim.http1.response_head import InvalidResponse, parse_response_head
 
 FRAMED: list[tuple[str, int, bool]] = [
     # (lines after "HTTP/1.1 200 OK", length, persistent)

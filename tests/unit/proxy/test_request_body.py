@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.http1.chunked import ChunkedError
+from shim.http1.framing import CHUNKED
 from shim.proxy.request_body import BodyBudget, BodyBuffer, BodyTooLarge, BufferFull
-from shim.trust.request_metadata import CHUNKED
 
 
 def chunks(body: bytes, size: int) -> bytes:

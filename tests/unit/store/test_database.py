@@ -15,7 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, insert, select, text, update
+from sqlalchemy import Connection, create_engine, insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
@@ -59,14 +59,60 @@ def value(connection: Connection) -> int:
     return int(connection.execute(select(CHANGE_COUNTERS.c.value)).scalar_one())
 
 
-def test_the_migrations_make_the_tables_that_the_models_name(
-    opened: Opened, store_url: str
-) -> None:
-    opened()
+def migrate(connection: Connection, revision: str = "head") -> None:
+    config = configuration()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def described(url: str) -> dict[str, object]:
+    """What the database knows of its tables, and the rows they begin with. PostgreSQL leaves a constraint
+    the name that it had before its table or column got another one, so names of constraints don't count."""
+    engine = create_engine(url, poolclass=NullPool)
+    found: dict[str, object] = {}
+    with engine.connect() as connection:
+        inspector = inspect(connection)
+        for table in inspector.get_table_names():
+            columns = [
+                (c["name"], str(c["type"]), c["nullable"], c["default"])
+                for c in inspector.get_columns(table)
+            ]
+            unique = sorted(
+                tuple(each["column_names"]) for each in inspector.get_unique_constraints(table)
+            )
+            primary = inspector.get_pk_constraint(table)["constrained_columns"]
+            rows = [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table}"))]
+            found[table] = (columns, primary, unique, rows)
+    return found
+
+
+def test_the_migrations_make_the_tables_that_the_models_name(store_url: str) -> None:
+    database = Database(store_url)
+    database.write(migrate)
+    database.close()
     with create_engine(store_url, poolclass=NullPool).connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, METADATA) == []
         assert context.get_current_revision() == HEAD
+
+
+def test_a_new_database_is_created_as_the_migrations_leave_one(
+    opened: Opened, store_url: str
+) -> None:
+    opened().close()
+    created = described(store_url)
+    database = Database(store_url)
+    database.write(METADATA.drop_all)
+    database.write(migrate)
+    database.close()
+    migrated = described(store_url)
+    assert created == migrated
+
+
+def test_tables_without_a_version_are_left_alone(opened: Opened) -> None:
+    opened().write(lambda c: c.execute(text("DROP TABLE alembic_version")))
+    with pytest.raises(StoreError, match="already exists"):
+        opened()
 
 
 def test_the_last_migration_is_the_one_that_the_models_name() -> None:
@@ -203,9 +249,7 @@ def test_an_upgrade_locks_again_what_an_earlier_version_locked(store_url: str) -
     ]
 
     def fill(connection: Connection) -> None:
-        config = configuration()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        migrate(connection, "0001")
         for name, state, pending in rows:
             values = ":n, :n, :n, :n, :n, true, :state, :pending, 1, 2, '{}', '{}'"
             connection.execute(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from shim.http1.framing import CHUNKED, NO_BODY
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
-from shim.trust.request_metadata import CHUNKED, NO_BODY
 from tests.support.decisions import ANYONE, EDGE, HOST, decided, head, trusting
 from tests.support.reference_parsers import read_by_llhttp
 

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim.http1.request_line import COMMON_LINE, METHODS
+from shim.http1.request_line import unquote as unquote_path
 from shim.trust.path_zones import (
-    _COMMON,
-    METHODS,
     Paths,
     PathZone,
     RequestLine,
     _parse_uncommon,
-    _unquote,
     parse_request_line,
 )
 from shim.trust.policy import Policy
@@ -451,7 +450,7 @@ def test_the_usual_request_line_comes_to_what_the_steps_make_of_it(
     parts: list[str], method: str, version: str
 ) -> None:
     line = f"{method} /{''.join(parts)} HTTP/{version}".encode()
-    if _COMMON.fullmatch(line):
+    if COMMON_LINE.fullmatch(line):
         assert _outcome(parse_request_line, line) == _outcome(_parse_uncommon, line)
 
 
@@ -470,7 +469,7 @@ _ESCAPED = st.integers(0, 255).map(lambda byte: b"%%%02x" % byte)
 
 @given(st.lists(_RAW | _ESCAPED | _ESCAPED.map(bytes.upper)).map(b"".join))
 def test_escapes_are_decoded_as_the_standard_library_does(text: bytes) -> None:
-    assert _unquote(text) == unquote_to_bytes(text)
+    assert unquote_path(text) == unquote_to_bytes(text)
 
 
 def test_raw_bytes_of_a_query_are_forwarded_as_their_escapes() -> None:
