@@ -157,7 +157,8 @@ class Settings(BaseModel):
     )
     public_paths: Annotated[tuple[str, ...], reader(endpoints.prefixes)] = setting(
         "/rest/,/share/,/jellyfin/",
-        "Path prefixes that the edge does not authenticate, comma-separated. Compared without case, without the last slash and without a boundary: /rest/ covers /restx.",
+        "Path prefixes that the edge does not authenticate, comma-separated. Compared without case, without "
+        "the last slash and without a boundary: /rest/ covers /restx.",
         reloadable=True,
     )
     public_path_proof: Annotated[
