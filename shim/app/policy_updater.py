@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from shim.app.factories import build_policy, jwks_config, sign_out_url
 from shim.app.readiness import readiness_checks, user_header_check
@@ -118,9 +119,14 @@ class PolicyUpdater:
         return None
 
     def _publish(self) -> None:
-        self._plane.keys = self.keys
-        self._plane.sign_in_url = self.settings.sign_in_url or ""
-        self._plane.sign_out = sign_out_url(self.settings)
+        self._plane.apply_options(
+            replace(
+                self._plane.options,
+                keys=self.keys,
+                sign_in_url=self.settings.sign_in_url or "",
+                sign_out_url=sign_out_url(self.settings),
+            )
+        )
 
     def _watch(self) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shim.app.policy_updater import PolicyUpdater
@@ -96,7 +97,7 @@ class ConfigReloader:
         ) is not None:
             return ReloadResult(faults=(fault,))
         self._settings = merged_settings.settings
-        self._plane.tls = tls
+        self._plane.apply_options(replace(self._plane.options, tls=tls))
         if self._accounts is not None:
             self._accounts.enforce(merged_settings.settings)
         return merged_settings.outcome

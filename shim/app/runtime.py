@@ -46,8 +46,8 @@ from shim.monitors.empty_server import EmptyServerMonitor
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
 from shim.proxy.limits import Limits
-from shim.proxy.pool import UpstreamAddress, UpstreamPool
-from shim.proxy.server import DataPlane
+from shim.proxy.pool import UpstreamAddress
+from shim.proxy.server import DataPlane, Options
 from shim.proxy.tls_handshake import TlsHandshake
 from shim.settings import Endpoint, Settings
 from shim.settings.reload import ReloadResult
@@ -97,20 +97,25 @@ class Runtime:
             self.trail, str(settings.upstream), logs_access=settings.access_log
         )
         limits, self._limit_note = _within_descriptors(build_limits(settings))
-        self.plane = DataPlane(build_policy(settings), limits, self.counters, observer)
-        self.plane.tls = build_listener_tls(settings)
-        self.plane.pool = UpstreamPool(self.plane, build_upstream_address(settings))
         self.accounts = _accounts(settings, self.trail)
+        self.plane = DataPlane(
+            build_policy(settings),
+            limits,
+            self.counters,
+            observer,
+            build_upstream_address(settings),
+            gate=None if self.accounts is None else self.accounts.gate,
+            options=Options(
+                support_contact=settings.support_contact or "", tls=build_listener_tls(settings)
+            ),
+        )
         self.policy_updater = PolicyUpdater(
             settings,
             self.plane,
             self.trail.record,
             None if self.accounts is None else self.accounts.service.api.external_authentication,
         )
-        self.plane.support_contact = settings.support_contact or ""
         self.empty_server = EmptyServerMonitor(settings)
-        if self.accounts is not None:
-            self.plane.gate = self.accounts.gate
         self._reloader = ConfigReloader(
             settings,
             load_settings,
@@ -172,11 +177,10 @@ class Runtime:
         settings = self.settings
         self._control_sockets = [control, channel]
         host, port = channel.getsockname()
-        self.plane.control_pool = UpstreamPool(
-            self.plane, UpstreamAddress(host, port), report_health=False, most=MAX_CONNECTIONS
-        )
-        self.plane.control_auth_headers = (
-            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode()
+        self.plane.connect_control(
+            UpstreamAddress(host, port),
+            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode(),
+            MAX_CONNECTIONS,
         )
         self._bound_addresses = (
             _bound_address(settings.listen, data),
@@ -184,7 +188,7 @@ class Runtime:
         )
         config = uvicorn.Config(
             self._application,
-            http=cast("Any", Downstream if self.plane.tls is None else TlsHandshake),
+            http=cast("Any", Downstream if self.plane.options.tls is None else TlsHandshake),
             interface="asgi3",
             ws="none",
             lifespan="on",

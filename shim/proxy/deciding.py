@@ -183,7 +183,7 @@ class DecidingConnection(ForwardingConnection):
 
     def _request_keys(self, head: bytes) -> bool:
         """Have the key set fetched again for the token of this head. Whether that is waited for."""
-        keys = self._plane.keys
+        keys = self._plane.options.keys
         future = None if keys is None else keys.request_refresh()
         if future is None:
             return False

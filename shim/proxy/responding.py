@@ -87,7 +87,7 @@ class RespondingConnection(ClientConnection):
         self._cancel_pending()
         self._plane.counters.requests[decision.outcome.index] += 1
         location = sign_in_location(
-            decision, self._plane.sign_in_url, self._plane.decisions.policy.paths
+            decision, self._plane.options.sign_in_url, self._plane.decisions.policy.paths
         )
         status = decision.outcome.status if location is None else 302
         self._plane.observer.request_decided(decision, self._ensure_request_id(), status)
@@ -110,8 +110,8 @@ class RespondingConnection(ClientConnection):
             failure=failure,
             retry_after=retry_after,
             location=location,
-            contact=self._plane.support_contact,
-            sign_out=self._plane.sign_out,
+            contact=self._plane.options.support_contact,
+            sign_out=self._plane.options.sign_out_url,
             keep_alive=keep_alive,
         )
         self._response_status = status

@@ -12,13 +12,14 @@ import select
 import ssl
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 from shim.proxy.counters import Counters
 from shim.proxy.gate import AccountGate
 from shim.proxy.interfaces import HasDeadlines, KeyFetcher, Observer, Paused
 from shim.proxy.limits import Limits
-from shim.proxy.pool import UpstreamPool
+from shim.proxy.pool import UpstreamAddress, UpstreamPool
 from shim.proxy.request_body import BodyBudget
 from shim.proxy.verification_queue import VerificationQueue
 from shim.trust.cached_decisions import DecisionCache
@@ -36,19 +37,32 @@ _TLS_REPORT_SECONDS = 60.0
 _TLS_PEERS = 256
 
 
-class DataPlane:
-    """The parts that a connection is given.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a reload replaces, as one value, beside the policy.
 
-    `decisions` serves the policy in force, and is replaced by `enforce`. `gate` is None without
-    provisioning. `own` is the pool that leads to the control plane, None without one, and
-    `own_lines` the header lines that only a request through it carries. `keys` is None where no key set
-    is fetched; in the `lane` tokens wait for being looked at. `tls` is for handshakes to come, None where
-    the listener speaks plain HTTP. As of the last tick, `now` is the loop's time in seconds, and `time` that
-    since the epoch. `paused` are the connections that nothing is read from for now, the next to be asked
-    for a hang-up first. `strangers` are the open connections of untrusted peers. `sign_in` is
-    the address that pages without an identity are sent to, empty for none; `contact` is whom a person is told
-    to ask who may not in, `sign_out` is linked on the page of a person who may sign in as somebody else.
-    `body_budget` is for bodies that are read before they are sent on.
+    `sign_in_url`: where pages without an identity are redirected to, empty for nowhere. `sign_out_url` is
+    linked on the page of a person who may sign in as somebody else, `support_contact` shown to one who is
+    denied. `keys` fetches the key set, None where none is fetched. `tls` is for the next handshakes, None for
+    plain HTTP.
+    """
+
+    sign_in_url: str = ""
+    sign_out_url: str = ""
+    support_contact: str = ""
+    keys: KeyFetcher | None = None
+    tls: ssl.SSLContext | None = None
+
+
+class DataPlane:
+    """What all client connections share. Complete when it is constructed; methods replace what may change.
+
+    `decisions` serves the policy in force. `options` are the values that a reload replaces. `pool` leads to
+    Navidrome, `control_pool` to the control plane, with `control_auth_headers` on each request; None before
+    `connect_control`. `gate` is None without provisioning. As of the last tick, `now` is the loop's time in
+    seconds, and `time` that since the epoch. `paused` are the connections that are not read from for now, the
+    next to be polled for a hang-up first. `body_budget` is for bodies that are buffered before they are sent
+    on.
     """
 
     __slots__ = (
@@ -63,17 +77,13 @@ class DataPlane:
         "counters",
         "decisions",
         "gate",
-        "keys",
         "limits",
         "now",
         "observer",
+        "options",
         "paused",
         "pool",
-        "sign_in_url",
-        "sign_out",
-        "support_contact",
         "time",
-        "tls",
         "untrusted_connections",
         "verification_queue",
     )
@@ -84,35 +94,50 @@ class DataPlane:
         limits: Limits,
         counters: Counters,
         observer: Observer,
+        upstream: UpstreamAddress,
+        *,
         gate: AccountGate | None = None,
+        options: Options | None = None,
+        verification_queue: VerificationQueue | None = None,
     ) -> None:
+        """`upstream` is Navidrome's address."""
         self.decisions = DecisionCache(policy)
+        self.options = Options() if options is None else options
         self.limits = limits
         self.counters = counters
         self.observer = observer
         self.gate = gate
-        self.pool: UpstreamPool
+        self.now = 0.0
+        self.time = time.time()
+        self.pool = UpstreamPool(self, upstream)
         self.control_pool: UpstreamPool | None = None
         self.control_auth_headers = b""
         self.connections: set[HasDeadlines] = set()
         self.paused: dict[Paused, None] = {}
         self.untrusted_connections = 0
-        self.keys: KeyFetcher | None = None
-        self.verification_queue = VerificationQueue()
-        self.tls: ssl.SSLContext | None = None
-        self.sign_in_url = ""
-        self.support_contact = ""
-        self.sign_out = ""
-        self.now = 0.0
-        self.time = time.time()
+        self.verification_queue = (
+            VerificationQueue() if verification_queue is None else verification_queue
+        )
         self.body_budget = BodyBudget(limits.buffered_bytes)
         self._ticker: asyncio.TimerHandle | None = None
         self._tls_reported: dict[str, float] = {}  # when a peer last had its line, by its address
         self._revocations = 0 if gate is None else gate.revocations
         self._checking: list[HasDeadlines] = []
 
+    def connect_control(
+        self, address: UpstreamAddress, auth_headers: bytes, max_connections: int
+    ) -> None:
+        """Send requests for internal paths to the control plane at `address`. `auth_headers` are the lines
+        that authenticate the shim to it, up to the user's name."""
+        self.control_pool = UpstreamPool(self, address, report_health=False, most=max_connections)
+        self.control_auth_headers = auth_headers
+
+    def apply_options(self, options: Options) -> None:
+        """Use these options from the next response, fetch and handshake on."""
+        self.options = options
+
     def apply_policy(self, policy: Policy) -> None:
-        """Judge from now on by this policy. Requests under way go on as they were decided."""
+        """Decide by this policy from now on. Requests under way go on as they were decided."""
         self.decisions = DecisionCache(policy)
 
     def connection_opened(self, peer: Peer) -> bool:

@@ -72,13 +72,14 @@ class TlsHandshake(asyncio.Protocol):
     async def _start_tls(self, sock: socket.socket) -> bool:
         """Begin TLS. Whether the socket is a connection's from now on."""
         plane = self._plane
-        if plane.tls is None:
+        tls = plane.options.tls
+        if tls is None:
             return False
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._downstream,
                 sock,
-                ssl=plane.tls,
+                ssl=tls,
                 ssl_handshake_timeout=plane.limits.request_header_timeout,
             )
         except OSError:

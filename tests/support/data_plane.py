@@ -17,10 +17,11 @@ from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
 from shim.proxy.failures import Failure
 from shim.proxy.gate import AccountGate
+from shim.proxy.interfaces import KeyFetcher
 from shim.proxy.limits import Limits
-from shim.proxy.pool import UpstreamPool
-from shim.proxy.server import DataPlane
+from shim.proxy.server import DataPlane, Options
 from shim.proxy.tls_handshake import TlsHandshake
+from shim.proxy.verification_queue import VerificationQueue
 from shim.trust.decision import Decision
 from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy
@@ -242,17 +243,24 @@ async def front_before(
     path: Path | None = None,
     tls: ssl.SSLContext | None = None,
     send_buffer: int | None = None,
+    keys: KeyFetcher | None = None,
+    queue: VerificationQueue | None = None,
 ) -> AsyncIterator[Front]:
     """A data plane before this Navidrome, on TCP or on a Unix socket at `path`. The machine takes
     `send_buffer` bytes for a client that does not read them."""
     loop = asyncio.get_running_loop()
     recorded = RecordingObserver(logs_access)
     plane = DataPlane(
-        policy() if by is None else by, limits or Limits(), Counters(), recorded, gate
+        policy() if by is None else by,
+        limits or Limits(),
+        Counters(),
+        recorded,
+        navidrome.address,
+        gate=gate,
+        options=Options(tls=tls, keys=keys),
+        verification_queue=queue,
     )
-    plane.pool = UpstreamPool(plane, navidrome.address)
-    plane.now = loop.time()
-    plane.tls = tls
+    plane.sweep(loop.time())
     state = ServerState()
 
     def connection() -> Downstream | TlsHandshake:

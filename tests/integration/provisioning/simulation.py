@@ -26,7 +26,6 @@ from shim.app.factories import build_limits, build_policy, build_upstream_addres
 from shim.provisioning.operations import OperationError, Operations, operations
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
-from shim.proxy.pool import UpstreamPool
 from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.identity import Identity
@@ -104,9 +103,9 @@ class RunningShim:
             build_limits(settings),
             Counters(),
             RecordingObserver(),
-            self.world.accounts.gate,
+            build_upstream_address(settings),
+            gate=self.world.accounts.gate,
         )
-        plane.pool = UpstreamPool(plane, build_upstream_address(settings))
         state = ServerState()
 
         def connection() -> Downstream:

@@ -19,6 +19,7 @@ from shim.app.policy_updater import PolicyUpdater
 from shim.audit.events import Event, PolicyChanged
 from shim.proxy.counters import Counters
 from shim.proxy.limits import Limits
+from shim.proxy.pool import UpstreamAddress
 from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.peers import parse_peer
@@ -286,7 +287,9 @@ async def test_a_listed_name_whose_address_changes_is_followed(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge.test", "SHIM_PROVISIONING": "false"})
-    plane = DataPlane(build_policy(settings), Limits(), Counters(), RecordingObserver())
+    plane = DataPlane(
+        build_policy(settings), Limits(), Counters(), RecordingObserver(), UpstreamAddress()
+    )
     events: list[Event] = []
     enforcement = PolicyUpdater(settings, plane, events.append)
     listed = [parse_peer("192.0.2.1"), parse_peer("192.0.2.2")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from shim.proxy.server import Options
 from shim.trust.jwks import read_key_set
 from shim.trust.jwt import TokenRules
 from shim.trust.reasons import Reason
@@ -39,7 +40,8 @@ class Fetcher:
 
 
 def ready(front: Front) -> Fetcher:
-    front.plane.keys = fetcher = Fetcher()
+    fetcher = Fetcher()
+    front.plane.apply_options(Options(keys=fetcher))
     return fetcher
 
 

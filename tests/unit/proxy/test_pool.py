@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 import pytest
 
 from shim.proxy.downstream import Downstream
+from shim.proxy.failures import Failure
 from shim.proxy.keepalive import IDLE_SECONDS
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
+from shim.proxy.upstream import Upstream
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
@@ -321,15 +324,31 @@ async def test_what_is_repeated_is_repeated_with_its_response_whole(
 
 
 async def test_a_pool_may_have_a_bound_of_its_own(front: Front, navidrome: Navidrome) -> None:
-    front.plane.pool = UpstreamPool(front.plane, navidrome.address, most=1)
-    first, second = await front.client(), await front.client()
-    await first.send(get("/1").encode())
-    served, _ = await navidrome.requests()
-    await second.send(get("/2").encode())
+    pool = UpstreamPool(front.plane, navidrome.address, most=1)
+    first, second = Waiter(), Waiter()
+    pool.acquire(first)
+    pool.acquire(second)
+    upstream = await first.ready
     await front.wait_until_idle()
     assert navidrome.count == 1
-    await served.send(OK)
-    assert (await served.head()).startswith(b"GET /2 ")
+    assert not second.ready.done()
+    pool.release(upstream)
+    assert await second.ready is upstream
+    pool.release(upstream)
+    pool.close()
+
+
+class Waiter:
+    """Waits for a connection of a pool."""
+
+    def __init__(self) -> None:
+        self.ready: asyncio.Future[Upstream] = asyncio.get_running_loop().create_future()
+
+    def connection_ready(self, upstream: Upstream) -> None:
+        self.ready.set_result(upstream)
+
+    def connection_failed(self, failure: Failure) -> None:
+        raise AssertionError(failure)
 
 
 @contextmanager

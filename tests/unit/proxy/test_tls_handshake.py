@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from shim.proxy.limits import Limits
+from shim.proxy.server import Options
 from tests.support.certificates import Certificates
 from tests.support.data_plane import ANYONE, EDGE, Front, front_before
 from tests.support.http_client import Client, get
@@ -124,9 +125,9 @@ async def test_another_certificate_is_shown_from_the_next_handshake_on(
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
         await _served(front, navidrome, certificates, EDGE)
-        front.plane.tls = None
+        front.plane.apply_options(Options())
         await gone(await front.client(EDGE))
-        front.plane.tls = certificates.server()
+        front.plane.apply_options(Options(tls=certificates.server()))
         await _served(front, navidrome, certificates, EDGE)
 
 

@@ -83,14 +83,18 @@ async def test_one_that_fails_does_not_stop_the_others() -> None:
 
 
 class HeldQueue(VerificationQueue):
-    """Nobody's turn comes before the test says so."""
+    """While it is `holding`, nobody's turn comes before the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.holding = False
         self.held: list[QueuedVerification] = []
 
     def enqueue(self, waiting: QueuedVerification) -> None:
-        self.held.append(waiting)
+        if self.holding:
+            self.held.append(waiting)
+        else:
+            super().enqueue(waiting)
 
     async def length(self, wanted: int) -> None:
         """Wait until so many stand in it."""
@@ -107,9 +111,10 @@ async def held_front(
     navidrome: Navidrome, *, logs_access: bool = False
 ) -> AsyncIterator[tuple[Front, HeldQueue]]:
     """A front whose lane is held, where the token of `HEAD` is known."""
-    async with front_before(navidrome, by=KNOWN, logs_access=logs_access) as front:
+    queue = HeldQueue()
+    async with front_before(navidrome, by=KNOWN, logs_access=logs_access, queue=queue) as front:
         await answered(await front.client(EDGE), HEAD.encode(), navidrome)
-        front.plane.verification_queue = queue = HeldQueue()
+        queue.holding = True
         yield front, queue
 
 
@@ -245,12 +250,12 @@ async def test_a_thousand_new_tokens_sent_ahead_do_not_recurse(navidrome: Navidr
 
 
 async def test_those_who_waited_for_the_keys_wait_for_their_turn(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, by=policy(tokens=RULES)) as front:
-        front.plane.keys = fetcher = Fetcher()
+    queue, fetcher = HeldQueue(), Fetcher()
+    async with front_before(navidrome, by=policy(tokens=RULES), keys=fetcher, queue=queue) as front:
         client = await front.client(EDGE)
         await client.send(HEAD.encode())
         future = await fetcher.requested()
-        front.plane.verification_queue = queue = HeldQueue()
+        queue.holding = True
         now = front.plane.decisions.policy
         front.plane.apply_policy(now.next_version(tokens=replace(RULES, keys=KEYS)))
         future.set_result(None)
