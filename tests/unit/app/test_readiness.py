@@ -36,7 +36,7 @@ def test_a_name_with_an_address_is_well() -> None:
 def test_an_address_that_no_peer_has_is_said(address: str) -> None:
     check = whitelist(address, "192.0.2.7")
     assert check.state is State.WARNING
-    assert check.detail.startswith("an address that no peer has: edge = ")
+    assert check.detail.startswith("an address that no peer can have: edge = ")
     assert address in check.detail
 
 
