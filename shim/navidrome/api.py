@@ -212,7 +212,7 @@ class Navidrome:
         return read_external_authentication(response.data, read_by_header=by_header)
 
     async def is_empty(self) -> bool | None:
-        """Whether the server has no users yet, as its web app is told; None where it doesn't say."""
+        """Return whether the server has no users, as its web app shows; None if it does not show it."""
         return await is_empty(self._transport)
 
     async def _read(self, path: str, *, missing: bool = False) -> Response:
