@@ -32,7 +32,11 @@ class Scheduler:
 
     def install(self, patches: pytest.MonkeyPatch) -> None:
         """Stop at every API call and every transaction of all shims in this process."""
-        for owner, name in ((Transport, "send"), (Database, "reading"), (Database, "writing")):
+        for owner, name in (
+            (Transport, "send"),
+            (Database, "read_async"),
+            (Database, "write_async"),
+        ):
             patches.setattr(owner, name, self._wrap(getattr(owner, name)))
 
     async def checkpoint(self) -> None:

@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from demo.navidrome import Fault, FaultKind
 from shim.navidrome import api
 from shim.provisioning import operations, service
+from shim.provisioning.binding_store import BindingStore
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 from tests.integration.provisioning.scheduler import Scheduler
@@ -538,7 +539,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.calm = True
         accounts = await self.simulation.accounts()
         for uid, identity in list(self.identities.items()):
-            binding = self._bindings().of_uid(uid)
+            binding = self._bindings().by_uid(uid)
             account = None if binding is None else accounts.get(binding.navidrome_id)
             if account is None:
                 continue
@@ -561,7 +562,7 @@ class AnyOrder(RuleBasedStateMachine):
         for uid, identity in list(self.identities.items()):
             if not self._allows(identity):
                 continue
-            binding = self._bindings().of_uid(uid)
+            binding = self._bindings().by_uid(uid)
             holders = {
                 normalize_name(account["userName"]): account_id
                 for account_id, account in accounts.items()
@@ -571,11 +572,11 @@ class AnyOrder(RuleBasedStateMachine):
             if binding is not None and binding.navidrome_id in accounts:
                 free = holder in {None, binding.navidrome_id}
                 follows = self.simulation.settings["FOLLOW_RENAMES"] == "headers"
-                may = normalize_name(binding.claimed_name) == folded or (free and follows)
+                may = normalize_name(binding.provider_username) == folded or (free and follows)
                 may = may and self.known_names.get(folded, {uid}) <= {uid}
             else:
                 may = holder is None and self.known_names.get(folded, {uid}) <= {uid}
-                bound = self._bindings().of_name(folded)
+                bound = self._bindings().by_name(folded)
                 may = may and (bound is None or bound.uid in {None, uid})
             response = await self._visit(identity, 0)
             if may:
@@ -630,13 +631,13 @@ class AnyOrder(RuleBasedStateMachine):
 
         return self.runner.run(run())
 
-    def _bindings(self) -> Any:
+    def _bindings(self) -> BindingStore:
         return self.simulation.world.accounts.service.bindings
 
     def _bound_account(self, name: str) -> str | None:
         """The id of the account that `users unlink NAME` frees."""
         for binding in self._bindings().all():
-            if normalize_name(name) in {binding.folded_name, normalize_name(binding.claimed_name)}:
+            if normalize_name(name) in {binding.normalized_name, normalize_name(binding.provider_username)}:
                 return None if binding.uid is None else str(binding.navidrome_id)
         return None
 

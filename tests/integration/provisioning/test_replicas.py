@@ -74,7 +74,7 @@ async def test_the_name_of_a_deleted_account_stays_its_persons_whoever_notices_f
         for world in (first, second):
             await world.accounts.service.reconcile()
             await world.accounts.service.refresh()
-        assert await second.reason(person("alice", uid="another")) is Reason.IDENTITY_CONFLICT
+        assert await second.reason(person("alice", uid="another")) is Reason.NAME_HELD
         assert await second.request(person("alice")) == "alice"
 
 
