@@ -134,7 +134,7 @@ class Sidecar:
         return {
             (
                 Verdict(sample.labels["verdict"]),
-                Reason(sample.labels["reason"]),
+                Reason[sample.labels["reason"].upper()],
                 PathClass(sample.labels["path_class"]),
             ): sample.value
             for family in text_string_to_metric_families(text)

@@ -13,7 +13,6 @@ import typer
 from shim.app.factories import build_policy, jwks_config
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
-from shim.cli.reason_texts import REASON_TEXTS
 from shim.cli.terminal import cell, print_json, print_table
 from shim.monitors.dns import DnsMonitor
 from shim.monitors.jwks import JwksMonitor
@@ -117,7 +116,7 @@ def _with_account(
     source, outcome = decision.source, decision.outcome
     peer = "trusted" if source.trusted else "not trusted"
     on = "is" if source.trusted else "is not"
-    why = REASON_TEXTS[outcome.reason] + (f": {decision.detail}" if decision.detail else "")
+    why = outcome.reason.text + (f": {decision.detail}" if decision.detail else "")
     steps = [
         ("peer", peer, f"{source.peer.text} {on} on SHIM_REVERSE_PROXY_WHITELIST"),
         ("path", str(outcome.path_class), _PATH_TEXTS[outcome.path_class]),

@@ -1,13 +1,14 @@
 """The closed vocabulary of the decision: verdicts, path classes, reasons.
 
-Every reason belongs to exactly one verdict and one status, so the table below is the only place
-where they meet; `explain`, the log, the metrics and the audit pages all read from it.
+A reason is one row of `Reason`: name, verdict, status and text. `explain`, the log, the metrics and the
+audit pages read it. A new reason needs its row and the code that raises it, nothing else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 
 class Verdict(StrEnum):
@@ -28,122 +29,312 @@ class PathClass(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a request got its verdict."""
+    """Why a request got its verdict. Each reason is one row: its name in the log and the metrics, the
+    verdict, the status of the response, and the text that `explain` prints."""
+
+    verdict: Verdict
+    status: int
+    text: str
+
+    def __new__(cls, name: str, verdict: Verdict, status: int, text: str) -> Self:
+        """Create a row of the table."""
+        reason = str.__new__(cls, name)
+        reason._value_ = name
+        reason.verdict = verdict
+        reason.status = status
+        reason.text = text
+        return reason
 
     # authenticated
-    TRUSTED_PEER = "trusted_peer"
-    PROXY_SECRET = "proxy_secret"
-    VERIFIED_JWT = "verified_jwt"
+    TRUSTED_PEER = (
+        "trusted_peer",
+        Verdict.AUTHENTICATED,
+        200,
+        "the peer is on SHIM_REVERSE_PROXY_WHITELIST, and no other proof is required",
+    )
+    PROXY_SECRET = ("proxy_secret", Verdict.AUTHENTICATED, 200, "the request has the shared secret")
+    VERIFIED_JWT = (
+        "verified_jwt",
+        Verdict.AUTHENTICATED,
+        200,
+        "the provider's token is valid and has this identity",
+    )
     # anonymous
-    NO_IDENTITY = "no_identity"
+    NO_IDENTITY = (
+        "no_identity",
+        Verdict.ANONYMOUS,
+        200,
+        "the request has no identity; it is forwarded without a user header",
+    )
     # stripped
-    UNTRUSTED_PEER = "untrusted_peer"
-    PUBLIC_PATH = "public_path"
-    OUTSIDE_BASE_PATH = "outside_base_path"
-    NON_ASCII_PATH = "non_ascii_path"
-    BASE_PATH_MISMATCH = "base_path_mismatch"
-    SPOOFED_USER_HEADER = "spoofed_user_header"
-    NAVIDROME_TOKEN_VOID = "navidrome_token_void"
+    UNTRUSTED_PEER = (
+        "untrusted_peer",
+        Verdict.STRIPPED,
+        200,
+        "the peer is not on SHIM_REVERSE_PROXY_WHITELIST, so its identity headers do not count",
+    )
+    PUBLIC_PATH = (
+        "public_path",
+        Verdict.STRIPPED,
+        200,
+        "the edge does not authenticate this path, so identity headers do not count on it",
+    )
+    OUTSIDE_BASE_PATH = (
+        "outside_base_path",
+        Verdict.STRIPPED,
+        200,
+        "the path is outside SHIM_BASE_PATH, so identity headers do not count on it",
+    )
+    NON_ASCII_PATH = (
+        "non_ascii_path",
+        Verdict.STRIPPED,
+        200,
+        (
+            "the path has a byte beyond ASCII, which an edge may read as a public path, so "
+            "identity headers do not count on it"
+        ),
+    )
+    BASE_PATH_MISMATCH = (
+        "base_path_mismatch",
+        Verdict.STRIPPED,
+        200,
+        "Navidrome's base path differs from SHIM_BASE_PATH, so no identity is trusted",
+    )
+    SPOOFED_USER_HEADER = (
+        "spoofed_user_header",
+        Verdict.STRIPPED,
+        200,
+        "the client sent Navidrome's user header, which is removed",
+    )
+    NAVIDROME_TOKEN_VOID = (
+        "navidrome_token_void",
+        Verdict.STRIPPED,
+        200,
+        "the request has a void Navidrome token, which is removed",
+    )
     # rejected: the request itself
-    MALFORMED_HEAD = "malformed_head"
-    AMBIGUOUS_TARGET = "ambiguous_target"
-    AMBIGUOUS_FRAMING = "ambiguous_framing"
-    AMBIGUOUS_HOST = "ambiguous_host"
-    FRAMING_ALIAS = "framing_alias"
-    UPGRADE_REJECTED = "upgrade_rejected"
-    METHOD_NOT_IMPLEMENTED = "method_not_implemented"
-    HEAD_TOO_LARGE = "head_too_large"
-    HEAD_TIMEOUT = "head_timeout"
-    BODY_TOO_LARGE = "body_too_large"
+    MALFORMED_HEAD = ("malformed_head", Verdict.REJECTED, 400, "the request head is not valid HTTP")
+    AMBIGUOUS_TARGET = (
+        "ambiguous_target",
+        Verdict.REJECTED,
+        400,
+        "two parsers could read the request target differently",
+    )
+    AMBIGUOUS_FRAMING = (
+        "ambiguous_framing",
+        Verdict.REJECTED,
+        400,
+        "two parsers could read the length of the body differently",
+    )
+    AMBIGUOUS_HOST = (
+        "ambiguous_host",
+        Verdict.REJECTED,
+        400,
+        "the Host header is missing, repeated or invalid",
+    )
+    FRAMING_ALIAS = (
+        "framing_alias",
+        Verdict.REJECTED,
+        400,
+        "a header name is similar to a framing header",
+    )
+    UPGRADE_REJECTED = (
+        "upgrade_rejected",
+        Verdict.REJECTED,
+        400,
+        "the upgrade is not a valid WebSocket handshake",
+    )
+    METHOD_NOT_IMPLEMENTED = (
+        "method_not_implemented",
+        Verdict.REJECTED,
+        501,
+        "the method is not supported",
+    )
+    HEAD_TOO_LARGE = (
+        "head_too_large",
+        Verdict.REJECTED,
+        431,
+        "the request head exceeds SHIM_MAX_HEADER_BYTES or SHIM_MAX_HEADERS",
+    )
+    HEAD_TIMEOUT = (
+        "head_timeout",
+        Verdict.REJECTED,
+        408,
+        "the request head took longer than SHIM_REQUEST_HEADER_TIMEOUT",
+    )
+    BODY_TOO_LARGE = (
+        "body_too_large",
+        Verdict.REJECTED,
+        413,
+        "the request body is larger than this path allows",
+    )
     # rejected: the identity
-    HEADER_ALIAS = "header_alias"
-    IDENTITY_DUPLICATE = "identity_duplicate"
-    IDENTITY_INVALID = "identity_invalid"
-    IDENTITY_INCOMPLETE = "identity_incomplete"
-    IDENTITY_REQUIRED = "identity_required"
-    SECRET_MISSING = "secret_missing"
-    SECRET_MISMATCH = "secret_mismatch"
-    JWT_MISSING = "jwt_missing"
-    JWT_INVALID = "jwt_invalid"
-    JWT_UNKNOWN_KEY = "jwt_unknown_key"
-    JWT_EXPIRED = "jwt_expired"
-    JWT_NOT_YET_VALID = "jwt_not_yet_valid"
-    JWT_CLAIM_MISMATCH = "jwt_claim_mismatch"
+    HEADER_ALIAS = (
+        "header_alias",
+        Verdict.REJECTED,
+        400,
+        "a header name is an alias of an identity header: the edge must delete it",
+    )
+    IDENTITY_DUPLICATE = (
+        "identity_duplicate",
+        Verdict.REJECTED,
+        400,
+        "an identity header occurs twice",
+    )
+    IDENTITY_INVALID = (
+        "identity_invalid",
+        Verdict.REJECTED,
+        400,
+        "an identity header has an invalid value",
+    )
+    IDENTITY_INCOMPLETE = (
+        "identity_incomplete",
+        Verdict.REJECTED,
+        403,
+        "a header that the settings need is missing (the uid or the groups)",
+    )
+    IDENTITY_REQUIRED = (
+        "identity_required",
+        Verdict.REJECTED,
+        401,
+        "SHIM_REQUIRE_IDENTITY is on, and the request has no identity",
+    )
+    SECRET_MISSING = (
+        "secret_missing",
+        Verdict.REJECTED,
+        401,
+        "SHIM_PROXY_SECRET is set, and the request does not have it",
+    )
+    SECRET_MISMATCH = (
+        "secret_mismatch",
+        Verdict.REJECTED,
+        401,
+        "the request has another secret than SHIM_PROXY_SECRET",
+    )
+    JWT_MISSING = (
+        "jwt_missing",
+        Verdict.REJECTED,
+        401,
+        "SHIM_JWT_VERIFY is required, and the request has no token",
+    )
+    JWT_INVALID = ("jwt_invalid", Verdict.REJECTED, 401, "the token is invalid")
+    JWT_UNKNOWN_KEY = (
+        "jwt_unknown_key",
+        Verdict.REJECTED,
+        401,
+        "the token is signed with a key that is not in the key set",
+    )
+    JWT_EXPIRED = ("jwt_expired", Verdict.REJECTED, 401, "the token has expired")
+    JWT_NOT_YET_VALID = ("jwt_not_yet_valid", Verdict.REJECTED, 401, "the token is not valid yet")
+    JWT_CLAIM_MISMATCH = (
+        "jwt_claim_mismatch",
+        Verdict.REJECTED,
+        401,
+        "the token has another identity than the headers",
+    )
     # rejected: the policy
-    UNTRUSTED_PEER_REJECTED = "untrusted_peer_rejected"
-    CROSS_SITE = "cross_site"
-    CREATE_ADMIN_DISABLED = "create_admin_disabled"
-    LOCAL_LOGIN_DISABLED = "local_login_disabled"
-    NOT_FOUND = "not_found"
+    UNTRUSTED_PEER_REJECTED = (
+        "untrusted_peer_rejected",
+        Verdict.REJECTED,
+        403,
+        "SHIM_UNTRUSTED_PEERS is reject, and the peer is not trusted",
+    )
+    CROSS_SITE = (
+        "cross_site",
+        Verdict.REJECTED,
+        403,
+        "another site made the browser send the request",
+    )
+    CREATE_ADMIN_DISABLED = (
+        "create_admin_disabled",
+        Verdict.REJECTED,
+        403,
+        "POST /auth/createAdmin is never forwarded while provisioning is on",
+    )
+    LOCAL_LOGIN_DISABLED = (
+        "local_login_disabled",
+        Verdict.REJECTED,
+        403,
+        "SHIM_REQUIRE_IDENTITY is on, and SHIM_LOCAL_LOGIN is not",
+    )
+    NOT_FOUND = (
+        "not_found",
+        Verdict.REJECTED,
+        404,
+        "the shim's own pages need an authenticated member of SHIM_ADMIN_GROUPS",
+    )
     # rejected: the account
-    GROUP_NOT_ALLOWED = "group_not_allowed"
-    IDENTITY_CONFLICT = "identity_conflict"
-    RESERVED_ACCOUNT = "reserved_account"
-    RENAME_NOT_FOLLOWED = "rename_not_followed"
-    NAME_HELD = "name_held"
-    ACCOUNT_PENDING = "account_pending"
-    NAVIDROME_UNAVAILABLE = "navidrome_unavailable"
-    NAVIDROME_ACCESS_DENIED = "navidrome_access_denied"
-    STORE_UNAVAILABLE = "store_unavailable"
-    DATABASE_UNCONFIRMED = "database_unconfirmed"
-    ACCOUNT_UNAVAILABLE = "account_unavailable"
+    GROUP_NOT_ALLOWED = (
+        "group_not_allowed",
+        Verdict.REJECTED,
+        403,
+        "the identity is in no group of SHIM_ALLOWED_GROUPS",
+    )
+    IDENTITY_CONFLICT = (
+        "identity_conflict",
+        Verdict.REJECTED,
+        403,
+        "the account with this name is not linked to this identity, and cannot be",
+    )
+    RESERVED_ACCOUNT = (
+        "reserved_account",
+        Verdict.REJECTED,
+        403,
+        "the name belongs to the shim's own account or is in SHIM_PROTECTED_USERS",
+    )
+    RENAME_NOT_FOLLOWED = (
+        "rename_not_followed",
+        Verdict.REJECTED,
+        403,
+        (
+            "the provider renamed the user, and SHIM_FOLLOW_RENAMES does not allow to rename "
+            "the account"
+        ),
+    )
+    NAME_HELD = (
+        "name_held",
+        Verdict.REJECTED,
+        403,
+        "the name belonged to another account until recently, and is held for its user",
+    )
+    ACCOUNT_PENDING = ("account_pending", Verdict.REJECTED, 503, "the account is not ready yet")
+    NAVIDROME_UNAVAILABLE = (
+        "navidrome_unavailable",
+        Verdict.REJECTED,
+        503,
+        "Navidrome's API does not respond",
+    )
+    NAVIDROME_ACCESS_DENIED = (
+        "navidrome_access_denied",
+        Verdict.REJECTED,
+        503,
+        "Navidrome does not let the shim manage accounts",
+    )
+    STORE_UNAVAILABLE = (
+        "store_unavailable",
+        Verdict.REJECTED,
+        503,
+        "the database does not respond or cannot be used",
+    )
+    DATABASE_UNCONFIRMED = (
+        "database_unconfirmed",
+        Verdict.REJECTED,
+        503,
+        "the database is new or was lost, and was not confirmed",
+    )
+    ACCOUNT_UNAVAILABLE = (
+        "account_unavailable",
+        Verdict.REJECTED,
+        503,
+        "an internal error occurred while preparing the account",
+    )
     # rejected, while Navidrome obeys another header
-    USER_HEADER_MISMATCH = "user_header_mismatch"
-
-
-_VERDICTS: dict[Reason, tuple[Verdict, int]] = {
-    Reason.TRUSTED_PEER: (Verdict.AUTHENTICATED, 200),
-    Reason.PROXY_SECRET: (Verdict.AUTHENTICATED, 200),
-    Reason.VERIFIED_JWT: (Verdict.AUTHENTICATED, 200),
-    Reason.NO_IDENTITY: (Verdict.ANONYMOUS, 200),
-    Reason.UNTRUSTED_PEER: (Verdict.STRIPPED, 200),
-    Reason.PUBLIC_PATH: (Verdict.STRIPPED, 200),
-    Reason.OUTSIDE_BASE_PATH: (Verdict.STRIPPED, 200),
-    Reason.NON_ASCII_PATH: (Verdict.STRIPPED, 200),
-    Reason.BASE_PATH_MISMATCH: (Verdict.STRIPPED, 200),
-    Reason.SPOOFED_USER_HEADER: (Verdict.STRIPPED, 200),
-    Reason.NAVIDROME_TOKEN_VOID: (Verdict.STRIPPED, 200),
-    Reason.MALFORMED_HEAD: (Verdict.REJECTED, 400),
-    Reason.AMBIGUOUS_TARGET: (Verdict.REJECTED, 400),
-    Reason.AMBIGUOUS_FRAMING: (Verdict.REJECTED, 400),
-    Reason.AMBIGUOUS_HOST: (Verdict.REJECTED, 400),
-    Reason.FRAMING_ALIAS: (Verdict.REJECTED, 400),
-    Reason.UPGRADE_REJECTED: (Verdict.REJECTED, 400),
-    Reason.METHOD_NOT_IMPLEMENTED: (Verdict.REJECTED, 501),
-    Reason.HEAD_TOO_LARGE: (Verdict.REJECTED, 431),
-    Reason.HEAD_TIMEOUT: (Verdict.REJECTED, 408),
-    Reason.BODY_TOO_LARGE: (Verdict.REJECTED, 413),
-    Reason.HEADER_ALIAS: (Verdict.REJECTED, 400),
-    Reason.IDENTITY_DUPLICATE: (Verdict.REJECTED, 400),
-    Reason.IDENTITY_INVALID: (Verdict.REJECTED, 400),
-    Reason.IDENTITY_INCOMPLETE: (Verdict.REJECTED, 403),
-    Reason.IDENTITY_REQUIRED: (Verdict.REJECTED, 401),
-    Reason.SECRET_MISSING: (Verdict.REJECTED, 401),
-    Reason.SECRET_MISMATCH: (Verdict.REJECTED, 401),
-    Reason.JWT_MISSING: (Verdict.REJECTED, 401),
-    Reason.JWT_INVALID: (Verdict.REJECTED, 401),
-    Reason.JWT_UNKNOWN_KEY: (Verdict.REJECTED, 401),
-    Reason.JWT_EXPIRED: (Verdict.REJECTED, 401),
-    Reason.JWT_NOT_YET_VALID: (Verdict.REJECTED, 401),
-    Reason.JWT_CLAIM_MISMATCH: (Verdict.REJECTED, 401),
-    Reason.UNTRUSTED_PEER_REJECTED: (Verdict.REJECTED, 403),
-    Reason.CROSS_SITE: (Verdict.REJECTED, 403),
-    Reason.CREATE_ADMIN_DISABLED: (Verdict.REJECTED, 403),
-    Reason.LOCAL_LOGIN_DISABLED: (Verdict.REJECTED, 403),
-    Reason.NOT_FOUND: (Verdict.REJECTED, 404),
-    Reason.GROUP_NOT_ALLOWED: (Verdict.REJECTED, 403),
-    Reason.IDENTITY_CONFLICT: (Verdict.REJECTED, 403),
-    Reason.RESERVED_ACCOUNT: (Verdict.REJECTED, 403),
-    Reason.RENAME_NOT_FOLLOWED: (Verdict.REJECTED, 403),
-    Reason.NAME_HELD: (Verdict.REJECTED, 403),
-    Reason.ACCOUNT_PENDING: (Verdict.REJECTED, 503),
-    Reason.NAVIDROME_UNAVAILABLE: (Verdict.REJECTED, 503),
-    Reason.NAVIDROME_ACCESS_DENIED: (Verdict.REJECTED, 503),
-    Reason.STORE_UNAVAILABLE: (Verdict.REJECTED, 503),
-    Reason.DATABASE_UNCONFIRMED: (Verdict.REJECTED, 503),
-    Reason.ACCOUNT_UNAVAILABLE: (Verdict.REJECTED, 503),
-    Reason.USER_HEADER_MISMATCH: (Verdict.REJECTED, 503),
-}
+    USER_HEADER_MISMATCH = (
+        "user_header_mismatch",
+        Verdict.REJECTED,
+        503,
+        "Navidrome does not obey SHIM_REVERSE_PROXY_USER_HEADER, so no identity is trusted",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +353,7 @@ class Outcome:
 
 
 OUTCOMES: tuple[Outcome, ...] = tuple(
-    Outcome(index, _VERDICTS[reason][0], reason, _VERDICTS[reason][1], path_class)
+    Outcome(index, reason.verdict, reason, reason.status, path_class)
     for index, (reason, path_class) in enumerate(
         (reason, path_class) for reason in Reason for path_class in PathClass
     )
