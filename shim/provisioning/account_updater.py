@@ -59,7 +59,7 @@ class AccountUpdater:
         if not changes and password is None:
             return user
         text = None if password is None else password.password
-        after = await self.writer.write(user, changes, audit_context, holder=holder, password=text)
+        after = await self._write(user, changes, audit_context, holder, text)
         self._context.directory.put(after)
         self._record_change(after, _differences(user, after), audit_context)
         if password is not None:
@@ -69,6 +69,22 @@ class AccountUpdater:
                 event(time=now, account=after.user_name, reason=password.why, **audit_fields)
             )
         return after
+
+    async def _write(
+        self,
+        user: User,
+        changes: Mapping[str, object],
+        audit_context: AuditContext,
+        holder: Binding | None,
+        password: str | None,
+    ) -> User:
+        if password is None and changes.get("isAdmin", True):
+            return await self.writer.write(user, changes, audit_context, holder=holder)
+        # Navidrome carries out what the account began before with the rights that it had then.
+        async with self._context.user_writes.held(user.id):
+            return await self.writer.write(
+                user, changes, audit_context, holder=holder, password=password
+            )
 
     async def set_libraries(
         self, identity: Identity, user: User, audit_context: AuditContext

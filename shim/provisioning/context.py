@@ -11,13 +11,15 @@ from shim.provisioning.binding_store import BindingStore
 from shim.provisioning.directory import Directory
 from shim.provisioning.locks import KeyLocks
 from shim.provisioning.policy import AccountPolicy
+from shim.provisioning.user_writes import UserWrites
 
 
 @dataclass(slots=True)
 class ProvisioningContext:
     """`api` is Navidrome's, `bindings` are the store's; `policy` is replaced by a reload. `record` takes
     events. `directory` is what is known of Navidrome's accounts, `locks` are held for a person and a name
-    while their account is worked on."""
+    while their account is worked on. `user_writes` are people's own requests that change Navidrome's
+    users."""
 
     api: Navidrome
     bindings: BindingStore
@@ -25,3 +27,4 @@ class ProvisioningContext:
     record: Callable[[Event], None]
     directory: Directory = field(default_factory=Directory)
     locks: KeyLocks = field(default_factory=KeyLocks)
+    user_writes: UserWrites = field(default_factory=UserWrites)

@@ -108,7 +108,9 @@ class AccountLifecycle:
                 await self.remove_binding(binding, audit_context)
                 return
             rule = replace(rule, void_before=after.read_at)
-        await bindings.put(replace(binding, lock_pending=False), rule=rule)
+        # A request that took too long may have changed the account after the lock: then it is locked again.
+        late = self._context.user_writes.is_under_way(binding.navidrome_id)
+        await bindings.put(replace(binding, lock_pending=late), rule=rule)
 
     async def restore_rights(
         self, binding: Binding, user: User, audit_context: AuditContext

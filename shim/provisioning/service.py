@@ -104,6 +104,8 @@ class ProvisioningService:
         self._context = context = ProvisioningContext(api, bindings, policy, record)
         self.directory = context.directory
         self.locks = context.locks
+        self.user_writes = context.user_writes
+        self.user_writes.on_late = self._reconcile_now
         self.provisioner = Provisioner(context, self.refresh)
         self.reconciler = Reconciler(context, self.provisioner, self)
         self.cache: CacheListener = _Nobody()
@@ -343,6 +345,10 @@ class ProvisioningService:
         if self.bindings.database.write_fault is not None and now >= self._prove_at:
             self._prove_at = now + PROVE_SECONDS
             await self.bindings.database.prove_writable()
+
+    def _reconcile_now(self) -> None:
+        self._reconcile_at = 0.0
+        self._wake.set()
 
     async def _store_last_seen(self) -> None:
         seen = self.cache.drain_last_seen()

@@ -16,10 +16,11 @@ from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
 from shim.proxy.upstream import Upstream
 from shim.trust.cached_decisions import ConnectionContext, DecisionCache, PendingVerification
-from shim.trust.decision import Decision
+from shim.trust.decision import USER_BODY_BYTES, Decision, user_body_too_large
 from shim.trust.navidrome_tokens import NavidromeClaims, filter_form
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.rejection import RequestRejected
+from shim.trust.request_metadata import NO_BODY
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -101,7 +102,7 @@ class DecidingConnection(ForwardingConnection):
                 self._check_tokens(account)
         elif decision.has_navidrome_tokens:
             self._check_tokens(None)
-        if decision.form and plane.gate is not None:
+        if (decision.form or decision.writes_users) and self._needs_body():
             self._begin_form()
             return
         plane.counters.requests[self._decision.outcome.index] += 1
@@ -203,7 +204,9 @@ class DecidingConnection(ForwardingConnection):
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
         under_way = self._phase is Phase.FORWARDING or self._phase is Phase.TUNNEL
-        if under_way and not self._may_continue():
+        # Navidrome has the whole of a request to change users: ending it here would not stop it, and the lock
+        # waits for it.
+        if under_way and self._user_write is None and not self._may_continue():
             self.failed("account_revoked", 403)
 
     def _may_continue(self) -> bool:
@@ -219,7 +222,19 @@ class DecidingConnection(ForwardingConnection):
             gate.may_continue(claims.user_id, None, claims.issued_at) for claims in decision.claims
         )
 
-    # forms that may carry one
+    # bodies that are read first: forms that may carry a token, and changes of users
+
+    def _needs_body(self) -> bool:
+        """Return whether the body is read before the request is sent, and was not yet. Navidrome checks who
+        sends a change of users when it gets the head, and makes it when the body is whole."""
+        decision, block = self._decision, self._decision.block
+        if self._plane.gate is None or self._buffer is not None or block is None:
+            return False
+        return decision.form or block.metadata.length not in (NO_BODY, 0)
+
+    def _body_limit(self) -> int:
+        limit = self._plane.limits.form_bytes
+        return min(limit, USER_BODY_BYTES) if self._decision.writes_users else limit
 
     def _begin_form(self) -> None:
         """Read the body before the request is sent on."""
@@ -227,11 +242,10 @@ class DecidingConnection(ForwardingConnection):
         assert block is not None
         self._phase = Phase.BODY
         self.deadline = plane.now + plane.limits.form_timeout
-        trusted = self._decision.source.trusted
+        metadata = block.metadata
+        share = plane.body_budget.share(metadata.client, trusted=self._decision.source.trusted)
         try:
-            self._buffer = BodyBuffer(
-                block.metadata.length, plane.limits.form_bytes, plane.body_budget, trusted=trusted
-            )
+            self._buffer = BodyBuffer(metadata.length, self._body_limit(), share)
         except BodyTooLarge:
             self._reject_form()
             return
@@ -260,6 +274,9 @@ class DecidingConnection(ForwardingConnection):
                 self._form_read(buffer.take(), rest)
 
     def _reject_form(self) -> None:
+        if self._decision.writes_users:
+            self._reject_after_all(user_body_too_large())
+            return
         limit = self._plane.limits.form_bytes
         self._reject_after_all(
             RequestRejected(Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes")
@@ -275,7 +292,9 @@ class DecidingConnection(ForwardingConnection):
             def accept(claims: NavidromeClaims) -> bool:
                 return claims.names(name, user_id) and self._is_valid(claims)
 
-        body, removed, claims = filter_form(body, accept)
+        removed, claims = False, tuple[NavidromeClaims, ...]()
+        if self._decision.form:
+            body, removed, claims = filter_form(body, accept)
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
             plane.observer.navidrome_token_found(decision, self._ensure_request_id())
@@ -324,7 +343,7 @@ class DecidingConnection(ForwardingConnection):
             return
         if first and decision.has_navidrome_tokens:
             self._check_tokens(result)
-        if decision.form:
+        if (decision.form or decision.writes_users) and self._needs_body():
             self._begin_form()
             return
         if first:
@@ -334,8 +353,7 @@ class DecidingConnection(ForwardingConnection):
     def _recheck_account(self, upstream: Upstream) -> bool:
         if self._recheck():
             return False
-        # Not at once: it would be the next waiting client's turn to think again, within this one's.
-        asyncio.get_running_loop().call_soon(self._pool().release, upstream)
+        self._return_connection(upstream)
         return True
 
     def _recheck(self) -> bool:
@@ -352,6 +370,14 @@ class DecidingConnection(ForwardingConnection):
         identity = decision.identity
         if identity is None or gate.known(identity) is not None:
             return True
+        if self._buffer is not None and not gate.identity_current(identity):
+            # The account has what a later request's groups give: not again what this older one's gave.
+            self._phase = Phase.PROVISIONING
+            if self._may_continue():
+                self.failed("account_unavailable", 503)
+            else:
+                self.failed("account_revoked", 403)
+            return False
         self._request_account()
         return False
 
