@@ -29,6 +29,7 @@ from shim.provisioning.binding_store import BindingStore
 from shim.provisioning.directory import Directory
 from shim.provisioning.models import AuditContext, Binding, Intent, IntentKind, TokenRule
 from shim.provisioning.policy import AccountPolicy
+from shim.provisioning.user_writes import UserWrites
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
@@ -58,19 +59,22 @@ class Readmission:
 
 
 class AccountWriter:
-    """Writes to accounts. `policy` returns the policy in force; `record` takes events."""
+    """Writes to accounts. `user_writes` are users' own requests under way; `policy` returns the policy in
+    force; `record` takes events."""
 
     def __init__(
         self,
         api: Navidrome,
         bindings: BindingStore,
         directory: Directory,
+        user_writes: UserWrites,
         policy: Callable[[], AccountPolicy],
         record: Callable[[Event], None],
     ) -> None:
         self._api = api
         self._bindings = bindings
         self._directory = directory
+        self._user_writes = user_writes
         self._policy = policy
         self._record = record
 
@@ -127,7 +131,14 @@ class AccountWriter:
         if not changes and password is None:
             return user
         text = None if password is None else password.password
-        after = await self._write(user, changes, audit_context, holder=holder, password=text)
+        if password is None and changes.get("isAdmin", True):
+            after = await self._write(user, changes, audit_context, holder=holder, password=None)
+        else:
+            # Navidrome makes a change that the account began before with the rights that it had then.
+            async with self._user_writes.held(user.id):
+                after = await self._write(
+                    user, changes, audit_context, holder=holder, password=text
+                )
         self._directory.put(after)
         self._record_change(after, _differences(user, after), audit_context)
         if password is not None:

@@ -147,6 +147,16 @@ class ProvisioningGate:
         self._service.users_may_have_changed()
         self._service.announce_users_change()
 
+    def identity_current(self, identity: Identity) -> bool:
+        binding = self._service.bindings.by_uid(identity.uid or "")
+        return binding is None or binding.identity == identity
+
+    def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
+        return all(map(self._admits, account_ids)) and self._service.user_writes.begin(account_ids)
+
+    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
+        self._service.user_writes.end(account_ids, answered=answered)
+
     @property
     def users_listed(self) -> bool:
         return self._directory.current and self._service.fault is None
@@ -215,6 +225,10 @@ class ProvisioningGate:
     def revoked(self) -> None:
         """An account was locked, denied, unlinked, deleted or bound to another uid."""
         self.revocations += 1
+        # Not when the lock is done: until then these accounts would go on to be used.
+        for uid, known in list(self._known.items()):
+            if known.account.id is not None and not self._admits(known.account.id):
+                del self._known[uid]
 
     def clear(self) -> None:
         """Navidrome may be another one: nobody is known."""

@@ -49,6 +49,7 @@ from shim.provisioning.policy import (
     last_written,
     usable_email,
 )
+from shim.provisioning.user_writes import UserWrites
 from shim.proxy.gate import AccountDenied
 from shim.store.errors import StoreError
 from shim.trust.identity import Identity
@@ -71,6 +72,7 @@ class AccountLifecycle:
         api: Navidrome,
         bindings: BindingStore,
         directory: Directory,
+        user_writes: UserWrites,
         writer: AccountWriter,
         policy: Callable[[], AccountPolicy],
         record: Callable[[Event], None],
@@ -78,6 +80,7 @@ class AccountLifecycle:
         self._api = api
         self._bindings = bindings
         self._directory = directory
+        self._user_writes = user_writes
         self._writer = writer
         self._policy = policy
         self._record = record
@@ -150,7 +153,9 @@ class AccountLifecycle:
                 await self.remove_binding(binding, audit_context)
                 return
             rule = replace(rule, void_before=after.read_at)
-        await bindings.put(replace(binding, lock_pending=False), rule=rule)
+        # A request that took too long may have changed the account after the lock: then it is locked again.
+        late = self._user_writes.is_under_way(binding.navidrome_id)
+        await bindings.put(replace(binding, lock_pending=late), rule=rule)
 
     async def restore_rights(
         self, binding: Binding, user: User, audit_context: AuditContext

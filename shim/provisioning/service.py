@@ -39,6 +39,7 @@ from shim.provisioning.lifecycle import AccountLifecycle, Provisioner
 from shim.provisioning.models import AuditContext
 from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.reconcile import Reconciler
+from shim.provisioning.user_writes import UserWrites
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 
@@ -110,9 +111,12 @@ class ProvisioningService:
         self.policy = policy
         self.directory = directory = Directory()
         self.locks = KeyLocks()
-        self.writer = AccountWriter(api, bindings, directory, self._policy_in_force, record)
+        self.user_writes = UserWrites(self._reconcile_now)
+        self.writer = AccountWriter(
+            api, bindings, directory, self.user_writes, self._policy_in_force, record
+        )
         self.lifecycle = AccountLifecycle(
-            api, bindings, directory, self.writer, self._policy_in_force, record
+            api, bindings, directory, self.user_writes, self.writer, self._policy_in_force, record
         )
         self.provisioner = Provisioner(
             api,
@@ -404,6 +408,10 @@ class ProvisioningService:
         if self.bindings.database.write_fault is not None and now >= self._prove_at:
             self._prove_at = now + PROVE_SECONDS
             await self.bindings.database.prove_writable()
+
+    def _reconcile_now(self) -> None:
+        self._reconcile_at = 0.0
+        self._wake.set()
 
     async def _store_last_seen(self) -> None:
         seen = self.cache.drain_last_seen()

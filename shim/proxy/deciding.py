@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
 from shim.http1.chunked import ChunkedError
+from shim.http1.framing import NO_BODY
 from shim.proxy.failures import Failure
 from shim.proxy.forwarding import CONTINUE, ForwardingConnection
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
@@ -25,7 +26,7 @@ from shim.proxy.states import (
 )
 from shim.proxy.upstream import Upstream
 from shim.trust.cached_decisions import ConnectionContext, DecisionCache, PendingVerification
-from shim.trust.decision import Decision
+from shim.trust.decision import USER_BODY_BYTES, Decision, user_body_too_large
 from shim.trust.navidrome_tokens import NavidromeClaims, filter_form
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.rejection import RequestRejected
@@ -125,7 +126,7 @@ class DecidingConnection(ForwardingConnection):
                 self._request_users()
                 return
             self._check_tokens(None)
-        if decision.form and plane.gate is not None:
+        if (decision.form or decision.writes_users) and self._needs_body():
             self._begin_form()
             return
         plane.counters.requests[self._decision.outcome.index] += 1
@@ -270,7 +271,9 @@ class DecidingConnection(ForwardingConnection):
     def check_account(self) -> None:
         """An account was revoked: end what is under way, if it is for that one."""
         under_way = self.state is FORWARDING or self.state is TUNNEL
-        if under_way and not self._may_continue():
+        # Navidrome has the whole of a request to change users: ending it here would not stop it, and the lock
+        # waits for it.
+        if under_way and self._user_write is None and not self._may_continue():
             self.failed(Failure.ACCOUNT_REVOKED)
 
     def _may_continue(self) -> bool:
@@ -286,7 +289,19 @@ class DecidingConnection(ForwardingConnection):
             gate.may_continue(claims.user_id, None, claims.issued_at) for claims in decision.claims
         )
 
-    # forms that may carry one
+    # bodies that are read first: forms that may carry a token, and changes of users
+
+    def _needs_body(self) -> bool:
+        """Return whether the body is read before the request is sent, and was not yet. Navidrome checks who
+        sends a change of users when it gets the head, and makes it when the body is whole."""
+        decision, block = self._decision, self._decision.block
+        if self._plane.gate is None or self._buffer is not None or block is None:
+            return False
+        return decision.form or block.metadata.length not in (NO_BODY, 0)
+
+    def _body_limit(self) -> int:
+        limit = self._plane.limits.form_bytes
+        return min(limit, USER_BODY_BYTES) if self._decision.writes_users else limit
 
     def _begin_form(self) -> None:
         """Read the body before the request is sent on."""
@@ -294,11 +309,10 @@ class DecidingConnection(ForwardingConnection):
         assert block is not None
         self.enter(BUFFERING_FORM)
         self.deadline = plane.now + plane.limits.form_timeout
-        trusted = self._decision.source.trusted
+        metadata = block.metadata
+        share = plane.body_budget.share(metadata.client, trusted=self._decision.source.trusted)
         try:
-            self._buffer = BodyBuffer(
-                block.metadata.length, plane.limits.form_bytes, plane.body_budget, trusted=trusted
-            )
+            self._buffer = BodyBuffer(metadata.length, self._body_limit(), share)
         except BodyTooLarge:
             self._reject_form()
             return
@@ -327,6 +341,9 @@ class DecidingConnection(ForwardingConnection):
                 self._form_read(buffer.take(), rest)
 
     def _reject_form(self) -> None:
+        if self._decision.writes_users:
+            self._reject_after_all(user_body_too_large())
+            return
         limit = self._plane.limits.form_bytes
         self._reject_after_all(
             RequestRejected(Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes")
@@ -344,12 +361,14 @@ class DecidingConnection(ForwardingConnection):
                 return False
             return self._is_valid(claims, account)
 
-        filtered, removed, claims = filter_form(body, accept)
-        if waits:
-            self._form = body, rest
-            self._request_users()
-            return
-        body = filtered
+        removed, claims = False, tuple[NavidromeClaims, ...]()
+        if self._decision.form:
+            filtered, removed, claims = filter_form(body, accept)
+            if waits:
+                self._form = body, rest
+                self._request_users()
+                return
+            body = filtered
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
             plane.observer.navidrome_token_found(decision, self._ensure_request_id())
@@ -398,7 +417,7 @@ class DecidingConnection(ForwardingConnection):
             return
         if first and decision.has_navidrome_tokens:
             self._check_tokens(result)
-        if decision.form:
+        if (decision.form or decision.writes_users) and self._needs_body():
             self._begin_form()
             return
         if first:
@@ -408,8 +427,7 @@ class DecidingConnection(ForwardingConnection):
     def _recheck_account(self, upstream: Upstream) -> bool:
         if self._recheck():
             return False
-        # Not at once: it would be the next waiting client's turn to think again, within this one's.
-        asyncio.get_running_loop().call_soon(self._pool().release, upstream)
+        self._return_connection(upstream)
         return True
 
     def _recheck(self) -> bool:
@@ -426,6 +444,11 @@ class DecidingConnection(ForwardingConnection):
         identity = decision.identity
         if identity is None or gate.known(identity) is not None:
             return True
+        if self._buffer is not None and not gate.identity_current(identity):
+            # The account has what a later request's groups give: not again what this older one's gave.
+            revoked = not self._may_continue()
+            self.failed(Failure.ACCOUNT_REVOKED if revoked else Failure.ACCOUNT_UNAVAILABLE)
+            return False
         self._request_account()
         return False
 

@@ -5,6 +5,7 @@ What an `Upstream` tells of the response arrives here. Who asks and whether they
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class ForwardingConnection(RespondingConnection):
         "_retried",
         "_unfinished",
         "_upstream",
+        "_user_write",
         "http10",
         "no_body",
         "request_sent",
@@ -71,6 +73,8 @@ class ForwardingConnection(RespondingConnection):
         self._retried = False
         self._buffer: BodyBuffer | None = None
         self._unfinished = False  # something is to be done when the response comes, or never will
+        # The accounts that a request to change users was sent for, while Navidrome has not answered it.
+        self._user_write: tuple[str, ...] | None = None
         self.request_sent = True
         self.http10 = False
         self.no_body = False
@@ -115,9 +119,15 @@ class ForwardingConnection(RespondingConnection):
         if self.state is CONNECTING and self._recheck_account(upstream):
             return
         self.enter(FORWARDING)
+        plane, decision = self._plane, self._decision
+        if (
+            decision.writes_users
+            and plane.gate is not None
+            and not self._begin_user_write(upstream)
+        ):
+            return
         self._upstream = upstream
         self.upload_paused = False
-        plane, decision = self._plane, self._decision
         block = decision.block
         assert block is not None
         if decision.outcome.path_class is _INTERNAL and plane.control_auth_headers:
@@ -128,9 +138,6 @@ class ForwardingConnection(RespondingConnection):
             account = self._account
             head = decision.render_head(None if account is None else account.user_name)
         upstream.begin(self, head)
-        if decision.writes_users and plane.gate is not None:
-            self._unfinished = True
-            plane.gate.users_may_have_changed()
         length = block.metadata.length
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
@@ -155,6 +162,28 @@ class ForwardingConnection(RespondingConnection):
         self._resume_reading()
         if data:
             self._upload(data)  # which may pause reading again
+
+    def _begin_user_write(self, upstream: Upstream) -> bool:
+        """Announce a request that can change users. Return whether it may be sent; if not, it is rejected."""
+        gate, account = self._plane.gate, self._account
+        assert gate is not None
+        ids = {claims.user_id for claims in self._decision.claims}
+        if account is not None and account.id is not None:
+            ids.add(account.id)
+        write = tuple(ids)
+        if self._user_write is None and not gate.user_write_started(write):
+            self._return_connection(upstream)
+            self.failed(Failure.ACCOUNT_UNAVAILABLE)
+            return False
+        self._user_write = write
+        self._unfinished = True
+        gate.users_may_have_changed()
+        return True
+
+    def _return_connection(self, upstream: Upstream) -> None:
+        """Give a connection back to its pool unused."""
+        # Not at once: it would be the next waiting client's turn to think again, within this one's.
+        asyncio.get_running_loop().call_soon(self._pool().release, upstream)
 
     def connection_failed(self, failure: Failure) -> None:
         """There is no connection to Navidrome."""
@@ -278,20 +307,23 @@ class ForwardingConnection(RespondingConnection):
         if status == 401:
             self._on_unauthorized()
         if self._unfinished:
-            self._finish_request()
+            self._finish_request(answered=True)
         if not self.request_sent:
             self.keep_alive = False
         elif not self._read_paused:
             self.deadline = NEVER
 
-    def _finish_request(self) -> None:
-        """Do what was left for when the response comes, or never will."""
+    def _finish_request(self, *, answered: bool) -> None:
+        """Do what was left for when the response comes (`answered`), or never will."""
         self._unfinished = False
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer.release()
-        gate = self._plane.gate
-        if gate is not None and self._decision.writes_users:
+        write, self._user_write = self._user_write, None
+        if write is not None:
+            gate = self._plane.gate
+            assert gate is not None
+            gate.user_write_ended(write, answered=answered)
             gate.users_may_have_changed()
 
     def connection_line(self) -> bytes:
@@ -402,6 +434,6 @@ class ForwardingConnection(RespondingConnection):
         if upstream is not None:
             upstream.abort()
         if self._unfinished:
-            self._finish_request()
+            self._finish_request(answered=False)
         if self.state is CONNECTING:
             self._pool().cancel(self)

@@ -75,6 +75,17 @@ class AccountGate(Protocol):
         """A request that can change Navidrome's users was sent; read them again before a known name is
         used."""
 
+    def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
+        """Count a request that can change Navidrome's users, just before it is sent whole for these accounts.
+        Return whether it may be sent; False while one of them is locked or about to lose rights. No I/O."""
+
+    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
+        """Count such a request no longer. `answered`: Navidrome's response began; without it, Navidrome may
+        still carry the request out. No I/O."""
+
+    def identity_current(self, identity: Identity) -> bool:
+        """Return whether no later request of the same person brought other claims. No I/O."""
+
     def known(self, identity: Identity) -> Account | None:
         """The account, if it is known and nothing about it has changed. No I/O: a look-up."""
 

@@ -39,6 +39,15 @@ class SlowGate:
     def users_may_have_changed(self) -> None:
         pass
 
+    def identity_current(self, identity: Identity) -> bool:  # noqa: ARG002
+        return True
+
+    def user_write_started(self, account_ids: tuple[str, ...]) -> bool:  # noqa: ARG002
+        return True
+
+    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
+        pass
+
     @property
     def users_listed(self) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.trust.identity import Identity
@@ -21,7 +22,8 @@ def navidrome_token(name: str, *, issued_at: float = ISSUED) -> str:
 class Accounts:
     """Knows everybody at once, under the id `id-NAME`. `valid_from`: tokens of an account that were not
     issued later are void; None voids all. `changes`: how often users may have changed. `listed`: the users
-    are known; `listings`: requests that wait until they are."""
+    are known; `listings`: requests that wait until they are. `writes`: requests under way that change users,
+    by account id; none is sent for an id in `held`."""
 
     def __init__(self) -> None:
         self.revocations = 0
@@ -30,6 +32,10 @@ class Accounts:
         self.denied: set[str] = set()
         self.listed = True
         self.listings: list[asyncio.Future[AccountDenied | None]] = []
+        self.superseded: set[str] = set()
+        self.writes: Counter[str] = Counter()
+        self.unanswered = 0
+        self.held: set[str] = set()
 
     def lock(self, name: str, valid_from: float | None = None) -> None:
         """The person may not in any more, and the account's tokens are void."""
@@ -39,7 +45,9 @@ class Accounts:
 
     def known(self, identity: Identity) -> Account | None:
         name = identity.username
-        return None if name in self.denied else Account(name.encode(), f"id-{name}")
+        return (
+            None if name in self.denied | self.superseded else Account(name.encode(), f"id-{name}")
+        )
 
     def ensure(
         self, identity: Identity, asker: RequestInfo
@@ -82,3 +90,16 @@ class Accounts:
 
     def users_may_have_changed(self) -> None:
         self.changes += 1
+
+    def identity_current(self, identity: Identity) -> bool:
+        return identity.username not in self.superseded
+
+    def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
+        if self.held.intersection(account_ids):
+            return False
+        self.writes.update(account_ids)
+        return True
+
+    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
+        self.writes.subtract(account_ids)
+        self.unanswered += not answered

@@ -299,11 +299,12 @@ async def test_a_form_that_is_too_large_is_rejected_in_subsonics_form(
 
 
 async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navidrome) -> None:
-    limits = Limits(form_bytes=100, buffered_bytes=200)
+    limits = Limits(form_bytes=100, buffered_bytes=800)
     async with front_before(navidrome, gate=locked(), limits=limits) as front:
         head = build_request("POST", "/rest/ping", FORM, "Content-Length: 100").encode()
-        slow = await front.client()
-        await slow.send(head, bytes(90))
+        slow = [await front.client(f"127.0.0.{number}") for number in range(3, 7)]
+        for client in slow:
+            await client.send(head, bytes(90))
         await front.wait_until_idle()
         full = await front.client()
         await full.send(head, bytes(90))
@@ -313,7 +314,8 @@ async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navi
         served, _ = await navidrome.requests()
         await served.read_exactly(100)
         front.pass_time(limits.form_timeout + 1)
-        assert (await slow.read_response()).status == 408
+        for client in slow:
+            assert (await client.read_response()).status == 408
         await served.send(OK)
         await trusted.read_response()
         gone = await front.client()
@@ -323,6 +325,27 @@ async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navi
         gone.close()
         await front.wait_until_idle()
         assert front.plane.body_budget.used == 0
+
+
+async def test_one_client_behind_the_edge_leaves_room_for_the_forms_of_others(
+    navidrome: Navidrome,
+) -> None:
+    limits = Limits(form_bytes=100, buffered_bytes=800)
+    async with front_before(navidrome, gate=locked(), limits=limits) as front:
+
+        async def begin(address: str, count: int) -> Client:
+            fields = (FORM, "Content-Length: 100", f"X-Forwarded-For: {address}")
+            client = await front.client(EDGE)
+            await client.send(build_request("POST", "/rest/ping", *fields).encode(), bytes(count))
+            await front.wait_until_idle()
+            return client
+
+        await begin("192.0.2.1", 99)
+        assert (await (await begin("192.0.2.1", 2)).read_response()).status == 503
+        assert front.plane.body_budget.used == 99
+        await begin("192.0.2.2", 100)
+        served, _ = await navidrome.requests()
+        await served.read_exactly(100)
 
 
 async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
@@ -460,23 +483,26 @@ async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         client = await front.client(EDGE)
-        await client.send(
-            build_request("PUT", "/api/user/1", *IDENTITY, "Content-Length: 2").encode(), b"{}"
-        )
+        put = build_request("PUT", "/api/user/1", "Content-Length: 2", *IDENTITY).encode()
+        await client.send(put, b"{}")
         served, _ = await navidrome.requests()
         assert accounts.changes == 1, "the head was sent"
+        assert accounts.writes["id-ada"] == 1
         await served.send(OK)
         await client.read_response()
         assert accounts.changes == 2, "the response came"
+        assert accounts.writes["id-ada"] == 0
         await client.send(build_request("DELETE", "/api/user/1", *IDENTITY).encode())
         await served.head()
         assert accounts.changes == 3
+        assert accounts.writes["id-ada"] == 1
         served.close()
         assert (await client.read_response()).status == 502
         assert accounts.changes == 4
+        assert accounts.writes["id-ada"] == 0
+        assert accounts.unanswered == 1
         for line in ("GET /api/user", "HEAD /api/user/1", "POST /api/song"):
             method, target = line.split(" ")
-            await front.client(EDGE)
             await (await front.client(EDGE)).send(build_request(method, target, *IDENTITY).encode())
             await navidrome.requests()
         assert accounts.changes == 4
@@ -513,6 +539,80 @@ async def test_a_preflight_request_changes_no_users(navidrome: Navidrome) -> Non
         assert accounts.changes == 0
 
 
+async def test_a_change_of_users_counts_for_the_account_of_its_token(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client()
+        bearer = f"X-ND-Authorization: Bearer {ADA}"
+        await client.send(build_request("DELETE", "/api/user/1", bearer).encode())
+        await navidrome.requests()
+        assert accounts.writes["id-ada"] == 1
+
+
+@pytest.mark.parametrize("by", ["identity", "token"])
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_change_of_users_is_sent_once_its_body_is_whole_and_its_sender_may_still_send_it(
+    navidrome: Navidrome, by: str, *, chunked: bool
+) -> None:
+    accounts = Accounts()
+    fields = IDENTITY if by == "identity" else (f"X-ND-Authorization: Bearer {ADA}",)
+    framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 4"
+    head = build_request("PUT", "/api/user/1", framing, *fields).encode()
+    body = b"4\r\n1234\r\n0\r\n\r\n" if chunked else b"1234"
+    async with front_before(navidrome, gate=accounts) as front:
+        whole, late = await front.client(EDGE), await front.client(EDGE)
+        for client in (whole, late):
+            await client.send(head, body[:-1])
+        await front.wait_until_idle()
+        assert navidrome.count == 0
+        await whole.send(body[-1:])
+        served, seen = await navidrome.requests()
+        assert b"\r\nContent-Length: 4\r\n" in seen
+        assert await served.read_exactly(4) == b"1234"
+        accounts.lock("ada")
+        front.pass_time(0.5)
+        await late.send(body[-1:])
+        assert (await late.read_response()).status == 403
+        assert navidrome.count == 1
+        await served.send(OK)
+        assert (await whole.read_response()).status == 200, "Navidrome had the whole of it"
+        assert front.plane.body_budget.used == 0
+
+
+async def test_a_body_that_was_waited_for_is_not_sent_for_claims_that_a_later_request_replaced(
+    navidrome: Navidrome,
+) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        client = await front.client(EDGE)
+        head = build_request("PUT", "/api/user/1", "Content-Length: 2", *IDENTITY).encode()
+        await client.send(head, b"{")
+        await front.wait_until_idle()
+        accounts.superseded.add("ada")
+        await client.send(b"}")
+        assert (await client.read_response()).status == 503
+        assert navidrome.count == 0
+
+
+async def test_no_change_of_users_is_sent_while_its_account_is_held(navidrome: Navidrome) -> None:
+    accounts = Accounts()
+    accounts.held.add("id-ada")
+    async with front_before(navidrome, gate=accounts) as front:
+        for method, fields in (("PUT", ("Content-Length: 2",)), ("DELETE", ())):
+            client = await front.client(EDGE)
+            await client.send(
+                build_request(method, "/api/user/1", *fields, *IDENTITY).encode(),
+                b"{}" if fields else b"",
+            )
+            assert (await client.read_response()).status == 503
+        assert accounts.changes == 0
+        assert front.plane.body_budget.used == 0
+        other = await front.client(EDGE)
+        await other.send(get("/api/song", *IDENTITY).encode())
+        _, seen = await navidrome.requests()
+        assert seen.startswith(b"GET /api/song ")
+
+
 @pytest.mark.parametrize("provisioning", [True, False])
 async def test_bodies_for_the_user_api_are_limited(
     navidrome: Navidrome, *, provisioning: bool
@@ -520,26 +620,29 @@ async def test_bodies_for_the_user_api_are_limited(
     gate = Accounts() if provisioning else None
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
-        await client.send(
-            build_request("PUT", "/api/user/1", *IDENTITY, "Content-Length: 65537").encode()
-        )
+        head = build_request("PUT", "/api/user/1", "Content-Length: 65537", *IDENTITY).encode()
+        await client.send(head)
         assert (await client.read_response()).status == 413
         assert navidrome.count == 0
         client = await front.client(EDGE)
-        head = build_request("PUT", "/api/user/1", *IDENTITY, "Content-Length: 65536").encode()
+        head = build_request("PUT", "/api/user/1", "Content-Length: 65536", *IDENTITY).encode()
         await client.send(head, bytes(65536))
         served, _ = await navidrome.requests()
         await served.read_exactly(65536)
         chunked = await front.client(EDGE)
-        head = build_request("PUT", "/api/user/1", *IDENTITY, "Transfer-Encoding: chunked").encode()
+        head = build_request("PUT", "/api/user/1", "Transfer-Encoding: chunked", *IDENTITY).encode()
         chunk = b"8000\r\n" + bytes(32768) + b"\r\n"
         await chunked.send(head + chunk + chunk)
-        served, _ = await navidrome.requests()
-        await served.read_exactly(65536)
+        if not provisioning:
+            served, _ = await navidrome.requests()
+            await served.read_exactly(65536)
         await chunked.send(b"1\r\nx\r\n")
         assert (await chunked.read_response()).status == 413
-        await served.gone()
-        assert b"x" not in served.received[served.received.index(b"\r\n\r\n") + 4 :]
+        if provisioning:
+            assert navidrome.count == 1
+        else:
+            await served.gone()
+            assert b"x" not in served.received[served.received.index(b"\r\n\r\n") + 4 :]
 
 
 async def test_a_token_is_as_old_as_its_issue(navidrome: Navidrome) -> None:

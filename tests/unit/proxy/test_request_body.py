@@ -18,8 +18,10 @@ def chunks(body: bytes, size: int) -> bytes:
 
 @given(st.binary(max_size=600), st.booleans(), st.lists(st.integers(1, 700), max_size=8))
 def test_a_body_is_the_same_in_any_slicing(body: bytes, chunked: bool, cuts: list[int]) -> None:
-    budget = BodyBudget(1000)
-    buffer = BodyBuffer(CHUNKED if chunked else len(body), 600, budget, trusted=True)
+    budget = BodyBudget(8000)
+    buffer = BodyBuffer(
+        CHUNKED if chunked else len(body), 600, budget.share(b"192.0.2.1", trusted=True)
+    )
     sent = (chunks(body, 7) if chunked else body) + b"GET "
     rest = b""
     for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(sent)], strict=True):
@@ -33,38 +35,69 @@ def test_a_body_is_the_same_in_any_slicing(body: bytes, chunked: bool, cuts: lis
 
 
 def test_a_body_over_its_limit_is_too_large_at_once_where_its_length_says_so() -> None:
-    budget = BodyBudget(1000)
+    budget = BodyBudget(8000)
     with pytest.raises(BodyTooLarge):
-        BodyBuffer(101, 100, budget, trusted=True)
-    buffer = BodyBuffer(CHUNKED, 100, budget, trusted=True)
+        BodyBuffer(101, 100, budget.share(b"192.0.2.1", trusted=True))
+    buffer = BodyBuffer(CHUNKED, 100, budget.share(b"192.0.2.1", trusted=True))
     with pytest.raises(BodyTooLarge):
         buffer.feed(chunks(bytes(101), 50))
     assert budget.used == 0
 
 
 def test_a_body_of_many_chunks_is_too_large() -> None:
-    budget = BodyBudget(1 << 20)
+    budget = BodyBudget(1 << 23)
     with pytest.raises(BodyTooLarge):
-        BodyBuffer(CHUNKED, 1 << 20, budget, trusted=True).feed(chunks(bytes(5000), 1))
-    buffer = BodyBuffer(CHUNKED, 1 << 20, budget, trusted=True)
+        BodyBuffer(CHUNKED, 1 << 20, budget.share(b"192.0.2.1", trusted=True)).feed(
+            chunks(bytes(5000), 1)
+        )
+    buffer = BodyBuffer(CHUNKED, 1 << 20, budget.share(b"192.0.2.1", trusted=True))
     buffer.feed(chunks(bytes(1 << 20), 1024))
     assert buffer.take() == bytes(1 << 20)
 
 
 def test_a_body_in_no_coding_is_an_error() -> None:
     with pytest.raises(ChunkedError):
-        BodyBuffer(CHUNKED, 100, BodyBudget(100), trusted=True).feed(b"x\r\n")
+        BodyBuffer(CHUNKED, 100, BodyBudget(800).share(b"", trusted=True)).feed(b"x\r\n")
 
 
-def test_peers_that_are_not_trusted_share_half_of_the_budget() -> None:
-    budget = BodyBudget(100)
-    stranger = BodyBuffer(100, 100, budget, trusted=False)
-    stranger.feed(bytes(50))
+def buffer_of(budget: BodyBudget, client: bytes | None, *, trusted: bool = True) -> BodyBuffer:
+    return BodyBuffer(1000, 1000, budget.share(client, trusted=trusted))
+
+
+def test_untrusted_peers_share_half_of_the_budget() -> None:
+    budget = BodyBudget(800)
+    untrusted = [buffer_of(budget, b"192.0.2.%d" % n, trusted=False) for n in range(5)]
+    for buffer in untrusted[:4]:
+        buffer.feed(bytes(100))
     with pytest.raises(BufferFull):
-        stranger.feed(b"x")
-    trusted = BodyBuffer(50, 100, budget, trusted=True)
-    trusted.feed(bytes(50))
+        untrusted[4].feed(b"x")
+    trusted = [buffer_of(budget, b"198.51.100.%d" % n) for n in range(5)]
+    for buffer in trusted[:4]:
+        buffer.feed(bytes(100))
     with pytest.raises(BufferFull):
-        BodyBuffer(1, 100, budget, trusted=True).feed(b"x")
-    stranger.release()
-    BodyBuffer(50, 100, budget, trusted=False).feed(bytes(50))
+        trusted[4].feed(b"x")
+    untrusted[0].release()
+    untrusted[4].feed(bytes(100))
+
+
+@pytest.mark.parametrize(
+    ("client", "same", "other"),
+    [
+        (b"192.0.2.1", b"192.0.2.1", b"192.0.2.2"),
+        (b"2001:db8::1", b"2001:db8::ffff:1", b"2001:db8:0:1::1"),
+        (None, None, b"192.0.2.1"),
+    ],
+)
+def test_one_client_has_an_eighth_of_the_budget(
+    client: bytes | None, same: bytes | None, other: bytes
+) -> None:
+    budget = BodyBudget(800)
+    first, second = buffer_of(budget, client), buffer_of(budget, same)
+    first.feed(bytes(60))
+    second.feed(bytes(40))
+    with pytest.raises(BufferFull):
+        second.feed(b"x")
+    buffer_of(budget, other).feed(bytes(100))
+    first.release()
+    second.feed(bytes(60))
+    assert budget.used == 200

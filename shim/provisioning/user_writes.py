@@ -1,0 +1,83 @@
+"""The requests of people that change Navidrome's users, and that Navidrome has not answered yet.
+
+Navidrome checks the caller's rights when such a request begins and writes when it ends. So a change that
+takes rights from an account waits for them, and new ones are rejected meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+# How long a change of an account waits for its requests.
+WAIT_SECONDS = 2.0
+# How long a request without a response counts: Navidrome may still carry it out.
+_UNANSWERED_SECONDS = 1.0
+
+
+class UserWrites:
+    """Counts these requests by the account ids that they act for. `on_late` is called when a request ends
+    that a change did not wait for: the change is to be made again."""
+
+    def __init__(self, on_late: Callable[[], None]) -> None:
+        self._under_way: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+        self._late: set[str] = set()
+        self._ended = asyncio.Event()
+        self._on_late = on_late
+
+    def is_under_way(self, account_id: str) -> bool:
+        """Return whether a request acts for this account."""
+        return self._under_way[account_id] > 0
+
+    def begin(self, account_ids: Iterable[str]) -> bool:
+        """Count a request that is about to be sent; not while one of its accounts is held. Return whether it
+        may be sent."""
+        ids = tuple(account_ids)
+        if any(self._held[each] for each in ids):
+            return False
+        self._under_way.update(ids)
+        return True
+
+    def end(self, account_ids: Iterable[str], *, answered: bool) -> None:
+        """Count the request no longer; a little later where Navidrome did not answer it."""
+        ids = tuple(account_ids)
+        if answered:
+            self._end(ids)
+        else:
+            asyncio.get_running_loop().call_later(_UNANSWERED_SECONDS, self._end, ids)
+
+    def _end(self, account_ids: tuple[str, ...]) -> None:
+        self._under_way.subtract(account_ids)
+        self._under_way = +self._under_way
+        self._ended.set()
+        late = {each for each in account_ids if each in self._late and not self.is_under_way(each)}
+        if late:
+            self._late -= late
+            self._on_late()
+
+    @asynccontextmanager
+    async def held(self, account_id: str) -> AsyncIterator[None]:
+        """Reject new requests of this account, and wait for those under way, at most `WAIT_SECONDS`. Those
+        that take longer are late."""
+        self._held[account_id] += 1
+        try:
+            await self._wait(account_id)
+            if self.is_under_way(account_id):
+                self._late.add(account_id)
+            yield
+        finally:
+            self._held[account_id] -= 1
+            self._held = +self._held
+
+    async def _wait(self, account_id: str) -> None:
+        latest = asyncio.get_running_loop().time() + WAIT_SECONDS
+        try:
+            async with asyncio.timeout_at(latest):
+                while self.is_under_way(account_id):
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            return
