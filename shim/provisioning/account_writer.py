@@ -206,7 +206,7 @@ class AccountWriter:
             raise
         except Unavailable as error:
             if error.sent:
-                # It may be carried out yet: the intent stays open, and is looked after again later.
+                # It may be carried out yet: the intent stays open, and is recovered later.
                 await self._verify_pending_write(intent, audit_context)
             else:
                 await self._bindings.close_intent(intent)
@@ -270,7 +270,7 @@ class AccountWriter:
     ) -> None:
         """Make sure that the account was not deleted before it was written. Navidrome sets `createdAt`
         again where it makes what was not there; since its owner may write that field as well, only an
-        account that an empty password opens counts as risen, or one that was just given another."""
+        account that an empty password opens counts as recreated, or one that was just given another."""
         opened = not had_password and await self._api.opens_without_password(user.user_name)
         if opened:
             after = await self._api.write(user, {}, generated_password())

@@ -96,11 +96,11 @@ LOST_DATABASE_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class AdminAccess:
-    """`users`: every user of the server, None where they can't be had. `peopled`: the server is known to
-    have users, so no visitor becomes its first admin. Where `users` is None, `problem` says why and
-    `remedy` what to do. `made`: accounts that were made for the shim just now; `by_admin`: by an existing
-    admin, and not as the first. `secured`: an existing account of the shim's name got a new password.
-    `lost_database`: the database is not the one that belongs to this Navidrome."""
+    """`users`: every user of the server, None where they can't be listed. `has_users`: the server is known to
+    have users, so no visitor becomes its first admin. Where `users` is None, `error` says why and
+    `remedy` what to do. `created`: accounts that were created for the shim just now; `by_admin`: by an
+    existing admin, and not as the first. `secured`: an existing account of the shim's name got a new
+    password. `lost_database`: the database is not the one that belongs to this Navidrome."""
 
     users: tuple[User, ...] | None
     has_users: bool
@@ -189,7 +189,7 @@ async def is_lost_database(users: tuple[User, ...], records: OwnAccountRecords |
 
 
 def lost_database() -> AdminAccess:
-    """The footing on a lost database: nobody is let in."""
+    """Return the result for a lost database: no identity is accepted."""
     error = (
         f"Navidrome has the account {DEFAULT_ADMIN_USERNAME}, but this database knows nothing of "
         f"it: the database is "

@@ -225,7 +225,7 @@ class BindingStore:
         return opened
 
     async def close_intent(self, intent: Intent) -> None:
-        """It is done, and looked after."""
+        """Remove an intent: the write was made and verified."""
         await self.database.write_async(lambda connection: _end_intent(connection, intent))
         self._intents.pop(intent.key, None)
 
@@ -237,7 +237,7 @@ class BindingStore:
         hold: NameHold | None = None,
         rule: TokenRule | None = None,
     ) -> Binding:
-        """Store a binding, new or changed, and with it the end of an intent, a name that rests and a token
+        """Store a binding, new or changed, and with it the end of an intent, a held name and a token
         rule. Raises `Busy` where another process has bound the person, the name or the account, and
         `Outdated` where the binding was changed since it was read.
         """
@@ -330,7 +330,7 @@ class BindingStore:
             self._revoked()
 
     async def remove(self, binding: Binding, hold: NameHold | None = None) -> None:
-        """Remove a binding; its name rests. Raises `Outdated` where it was changed since it was read."""
+        """Remove a binding and hold its name. Raises `Outdated` where it was changed since it was read."""
 
         def work(connection: Connection) -> tuple[None, int]:
             _delete(connection, binding)
@@ -343,7 +343,7 @@ class BindingStore:
         self._revoked()
 
     async def hold_names(self, holds: Iterable[NameHold]) -> None:
-        """Let these names rest, and forget those that have rested long enough. A name that another process
+        """Hold these names, and drop the holds that have expired. A name that another process
         holds for the person of the same account already stays that person's."""
         new, now = tuple(holds), self._now()
 
@@ -371,7 +371,7 @@ class BindingStore:
         self._holds.pop(normalized_name, None)
 
     async def record_last_seen(self, seen: Mapping[int, float]) -> None:
-        """Note when these bindings, by their number, were seen last. Others need not be told."""
+        """Note when these bindings, by their number, were seen last. Other processes do not read it again."""
 
         def work(connection: Connection) -> None:
             for number, when in seen.items():

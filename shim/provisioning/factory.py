@@ -24,7 +24,7 @@ from shim.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class AccountParts:
-    """What looks after accounts, for whoever runs it."""
+    """The gate and the service, for the composition root."""
 
     gate: ProvisioningGate
     service: ProvisioningService
@@ -63,7 +63,7 @@ def build_service(settings: Settings, record: Callable[[Event], None]) -> Provis
 
 
 def build_accounts(settings: Settings, record: Callable[[Event], None]) -> AccountParts:
-    """The gate, over its ground."""
+    """Build the gate over its service."""
     service = build_service(settings, record)
     gate = ProvisioningGate(
         service,

@@ -1,10 +1,10 @@
 """The gate that the data plane asks: who is known passes at once, everybody else waits for their account.
 
-`known` is a look-up. `ensure` joins the flight of the same identity or starts one; flights of one person or
-one name follow each other. What is known is dropped, all of it, whenever Navidrome may be another one than
-before: then nobody is named to it until its users are known again. It is not used any more, but replaced
-account by account, whenever a request was sent that can change users. Nothing is published as known if it
-changed while it was found out.
+`known` is a look-up. `ensure` joins the running task of the same identity or starts one; tasks of one person
+or one name run one after the other. All known accounts are dropped whenever Navidrome may be another one than
+before: then no request names an account until the users are listed again. After a request that can change
+users, a known account is not used until it was read again. Nothing is published as known if it changed
+while it was read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Known:
 
 
 class _NotReady(Unavailable):
-    """Accounts can't be looked after for now, for `reason`."""
+    """Provisioning is not ready, for `reason`."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.detail, retry_after=fault.retry_after)
@@ -114,7 +114,7 @@ class ProvisioningGate:
     ) -> asyncio.Future[Account | AccountDenied]:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Account | AccountDenied] = loop.create_future()
-        # Who comes after a change does not join a flight that may have looked before it.
+        # A request after a change does not join a task that may have read before it.
         key = (identity, request_info.verified, self._directory.changes)
         task = self._in_flight.get(key)
         if task is None:
@@ -138,7 +138,7 @@ class ProvisioningGate:
             self.discard(identity.uid)
             return
         self._last_unauthorized_at = now
-        self._service.invalidate("Navidrome did not know an account that it was told of")
+        self._service.invalidate("Navidrome responded 401 to the name of an account")
 
     def upstream_changed(self) -> None:
         self._service.invalidate("Navidrome was away")
@@ -261,7 +261,7 @@ class ProvisioningGate:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._service.close()
 
-    # a flight
+    # one identity
 
     async def _provision(
         self, identity: Identity, request_info: RequestInfo

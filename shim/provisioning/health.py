@@ -23,7 +23,7 @@ def accounts_check(
     unknown: Iterable[str],
     unreadable: int = 0,
 ) -> Check:
-    """What there is to say of accounts that can be looked after. `unreadable` records are too large."""
+    """Return the check of accounts that can be provisioned. `unreadable` records are too large."""
     open_accounts = tuple(without_password)
     if open_accounts:
         return Check(

@@ -317,7 +317,7 @@ class Provisioner:
         except Outdated:
             raise  # what is refused is decided again, by what the binding is now
         except (NavidromeError, StoreError, Busy) as error:
-            # The person is refused all the same, and the door closed as soon as that can be done.
+            # The person is denied all the same; the reconciler locks the account later.
             self._record(
                 ProvisioningFailed(
                     time=time.time(),
@@ -346,7 +346,7 @@ class Provisioner:
             raise AccountDenied(_CONFLICT, "another account has the new name")
 
     def _check_name_free(self, identity: Identity, navidrome_id: str | None) -> None:
-        """Raise `AccountDenied` where the name is somebody else's, or rests for somebody else."""
+        """Raise `AccountDenied` where the name is somebody else's, or is held for somebody else."""
         normalized = normalize_name(identity.username)
         holder = self._bindings.by_name(normalized)
         if holder is not None and holder.uid is not None and holder.uid != identity.uid:
@@ -489,7 +489,7 @@ class Provisioner:
         changes = field_changes(identity, user, binding.last_written, self._policy())
         if renames and normalize_name(identity.username) != normalize_name(user.user_name):
             changes["userName"] = identity.username
-            # The old name rests before it is free: whoever is killed in between has said so.
+            # The old name is held before it becomes free: a shim that is killed in between leaves the hold.
             await self._bindings.hold_names((self._lifecycle.name_hold_for(binding),))
         password = self._readmission(binding)
         try:

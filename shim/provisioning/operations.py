@@ -335,7 +335,7 @@ async def operations(
 
 @contextmanager
 def _as_operation_error(name: str) -> Iterator[None]:
-    """Turns what may come in between into `NotDone`."""
+    """Raise what may come in between as `OperationError`."""
     try:
         yield
     except AccountRecreated:

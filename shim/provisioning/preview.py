@@ -214,7 +214,7 @@ def _store(settings: Settings) -> Check:
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step: what was looked at, what came of it, and why. `reason` is set where the request is rejected;
-    `user_name` is the account that Navidrome is told, where that is known."""
+    `user_name` is the account whose name Navidrome gets, where that is known."""
 
     name: str
     result: str

@@ -45,7 +45,7 @@ from shim.trust.names import normalize_name
 
 
 class Reconciler:
-    """Holds the two against each other. `watcher` is told of each account that is not what it was, before the
+    """Compares the two. `watcher` hears of each account that is not what it was, before the
     change is seen by a request."""
 
     def __init__(

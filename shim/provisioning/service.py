@@ -1,7 +1,8 @@
-"""The ground that provisioning stands on: the store open, Navidrome's users known, nothing left half done.
+"""The service that makes provisioning ready and keeps it so: the store open, Navidrome's users listed, no
+write left open.
 
-It is attained before any account is looked after, lost whenever Navidrome may be another one than before,
-and attained again at once. `number` changes with every loss: what was found out on older ground is void.
+It is ready before any account is changed. It is not ready any more whenever Navidrome may be another one than
+before, and becomes ready again at once. `generation` rises each time: what was found out before is void.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from shim.provisioning.user_writes import UserWrites
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 
-# What goes wrong outside of the shim while an account is looked after.
+# What goes wrong outside of the shim while an account is provisioned.
 EXTERNAL_ERRORS = (NavidromeError, StoreError, Busy, AccountRecreated)
 # What another process changed in the store is seen after this long at most.
 REFRESH_SECONDS = 0.5
@@ -62,7 +63,7 @@ _LIST_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why there is no ground to stand on, and what to do; `retry_after` is in seconds. `passing`:
+    """Why provisioning is not ready, and what to do; `retry_after` is in seconds. `passing`:
     Navidrome is away, and may be back in a moment. `reason` is what requests are rejected with meanwhile."""
 
     detail: str
@@ -89,10 +90,11 @@ class CacheListener(Protocol):
 
 
 class ProvisioningService:
-    """Attains the ground and keeps it. `watch` opens the connection that tells when Navidrome leaves.
+    """Makes provisioning ready and keeps it so. `open_liveness` opens the connection whose end shows that
+    Navidrome went away.
 
-    `peopled`: Navidrome is known to have users, so that no visitor becomes its first admin. `fault` says
-    why there is no ground, None while there is.
+    `has_users`: Navidrome is known to have users, so that no visitor becomes its first admin. `fault` says
+    why provisioning is not ready, None while it is.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class ProvisioningService:
         self._last_reported: Fault | None = None
         self._wake = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
-        # Whether other processes have to be told of a request that can change users.
+        # Whether a request that can change users has still to be announced to other processes.
         self._unannounced = False
         self._announcing: asyncio.Task[None] | None = None
         self._announced_at = -_LIST_SECONDS
@@ -175,7 +177,7 @@ class ProvisioningService:
         self.invalidate("the settings changed")
 
     async def ensure_ready(self) -> int | None:
-        """The number of the ground; None where there is none, and `fault` says why."""
+        """Return the generation, once provisioning is ready; None where it is not, and `fault` says why."""
         async with self._attempt_lock:
             loop = asyncio.get_running_loop()
             fault = self.fault
@@ -197,7 +199,7 @@ class ProvisioningService:
         self._wake.set()
 
     async def run(self) -> None:
-        """Attain the ground again when it is lost, and reconcile now and then; until cancelled."""
+        """Become ready again when that is lost, and reconcile now and then; until cancelled."""
         pause = _MIN_PAUSE
         while True:
             await self._sleep(REFRESH_SECONDS if self.fault is None else pause)
@@ -265,7 +267,7 @@ class ProvisioningService:
     def _policy_in_force(self) -> AccountPolicy:
         return self.policy
 
-    # attaining
+    # becoming ready
 
     async def _attempt_ready(self) -> None:
         generation = self.generation
@@ -277,7 +279,7 @@ class ProvisioningService:
             self._failed(Fault(str(error), retry_after=error.retry_after, passing=True))
         except EXTERNAL_ERRORS as error:
             self._failed(Fault(str(error), reason=reason_of(error)))
-        except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
+        except Exception as error:  # noqa: BLE001 - the background task must not stop
             self._failed(Fault(f"{type(error).__name__}: {error}", reason=reason_of(error)))
         else:
             if generation == self.generation:
@@ -297,7 +299,7 @@ class ProvisioningService:
         self._close_liveness()
         generation = self.generation
         self._liveness = await self._open_liveness(lambda: self._on_disconnect(generation))
-        admin_access = await self._find_footing()
+        admin_access = await self._ensure_admin_access()
         for name in admin_access.created:
             first = not admin_access.by_admin
             self._record(AdminCreated(time=time.time(), account=name, first=first))
@@ -309,7 +311,7 @@ class ProvisioningService:
         self.directory.libraries = ()
         await self.reconciler.recover_intents(AuditContext("start"))
 
-    async def _find_footing(self) -> AdminAccess:
+    async def _ensure_admin_access(self) -> AdminAccess:
         found: list[AdminAccess] = []
 
         async def users() -> tuple[User, ...]:
@@ -395,7 +397,7 @@ class ProvisioningService:
             await work
         except (NotAuthenticated, PermissionDenied) as error:
             self.invalidate(str(error))
-        except Exception as error:  # noqa: BLE001 - whoever keeps the ground is never to stop
+        except Exception as error:  # noqa: BLE001 - the background task must not stop
             detail = (
                 str(error)
                 if isinstance(error, EXTERNAL_ERRORS)
@@ -436,7 +438,7 @@ class _Nobody:
 
 
 class _NoAdminAccess(NavidromeError):
-    """Navidrome answers, and the shim may not look after accounts there."""
+    """Navidrome responds, and the shim may not administer its accounts."""
 
     def __init__(self, admin_access: AdminAccess) -> None:
         super().__init__(admin_access.error)
