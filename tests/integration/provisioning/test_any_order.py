@@ -637,7 +637,10 @@ class AnyOrder(RuleBasedStateMachine):
     def _bound_account(self, name: str) -> str | None:
         """The id of the account that `users unlink NAME` frees."""
         for binding in self._bindings().all():
-            if normalize_name(name) in {binding.normalized_name, normalize_name(binding.provider_username)}:
+            if normalize_name(name) in {
+                binding.normalized_name,
+                normalize_name(binding.provider_username),
+            }:
                 return None if binding.uid is None else str(binding.navidrome_id)
         return None
 
