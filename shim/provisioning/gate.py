@@ -88,6 +88,7 @@ class ProvisioningGate:
         ] = {}
         # It counts the requests that can change users.
         self._directory = service.directory
+        self._writes = service.user_writes
         # Waits for the users to be listed, by the number of changes to include.
         self._listings: dict[int, asyncio.Task[AccountDenied | None]] = {}
         # A number that rises with every change of an account, and what it was at the last one of each uid.
@@ -102,7 +103,7 @@ class ProvisioningGate:
 
     def known(self, identity: Identity) -> Account | None:
         known = self._known.get(identity.uid)
-        if known is None or known.changes != self._directory.changes:
+        if known is None or known.changes != self._directory.changes or self._writes.any_under_way:
             return None
         if known.identity is not identity and known.identity != identity:
             return None

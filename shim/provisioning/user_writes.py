@@ -28,6 +28,11 @@ class UserWrites:
         self._ended = asyncio.Event()
         self._on_late = on_late
 
+    @property
+    def any_under_way(self) -> bool:
+        """Whether any request is under way: until it ends, it may change any account's name."""
+        return bool(self._under_way)
+
     def is_under_way(self, account_id: str) -> bool:
         """Return whether a request acts for this account."""
         return self._under_way[account_id] > 0
