@@ -6,6 +6,7 @@ On an empty server the first visitor whom the user header names becomes its admi
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 from shim.health import Check, State
 from shim.navidrome.api import is_empty
@@ -17,9 +18,9 @@ from shim.settings import Settings
 class EmptyServerMonitor:
     """Asks Navidrome's web app, which is told; nobody is named, so nobody is made."""
 
-    def __init__(self, settings: Settings) -> None:
-        ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
-        self._transport = Transport(settings.upstream, settings.base_path, ca=ca, timeout=5.0)
+    def __init__(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        """`tls` is what Navidrome's certificate is verified with, None without TLS."""
+        self._transport = Transport(settings.upstream, settings.base_path, tls=tls, timeout=5.0)
         self._empty: bool | None = None
 
     async def probe(self) -> None:

@@ -68,7 +68,8 @@ class Program:
             client.close()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
+        # `send_signal` may collect the exit status before asyncio does, which then knows none.
+        os.kill(self.process.pid, number)
 
     async def ended(self) -> int:
         """Its exit status. Everything that it logged is in `events` then."""

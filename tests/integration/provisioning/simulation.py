@@ -106,7 +106,7 @@ class RunningShim:
             RecordingObserver(),
             self.world.accounts.gate,
         )
-        plane.pool = UpstreamPool(plane, build_upstream_address(settings))
+        plane.pool = UpstreamPool(plane, build_upstream_address(settings, None))
         state = ServerState()
 
         def connection() -> Downstream:
