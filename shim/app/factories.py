@@ -89,13 +89,9 @@ def jwks_config(settings: Settings) -> JwksConfig | None:
     )
 
 
-def build_upstream_address(settings: Settings) -> UpstreamAddress:
-    """Where Navidrome is."""
+def build_upstream_address(settings: Settings, tls: ssl.SSLContext | None) -> UpstreamAddress:
+    """Where Navidrome is. `tls` is what its certificate is verified with, None without TLS."""
     upstream = settings.upstream
-    tls = None
-    if upstream.tls:
-        authority = settings.upstream_ca
-        tls = ssl.create_default_context(cafile=None if authority is None else str(authority))
     return UpstreamAddress(upstream.host, upstream.port, upstream.path, tls)
 
 

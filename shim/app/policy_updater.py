@@ -8,6 +8,7 @@ and the trail is told.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -38,19 +39,18 @@ class PolicyUpdater:
         plane: DataPlane,
         record: Callable[[Event], None],
         configuration: Configuration | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`configuration` reads Navidrome's settings, None where the shim has no account there."""
+        """`configuration` reads Navidrome's settings, None where the shim has no account there. `tls` is what
+        Navidrome's certificate is verified with, None without TLS."""
         self.settings = settings
         self._plane = plane
         self._record = record
         self.names = _names(settings)
         self.keys = _keys(settings)
-        ca = settings.upstream_ca
-        self.upstream = UpstreamMonitor(
-            settings.upstream, None if ca is None else str(ca), settings.base_path
-        )
+        self.upstream = UpstreamMonitor(settings.upstream, tls, settings.base_path)
         self.user_header = UserHeaderWatch(
-            settings, configuration, lambda: self.update_policy("user_header")
+            settings, configuration, lambda: self.update_policy("user_header"), tls
         )
         self._enforced_user_header: UserHeaderState | None = None
         self._tasks: list[asyncio.Task[None]] = []

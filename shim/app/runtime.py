@@ -13,6 +13,7 @@ import gc
 import os
 import secrets
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -43,6 +44,7 @@ from shim.control.metrics import build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
+from shim.navidrome.transport import upstream_tls
 from shim.proxy.counters import Counters
 from shim.proxy.downstream import Downstream
 from shim.proxy.limits import Limits
@@ -54,6 +56,7 @@ from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts
+    from shim.store.database import Database
 
 EMPTY_WATCH_SECONDS = 60.0
 OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the provider's keys
@@ -97,13 +100,15 @@ class Runtime:
             self.trail, str(settings.upstream), logs_access=settings.access_log
         )
         limits, self._limit_note = _within_descriptors(build_limits(settings))
-        self.accounts = _accounts(settings, self.trail)
+        tls = upstream_tls(settings)
+        self._database = _build_database(settings)
+        self.accounts = _accounts(settings, self.trail, self._database, tls)
         self.plane = DataPlane(
             build_policy(settings),
             limits,
             self.counters,
             observer,
-            build_upstream_address(settings),
+            build_upstream_address(settings, tls),
             gate=None if self.accounts is None else self.accounts.gate,
             options=Options(
                 support_contact=settings.support_contact or "", tls=build_listener_tls(settings)
@@ -114,8 +119,9 @@ class Runtime:
             self.plane,
             self.trail.record,
             None if self.accounts is None else self.accounts.service.api.external_authentication,
+            tls,
         )
-        self.empty_server = EmptyServerMonitor(settings)
+        self.empty_server = EmptyServerMonitor(settings, tls)
         self._reloader = ConfigReloader(
             settings,
             load_settings,
@@ -255,8 +261,13 @@ class Runtime:
                 task.cancel()
             self.plane.stop()
             await self.policy_updater.stop()
+            store_deadline = time.monotonic() + self._store_seconds
             if self.accounts is not None:
                 await self.accounts.gate.stop()
+            if self._database is not None:
+                # After everything that uses it.
+                remaining = max(0.0, store_deadline - time.monotonic())
+                await asyncio.to_thread(self._database.close, remaining)
             self._control.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.empty_server.close()
@@ -309,14 +320,25 @@ class Runtime:
         )
 
 
-def _accounts(settings: Settings, trail: Trail) -> AccountParts | None:
-    """The parts that look after accounts; None where provisioning is off, and then none of their code,
-    the database's above all, is loaded."""
+def _build_database(settings: Settings) -> Database | None:
+    """The database of this process, which is opened when it is first needed; None where nothing is stored,
+    and then none of its code is loaded. Raises `StoreError` for one that can't be spoken to."""
     if not settings.provisioning:
+        return None
+    from shim.store.database import Database  # noqa: PLC0415
+
+    return Database(settings.database_url.get_secret_value())
+
+
+def _accounts(
+    settings: Settings, trail: Trail, database: Database | None, tls: ssl.SSLContext | None
+) -> AccountParts | None:
+    """The parts that look after accounts; None without a database, and then none of their code is loaded."""
+    if database is None:
         return None
     from shim.provisioning.factory import build_accounts  # noqa: PLC0415
 
-    return build_accounts(settings, trail.record)
+    return build_accounts(settings, trail.record, database, tls)
 
 
 async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,6 +19,7 @@ from shim.monitors.empty_server import EmptyServerMonitor
 from shim.monitors.jwks import JwksMonitor
 from shim.monitors.upstream import UpstreamMonitor
 from shim.monitors.user_header import UserHeaderState, UserHeaderWatch
+from shim.navidrome.transport import upstream_tls
 from shim.settings import Settings, warnings
 from shim.settings.summary import summary
 
@@ -50,10 +51,7 @@ async def _probe(
 ) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...]]:
     whitelist = build_policy(settings).whitelist
     dns = DnsMonitor(whitelist.hosts, 0)
-    ca = settings.upstream_ca
-    upstream = UpstreamMonitor(
-        settings.upstream, None if ca is None else str(ca), settings.base_path
-    )
+    upstream = UpstreamMonitor(settings.upstream, upstream_tls(settings), settings.base_path)
     source = jwks_config(settings)
     jwks = None if source is None else JwksMonitor(source)
     user_header, _ = await asyncio.gather(
@@ -81,7 +79,10 @@ async def _user_header(settings: Settings) -> UserHeaderState:
 
         api = build_api(settings)
     monitor = UserHeaderWatch(
-        settings, None if api is None else api.external_authentication, lambda: None
+        settings,
+        None if api is None else api.external_authentication,
+        lambda: None,
+        upstream_tls(settings),
     )
     await monitor.ask()
     await monitor.close()
@@ -108,7 +109,7 @@ def _certificate(settings: Settings) -> tuple[Check, ...]:
 
 async def _accounts(settings: Settings) -> tuple[Check, ...]:
     if not settings.provisioning:
-        empty = EmptyServerMonitor(settings)
+        empty = EmptyServerMonitor(settings, upstream_tls(settings))
         await empty.probe()
         await empty.close()
         return (empty.check(),)

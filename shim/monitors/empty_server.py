@@ -6,6 +6,7 @@ On an empty server the first user in the user header becomes the admin.
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 from shim.health import Check, State
 from shim.navidrome.api import is_empty
@@ -18,9 +19,9 @@ class EmptyServerMonitor:
     """Requests Navidrome's web app, which shows this, without a user header, so that no account is
     created."""
 
-    def __init__(self, settings: Settings) -> None:
-        ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
-        self._transport = Transport(settings.upstream, settings.base_path, ca=ca, timeout=5.0)
+    def __init__(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        """`tls` is what Navidrome's certificate is verified with, None without TLS."""
+        self._transport = Transport(settings.upstream, settings.base_path, tls=tls, timeout=5.0)
         self._empty: bool | None = None
 
     async def probe(self) -> None:

@@ -35,9 +35,14 @@ class UpstreamMonitor:
     """Monitors Navidrome at `upstream`, with the expected `base_path`."""
 
     def __init__(
-        self, upstream: Upstream, ca: str | None, base_path: str, timeout: float = 5.0
+        self,
+        upstream: Upstream,
+        tls: ssl.SSLContext | None,
+        base_path: str,
+        timeout: float = 5.0,
     ) -> None:
-        verify = ssl.create_default_context(cafile=ca) if upstream.tls else False
+        """`tls` is what its certificate is verified with, None for the system's authorities."""
+        verify = (tls or ssl.create_default_context()) if upstream.tls else False
         self._client = httpx.AsyncClient(
             base_url=f"{'https' if upstream.tls else 'http'}://{upstream.authority}",
             transport=httpx.AsyncHTTPTransport(uds=upstream.path, verify=verify),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,7 +20,7 @@ from shim.navidrome.api import obeys
 from shim.navidrome.errors import NavidromeError, NotAuthenticated, PermissionDenied, Unavailable
 from shim.navidrome.liveness import LivenessConnection, open_liveness
 from shim.navidrome.models import ExternalAuthentication
-from shim.navidrome.transport import Transport, tls_context
+from shim.navidrome.transport import Transport
 from shim.settings import Settings
 from shim.trust.known_headers import USER_HEADERS
 
@@ -62,13 +63,14 @@ class UserHeaderWatch:
         settings: Settings,
         configuration: Configuration | None,
         changed: Callable[[], None],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
+        """`tls` is what Navidrome's certificate is verified with, None without TLS."""
         upstream = settings.upstream
-        self._transport = Transport(upstream, settings.base_path, ca=ca, timeout=_TIMEOUT)
+        self._transport = Transport(upstream, settings.base_path, tls=tls, timeout=_TIMEOUT)
         self._upstream = upstream
         self._base_path = settings.base_path
-        self._tls = tls_context(upstream, ca) if upstream.tls else None
+        self._tls = tls
         self._header = settings.reverse_proxy_user_header
         self._configuration = configuration
         self._changed = changed

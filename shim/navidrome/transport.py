@@ -16,7 +16,7 @@ import httpx
 
 from shim.navidrome.breaker import Breaker
 from shim.navidrome.errors import ResponseTooLarge, Unavailable
-from shim.settings import Upstream
+from shim.settings import Settings, Upstream
 
 MAX_RESPONSE = 4 << 20
 # Concurrent requests. The pool's own queue is slow when it is long, so there is a semaphore before it.
@@ -35,14 +35,14 @@ class Response:
 
 class Transport:
     """Sends requests to Navidrome at `upstream`, below `base_path`. `timeout`, in seconds, is for a complete
-    exchange. `ca` is the file with the CA of its certificate, None for the system's CAs."""
+    exchange. `tls` verifies Navidrome's certificate, None for the system's CAs."""
 
     def __init__(
         self,
         upstream: Upstream,
         base_path: str = "/",
         *,
-        ca: str | None = None,
+        tls: ssl.SSLContext | None = None,
         timeout: float = 10.0,
     ) -> None:
         self._base = f"{upstream.scheme}://{upstream.authority}{base_path.rstrip('/')}"
@@ -52,7 +52,7 @@ class Transport:
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
                 uds=upstream.path,
-                verify=tls_context(upstream, ca),
+                verify=tls or _default_tls(upstream),
                 limits=httpx.Limits(max_connections=_CALLS, keepalive_expiry=20),
             ),
             timeout=timeout,
@@ -142,10 +142,19 @@ def body_excerpt(body: bytes) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def tls_context(upstream: Upstream, ca: str | None) -> ssl.SSLContext:
-    """Return the TLS context for Navidrome's certificate; without TLS it is never used."""
+def upstream_tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS context for Navidrome's certificate, None for plain HTTP. Raises OSError for a file that
+    has no certificate."""
+    if not settings.upstream.tls:
+        return None
+    ca = settings.upstream_ca
+    return ssl.create_default_context(cafile=None if ca is None else str(ca))
+
+
+def _default_tls(upstream: Upstream) -> ssl.SSLContext:
+    """Return a context with the system's CAs; without TLS one that is never used, since CAs take 1 MB."""
     if upstream.tls:
-        return ssl.create_default_context(cafile=ca)
+        return ssl.create_default_context()
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 

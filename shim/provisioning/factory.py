@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from shim.health import Check
 from shim.navidrome.api import Navidrome
 from shim.navidrome.liveness import LivenessConnection, open_liveness
 from shim.navidrome.session import HeaderSession, LoginSession, Session
-from shim.navidrome.transport import Transport, tls_context
+from shim.navidrome.transport import Transport, upstream_tls
 from shim.provisioning.admin import BootstrapAdmin, OwnAccount
 from shim.provisioning.binding_store import BindingStore, new_owner
 from shim.provisioning.gate import ProvisioningGate
@@ -40,31 +41,40 @@ class AccountParts:
         return service_checks(self.service)
 
 
-def build_service(settings: Settings, record: Callable[[Event], None]) -> ProvisioningService:
-    """What provisioning stands on; nothing is opened or asked yet. Raises `StoreError` for a database
-    that can't be spoken to."""
+def build_service(
+    settings: Settings,
+    record: Callable[[Event], None],
+    database: Database,
+    tls: ssl.SSLContext | None = None,
+) -> ProvisioningService:
+    """What provisioning stands on; nothing is asked yet. `database` is opened when it is first needed, and
+    closed by the caller. `tls` is what Navidrome's certificate is verified with, None to build it."""
     upstream, base_path = settings.upstream, settings.base_path
-    ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
-    tls = tls_context(upstream, ca) if upstream.tls else None
+    tls = tls or upstream_tls(settings)
     timeout = settings.navidrome_timeout
 
     async def connect(on_disconnect: Callable[[], None]) -> LivenessConnection:
         return await open_liveness(upstream, base_path, tls, on_disconnect, timeout)
 
     return ProvisioningService(
-        build_api(settings),
-        BindingStore(Database(settings.database_url.get_secret_value()), new_owner(), time.time),
+        build_api(settings, tls),
+        BindingStore(database, new_owner(), time.time),
         account_policy(settings),
-        own_account(settings),
+        own_account(settings, tls),
         record,
         connect,
         reconcile_seconds=settings.reconcile_seconds,
     )
 
 
-def build_accounts(settings: Settings, record: Callable[[Event], None]) -> AccountParts:
-    """Build the gate over its service."""
-    service = build_service(settings, record)
+def build_accounts(
+    settings: Settings,
+    record: Callable[[Event], None],
+    database: Database,
+    tls: ssl.SSLContext | None = None,
+) -> AccountParts:
+    """Build the gate over its service: see `build_service`."""
+    service = build_service(settings, record, database, tls)
     gate = ProvisioningGate(
         service,
         record,
@@ -73,17 +83,24 @@ def build_accounts(settings: Settings, record: Callable[[Event], None]) -> Accou
     return AccountParts(gate, service)
 
 
-def build_api(settings: Settings) -> Navidrome:
-    """Navidrome's API, spoken to as the settings say."""
-    account = own_account(settings)
-    return _api(settings, account.user_name, account.password)
+def build_api(settings: Settings, tls: ssl.SSLContext | None = None) -> Navidrome:
+    """Navidrome's API, spoken to as the settings say. `tls`: see `build_service`."""
+    account = own_account(settings, tls)
+    return _api(settings, account.user_name, account.password, tls)
 
 
-def _api(settings: Settings, user_name: str, password: Callable[[], str] | None) -> Navidrome:
+def _api(
+    settings: Settings,
+    user_name: str,
+    password: Callable[[], str] | None,
+    tls: ssl.SSLContext | None,
+) -> Navidrome:
     """Navidrome's API as this user: by login where there is a password, else by the user header."""
-    ca = None if settings.upstream_ca is None else str(settings.upstream_ca)
     transport = Transport(
-        settings.upstream, settings.base_path, ca=ca, timeout=settings.navidrome_timeout
+        settings.upstream,
+        settings.base_path,
+        tls=tls or upstream_tls(settings),
+        timeout=settings.navidrome_timeout,
     )
     header = settings.reverse_proxy_user_header
     session: Session
@@ -94,21 +111,21 @@ def _api(settings: Settings, user_name: str, password: Callable[[], str] | None)
     return Navidrome(transport, session, header)
 
 
-def own_account(settings: Settings) -> OwnAccount:
-    """The account that the shim acts as."""
+def own_account(settings: Settings, tls: ssl.SSLContext | None = None) -> OwnAccount:
+    """The account that the shim acts as. `tls`: see `build_service`."""
     secret = settings.navidrome_admin_password
     return OwnAccount(
         settings.navidrome_admin_username,
         settings.reverse_proxy_user_header,
         None if secret is None else secret.get_secret_value,
-        _bootstrap_admin(settings),
-        lambda user_name: _api(settings, user_name, None),
+        _bootstrap_admin(settings, tls),
+        lambda user_name: _api(settings, user_name, None, tls),
     )
 
 
-def _bootstrap_admin(settings: Settings) -> BootstrapAdmin | None:
+def _bootstrap_admin(settings: Settings, tls: ssl.SSLContext | None) -> BootstrapAdmin | None:
     name, secret = settings.bootstrap_admin, settings.bootstrap_admin_password
     if name is None:
         return None
     password = None if secret is None else secret.get_secret_value
-    return BootstrapAdmin(name, lambda: _api(settings, name, password))
+    return BootstrapAdmin(name, lambda: _api(settings, name, password, tls))

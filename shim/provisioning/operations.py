@@ -22,6 +22,7 @@ from shim.provisioning.models import NOTHING_WRITTEN, AuditContext, Binding, Bin
 from shim.provisioning.policy import field_changes, last_written
 from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings
+from shim.store.database import Database
 from shim.store.errors import StoreError
 from shim.trust.names import normalize_name
 
@@ -305,8 +306,8 @@ async def operations(
     settings: Settings, record: Callable[[Event], None]
 ) -> AsyncIterator[Operations]:
     """The commands' work with these settings. Raises `StoreError` where the store can't be opened."""
-    service = build_service(settings, record)
-    database = service.bindings.database
+    database = Database(settings.database_url.get_secret_value())
+    service = build_service(settings, record, database)
     if database.file is not None and not database.file.exists():
         raise StoreError(
             f"{database.display_url}: there is no database. Run the command with the settings of "
@@ -314,7 +315,7 @@ async def operations(
             "in its folder, with --env-file, or in its container."
         )
     try:
-        await service.bindings.database.open_async()
+        await database.open_async()
         await service.bindings.load()
         unavailable_reason = ""
         users = None
@@ -330,7 +331,7 @@ async def operations(
         yield Operations(service, users, unavailable_reason)
     finally:
         await service.api.close()
-        await asyncio.to_thread(service.bindings.database.close)
+        await asyncio.to_thread(database.close)
 
 
 @contextmanager

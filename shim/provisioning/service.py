@@ -239,8 +239,8 @@ class ProvisioningService:
         self.cache.revoked()
 
     async def close(self) -> None:
-        """Note who was seen, and let go of everything. The store has `STORE_STOP_SECONDS` for it: if it is
-        silent, when people were seen last is lost."""
+        """Note who was seen, and let go of everything but the database. The store has `STORE_STOP_SECONDS`
+        for it: if it is silent, when people were seen last is lost."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + STORE_STOP_SECONDS
         for task in (self._following, self._announcing):
@@ -253,7 +253,6 @@ class ProvisioningService:
                     await self._store_last_seen()
         self._close_liveness()
         await self.api.close()
-        await asyncio.to_thread(self.bindings.database.close, max(0.0, latest - loop.time()))
 
     async def refresh(self) -> None:
         """Take in what other processes changed in the store, once. Raises `StoreError`."""

@@ -12,6 +12,7 @@ import sys
 from shim.provisioning.factory import build_accounts
 from shim.proxy.gate import RequestInfo
 from shim.settings import load
+from shim.store.database import Database
 from shim.trust.identity import Identity
 
 PEOPLE = 12
@@ -32,7 +33,9 @@ def people(at: int) -> list[Identity]:
 
 
 async def main(at: int) -> None:
-    accounts = build_accounts(load(os.environ), lambda event: None)  # noqa: ARG005
+    settings = load(os.environ)
+    database = Database(settings.database_url.get_secret_value())
+    accounts = build_accounts(settings, lambda event: None, database)  # noqa: ARG005
     await accounts.gate.start()
     sys.stdout.write("begun\n")
     sys.stdout.flush()

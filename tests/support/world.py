@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from shim.audit.events import Event
 from shim.provisioning.admin import OwnAccountRecords
 from shim.provisioning.factory import AccountParts, build_accounts
+from shim.provisioning.service import STORE_STOP_SECONDS
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.settings import load
 from shim.store.database import Database
@@ -63,6 +64,7 @@ class World:
         self.folder = folder
         self._client = build_client(server.upstream)
         self._running: AccountParts | None = None
+        self._database: Database
         self._settings: dict[str, str] = {}
         self._owner = ""
 
@@ -72,7 +74,8 @@ class World:
         """Start the shim's accounts, with these settings, their prefix left out."""
         self.use(**settings)
         loaded = load(self.environment())
-        self.accounts = self._running = build_accounts(loaded, self.events.append)
+        self._database = Database(self.database_url)
+        self.accounts = self._running = build_accounts(loaded, self.events.append, self._database)
         bindings = self.accounts.service.bindings
         bindings.owner = self._owner or bindings.owner
         await self.accounts.gate.start()
@@ -98,6 +101,7 @@ class World:
         running, self._running = self._running, None
         if running is not None:
             await running.gate.stop()
+            await asyncio.to_thread(self._database.close, STORE_STOP_SECONDS)
 
     async def restart(self, **settings: str) -> AccountParts:
         await self.stop()

@@ -30,6 +30,7 @@ BELOW = {
         "control",
         "health",
         "monitors",
+        "navidrome",
         "provisioning",
         "proxy",
         "settings",

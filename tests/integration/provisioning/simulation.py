@@ -103,7 +103,7 @@ class RunningShim:
             build_limits(settings),
             Counters(),
             RecordingObserver(),
-            build_upstream_address(settings),
+            build_upstream_address(settings, None),
             gate=self.world.accounts.gate,
         )
         state = ServerState()

@@ -13,6 +13,7 @@ from shim.provisioning import gate
 from shim.provisioning.factory import build_accounts
 from shim.proxy.gate import AccountDenied
 from shim.settings import load
+from shim.store.database import Database
 from shim.trust.reasons import Reason
 from tests.support.world import World, person, until
 
@@ -174,8 +175,10 @@ async def test_nobody_is_let_through_before_the_server_is_known_to_have_users(
 
 async def test_a_store_that_was_not_opened_yet_is_not_called_well(stand_in_world: World) -> None:
     world = stand_in_world
-    accounts = build_accounts(load(world.environment()), world.events.append)
+    database = Database(world.database_url)
+    accounts = build_accounts(load(world.environment()), world.events.append, database)
     assert [check.state for check in accounts.checks()] == [State.FAILING, State.FAILING]
     await accounts.gate.start()
     assert [check.state for check in accounts.checks()] == [State.OK, State.OK]
     await accounts.gate.stop()
+    database.close()

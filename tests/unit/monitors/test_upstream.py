@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ async def watching(
 ) -> AsyncIterator[UpstreamMonitor]:
     address = navidrome.address
     upstream = Upstream("http" if ca is None else "https", address.host, address.port, address.path)
-    watch = UpstreamMonitor(upstream, None if ca is None else str(ca), base_path, patience)
+    tls = None if ca is None else ssl.create_default_context(cafile=ca)
+    watch = UpstreamMonitor(upstream, tls, base_path, patience)
     try:
         yield watch
     finally:
