@@ -116,7 +116,7 @@ async def test_a_lost_database_lets_nobody_in_until_it_is_restored_or_confirmed(
     await world.start()
     assert await world.request(person("ada")) == "ada"
     status, out, _ = await run(world, "database", "confirm-new")
-    assert status == 0 and "in use already" in out
+    assert status == 0 and "already in use" in out
 
 
 async def test_the_shims_own_password_is_not_marked_as_generated(stand_in_world: World) -> None:
