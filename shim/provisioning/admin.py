@@ -89,8 +89,8 @@ def _put(connection: Connection, name: str, value: int) -> None:
 _EXAMPLE = "172.20.0.5/32; @ on a Unix socket"
 LOST_DATABASE_REMEDY = (
     "Restore the database that SHIM_DATABASE_URL named before (in a container: mount the volume that holds "
-    "it). If there never was one, or it is gone for good, run `navidrome-shim database confirm-new`; the "
-    "account then gets a new password, and people are linked to accounts by name again."
+    "it). If there is no other one, run `navidrome-shim database confirm-new`: the "
+    "account then gets a new password, and identities are linked to accounts by name again."
 )
 
 
@@ -166,7 +166,7 @@ async def ensure_admin_access(
                 None,
                 False,
                 "Navidrome has no users yet",
-                f"Start the shim: it makes the first admin, {own_account.user_name}, by itself.",
+                f"Start the shim: it creates the first admin, {own_account.user_name}.",
             )
         return await _unknown(api, own_account, error_text)
     if await _create_first(api, own_account, records):
@@ -191,9 +191,9 @@ async def is_lost_database(users: tuple[User, ...], records: OwnAccountRecords |
 def lost_database() -> AdminAccess:
     """Return the result for a lost database: no identity is accepted."""
     error = (
-        f"Navidrome has the account {DEFAULT_ADMIN_USERNAME}, but this database knows nothing of "
+        f"Navidrome has the account {DEFAULT_ADMIN_USERNAME}, but this database does not know "
         f"it: the database is "
-        "another one than before, or lost; no identity is accepted"
+        "new or was lost. No identity is accepted"
     )
     return AdminAccess(None, True, error, LOST_DATABASE_REMEDY, lost_database=True)
 
@@ -247,8 +247,8 @@ async def _as_bootstrap_admin(
             return AdminAccess(
                 None,
                 True,
-                f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, who is no admin in Navidrome",
-                "Set it to the name of an admin: in Navidrome, Settings → Users shows who is one.",
+                f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, who is not an admin in Navidrome",
+                "Set it to the name of an admin: in Navidrome, Settings → Users shows the admins.",
             )
         if records is None:
             return AdminAccess(users, True)
@@ -265,16 +265,16 @@ async def _no_bootstrap_user(
         error, remedy = _untrusted(own_account)
         return AdminAccess(None, True, error, remedy)
     if standing is HeaderTrust.KNOWN:  # the password is wrong
-        error = f"Navidrome does not take SHIM_BOOTSTRAP_ADMIN {bootstrap.user_name}: {error_text}"
-        remedy = (
-            "Correct SHIM_BOOTSTRAP_ADMIN_PASSWORD, or leave it out: the user header is enough."
+        error = (
+            f"Navidrome does not accept SHIM_BOOTSTRAP_ADMIN {bootstrap.user_name}: {error_text}"
         )
+        remedy = "Correct SHIM_BOOTSTRAP_ADMIN_PASSWORD, or remove it: the user header is enough."
         return AdminAccess(None, True, error, remedy)
     return AdminAccess(
         None,
         True,
         f"SHIM_BOOTSTRAP_ADMIN names {bootstrap.user_name}, and Navidrome has no such user",
-        "Set it to the name of an existing admin: in Navidrome, Settings → Users shows who is one.",
+        "Set it to the name of an existing admin: in Navidrome, Settings → Users shows the admins.",
     )
 
 
@@ -400,7 +400,7 @@ def _no_admin(own_account: OwnAccount) -> AdminAccess:
     return AdminAccess(
         None,
         True,
-        f"{own_account.user_name} is no admin in Navidrome",
+        f"{own_account.user_name} is not an admin in Navidrome",
         "Set SHIM_BOOTSTRAP_ADMIN to the name of an existing Navidrome admin and start the shim again; or "
         f"in Navidrome, as an admin, open Settings → Users → {own_account.user_name} and switch Is Admin on.",
     )
@@ -409,6 +409,6 @@ def _no_admin(own_account: OwnAccount) -> AdminAccess:
 def _untrusted(own_account: OwnAccount) -> tuple[str, str]:
     remedy = (
         f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address as a CIDR ({_EXAMPLE}), and "
-        f"ND_EXTAUTH_USERHEADER to {own_account.user_header}; then start Navidrome again."
+        f"ND_EXTAUTH_USERHEADER to {own_account.user_header}; then restart Navidrome."
     )
     return f"Navidrome does not take {own_account.user_header} from the shim", remedy

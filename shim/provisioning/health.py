@@ -37,7 +37,7 @@ def accounts_check(
             "accounts",
             State.WARNING,
             f"{unreadable} of Navidrome's accounts can't be read, because their records are too large: their "
-            "people get 503",
+            "users get 503",
             "In Navidrome, as an admin, shorten the account's name or e-mail, or delete the account.",
         )
     missing = tuple(unknown)
@@ -45,10 +45,10 @@ def accounts_check(
         return Check(
             "accounts",
             State.WARNING,
-            f"SHIM_LIBRARY_GROUPS names libraries that Navidrome has not: {', '.join(missing)}",
-            "Name libraries as Navidrome does (Settings → Libraries), or by their id.",
+            f"SHIM_LIBRARY_GROUPS names libraries that Navidrome does not have: {', '.join(missing)}",
+            "Use the names in Navidrome (Settings → Libraries), or their ids.",
         )
-    linked = "" if bindings is None else f", {bindings} linked to a person"
+    linked = "" if bindings is None else f", {bindings} linked to a user"
     return Check("accounts", State.OK, f"{accounts} in Navidrome{linked}")
 
 
@@ -72,7 +72,5 @@ def store_check(display_url: str, fault: str | None) -> Check:
     """What there is to say of the store at `place`."""
     if fault is None:
         return Check("store", State.OK, display_url)
-    remedy = (
-        "See that it answers and may be written to, or set SHIM_DATABASE_URL to a place that does."
-    )
+    remedy = "Check that the database responds and can be written, or set SHIM_DATABASE_URL to another one."
     return Check("store", State.FAILING, fault, remedy)

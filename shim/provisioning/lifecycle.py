@@ -435,7 +435,7 @@ class Provisioner:
         claims_admin = user.is_admin
         password = None
         if existing is not None or not await self._keeps_password(user, identity):
-            password = Readmission("it was linked to a person")
+            password = Readmission("it was linked to a user")
             await self._bindings.put_rule(self._bindings.locked_rule(user.id))
         try:
             after = await self._writer.change(

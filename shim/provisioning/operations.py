@@ -132,17 +132,17 @@ class Operations:
                 *plan,
                 (
                     f"The account was deleted in Navidrome. {person} may have the name {account} again; it "
-                    f"is held against everybody else for {hours:g} hours (`users holds end {account}` ends "
+                    f"is held for this user for {hours:g} hours (`users holds end {account}` ends "
                     "that)."
                 ),
             ]
         return [
             *plan,
             (
-                "Its password is replaced by one that nobody knows. Its tokens end, and so does every "
-                "response that is under way."
+                "Its password is replaced by a random one. Its tokens become void, and every "
+                "response in progress ends."
             ),
-            f"The next person who signs in as {account} may claim it, {binding.provider_username} too.",
+            f"The next user who signs in as {account} may claim it, {binding.provider_username} too.",
         ]
 
     def lock_plan(self, name: str) -> list[str]:
@@ -151,21 +151,21 @@ class Operations:
         binding = self._service.bindings.by_account(user.id)
         plan = [
             (
-                f"The password of {user.user_name} is replaced by one that nobody knows. Its tokens end, "
-                "and so does every response that is under way."
+                f"The password of {user.user_name} is replaced by a random one. Its tokens become void, "
+                "and every response in progress ends."
             )
         ]
         if binding is None or binding.uid is None:
             return [
                 *plan,
-                "Nobody is linked to it: the lock ends when a person claims it, or by `users unlock`.",
+                "It is not linked: the lock ends when a user claims it, or with `users unlock`.",
             ]
         return [
             *plan,
             (
                 f"{binding.provider_username} (uid {binding.uid}) is let in again at the next "
                 f"sign-in, if the "
-                "policy allows it, and can then set a password. To keep that person out, use the identity "
+                "policy allows it, and can then set a password. To keep this user out, use the identity "
                 "provider."
             ),
         ]
@@ -178,7 +178,7 @@ class Operations:
             raise OperationError(f"{user.user_name} is not locked")
         if binding is not None:
             raise OperationError(
-                f"{user.user_name} was linked to a person: the lock ends when one signs in who may have it"
+                f"{user.user_name} was linked before: the lock ends when a user who may have it signs in"
             )
         await bindings.put_rule(replace(rule, locked=False))
 
@@ -194,7 +194,7 @@ class Operations:
         """Hold a user name no longer."""
         normalized = normalize_name(name)
         if normalized not in {hold.name for hold in self.holds()}:
-            raise OperationError(f"{name} is not held; `users holds list` shows all")
+            raise OperationError(f"{name} is not held. Run `users holds list` to see all.")
         await self._service.bindings.end_rest(normalized)
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
@@ -231,7 +231,7 @@ class Operations:
                 if found is None or found.uid != binding.uid:
                     break
                 binding = found
-        raise Busy("it was changed by others meanwhile; try again")
+        raise Busy("another process changed it meanwhile. Try again.")
 
     def _row(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> AccountRow:
         is_open = user.user_name in open_names
@@ -275,12 +275,12 @@ class Operations:
         for binding in self._service.bindings.all():
             if normalized in (binding.normalized_name, normalize_name(binding.provider_username)):
                 return binding
-        raise OperationError(f"no account named {name} is linked; `users list` shows all")
+        raise OperationError(f"no account named {name} is linked. Run `users list` to see all.")
 
     def _linked(self, name: str) -> Binding:
         binding = self._binding(name)
         if binding.uid is None:
-            raise OperationError(f"{binding.user_name} is linked to nobody")
+            raise OperationError(f"{binding.user_name} is not linked")
         return binding
 
     def _account(self, name: str) -> User:
@@ -291,7 +291,7 @@ class Operations:
             raise OperationError(f"Navidrome has no account {name}")
         if self._service.policy.reserves(name):
             raise OperationError(
-                f"{name} is the shim's own account or protected, and never written to"
+                f"{name} is the shim's own account or protected, so the shim does not change it"
             )
         return found[0]
 
@@ -310,7 +310,7 @@ async def operations(
     service = build_service(settings, record, database)
     if database.file is not None and not database.file.exists():
         raise StoreError(
-            f"{database.display_url}: there is no database. Run the command with the settings of "
+            f"{database.display_url}: the database does not exist. Run the command with the settings of "
             f"the running shim: "
             "in its folder, with --env-file, or in its container."
         )

@@ -93,11 +93,11 @@ class AccountPolicy:
         if unlinked and (not user.is_admin or self.admin(identity)):
             return None
         if self.link_existing == "none":
-            return "the account was not made by the shim, and SHIM_LINK_EXISTING is none"
+            return "the shim did not create the account, and SHIM_LINK_EXISTING is none"
         if self.link_existing == "users" and user.is_admin and not self.admin(identity):
             return (
-                "the account is an admin that the shim did not make, SHIM_LINK_EXISTING is users, and the "
-                "person is in no group of SHIM_ADMIN_GROUPS"
+                "the account is an admin that the shim did not create, SHIM_LINK_EXISTING is users, and the "
+                "user is in no group of SHIM_ADMIN_GROUPS"
             )
         return None
 

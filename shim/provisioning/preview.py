@@ -250,10 +250,10 @@ def _policy_step(policy: AccountPolicy, identity: Identity) -> Step:
         return _rejected(
             "policy",
             Reason.IDENTITY_INCOMPLETE,
-            "the identity has no uid, which accounts are bound by",
+            "the identity has no uid, but accounts are bound to uids",
         )
     if policy.reserves(identity.username):
-        reason = "the name is the shim's own account's or one of SHIM_PROTECTED_USERS"
+        reason = "the name belongs to the shim's own account or is in SHIM_PROTECTED_USERS"
         return _rejected("policy", Reason.RESERVED_ACCOUNT, reason)
     allowed = ", ".join(sorted(policy.allowed_groups))
     groups = ", ".join(identity.groups or ()) or "none"
@@ -261,7 +261,9 @@ def _policy_step(policy: AccountPolicy, identity: Identity) -> Step:
         reason = f"none of the groups ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})"
         return _rejected("policy", Reason.GROUP_NOT_ALLOWED, reason)
     reason = f"a group ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})" if allowed else ""
-    return Step("policy", "may sign in", reason or "SHIM_ALLOWED_GROUPS is not set: everybody may")
+    return Step(
+        "policy", "may sign in", reason or "SHIM_ALLOWED_GROUPS is not set: all users may sign in"
+    )
 
 
 async def _binding_step(
@@ -284,9 +286,7 @@ async def _binding_step(
         return _rejected("account", Reason.NAVIDROME_ACCESS_DENIED, reason)
     records = None if new else OwnAccountRecords(bindings.database)
     if await is_lost_database(admin_access.users, records):
-        reason = (
-            "the database knows nothing of the account navidrome-shim: see `navidrome-shim check`"
-        )
+        reason = "the database does not know the account navidrome-shim: see `navidrome-shim check`"
         return _rejected("account", Reason.DATABASE_UNCONFIRMED, reason)
     assert identity.uid is not None
     binding = bindings.by_uid(identity.uid)
@@ -323,11 +323,11 @@ def _unbound_step(
         return _rejected("account", Reason.IDENTITY_CONFLICT, reason)
     held = bindings.name_hold(normalized)
     if held is not None and held.uid != identity.uid:
-        reason = "the name was another account's until recently, and is held for it"
+        reason = "the name belonged to another account until recently, and is held for its user"
         return _rejected("account", Reason.NAME_HELD, reason)
     user = own_account_of(users, identity.username)
     if user is None:
-        reason = "the uid is bound to no account, and Navidrome has none of this name"
+        reason = "the uid is bound to no account, and Navidrome has no account with this name"
         return Step("account", "created on the first visit", reason, user_name=identity.username)
     binding = bindings.by_account(user.id)
     error = policy.link_error(
@@ -335,7 +335,7 @@ def _unbound_step(
     )
     if error is not None:
         return _rejected("account", Reason.IDENTITY_CONFLICT, error)
-    reason = f"Navidrome has the account {user.user_name}, which is bound to nobody"
+    reason = f"Navidrome has the account {user.user_name}, which is not linked"
     return Step("account", "linked on the first visit", reason, user_name=user.user_name)
 
 
