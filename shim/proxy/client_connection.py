@@ -11,7 +11,7 @@ import asyncio
 import re
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from shim.proxy.error_responses import UNASSIGNED_REQUEST_ID, error_response
 from shim.proxy.failures import Failure
@@ -111,9 +111,12 @@ class ClientConnection(asyncio.Protocol):
         """Change the state. Raises `IllegalTransition`, with the connection aborted, where the table does not
         list it."""
         if state not in TRANSITIONS[self.state]:
-            self.abort()
-            raise IllegalTransition(self.state, state)
+            self._abort_illegal(state)
         self.state = state
+
+    def _abort_illegal(self, state: State) -> NoReturn:
+        self.abort()
+        raise IllegalTransition(self.state, state)
 
     # asyncio.Protocol
 
@@ -412,7 +415,9 @@ class ClientConnection(asyncio.Protocol):
 
     def enter_keep_alive(self) -> None:
         """A response is out, and another request may come."""
-        self.enter(READING_HEAD)
+        if READING_HEAD not in TRANSITIONS[self.state]:  # `enter`, without a call on the hot path
+            self._abort_illegal(READING_HEAD)
+        self.state = READING_HEAD
         self._release_due = True
         self.deadline = self.plane.now + RELEASE_SECONDS  # the idle timeout follows it
 
@@ -532,4 +537,4 @@ class ClientConnection(asyncio.Protocol):
         """Reject a request whose head is not parsed."""
         line, _, _ = bytes(self.read_buffer[: self.plane.limits.header_bytes]).partition(b"\r\n")
         self.handler = handler = RequestHandler(self)
-        handler.reject(self.plane.decisions.reject(reason, detail, self.context(), line))
+        handler.reject_unparsed(self.plane.decisions.reject(reason, detail, self.context(), line))

@@ -115,16 +115,16 @@ class RequestHandler:
         self._account: Account | None = None
         self._request_id = ""
         self._slow_path: SlowPath | None = None
-        self._started = 0.0  # where access is logged
+        self._started: float  # where access is logged
         self.upstream: Upstream | None = None
         self._retried = False
         self._unfinished = False  # something is to be done when the response comes, or never will
-        self._buffer: BodyBuffer | None = None
+        self._buffer: BodyBuffer | None  # where something is to be done
         self._decoder: ChunkedDecoder
         self._body_remaining: int
-        self._upload_paused: bool
-        self._response_lines = b""
-        self._response_status = 0
+        self._upload_paused = False
+        self._response_lines: bytes  # where the response began
+        self._response_status: int
         self._bytes_sent = 0
         self.request_sent = False
         self.response_begun = False
@@ -161,14 +161,20 @@ class RequestHandler:
                 if self._account is None and outcome.path_class is not _INTERNAL:
                     self._wait(self._serve(decision, head))
                     return
-        self._accept(decision)
+        line = decision.request_line
+        assert line is not None
+        connection = self._connection
+        connection.keep_alive = connection.keep_alive and decision.keep_alive
+        self.http10 = line.version == 10
+        self.no_body = line.method == b"HEAD"
+        self.upgrading = decision.upgrade
         if decision.has_navidrome_tokens:
             self._check_tokens()
             outcome = self._decision.outcome
         plane.counters.requests[outcome.index] += 1
         if verdict is _STRIPPED:
             plane.observer.request_decided(decision, self._ensure_request_id())
-        upstream = self._pool().take()
+        upstream = (plane.pool if outcome.path_class is not _INTERNAL else self._pool()).take()
         if upstream is None:
             self._wait(self._connect())
         else:
@@ -495,7 +501,9 @@ class RequestHandler:
             head = decision.render_head(None if account is None else account.user_name)
         upstream.begin(self, head)
         if decision.writes_users and plane.gate is not None:
-            self._unfinished = True
+            if not self._unfinished:
+                self._unfinished = True
+                self._buffer = None
             plane.gate.users_may_have_changed()
         length = block.metadata.length
         if length <= 0 and length != CHUNKED:
@@ -511,7 +519,6 @@ class RequestHandler:
 
     def _begin_upload(self, length: int, *, expect_continue: bool) -> None:
         connection = self._connection
-        self._upload_paused = False
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
             self._body_remaining = USER_BODY_BYTES if self._decision.writes_users else _UNLIMITED
@@ -690,6 +697,7 @@ class RequestHandler:
         connection = self._connection
         connection.enter(TUNNEL)
         self.response_begun = True
+        self._response_lines = b""
         self._response_status = 101
         self._plane.counters.tunnels_open += 1
         connection.deadline = NEVER
@@ -720,7 +728,8 @@ class RequestHandler:
             connection.send_and_close(b"")
             return
         connection.enter_keep_alive()
-        connection.resume()
+        if connection.read_buffer or connection.read_paused:
+            connection.resume()
 
     def upstream_closed_early(self, *, unused: bool) -> None:
         """The connection went before a byte of the response: try another one, where that is safe."""
@@ -760,7 +769,7 @@ class RequestHandler:
     @property
     def sends_media(self) -> bool:
         """Whether the response is audio or video, whose player may be paused for long."""
-        return _MEDIA.search(self._response_lines) is not None
+        return self.response_begun and _MEDIA.search(self._response_lines) is not None
 
     def response_incomplete(self, failure: Failure) -> None:
         """Count and log the response that is under way, if there is one: it does not become whole."""
@@ -798,8 +807,6 @@ class RequestHandler:
         """Count, log and answer a rejected request."""
         self._decision = decision
         plane = self._plane
-        if not self._started and plane.observer.logs_access:
-            self._start_clock()
         self.cancel()
         plane.counters.requests[decision.outcome.index] += 1
         location = sign_in_location(
@@ -808,6 +815,12 @@ class RequestHandler:
         status = decision.outcome.status if location is None else 302
         plane.observer.request_decided(decision, self._ensure_request_id(), status)
         self._respond(status, decision, retry_after, location=location)
+
+    def reject_unparsed(self, decision: Decision) -> None:
+        """Reject a request whose head was not parsed."""
+        if self._plane.observer.logs_access:
+            self._start_clock()
+        self.reject(decision)
 
     def close_without_response(self, decision: Decision, *, logged: bool) -> None:
         """Count a rejected request, and close the connection."""
@@ -846,6 +859,7 @@ class RequestHandler:
             sign_out=plane.options.sign_out_url,
             keep_alive=keep_alive,
         )
+        self._response_lines = b""
         self._response_status = status
         self.response_begun = True
         self._bytes_sent = len(response)

@@ -50,7 +50,7 @@ class SlowPath:
         self.resume()
 
     def cancel(self) -> None:
-        """End the coroutine at its wait. One that is just running goes on to its end."""
+        """End the coroutine at its wait. One that is just running goes on to its next wait or its end."""
         slow, self._coroutine = self._coroutine, None
         if slow is not None and not self._running:
             slow.close()
@@ -81,4 +81,6 @@ class SlowPath:
             raise
         finally:
             self._running = False
+        if self._coroutine is None:
+            slow.close()  # it was cancelled while it ran
         return False

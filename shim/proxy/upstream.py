@@ -56,6 +56,7 @@ class Pool(Protocol):
     """Where an upstream connection belongs, as far as it needs to know."""
 
     templates: ResponseTemplateCache
+    down: bool
 
     def release(self, upstream: Upstream) -> None:
         """Take a connection back, for the next request."""
@@ -225,7 +226,8 @@ class Upstream(asyncio.Protocol):
             matched = self._pool.templates.match(data)
             if matched is not None:
                 head, end = matched
-                self._pool.response_received()
+                if self._pool.down:
+                    self._pool.response_received()
                 self._start_response(client, head, data, end)
                 return
         else:
