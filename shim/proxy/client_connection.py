@@ -237,7 +237,7 @@ class ClientConnection(asyncio.Protocol):
         """A response is out, and another request may come."""
         self._phase = _HEAD
         self._release_due = True
-        self.deadline = self._plane.now + min(RELEASE_SECONDS, self._plane.limits.idle_timeout)
+        self.deadline = self._plane.now + RELEASE_SECONDS  # the idle timeout follows it
 
     def _resume(self) -> None:
         """Serve what was kept while something was under way."""
