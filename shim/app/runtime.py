@@ -45,8 +45,8 @@ from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.navidrome.transport import upstream_tls
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.counters import Counters
-from shim.proxy.downstream import Downstream
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamAddress
 from shim.proxy.server import DataPlane, Options
@@ -194,7 +194,7 @@ class Runtime:
         )
         config = uvicorn.Config(
             self._application,
-            http=cast("Any", Downstream if self.plane.options.tls is None else TlsHandshake),
+            http=cast("Any", ClientConnection if self.plane.options.tls is None else TlsHandshake),
             interface="asgi3",
             ws="none",
             lifespan="on",
@@ -222,7 +222,7 @@ class Runtime:
         self._data.should_exit = True
 
     def _abort_clients(self) -> int:
-        open_clients = [c for c in self.plane.connections if isinstance(c, Downstream)]
+        open_clients = [c for c in self.plane.connections if isinstance(c, ClientConnection)]
         for client in open_clients:
             client.abort_at_shutdown()
         return len(open_clients)

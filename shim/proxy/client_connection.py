@@ -1,67 +1,107 @@
-"""A client's connection, below HTTP: what was read and not looked at yet, pausing both ways, deadlines, and
-the ways to end it.
+"""A client's connection: the socket, what was read from it, flow control, deadlines, and where a head ends.
 
-Nothing here knows a request. Whoever builds on it says what is done with what was read, and what has to
-be dropped when the client goes.
+`ClientConnection` is the class that uvicorn is given as its HTTP protocol. Each request head gets a
+`RequestHandler`, which decides and forwards; one request is handled at a time. What a client sends ahead is
+buffered up to a limit, then reading pauses. `states.py` has the states.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from shim.proxy.error_responses import UNASSIGNED_REQUEST_ID, error_response
 from shim.proxy.failures import Failure
+from shim.proxy.request_handler import RequestHandler
 from shim.proxy.server import NEVER, DataPlane
-from shim.proxy.states import CLOSING, READING_HEAD, TRANSITIONS, TUNNEL, IllegalTransition, State
+from shim.proxy.states import (
+    BUFFERING_FORM,
+    CLOSING,
+    FORWARDING,
+    READING_HEAD,
+    TRANSITIONS,
+    TUNNEL,
+    VERIFYING,
+    IllegalTransition,
+    State,
+)
+from shim.trust.cached_decisions import ConnectionContext, DecisionCache, PendingVerification
+from shim.trust.decision import Decision
 from shim.trust.peers import Peer, parse_peer
+from shim.trust.reasons import Reason, Verdict
 
 if TYPE_CHECKING:
+    from uvicorn.config import Config
     from uvicorn.server import ServerState
 
 SHUTDOWN_IDLE_SECONDS = 0.5
-RELEASE_SECONDS = 2.0  # an idle connection keeps what belongs to its last request for so long
+RELEASE_SECONDS = 2.0  # an idle connection keeps its last request for so long
+# Heads that are buffered and read in one turn of the loop; the next ones wait for another.
+_HEADS_PER_TURN = 8
+_TLS = b"\x16\x03"  # a handshake record (RFC 8446 §5.1)
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
+# Members of an enumeration are slow to look up; what each request passes has them at hand.
+_REJECTED = Verdict.REJECTED
 
 
 class ClientConnection(asyncio.Protocol):
     """A client's socket.
 
-    `keep_alive`: another request may follow. `write_paused`: the client takes nothing for now.
+    `handler` is that of the current or the last request, None before the first and after a while without one.
+    `keep_alive`: another request may follow. `write_paused`: the client reads nothing for now. `read_paused`:
+    nothing is read from the client. `deadline` ends the state, `send_deadline` what was written and not read.
     """
 
     __slots__ = (
         "_aborted",
-        "_peer",
-        "_plane",
+        "_context",
+        "_decisions",
+        "_empty_line_seen",
         "_queued",
-        "_read_buffer",
-        "_read_paused",
         "_release_due",
+        "_searched",
         "_server_state",
-        "_transport",
         "_untrusted",
         "deadline",
+        "handler",
         "keep_alive",
+        "peer",
+        "plane",
+        "read_buffer",
+        "read_paused",
         "send_deadline",
         "state",
+        "transport",
         "write_paused",
     )
 
-    def __init__(self, plane: DataPlane, server_state: ServerState) -> None:
-        self._plane = plane
+    def __init__(
+        self,
+        config: Config,  # noqa: ARG002 - uvicorn hands it to every protocol class
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.plane: DataPlane = app_state["plane"]
         self._server_state = server_state
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
+        self.peer: Peer
         self.state = READING_HEAD
-        self._read_buffer = bytearray()  # what was read and not looked at yet
-        self._queued = False  # in the lane, for a turn of its own
-        self._read_paused = False
+        self.handler: RequestHandler | None = None
+        self.read_buffer = bytearray()  # what was read and not looked at yet
+        self._searched = 0  # bytes of it without the end of a head
+        self._empty_line_seen = False
+        self._queued = False  # for a turn of its own
+        self.read_paused = False
         self._release_due = False  # the deadline of an idle connection is that for its last request
-        self._peer: Peer
         self._untrusted = False
         self._aborted = False  # by the shim, which has logged why
+        self._decisions: DecisionCache | None = None
+        self._context: ConnectionContext
         self.keep_alive = True
         self.write_paused = False
         self.deadline = NEVER
@@ -71,37 +111,18 @@ class ClientConnection(asyncio.Protocol):
         """Change the state. Raises `IllegalTransition`, with the connection aborted, where the table does not
         list it."""
         if state not in TRANSITIONS[self.state]:
-            self.abort()
-            raise IllegalTransition(self.state, state)
+            self._abort_illegal(state)
         self.state = state
 
-    # what is built on it has to say
-
-    def _serve(self) -> None:
-        """Go on with what is kept, if nothing is under way."""
-        raise NotImplementedError
-
-    def _cancel_pending(self) -> None:
-        """Drop what was asked of others."""
-        raise NotImplementedError
-
-    def expired(self) -> None:
-        """The deadline of the phase has passed."""
-        raise NotImplementedError
-
-    def check_account(self) -> None:
-        """An account was revoked: end what is under way, if it is for that one."""
-        raise NotImplementedError
-
-    def _over_read_limit(self) -> None:
-        """Pause reading, or end the connection: more is kept than the limit allows."""
-        raise NotImplementedError
+    def _abort_illegal(self, state: State) -> NoReturn:
+        self.abort()
+        raise IllegalTransition(self.state, state)
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        plane = self._plane
+        self.transport = cast("asyncio.Transport", transport)
+        plane = self.plane
         plane.connections.add(self)
         self._server_state.connections.add(cast("Any", self))
         self.deadline = plane.now + plane.limits.request_header_timeout
@@ -110,52 +131,107 @@ class ClientConnection(asyncio.Protocol):
             # Reset before it was accepted: it has no address any more, and is not a Unix peer for that.
             plane.counters.client_connections += 1
             self.enter(CLOSING)
-            self._transport.abort()
+            self.transport.abort()
             return
-        self._peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
-        self._untrusted = plane.connection_opened(self._peer)
+        self.peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
+        self._untrusted = plane.connection_opened(self.peer)
         if plane.over_limit(untrusted=self._untrusted):
             self._reject_over_limit()
 
     def _reject_over_limit(self) -> None:
-        limit = self._plane.limits.max_connections
-        if self._plane.counters.client_connections > limit + max(8, limit // 8):
-            # Even saying so takes a descriptor for a while.
+        limit = self.plane.limits.max_connections
+        if self.plane.counters.client_connections > limit + max(8, limit // 8):
+            # Even a response takes a descriptor for a while.
             self.enter(CLOSING)
-            self._transport.abort()
+            self.transport.abort()
         else:
-            self._send_and_close(error_response(503, None, UNASSIGNED_REQUEST_ID, retry_after=5))
+            self.send_and_close(error_response(503, None, UNASSIGNED_REQUEST_ID, retry_after=5))
+
+    def data_received(self, data: bytes) -> None:
+        state = self.state
+        if state is READING_HEAD:
+            if self.write_paused or self._queued:
+                self.buffer_data(data)
+            elif self.read_buffer or not self._serve_single(data):
+                self.read_buffer += data
+                self._serve()
+            return
+        handler = self.handler
+        assert handler is not None or state is CLOSING
+        if handler is None or state is CLOSING:
+            return
+        if state is FORWARDING and not handler.request_sent:
+            handler.upload(data)
+        elif state is TUNNEL:
+            handler.send_through_tunnel(data)
+        elif state is BUFFERING_FORM:
+            handler.form_received(data)
+        else:
+            self.buffer_data(data)
+
+    def eof_received(self) -> bool:
+        # A client that ends its side while a response is pending has left (RFC 9112 §9.6).
+        state, handler = self.state, self.handler
+        if handler is not None:
+            if state is FORWARDING and handler.response_begun:
+                handler.response_incomplete(Failure.CLIENT_LEFT)
+                self.abort()
+                return False
+            if state is TUNNEL:
+                handler.end_tunnel()
+            handler.cancel()
+        if state is not CLOSING:
+            self.linger()
+        if state is not TUNNEL:
+            self.enter(CLOSING)
+        return False
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.send_deadline = self.plane.now + self._send_timeout()
+        if self.handler is not None:
+            self.handler.pause_upstream()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.send_deadline = NEVER
+        if self.handler is not None:
+            self.handler.resume_upstream()
+        self.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._plane.connection_closed(untrusted=self._untrusted)
-        self._plane.connections.discard(self)
-        self._plane.paused.pop(self, None)
+        self.plane.connection_closed(untrusted=self._untrusted)
+        self.plane.connections.discard(self)
+        self.plane.paused.pop(self, None)
         self._server_state.connections.discard(cast("Any", self))
         if self.state is TUNNEL:
-            self._plane.counters.tunnels_open -= 1
+            self.plane.counters.tunnels_open -= 1
         if not self._aborted:
             self._response_incomplete(Failure.CLIENT_LEFT)
-        self._cancel_pending()
+        self._cancel()
         self.enter(CLOSING)
+        self.handler = None
+
+    # the end of a connection
 
     def shutdown(self) -> None:
         """The server stops: end the connection after the next response. An idle one is kept for a moment,
         since a request may be on its way."""
         self.keep_alive = False
-        if self.state is READING_HEAD and not self._read_buffer:
+        if self.state is READING_HEAD and not self.read_buffer:
             now = asyncio.get_running_loop().time()
             self.deadline = min(self.deadline, now + SHUTDOWN_IDLE_SECONDS)
 
     def abort(self) -> None:
         """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
         nor chunks as if it were whole."""
-        self._cancel_pending()
-        self._read_buffer.clear()
+        self._cancel()
+        self.read_buffer.clear()
         self._aborted = True
-        self._transport.get_extra_info("socket").setsockopt(
+        self.transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
         )
-        self._transport.abort()
+        self.transport.abort()
 
     def abort_at_shutdown(self) -> None:
         """End it now, since the time to stop in is over."""
@@ -168,42 +244,6 @@ class ClientConnection(asyncio.Protocol):
             self._response_incomplete(Failure.SEND_TIMEOUT)
             self.abort()
 
-    # reading
-
-    def _buffer_data(self, data: bytes) -> None:
-        self._read_buffer += data
-        if len(self._read_buffer) > self._plane.limits.max_buffered_bytes:
-            self._over_read_limit()
-
-    def _pause_reading(self) -> None:
-        if not self._read_paused:
-            self._read_paused = True
-            self._transport.pause_reading()
-            self._plane.paused[self] = None
-
-    def _resume_reading(self) -> None:
-        # Between requests what is kept is the beginning of a head, which has a bound of its own.
-        if self._queued or not self._read_paused:
-            return
-        unfinished = self.state is READING_HEAD and not self.write_paused
-        if unfinished or len(self._read_buffer) <= self._plane.limits.max_buffered_bytes:
-            self._read_paused = False
-            self._transport.resume_reading()
-            self._plane.paused.pop(self, None)
-
-    def descriptor(self) -> int:
-        """Return the file descriptor of the client's socket, -1 where it is closed."""
-        descriptor: int = self._transport.get_extra_info("socket").fileno()
-        return descriptor
-
-    def _response_incomplete(self, failure: Failure) -> None:
-        """Count and log the response that is under way, if there is one: it does not become whole."""
-        raise NotImplementedError
-
-    def _send_timeout(self) -> float:
-        """Return how many seconds written bytes may wait for the client."""
-        raise NotImplementedError
-
     def hung_up(self, *, reset: bool) -> None:
         """End the connection whose client has left while reading is paused; `reset`: both directions ended.
 
@@ -212,48 +252,62 @@ class ClientConnection(asyncio.Protocol):
             self._response_incomplete(Failure.CLIENT_LEFT)
             self.abort()
 
-    # work that others must not wait for
+    def check_account(self) -> None:
+        """An account was revoked: end what is under way, if it is for that one."""
+        if self.handler is not None and (self.state is FORWARDING or self.state is TUNNEL):
+            self.handler.check_account()
 
-    def _enqueue(self) -> None:
-        """Have `turn` called in one of the next turns of the loop, and read nothing until then."""
-        if not self._queued:
-            self._queued = True
-            self._plane.verification_queue.enqueue(self)
+    def expired(self) -> None:
+        """The deadline of the state has passed."""
+        due, self.deadline = self.deadline, NEVER
+        state, handler = self.state, self.handler
+        if state is READING_HEAD:
+            if self.read_buffer and not self.write_paused:
+                self._reject_unparsed(Reason.HEAD_TIMEOUT, "no whole head")
+            else:
+                self._release_or_close(due)
+        elif handler is not None and state not in (VERIFYING, TUNNEL, CLOSING):
+            handler.expired()
+        elif self.transport.get_write_buffer_size():
+            self.send_timed_out()
+        else:
+            self.transport.abort()
 
-    def run(self) -> None:
-        """Go on with what was left for this turn."""
-        raise NotImplementedError
+    def _release_or_close(self, due: float) -> None:
+        """Drop the last request, which may hold 64 kB, or close the connection where it has been idle for
+        long enough; `due` was the deadline."""
+        plane = self.plane
+        due += plane.limits.idle_timeout - RELEASE_SECONDS
+        if not self._release_due or not self.keep_alive or due < plane.now:
+            self._close_idle()
+            return
+        self._release_due = False
+        self.deadline = due
+        if not self.write_paused and not self.transport.get_write_buffer_size():
+            self.handler = None
 
-    def _enter_keep_alive(self) -> None:
-        """A response is out, and another request may come."""
-        self.enter(READING_HEAD)
-        self._release_due = True
-        self.deadline = self._plane.now + min(RELEASE_SECONDS, self._plane.limits.idle_timeout)
+    def _response_incomplete(self, failure: Failure) -> None:
+        if self.handler is not None:
+            self.handler.response_incomplete(failure)
 
-    def _resume(self) -> None:
-        """Serve what was kept while something was under way."""
-        if self.state is READING_HEAD:
-            if self._read_buffer:
-                self._serve()
-            if self._read_paused:
-                self._resume_reading()
+    def _cancel(self) -> None:
+        if self.handler is not None:
+            self.handler.cancel()
 
-    # leaving
-
-    def _send_and_close(self, response: bytes) -> None:
-        """Send this, say goodbye, and give the client a moment to read it.
+    def send_and_close(self, response: bytes) -> None:
+        """Send this, end our direction, and give the client a moment to read it.
 
         Closing at once would reset a connection on which bytes are still unread, and the client might
         lose the response with them (RFC 9112 §9.6)."""
         self.enter(CLOSING)
-        self._read_buffer.clear()
-        transport = self._transport
+        self.read_buffer.clear()
+        transport = self.transport
         if response:
             transport.write(response)
-        self._linger()
-        if self._read_paused:
-            self._read_paused = False
-            self._plane.paused.pop(self, None)
+        self.linger()
+        if self.read_paused:
+            self.read_paused = False
+            self.plane.paused.pop(self, None)
             transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
@@ -261,17 +315,226 @@ class ClientConnection(asyncio.Protocol):
             transport.close()
 
     def _close_idle(self) -> None:
-        """End an idle connection."""
         self.enter(CLOSING)
-        self._linger()
-        self._transport.close()
+        self.linger()
+        self.transport.close()
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """Wait a moment for the client to leave; longer where it has not taken all that was written."""
-        limits = self._plane.limits
-        transport = self._transport
-        # With TLS nobody can tell what is still to be sent; uvloop ends such a goodbye by itself.
+        transport = self.transport
+        # With TLS nobody can tell what is still to be sent; uvloop ends such a close by itself.
         unsent = transport.get_write_buffer_size() or not transport.can_write_eof()
-        self.deadline = self._plane.now + (
-            self._send_timeout() if unsent else limits.linger_timeout
+        self.deadline = self.plane.now + (
+            self._send_timeout() if unsent else self.plane.limits.linger_timeout
         )
+
+    def _send_timeout(self) -> float:
+        """Return how many seconds written bytes may wait for the client."""
+        limits = self.plane.limits
+        media = self.handler is not None and self.handler.sends_media
+        return max(limits.send_timeout, limits.media_stall_timeout if media else 0.0)
+
+    # reading
+
+    def buffer_data(self, data: bytes) -> None:
+        """Keep what nobody reads for now."""
+        self.read_buffer += data
+        if len(self.read_buffer) > self.plane.limits.max_buffered_bytes:
+            self.over_read_limit()
+
+    def take_buffer(self) -> bytes:
+        """Return what is buffered, and buffer it no longer."""
+        data = bytes(self.read_buffer)
+        self.read_buffer.clear()
+        return data
+
+    def over_read_limit(self) -> None:
+        """Pause reading where what is buffered may be a request's body; end the connection where the client
+        sent it after a whole request, whose response it does not wait for."""
+        state, handler = self.state, self.handler
+        if state is READING_HEAD or (
+            state is FORWARDING and handler is not None and handler.request_sent
+        ):
+            # The next head may be longer than what is buffered.
+            if len(self.read_buffer) > self.plane.limits.header_bytes + 4:
+                if handler is None:
+                    self.abort()
+                else:
+                    handler.fail(Failure.SENT_AHEAD)
+        elif not self.read_paused:
+            self.pause_reading()
+            self.deadline = min(self.deadline, self.plane.now + self.plane.limits.send_timeout)
+
+    def pause_reading(self) -> None:
+        """Read nothing from the client for now."""
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+            self.plane.paused[self] = None
+
+    def resume_reading(self) -> None:
+        """Read from the client again, unless enough is buffered."""
+        # Between requests the buffer has the beginning of a head, which has a limit of its own.
+        if self._queued or not self.read_paused:
+            return
+        unfinished = self.state is READING_HEAD and not self.write_paused
+        if unfinished or len(self.read_buffer) <= self.plane.limits.max_buffered_bytes:
+            self.read_paused = False
+            self.transport.resume_reading()
+            self.plane.paused.pop(self, None)
+
+    def descriptor(self) -> int:
+        """Return the file descriptor of the client's socket, -1 where it is closed."""
+        descriptor: int = self.transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    # work that others must not wait for
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits for a turn of its own."""
+        return self._queued
+
+    def enqueue(self) -> None:
+        """Go on in one of the next turns of the loop, and read nothing until then."""
+        if not self._queued:
+            self._queued = True
+            self.plane.verification_queue.enqueue(self)
+
+    def run(self) -> None:
+        """Go on with what was left for this turn: chunks of a body, or heads."""
+        self._queued = False
+        handler = self.handler
+        if self.state is FORWARDING and handler is not None:
+            if not handler.request_sent and handler.upstream is not None:
+                handler.upload_buffered()
+        elif self.state is READING_HEAD:
+            self.resume()
+
+    # heads
+
+    def enter_keep_alive(self) -> None:
+        """A response is out, and another request may come."""
+        if READING_HEAD not in TRANSITIONS[self.state]:  # `enter`, without a call on the hot path
+            self._abort_illegal(READING_HEAD)
+        self.state = READING_HEAD
+        self._release_due = True
+        self.deadline = self.plane.now + RELEASE_SECONDS  # the idle timeout follows it
+
+    def resume(self) -> None:
+        """Serve what was buffered while a request was under way."""
+        if self.state is READING_HEAD:
+            if self.read_buffer:
+                self._serve()
+            if self.read_paused:
+                self.resume_reading()
+
+    def context(self) -> ConnectionContext:
+        """Return what the decision needs of the connection, under the policy in force."""
+        decisions = self.plane.decisions
+        if self._decisions is not decisions:
+            scheme = b"https" if self.transport.get_extra_info("sslcontext") else b"http"
+            self._decisions = decisions
+            self._context = decisions.connection_context(self.peer, scheme)
+        return self._context
+
+    def evaluate(self, head: bytes) -> Decision | PendingVerification:
+        """Decide on a whole head, its empty line included."""
+        line, _, block = head[:-2].partition(b"\r\n")
+        plane = self.plane
+        return plane.decisions.evaluate(line, block, self.context(), None, plane.time)
+
+    def _serve(self) -> None:
+        """Read the heads that are buffered, one after the other, as long as nothing is under way; so many in
+        one turn of the loop."""
+        if self._queued:
+            return
+        left = _HEADS_PER_TURN
+        while self.state is READING_HEAD and self.read_buffer and not self.write_paused:
+            if not left:
+                self.pause_reading()
+                self.enqueue()
+                return
+            left -= 1
+            if not self._empty_line_seen and self.read_buffer.startswith(b"\r\n"):
+                # RFC 9112 §2.2: one empty line before a request line is ignored.
+                self._empty_line_seen = True
+                self._searched = 0
+                del self.read_buffer[:2]
+                continue
+            if self.read_buffer.startswith(_TLS):
+                self._reject_tls()
+                return
+            end = self.read_buffer.find(b"\r\n\r\n", self._searched)
+            if end < 0:
+                if not self._searched:
+                    self.deadline = self.plane.now + self.plane.limits.request_header_timeout
+                if _BARE_LF.search(self.read_buffer, self._searched):
+                    # A client using bare LF would hang; reject now.
+                    self._reject_unparsed(
+                        Reason.MALFORMED_HEAD, "a line of the head ends in LF alone"
+                    )
+                    return
+                self._searched = max(1, len(self.read_buffer) - 3)
+                if self._searched > self.plane.limits.header_bytes:
+                    self._too_large()
+                return
+            if end > self.plane.limits.header_bytes:
+                self._too_large()
+                return
+            head = bytes(self.read_buffer[: end + 4])
+            del self.read_buffer[: end + 4]
+            self._searched = 0
+            self._empty_line_seen = False
+            self._handle(self.evaluate(head), head)
+
+    def _serve_single(self, data: bytes) -> bool:
+        """Serve `data` at once if it is one whole head and nothing else, as most requests come."""
+        if not data.endswith(b"\r\n\r\n"):
+            return False
+        plane = self.plane
+        decisions = plane.decisions
+        context = self._context if self._decisions is decisions else self.context()
+        at = data.find(b"\r\n")
+        if not at:
+            return False
+        block_text = data[at + 2 : -2]
+        block = decisions.cached_headers(block_text, context)
+        if len(data) - 4 > plane.limits.header_bytes:
+            return False
+        self._empty_line_seen = False
+        decision = decisions.evaluate(data[:at], block_text, context, block, plane.time)
+        if isinstance(decision, PendingVerification):
+            self._handle(decision, data)
+            return True
+        if decision.outcome.verdict is _REJECTED and b"\r\n\r\n" in data[at:-2]:
+            # It was more than one head: a block that is read has no empty line in it.
+            return False
+        self.handler = handler = RequestHandler(self)
+        handler.start(decision, data)
+        return True
+
+    def _handle(self, found: Decision | PendingVerification, head: bytes) -> None:
+        self.handler = handler = RequestHandler(self)
+        if isinstance(found, PendingVerification):
+            handler.start_verification(found, head)
+        else:
+            handler.start(found, head)
+
+    def _reject_tls(self) -> None:
+        """Close a connection on which TLS is spoken: its client can't read a response in plain HTTP."""
+        detail = "a TLS handshake on the port for plain HTTP"
+        decision = self.plane.decisions.reject(Reason.MALFORMED_HEAD, detail, self.context())
+        RequestHandler(self).close_without_response(
+            decision, logged=self.plane.reports_tls(self.peer)
+        )
+
+    def _too_large(self) -> None:
+        limit = self.plane.limits.header_bytes
+        self._reject_unparsed(Reason.HEAD_TOO_LARGE, f"the head has more than {limit} bytes")
+
+    def _reject_unparsed(self, reason: Reason, detail: str) -> None:
+        """Reject a request whose head is not parsed."""
+        line, _, _ = bytes(self.read_buffer[: self.plane.limits.header_bytes]).partition(b"\r\n")
+        self.handler = handler = RequestHandler(self)
+        handler.reject_unparsed(self.plane.decisions.reject(reason, detail, self.context(), line))

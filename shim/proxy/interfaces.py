@@ -108,14 +108,15 @@ class ProxyContext(Protocol):
 
 
 class ResponseReceiver(Protocol):
-    """Whom an upstream connection serves. The attributes are those of `ExchangingConnection`."""
+    """Whom an upstream connection serves. The attributes are those of `RequestHandler`."""
 
     no_body: bool
-    keep_alive: bool
     http10: bool
     request_sent: bool
     upgrading: bool
-    write_paused: bool
+
+    def close_after_response(self) -> None:
+        """Let no request follow on the client's connection."""
 
     def pause_upload(self) -> None:
         """Navidrome takes no more of the request for now."""
@@ -144,7 +145,7 @@ class ResponseReceiver(Protocol):
     def upstream_closed_early(self, *, unused: bool) -> None:
         """The connection went before a byte of the response; `fresh`: it had carried none yet."""
 
-    def failed(self, failure: Failure) -> None:
+    def fail(self, failure: Failure) -> None:
         """There is no response."""
 
     def response_truncated(self) -> None:

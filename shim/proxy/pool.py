@@ -94,14 +94,15 @@ class UpstreamPool:
                 return upstream
         return None
 
-    def acquire(self, waiter: PoolWaiter) -> None:
-        """Get `client` a connection: it is attached later, or told that it goes unserved."""
+    def acquire(self, waiter: PoolWaiter) -> bool:
+        """Get `waiter` a connection, later. Return whether it may wait: the pool may be closed, or too many
+        wait already."""
         if self.closed or len(self._waiters) >= self._context.limits.max_pending_requests:
-            waiter.connection_failed(Failure.POOL_EXHAUSTED)
-            return
+            return False
         self._waiters[waiter] = None
         if self._open < self._most:
             self._connect()
+        return True
 
     def cancel(self, waiter: PoolWaiter) -> None:
         """The client waits no longer."""

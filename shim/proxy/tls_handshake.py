@@ -10,7 +10,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from shim.proxy.downstream import Downstream
+from shim.proxy.client_connection import ClientConnection
 from shim.trust.peers import parse_peer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TlsHandshake(asyncio.Protocol):
-    """A client's socket until TLS has begun; what follows is a `Downstream`'s."""
+    """A client's socket until TLS has begun; what follows is a `ClientConnection`'s."""
 
     __slots__ = ("_app_state", "_config", "_plane", "_server_state", "_task", "_untrusted")
 
@@ -96,13 +96,13 @@ class TlsHandshake(asyncio.Protocol):
             if not handed_over:
                 sock.close()
 
-    def _downstream(self) -> Downstream:
+    def _downstream(self) -> ClientConnection:
         connection = _TlsClientConnection(self._config, self._server_state, self._app_state)
         connection.handshake = self
         return connection
 
 
-class _TlsClientConnection(Downstream):
+class _TlsClientConnection(ClientConnection):
     """A connection whose TLS has begun, in the place of its handshake."""
 
     __slots__ = ("handshake",)

@@ -51,6 +51,7 @@ class Pool(Protocol):
     """Where an upstream connection belongs, as far as it needs to know."""
 
     templates: ResponseTemplateCache
+    down: bool
 
     def release(self, upstream: Upstream) -> None:
         """Take a connection back, for the next request."""
@@ -75,6 +76,7 @@ class Upstream(asyncio.Protocol):
         "_decoder",
         "_interim",
         "_partial",
+        "_paused",
         "_persistent",
         "_phase",
         "_pool",
@@ -93,6 +95,7 @@ class Upstream(asyncio.Protocol):
         self._phase = _Phase.IDLE
         self._partial = bytearray()  # of a head, or chunks that wait for a turn
         self._decode_scheduled = False
+        self._paused = False  # by the client
         self._searched = 0
         self._interim = 0
         self._remaining = 0
@@ -118,10 +121,12 @@ class Upstream(asyncio.Protocol):
 
     def pause(self) -> None:
         """The client takes no more for now."""
+        self._paused = True
         self._transport.pause_reading()
 
     def resume(self) -> None:
         """The client takes more."""
+        self._paused = False
         if self._phase is _CHUNKS and self._partial:
             self._schedule_decode()
         else:
@@ -183,7 +188,7 @@ class Upstream(asyncio.Protocol):
             return
         if self._phase is _HEAD:
             if self._partial:
-                client.failed(Failure.UPSTREAM_RESPONSE_TRUNCATED)
+                client.fail(Failure.UPSTREAM_RESPONSE_TRUNCATED)
             else:
                 client.upstream_closed_early(unused=self.unused)
         elif self._phase is _Phase.BODY_UNTIL_CLOSE and exc is None:
@@ -216,7 +221,8 @@ class Upstream(asyncio.Protocol):
             matched = self._pool.templates.match(data)
             if matched is not None:
                 head, end = matched
-                self._pool.response_received()
+                if self._pool.down:
+                    self._pool.response_received()
                 self._start_response(client, head, data, end)
                 return
         else:
@@ -262,7 +268,7 @@ class Upstream(asyncio.Protocol):
 
     def _reject_response(self, client: ResponseReceiver) -> None:
         self.abort()
-        client.failed(Failure.UPSTREAM_RESPONSE_MALFORMED)
+        client.fail(Failure.UPSTREAM_RESPONSE_MALFORMED)
 
     def _switched(self, client: ResponseReceiver, head: ResponseHead, remainder: bytes) -> None:
         # RFC 9112 §6.1, RFC 9110 §8.6: a 101 frames no body.
@@ -286,7 +292,7 @@ class Upstream(asyncio.Protocol):
             length = 0
         elif length < 0:
             if client.http10:
-                client.keep_alive = False
+                client.close_after_response()
             else:
                 framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
@@ -358,7 +364,7 @@ class Upstream(asyncio.Protocol):
         """Decode some of the chunks that wait, for one turn of the loop."""
         self._decode_scheduled = False
         client = self._client
-        if client is None or self._phase is not _CHUNKS or client.write_paused:
+        if client is None or self._phase is not _CHUNKS or self._paused:
             return
         used = self._decode(client, bytes(self._partial[:_BYTES_PER_TURN]), _LINES_PER_TURN)
         if used < 0:
@@ -366,7 +372,7 @@ class Upstream(asyncio.Protocol):
         del self._partial[:used]
         if self._partial:
             self._schedule_decode()
-        elif not client.write_paused:
+        elif not self._paused:
             self._transport.resume_reading()
 
     def _decode(self, client: ResponseReceiver, data: bytes, max_lines: int) -> int:
@@ -401,7 +407,8 @@ class Upstream(asyncio.Protocol):
         self._decoder = None
         unsent = not client.request_sent or self._transport.get_write_buffer_size()
         if self._persistent and not unsent and not self.closing:
-            if client.write_paused:
+            if self._paused:
+                self._paused = False
                 self._transport.resume_reading()
             self._pool.release(self)
         else:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from uvicorn.server import ServerState
 
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.counters import Counters
-from shim.proxy.downstream import Downstream
 from shim.proxy.failures import Failure
 from shim.proxy.gate import AccountGate
 from shim.proxy.interfaces import KeyFetcher
@@ -179,7 +179,7 @@ class Front:
     @property
     def reading_paused(self) -> bool:
         """Whether the shim reads nothing more from somebody, for now."""
-        return any(each._read_paused for each in self._connections)
+        return any(each.read_paused for each in self._connections)
 
     @property
     def writing_paused(self) -> bool:
@@ -189,7 +189,7 @@ class Front:
     def pause_writing_above(self, size: int) -> None:
         """Pause writing to the present clients while more than `size` bytes are held for one."""
         for each in self._connections:
-            each._transport.set_write_buffer_limits(high=size)
+            each.transport.set_write_buffer_limits(high=size)
 
     async def until_response_complete(self) -> None:
         """Wait until the shim has received every response whole."""
@@ -198,25 +198,26 @@ class Front:
     @property
     def held(self) -> int:
         """The most bytes that the shim holds for one client."""
-        return max(each._transport.get_write_buffer_size() for each in self._connections)
+        return max(each.transport.get_write_buffer_size() for each in self._connections)
 
     @property
     def held_for_navidrome(self) -> int:
         """The most bytes that the shim holds for one connection to Navidrome."""
-        upstreams = [each._upstream for each in self._connections if each._upstream is not None]
+        handlers = [each.handler for each in self._connections if each.handler is not None]
+        upstreams = [each.upstream for each in handlers if each.upstream is not None]
         return max(each._transport.get_write_buffer_size() for each in upstreams)
 
     @property
-    def _connections(self) -> list[Downstream]:
-        return [cast("Downstream", each) for each in self.plane.connections]
+    def _connections(self) -> list[ClientConnection]:
+        return [cast("ClientConnection", each) for each in self.plane.connections]
 
-    def connection_of(self, client: Client) -> Downstream:
+    def connection_of(self, client: Client) -> ClientConnection:
         """The shim's side of this client's connection, which is on TCP without TLS."""
         wire = client._wire
         assert isinstance(wire, PlainWire)
         name = wire.sock.getsockname()
         return next(
-            each for each in self._connections if each._transport.get_extra_info("peername") == name
+            each for each in self._connections if each.transport.get_extra_info("peername") == name
         )
 
     def pass_time(self, seconds: float) -> None:
@@ -263,8 +264,8 @@ async def front_before(
     plane.sweep(loop.time())
     state = ServerState()
 
-    def connection() -> Downstream | TlsHandshake:
-        made = Downstream if tls is None else TlsHandshake
+    def connection() -> ClientConnection | TlsHandshake:
+        made = ClientConnection if tls is None else TlsHandshake
         return made(cast("Any", None), state, {"plane": plane}, loop)
 
     if path is None:
@@ -284,6 +285,6 @@ async def front_before(
         server.close()
         front.close()
         for left in list(plane.connections):
-            cast("Downstream", left).abort()
+            cast("ClientConnection", left).abort()
         plane.stop()
         await front.until_no_client()

@@ -24,8 +24,8 @@ from uvicorn.server import ServerState
 from demo.navidrome import Fault
 from shim.app.factories import build_limits, build_policy, build_upstream_address
 from shim.provisioning.operations import OperationError, Operations, operations
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.counters import Counters
-from shim.proxy.downstream import Downstream
 from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.identity import Identity
@@ -108,8 +108,8 @@ class RunningShim:
         )
         state = ServerState()
 
-        def connection() -> Downstream:
-            return Downstream(cast("Any", None), state, {"plane": plane}, loop)
+        def connection() -> ClientConnection:
+            return ClientConnection(cast("Any", None), state, {"plane": plane}, loop)
 
         self._plane = plane
         self._listener = await loop.create_server(connection, NEIGHBOUR, 0)
@@ -120,7 +120,7 @@ class RunningShim:
         """Stop serving; the accounts keep running."""
         self._listener.close()
         for connection in list(self._plane.connections):
-            cast("Downstream", connection).abort()
+            cast("ClientConnection", connection).abort()
         self._plane.stop()
 
     async def restart(self) -> None:

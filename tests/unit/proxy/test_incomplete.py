@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shim.proxy.downstream import Downstream
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.limits import Limits
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import Client, get
@@ -101,7 +101,7 @@ async def test_a_response_that_is_cut_by_shutdown_is_incomplete(
 ) -> None:
     client, _ = await begun(front, navidrome, "audio/mpeg")
     (connection,) = front.plane.connections
-    assert isinstance(connection, Downstream)
+    assert isinstance(connection, ClientConnection)
     connection.abort_at_shutdown()
     await client.read_to_reset()
     await front.until_no_client()

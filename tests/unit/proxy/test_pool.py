@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from shim.proxy.downstream import Downstream
+from shim.proxy.client_connection import ClientConnection
 from shim.proxy.failures import Failure
 from shim.proxy.keepalive import IDLE_SECONDS
 from shim.proxy.limits import Limits
@@ -392,8 +392,10 @@ async def test_connections_to_navidrome_have_keepalive(front: Front, navidrome: 
     await client.send(get().encode())
     served, _ = await navidrome.requests()
     (connection,) = front.plane.connections
-    assert isinstance(connection, Downstream) and connection._upstream is not None
-    sock = connection._upstream._transport.get_extra_info("socket")
+    assert isinstance(connection, ClientConnection) and connection.handler is not None
+    upstream = connection.handler.upstream
+    assert upstream is not None
+    sock = upstream._transport.get_extra_info("socket")
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == IDLE_SECONDS
     await served.send(OK)

@@ -63,7 +63,7 @@ async def test_a_connection_makes_the_listed_transitions_and_no_other(
             connection.enter(new)
         assert connection.state is old
         connection.state = READING_HEAD
-        assert connection._transport.is_closing(), "it is aborted"
+        assert connection.transport.is_closing(), "it is aborted"
 
 
 async def test_an_illegal_transition_aborts_both_connections_and_is_logged(

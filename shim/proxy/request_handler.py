@@ -1,0 +1,1001 @@
+"""One request, from its decision to the end of its response.
+
+The fast path is synchronous: the decision is there, the account is known, an upstream connection is idle. A
+request that has to wait goes through `_serve`, one coroutine: verification queue, key set, account, form,
+connection. Whatever ends the request cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
+from shim.http1.framing import CHUNKED, NO_BODY
+from shim.proxy.error_responses import error_response
+from shim.proxy.failures import Failure
+from shim.proxy.gate import Account, AccountDenied, RequestInfo
+from shim.proxy.pool import UpstreamPool
+from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
+from shim.proxy.retry import is_retryable
+from shim.proxy.server import NEVER
+from shim.proxy.sign_in import sign_in_location
+from shim.proxy.slow_path import SlowPath, suspend
+from shim.proxy.states import (
+    BUFFERING_FORM,
+    CONNECTING,
+    FETCHING_JWKS,
+    FORWARDING,
+    PROVISIONING,
+    TUNNEL,
+    VERIFYING,
+)
+from shim.proxy.upstream import Upstream
+from shim.trust.cached_decisions import PendingVerification
+from shim.trust.decision import USER_BODY_BYTES, Decision, reject, user_body_too_large
+from shim.trust.navidrome_tokens import NavidromeClaims, filter_form
+from shim.trust.reasons import PathClass, Reason, Verdict
+from shim.trust.rejection import RequestRejected
+
+if TYPE_CHECKING:
+    from shim.proxy.client_connection import ClientConnection
+
+_UNLIMITED = -1
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Chunks of a request's body that are decoded as they come, and in a turn of the connection's own. The first
+# cost about as much as a request, the others a few times that.
+_CHUNKS_AT_ONCE = 32
+_CHUNKS_PER_TURN = 256
+_PIECE = 16384  # bytes that a turn looks at
+_MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
+# Members of an enumeration are slow to look up; what each request passes has them at hand.
+_AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
+_INTERNAL = PathClass.INTERNAL
+_UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
+
+
+class _RequestFailed(Exception):
+    """Ends the slow path with a failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class _Denied(Exception):
+    """Ends the slow path since the gate denied the account."""
+
+    def __init__(self, denied: AccountDenied) -> None:
+        super().__init__(denied.detail)
+        self.denied = denied
+
+
+class RequestHandler:
+    """Decides on one request, forwards it, and passes its response on.
+
+    `upstream` is the connection to Navidrome while it has one. `request_sent`: Navidrome has the whole
+    request. `response_begun`: bytes of the response were written. `http10`: the request came in HTTP/1.0.
+    `no_body`: its response has no body, since it was a HEAD. `upgrading`: it asked for a WebSocket.
+    """
+
+    __slots__ = (
+        "_account",
+        "_body_remaining",
+        "_buffer",
+        "_bytes_sent",
+        "_connection",
+        "_decision",
+        "_decoder",
+        "_plane",
+        "_request_id",
+        "_response_lines",
+        "_response_status",
+        "_retried",
+        "_slow_path",
+        "_started",
+        "_transport",
+        "_unfinished",
+        "_upload_paused",
+        "_user_write",
+        "_users_listed",
+        "http10",
+        "no_body",
+        "request_sent",
+        "response_begun",
+        "upgrading",
+        "upstream",
+    )
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._plane = connection.plane
+        self._transport = connection.transport
+        self._decision: Decision
+        self._account: Account | None = None
+        self._request_id = ""
+        self._slow_path: SlowPath | None = None
+        self._started: float  # where access is logged
+        self.upstream: Upstream | None = None
+        self._retried = False
+        self._unfinished = False  # something is to be done when the response comes, or never will
+        # The accounts that a request which can change Navidrome's users acts for, once it was announced.
+        self._user_write: tuple[str, ...] | None = None
+        self._users_listed = False  # since the request came
+        self._buffer: BodyBuffer | None  # where something is to be done
+        self._decoder: ChunkedDecoder
+        self._body_remaining: int
+        self._upload_paused = False
+        self._response_lines: bytes  # where the response began
+        self._response_status: int
+        self._bytes_sent = 0
+        self.request_sent = False
+        self.response_begun = False
+        self.http10: bool
+        self.no_body: bool
+        self.upgrading: bool
+
+    # the decision
+
+    def start(self, decision: Decision, head: bytes) -> None:
+        """Do what was decided: at once, unless something has to be waited for."""
+        plane = self._plane
+        outcome = decision.outcome
+        self._decision = decision
+        if plane.observer.logs_access:
+            self._start_clock()
+        verdict = outcome.verdict
+        if verdict is _REJECTED:
+            if outcome.reason is _UNKNOWN_KEY:
+                self._wait(self._serve(decision, head))
+            else:
+                self.reject(decision)
+            return
+        gate = plane.gate
+        if gate is not None:
+            if decision.form or decision.to_user_api:
+                self._wait(self._serve(decision, head))
+                return
+            if verdict is _AUTHENTICATED:
+                identity = decision.identity
+                assert identity is not None
+                self._account = gate.known(identity)
+                # What the internal pages show has to be seen without Navidrome.
+                if self._account is None and outcome.path_class is not _INTERNAL:
+                    self._wait(self._serve(decision, head))
+                    return
+            elif decision.has_navidrome_tokens and not gate.users_listed:
+                self._wait(self._serve(decision, head))
+                return
+        line = decision.request_line
+        assert line is not None
+        connection = self._connection
+        connection.keep_alive = connection.keep_alive and decision.keep_alive
+        self.http10 = line.version == 10
+        self.no_body = line.method == b"HEAD"
+        self.upgrading = decision.upgrade
+        if decision.has_navidrome_tokens:
+            self._check_tokens()
+            outcome = self._decision.outcome
+        plane.counters.requests[outcome.index] += 1
+        if verdict is _STRIPPED:
+            plane.observer.request_decided(decision, self._ensure_request_id())
+        upstream = (plane.pool if outcome.path_class is not _INTERNAL else self._pool()).take()
+        if upstream is None:
+            self._wait(self._connect())
+        else:
+            self._forward(upstream)
+
+    def start_verification(self, pending: PendingVerification, head: bytes) -> None:
+        """Decide once the token has had its turn."""
+        if self._plane.observer.logs_access:
+            self._start_clock()
+        self._wait(self._serve(pending, head))
+
+    def _accept(self, decision: Decision) -> None:
+        line = decision.request_line
+        assert line is not None
+        connection = self._connection
+        connection.keep_alive = connection.keep_alive and decision.keep_alive
+        self.http10 = line.version == 10
+        self.no_body = line.method == b"HEAD"
+        self.upgrading = decision.upgrade
+
+    # the slow path
+
+    def _wait(self, slow: Coroutine[None, Any, None]) -> None:
+        self._slow_path = slow_path = SlowPath(self._guard(slow), self._connection.resume)
+        slow_path.start()
+
+    async def _guard(self, slow: Coroutine[None, Any, None]) -> None:
+        """Turn what ends the slow path early into a response."""
+        try:
+            await slow
+        except _RequestFailed as error:
+            self.fail(error.failure)
+        except _Denied as error:
+            denied = error.denied
+            self._reject_after_all(
+                RequestRejected(denied.reason, denied.detail), denied.retry_after
+            )
+        except RequestRejected as rejection:
+            self._reject_after_all(rejection)
+
+    async def _serve(self, found: Decision | PendingVerification, head: bytes) -> None:
+        """Go the whole way of a request that has to wait somewhere."""
+        decision = await self._decide(found, head)
+        verdict = decision.outcome.verdict
+        if verdict is _REJECTED:
+            self.reject(decision)
+            return
+        self._accept(decision)
+        plane = self._plane
+        gate, identity = plane.gate, decision.identity
+        if gate is not None and verdict is _AUTHENTICATED:
+            assert identity is not None
+            self._account = gate.known(identity)
+            if self._account is None and decision.outcome.path_class is not _INTERNAL:
+                await self._provision()
+        elif gate is not None and decision.has_navidrome_tokens and not gate.users_listed:
+            await self._list_users()
+        if decision.has_navidrome_tokens:
+            self._check_tokens()
+        if self._needs_body():
+            await self._buffer_body()
+            if not self._is_unchanged():
+                await self._provision_again()
+        else:
+            plane.counters.requests[self._decision.outcome.index] += 1
+            if verdict is _STRIPPED:
+                plane.observer.request_decided(decision, self._ensure_request_id())
+        await self._connect()
+
+    async def _decide(self, found: Decision | PendingVerification, head: bytes) -> Decision:
+        """Verify a token in its turn; fetch the key set, once, for a token whose key is unknown."""
+        refreshed = False
+        while True:
+            while isinstance(found, PendingVerification):
+                found = await self._verify(found, head)
+            self._decision = found
+            if refreshed or found.outcome.reason is not _UNKNOWN_KEY:
+                return found
+            keys = self._plane.options.keys
+            future = None if keys is None else keys.request_refresh()
+            if future is None:
+                return found
+            self._connection.enter(FETCHING_JWKS)
+            self._set_deadline(self._plane.limits.upstream_response_timeout)
+            await self._current().wait_for(future)
+            refreshed = True
+            found = self._connection.evaluate(head)
+
+    async def _verify(
+        self, pending: PendingVerification, head: bytes
+    ) -> Decision | PendingVerification:
+        connection, plane = self._connection, self._plane
+        connection.enter(VERIFYING)
+        self._set_deadline(plane.limits.upstream_response_timeout)
+        plane.verification_queue.enqueue(self._current())
+        await suspend()
+        if connection.context() is pending.context:
+            return plane.decisions.verify(pending, plane.time)
+        return connection.evaluate(head)  # another policy is in force by now
+
+    async def _provision(self) -> None:
+        """Have the gate make the account ready."""
+        plane, decision = self._plane, self._decision
+        gate, identity = plane.gate, decision.identity
+        assert gate is not None and identity is not None
+        self._connection.enter(PROVISIONING)
+        self._set_deadline(plane.limits.upstream_response_timeout)
+        verified = decision.outcome.reason is Reason.VERIFIED_JWT
+        peer = decision.source.peer.text
+        future = gate.ensure(identity, RequestInfo(peer, self._ensure_request_id(), verified))
+        await self._current().wait_for(future)
+        if future.cancelled():
+            raise _RequestFailed(Failure.ACCOUNT_UNAVAILABLE)
+        result = future.result()
+        if isinstance(result, AccountDenied):
+            raise _Denied(result)
+        self._account = result
+
+    async def _provision_again(self) -> None:
+        """Ask the gate again for a request that waited, since its account may have changed meanwhile."""
+        gate, identity, claims = self._plane.gate, self._decision.identity, self._decision.claims
+        assert gate is not None
+        if claims and not self._may_continue():
+            raise _RequestFailed(Failure.ACCOUNT_REVOKED)
+        if self._unfinished and identity is not None and not gate.identity_current(identity):
+            # The account has what a later request's groups give: not again what this older one's gave.
+            revoked = not self._may_continue()
+            raise _RequestFailed(
+                Failure.ACCOUNT_REVOKED if revoked else Failure.ACCOUNT_UNAVAILABLE
+            )
+        await self._provision()
+        account = self._account
+        assert account is not None
+        if not all(each.names(account.user_name, account.id) for each in claims):
+            raise _RequestFailed(Failure.ACCOUNT_REVOKED)
+
+    def _is_unchanged(self) -> bool:
+        """Return whether a request that waited may be sent as it is: an account may have been revoked, or
+        Navidrome have become another one, with no users."""
+        gate, decision = self._plane.gate, self._decision
+        if gate is None or (self._account is None and not decision.claims):
+            return True
+        if decision.claims and not self._may_continue():
+            return False
+        identity = decision.identity
+        return identity is None or gate.known(identity) is not None
+
+    async def _list_users(self) -> None:
+        """Have the users listed. Until then no Navidrome token of a request without an identity is valid."""
+        gate = self._plane.gate
+        assert gate is not None
+        self._connection.enter(PROVISIONING)
+        self._set_deadline(self._plane.limits.upstream_response_timeout)
+        future = gate.list_users()
+        await self._current().wait_for(future)
+        if future.cancelled():
+            return
+        denied = future.result()
+        if denied is not None:
+            raise _Denied(denied)
+        self._users_listed = True
+
+    def _needs_body(self) -> bool:
+        """Return whether the body is read before the request is sent: a form may carry a Navidrome token, and
+        Navidrome checks the sender of a change of users at its head, and makes it when the body is whole."""
+        decision, block = self._decision, self._decision.block
+        if self._plane.gate is None or block is None:
+            return False
+        with_body = block.metadata.length not in (NO_BODY, 0)
+        return decision.form or (decision.writes_users and with_body)
+
+    async def _buffer_body(self) -> None:
+        """Read the body. Of a form, remove the Navidrome tokens that are void or another's."""
+        plane, connection, block = self._plane, self._connection, self._decision.block
+        assert block is not None
+        metadata = block.metadata
+        connection.enter(BUFFERING_FORM)
+        self._set_deadline(plane.limits.form_timeout)
+        limit = plane.limits.form_bytes
+        if self._decision.writes_users:
+            limit = min(limit, USER_BODY_BYTES)
+        share = plane.body_budget.share(metadata.client, trusted=self._decision.source.trusted)
+        try:
+            buffer = BodyBuffer(metadata.length, limit, share)
+            self._buffer = buffer
+            self._unfinished = True
+            data = connection.take_buffer()
+            if metadata.expect_continue and not data and not self.http10:
+                self._transport.write(_CONTINUE)
+            connection.resume_reading()
+            rest = buffer.feed(data)
+            while not buffer.done:
+                rest = buffer.feed(await suspend())
+        except BodyTooLarge:
+            if self._decision.writes_users:
+                raise user_body_too_large() from None
+            raise RequestRejected(
+                Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes"
+            ) from None
+        except BufferFull:
+            raise _RequestFailed(Failure.BUFFER_FULL) from None
+        except ChunkedError as error:
+            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)) from None
+        body, removed, claims = buffer.take(), False, tuple[NavidromeClaims, ...]()
+        if self._decision.form:
+            body, removed, claims = await self._filter_form(body)
+        self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
+        if removed:
+            plane.observer.navidrome_token_found(decision, self._ensure_request_id())
+        plane.counters.requests[decision.outcome.index] += 1
+        if decision.outcome.verdict is _STRIPPED and not removed:
+            plane.observer.request_decided(decision, self._ensure_request_id())
+        connection.buffer_data(body + rest + connection.take_buffer())
+
+    async def _filter_form(self, body: bytes) -> tuple[bytes, bool, tuple[NavidromeClaims, ...]]:
+        """Remove the tokens that may not pass. Those of a request without an identity wait until the users
+        are listed."""
+        gate, waits = self._plane.gate, False
+        assert gate is not None
+
+        def accept(claims: NavidromeClaims) -> bool:
+            nonlocal waits
+            waits = waits or (self._account is None and not gate.users_listed)
+            return self._accepts(claims)
+
+        filtered = filter_form(body, accept)
+        if not waits or self._users_listed:
+            return filtered
+        await self._list_users()
+        return filter_form(body, self._accepts)
+
+    def form_received(self, data: bytes) -> None:
+        """Take a piece of the form."""
+        self._current().resume(data)
+
+    async def _connect(self, *, reuse: bool = True) -> None:
+        """Forward the request over an upstream connection, which is waited for where none is idle; `reuse` an
+        idle one."""
+        pool = self._pool()
+        upstream = pool.take() if reuse else None
+        while upstream is None:
+            upstream = await self._wait_for_connection(pool)
+            if self._is_unchanged():
+                break
+            # Not at once: that would be the next waiting request's turn, within this one's.
+            asyncio.get_running_loop().call_soon(pool.release, upstream)
+            await self._provision_again()
+            upstream = pool.take()
+        self._forward(upstream)
+
+    async def _wait_for_connection(self, pool: UpstreamPool) -> Upstream:
+        self._connection.enter(CONNECTING)
+        self._set_deadline(self._plane.limits.upstream_connect_timeout)
+        if not pool.acquire(self):
+            raise _RequestFailed(Failure.POOL_EXHAUSTED)
+        try:
+            upstream: Upstream = await suspend()
+        finally:
+            pool.cancel(self)
+        return upstream
+
+    def connection_ready(self, upstream: Upstream) -> None:
+        """A connection to Navidrome is there."""
+        self._current().resume(upstream)
+
+    def connection_failed(self, failure: Failure) -> None:
+        """There will be no connection to Navidrome."""
+        self._current().throw(_RequestFailed(failure))
+
+    def _current(self) -> SlowPath:
+        assert self._slow_path is not None
+        return self._slow_path
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._connection.deadline = self._plane.now + seconds
+
+    def cancel(self) -> None:
+        """End what is under way: the upstream connection, and whatever is waited for."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abort()
+        slow_path, self._slow_path = self._slow_path, None
+        if slow_path is not None:
+            slow_path.cancel()
+        if self._unfinished:
+            self._finish_request(answered=False)
+
+    def expired(self) -> None:
+        """The deadline of the connection's state has passed."""
+        state = self._connection.state
+        if state is FORWARDING:
+            uploading = not self.request_sent and not self._connection.read_paused
+            self.fail(Failure.BODY_TIMEOUT if uploading else Failure.UPSTREAM_RESPONSE_TIMEOUT)
+        elif state is FETCHING_JWKS:
+            self.reject(self._decision)
+            self._connection.resume()
+        elif state is PROVISIONING:
+            self.fail(Failure.ACCOUNT_TIMEOUT)
+        elif state is BUFFERING_FORM:
+            self.fail(Failure.BODY_TIMEOUT)
+        else:
+            self.fail(Failure.CONNECT_TIMEOUT)
+
+    # Navidrome's own tokens, and accounts that are revoked
+
+    def _check_tokens(self) -> None:
+        """Remove the Navidrome tokens that are void, and, where the request has an identity, those of other
+        accounts. Without provisioning no account is known by its id, so then each counts as another's;
+        without an identity none is known to be void."""
+        before = decision = self._decision
+        account = self._account
+        if self._plane.gate is not None:
+            decision = decision.without_void_tokens(self._is_valid)
+        identity = decision.identity
+        if identity is not None:
+            name = identity.username.encode() if account is None else account.user_name
+            decision = decision.with_tokens_bound_to(name, None if account is None else account.id)
+        self._decision = decision
+        removed = decision.void != before.void or decision.removed_tokens != before.removed_tokens
+        if removed or decision.token_without_identity:
+            self._plane.observer.navidrome_token_found(decision, self._ensure_request_id())
+
+    def _is_valid(self, claims: NavidromeClaims) -> bool:
+        gate = self._plane.gate
+        assert gate is not None
+        account = self._account
+        if account is not None:
+            listed = claims.names(account.user_name, account.id)
+        else:
+            listed = self._users_listed
+        return gate.navidrome_token_valid(
+            claims.username, claims.user_id, claims.issued_at, listed=listed
+        )
+
+    def _accepts(self, claims: NavidromeClaims) -> bool:
+        """Return whether a Navidrome token in a form may pass."""
+        account = self._account
+        named = account is None or claims.names(account.user_name, account.id)
+        return named and self._is_valid(claims)
+
+    def check_account(self) -> None:
+        """An account was revoked: end what is under way, if it is for that one."""
+        # Navidrome has the whole of a request to change users: ending it here would not stop it, and the lock
+        # waits for it.
+        if self._user_write is None and not self._may_continue():
+            self.fail(Failure.ACCOUNT_REVOKED)
+
+    def _may_continue(self) -> bool:
+        gate, decision, account = self._plane.gate, self._decision, self._account
+        if gate is None:
+            return True
+        if account is not None:
+            identity = decision.identity
+            uid = None if identity is None else identity.uid
+            if account.id is None or not gate.may_continue(account.id, uid, 0.0):
+                return False
+        return all(
+            gate.may_continue(claims.user_id, None, claims.issued_at) for claims in decision.claims
+        )
+
+    def _on_unauthorized(self) -> None:
+        # From its API, to a request that named an account: that one may not be there any more.
+        plane, decision = self._plane, self._decision
+        gate, identity, line = plane.gate, decision.identity, decision.request_line
+        if gate is None or identity is None or line is None or self._account is None:
+            return
+        if line.path.startswith(plane.decisions.policy.paths.base + b"api/"):
+            gate.report_unauthorized(identity)
+
+    # the request goes to Navidrome
+
+    def _pool(self) -> UpstreamPool:
+        plane = self._plane
+        if self._decision.outcome.path_class is _INTERNAL and plane.control_pool is not None:
+            return plane.control_pool
+        return plane.pool
+
+    def _forward(self, upstream: Upstream) -> None:
+        """Send the request's head, and what there is of its body."""
+        plane, connection, decision = self._plane, self._connection, self._decision
+        connection.enter(FORWARDING)
+        if decision.to_user_api and not self._announce_user_write(upstream):
+            return
+        self.upstream = upstream
+        block = decision.block
+        assert block is not None
+        if decision.outcome.path_class is _INTERNAL and plane.control_auth_headers:
+            head = decision.render_control_head(
+                plane.decisions.policy.paths, plane.control_auth_headers
+            )
+        else:
+            account = self._account
+            head = decision.render_head(None if account is None else account.user_name)
+        upstream.begin(self, head)
+        length = block.metadata.length
+        if length <= 0 and length != CHUNKED:
+            self.request_sent = True
+            connection.deadline = plane.now + plane.limits.upstream_response_timeout
+            if connection.read_buffer:
+                if len(connection.read_buffer) > plane.limits.max_buffered_bytes:
+                    connection.over_read_limit()
+                else:
+                    connection.resume_reading()
+            return
+        self._begin_upload(length, expect_continue=block.metadata.expect_continue)
+
+    def _announce_user_write(self, upstream: Upstream) -> bool:
+        """Announce a request that can change users. Return whether it may be sent; if not, it has failed."""
+        gate, account, decision = self._plane.gate, self._account, self._decision
+        if gate is None or not decision.writes_users:
+            return True
+        ids = {claims.user_id for claims in decision.claims}
+        if account is not None and account.id is not None:
+            ids.add(account.id)
+        write = tuple(ids)
+        if self._user_write is None and not gate.user_write_started(write):
+            # Not at once: that would be the next waiting request's turn, within this one's.
+            asyncio.get_running_loop().call_soon(self._pool().release, upstream)
+            self.fail(Failure.ACCOUNT_UNAVAILABLE)
+            return False
+        self._user_write = write
+        if not self._unfinished:
+            self._unfinished = True
+            self._buffer = None
+        gate.users_may_have_changed()
+        return True
+
+    def _begin_upload(self, length: int, *, expect_continue: bool) -> None:
+        connection = self._connection
+        if length == CHUNKED:
+            self._decoder = ChunkedDecoder()
+            self._body_remaining = USER_BODY_BYTES if self._decision.writes_users else _UNLIMITED
+        else:
+            self._body_remaining = length
+        self._set_deadline(self._plane.limits.request_body_timeout)
+        if expect_continue and not connection.read_buffer and not self.http10:
+            self._transport.write(_CONTINUE)
+        data = connection.take_buffer()
+        connection.resume_reading()
+        if data:
+            self.upload(data)  # which may pause reading again
+
+    @property
+    def _is_chunked(self) -> bool:
+        block = self._decision.block
+        return block is not None and block.metadata.length == CHUNKED
+
+    def upload(self, data: bytes) -> None:
+        """Send a piece of the request's body on, and buffer what follows it."""
+        upstream, connection = self.upstream, self._connection
+        assert upstream is not None
+        remainder = b""
+        self._set_deadline(self._plane.limits.request_body_timeout)
+        if self._is_chunked:
+            used = 0 if connection.queued else self._decode(data, _CHUNKS_AT_ONCE)
+            if used < 0:
+                return
+            remainder = data[used:]
+            if remainder and not self.request_sent:
+                connection.read_buffer += remainder
+                connection.pause_reading()
+                connection.enqueue()
+                return
+        else:
+            remaining = self._body_remaining - len(data)
+            if remaining < 0:
+                data, remainder = data[:remaining], data[remaining:]
+            self._body_remaining = max(0, remaining)
+            upstream.write(data)
+            self.request_sent = remaining <= 0
+        if self.request_sent:
+            self._upload_ends()
+            if remainder:
+                connection.buffer_data(remainder)
+
+    def upload_buffered(self) -> None:
+        """Decode the next chunks that are buffered, for one turn of the loop."""
+        connection, limits = self._connection, self._plane.limits
+        self._set_deadline(limits.request_body_timeout)
+        used = self._decode(bytes(connection.read_buffer[:_PIECE]), _CHUNKS_PER_TURN)
+        if used < 0:
+            return
+        del connection.read_buffer[:used]
+        if self.request_sent:
+            self._upload_ends()
+        elif connection.read_buffer:
+            connection.enqueue()
+            return
+        if not self._upload_paused:
+            connection.resume_reading()
+        if self.request_sent and len(connection.read_buffer) > limits.max_buffered_bytes:
+            connection.over_read_limit()
+
+    def _decode(self, data: bytes, max_lines: int) -> int:
+        """Send the chunks of `data` on, put together into one. Return how many bytes were read, -1 where the
+        request is rejected for its coding."""
+        assert self.upstream is not None
+        try:
+            pieces, used = self._decoder.feed(data, max_lines)
+        except ChunkedError as error:
+            self._reject_body(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
+            return -1
+        if self._body_remaining != _UNLIMITED:
+            self._body_remaining -= sum(map(len, pieces))
+            if self._body_remaining < 0:
+                self._reject_body(user_body_too_large())
+                return -1
+        self.request_sent = self._decoder.done
+        self.upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
+        return used
+
+    def _upload_ends(self) -> None:
+        if self.response_begun:
+            self._connection.deadline = NEVER
+        else:
+            self._set_deadline(self._plane.limits.upstream_response_timeout)
+
+    def _reject_body(self, rejection: RequestRejected) -> None:
+        if self.response_begun:
+            self._connection.abort()
+        else:
+            self._reject_after_all(rejection)
+
+    def pause_upload(self) -> None:
+        """Navidrome takes no more of the request for now."""
+        self._upload_paused = True
+        self._connection.pause_reading()
+        self._set_deadline(self._plane.limits.send_timeout)
+
+    def resume_upload(self) -> None:
+        """Navidrome takes more."""
+        connection, limits = self._connection, self._plane.limits
+        self._upload_paused = False
+        connection.resume_reading()
+        if connection.read_paused:
+            return
+        if connection.state is FORWARDING and not self.request_sent:
+            self._set_deadline(limits.request_body_timeout)
+        elif connection.state is FORWARDING and not self.response_begun:
+            self._set_deadline(limits.upstream_response_timeout)
+        else:
+            connection.deadline = NEVER
+
+    # the response comes from Navidrome
+
+    def pause_upstream(self) -> None:
+        """The client takes no more for now."""
+        if self.upstream is not None:
+            self.upstream.pause()
+
+    def resume_upstream(self) -> None:
+        """The client takes more."""
+        if self.upstream is not None:
+            self.upstream.resume()
+
+    def response_started(self, status: int, lines: bytes) -> None:
+        """The head of the final response is about to be sent."""
+        self.response_begun = True
+        self._response_lines = lines
+        self._response_status = status
+        if status == 401:
+            self._on_unauthorized()
+        if self._unfinished:
+            self._finish_request(answered=True)
+        connection = self._connection
+        if not self.request_sent:
+            connection.keep_alive = False
+        elif not connection.read_paused:
+            connection.deadline = NEVER
+
+    def _finish_request(self, *, answered: bool) -> None:
+        """Do what was left for when the response comes (`answered`), or never will."""
+        self._unfinished = False
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.release()
+        write, self._user_write = self._user_write, None
+        if write is not None:
+            gate = self._plane.gate
+            assert gate is not None
+            gate.user_write_ended(write, answered=answered)
+            gate.users_may_have_changed()
+
+    def close_after_response(self) -> None:
+        """Let no request follow on the client's connection."""
+        self._connection.keep_alive = False
+
+    def connection_line(self) -> bytes:
+        """Return the line that tells the client whether the connection lasts."""
+        connection = self._connection
+        if not connection.keep_alive or self.upgrading:
+            connection.keep_alive = False
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if self.http10 else b""
+
+    def send(self, data: bytes) -> None:
+        """Write to the client."""
+        self._bytes_sent += len(data)
+        self._transport.write(data)
+
+    def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
+        """Write to the client, without putting the pieces together."""
+        self._bytes_sent += len(pieces[0]) + len(pieces[1])
+        self._transport.writelines(pieces)
+
+    def switch_to_tunnel(self, head: bytes) -> None:
+        """Navidrome switched to WebSocket: from now on bytes pass as they are."""
+        connection = self._connection
+        connection.enter(TUNNEL)
+        self.response_begun = True
+        self._response_lines = b""
+        self._response_status = 101
+        self._plane.counters.tunnels_open += 1
+        connection.deadline = NEVER
+        self.send(head)
+        data = connection.take_buffer()
+        connection.resume_reading()
+        if data:
+            self.send_through_tunnel(data)  # which may pause reading again
+
+    def send_through_tunnel(self, data: bytes) -> None:
+        """Send bytes of the client's to Navidrome as they are."""
+        assert self.upstream is not None
+        self.upstream.write(data)
+
+    def end_tunnel(self) -> None:
+        """The client sends no more: end Navidrome's side once what it sent is out."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.half_close()
+
+    def response_complete(self) -> None:
+        """The response is whole."""
+        self.upstream = None
+        connection = self._connection
+        if self._plane.observer.logs_access:
+            self._log_access()
+        if not connection.keep_alive:
+            connection.send_and_close(b"")
+            return
+        connection.enter_keep_alive()
+        if connection.read_buffer or connection.read_paused:
+            connection.resume()
+
+    def upstream_closed_early(self, *, unused: bool) -> None:
+        """The connection went before a byte of the response: try another one, where that is safe."""
+        self.upstream = None
+        line, block = self._decision.request_line, self._decision.block
+        assert line is not None and block is not None
+        length = block.metadata.length
+        retryable = (
+            not unused
+            and not self._retried
+            and length <= 0
+            and length != CHUNKED
+            and not self.upgrading
+            and is_retryable(line, self._plane.decisions.policy.paths)
+        )
+        if not retryable:
+            self.fail(Failure.UPSTREAM_RESPONSE_MISSING)
+            return
+        self._retried = True
+        self.request_sent = False
+        self._plane.counters.retries += 1
+        self._wait(self._connect(reuse=False))
+
+    def response_truncated(self) -> None:
+        """The response broke off: the client must not take it for whole."""
+        self.upstream = None
+        connection = self._connection
+        if connection.state is not TUNNEL:
+            if self._plane.observer.logs_access:
+                self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
+            self._report_incomplete(Failure.UPSTREAM_RESPONSE_TRUNCATED)
+            connection.abort()
+        else:
+            connection.linger()
+            self._transport.close()
+
+    @property
+    def sends_media(self) -> bool:
+        """Whether the response is audio or video, whose player may be paused for long."""
+        return self.response_begun and _MEDIA.search(self._response_lines) is not None
+
+    def response_incomplete(self, failure: Failure) -> None:
+        """Count and log the response that is under way, if there is one: it does not become whole."""
+        if not self.response_begun:
+            return
+        connection = self._connection
+        under_way = connection.state is FORWARDING and self.upstream is not None
+        # Also of a response that Navidrome gave whole, the client may not have taken everything.
+        if under_way or connection.write_paused or self._transport.get_write_buffer_size():
+            self._report_incomplete(failure)
+            if under_way and self._plane.observer.logs_access:
+                self._log_access(failure)
+
+    # the shim's own responses
+
+    def fail(self, failure: Failure) -> None:
+        """There is no response from Navidrome: send one of our own, or end the connection if one began."""
+        plane, connection = self._plane, self._connection
+        if self.response_begun:
+            if connection.state is FORWARDING and plane.observer.logs_access:
+                self._log_access(failure)
+            self.cancel()
+            self._report_incomplete(failure)
+            connection.abort()
+            return
+        self.cancel()
+        plane.counters.failed(failure)
+        status = failure.status
+        plane.observer.failed(self._decision, self._ensure_request_id(), failure, status)
+        retry_after = 5 if status in (502, 503) else None
+        connection.keep_alive = False
+        self._respond(status, self._decision, retry_after, failure=failure)
+
+    def reject(self, decision: Decision, retry_after: int | None = None) -> None:
+        """Count, log and answer a rejected request."""
+        self._decision = decision
+        plane = self._plane
+        self.cancel()
+        plane.counters.requests[decision.outcome.index] += 1
+        location = sign_in_location(
+            decision, plane.options.sign_in_url, plane.decisions.policy.paths
+        )
+        status = decision.outcome.status if location is None else 302
+        plane.observer.request_decided(decision, self._ensure_request_id(), status)
+        self._respond(status, decision, retry_after, location=location)
+
+    def reject_unparsed(self, decision: Decision) -> None:
+        """Reject a request whose head was not parsed."""
+        if self._plane.observer.logs_access:
+            self._start_clock()
+        self.reject(decision)
+
+    def close_without_response(self, decision: Decision, *, logged: bool) -> None:
+        """Count a rejected request, and close the connection."""
+        plane = self._plane
+        plane.counters.requests[decision.outcome.index] += 1
+        if logged:
+            plane.observer.request_decided(decision, self._ensure_request_id())
+        self._connection.send_and_close(b"")
+
+    def _reject_after_all(self, rejection: RequestRejected, retry_after: int | None = None) -> None:
+        """Reject a request that had been decided otherwise."""
+        decision = self._decision
+        self.reject(
+            reject(rejection, decision.source, decision.request_line, decision.block), retry_after
+        )
+
+    def _respond(
+        self,
+        status: int,
+        decision: Decision,
+        retry_after: int | None,
+        *,
+        location: str | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        connection, plane = self._connection, self._plane
+        keep_alive = connection.keep_alive = connection.keep_alive and decision.keep_alive
+        response = error_response(
+            status,
+            decision,
+            self._ensure_request_id(),
+            failure=failure,
+            retry_after=retry_after,
+            location=location,
+            contact=plane.options.support_contact,
+            sign_out=plane.options.sign_out_url,
+            keep_alive=keep_alive,
+        )
+        self._response_lines = b""
+        self._response_status = status
+        self.response_begun = True
+        self._bytes_sent = len(response)
+        if plane.observer.logs_access:
+            self._log_access()
+        if keep_alive:
+            self._transport.write(response)
+            connection.enter_keep_alive()
+        else:
+            connection.send_and_close(response)
+
+    # the log
+
+    def _report_incomplete(self, failure: Failure) -> None:
+        """Count and log a response that began and did not become whole."""
+        plane = self._plane
+        plane.counters.failed(failure)
+        plane.observer.failed(
+            self._decision,
+            self._ensure_request_id(),
+            failure,
+            self._response_status,
+            self._bytes_sent,
+        )
+
+    def _ensure_request_id(self) -> str:
+        if not self._request_id:
+            self._request_id = secrets.token_hex(8)
+        return self._request_id
+
+    def _start_clock(self) -> None:
+        self._started = asyncio.get_running_loop().time()
+
+    def _log_access(self, incomplete: Failure | None = None) -> None:
+        seconds = asyncio.get_running_loop().time() - self._started
+        self._plane.observer.request_completed(
+            self._decision,
+            self._ensure_request_id(),
+            self._response_status,
+            self._bytes_sent,
+            seconds,
+            incomplete,
+        )

@@ -1,0 +1,124 @@
+"""The driver of the slow path: resumed at once, cancelled at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shim.proxy.slow_path import SlowPath, suspend
+
+
+class Steps:
+    """A slow path with two waits, which records what happens."""
+
+    def __init__(self) -> None:
+        self.log: list[object] = []
+        self.path = SlowPath(self._run(), lambda: self.log.append("resumed end"))
+
+    async def _run(self) -> None:
+        try:
+            self.log.append(await suspend())
+            self.log.append(await suspend())
+        except ValueError as error:
+            self.log.append(str(error))
+        finally:
+            self.log.append("given back")
+
+
+def test_it_goes_on_where_it_is_resumed_and_not_later() -> None:
+    steps = Steps()
+    steps.path.start()
+    assert steps.log == []
+    steps.path.resume(1)
+    assert steps.log == [1]
+    steps.path.run()
+    assert steps.log == [1, None, "given back", "resumed end"]
+    steps.path.resume(3)
+    steps.path.throw(ValueError("late"))
+    steps.path.cancel()
+    assert len(steps.log) == 4, "nothing goes on after the end"
+
+
+def test_cancelling_gives_back_what_it_holds_at_once() -> None:
+    steps = Steps()
+    steps.path.start()
+    steps.path.cancel()
+    assert steps.log == ["given back"]
+    steps.path.resume(1)
+    assert steps.log == ["given back"]
+
+
+def test_an_error_is_raised_where_it_waits() -> None:
+    steps = Steps()
+    steps.path.start()
+    steps.path.throw(ValueError("no connection"))
+    assert steps.log == ["no connection", "given back", "resumed end"]
+
+
+def test_one_that_never_waits_has_no_resumed_end() -> None:
+    async def run() -> None:
+        pass
+
+    SlowPath(run(), lambda: pytest.fail("it was not resumed")).start()
+
+
+def test_one_that_cancels_itself_goes_on_to_its_end() -> None:
+    log: list[str] = []
+
+    async def run() -> None:
+        await suspend()
+        path.cancel()
+        log.append("end")
+
+    path = SlowPath(run(), lambda: log.append("resumed end"))
+    path.start()
+    path.resume()
+    assert log == ["end", "resumed end"]
+
+
+def test_one_that_cancels_itself_and_waits_is_ended_there() -> None:
+    log: list[str] = []
+
+    async def run() -> None:
+        path.cancel()
+        try:
+            await suspend()
+        finally:
+            log.append("given back")
+
+    path = SlowPath(run(), lambda: log.append("resumed end"))
+    path.start()
+    assert log == ["given back"]
+
+
+def test_a_defect_reaches_the_caller_and_ends_it() -> None:
+    async def run() -> None:
+        await suspend()
+        raise RuntimeError("a defect")
+
+    path = SlowPath(run(), lambda: pytest.fail("it did not end well"))
+    path.start()
+    with pytest.raises(RuntimeError, match="a defect"):
+        path.resume()
+    path.resume()
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_future_is_waited_for_or_cancelled(done: bool) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    log: list[str] = []
+
+    async def run() -> None:
+        await path.wait_for(future)
+        log.append("done")
+
+    path = SlowPath(run(), lambda: log.append("resumed end"))
+    path.start()
+    if done:
+        future.set_result(None)
+    else:
+        path.cancel()
+    await asyncio.sleep(0)
+    assert log == (["done", "resumed end"] if done else [])
+    assert future.cancelled() is not done
