@@ -90,15 +90,15 @@ class Paused(Protocol):
 
 
 class KeyFetcher(Protocol):
-    """Whoever fetches the keys that tokens are verified with."""
+    """Fetches the keys that tokens are verified with."""
 
     def request_refresh(self) -> asyncio.Future[None] | None:
-        """A future that is done when they have been fetched again, and what came of it is in force; None
-        where that is not to be waited for."""
+        """Return a future that is done when the keys have been fetched again and are in force; None where the
+        request must not wait for it."""
 
 
 class ProxyContext(Protocol):
-    """What every connection stands on: the plane, as far as they need it. `now` is in seconds."""
+    """The data plane, as far as pools and upstream connections need it. `now` is in seconds."""
 
     counters: Counters
     gate: AccountGate | None
@@ -108,7 +108,7 @@ class ProxyContext(Protocol):
 
 
 class ResponseReceiver(Protocol):
-    """Whom an upstream connection serves. The attributes are those of `RequestHandler`."""
+    """The request that an upstream connection serves. The attributes are those of `RequestHandler`."""
 
     no_body: bool
     http10: bool

@@ -1,7 +1,7 @@
-"""A lane for what takes as long as many requests: one piece in each turn of the loop.
+"""A queue for work that takes as long as many requests: one piece in each turn of the event loop.
 
-A flood of tokens that nobody has seen before would else stand before every request that came after it. So
-they wait for each other here, in the order in which they came, and whoever needs none of it passes by.
+A flood of tokens that were not seen before would otherwise delay every later request. So they wait here for
+each other, in the order in which they came; a request that needs no verification does not wait.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Protocol
 
 
 class QueuedVerification(Protocol):
-    """Whoever stands in the lane."""
+    """Work that waits for its turn."""
 
     def run(self) -> None:
-        """It is their turn: what they do now, everybody waits for."""
+        """Do one piece of work. Everything else waits meanwhile, so it is bounded."""
 
 
 class VerificationQueue:
-    """A queue, as long as there are connections: each stands in it once at most."""
+    """The work in the order of arrival. Its length is bounded: each connection has at most one entry."""
 
     __slots__ = ("_queue",)
 
@@ -27,7 +27,7 @@ class VerificationQueue:
         self._queue: deque[QueuedVerification] = deque()
 
     def enqueue(self, verification: QueuedVerification) -> None:
-        """Have `turn` called, in one of the next turns of the running loop."""
+        """Have `verification.run` called, in one of the next turns of the running loop."""
         self._queue.append(verification)
         if len(self._queue) == 1:
             asyncio.get_running_loop().call_soon(self._run_next)
@@ -37,7 +37,7 @@ class VerificationQueue:
         try:
             verification.run()
         finally:
-            # What came in meanwhile is read before the next one's turn.
+            # What arrived meanwhile is read before the next turn.
             self._queue.popleft()
             if self._queue:
                 asyncio.get_running_loop().call_soon(self._run_next)
