@@ -422,6 +422,8 @@ class Provisioner:
             await self._directory.read(self._api.users)
             raise Outdated("the account with this name changed just now")
         existing = self._bindings.by_account(user.id)
+        if existing is not None and existing.uid == uid:
+            raise Outdated("another process has just linked the account")
         if existing is not None and existing.uid is not None:
             raise AccountDenied(_CONFLICT, f"the account is bound to another uid ({existing.uid})")
         unlinked = existing is not None and existing.created_by_shim

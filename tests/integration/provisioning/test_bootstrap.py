@@ -50,7 +50,7 @@ async def test_the_bootstrap_admins_password_is_enough_where_it_is_set(world: Wo
 async def test_a_bootstrap_admin_who_is_nobody_or_no_admin_is_named(world: World) -> None:
     await world.create_first("admin", "secret-1")
     await world.call("POST", "/api/user", {"userName": "ada", "password": "pw"}, "admin")
-    for name, said in (("nobody", "no such user"), ("ada", "no admin")):
+    for name, said in (("nobody", "no such user"), ("ada", "not an admin")):
         await world.restart(BOOTSTRAP_ADMIN=name)
         detail, remedy = fault(world)
         assert name in detail and said in detail and "SHIM_BOOTSTRAP_ADMIN" in detail

@@ -309,7 +309,7 @@ async def test_explain_tells_the_whole_decision_with_policy_and_binding(
         (edge("boss", "music"), "rejected", "reserved_account", "SHIM_PROTECTED_USERS"),
         (edge("ada", "music", uid="x"), "rejected", "identity_conflict", "uid-of-ada"),
         (edge("ada2", "music", uid="uid-of-ada"), "rejected", "rename_not_followed", "is jwt"),
-        (edge("new", "music"), "authenticated", "trusted_peer", "has none of this name"),
+        (edge("new", "music"), "authenticated", "trusted_peer", "no account with this name"),
     ):
         said = await as_json(world, *arguments)
         assert (said["verdict"], said["reason"]) == (verdict, reason)

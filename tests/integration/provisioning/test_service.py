@@ -108,7 +108,7 @@ async def test_a_shim_that_is_no_admin_says_what_to_do(world: World) -> None:
     await world.call("POST", "/api/user", {"userName": "navidrome-shim", "password": "x"}, "owner")
     await world.start()
     check = world.accounts.checks()[1]
-    assert check.state is State.FAILING and "is no admin" in check.detail
+    assert check.state is State.FAILING and "is not an admin" in check.detail
     shim = (await world.users_as("owner"))["navidrome-shim"]
     await world.call("PUT", f"/api/user/{shim['id']}", {**shim, "isAdmin": True}, "owner")
     # Somebody else made the account, so this database may be a lost one's replacement.
