@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shim.health import DEFAULT_CONTROL_LISTEN
 from shim.settings import endpoints, parsers
@@ -80,10 +81,10 @@ def setting(
     )
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """The settings of one process. Frozen; `load` creates them."""
 
-    model_config = ConfigDict(
+    model_config = SettingsConfigDict(
         frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
     )
 
@@ -419,6 +420,18 @@ class Settings(BaseModel):
         "8",
         "Time limit for a stop, two seconds of it for the store. Docker kills after 10 seconds.",
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Accept only the values that `settings.load` passes: its sources know where each was found."""
+        return (init_settings,)
 
     def public(self) -> dict[str, str]:
         """Return each setting by its variable's name, as a user would write it. Secrets are masked; a setting
