@@ -1,1 +1,1 @@
-"""The composition root: builds the parts from the settings, starts and stops them."""
+"""The composition root: builds the components from the settings, starts and stops them."""

@@ -1,5 +1,7 @@
-"""From settings to what the data plane runs on: policy, limits, addresses. Done once, before the first
-connection."""
+"""Build the policy, limits and addresses of the data plane from the settings.
+
+This is done before the first connection and with each reload.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,12 @@ def build_policy(
     keys: tuple[Key, ...] = (),
     user_header: UserHeaderState | None = None,
 ) -> Policy:
-    """The policy that these settings ask for. `resolved` has the addresses of the whitelist's host names;
-    `suspended` believes nobody; `keys` are those of the provider's key set; `user_header` says whether
-    Navidrome obeys the user header, None takes it for granted."""
+    """Build the policy for these settings.
+
+    `resolved`: the addresses of the host names in the list of trusted peers. `suspended`: trust no
+    identity. `keys`: the keys of the provider's key set. `user_header`: whether Navidrome obeys the user
+    header; None means that it does.
+    """
     proof = settings.public_path_proof
     return Policy(
         number=number,
@@ -62,7 +67,7 @@ def build_policy(
 
 
 def build_limits(settings: Settings) -> Limits:
-    """The bounds that these settings ask for."""
+    """Build the limits for these settings."""
     return Limits(
         header_bytes=settings.max_header_bytes,
         header_lines=settings.max_headers,
@@ -79,7 +84,7 @@ def build_limits(settings: Settings) -> Limits:
 
 
 def jwks_config(settings: Settings) -> JwksConfig | None:
-    """Where the provider's key set is, None where none is asked for."""
+    """Return the address of the provider's key set, or None if none is configured."""
     if settings.jwt_verify == "off" or settings.jwks_url is None:
         return None
     return JwksConfig(
@@ -90,7 +95,10 @@ def jwks_config(settings: Settings) -> JwksConfig | None:
 
 
 def build_upstream_address(settings: Settings, tls: ssl.SSLContext | None) -> UpstreamAddress:
-    """Where Navidrome is. `tls` is what its certificate is verified with, None without TLS."""
+    """Return the address of Navidrome.
+
+    `tls` verifies the certificate of Navidrome; None means without TLS.
+    """
     upstream = settings.upstream
     return UpstreamAddress(upstream.host, upstream.port, upstream.path, tls)
 
@@ -134,7 +142,7 @@ def _tokens(settings: Settings, fetched: tuple[Key, ...]) -> TokenRules | None:
 
 
 def _required(settings: Settings) -> frozenset[Role]:
-    """What an identity may not lack, since the policy reads it."""
+    """Return the roles that every identity must have because the policy reads them."""
     required = set()
     if settings.provisioning:
         required.add(Role.UID)
@@ -144,8 +152,10 @@ def _required(settings: Settings) -> frozenset[Role]:
 
 
 def sign_out_url(settings: Settings) -> str:
-    """Where the 403 page lets a person sign out; empty where that is not known. authentik's address follows
-    from the one that signs in."""
+    """Return the sign-out address for the 403 page, or an empty string if it is unknown.
+
+    For authentik it is derived from the sign-in address.
+    """
     if settings.sign_out_url is not None:
         return settings.sign_out_url
     start = settings.sign_in_url or ""

@@ -1,7 +1,7 @@
-"""End the process where memory is exhausted, so that its supervisor starts it again.
+"""End the process when memory is exhausted, so that its supervisor restarts it.
 
-Nothing starts again what a MemoryError interrupts (a task, a thread, a callback of the event loop), so the
-process would live on without serving. The store is safe at any moment: it is a database.
+Nothing restarts a task, a thread or an event loop callback that a MemoryError interrupts, so the process
+would continue without serving requests. The store is a database, so it is consistent at any moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MESSAGE = b"navidrome-shim: out of memory; the process ends, to be started agai
 
 
 def end_process_on_memory_error(loop: asyncio.AbstractEventLoop) -> None:
-    """End the process at the first MemoryError that nobody handles in this loop or in a thread."""
+    """End the process at the first unhandled MemoryError in this loop or in a thread."""
     thread_hook = threading.excepthook
 
     def in_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""Which policy is in force: what the settings say, and what has to be looked up for it.
+"""Keep the active policy up to date with the settings and with the values that are looked up for it.
 
-Host names, Navidrome's base path, the user header that it obeys and the provider's keys are watched here.
-Whenever one of them differs from what is enforced, the data plane gets a new policy between two requests,
-and the trail is told.
+The monitors watch the host names, Navidrome's base path, the user header that Navidrome obeys and the
+provider's keys. When one of them differs from the active policy, the data plane gets a new policy between
+two requests, and the change is recorded in the audit trail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UPSTREAM_WATCH_SECONDS = 15.0
 
 
 class PolicyUpdater:
-    """Keeps the policy of `plane` up to date, and tells `record` of what changed."""
+    """Update the policy of `plane`, and report each change to `record`."""
 
     def __init__(
         self,
@@ -41,8 +41,11 @@ class PolicyUpdater:
         configuration: Configuration | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`configuration` reads Navidrome's settings, None where the shim has no account there. `tls` is what
-        Navidrome's certificate is verified with, None without TLS."""
+        """Create the monitors for the settings.
+
+        `configuration` reads the settings of Navidrome; None if the shim has no account there. `tls`
+        verifies the certificate of Navidrome; None means without TLS.
+        """
         self.settings = settings
         self._plane = plane
         self._record = record
@@ -59,13 +62,13 @@ class PolicyUpdater:
         self._publish()
 
     def checks(self) -> tuple[Check, ...]:
-        """How what is looked up is, for `/readyz`."""
+        """Return the state of each looked-up value for `/readyz`."""
         return readiness_checks(
             self.settings, self.names.states, self.upstream, self.user_header.state, self.keys
         )
 
     async def start(self) -> None:
-        """Look everything up once, enforce what came of it, and go on looking."""
+        """Look up all values once, apply the results, and start the monitors."""
         await asyncio.gather(
             self.names.resolve(),
             self.upstream.probe(),
@@ -78,7 +81,7 @@ class PolicyUpdater:
         self._watch()
 
     async def stop(self) -> None:
-        """Look nothing up any more."""
+        """Stop all monitors."""
         await self._stop_watchers()
         for keys in self._jwks_monitors():
             await keys.close()
@@ -86,14 +89,17 @@ class PolicyUpdater:
         await self.user_header.close()
 
     async def refresh_now(self) -> None:
-        """Look up names and fetch keys now, and enforce what came of it."""
+        """Resolve the names and fetch the keys now, and apply the results."""
         await asyncio.gather(self.names.resolve(), *(k.refetch() for k in self._jwks_monitors()))
         self._report_dns()
         self.update_policy("whitelist")
 
     async def apply_settings(self, settings: Settings) -> str | None:
-        """Enforce these settings from now on. Gives a sentence, and changes nothing, where their key set
-        can't be fetched; a name that can't be resolved lists nobody."""
+        """Apply these settings.
+
+        Returns an error message and changes nothing if the key set cannot be fetched. A name that cannot
+        be resolved matches no peer.
+        """
         names, keys = _names(settings), self.keys
         names.copy_state_from(self.names)
         source = jwks_config(settings)
@@ -158,7 +164,7 @@ class PolicyUpdater:
         self.update_policy("keys")
 
     def _report_dns(self) -> None:
-        """Tell the trail where a name began or ceased to be resolved, or lost its last address."""
+        """Record that a name became resolvable or unresolvable, or lost its last address."""
         for name in self.names.states:
             now, addresses = time.time(), tuple(sorted(map(str, name.addresses)))
             reported = self._unresolved.get(name.host)
@@ -174,7 +180,7 @@ class PolicyUpdater:
                 del self._unresolved[name.host]
 
     def _report_jwks(self, *, first: bool) -> None:
-        """Tell the trail where the key set began or ceased to be reached."""
+        """Record that the key set became reachable or unreachable."""
         if self.keys is None:
             return
         state, now = self.keys.state, time.time()
@@ -187,7 +193,7 @@ class PolicyUpdater:
         self._reported_fault = state.fault
 
     def update_policy(self, subject: str, *, always: bool = False) -> None:
-        """Put a new policy in force where what was looked up differs from what is enforced."""
+        """Apply a new policy if the looked-up values differ from the active policy."""
         previous, user_header = self._plane.decisions.policy, self.user_header.state
         new = build_policy(
             self.settings,
@@ -232,7 +238,7 @@ class PolicyUpdater:
 
 
 def _of_user_header(state: UserHeaderState | None) -> tuple[bool | None, str]:
-    """What a policy depends on; None is as good as obeyed."""
+    """Return the part of the user header's state that a policy depends on; None counts as obeyed."""
     return (True, "") if state is None else (state.obeyed, state.other)
 
 
@@ -246,7 +252,9 @@ def _keys(settings: Settings) -> JwksMonitor | None:
 
 
 def _watched_values(policy: Policy) -> set[str]:
-    """What was looked up for a policy: addresses by name, and keys, which may be others under one name."""
+    """Return the looked-up values of a policy: addresses by name, and keys, which may change under the
+    same name.
+    """
     keys = () if policy.tokens is None else policy.tokens.keys
     return {
         *_addresses(policy.whitelist.resolved),

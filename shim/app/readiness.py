@@ -1,4 +1,4 @@
-"""The checks of `/readyz` and `check`, each with its finding and a remedy."""
+"""Build the checks of `/readyz` and `check`, each with a finding and a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings in force, and how others take their place while the shim runs."""
+"""Hold the active settings and replace them while the shim runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from shim.settings.reload import ReloadResult, merge_settings
 from shim.settings.summary import summary
 
 if TYPE_CHECKING:
-    from shim.provisioning.factory import AccountParts  # which loads the database's code
+    from shim.provisioning.factory import AccountParts  # importing it loads the database code
 
 
 class ConfigReloader:
-    """What the shim goes by. `reread` reads the settings again and raises `SettingsError`; without it they
-    stay as they are. `record` takes events."""
+    """Reload the settings at run time.
+
+    `load_settings` reads the settings again and raises `SettingsError`; if it is None, the settings never
+    change. `record` takes events.
+    """
 
     def __init__(
         self,
@@ -44,14 +47,17 @@ class ConfigReloader:
         self._tasks: set[asyncio.Task[ReloadResult]] = set()
 
     def start_reload(self) -> None:
-        """`reload`, for whoever can't wait for it."""
+        """Start `reload` as a task, for callers that cannot wait for it."""
         task = asyncio.get_running_loop().create_task(self.reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def reload(self) -> ReloadResult:
-        """Read the settings again and put them in force between two requests, or keep those from before
-        and say why. What is under way goes on as it was decided."""
+        """Read the settings again and apply them between two requests.
+
+        If they are invalid, the previous settings stay active and the result gives the reason. Requests
+        in progress continue under their earlier decision.
+        """
         async with self._reload_lock:
             outcome = await self._reload()
         if outcome.faults:
@@ -63,7 +69,7 @@ class ConfigReloader:
         return outcome
 
     def log_configuration(self, notes: tuple[str, ...]) -> None:
-        """Record what is in force, with `notes` beside the settings' own warnings."""
+        """Record the active settings, with `notes` in addition to the warnings of the settings."""
         values = tuple(
             f"{name}={value}" for name, value in self._settings.public().items() if value
         )
@@ -90,7 +96,7 @@ class ConfigReloader:
         if merged_settings.outcome.faults:
             return merged_settings.outcome
         if not merged_settings.outcome.changed:
-            # Whoever asks for it without a change has one elsewhere in mind: a key, an address.
+            # A reload without changed settings follows an external change: a key, an address.
             await self._policy_updater.refresh_now()
         elif (
             fault := await self._policy_updater.apply_settings(merged_settings.settings)

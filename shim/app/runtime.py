@@ -1,8 +1,8 @@
-"""The one place where the parts are put together, and the order in which they start and stop.
+"""Assemble the components of the process and define the order in which they start and stop.
 
-The data plane's application is nothing but a lifespan: it starts what a process needs, hands the plane to
-every connection, and stops it again. The control plane's server runs inside it and stops last, so that
-health and metrics can be read until the last answer is out.
+The ASGI application of the data plane is only a lifespan: it starts the components, gives the data plane
+to every connection, and stops the components. The server of the control plane runs inside it and stops
+last, so that health and metrics stay readable until the last response is sent.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ if TYPE_CHECKING:
     from shim.store.database import Database
 
 EMPTY_WATCH_SECONDS = 60.0
-OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the provider's keys
+OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the JWKS client
 
 
 class _Server(uvicorn.Server):
-    """A server whose signals are somebody else's: two of them run in one loop."""
+    """A server without its own signal handlers: two servers run in one loop."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -71,26 +71,28 @@ class _Server(uvicorn.Server):
 
 
 class _DataServer(_Server):
-    """The one that people reach."""
+    """The server of the data plane."""
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
-        # A reload that was asked for before can be done now.
+        # From now on a reload is possible, including one that was requested before.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        # One that is asked for now would be half done, and a moment later end the process.
+        # A reload during the shutdown would be interrupted by the end of the process.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         await super().shutdown(sockets)
 
 
 class Runtime:
-    """Everything that one process runs. `serve` is its life."""
+    """All components of one process. `serve` runs them."""
 
     def __init__(
         self, settings: Settings, load_settings: Callable[[], Settings] | None = None
     ) -> None:
-        """`reread` reads the settings again, for a reload; it raises `SettingsError`."""
+        """Create the components. `load_settings` reads the settings again for a reload; it raises
+        `SettingsError`.
+        """
         self.settings = settings
         self.counters = Counters()
         self._log_writer = LineWriter(sys.stdout.fileno())
@@ -138,7 +140,7 @@ class Runtime:
 
     @property
     def _store_seconds(self) -> float:
-        """The part of the grace time that is kept for the store."""
+        """Return the part of the grace time in seconds that is reserved for the store."""
         if self.accounts is None:
             return 0.0
         from shim.provisioning.service import STORE_STOP_SECONDS  # noqa: PLC0415
@@ -146,20 +148,20 @@ class Runtime:
         return STORE_STOP_SECONDS
 
     def checks(self) -> tuple[Check, ...]:
-        """How the parts are, for `/readyz`."""
+        """Return the state of all components for `/readyz`."""
         checks = self.policy_updater.checks()
         if self.accounts is None:
             return (*checks, self.empty_server.check())
         return (*checks, *self.accounts.checks())
 
     async def reload(self) -> ReloadResult:
-        """Take the settings again, as `SettingsInForce.reload` does."""
+        """Reload the settings, as `ConfigReloader.reload` does."""
         if not self._data.started:
             return ReloadResult(faults=("the shim is still starting, or stopping",))
         return await self._reloader.reload()
 
     def serve(self) -> None:
-        """Listen, and serve until a signal says stop. Raises OSError where it can't listen."""
+        """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""
         settings = self.settings
         data = bind(settings.listen, settings.listen_socket_mode)
         control = bind(settings.control_listen, settings.listen_socket_mode)
@@ -228,7 +230,7 @@ class Runtime:
         return len(open_clients)
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The data plane's ASGI application: its lifespan. HTTP never gets here."""
+        """Run the lifespan of the data plane's ASGI application. HTTP requests never reach it."""
         assert scope["type"] == "lifespan"
         await receive()
         async with self._running():
@@ -250,7 +252,7 @@ class Runtime:
         if self.accounts is None:
             tasks.append(asyncio.create_task(self.empty_server.run(EMPTY_WATCH_SECONDS)))
         self._log_started()
-        # What there is now stays as long as the process: no collection has to go through it again.
+        # All current objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
         try:
@@ -265,7 +267,7 @@ class Runtime:
             if self.accounts is not None:
                 await self.accounts.gate.stop()
             if self._database is not None:
-                # After everything that uses it.
+                # Close the database after all components that use it.
                 remaining = max(0.0, store_deadline - time.monotonic())
                 await asyncio.to_thread(self._database.close, remaining)
             self._control.should_exit = True
@@ -321,8 +323,11 @@ class Runtime:
 
 
 def _build_database(settings: Settings) -> Database | None:
-    """The database of this process, which is opened when it is first needed; None where nothing is stored,
-    and then none of its code is loaded. Raises `StoreError` for one that can't be spoken to."""
+    """Return the database of this process, which is opened on first use.
+
+    Returns None if nothing is stored; its code is then not loaded. Raises `StoreError` if the database
+    driver is missing.
+    """
     if not settings.provisioning:
         return None
     from shim.store.database import Database  # noqa: PLC0415
@@ -333,7 +338,10 @@ def _build_database(settings: Settings) -> Database | None:
 def _accounts(
     settings: Settings, trail: Trail, database: Database | None, tls: ssl.SSLContext | None
 ) -> AccountParts | None:
-    """The parts that look after accounts; None without a database, and then none of their code is loaded."""
+    """Build the components that manage accounts.
+
+    Returns None without a database; their code is then not loaded.
+    """
     if database is None:
         return None
     from shim.provisioning.factory import build_accounts  # noqa: PLC0415
@@ -342,12 +350,14 @@ def _accounts(
 
 
 async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that is never called."""
+    """An ASGI application that is never called."""
 
 
 def _within_descriptors(limits: Limits) -> tuple[Limits, tuple[str, ...]]:
-    """Return the limits, with connections on both sides capped so that the shim's own files still fit among
-    those that may be open, and what to say of it."""
+    """Return the limits with the connections capped, and notes for the log.
+
+    The connections on both sides are capped so that the shim's own files fit in the limit of open files.
+    """
     descriptors = raise_descriptor_limit()
     limit = max(8, (descriptors - OWN_DESCRIPTORS) // 2)
     limits = replace(limits, max_upstream_connections=min(limits.max_upstream_connections, limit))

@@ -1,7 +1,8 @@
-"""The sockets that the shim listens on, bound by itself.
+"""Bind the sockets that the shim listens on.
 
-A Unix socket gets the mode of the settings before anybody can connect, since whoever reaches it is a
-trusted peer; one that was left behind is removed only if nobody answers on it. `[::]` takes IPv4 too.
+A Unix socket gets its configured mode before any client can connect, since every client that can reach it
+is a trusted peer. A stale socket file is removed only if no process listens on it. `[::]` accepts IPv4
+too.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ BACKLOG = 2048
 
 
 def bind(endpoint: Endpoint, mode: int = 0o660) -> socket.socket:
-    """A listening, non-blocking socket for this endpoint. `mode` is a Unix socket's.
+    """Create a listening, non-blocking socket for this endpoint. `mode` is the file mode of a Unix
+    socket.
 
-    It listens at once, so that who comes while the shim is still starting waits a moment, and so that
-    another shim finds a Unix socket in use.
-
-    Raises OSError with a sentence that names the endpoint."""
+    The socket listens at once, so that clients that connect while the shim starts wait a moment, and so
+    that another shim finds the Unix socket in use.
+    Raises OSError with a message that names the endpoint.
+    """
     try:
         if endpoint.path is not None:
             return _bind_unix(endpoint.path, mode)
@@ -37,7 +39,7 @@ def bind(endpoint: Endpoint, mode: int = 0o660) -> socket.socket:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the limit of open files to the most that this process may have, and return it."""
+    """Raise the limit of open files to the maximum for this process, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):

@@ -1,6 +1,6 @@
-"""The certificate that the data plane shows: read at the start, and again with every reload.
+"""Load the TLS certificate of the data plane, at start and with each reload.
 
-A renewed certificate is shown from the next handshake on; connections that are open keep theirs.
+A renewed certificate applies from the next handshake on; open connections keep the previous one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from shim.settings import Settings
 
 
 class CertificateError(Exception):
-    """There is nothing to show. The message names the files, and nothing of the key."""
+    """The certificate cannot be used. The message names the files and contains nothing of the key."""
 
 
 def build_listener_tls(settings: Settings) -> ssl.SSLContext | None:
-    """What the data plane speaks TLS with; None where it speaks plain HTTP. Raises `CertificateUnusable`."""
+    """Return the TLS context of the data plane, or None for plain HTTP. Raises `CertificateError`."""
     certificate, key = settings.tls_cert, settings.tls_key
     if certificate is None or key is None:
         return None
@@ -24,7 +24,7 @@ def build_listener_tls(settings: Settings) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        # Without a password it would ask for one on the terminal.
+        # Without a password OpenSSL would prompt for one on the terminal.
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:
         raise CertificateError(_load_error(certificate, key, error)) from None

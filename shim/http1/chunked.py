@@ -1,7 +1,8 @@
-"""The chunked coding, read strictly and written plainly (RFC 9112 §7.1).
+"""Decode and encode the chunked transfer coding (RFC 9112 §7.1).
 
-The decoder is pure: it is fed in any slicing and gives the body's pieces and where the message ended,
-which httptools can't say. Extensions and trailers are bounded in bytes and dropped.
+The decoder is strict and pure: the caller feeds it bytes in any slicing. It returns the pieces of the
+body and the position where the message ends, which httptools does not report. Chunk extensions and
+trailers are limited in bytes and dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from shim.http1.header_field import FieldError, split_field
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-# An extension is a name, or a name and a token or quoted text; without blanks, which nobody sends.
+# An extension is a name, or a name and a token or quoted text. Blanks are not accepted: no sender uses
+# them.
 _TEXT = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e])*"'
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _SIZE = re.compile(
@@ -30,23 +32,24 @@ class ChunkedError(ValueError):
 
 
 class ChunkedDecoder:
-    """Reads one chunked body. `done` is set once its last line was seen."""
+    """Decode one chunked body. `done` is true after the last line of the body."""
 
     __slots__ = ("_end", "_extras", "_line", "_remaining", "_trailers", "done")
 
     def __init__(self) -> None:
         self.done = False
-        self._remaining = 0  # bytes of the chunk at hand that are still to come
-        self._end = 0  # bytes of the line end after a chunk that are still to come
-        self._line = b""  # a line that is not whole yet
+        self._remaining = 0  # bytes of the current chunk that are not received yet
+        self._end = 0  # bytes of the line end after a chunk that are not received yet
+        self._line = b""  # an incomplete line
         self._trailers = False
         self._extras = 0
 
     def feed(self, data: bytes, max_lines: int = sys.maxsize) -> tuple[list[bytes], int]:
         """Decode up to `max_lines` chunk lines and trailers of `data`.
 
-        Return the body's pieces, and how many bytes of `data` were read: all of them unless `done`, or as
-        far as `max_lines` went. Raises `ChunkedError`."""
+        Returns the pieces of the body and the number of bytes of `data` that were read: all of them,
+        unless the body ended (`done`) or `max_lines` was reached. Raises `ChunkedError`.
+        """
         pieces: list[bytes] = []
         at, end = 0, len(data)
         while at < end and not self.done:
@@ -69,9 +72,9 @@ class ChunkedDecoder:
         return pieces, at
 
     def _read_chunk(self, data: bytes, at: int, pieces: list[bytes]) -> int:
-        """Read a line, and its chunk where all of it is there."""
+        """Read a chunk line, and its chunk if the chunk is complete."""
         size = None if self._line or self._trailers else _PLAIN_SIZE.match(data, at)
-        if size is None:  # with extensions, or not whole, or a trailer
+        if size is None:  # with extensions, or incomplete, or a trailer
             return self._read_line(data, at)
         self._take_size(size[1])
         start = size.end()
@@ -129,7 +132,9 @@ class ChunkedDecoder:
 
 
 def encode_chunk(pieces: list[bytes]) -> bytes:
-    """The pieces as one chunk; nothing for no bytes, since an empty chunk would end the body."""
+    """Encode the pieces as one chunk. Returns no bytes for an empty body, since an empty chunk ends the
+    body.
+    """
     size = sum(map(len, pieces))
     if not size:
         return b""

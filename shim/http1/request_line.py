@@ -1,7 +1,7 @@
-"""The request line: method, target and version, as syntax (RFC 9112 §3).
+"""Parse the request line: method, target and version (RFC 9112 §3).
 
-A target that two parsers could read in two ways is rejected, never normalized: what the edge matched its
-routes against has to be what the upstream serves.
+A target that two parsers could read differently is rejected and never normalized: the upstream must serve
+the same target that the edge matched its routes against.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OP
 _VERSIONS = {b"HTTP/1.1": 11, b"HTTP/1.0": 10}
 _VISIBLE = bytes(range(0x21, 0x7F)).replace(b"#", b"")
 _NOT_ASCII = bytes(range(0x80, 0x100))
-# Characters of a path that nobody reads in two ways; "." and "/" are looked at apart.
+# Path characters that all parsers read the same way. "." and "/" are checked separately.
 _PLAIN = bytes(set(_VISIBLE) - set(b"%;\\?"))
 _NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _DELIMITERS = frozenset(b"/\\;%?#\x7f") | frozenset(range(0x20))
-# One branch for each first digit: a search over 20,000 escapes tries them all.
+# One branch per first digit. A single list of alternatives would try all of them at each of up to 20,000
+# escapes.
 _REFUSED_ESCAPE = re.compile(
     b"%%(?:%b)"
     % b"|".join(
@@ -31,9 +32,10 @@ _REFUSED_ESCAPE = re.compile(
         if (lows := [b & 15 for b in sorted(_UNRESERVED | _DELIMITERS) if b >> 4 == high])
     )
 )
-# What most request lines are: a path that nobody reads in two ways, as one expression. Whatever it takes,
-# the steps below take too, and make the same of it. No group that repeats: each segment would cost another
-# step. Possessive quantifiers for characters alone: Python before 3.11.5 gets those of groups wrong.
+# Fast path: most request lines match this expression, whose paths all parsers read the same way.
+# `parse_line` accepts every line that matches and returns the same parts. No group repeats, since each
+# segment would cost another step. Possessive quantifiers apply to characters only: Python before 3.11.5
+# handles them incorrectly for groups.
 COMMON_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
     rb"(?![^ ?]*/[./])(/[!$&'()*+,\-./0-9:=@A-Z_a-z~]*+)(\?[!-\"$-~]*)? HTTP/1\.([01])"
@@ -44,19 +46,21 @@ _PORT = re.compile(rb":[0-9]+\Z")
 
 
 class RequestLineError(ValueError):
-    """The line is not: method, target, version. The text says why, and quotes nothing of it."""
+    """The line is not: method, target, version. The message gives the reason and quotes nothing of the
+    line.
+    """
 
 
 class UnknownMethod(RequestLineError):
-    """The method is a token that is none of `METHODS`."""
+    """The method is a token that is not in `METHODS`."""
 
 
 class AmbiguousTarget(RequestLineError):
-    """Two parsers could read the target in two ways."""
+    """Two parsers could read the target differently."""
 
 
 class ParsedLine(NamedTuple):
-    """What a request line says: see `trust.path_zones.RequestLine`."""
+    """The parts of a request line; see `trust.path_zones.RequestLine`."""
 
     method: bytes
     target: bytes
@@ -66,9 +70,9 @@ class ParsedLine(NamedTuple):
 
 
 def parse_line(line: bytes) -> ParsedLine:
-    """Read a request line, without its line end. Raises `RequestLineError`.
+    """Parse a request line without its line end. Raises `RequestLineError`.
 
-    Whatever `COMMON_LINE` matches is read here to the same parts.
+    A line that `COMMON_LINE` matches is parsed to the same parts here.
     """
     words = line.split(b" ")
     if len(words) != 3:
@@ -93,24 +97,28 @@ def parse_line(line: bytes) -> ParsedLine:
 
 
 def _ascii_target(target: bytes) -> bytes:
-    """Encode bytes from 0x80 of the query: some apps send UTF-8 there, and everybody reads it as its escapes.
-    Raises `AmbiguousTarget` for any other byte that is not visible, and for one in the path."""
+    """Percent-encode the bytes of the query from 0x80 up.
+
+    Some apps send UTF-8 there, and all servers read it like its escapes. Raises `AmbiguousTarget` for any
+    other byte that is not visible ASCII, and for such a byte in the path.
+    """
     path, separator, query = target.partition(b"?")
     if path.translate(None, _VISIBLE) or query.translate(None, _VISIBLE + _NOT_ASCII):
         raise AmbiguousTarget("the target has a byte that is no visible ASCII, or a #")
-    # Quoted-printable is written in C: "=" is escaped, and lines are broken.
+    # The quoted-printable encoder is implemented in C. It escapes "=" and breaks lines, which is reverted
+    # here.
     escaped = b2a_qp(query, True).replace(b"=\n", b"").replace(b"=3D", b"\n")
     return path + separator + escaped.replace(b"=", b"%").replace(b"\n", b"=")
 
 
 def _absolute(target: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    # RFC 9112 §3.2.2: a server accepts the absolute form. What it names has to agree with Host.
+    # RFC 9112 §3.2.2: a server accepts the absolute form. Its authority must match Host.
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise AmbiguousTarget("the target is neither a path nor an http address")
     authority = match[2].lower()
     port = b":443" if match[1] else b":80"
-    # RFC 3986 §3.2.3: an empty port, and none, are the scheme's own.
+    # RFC 3986 §3.2.3: an empty or absent port means the default port of the scheme.
     name = authority.removesuffix(port).removesuffix(b":")
     own_port = name != authority or _PORT.search(authority) is None
     return match[3] or b"/", (name, name + b":", name + port) if own_port else (authority,)
@@ -127,7 +135,7 @@ def _reject_ambiguous_path(path: bytes) -> None:
         raise AmbiguousTarget("the path has a % that is no escape")
     escape = _REFUSED_ESCAPE.search(path)
     if escape is not None:
-        # RFC 3986 §6.2.2.2: one parser decodes it before it matches, the other does not.
+        # RFC 3986 §6.2.2.2: one parser decodes the escape before it matches routes, another does not.
         byte = int(escape[0][1:], 16)
         raise AmbiguousTarget(f"the path escapes the byte {byte:#04x}")
     try:
@@ -137,6 +145,9 @@ def _reject_ambiguous_path(path: bytes) -> None:
 
 
 def unquote(path: bytes) -> bytes:
-    """Decode a path in which every % is an escape. Quoted-printable escapes are read in C, and a loop over
-    20,000 escapes takes milliseconds."""
+    """Decode a path in which every % begins an escape.
+
+    Uses the quoted-printable decoder, which is implemented in C: a loop over 20,000 escapes takes
+    milliseconds.
+    """
     return a2b_qp(path.replace(b"=", b"=3D").replace(b"%", b"="))

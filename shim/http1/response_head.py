@@ -1,7 +1,7 @@
-"""The head of Navidrome's response: judged as strictly as a request's, and what the client gets of it.
+"""Parse the head of Navidrome's response strictly and build the head that is forwarded to the client.
 
-How the body is framed follows from the method, the status and the fields (RFC 9112 §6.3). A head that
-could be read in two ways is no response: the client gets a 502 instead.
+The framing of the body follows from the method, the status and the fields (RFC 9112 §6.3). A head that
+two parsers could read differently is invalid: the client gets a 502.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ _SPECIAL: dict[bytes, int] = {
 
 
 class InvalidResponse(ValueError):
-    """Navidrome's response can't be passed on. The text says why, and quotes nothing of it."""
+    """The response of Navidrome cannot be forwarded. The message gives the reason and quotes nothing of
+    the response.
+    """
 
 
 @dataclass(slots=True)
 class ResponseHead:
-    """A response's head, read. Treated as frozen.
+    """A parsed response head. Treated as frozen.
 
-    `lines`: status line and end-to-end fields, each with its line end, and `Content-Length` where there
-    is one and it may be (RFC 9110 §8.6); no other framing.
-    `length`: bytes of the body, `CHUNKED`, or `UNTIL_CLOSE`, as if the request had been no HEAD.
-    `persistent`: the connection may carry another request after this response's body.
-    `upgrade`: the value of `Upgrade`, lower case.
+    `lines`: the status line and the end-to-end fields, each with its line end, and `Content-Length` if it
+    is present and allowed (RFC 9110 §8.6); no other framing.
+    `length`: bytes of the body, `CHUNKED` or `UNTIL_CLOSE`, as if the request were not a HEAD.
+    `persistent`: the connection may carry another request after the body of this response.
+    `upgrade`: the value of `Upgrade` in lower case.
     """
 
     status: int
@@ -51,12 +53,12 @@ class ResponseHead:
 
     @property
     def no_body(self) -> bool:
-        """Whether the status alone says that there is no body."""
+        """Return whether the status alone means that there is no body."""
         return self.status < 200 or self.status in (204, 304)
 
 
 def parse_response_head(head: bytes) -> ResponseHead:
-    """Read a response's head, its empty line included. Raises `BadAnswer`."""
+    """Parse a response head, including its empty line. Raises `InvalidResponse`."""
     lines = head[:-4].split(b"\r\n")
     if head.translate(None, TEXT) != b"\r\n" * (len(lines) + 1):
         raise InvalidResponse("a control character in the head")
@@ -68,8 +70,10 @@ def parse_response_head(head: bytes) -> ResponseHead:
 
 
 def special_lines(lines: list[bytes]) -> list[tuple[int, int, bytes]]:
-    """The header lines that frame the response or end at this hop: kind, index and value of each. Raises
-    `BadAnswer` where a line is none. `lines` begin with the status line."""
+    """Return the kind, index and value of each header line that frames the response or is hop-by-hop.
+
+    `lines` begin with the status line. Raises `InvalidResponse` for a line that is not a header field.
+    """
     special = []
     for index in range(1, len(lines)):
         name, colon, value = lines[index].partition(b":")
@@ -82,7 +86,7 @@ def special_lines(lines: list[bytes]) -> list[tuple[int, int, bytes]]:
 
 
 def read_length(value: bytes) -> int:
-    """The bytes that a `Content-Length` promises. Raises `BadAnswer`."""
+    """Parse the value of `Content-Length` in bytes. Raises `InvalidResponse`."""
     try:
         return parse_content_length(value.strip(BLANKS))
     except ValueError as error:
@@ -121,7 +125,7 @@ def _frame(
             line for line in lines[1:] if line.partition(b":")[0].lower() not in connection_listed
         ]
     if http10:
-        lines[0] = b"HTTP/1.1" + lines[0][8:]  # RFC 9110 §2.5: the version is each hop's own
+        lines[0] = b"HTTP/1.1" + lines[0][8:]  # RFC 9110 §2.5: each hop uses its own version
     lines.append(b"")
     return ResponseHead(
         status=status,

@@ -1,10 +1,10 @@
-"""Responses' heads by their shape: one strict expression for each, learned from heads that were read whole.
+"""Cache the shape of response heads as one strict regular expression per shape.
 
-Between two answers of one route the values change and the names mostly do not. A shape holds the status
-line, the names in their order, and every value that ends at this hop, to the letter; of the other values
-only that they are values, and of the length that it is one. So a head that has a known shape is judged
-by one expression instead of line by line, and comes to what `parse_response_head` would have made of it:
-nothing of its values is remembered.
+The responses of one route differ in their values and mostly share their header names. A template holds
+the status line, the names in order and every hop-by-hop value literally. For the other values it only
+requires valid characters, and for the length a number. A head that matches a template is parsed by one
+expression instead of line by line, with the same result as `parse_response_head`. Templates are learned
+from heads that `parse_response_head` accepted. The other values are not stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shim.http1.response_head import (
 )
 
 _MAX_TEMPLATES = 24
-# When there are as many as that, one in this many unknown heads takes the place of the least used.
+# If the cache is full, one in this many unknown heads replaces the least used template.
 _REPLACE_EVERY = 1024
 _VALUE = rb"[\t -~\x80-\xff]*\r\n"
 _LENGTH_VALUE = rb"[\t ]*([0-9]{1,18})[\t ]*\r\n"
@@ -29,8 +29,11 @@ _LENGTH_VALUE = rb"[\t ]*([0-9]{1,18})[\t ]*\r\n"
 
 @dataclass(slots=True)
 class _Template:
-    """`kept` are the expression's groups that are forwarded, `length` the group of the length or 0;
-    `framed` is the response's length where there is no such group."""
+    """One compiled shape of a response head.
+
+    `forwarded`: the groups of the expression that are forwarded. `length`: the group of the length, or 0.
+    `fixed_length`: the length of the body if there is no such group.
+    """
 
     pattern: re.Pattern[bytes]
     forwarded: tuple[int, ...]
@@ -41,8 +44,10 @@ class _Template:
 
 
 class ResponseTemplateCache:
-    """The shapes of one upstream's responses, the most used first. `longest`: bytes that a head may have,
-    `most`: header lines."""
+    """The templates of one upstream, the most used first.
+
+    `max_bytes`: maximum size of a head in bytes. `max_lines`: maximum number of header lines.
+    """
 
     __slots__ = ("_max_bytes", "_max_lines", "_seen", "_templates", "_unknown")
 
@@ -54,7 +59,9 @@ class ResponseTemplateCache:
         self._unknown = 0
 
     def match(self, data: bytes) -> tuple[ResponseHead, int] | None:
-        """The head at the beginning of `data` and where it ends, if it is whole and of a known shape."""
+        """Return the head at the beginning of `data` and its end, if it is complete and matches a
+        template.
+        """
         for index, template in enumerate(self._templates):
             match = template.pattern.match(data)
             if match is None or match.end() > self._max_bytes:
@@ -73,7 +80,10 @@ class ResponseTemplateCache:
         return None
 
     def read(self, head: bytes) -> ResponseHead:
-        """Read a head of no known shape, and know its shape when it comes again. Raises `BadAnswer`."""
+        """Parse a head that matches no template, and learn its shape for later responses.
+
+        Raises `InvalidResponse`.
+        """
         if head.count(b"\r\n") - 2 > self._max_lines:
             raise InvalidResponse(f"more than {self._max_lines} header lines")
         response = parse_response_head(head)
@@ -100,13 +110,16 @@ class ResponseTemplateCache:
 
 
 def _build_template(lines: list[bytes], response: ResponseHead) -> _Template | None:
-    """The shape of a head, or None where it is not the sum of its lines: an old version's, or one in
-    which `Connection` names a field."""
+    """Build the template of a head.
+
+    Returns None if the forwarded lines are not those of the head, for example for HTTP/1.0 or if
+    `Connection` lists a field.
+    """
     special = {index: kind for kind, index, _ in special_lines(lines)}
     groups, forwarded, length = 0, [], 0
     pattern: list[bytes] = []
     expected: list[bytes] = []
-    run = False  # whether a group of kept lines is open
+    run = False  # whether a group of forwarded lines is open
     for index, line in enumerate(lines):
         name = line.partition(b":")[0]
         hop = index in special and special[index] != LENGTH

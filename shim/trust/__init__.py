@@ -1,1 +1,1 @@
-"""Whose word about an identity is believed: pure, without I/O, clock or event loop."""
+"""Decide whether an identity is trusted: pure code without I/O, clock or event loop."""

@@ -1,7 +1,7 @@
-"""The header block: its lines, sorted into those that pass and those that matter.
+"""Split a header block into the lines that pass and the fields that the shim interprets.
 
-A block is read once for its peer and its policy and knows nothing of the request line, so that the same
-block under another line can be remembered.
+A block is read once for its peer and its policy, independent of the request line, so that it can be
+cached and used with another request line.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from shim.trust.rejection import RequestRejected
 from shim.trust.request_metadata import RequestMetadata
 from shim.trust.token_proof import TokenProof
 
-# Members of an enumeration are dear to look up; what a request passes has them at hand.
+# Access to enumeration members is slow; the hot path uses this module constant.
 _PASS = Kind.PASS
 
-# What the fields that matter come to, and the token beside them that some paths need.
+# The metadata of a request, and the proof of its token, which some paths need.
 MetadataWithProof: TypeAlias = tuple[RequestMetadata, TokenProof[TrustResult] | None]
 
 
 @dataclass(slots=True)
 class HeaderBlock:
-    """A header block, read. Treated as frozen.
+    """A parsed header block. Treated as frozen.
 
-    `forward`: the lines for Navidrome, each with its line end, but for the user header.
-    `proof`: the token that what is believed hangs on, where a path needs one.
-    `dropped`: end-to-end fields that the client's `Connection` named and that end here.
+    `forward`: the lines for Navidrome, each with its line end, without the user header.
+    `proof`: the token that the trust result depends on, if a path needs one.
+    `hop_by_hop`: the fields that the client's `Connection` lists and that are not forwarded.
     """
 
     metadata: RequestMetadata
@@ -41,13 +41,16 @@ class HeaderBlock:
 
     @property
     def removed(self) -> tuple[Field, ...]:
-        """The fields that do not reach Navidrome as they were sent."""
+        """Return the fields that do not reach Navidrome as they were sent."""
         return self.metadata.removed + self.hop_by_hop
 
 
 def split_block(block: bytes, policy: Policy) -> list[bytes]:
-    """The header lines of a block in which each is ended by CRLF, each with the CR of its end, which is
-    for `parse_line` to see: one byte is found twice as fast as two. Raises `Rejected`."""
+    """Split a block into its header lines, each ended by CRLF in the block.
+
+    The lines keep their CR, which `parse_line` checks: a search for one byte is twice as fast as one for
+    two. Raises `RequestRejected`.
+    """
     lines = block.split(b"\n")
     if lines.pop():
         raise RequestRejected(Reason.MALFORMED_HEAD, "the head does not end in an empty line")
@@ -62,10 +65,10 @@ def read_block(
     read_line: Callable[[bytes], Field],
     read_fields: Callable[[tuple[Field, ...]], MetadataWithProof],
 ) -> HeaderBlock:
-    """Read the lines of a block: `read_line` reads one that is not in `remembered`, `read_fields` all fields
-    that matter.
+    """Read the lines of a block.
 
-    Raises `Rejected` as these two do.
+    `read_line` parses a line that is not in `cached`. `read_fields` reads all fields that the shim
+    interprets. Raises `RequestRejected` as these two do.
     """
     fields = list(map(cached.get, lines))
     if not all(fields):

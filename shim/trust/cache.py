@@ -1,9 +1,9 @@
-"""A bounded memory that a flood can't push others out of.
+"""A bounded cache whose entries a flood of unique keys cannot evict.
 
-It admits what it is offered a second time, so that things that come once leave no trace. Room is made by
-generations: what was asked for lately is in `recent`; when that is full it becomes the older generation,
-and of the older one only what is asked for again comes back. So what is in use stays, whatever else
-passes by.
+A value is stored when its key is offered for the second time, so that keys that occur once use no space.
+Eviction works by generations: recently used entries are in `recent`. When `recent` is full it becomes the
+older generation, and entries of the previous older generation are evicted unless they were used again. So
+entries in use stay, regardless of other keys.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-_NOTED_PER_ENTRY = 2  # keys seen once that are noted, for each entry of a generation
+_NOTED_PER_ENTRY = 2  # hashes of keys seen once that are kept, per entry of a generation
 
 
 class AdmissionCache(Generic[K, V]):
-    """Values by key.
+    """A cache with values by key.
 
-    A generation holds at most `entries` of them, and at most `size` bytes as `cost` tells; two of them are
-    kept. `recent` may be read directly where a call is too dear: it is replaced, never changed in a way
-    that matters to a reader.
+    A generation holds at most `entries` values and at most `size` bytes, computed by `cost`; two
+    generations are kept. `recent` may be read directly where a call is too slow: it is replaced as a
+    whole, and otherwise changes in no way that affects a reader.
     """
 
     __slots__ = (
@@ -51,12 +51,12 @@ class AdmissionCache(Generic[K, V]):
 
     @property
     def size(self) -> int:
-        """The bytes in use, as `cost` tells."""
+        """Return the size of all entries in bytes, computed by `cost`."""
         generations = (self.recent, self._older)
         return sum(self._cost(key, value) for each in generations for key, value in each.items())
 
     def get(self, key: K) -> V | None:
-        """What is remembered under this key, or None."""
+        """Return the value for this key, or None."""
         value = self.recent.get(key)
         if value is None and self._older:
             value = self._older.pop(key, None)
@@ -65,8 +65,10 @@ class AdmissionCache(Generic[K, V]):
         return value
 
     def offer(self, key: K, value: V, key_hash: int | None = None) -> None:
-        """Remember the value, if its key was offered before; `mark` tells that, where another key may come
-        to have the hash of this one."""
+        """Store the value if its key was offered before.
+
+        `key_hash` identifies the key if another key may later have the same hash.
+        """
         seen_once = self._seen_once
         if key_hash is None:
             key_hash = hash(key)
@@ -79,7 +81,7 @@ class AdmissionCache(Generic[K, V]):
             seen_once.clear()
 
     def put(self, key: K, value: V) -> None:
-        """Remember the value at once: for what nobody can make up."""
+        """Store the value at once. Use it only for values that a client cannot make up."""
         cost = self._cost(key, value)
         if cost > self._size:
             return

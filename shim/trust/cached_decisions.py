@@ -1,11 +1,11 @@
-"""`decide` with a memory for what repeats.
+"""Cache the repeated parts of `decide`.
 
 Between two requests of one browser the request line changes and the header block mostly does not. So a
-block is remembered by its bytes, its peer's address and the listener's scheme; a header line by its bytes;
-and an envelope by the remembered lines that it was read from, with the provider's token beside it and
-without. One object serves one policy: a new policy means a new memory, and nothing old can match. Request
-lines are not remembered. Untrusted peers have a memory of their own. A token that was
-verified is remembered by its digest, so that another block with the same one costs no second signature.
+block is cached by its bytes, the address of its peer and the scheme of the listener; a header line by its
+bytes; and request metadata by the cached lines that it was read from, with and without the provider's
+token. A cache serves one policy: a new policy has a new cache, so that no old entry can match. Request
+lines are not cached. Untrusted peers have separate caches. A verified token is cached by its digest, so
+that another block with the same token needs no second signature check.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from shim.trust.rejection import RequestRejected
 from shim.trust.request_metadata import RequestMetadata, extract_token, read_metadata
 from shim.trust.token_proof import VerifiedClaims, Verify
 
-# What an entry costs in bytes, with everything that it keeps alive; each entry pays for what several share.
+# The cost functions return the size of an entry in bytes, including all objects that it keeps alive. A
+# shared object counts in each entry.
 
 
 def _block_cost(key: tuple[str, bytes], block: HeaderBlock) -> int:
@@ -49,7 +50,7 @@ def _sealed_cost(key: tuple[str, tuple[Field, ...]], with_proof: MetadataWithPro
 
 
 def _metadata_cost(key: tuple[str, tuple[Field, ...]], metadata: RequestMetadata) -> int:
-    # It keeps its fields alive, long after the memory of lines has let go of them.
+    # The entry keeps its fields alive after the cache of lines has evicted them.
     return 512 + _fields_cost(key[1]) + _envelope_size(metadata)
 
 
@@ -62,13 +63,13 @@ def _fields_cost(fields: Sequence[Field]) -> int:
 
 
 def _field_cost(field: Field) -> int:
-    # Of an identity header that is read there is the text as well, up to four bytes for a character.
+    # A parsed identity header also holds its text, up to four bytes per character.
     text = 0 if field.parsed_value is None else getsizeof(field.parsed_value)
     return 384 + len(field.name) + len(field.value) + len(field.wire) + text
 
 
 def _envelope_size(metadata: RequestMetadata) -> int:
-    """The bytes of an envelope without its fields."""
+    """Return the size of request metadata in bytes, without its fields."""
     beliefs = 1024 if metadata.deferred is None else 4096
     named = 256 + sum(128 + len(name) for name in metadata.connection_listed)
     identity = metadata.trust_result.identity
@@ -83,7 +84,10 @@ def _identity_size(identity: Identity) -> int:
 
 
 class _PeerCaches:
-    """What is remembered of the peers on the list, or of the others. `share` is 1 or a part of it."""
+    """The caches for trusted peers, or those for untrusted peers.
+
+    `share` scales their limits; 1 is the full size.
+    """
 
     __slots__ = ("blocks", "lines", "metadata_cache", "with_proof")
 
@@ -104,13 +108,13 @@ class _PeerCaches:
 
     @property
     def size(self) -> int:
-        """The bytes in use."""
+        """Return the size of all entries in bytes."""
         return self.blocks.size + self.metadata_cache.size + self.with_proof.size + self.lines.size
 
 
 @dataclass(slots=True)
 class ConnectionContext:
-    """Where a connection stands under one policy: its source, and what reads and remembers for it."""
+    """The state of a connection under one policy: its source, and its caches and readers."""
 
     source: PeerInfo
     key: str
@@ -121,8 +125,10 @@ class ConnectionContext:
 
 @dataclass(frozen=True, slots=True)
 class PendingVerification:
-    """A request that was read, and hangs on a token that was not looked at yet. `block_text` is what its
-    header block is to be remembered by, if it is."""
+    """A parsed request whose decision depends on a token that is not verified yet.
+
+    `block_text` is the cache key of its header block, or None if the block came from the cache.
+    """
 
     request_line: RequestLine
     block: HeaderBlock
@@ -131,7 +137,9 @@ class PendingVerification:
 
 
 class DecisionCache:
-    """Decides as `decide` does, under one policy, and remembers header blocks, lines and envelopes."""
+    """Decide as `decide` does under one policy, with caches for header blocks, lines and request
+    metadata.
+    """
 
     __slots__ = ("_caches", "_verify", "policy")
 
@@ -141,7 +149,7 @@ class DecisionCache:
         self._caches = {True: _PeerCaches(1.0), False: _PeerCaches(0.25)}
 
     def connection_context(self, peer: Peer, scheme: bytes) -> ConnectionContext:
-        """What a connection keeps and hands in with every request."""
+        """Return the context that a connection keeps and passes with every request."""
         trusted = self.policy.trusts(peer)
         source = PeerInfo(peer, trusted, scheme)
         key = f"{scheme.decode()} {peer.text}"
@@ -155,12 +163,15 @@ class DecisionCache:
         )
 
     def cached_headers(self, block_text: bytes, context: ConnectionContext) -> HeaderBlock | None:
-        """The header block of these bytes, if it is remembered. What is remembered has no empty line."""
+        """Return the cached header block for these bytes, or None.
+
+        The bytes do not include the empty line that ends the head.
+        """
         return context.caches.blocks.get((context.key, block_text))
 
     @property
     def size(self) -> int:
-        """The bytes that everything remembered keeps alive, at most."""
+        """Return an upper limit of the bytes that all entries keep alive."""
         return self._verify.size + sum(each.size for each in self._caches.values())
 
     def decide(
@@ -171,8 +182,12 @@ class DecisionCache:
         block: HeaderBlock | None = None,
         now: float | None = None,
     ) -> Decision:
-        """Judge a request: its line without its end, and its header lines each with its end. `block` is
-        what `recall` gave for them, `now` the time in seconds since the epoch."""
+        """Decide a request.
+
+        `request_line_text` is its request line without its line end, `block_text` its header lines, each
+        with its line end. `block` is the result of `cached_headers` for them. `now` is in seconds since
+        the epoch.
+        """
         found = self.evaluate(request_line_text, block_text, context, block, now)
         return self.verify(found, now) if isinstance(found, PendingVerification) else found
 
@@ -184,13 +199,16 @@ class DecisionCache:
         block: HeaderBlock | None = None,
         now: float | None = None,
     ) -> Decision | PendingVerification:
-        """The same, but for a request that hangs on a token which was not seen before: that takes as long
-        as many requests, and `prove` is for whoever has the time."""
+        """Decide a request as `decide` does, unless it depends on a token that is not in the cache.
+
+        Verifying a token takes as long as many requests, so such a request is returned as
+        `PendingVerification`, and the caller runs `verify` when there is time.
+        """
         known = block is not None
         try:
             request_line = parse_request_line(request_line_text, self.policy.paths)
         except RequestRejected as rejection:
-            # As if the block had not been looked at yet.
+            # Pass no block, as if it had not been parsed yet.
             return reject(rejection, context.source, request_line_text=request_line_text)
         if block is None:
             try:
@@ -209,7 +227,7 @@ class DecisionCache:
         return self._combine(request_line, block, context, text, now)
 
     def verify(self, pending: PendingVerification, now: float | None = None) -> Decision:
-        """Judge what was left undecided."""
+        """Verify the token of a pending request and decide the request."""
         return self._combine(
             pending.request_line, pending.block, pending.context, pending.block_text, now
         )
@@ -237,7 +255,10 @@ class DecisionCache:
         context: ConnectionContext,
         request_line_text: bytes = b"",
     ) -> Decision:
-        """The decision on a request whose head never became whole; `line_text` is what came of its line."""
+        """Return the decision for a request whose head is incomplete.
+
+        `request_line_text` is the received part of its request line.
+        """
         return reject(
             RequestRejected(reason, detail), context.source, request_line_text=request_line_text
         )
@@ -284,12 +305,15 @@ def _field_reader(
 
 
 def _stable_hash(fields: tuple[Field, ...]) -> int:
-    # Not the fields' own hash: what was not remembered is gone, and another one has its place in memory.
+    # The hash of the fields depends on their identity: a field that was not cached is freed, and another
+    # one may reuse its memory.
     return hash(tuple([field.wire for field in fields]))
 
 
 class _VerifiedTokens(Verifier):
-    """Remembers the tokens that held: only the provider's get in, so nobody else can push one out."""
+    """Cache verified tokens. Only tokens of the provider are stored, so other clients cannot evict an
+    entry.
+    """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
@@ -298,7 +322,9 @@ class _VerifiedTokens(Verifier):
         )
 
     def __call__(self, token: str, now: float | None) -> VerifiedClaims:
-        """What the token says. What was remembered has to be held against `now` by whoever asks."""
+        """Return the claims of the token. The caller must check the validity of a cached result against
+        `now`.
+        """
         key = (digest(token), len(token))
         verified = self._cache.get(key)
         if verified is None:
@@ -308,9 +334,9 @@ class _VerifiedTokens(Verifier):
 
     @property
     def size(self) -> int:
-        """The bytes in use."""
+        """Return the size of all entries in bytes."""
         return self._cache.size
 
     def cached(self, token: str) -> VerifiedClaims | None:
-        """What is remembered of it."""
+        """Return the cached claims of the token, or None."""
         return self._cache.get((digest(token), len(token)))

@@ -1,9 +1,10 @@
-"""Where a request came from, as Navidrome shall see it.
+"""Determine the client address of a request and write the forwarding headers for Navidrome.
 
-Navidrome takes the client's address from `True-Client-IP`, `X-Real-IP` or the first entry of
-`X-Forwarded-For`, unchecked, for its log and its login limit, and the addresses of its share links from
-`X-Forwarded-Host` and `-Proto`. So a peer on the list has its word kept and added to, anybody else has
-it replaced by what the socket says, and `X-Real-IP` is always ours.
+Navidrome reads the client's address from `True-Client-IP`, `X-Real-IP` or the first entry of
+`X-Forwarded-For` without a check, for its log and its login limit. It builds the addresses of its share
+links from `X-Forwarded-Host` and `X-Forwarded-Proto`. So the shim keeps and extends the forwarding
+headers of a trusted peer, and replaces those of any other peer with the values of the socket. The shim
+always sets `X-Real-IP` itself.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from dataclasses import dataclass
 from shim.trust.fields import Field, Kind
 from shim.trust.peers import AddressList, Peer, parse_address
 
-# Entries of `X-Forwarded-For` that are read, and forwarded: the last ones. No chain of proxies is longer.
+# Maximum number of `X-Forwarded-For` entries that are read and forwarded, counted from the last. No chain
+# of proxies is longer.
 _MAX_ENTRIES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """What the socket says of a request: its peer, whether the policy lists it, the listener's scheme
-    (`http` or `https`)."""
+    """The socket's information about a request.
+
+    `peer`: the other end of the socket. `trusted`: whether the policy lists the peer. `scheme`: the
+    scheme of the listener (`http` or `https`).
+    """
 
     peer: Peer
     trusted: bool
@@ -29,7 +34,7 @@ class PeerInfo:
 
     @property
     def address(self) -> bytes | None:
-        """The peer's address as text, without a zone; None on a Unix socket."""
+        """Return the peer's address as text without a zone, or None on a Unix socket."""
         if self.peer.address is None:
             return None
         return self.peer.text.partition("%")[0].encode("ascii")
@@ -38,11 +43,12 @@ class PeerInfo:
 def client_address(
     chain: Sequence[bytes], source: PeerInfo, trusted_proxies: AddressList
 ) -> bytes | None:
-    """The client's address, where `chain` holds the entries of `X-Forwarded-For` that a trusted peer sent.
+    """Return the client's address. `chain` holds the entries of `X-Forwarded-For` from a trusted peer.
 
-    The last entry, further to the left only past `hops`. An entry that is no address stops the search, empty
-    ones before the last are ignored. If the last is no address, the client is the socket's peer. None for a
-    Unix peer that named nobody.
+    The address is the last entry, or an earlier one if all entries after it are in `trusted_proxies`. An
+    entry that is not an address ends the search; empty entries before the last are ignored. If the last
+    entry is not an address, the client is the peer of the socket. Returns None for a Unix peer that sent
+    no address.
     """
     client = None
     for entry in reversed(chain):
@@ -60,10 +66,10 @@ def client_address(
 def forwarding_lines(
     fields: Sequence[Field], source: PeerInfo, host: bytes, trusted_proxies: AddressList
 ) -> tuple[list[bytes], bytes | None]:
-    """The header lines that tell Navidrome of the client, and the client's address.
+    """Return the header lines that describe the client to Navidrome, and the client's address.
 
-    `kept` are the fields of the forwarding family as they were sent (used only if the source is listed),
-    `host` the value of `Host`.
+    `fields` are the forwarding fields as they were sent (used only from a trusted peer), `host` is the
+    value of `Host`.
     """
     if not source.trusted:
         return _from_socket(source, host), source.address
@@ -85,7 +91,7 @@ def forwarding_lines(
     entries = b",".join(forwarded_for).rsplit(b",", _MAX_ENTRIES)[-_MAX_ENTRIES:]
     chain = [entry.strip(b" \t") for entry in entries] if forwarded_for else []
     client = client_address(chain, source, trusted_proxies)
-    # Several proxies may each have added theirs: the first is the client's.
+    # Each proxy may have added a value: the first one is the client's.
     if scheme not in (b"http", b"https"):
         scheme = source.scheme
     lines.append(b"X-Forwarded-Proto: %b\r\n" % scheme)
@@ -97,7 +103,7 @@ def forwarding_lines(
     if source.address is not None:
         chain.append(source.address)
     chain = [entry for entry in chain if entry]
-    # Without X-Real-IP Navidrome takes the first entry for the client, and anybody may have sent that.
+    # Without X-Real-IP Navidrome uses the first entry as the client, and any client can send that entry.
     if chain and client is not None:
         lines.append(b"X-Forwarded-For: %b\r\n" % b", ".join(chain))
     if client is not None:

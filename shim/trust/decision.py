@@ -1,7 +1,7 @@
-"""The decision: request line and header block together.
+"""Decide a request from its request line and header block.
 
-`decide` is pure: no I/O, no clock, no event loop, bytes in. The data plane asks the same three steps,
-with a memory for the second (`shim.trust.cached_decisions`).
+`decide` is pure: no I/O, no clock, no event loop, bytes in. The data plane runs the same three steps,
+with a cache for the second (`shim.trust.cached_decisions`).
 """
 
 from __future__ import annotations
@@ -33,37 +33,43 @@ from shim.trust.request_metadata import RequestMetadata, extract_token, read_met
 from shim.trust.token_proof import TokenProof, VerifiedClaims, Verify, verified_claims
 
 _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-# Members of an enumeration are dear to look up; what a request passes has them at hand.
+# Access to enumeration members is slow; the hot path uses these module constants.
 _AUTHENTICATED = Verdict.AUTHENTICATED
 _REJECTED = Verdict.REJECTED
 _PROTECTED = PathZone.PROTECTED
-# What is rejected so may not be what its sender takes it for, nor what follows it.
+# With this status, the receiver may disagree with the sender on the request and on the bytes after it.
 _AMBIGUOUS_STATUS = 400
 _ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@ ]+/")
 _SAFE_METHODS = frozenset({b"GET", b"HEAD"})
 _WRITE_METHODS = frozenset({b"POST", b"PUT", b"PATCH", b"DELETE"})
-# Of a request to Navidrome's user API: one user's long name would make the list unreadable for all.
+# Maximum body of a request to Navidrome's user API, in bytes: one user's long name would make the list
+# unreadable for all.
 USER_BODY_BYTES = 65536
-# Go reads a form of these methods alone, and of this type; whatever looks like it is taken for one.
+# Go parses a form for these methods and this content type only; a value that contains the type counts as
+# one.
 _FORM_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
 _FORM_TYPE = re.compile(rb"(?im)^content-type:[^\r\n]*x-www-form-urlencoded")
 
 
 @dataclass(slots=True)
 class Decision:
-    """What becomes of a request, and why. Treated as frozen.
+    """The decision on a request, with its reason. Treated as frozen.
 
-    `line` and `block` are None where they could not be read. `keep_alive` tells whether the connection
-    may carry another request: after a rejected one only a trusted peer's, and only where there is no doubt
-    about where that request ended, so that a flood of them doesn't cost the edge its connections. `upgrade`
-    tells whether this one asks for a WebSocket. `detail` says in one sentence what was wrong with a rejected
-    request. `belief` is what the verdict stands on. `tokens`: the request carries what Navidrome may take for
-    a token of its own; `subsonic`: its path is below `/rest/`, where Navidrome reads fewer of them. Void
-    tokens are removed by `without_void_tokens`, and `void` says where they were; those of another account by
-    `bound`, and `loosed` says where. `claims` are those of the tokens that are left. `form`: the body is a
-    form that may carry one as well, and was not read yet. `to_user_api`: it is a write to
-    Navidrome's user API.
-    `line_text` is the request line where `line` is None, as far as it was read.
+    `request_line` and `block` are None if they could not be parsed. `request_line_text` is the received
+    part of the request line if `request_line` is None.
+    `keep_alive`: the connection may carry another request. After a rejected request this is true only for
+    a trusted peer and only if the end of that request is unambiguous, so that a flood of rejected
+    requests does not close the connections of the edge.
+    `upgrade`: the request asks for a WebSocket.
+    `detail`: the error of a rejected request in one sentence.
+    `trust_result`: the result that the verdict is based on.
+    `has_navidrome_tokens`: the request carries data that Navidrome may read as one of its own tokens.
+    `subsonic`: the path is below `/rest/`, where Navidrome reads fewer of them.
+    `without_void_tokens` removes void tokens, and `void` lists their locations. `with_tokens_bound_to`
+    removes the tokens of other accounts, and `removed_tokens` lists their locations. `claims` are those
+    of the remaining tokens.
+    `form`: the body is a form that may carry such a token too, and is not read yet.
+    `to_user_api`: the request is a write to Navidrome's user API.
     """
 
     outcome: Outcome
@@ -85,40 +91,45 @@ class Decision:
 
     @property
     def requested(self) -> tuple[bytes, bytes]:
-        """Method and target, also of a request line that is rejected, as far as it has them."""
+        """Return the method and the target, also of a rejected request line if it has them."""
         if self.request_line is not None:
             return self.request_line.method, self.request_line.target
         method, _, remainder = self.request_line_text.partition(b" ")
         target = remainder.partition(b" ")[0]
-        # What else stands there may be anything, and this is for the log.
+        # Any other text may be arbitrary data, and the result is used in the log.
         readable = method.isalpha() and (target[:1] == b"/" or _ABSOLUTE.match(target))
         return (method, target) if readable else (b"", b"")
 
     @property
     def identity(self) -> Identity | None:
-        """The identity that is believed: set where the verdict is `authenticated`."""
+        """Return the trusted identity: it is set if the verdict is `authenticated`."""
         if self.trust_result is None or self.outcome.verdict is not _AUTHENTICATED:
             return None
         return self.trust_result.identity
 
     @property
     def writes_users(self) -> bool:
-        """Whether it can change Navidrome's users. Navidrome rejects a write that nobody signed in for, so a
-        stranger's request gives no reason to read the users again."""
+        """Return whether the request can change Navidrome's users.
+
+        Navidrome rejects a write without a sign-in, so an anonymous request is no reason to read the
+        users again.
+        """
         return self.to_user_api and (
             self.outcome.verdict is _AUTHENTICATED or self.has_navidrome_tokens
         )
 
     @property
     def token_locations(self) -> tuple[str, ...]:
-        """Where the request carries tokens of Navidrome's own, if `tokens` says that it may."""
+        """Return where the request carries Navidrome tokens, if `has_navidrome_tokens` is set."""
         if not self.has_navidrome_tokens or self.request_line is None or self.block is None:
             return ()
         return token_locations(self.request_line, self.block, subsonic=self.subsonic)
 
     def without_void_tokens(self, valid: Accept) -> Decision:
-        """Return the same decision without the Navidrome tokens that are not valid. Where nobody else was
-        named, its verdict is `stripped` then."""
+        """Return the same decision without the Navidrome tokens that are not valid.
+
+        If a token is removed and the verdict is `anonymous`, the verdict becomes `stripped`.
+        """
         decision, removed = self._filtered(valid)
         if not removed:
             return decision
@@ -128,8 +139,10 @@ class Decision:
         return replace(decision, outcome=result, void=(*self.void, *removed))
 
     def with_tokens_bound_to(self, user_name: bytes, user_id: str | None) -> Decision:
-        """Return the same decision without the Navidrome tokens that do not name exactly this account;
-        where its id is not known, none does."""
+        """Return the same decision without the Navidrome tokens that do not name exactly this account.
+
+        If the account's id is None, all tokens are removed.
+        """
         decision, removed = self._filtered(lambda claims: claims.names(user_name, user_id))
         return (
             replace(decision, removed_tokens=(*self.removed_tokens, *removed))
@@ -156,12 +169,16 @@ class Decision:
     def with_form(
         self, length: int, claims: tuple[NavidromeClaims, ...], *, void: bool
     ) -> Decision:
-        """Return the same decision for a request whose form was read and is sent with this length.
-        `claims` are those of the tokens in it; `void`: others were removed."""
+        """Return the same decision for a request whose form was read and is sent with this length in
+        bytes.
+
+        `claims` are those of the tokens in the form; `void` means that other tokens were removed from it.
+        """
         block = self.block
         assert block is not None
         old, new = framing_lines(block.metadata.length), framing_lines(length)
-        # A line can stand in no value, and the first one is ours: the client's own is never forwarded.
+        # A value cannot contain a line end, and the first match is the shim's line: the client's own line
+        # is never forwarded.
         forward = block.forward.replace(b"\r\n" + old, b"\r\n" + new, 1)
         metadata = replace(block.metadata, length=length)
         result, places = self.outcome, self.void
@@ -179,10 +196,11 @@ class Decision:
         )
 
     def render_head(self, user_name: bytes | None = None) -> bytes:
-        """The head as Navidrome shall see it, its empty line included.
+        """Render the request head for Navidrome, including its empty line.
 
-        `user_name` is the account's name as Navidrome stores it. The user header is set only where the
-        verdict is `authenticated`, whatever is handed in; without `user_name` to the identity's own name.
+        `user_name` is the account's name as Navidrome stores it; without it the user header has the
+        identity's name. The user header is set only if the verdict is `authenticated`, whether or not
+        `user_name` is passed.
         """
         request_line, block = self.request_line, self.block
         assert (
@@ -203,8 +221,11 @@ class Decision:
         )
 
     def render_control_head(self, paths: Paths, lines: bytes) -> bytes:
-        """The head as the control plane shall see it: below its own root, with `lines` that prove the
-        channel and end in the name of the header that takes the user's name."""
+        """Render the request head for the control plane, with the target relative to its root.
+
+        `lines` authenticate the internal connection and end with the name of the header that takes the
+        user's name.
+        """
         assert (
             self.request_line is not None and self.block is not None and self.identity is not None
         )
@@ -217,10 +238,10 @@ class Decision:
         )
 
     def explain(self) -> dict[str, object]:
-        """The decision as `explain --json` prints it."""
+        """Return the decision as `explain --json` prints it."""
         identity = self.identity
         if self.has_navidrome_tokens and identity is not None:
-            # Whose account a token names is only known where the accounts are.
+            # The account of a token can only be checked by the component that knows the accounts.
             return self.with_tokens_bound_to(identity.username.encode(), None).explain()
         block = self.block
         rejected = self.outcome.verdict is _REJECTED
@@ -240,7 +261,7 @@ class Decision:
 
     @property
     def token_without_identity(self) -> bool:
-        """Whether a Navidrome token on a protected path speaks for itself, since nobody is named."""
+        """Return whether a protected path is accessed with a Navidrome token and without an identity."""
         request_line = self.request_line
         return (
             self.has_navidrome_tokens
@@ -251,7 +272,7 @@ class Decision:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences that say what else there was to see, the rejection's own first."""
+        """Return notes on the request in sentences, the detail of the rejection first."""
         notes = [self.detail] if self.detail else []
         for field in () if self.block is None else self.block.removed:
             if field.kind is Kind.ALIAS:
@@ -281,10 +302,10 @@ class Decision:
 def decide(
     head: bytes, peer: Peer, policy: Policy, scheme: bytes = b"http", now: float | None = None
 ) -> Decision:
-    """Judge one request head, its empty line included, from `peer` under `policy`.
+    """Decide one request head, including its empty line, from `peer` under `policy`.
 
-    `scheme` is the listener's; `now` is in seconds since the epoch, without it no token holds. Never
-    raises: a head that can't be read is a `rejected` decision.
+    `scheme` is the listener's. `now` is in seconds since the epoch; without it no token is valid. Never
+    raises: a head that cannot be parsed is a `rejected` decision.
     """
     source = PeerInfo(peer, policy.trusts(peer), scheme)
     request_line_text, _, remainder = head.partition(b"\r\n")
@@ -314,24 +335,27 @@ def _read_fields(fields: tuple[Field, ...], source: PeerInfo, policy: Policy) ->
 
 
 def attach_proof(metadata: RequestMetadata, token: str, verify: Verify) -> MetadataWithProof:
-    """The envelope with this token beside it, if one is awaited. `verify` looks at it."""
+    """Return the metadata with the proof of this token, or with None if no path needs a token.
+
+    `verify` verifies the token.
+    """
     deferred = metadata.deferred
     return metadata, None if deferred is None else TokenProof(token, deferred, verify)
 
 
 class Verifier:
-    """Looks at the provider's tokens, as a policy has it, each time again."""
+    """Verify the provider's tokens under a policy, without a cache."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
     def __call__(self, token: str, now: float | None) -> VerifiedClaims:
-        """What the token says, if it holds at `now`. Raises `Rejected`."""
+        """Verify the token and return its claims if it is valid at `now`. Raises `RequestRejected`."""
         assert self._policy.tokens is not None
         return verified_claims(verify_token(token, self._policy.tokens, now), self._policy)
 
     def cached(self, token: str) -> VerifiedClaims | None:  # noqa: ARG002
-        """What was found before: nothing is remembered here."""
+        """Return None: this class has no cache."""
         return None
 
 
@@ -342,18 +366,19 @@ def combine(
     policy: Policy,
     now: float | None = None,
 ) -> Decision:
-    """What a request line and a header block come to together at `now`. Raises `Rejected`."""
+    """Combine a request line and a header block into the decision at `now`. Raises `RequestRejected`."""
     metadata = block.metadata
     if request_line.version == 11:
         if metadata.host is None:
             raise RequestRejected(Reason.AMBIGUOUS_HOST, "HTTP/1.1 without Host")
     elif metadata.length == CHUNKED:
-        # RFC 9112 §6.1: HTTP/1.0 knows no transfer codings; whoever reads it as one is mistaken.
+        # RFC 9112 §6.1: HTTP/1.0 has no transfer codings; a recipient that decodes one frames the message
+        # wrongly.
         raise RequestRejected(Reason.AMBIGUOUS_FRAMING, "HTTP/1.0 with Transfer-Encoding")
     if request_line.hosts is not None and (metadata.host or b"").lower() not in request_line.hosts:
         raise RequestRejected(Reason.AMBIGUOUS_TARGET, "the target names another host than Host")
-    # RFC 9110 §7.8: an offer in HTTP/1.0 is ignored. Of all offers only a WebSocket's is passed on: h2c is a
-    # known way around a proxy's rules.
+    # RFC 9110 §7.8: an upgrade in HTTP/1.0 is ignored. Only a WebSocket upgrade is forwarded: h2c is a
+    # known way to bypass the rules of a proxy.
     upgrade = metadata.upgrade and request_line.version == 11
     if upgrade and not (metadata.websocket and request_line.method == b"GET"):
         raise RequestRejected(
@@ -410,8 +435,11 @@ def combine(
 def _check_write(
     request_line: RequestLine, block: HeaderBlock, policy: Policy
 ) -> tuple[bool, bool]:
-    """Return whether a request that is no GET writes to Navidrome's user API, and whether its body is a form
-    that may carry a Navidrome token. Raises `Rejected`."""
+    """Check a request whose method is not GET.
+
+    Returns whether it writes to Navidrome's user API, and whether its body is a form that may carry a
+    Navidrome token. Raises `RequestRejected`.
+    """
     if request_line.method == b"POST":
         _check_login_allowed(request_line, policy)
     to_user_api = request_line.method in _WRITE_METHODS and policy.paths.writes_users(
@@ -430,7 +458,7 @@ def user_body_too_large() -> RequestRejected:
 
 
 def _is_form(request_line: RequestLine, block: HeaderBlock) -> bool:
-    """Return whether the body is a form that Navidrome reads parameters from, below whichever base path."""
+    """Return whether Navidrome reads parameters from the body as a form, below any base path."""
     return (
         request_line.method in _FORM_METHODS
         and b"/rest/" in request_line.path.lower()
@@ -439,7 +467,9 @@ def _is_form(request_line: RequestLine, block: HeaderBlock) -> bool:
 
 
 def _is_open_login(request_line: RequestLine, policy: Policy) -> bool:
-    """Whether Navidrome's own login is asked, and open to whoever has no identity."""
+    """Return whether the request is for Navidrome's own login, and that login is open without an
+    identity.
+    """
     return (
         policy.local_login
         and request_line.method == b"POST"
@@ -465,7 +495,10 @@ def reject(
     block: HeaderBlock | None = None,
     request_line_text: bytes = b"",
 ) -> Decision:
-    """The `rejected` decision of a rejection. `line_text` is the request line, where it could not be read."""
+    """Return the `rejected` decision for a rejection.
+
+    `request_line_text` is the request line if it could not be parsed.
+    """
     path_class = PathClass.PROTECTED if request_line is None else request_line.path_class
     result = outcome(rejection.reason, path_class)
     keep_alive = (
@@ -483,7 +516,7 @@ def reject(
 
 
 def _is_complete(request_line: RequestLine | None, block: HeaderBlock | None) -> bool:
-    """Whether the request ends with its head, and its connection may carry another one."""
+    """Return whether the request ends with its head, and its connection may carry another one."""
     if request_line is None or block is None:
         return False
     metadata = block.metadata
@@ -492,7 +525,7 @@ def _is_complete(request_line: RequestLine | None, block: HeaderBlock | None) ->
 
 
 def _keeps_alive(request_line: RequestLine, metadata: RequestMetadata) -> bool:
-    """Whether the sender keeps its connection (RFC 9112 §9.3)."""
+    """Return whether the sender keeps its connection open (RFC 9112 §9.3)."""
     return not metadata.close and (request_line.version == 11 or metadata.keep_alive)
 
 

@@ -1,13 +1,13 @@
-"""One header line: its grammar, and what kind of field it is.
+"""Parse and classify one header line.
 
-A line is admitted by one strict expression (token, colon, value of visible characters, blanks and bytes
-from 0x80), which is never laxer than llhttp's. Three kinds of name matter here and are told apart by
-how they are compared:
+A line must match one strict grammar (token, colon, value of visible characters, blanks and bytes from
+0x80), which is never laxer than llhttp's. Three groups of names are interpreted. They differ in how names
+are compared:
 
-- identity headers, the user header, the secret's: found by their *folded* name (lower case, every
-  character outside a-z0-9 becomes "-"), believed only under their *exact* one, in any case;
-- framing and hop-by-hop fields: found by their exact name alone, an alias of one is an attack;
-- fields that tell of the client's address: removed under any alias.
+- identity headers, the user header and the secret's: matched by their *normalized* name (lower case,
+  every character outside a-z0-9 becomes "-"), trusted only under their *exact* name, in any case;
+- framing and hop-by-hop fields: matched by their exact name only, an alias of one is an attack;
+- fields that carry the client's address: removed under any alias.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ _NORMALIZE = bytes(
 
 
 class Kind(IntEnum):
-    """What becomes of a field."""
+    """How the shim handles a field."""
 
     PASS = auto()  # end-to-end: forwarded as it is
-    DROP = (
-        auto()
-    )  # hop-by-hop, a client's address that is not to be believed, or a provider's header
+    DROP = auto()  # hop-by-hop, an untrusted client address, or a provider's header
     HOST = auto()
     LENGTH = auto()
     CODING = auto()  # Transfer-Encoding
     CONNECTION = auto()
     UPGRADE = auto()
     EXPECT = auto()
-    WEBSOCKET = auto()  # Sec-WebSocket-Key and -Version: forwarded, and looked at for an upgrade
+    WEBSOCKET = auto()  # Sec-WebSocket-Key and -Version: forwarded, and checked for an upgrade
     ORIGIN = auto()
     FETCH_SITE = auto()
     FORWARDED_FOR = auto()
@@ -52,8 +50,8 @@ class Kind(IntEnum):
     IDENTITY = auto()
     USER = auto()  # Navidrome's user header
     SECRET = auto()
-    BEARER = auto()  # Authorization: Bearer, where the policy takes it for the provider's token
-    TOKEN = auto()  # may carry a token of Navidrome's own
+    BEARER = auto()  # Authorization: Bearer, if the policy reads the provider's token there
+    TOKEN = auto()  # may carry a Navidrome token
     ALIAS = auto()  # of an identity header, the user header or the secret's
     FRAMING_ALIAS = auto()
 
@@ -63,14 +61,16 @@ _PASS = Kind.PASS
 
 @dataclass(slots=True, eq=False)
 class Field:
-    """A header line, read. Treated as frozen, and equal to itself alone, so that what a few remembered
-    lines come to can be remembered by them.
+    """A parsed header line. Treated as frozen.
 
-    `name` is lower case, `value` is trimmed, `wire` is the line as it is forwarded, with its line end, and
-    `passing` the same where the field passes whatever the others say, else empty. On an identity header
-    that the policy reads `role` is set, and `claim` is its text, or why it is none. The provider's token has
-    in `apart` the field that stands for every token, for what depends on its being there alone; None for
-    one in an unusual spelling.
+    A field is equal only to itself, so that the metadata of a few cached lines can be cached by these
+    objects.
+    `name` is lower case, `value` is trimmed, `wire` is the line as it is forwarded, with its line end.
+    `forward_line` is the same if the field passes regardless of the other fields, else empty.
+    On an identity header that the policy reads, `role` is set, and `parsed_value` is its text, or the
+    rejection if it is invalid.
+    On the provider's token, `token_placeholder` is the field that replaces every token where only its
+    presence matters; None for an unusual spelling of the header name.
     """
 
     kind: Kind
@@ -84,7 +84,7 @@ class Field:
 
     @property
     def sent_name(self) -> str:
-        """The name in the case in which it was sent."""
+        """Return the name in the case in which it was sent."""
         return self.wire.partition(b":")[0].decode("ascii")
 
 
@@ -115,11 +115,12 @@ _EXACT: dict[bytes, Kind] = {
     b"x-emby-token": Kind.TOKEN,
     b"x-mediabrowser-token": Kind.TOKEN,
 }
-# A cookie of Navidrome's own, by its exact name, as net/http parts cookies, behind a ";".
-_MAX_COOKIE_CANDIDATES = 32  # times that a cookie header may have "jwt" in it
-# Jellyfin's header fields, as Navidrome's expression finds them; `(?<!\w)` keeps it linear.
+# Navidrome's own cookie is matched by its exact name. Cookies are split as net/http does it, also after a
+# ";".
+_MAX_COOKIE_CANDIDATES = 32  # occurrences of "jwt" that a cookie header may have
+# Jellyfin's header fields, as Navidrome's expression matches them; `(?<!\w)` keeps it linear.
 EMBY_FIELD = re.compile(rb'(?<!\w)(?:Token="(?P<token>[^"]*)"|\w+="[^"]*")')
-# Without it such a header has no token.
+# A header without this text has no token.
 _EMBY_TOKEN = b'Token="'
 _EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
 _EMBY_TOKEN_HEADERS = (b"x-emby-token", b"x-mediabrowser-token")
@@ -136,20 +137,21 @@ _FRAMING = frozenset(
         b"trailer",
     }
 )
-# Navidrome believes the first two of them; the rest are their kin at other proxies.
+# Navidrome trusts the first two of them; other proxies use the rest for the same purpose.
 _CLIENT_ADDRESS = frozenset(
     {b"true-client-ip", b"x-real-ip", b"cf-connecting-ip", b"x-client-ip", b"x-cluster-client-ip"}
 )
 _FORWARDED_FAMILY = (b"x-forwarded-", b"forwarded")
-# What browsers and apps send most, as they write it: where it passes, its name needs no second look.
+# The most frequent headers of browsers and apps, in their usual spelling: if such a name passes, it is not
+# classified again.
 _COMMON = b"""
 Accept Accept-Encoding Accept-Language Cache-Control Content-Type Cookie DNT If-Modified-Since If-None-Match
 If-Range Pragma Priority Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest
 Sec-Fetch-Mode Sec-Fetch-User Sec-GPC Upgrade-Insecure-Requests User-Agent
 X-ND-Client-Unique-Id X-Request-Id X-Requested-With
 """.split()
-# The headers that browsers, Navidrome's web app, Subsonic and Jellyfin clients need. They alone pass while
-# it is not known that Navidrome obeys the user header, because any other one may be the one it obeys.
+# The headers that browsers, Navidrome's web app, Subsonic and Jellyfin clients need. Only these pass until
+# Navidrome is known to obey the user header, because any other header may be the one it obeys.
 _ALLOWED = frozenset(
     b"""
 accept accept-charset accept-encoding accept-language accept-ranges
@@ -166,20 +168,21 @@ _ALLOWED_FAMILIES = (b"sec-", b"x-emby-", b"x-mediabrowser-")
 
 
 def normalize_header_name(name: bytes) -> bytes:
-    """The name as the laxest of the stacks behind us could read it."""
+    """Return the name as the laxest of the stacks behind the shim could read it."""
     return name.translate(_NORMALIZE)
 
 
 class FieldNames:
-    """Which names carry an identity, compiled once from a policy.
+    """The names that carry an identity, compiled once from a policy.
 
-    `roles` maps what the policy reads to the name of its header; `prefixes` begin the names of all other
-    identity headers; `user` is Navidrome's user header, `secret` the shared secret's. `bearer`: the
-    provider's token may come in `Authorization: Bearer` as well. `percent_names`: the display name is
-    percent-encoded. `restricted`: only headers on the allow-list pass, and never `obeyed`, the header that
-    Navidrome obeys instead of `user`. `usual` maps names that are sent often, as they are spelt, to
-    themselves in lower case, as far as they pass.
-
+    `roles` maps each role that the policy reads to the name of its header. `prefixes` begin the names of
+    all other identity headers. `user` is Navidrome's user header, `secret` the header of the shared
+    secret.
+    `bearer`: the provider's token may also come in `Authorization: Bearer`. `percent_names`: the display
+    name is percent-encoded.
+    `restricted`: only headers on the allow-list pass, and never `obeyed`, the header that Navidrome obeys
+    instead of `user`.
+    `common_names` maps frequent names, as they are spelled, to their lower case, if they pass.
     The user name may come in Navidrome's user header: it is read, removed, and written again.
     """
 
@@ -243,12 +246,14 @@ class FieldNames:
         }
 
     def placeholder_for(self, kind: Kind, name: bytes) -> Field | None:
-        """The one field that stands for every token of the provider's in the header `name`, as it was sent;
-        None where the spelling is unusual."""
+        """Return the field that replaces every provider's token in the header `name`, as it was sent.
+
+        Returns None if the spelling is unusual.
+        """
         return self._token_placeholders.get((kind, name))
 
     def classify(self, name: bytes) -> tuple[Kind, Role | None]:
-        """The kind of a lower-case name, and its role if the policy reads it."""
+        """Return the kind of a lower-case name, and its role if the policy reads it."""
         exact = self._exact.get(name)
         if exact is not None:
             return exact
@@ -273,8 +278,10 @@ class FieldNames:
         return Kind.PASS, None
 
     def _is_held_back(self, name: bytes, folded: bytes) -> bool:
-        """Whether a header may be the one that Navidrome obeys. Those that the shim itself looks at keep
-        their kind, so that an attack stays an attack."""
+        """Return whether Navidrome may obey this header as its user header.
+
+        Headers that the shim itself interprets keep their kind, so that an attack is still rejected.
+        """
         if folded == self._obeyed:
             return True
         if name in _EXACT or folded in _FRAMING:
@@ -283,21 +290,28 @@ class FieldNames:
 
 
 def _spellings(name: bytes) -> set[bytes]:
-    """The name as it is written by hand, by HTTP/2 and by Go."""
+    """Return the name in its usual spellings: as given, in lower case (HTTP/2) and in title case (Go)."""
     return {name, name.lower(), name.title()}
 
 
 def parse_line(line: bytes, names: FieldNames) -> Field:
-    """Read one header line that still has the CR of its end. Raises `Rejected` (`malformed_head`)."""
+    """Parse one header line that still has the CR of its line end.
+
+    Raises `RequestRejected` (`malformed_head`).
+    """
     if line[-1:] != b"\r":
-        # RFC 9112 §2.2 lets a recipient take LF alone; two that disagree on it read two requests.
+        # RFC 9112 §2.2 lets a recipient accept LF alone; two recipients that differ in this read
+        # different requests.
         raise RequestRejected(Reason.MALFORMED_HEAD, "a line of the head ends in LF alone")
     return parse_field(line[:-1], names)
 
 
 def parse_field(line: bytes, names: FieldNames) -> Field:
-    """Read one header line, without its line end. Raises `Rejected` (`malformed_head`) where it is not a
-    token, a colon and a value without controls (RFC 9112 §5)."""
+    """Parse one header line without its line end.
+
+    Raises `RequestRejected` (`malformed_head`) if it is not a token, a colon and a value without control
+    characters (RFC 9112 §5).
+    """
     name, colon, value = line.partition(b":")
     common = names.common_names.get(name)
     if not colon or (common is None and (not name or name.translate(None, TOKEN))):
@@ -338,8 +352,10 @@ def _has_token_cookie(value: bytes) -> bool:
 
 
 def token_cookies(value: bytes) -> list[tuple[int, int]] | None:
-    """Return the start and the end of each cookie named `jwt`, between its semicolons; None where "jwt" is in
-    more places than are looked at."""
+    """Return the start and the end of each cookie named `jwt`, between its semicolons.
+
+    Returns None if "jwt" occurs more often than is checked.
+    """
     if value.count(b"jwt") > _MAX_COOKIE_CANDIDATES:
         return None
     found: list[tuple[int, int]] = []
@@ -360,7 +376,8 @@ def token_cookies(value: bytes) -> list[tuple[int, int]] | None:
 def _token(
     kind: Kind, name: bytes, value: bytes, token: bytes, wire: bytes, names: FieldNames
 ) -> Field:
-    # No control is left in a line, so ASCII needs no second look; and what follows looks at all of it.
+    # The line has no control characters, so ASCII needs no further check; the token parser checks the
+    # whole text.
     parsed_value = (
         token.decode("ascii") if token.isascii() else _parse_value(Role.JWT, token, names)
     )
@@ -378,5 +395,5 @@ def _parse_value(role: Role, value: bytes, names: FieldNames) -> str | RequestRe
             value = decode_name(value, percent=names.percent_names)
         return parse_value(role, value)
     except RequestRejected as rejection:
-        # A remembered exception would keep the frames in which it was raised, and what they hold.
+        # A cached exception would keep the frames in which it was raised, and the objects they hold.
         return RequestRejected(rejection.reason, rejection.detail)

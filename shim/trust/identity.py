@@ -1,7 +1,7 @@
-"""The identity that a request claims, and the border between bytes and text.
+"""Define the identity that a request claims, and decode header bytes to text.
 
-Values arrive trimmed. What is not clean UTF-8 without controls, or over its bound, is no identity:
-Go, Python and a database would each make something else of it.
+Values are already trimmed. A value that is not valid UTF-8, has control characters or exceeds its limit
+is rejected: Go, Python and a database would each read it differently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shim.trust.rejection import RequestRejected
 
 
 class Role(IntEnum):
-    """What an identity header says of its owner."""
+    """The meaning of an identity header."""
 
     USERNAME = 0
     NAME = 1
@@ -28,22 +28,23 @@ class Role(IntEnum):
     JWT = 5
 
 
-# Characters that a value may have at most. Groups and tokens are as long as a head may be.
+# Maximum length of a value in characters. The request head limits groups and tokens.
 MAX_LENGTH: dict[Role, int] = {
     Role.USERNAME: 255,
     Role.UID: 255,
     Role.NAME: 1024,
     Role.EMAIL: 320,
 }
-# Empty, these count as absent.
+# An empty value of these roles counts as absent.
 NEVER_EMPTY = frozenset({Role.USERNAME, Role.UID, Role.JWT})
-# These describe a person and decide nothing: one that is unusable is dropped.
+# These describe a person and do not affect the decision: an unusable value is dropped.
 DESCRIPTIVE = frozenset({Role.NAME, Role.EMAIL})
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# They change the order in which a name is shown, so that it reads like another one (Unicode TR 36 §2.5).
+# These characters change the order in which a name is displayed, so that it looks like another one (Unicode
+# TR 36 §2.5).
 _BIDIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
-# Bytes of an encoded display name: four for each character, each of them escaped.
+# Maximum size of an encoded display name in bytes: four bytes per character, each of them escaped.
 _MAX_ENCODED_NAME = 12 * 1024
 # RFC 2047 §2; a language may follow the character set (RFC 2231 §5).
 _WORD = rb"=\?[A-Za-z0-9_.:-]+(?:\*[A-Za-z0-9-]*)?\?[BbQq]\?[!->@-~]*\?="
@@ -54,8 +55,10 @@ MAX_GROUPS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the identity provider says is there. None stands for a header that was absent, an empty string
-    or tuple for one that was empty."""
+    """The identity as the provider asserts it.
+
+    None means that the header was absent, an empty string or tuple that it was empty.
+    """
 
     username: str
     name: str | None = None
@@ -65,7 +68,7 @@ class Identity:
 
 
 def parse_value(role: Role, value: bytes) -> str:
-    """Read one identity header. Raises `Rejected` (`identity_invalid`) as the module says."""
+    """Parse the value of one identity header. Raises `RequestRejected` (`identity_invalid`)."""
     label = role.name.lower()
     try:
         text = value.decode("utf-8")
@@ -81,14 +84,17 @@ def parse_value(role: Role, value: bytes) -> str:
     if role is Role.USERNAME and not text.isascii() and _BIDIRECTIONAL.search(text):
         raise RequestRejected(Reason.IDENTITY_INVALID, "the username has a bidirectional control")
     if text != text.strip():
-        # Blanks that HTTP doesn't know (U+00A0 …): a name that reads like another one.
+        # Blanks that HTTP does not trim (U+00A0 …) make a name look like another one.
         raise RequestRejected(Reason.IDENTITY_INVALID, f"the {label} begins or ends with a blank")
     return text
 
 
 def decode_name(value: bytes, *, percent: bool) -> bytes:
-    """Decode a display name once: percent-escapes, or the encoded words of RFC 2047. Returns UTF-8, to be
-    checked like any other value. Raises `Rejected` (`identity_invalid`) for what cannot be decoded."""
+    """Decode a display name once: percent-escapes, or the encoded words of RFC 2047.
+
+    Returns UTF-8, which the caller must check like any other value. Raises `RequestRejected`
+    (`identity_invalid`) if the name cannot be decoded.
+    """
     if len(value) > _MAX_ENCODED_NAME:
         raise RequestRejected(
             Reason.IDENTITY_INVALID, f"the name has more than {_MAX_ENCODED_NAME} bytes"
@@ -118,8 +124,10 @@ def _decode_word(word: bytes) -> str:
 
 
 def split_groups(text: str, separator: str) -> tuple[str, ...]:
-    """Split a header's text into groups, blanks around each removed, empty ones left out. Raises `Rejected`
-    (`identity_invalid`) for more than `MAX_GROUPS`."""
+    """Split a header's text into groups, without surrounding blanks and empty groups.
+
+    Raises `RequestRejected` (`identity_invalid`) for more than `MAX_GROUPS`.
+    """
     if text.count(separator) >= MAX_GROUPS:
         raise RequestRejected(Reason.IDENTITY_INVALID, f"there are more than {MAX_GROUPS} groups")
     groups = (group.strip() for group in text.split(separator))

@@ -1,7 +1,7 @@
-"""What the identity headers of one request claim, and whether that may be believed.
+"""Evaluate the identity headers of one request, and decide whether the identity is trusted.
 
-The response depends on the place a path leads to, so it is worked out once for every place: a header
-block is remembered with it, and the request line only picks. A token is looked at when a path needs it.
+The result depends on the zone of the path, so it is computed once for every zone: it is cached with the
+header block, and the request line only selects an outcome. A token is verified when a path needs it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ IDENTITY_KINDS = frozenset({Kind.IDENTITY, Kind.USER, Kind.ALIAS, Kind.BEARER})
 
 @dataclass(slots=True)
 class TrustResult:
-    """What is believed of a header block. Treated as frozen.
+    """The trusted result of a header block. Treated as frozen.
 
-    `outcomes` has one row for every `Place`, in its order. `identity` is whom the block names, set
-    wherever it could be read; it counts only where the outcome is `authenticated`. `user_line` is the
-    header line that names it to Navidrome, empty without one. `detail` says what was wrong where an
-    outcome is `rejected` for the identity's sake. `unasked` is the row of protected paths as if none of
-    them needed an identity.
+    `outcomes` has one outcome for every `PathZone`, in its order. `identity` is the claimed identity, set
+    if it could be parsed; it counts only if the outcome is `authenticated`. `user_line` is the header
+    line that names it to Navidrome, empty without an identity. `detail` is the error of an outcome that
+    is `rejected` because of the identity. `without_requirement` is the outcome of protected paths if they
+    required no identity.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -50,9 +50,12 @@ class TrustResult:
 def evaluate_identity(
     fields: Sequence[Field], source: PeerInfo, policy: Policy
 ) -> tuple[TrustResult, DeferredResult[TrustResult] | None]:
-    """What the fields that carry an identity (all of `CLAIMING`, and the secret's) come to, and what they
-    come to on some paths with the token that is among them: there that counts, and not this belief. Of the
-    token no more is read here than that it is there."""
+    """Evaluate the fields that carry an identity (all of `IDENTITY_KINDS`, and the secret's).
+
+    Returns the result without the token and, if a token is among the fields, the deferred result that
+    counts instead in the zones that need the token. Only the presence of the token matters here; its
+    content is not read.
+    """
     claimed = any(field.kind in IDENTITY_KINDS for field in fields)
     if not source.trusted:
         if policy.reject_untrusted:
@@ -77,7 +80,8 @@ def _evaluate_trusted(
         claims = _read_claims(fields)
         if not claims:
             if not any(field.value for field in fields if field.kind in IDENTITY_KINDS):
-                # An edge may always send its identity headers, and leave them empty for a stranger.
+                # An edge may always send its identity headers, and leave them empty for an anonymous
+                # request.
                 return _result(policy, *[Reason.NO_IDENTITY] * 5), None
             return _result_for_trusted_peer(policy, Reason.SPOOFED_USER_HEADER, public=secret), None
         token = claims.pop(Role.JWT, "") if policy.tokens is not None else ""
@@ -93,7 +97,7 @@ def _evaluate_trusted(
         frozenset({PathZone.PROTECTED, PathZone.INTERNAL, *((PathZone.PUBLIC,) if public else ())}),
         partial(_with_token, claims, policy, public),
     )
-    # Where the proof is needed, nothing is believed without it.
+    # If the proof is needed, no identity is trusted without it.
     unverified_result = _result_for_trusted_peer(
         policy,
         Reason.JWT_INVALID,
@@ -107,7 +111,7 @@ def _evaluate_trusted(
 def _without_token(
     claims: Mapping[Role, str], fields: Sequence[Field], policy: Policy, *, public: bool
 ) -> TrustResult:
-    """What headers come to that no token stands beside."""
+    """Return the result of headers without a token."""
     identity = _claimed_identity(claims)
     try:
         identity = _complete_identity(claims, policy)
@@ -128,7 +132,7 @@ def _with_token(
     public: bool,
     verified: VerifiedClaims | RequestRejected,
 ) -> TrustResult:
-    """What headers come to with the token beside them, which was verified or rejected."""
+    """Return the result of headers with a token, which was verified or rejected."""
     if isinstance(verified, RequestRejected):
         return _result_for_trusted_peer(
             policy, verified.reason, _claimed_identity(claims), verified.detail, public=public
@@ -168,7 +172,7 @@ def _check_token_present(policy: Policy) -> None:
 
 
 def _claimed_identity(claims: Mapping[Role, str]) -> Identity | None:
-    """Whom the headers name, for the log: no more is believed of it."""
+    """Return the identity that the headers claim, for the log only: it is not trusted."""
     username = claims.get(Role.USERNAME)
     return None if username is None else Identity(username, uid=claims.get(Role.UID))
 
@@ -186,7 +190,10 @@ def _result_for_trusted_peer(
     *,
     public: bool,
 ) -> TrustResult:
-    """A trusted peer's belief: on public paths what holds on protected ones, where `public` says so."""
+    """Build the result for a trusted peer.
+
+    If `public` is true, public paths have the same reason as protected ones.
+    """
     return _result(
         policy,
         protected,
@@ -232,7 +239,8 @@ def _result(
         protected if admin or protected is Reason.UNTRUSTED_PEER_REJECTED else Reason.NOT_FOUND
     )
     if authenticated and not policy.user_header_obeyed:
-        # Navidrome would not read the name, or would read another header than the shim writes.
+        # Navidrome would not read the name, or would read another header than the one that the shim
+        # writes.
         detail = "Navidrome does not obey the user header that the shim writes"
         public = Reason.USER_HEADER_MISMATCH if public is protected else public
         protected = Reason.USER_HEADER_MISMATCH
@@ -253,7 +261,7 @@ def _outcome_rows(
     internal: Reason,
     non_ascii: Reason,
 ) -> tuple[Outcome, ...]:
-    """One row for every `Place`; there are no more combinations than reasons allow."""
+    """Return one outcome for every `PathZone`. The cache is bounded by the combinations of reasons."""
     rows = {
         PathZone.PROTECTED: outcome(protected, PathClass.PROTECTED),
         PathZone.PUBLIC: outcome(public, PathClass.PUBLIC),
@@ -266,13 +274,15 @@ def _outcome_rows(
 
 
 def _read_claims(fields: Sequence[Field]) -> dict[Role, str]:
-    """The claims of a trusted peer's fields. None where all that the policy reads is empty or absent;
-    beside a
-    claim that is not, an empty user name, uid or token counts as absent, and so does an unusable display
-    name or e-mail. Raises `Rejected`."""
+    """Read the claims of a trusted peer's fields.
+
+    Returns an empty dict if all fields that the policy reads are empty or absent. Beside a claim that is
+    not empty, an empty user name, uid or token counts as absent, and so does an unusable display name or
+    e-mail. Raises `RequestRejected`.
+    """
     seen_names: set[bytes] = set()
     claims: dict[Role, str] = {}
-    # The edge's own header comes after the client's, and speaks where both are there.
+    # The edge's own header is read after the client's, and takes precedence if both are present.
     for field in sorted(fields, key=lambda field: field.kind is not Kind.BEARER):
         if field.kind is Kind.ALIAS:
             raise RequestRejected(
@@ -290,7 +300,7 @@ def _read_claims(fields: Sequence[Field]) -> dict[Role, str]:
         if isinstance(field.parsed_value, RequestRejected):
             if field.role in DESCRIPTIVE:
                 continue
-            # Raised again: a remembered exception would keep the frames of each time it was raised.
+            # Create a new exception: a cached one would keep the frames of each time it was raised.
             raise RequestRejected(field.parsed_value.reason, field.parsed_value.detail)
         assert field.parsed_value is not None
         if field.parsed_value or field.role not in claims:

@@ -1,7 +1,8 @@
-"""The keys that a provider signs its tokens with, read from its key set.
+"""Parse the key set of a provider into the keys that verify its tokens.
 
-A key has one algorithm, which follows from what the key is (RFC 8725 §3.1): what a token or the key set
-itself says can only rule a key out. Keys with a secret in them are passed over, since a key set is public.
+A key has exactly one algorithm, which follows from the type of the key (RFC 8725 §3.1): a token or the
+key set can only exclude a key by its algorithm. Keys that contain a secret are skipped, since a key set
+is public.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from jwt.algorithms import ECAlgorithm, HMACAlgorithm, OKPAlgorithm, RSAAlgorith
 from jwt.exceptions import InvalidKeyError
 
 MAX_KEYS = 64
-# NIST SP 800-131A: shorter ones are broken by whoever cares to.
+# NIST SP 800-131A: shorter keys can be broken.
 _MIN_RSA_BITS = 2048
-_MAX_RSA_BITS = 8192  # one that is larger only costs time
+_MAX_RSA_BITS = 8192  # a larger key only costs time
 
 _RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 _ES256 = ECAlgorithm(ECAlgorithm.SHA256)
@@ -31,10 +32,10 @@ _HS256 = HMACAlgorithm(HMACAlgorithm.SHA256)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and the one algorithm that it verifies with.
+    """A key and the one algorithm that it verifies.
 
-    `kid` is the name that tokens call it by, None where it has none. `mark` tells it from other keys and
-    says nothing of it. Two keys are the same if name, algorithm and mark are.
+    `kid` is the key ID in tokens, None if the key has none. `fingerprint` identifies the key and reveals
+    nothing of it. Two keys are equal if `kid`, algorithm and fingerprint are equal.
     """
 
     kid: str | None
@@ -44,7 +45,7 @@ class Key:
     _key: object = field(repr=False, compare=False)
 
     def verify(self, text: bytes, signature: bytes) -> bool:
-        """Whether this key made the signature of the text."""
+        """Return whether the signature of the text was made with this key."""
         try:
             return bool(self._verifier.verify(text, self._key, signature))
         except ValueError:
@@ -55,8 +56,11 @@ class Key:
 
 
 def secret_key(secret: bytes) -> Key:
-    """The key of tokens that are signed with HS256. It answers to every name: providers give it none, or
-    one of their own. Raises ValueError for what is no secret: a public key, PEM, a JWK."""
+    """Create the key of tokens that are signed with HS256.
+
+    It matches every `kid`, since providers send none or one of their own. Raises ValueError if the value
+    is not a secret: a public key, PEM or a JWK.
+    """
     try:
         key = _HS256.prepare_key(secret)
     except InvalidKeyError as error:
@@ -66,10 +70,10 @@ def secret_key(secret: bytes) -> Key:
 
 
 def read_key_set(data: bytes) -> tuple[Key, ...]:
-    """The usable keys of a JWK Set (RFC 7517 §5), in its order.
+    """Parse a JWK Set (RFC 7517 §5) and return its usable keys in order.
 
-    A key that cannot be used (another type, too short, for encryption, private) is passed over. Raises
-    ValueError, with what was wrong in a sentence, where there is no set or none of its keys can be used.
+    A key that cannot be used (another type, too short, for encryption, private) is skipped. Raises
+    ValueError with the reason if the data is not a key set or none of its keys can be used.
     """
     try:
         found = json.loads(data)
@@ -105,7 +109,7 @@ def _read_key(entry: Mapping[str, object]) -> Key | None:
     operations = entry.get("key_ops")
     if operations is not None and not (isinstance(operations, list) and "verify" in operations):
         return None
-    # Of the entry only what makes the key up is read: no x5c, no x5u (RFC 7517 §4.6 and §4.7).
+    # Only the parameters of the key itself are read: no x5c, no x5u (RFC 7517 §4.6 and §4.7).
     kind = entry.get("kty")
     parts = {name: value for name in _PARTS.get(str(kind), ()) if (value := entry.get(name))}
     try:
@@ -141,6 +145,6 @@ def _public_key(kind: str, parts: dict[str, object]) -> tuple[str, Verifier, obj
 
 
 def _fingerprint(kind: str, parts: Mapping[str, object]) -> str:
-    """The beginning of the key's thumbprint (RFC 7638)."""
+    """Return the beginning of the key's thumbprint (RFC 7638)."""
     required = json.dumps({**parts, "kty": kind}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(required.encode()).hexdigest()[:16]

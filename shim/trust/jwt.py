@@ -1,9 +1,10 @@
-"""The provider's token (RFC 7519): read strictly, verified with configured keys alone.
+"""Parse the provider's token (RFC 7519) strictly, and verify it with configured keys only.
 
-The token's header only picks among keys that are known; it brings none (`jku`, `x5u`, `jwk` are not read)
-and names no algorithm that the key doesn't have. The signature is looked at before anything that it signs
-is read, so that what a forged token says costs nothing and is never told. Time is handed in, and kept as a
-span that every request is held against: that a token was verified once says nothing of now.
+The token's header only selects among known keys: it supplies no key (`jku`, `x5u` and `jwk` are ignored)
+and no algorithm that the key does not have. The signature is verified before the signed claims are read,
+so that the claims of a forged token cost nothing and are never reported. The caller passes the current
+time. The validity is kept as a period and checked with every request, since an earlier verification does
+not prove that the token is still valid.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from shim.trust.reasons import Reason
 from shim.trust.rejection import RequestRejected
 
 if TYPE_CHECKING:
-    from shim.trust.jwks import Key  # which loads what only tokens need
+    from shim.trust.jwks import Key  # importing it loads code that only tokens need
 
-# A token is as long as a head may be. What is read of it before its signature is verified is bounded, since
-# reading JSON takes longer than verifying.
+# The request head limits the length of a token. The part that is parsed before the signature is verified is
+# limited here, since parsing JSON takes longer than verifying.
 MAX_HEADER = 8192
 _MAX_UNVERIFIED_PAYLOAD = 16384
-# Keys that a token without a key's name is tried with.
+# Maximum number of keys that a signature is checked with, for a token without `kid`.
 _MAX_KEYS_TRIED = 4
-# A provider's tokens share a few headers, and mostly short ones: only those are remembered.
+# The tokens of a provider share a few headers, most of them short: only short headers are cached.
 _SHORT_HEADER = 1024
 _TYPES = ("jwt", "at+jwt")
-# RFC 7515 §4.1.11 and RFC 7797: what has to be understood, and is not.
+# RFC 7515 §4.1.11 and RFC 7797: header parameters that must be understood, and are not supported.
 _NOT_UNDERSTOOD = ("crit", "b64", "zip", "enc")
 _LATEST = 2.0**53
 _FETCHED = ("RS256", "ES256", "EdDSA")
@@ -40,11 +41,11 @@ _FETCHED = ("RS256", "ES256", "EdDSA")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """Which tokens hold.
+    """The rules that a token must meet.
 
-    `keys`: the only ones there are. `fetched`: some of them come from a key set, which may have others by
-    now. `issuer` and one of `audiences` is what a token must name. `leeway`: seconds that the provider's
-    clock may be off. `required`: no identity without a token.
+    `keys`: the only accepted keys. `fetched`: some keys come from a key set, which may have changed
+    since. `issuer` and one of `audiences`: required claims. `leeway`: clock difference to the provider in
+    seconds that is accepted. `required`: an identity without a token is rejected.
     """
 
     keys: tuple[Key, ...] = ()
@@ -57,13 +58,13 @@ class TokenRules:
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """When a token holds: from `start` to `end`, in seconds since the epoch, the leeway included."""
+    """The validity period of a token: `start` to `end` in seconds since the epoch, including the leeway."""
 
     start: float
     end: float
 
     def check(self, now: float | None) -> None:
-        """Raises `Rejected` where `now` is outside, or not known."""
+        """Raise `RequestRejected` if `now` is outside the period or None."""
         if now is None or not now < self.end:
             raise RequestRejected(Reason.JWT_EXPIRED, "the token has expired")
         if now < self.start:
@@ -74,7 +75,7 @@ class Validity:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a verified token says of its owner. None stands for a claim that is absent."""
+    """The claims of a verified token. None means that the claim is absent."""
 
     subject: str
     username: str | None
@@ -85,15 +86,15 @@ class Token:
 
 
 def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
-    """What the token says, if it holds at `now`.
+    """Verify a token and return its claims if it is valid at `now`.
 
-    Raises `Rejected`: `jwt_expired` and `jwt_not_yet_valid` by the clock; `jwt_unknown_key` where a key set
-    may have its key by now; `jwt_invalid` for everything else.
+    Raises `RequestRejected`: `jwt_expired` and `jwt_not_yet_valid` by the clock; `jwt_unknown_key` if a
+    newer key set may have its key; `jwt_invalid` otherwise.
     """
     head, body, end = _parts(text)
     keys = _candidates(_header(head), rules)
     if not keys:
-        # Only for a token that would hold the key set is asked again.
+        # The key set is fetched again only for a token that is valid apart from its signature.
         if len(body) <= _MAX_UNVERIFIED_PAYLOAD:
             _read(_payload(body), rules).validity.check(now)
         raise RequestRejected(Reason.JWT_UNKNOWN_KEY, "the token's key is not in the key set")
@@ -111,22 +112,22 @@ def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
 
 
 def digest(text: str) -> bytes:
-    """What a verified token is remembered by."""
+    """Return the digest of a token, which is its cache key."""
     return hashlib.sha256(text.encode()).digest()
 
 
 def read_segment(segment: str) -> bytes | None:
-    """The bytes of base64url without padding (RFC 7515 §2), None where it is not spelt in the one way."""
+    """Decode base64url without padding (RFC 7515 §2). Returns None unless the encoding is canonical."""
     try:
         data = urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except (Base64Error, ValueError):
         return None
-    # Python passes over what is foreign, and over bits that are left at the end.
+    # Python ignores foreign characters and non-zero trailing bits.
     return data if urlsafe_b64encode(data).rstrip(b"=") == segment.encode() else None
 
 
 def read_object(data: bytes) -> dict[str, object] | None:
-    """A JSON object in which every name stands once, or None."""
+    """Parse a JSON object without duplicate names. Returns None for anything else."""
     try:
         found = json.loads(
             data.decode("utf-8"),
@@ -170,7 +171,7 @@ def _payload(segment: str) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a token's header says of its key."""
+    """The parts of a token's header that select its key."""
 
     algorithm: object
     kid: str | None
@@ -190,10 +191,11 @@ def _read_header(segment: str) -> _Header:
     if kind is not None and (
         not isinstance(kind, str) or kind.lower().removeprefix("application/") not in _TYPES
     ):
-        # RFC 8725 §3.11: a token of another kind (for a logout) is signed with the same keys.
+        # RFC 8725 §3.11: tokens of another type (for example logout tokens) are signed with the same
+        # keys.
         _invalid("the token is of another kind")
     algorithm = header.get("alg")
-    # RFC 9864 §2.2: the same with the curve said.
+    # RFC 9864 §2.2: Ed25519 is EdDSA with the curve specified.
     return _Header("EdDSA" if algorithm == "Ed25519" else algorithm, kid)
 
 
@@ -201,7 +203,11 @@ _known_header = lru_cache(maxsize=128)(_read_header)
 
 
 def _candidates(header: _Header, rules: TokenRules) -> tuple[Key, ...]:
-    """The keys that the signature may be of; none where a key set may have them by now."""
+    """Return the keys that may have made the signature.
+
+    Returns an empty tuple if a newer key set may have the key. Raises `RequestRejected` if no key can
+    match.
+    """
     algorithm, kid = header.algorithm, header.kid
     named = [key for key in rules.keys if kid is None or key.kid is None or key.kid == kid]
     keys = tuple(key for key in named if key.algorithm == algorithm)

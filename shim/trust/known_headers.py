@@ -1,15 +1,15 @@
-"""The identity headers of all known providers and proxies, which are removed from every request.
+"""List the identity headers of all known providers and proxies, which are removed from every request.
 
-Navidrome obeys whichever user header it is configured with, and that may be another one than the shim
-writes (`ND_EXTAUTH_USERHEADER=X-WebAuth-User`). So a header by which some proxy names a user never passes,
-from any peer, under any alias. This is the one list of them. `Authorization`, `X-ND-*` and `X-Emby-*` are
-not on it: apps sign in to Navidrome with those.
+Navidrome obeys the user header that it is configured with, which may differ from the one that the shim
+writes (`ND_EXTAUTH_USERHEADER=X-WebAuth-User`). So a header that any proxy uses to name a user never
+passes, from any peer, under any alias. This is the only list of them. `Authorization`, `X-ND-*` and
+`X-Emby-*` are not on it: apps sign in to Navidrome with those.
 """
 
 from __future__ import annotations
 
-# Headers that hold a user name, under which Navidrome may be configured to look for it. A monitor asks which
-# of them Navidrome obeys.
+# Headers that hold a user name and may be configured as Navidrome's user header. A monitor checks which of
+# them Navidrome obeys.
 USER_HEADERS: tuple[str, ...] = (
     "Remote-User",  # Navidrome's default; Authelia, tinyauth, Pangolin
     "X-authentik-username",
@@ -47,10 +47,10 @@ USER_HEADERS: tuple[str, ...] = (
     "CAS-User",
     "X-Token-User-Name",  # Caddy's security app
     "X-Token-User-Email",
-    "Remote-Name",  # beside Remote-User, where somebody took the wrong one for the name
+    "Remote-Name",  # beside Remote-User, in case it is configured by mistake
     "Remote-Email",
 )
-# What is said beside the name, where no prefix covers it.
+# Headers with other facts about the user, where no prefix covers them.
 _OTHERS: tuple[str, ...] = (
     "Remote-Groups",
     "Remote-Role",
@@ -72,7 +72,7 @@ _OTHERS: tuple[str, ...] = (
     "Auth-Mail",
     "Auth-Groups",
 )
-# Prefixes of a provider's own, under which all of its headers are.
+# Prefixes that cover all headers of a provider.
 _PREFIXES: tuple[str, ...] = (
     "X-authentik-",
     "X-Auth-Request-",
@@ -96,6 +96,8 @@ _LOWER_PREFIXES = tuple(prefix.lower().encode() for prefix in _PREFIXES)
 
 
 def is_known_identity(folded: bytes) -> bool:
-    """Whether a header of this folded name (lower case, `-` for any other character) says who somebody
-    is."""
+    """Return whether a header with this normalized name carries an identity.
+
+    A normalized name is lower case, with `-` for any other character.
+    """
     return folded in _NAMES or folded.startswith(_LOWER_PREFIXES)

@@ -1,4 +1,4 @@
-"""User names as Navidrome compares them: `COLLATE NOCASE`, which is blind to case for ASCII alone."""
+"""Compare user names as Navidrome does: `COLLATE NOCASE`, which ignores case for ASCII only."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ _TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def normalize_name(name: str) -> str:
-    """The name that every name which Navidrome takes for this one has in common."""
+    """Return the form that is equal for all names that Navidrome treats as the same."""
     return name.translate(_TO_LOWER)

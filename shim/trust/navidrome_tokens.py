@@ -1,10 +1,10 @@
-"""Navidrome's own tokens in a request: found as Navidrome reads them, checked, removed where void.
+"""Find, check and filter Navidrome's own tokens in a request.
 
-On its API such a token beats the user header, so an old one of another account would speak for it. Whether
-a token is genuine only Navidrome knows; here it is only read. A token that cannot be read in exactly one
-way passes no check. Every parser here is linear in its input, and at most `MAX_TOKENS` tokens of a request
-are looked at: a request with more of them loses all. The same holds for text that has more places to look at
-than any app sends.
+On its API, Navidrome prefers such a token to the user header, so an old token of another account would
+override the identity. Tokens are found as Navidrome parses them. Only Navidrome can verify a token; this
+module only parses it. A token that cannot be parsed in exactly one way fails every check. Every parser is
+linear in its input. At most `MAX_TOKENS` tokens of a request are checked: from a request with more, all
+are removed. The same applies to text with more candidate positions than any app sends.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from shim.trust.jwt import read_object, read_segment
 from shim.trust.path_zones import RequestLine
 
 MAX_TOKENS = 16
-# Of one token, in characters; a user name has a few hundred at most.
+# Maximum length of one token in characters; a user name has a few hundred at most.
 _MAX_LENGTH = 8192
 _CACHED_LENGTH = 1024
-# Places in a query or form where the name of a parameter begins like one with a token: about 0.3 µs each.
+# Maximum number of positions in a query or form where a parameter name may begin a token: about 0.3 µs
+# each.
 _MAX_CANDIDATES = 512
-_MAX_EMBY_BYTES = 16384  # of all such headers of a request; a token in one has a few hundred
+_MAX_EMBY_BYTES = 16384  # bytes of all these headers of a request; a token has a few hundred
 _JWT = rb"(?P<jwt>(?:j|%6[aA])(?:w|%77)(?:t|%74))"
-# Jellyfin's keys are compared in lower case as Go has it: "K" (U+212A) is a k, and "İ" (U+0130) is an i.
+# Jellyfin's keys are compared in lower case as Go does it: "K" (U+212A) is a k, and "İ" (U+0130) is an i.
 _API_KEY = (
     rb"(?i:(?:a|%[46]1)(?:p|%[57]0)(?:i|%[46]9|(?:\xc4|%c4)(?:\xb0|%b0))(?:_|%5f)?"
     rb"(?:k|%[46]b|(?:\xe2|%e2)(?:\x84|%84)(?:\xaa|%aa))(?:e|%[46]5)(?:y|%[57]9))"
@@ -43,16 +44,17 @@ _EMBY_AUTHORIZATION = (b"authorization", b"x-emby-authorization")
 
 
 class _Keys(NamedTuple):
-    """The names of parameters that may hold a token, with the separator before each.
+    """The names of parameters that may hold a token, each with the separator before it.
 
-    `fold` maps a text so that every place where `pattern` may match reads `&j`: finding that is several times
-    as fast as searching for the pattern, whatever the text is."""
+    `fold` maps a text so that every position where `pattern` may match reads `&j`. A search for these two
+    bytes is several times as fast as a search for the pattern, for any text.
+    """
 
     fold: bytes
     pattern: re.Pattern[bytes]
 
     def candidates(self, text: bytes) -> list[int] | None:
-        """Return where the pattern may match, None where there are too many places."""
+        """Return the positions where the pattern may match, or None if there are too many."""
         folded = text.translate(self.fold)
         found: list[int] = []
         at = folded.find(b"&j")
@@ -64,7 +66,7 @@ class _Keys(NamedTuple):
         return found
 
 
-# A key after percent-decoding, also where a parser takes ";" for a separator.
+# A key after percent-decoding, also for parsers that accept ";" as a separator.
 _SUBSONIC_KEYS = _Keys(bytes.maketrans(b";%", b"&j"), re.compile(rb"[&;]%b(?:[=&;]|\Z)" % _JWT))
 _ALL_KEYS = _Keys(
     bytes.maketrans(b";%aA", b"&jjj"),
@@ -81,7 +83,7 @@ class NavidromeClaims:
     issued_at: float
 
     def names(self, user_name: bytes, user_id: str | None) -> bool:
-        """Return whether they name exactly this account; without its id, no."""
+        """Return whether the claims name exactly this account; False if its id is None."""
         return (
             self.user_id == user_id and self.username.encode("utf-8", "surrogatepass") == user_name
         )
@@ -92,8 +94,10 @@ Accept: TypeAlias = Callable[[NavidromeClaims], bool]
 
 @dataclass(frozen=True, slots=True)
 class FilteredTokens:
-    """A request without the tokens that were not accepted: `removed` names where they were, `accepted` has
-    the claims of those that are left."""
+    """A request without the tokens that were not accepted.
+
+    `removed` lists the locations of the removed tokens, `accepted` the claims of the remaining ones.
+    """
 
     line: RequestLine
     block: HeaderBlock
@@ -102,7 +106,7 @@ class FilteredTokens:
 
 
 class _Token(NamedTuple):
-    """A token in a text: what is cut out to remove it, and the token, None where it can't be read."""
+    """A token in a text: the span to cut out to remove it, and the token, None if it cannot be parsed."""
 
     start: int
     end: int
@@ -111,9 +115,12 @@ class _Token(NamedTuple):
 
 
 def in_query(target: bytes, path: bytes, subsonic_root: bytes) -> bool:
-    """Return whether the query has a parameter that Navidrome may read a token from, in any spelling, or too
-    many places to tell. Below `subsonic_root` Navidrome reads `jwt` alone."""
-    # On the hot path: a byte given as a number is found several times as fast as bytes are.
+    """Return whether the query has a parameter that Navidrome may read a token from, in any spelling.
+
+    Also returns True if there are too many candidate positions to check. Below `subsonic_root` Navidrome
+    reads `jwt` only.
+    """
+    # Hot path: a search for a byte given as a number is several times as fast as one for bytes.
     if (
         _PERCENT not in target
         and (_W not in target or target.find(b"jwt") < 0)
@@ -133,7 +140,7 @@ def in_query(target: bytes, path: bytes, subsonic_root: bytes) -> bool:
 def token_locations(
     request_line: RequestLine, block: HeaderBlock, *, subsonic: bool
 ) -> tuple[str, ...]:
-    """Return where the request carries what Navidrome may take for a token of its own."""
+    """Return where the request carries data that Navidrome may read as one of its own tokens."""
     fields, query = _find(request_line, block, subsonic)
     return _names((*(token for tokens in fields for token in tokens), *query))
 
@@ -141,7 +148,7 @@ def token_locations(
 def filter_tokens(
     request_line: RequestLine, block: HeaderBlock, accept: Accept, *, subsonic: bool
 ) -> FilteredTokens:
-    """Remove every token that can't be read or that `accept` rejects, and leave all else as it is."""
+    """Remove every token that cannot be parsed or that `accept` rejects, and change nothing else."""
     in_fields, in_target = _find(request_line, block, subsonic)
     check = _Check(accept, sum(map(len, in_fields)) + len(in_target))
     remaining: list[Field] = []
@@ -158,7 +165,8 @@ def filter_tokens(
     if removed:
         path, _, query = request_line.target.partition(b"?")
         query = _cut(query, removed)
-        # Without a query the target is the path itself: that tells a request line without one.
+        # Without a query the target is the same object as the path, which marks a request line without a
+        # query.
         request_line = replace(
             request_line, target=path + b"?" + query if query else request_line.path
         )
@@ -173,8 +181,10 @@ def filter_tokens(
 
 
 def filter_form(body: bytes, accept: Accept) -> tuple[bytes, bool, tuple[NavidromeClaims, ...]]:
-    """Do the same with the body of an `application/x-www-form-urlencoded` request below `/rest/`. Return
-    the body, whether something was removed, and the claims of the tokens that are left."""
+    """Filter the body of an `application/x-www-form-urlencoded` request below `/rest/` in the same way.
+
+    Returns the body, whether a token was removed, and the claims of the remaining tokens.
+    """
     tokens = _in_parameters(body, "form ", _SUBSONIC_KEYS)
     check = _Check(accept, len(tokens))
     removed = check.rejected(tokens)
@@ -182,7 +192,7 @@ def filter_form(body: bytes, accept: Accept) -> tuple[bytes, bool, tuple[Navidro
 
 
 class _Check:
-    """Checks tokens, `count` in all, and keeps what came of it."""
+    """Check the tokens of a request, `count` in all, and collect the results."""
 
     __slots__ = ("_accept", "_too_many", "accepted", "removed")
 
@@ -193,7 +203,7 @@ class _Check:
         self.removed: list[_Token] = []
 
     def rejected(self, tokens: Sequence[_Token]) -> list[_Token]:
-        """Return those that are to be removed."""
+        """Return the tokens to remove."""
         rejected = []
         for token in tokens:
             claims = None if self._too_many or token.text is None else read_claims(token.text)
@@ -206,7 +216,7 @@ class _Check:
 
 
 def read_claims(text: bytes) -> NavidromeClaims | None:
-    """Return the claims of a token, None where it is not spelt in the one way or lacks one of them."""
+    """Return the claims of a token, or None if its encoding is not canonical or a claim is missing."""
     if len(text) <= _CACHED_LENGTH:
         return _read_cached(text)
     return _read_claims(text) if len(text) <= _MAX_LENGTH else None
@@ -231,7 +241,7 @@ def _read_claims(text: bytes) -> NavidromeClaims | None:
     return NavidromeClaims(username, user_id, seconds) if math.isfinite(seconds) else None
 
 
-# An app sends the same token with each request: at most about 1 MB.
+# An app sends the same token with each request. The cache takes at most about 1 MB.
 _read_cached = lru_cache(maxsize=512)(_read_claims)
 
 
@@ -246,7 +256,7 @@ def _names(tokens: Iterable[_Token]) -> tuple[str, ...]:
 def _find(
     request_line: RequestLine, block: HeaderBlock, subsonic: bool
 ) -> tuple[list[Sequence[_Token]], Sequence[_Token]]:
-    """Find the tokens of each field that may carry some, and those of the query."""
+    """Find the tokens of each field that may carry one, and those of the query."""
     found = block.metadata.tokens
     emby = sum(len(field.value) for field in found if field.name in _EMBY_AUTHORIZATION)
     if len(found) > MAX_TOKENS or emby > _MAX_EMBY_BYTES:
@@ -272,19 +282,20 @@ def _in_field(field: Field) -> Sequence[_Token]:
         return _in_authorization(value, name)
     text: bytes | None = value
     if field.name == _ND_AUTHORIZATION:
-        # The first six characters, in any case, and any seventh.
+        # Navidrome checks the first six characters, in any case, and skips any seventh.
         text = value[7:] if len(value) > 7 and value[:6].upper() == b"BEARER" else None
     return (_Token(0, len(value), text, name),)
 
 
 def _in_authorization(value: bytes, name: str) -> Sequence[_Token]:
-    """Find every `Token="…"`, whatever the scheme is."""
+    """Find every `Token="…"`, for any scheme."""
     if value.count(b'"') > 8 * MAX_TOKENS:
         return _too_many(value, name)
     tokens: list[_Token] = []
     for match in EMBY_FIELD.finditer(value):
         text = match["token"]
-        # Where an escape is bad Navidrome reads the text as it is; one that is too long is void either way.
+        # With an invalid escape, Navidrome uses the text undecoded; a token that is too long is void in
+        # both cases.
         if text and len(text) <= _MAX_LENGTH and b"%" in text and not _BAD_ESCAPE.search(text):
             text = unquote_to_bytes(text)
         if text:
@@ -308,8 +319,10 @@ def _in_cookie(value: bytes) -> Sequence[_Token]:
 
 
 def _in_parameters(text: bytes, where: str, keys: _Keys) -> Sequence[_Token]:
-    """Find the tokens of a query or a form. Where the key is found behind a ";", the whole part between "&"
-    counts."""
+    """Find the tokens of a query or a form.
+
+    If the key follows a ";", the whole part between "&" separators counts as the token.
+    """
     padded = b"&" + text
     candidates = keys.candidates(padded)
     if candidates is None:
@@ -334,17 +347,17 @@ def _in_parameters(text: bytes, where: str, keys: _Keys) -> Sequence[_Token]:
 
 
 def _with_separator(text: bytes, start: int, end: int) -> tuple[int, int]:
-    """Return what is cut out to remove this part: the separator behind it too, or the one before it."""
+    """Return the span to cut out to remove this part: with the separator after it, or the one before it."""
     return (start, end + 1) if end < len(text) else (max(0, start - 1), end)
 
 
 def _too_many(text: bytes, location: str) -> Sequence[_Token]:
-    """Stand for more tokens than are looked at: all of the text is one that can't be read."""
+    """Return a placeholder for more tokens than are checked: the whole text as one unreadable token."""
     return (_Token(0, len(text), None, location),) * (MAX_TOKENS + 1)
 
 
 def _parameter_value(part: bytes) -> bytes | None:
-    # Go's ParseQuery passes over a parameter with a ";" or a bad escape.
+    # Go's ParseQuery skips a parameter with a ";" or an invalid escape.
     text = part.partition(b"=")[2]
     if b";" in part or len(text) > 3 * _MAX_LENGTH or _BAD_ESCAPE.search(text):
         return None
@@ -352,7 +365,7 @@ def _parameter_value(part: bytes) -> bytes | None:
 
 
 def _without_tokens(field: Field, removed: Sequence[_Token]) -> Field | None:
-    """Return the field without these tokens, None where nothing is left of it."""
+    """Return the field without these tokens, or None if it becomes empty."""
     value = _cut(field.value, removed).strip(b" \t")
     if not value:
         return None

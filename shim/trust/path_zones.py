@@ -1,7 +1,6 @@
-"""The class of a request's path: whether an identity counts there.
+"""Classify the path of a request: whether an identity counts there.
 
-The path decided on is the one on the request line and nothing else (GHSA-7x63-xv5r-3p2x: one that came in a
-header).
+Only the path of the request line is used, never one from a header (GHSA-7x63-xv5r-3p2x).
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ _REASONS: dict[type[RequestLineError], Reason] = {
     UnknownMethod: Reason.METHOD_NOT_IMPLEMENTED,
     AmbiguousTarget: Reason.AMBIGUOUS_TARGET,
 }
-# The web app's manifest and icons, below /app/. Browsers fetch them without cookies, so the edge has to leave
-# them open, and no identity counts there.
+# The manifest and icons of the web app, below /app/. Browsers fetch them without cookies, so the edge must
+# leave them public, and no identity counts there.
 _ASSETS = (
     b"manifest.webmanifest",
     b"browserconfig.xml",
@@ -39,14 +38,14 @@ _ASSETS = (
 
 
 class PathZone(IntEnum):
-    """Where a path leads, as far as an identity is concerned."""
+    """The zone of a path, which determines whether an identity counts."""
 
     PROTECTED = 0
     PUBLIC = 1  # an identity counts only with the proof that `public_path_proof` names
-    SHARE = 2  # public, never carries one: shares, and what browsers fetch without cookies
-    OUTSIDE = 3  # outside the base path: never carries one
+    SHARE = 2  # public, never with an identity: shares, files fetched without cookies
+    OUTSIDE = 3  # outside the base path: never with an identity
     INTERNAL = 4
-    NON_ASCII = 5  # protected, but an edge may read it as a public one: never carries one
+    NON_ASCII = 5  # protected, but an edge may parse it as public: never with an identity
 
 
 _CLASS = {
@@ -64,13 +63,14 @@ _PUBLIC = PathZone.PUBLIC
 
 
 class Paths:
-    """The path classes below a base path.
+    """The path zones below a base path.
 
     `base` begins and ends with a slash. `public` are prefixes below it, as the settings name them
-    (`/rest/`). A path is public if it begins with one of them, after percent-decoding, without the prefix's
-    last slash and without ASCII case. There is no boundary (`/restx` is public), because an edge's rule may
-    have none, and a path that is public here by mistake loses only its identity. The base path itself is
-    compared with case, as Navidrome mounts it. `subsonic` begins the paths of its Subsonic API.
+    (`/rest/`). A path is public if it begins with one of them, compared after percent-decoding, without
+    the prefix's last slash and ignoring ASCII case. There is no boundary (`/restx` is public), because
+    the rule of an edge may have none, and a path that is public by mistake only loses its identity. The
+    base path itself is compared with case, as Navidrome mounts it. `subsonic` is the prefix of the
+    Subsonic API.
     """
 
     __slots__ = (
@@ -106,7 +106,7 @@ class Paths:
         self._special = (*self._public, self._share, self._app, self._internal.rstrip(b"/"))
 
     def zone(self, path: bytes) -> PathZone:
-        """Where this path leads. `path` is the raw path of the target, without its query."""
+        """Return the zone of this path. `path` is the raw path of the target, without its query."""
         if b"%" not in path:
             return self.plain_place(path)
         decoded = unquote(path)
@@ -114,12 +114,12 @@ class Paths:
             return PathZone.OUTSIDE
         if decoded.isascii():
             return self.plain_place(decoded)
-        # An edge may fold U+017F to "s" or U+0130 to "i", and find a public prefix in it. No protected path
-        # of Navidrome's has such a byte.
+        # An edge may fold U+017F to "s" or U+0130 to "i", and match a public prefix. No protected path of
+        # Navidrome has such a byte.
         return PathZone.SHARE if decoded.lower().startswith(self._open) else PathZone.NON_ASCII
 
     def plain_place(self, path: bytes) -> PathZone:
-        """The same for a path without percent-escapes, as most are."""
+        """Return the zone of a path without percent-escapes, which is the common case."""
         if not path.startswith(self.base) and path != self._base_bare:
             return PathZone.OUTSIDE
         lowered = path.lower()
@@ -127,8 +127,8 @@ class Paths:
             return _PROTECTED
         if lowered.startswith(self._share):
             return PathZone.SHARE
-        # A prefix of the settings that covers the shim's own pages makes them public too: the edge does
-        # not authenticate there.
+        # A configured prefix that covers the shim's own pages makes them public too: the edge does not
+        # authenticate there.
         if lowered.startswith(self._public):
             return _PUBLIC
         if lowered.startswith(self._app):
@@ -136,25 +136,26 @@ class Paths:
         return PathZone.INTERNAL if (lowered + b"/").startswith(self._internal) else _PROTECTED
 
     def control_target(self, target: bytes) -> bytes:
-        """The target below the shim's own prefix, as its control plane knows it."""
+        """Return the target relative to the shim's own prefix, as the control plane expects it."""
         path, separator, query = target.partition(b"?")
         return b"/" + path[len(self._internal) :] + separator + query
 
     def creates_admin(self, path: bytes) -> bool:
-        """Whether this is Navidrome's call that makes the first admin of an empty server, below whichever
-        base path it has."""
+        """Return whether this is Navidrome's call that creates the first admin of an empty server, below
+        any base path.
+        """
         return path.lower().rstrip(b"/").endswith(b"/auth/createadmin")
 
     def is_login(self, path: bytes) -> bool:
-        """Whether this is a call of Navidrome's own login, below whichever base path it has."""
+        """Return whether this is a call of Navidrome's own login, below any base path."""
         return path.lower().rstrip(b"/").endswith((b"/auth/login", b"/auth/createadmin"))
 
     def writes_users(self, path: bytes) -> bool:
-        """Return whether this is Navidrome's user API, below whichever base path it has."""
+        """Return whether this is Navidrome's user API, below any base path."""
         return b"/api/user" in path.lower()
 
     def get_may_mutate(self, path: bytes) -> bool:
-        """Whether a GET may change something there: Subsonic's calls do."""
+        """Return whether a GET may change data there, as Subsonic calls do."""
         return path.lower().startswith(self._subsonic)
 
 
@@ -165,12 +166,11 @@ def _prefix_below(root: str, prefix: str) -> bytes:
 
 @dataclass(slots=True)
 class RequestLine:
-    """What a request line says.
+    """A parsed request line.
 
-    `target` is in origin form, `path` is it without the query, `hosts` are the values of `Host`, in lower
-    case, that agree with an absolute form; None for another form.
-    `version` is 10 or 11. Treated as frozen; not declared so, because making one is on the hot
-    path.
+    `target` is in origin form, `path` is the target without the query. `hosts` are the values of `Host`,
+    in lower case, that match an absolute-form target; None for another form. `version` is 10 or 11.
+    Treated as frozen; not declared frozen, because creating one is on the hot path.
     """
 
     method: bytes
@@ -186,11 +186,11 @@ class RequestLine:
 
 
 def parse_request_line(line: bytes, paths: Paths) -> RequestLine:
-    """Read a request line, without its line end.
+    """Parse a request line without its line end.
 
-    Raises `Rejected`: `malformed_head` where it is not three words with one blank between them and
-    HTTP/1.0 or 1.1, `method_not_implemented` for a method that is not passed on, `ambiguous_target` for
-    a target that could be read in two ways (RFC 9112 §3; RFC 3986 §6.2.2).
+    Raises `RequestRejected`: `malformed_head` if it is not three words separated by one blank each, with
+    HTTP/1.0 or 1.1; `method_not_implemented` for a method that is not forwarded; `ambiguous_target` for a
+    target that could be parsed in two ways (RFC 9112 §3; RFC 3986 §6.2.2).
     """
     common = COMMON_LINE.fullmatch(line)
     if common is not None:

@@ -1,8 +1,8 @@
-"""Which peers are on a list: IP addresses, CIDRs, host names and `@` for Unix-socket peers.
+"""Match peers against a list of IP addresses, CIDRs, host names and `@` for Unix-socket peers.
 
-The list knows no resolver. A host name is an entry whose addresses are looked up elsewhere and handed
-in; until they are, it lists nobody. Addresses are normalised before they are compared: an IPv4-mapped
-IPv6 address is the IPv4 address, and a zone counts only where the entry names one.
+The list does not resolve names. The caller resolves the host names and passes their addresses; until then
+a host name matches no peer. Addresses are normalized before they are compared: an IPv4-mapped IPv6
+address is the IPv4 address, and a zone counts only if the entry has one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 UNIX_PEERS = "@"
-_MAX_ADDRESS = 128  # characters of an address, its blanks included
+_MAX_ADDRESS = 128  # characters of an address, including blanks
 
-# Quoted or not: an IPv6 address in brackets or an IPv4 address, with or without a port, or an IPv6 address.
+# Quoted or not: a bracketed IPv6 address or an IPv4 address, each with or without a port, or a bare IPv6
+# address.
 _FORWARDED_ENTRY = re.compile(
     rb'("?)(?:\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45}))\1'
 )
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-# WHATWG URL §3.5 "ends in a number": what some resolvers would read as an IPv4 address.
+# WHATWG URL §3.5 "ends in a number": some resolvers would parse such a name as an IPv4 address.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -40,7 +41,7 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 class Peer:
     """The other end of a downstream socket.
 
-    `address` is None for a peer on a Unix socket. `text` is the normalised address, with its zone if it
+    `address` is None for a peer on a Unix socket. `text` is the normalized address, with its zone if it
     has one, or `@`.
     """
 
@@ -50,8 +51,11 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class NetworkEntry:
-    """An IP address or a CIDR of the list. `host_bits` tells that the CIDR was written with host bits
-    set, as Navidrome accepts it too: `10.0.0.5/8` lists all of `10.0.0.0/8`."""
+    """An IP address or a CIDR of the list.
+
+    `host_bits`: the CIDR has host bits set, which Navidrome accepts too: `10.0.0.5/8` matches all of
+    `10.0.0.0/8`.
+    """
 
     text: str
     network: Network
@@ -61,7 +65,7 @@ class NetworkEntry:
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host name of the list, lower case and without a last dot."""
+    """A host name of the list, in lower case and without a trailing dot."""
 
     text: str
     host: str
@@ -69,7 +73,7 @@ class HostEntry:
 
 @dataclass(frozen=True, slots=True)
 class UnixEntry:
-    """`@`: whoever reaches the Unix socket."""
+    """The entry `@`: every peer that can reach the Unix socket."""
 
     text: str = UNIX_PEERS
 
@@ -78,8 +82,11 @@ Entry: TypeAlias = NetworkEntry | HostEntry | UnixEntry
 
 
 def parse_peer(text: str) -> Peer:
-    """The peer of an address as the socket tells it (`10.0.0.5`, `::ffff:10.0.0.5`, `fe80::1%eth0`), or
-    of `@` or an empty name for a Unix socket. Raises ValueError for anything else."""
+    """Parse the address of a peer as the socket reports it.
+
+    Accepts `10.0.0.5`, `::ffff:10.0.0.5`, `fe80::1%eth0`, and `@` or an empty name for a Unix socket.
+    Raises ValueError for anything else.
+    """
     if text in ("", UNIX_PEERS):
         return Peer(None, UNIX_PEERS)
     address = _unmapped(ip_address(text))
@@ -87,11 +94,11 @@ def parse_peer(text: str) -> Peer:
 
 
 def parse_entry(text: str) -> Entry:
-    """One entry of a list, blanks around it passed over.
+    """Parse one entry of a list, ignoring blanks around it.
 
-    Raises ValueError with what is wrong and what would be right: an empty entry, a CIDR with a zone, an
-    IPv4 address in octal, hexadecimal or short form, or a host name outside RFC 1123 (underscores are
-    taken, since compose services have them).
+    Raises ValueError with the error and a correct example: an empty entry, a CIDR with a zone, an IPv4
+    address in octal, hexadecimal or short form, or a host name outside RFC 1123 (underscores are
+    accepted, since compose services have them).
     """
     text = text.strip(" \t")
     if not text:
@@ -111,8 +118,11 @@ def parse_entry(text: str) -> Entry:
 
 
 def parse_address(text: bytes) -> Address | None:
-    """The address that a forwarded entry names, without its quotes, brackets and port (RFC 7239 §6; IIS and
-    others write `192.0.2.1:4711`). None where it names none: a name, an address with a zone, or nothing."""
+    """Parse the address of a forwarded entry, without its quotes, brackets and port.
+
+    See RFC 7239 §6; IIS and others write `192.0.2.1:4711`. Returns None for a name, an address with a
+    zone, or an empty entry.
+    """
     if len(text) > _MAX_ADDRESS:
         return None
     match = _FORWARDED_ENTRY.fullmatch(text.strip(b" \t"))
@@ -128,9 +138,9 @@ def parse_address(text: bytes) -> Address | None:
 
 
 class AddressList:
-    """Entries with the addresses that their host names have now.
+    """A list of entries with the current addresses of their host names.
 
-    `resolved` maps a host name to its addresses; a name without a response lists nobody.
+    `resolved` maps a host name to its addresses; a name without addresses matches no peer.
     """
 
     __slots__ = ("_unix", "_v4", "_v6", "_zoned", "entries", "matches_everyone", "resolved")
@@ -155,7 +165,7 @@ class AddressList:
                     zoned.add((network.network_address, zone))
                 case NetworkEntry(network=network):
                     networks.append(network)
-        # Whether an entry lists every address of a family (`0.0.0.0/0`, `::/0`).
+        # Whether an entry matches every address of a family (`0.0.0.0/0`, `::/0`).
         self.matches_everyone = any(network.prefixlen == 0 for network in networks)
         self._v4 = _by_prefix(network for network in networks if network.version == 4)
         self._v6 = _by_prefix(network for network in networks if network.version == 6)
@@ -180,12 +190,12 @@ class AddressList:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The host names that want resolving, each once, in the order of the list."""
+        """Return the host names to resolve, each once, in the order of the list."""
         names = (entry.host for entry in self.entries if isinstance(entry, HostEntry))
         return tuple(dict.fromkeys(names))
 
     def describe(self) -> tuple[str, ...]:
-        """Every entry for people: a CIDR as what it covers, a host name with the addresses it has."""
+        """Return every entry as text for users: a CIDR with its range, a host name with its addresses."""
         descriptions = []
         for entry in self.entries:
             match entry:
@@ -199,13 +209,16 @@ class AddressList:
         return tuple(descriptions)
 
     def with_resolved(self, resolved: Mapping[str, frozenset[Address]]) -> AddressList:
-        """The same entries with other answers for the host names."""
+        """Return the same entries with other addresses for the host names."""
         return AddressList(self.entries, resolved)
 
 
 def _by_prefix(networks: Iterable[Network]) -> tuple[tuple[int, frozenset[int]], ...]:
-    """Return, for each prefix length, how many bits of an address to drop and what is left of those listed: a
-    lookup costs one set per length, however many networks there are."""
+    """Group networks by prefix length.
+
+    Returns, for each length, the number of bits to shift out of an address and the set of remaining
+    prefixes. A lookup then costs one set access per length, for any number of networks.
+    """
     found: dict[int, set[int]] = {}
     for network in networks:
         shift = network.max_prefixlen - network.prefixlen

@@ -1,7 +1,7 @@
-"""Everything that a decision depends on beside the request, compiled once.
+"""The inputs of a decision apart from the request, compiled once.
 
-A policy is never changed: a reload, a resolved name or a fetched key set makes a new one with a higher
-`number`, and nothing that was remembered under an older number matches.
+A policy never changes: a reload, a resolved name or a fetched key set creates a new one with a higher
+`number`, and no entry cached under an older number matches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AUTHENTIK_HEADERS: dict[Role, str] = {
 
 
 class Proof(StrEnum):
-    """What lets an identity count on a public path."""
+    """The proof that makes an identity count on a public path."""
 
     SECRET = "secret"
     JWT = "jwt"
@@ -39,19 +39,20 @@ def _default_names() -> FieldNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What is believed, from whom, and where.
+    """The rules that determine which identities are trusted, from which peers and on which paths.
 
-    `whitelist`: the peers whose identity headers count; empty trusts nobody.
-    `hops`: proxies before the edge that the client's address is looked for behind.
-    `secrets`: the shared secrets that prove the edge's authenticated route; empty asks for none.
-    `tokens`: which of the provider's tokens hold; None looks at none.
-    `required`: roles whose header may not be absent where an identity is claimed.
-    `reserved`: accounts, by their folded names, that no identity may be.
-    `local_login`: Navidrome's own login stays open where an identity is required.
-    `suspended`: nobody is believed for now, since Navidrome contradicts the base path.
+    `whitelist`: the peers whose identity headers count; an empty list trusts no peer.
+    `real_ip_proxies`: proxies before the edge, which are skipped in the search for the client's address.
+    `names`: the header names, with their allow-list.
+    `secrets`: the shared secrets that prove the edge's authenticated route; empty requires none.
+    `tokens`: the rules for the provider's tokens; None ignores tokens.
+    `required`: roles whose header must be present if an identity is claimed.
+    `reserved`: accounts, by their normalized names, that no identity may use.
+    `local_login`: Navidrome's own login stays open if an identity is required.
+    `suspended`: no identity is trusted for now, since Navidrome's base path differs.
     `user_header_obeyed`: false while Navidrome is known not to obey the user header: identities are
-    rejected. `names` has the allow-list of headers that belongs to it.
-    `max_fields`: header lines of one request.
+    rejected, and `names` has the allow-list of headers for this state.
+    `max_fields`: maximum number of header lines of one request.
     """
 
     number: int = 0
@@ -75,9 +76,9 @@ class Policy:
     max_fields: int = 100
 
     def trusts(self, peer: Peer) -> bool:
-        """Whether this peer's identity headers may count."""
+        """Return whether the identity headers of this peer may count."""
         return peer in self.whitelist
 
     def next_version(self, **changes: object) -> Self:
-        """The next policy: these changes, and the next number."""
+        """Return a new policy with these changes and the next number."""
         return replace(self, number=self.number + 1, **changes)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""The closed vocabulary of the decision: verdicts, path classes, reasons.
+"""The verdicts, path classes and reasons of a decision.
 
 A reason is one row of `Reason`: name, verdict, status and text. `explain`, the log, the metrics and the
-audit pages read it. A new reason needs its row and the code that raises it, nothing else.
+audit pages read it. A new reason needs only its row and the code that raises it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Self
 
 
 class Verdict(StrEnum):
-    """What became of a request."""
+    """The result of a decision."""
 
     AUTHENTICATED = "authenticated"
     ANONYMOUS = "anonymous"
@@ -21,7 +21,7 @@ class Verdict(StrEnum):
 
 
 class PathClass(StrEnum):
-    """Who authenticates a path: the edge, nobody, or the shim itself."""
+    """The party that authenticates a path: the edge (protected), none (public), or the shim (internal)."""
 
     PROTECTED = "protected"
     PUBLIC = "public"
@@ -29,8 +29,11 @@ class PathClass(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a request got its verdict. Each reason is one row: its name in the log and the metrics, the
-    verdict, the status of the response, and the text that `explain` prints."""
+    """The reason of a verdict.
+
+    Each reason is one row: its name in the log and the metrics, the verdict, the status of the response,
+    and the text that `explain` prints.
+    """
 
     verdict: Verdict
     status: int
@@ -339,10 +342,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One row of everything that can be decided.
+    """One row of the table of all possible outcomes.
 
-    `status` is what a rejected request is answered with; any other outcome says 200 and is answered
-    by Navidrome. `index` is the row's place in `OUTCOMES`: counters are a list of integers.
+    `status` is the response status of a rejected request; it is 200 for any other outcome, for which
+    Navidrome sends the response. `index` is the position of the row in `OUTCOMES`: counters are a list of
+    integers.
     """
 
     index: int
@@ -364,5 +368,5 @@ _OUTCOME: dict[tuple[Reason, PathClass], Outcome] = {
 
 
 def outcome(reason: Reason, path_class: PathClass) -> Outcome:
-    """The one `Outcome` of this reason on this class of path."""
+    """Return the `Outcome` of this reason on this path class."""
     return _OUTCOME[reason, path_class]

@@ -1,4 +1,4 @@
-"""How a pure step says that a request has to be rejected."""
+"""The exception with which a pure step rejects a request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from shim.trust.reasons import Reason
 
 
 class RequestRejected(Exception):
-    """The request is `rejected` for `reason`. `detail` says in one sentence what was wrong; it quotes
-    nothing that the client sent, so that it may stand in a log."""
+    """The request is `rejected` for `reason`.
+
+    `detail` is the error in one sentence. It quotes no client data, so that it can be logged.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)

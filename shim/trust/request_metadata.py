@@ -1,8 +1,7 @@
-"""What the fields that matter to the shim come to: whom they name, how they frame the body, where the
-request came from.
+"""Read the metadata of a request: its identity, the framing of its body and its origin.
 
-Everything here depends on those fields alone and not on the rest of the header block, which passes as it
-is: a browser whose cookie changes keeps its envelope.
+The metadata depends only on the fields that the shim interprets, not on the rest of the header block,
+which passes unchanged: a browser whose cookie changes keeps its cached metadata.
 """
 
 from __future__ import annotations
@@ -37,27 +36,29 @@ _FORWARDED = (
     Kind.FORWARDED,
     Kind.FORWARDED_OTHER,
 )
-# End-to-end fields that are looked at on their way.
+# End-to-end fields that the shim inspects and forwards.
 _INSPECTED = (Kind.HOST, Kind.ORIGIN, Kind.FETCH_SITE, Kind.WEBSOCKET)
 _SAME_SITE = (b"same-origin", b"none")
 
 
 @dataclass(slots=True)
 class RequestMetadata:
-    """What the fields that matter say. Treated as frozen.
+    """The metadata of a request. Treated as frozen.
 
-    `belief`: what is believed wherever no token is needed. `awaited`: what is believed where one is, and
-    where that is; None without a token that counts.
-    `forward`: their share of the lines for Navidrome, each with its line end, but for the user header; it
-    begins with those of `tokens`, which may carry a token of Navidrome's own.
-    `user_prefix`: how the user header begins, for an account that is named otherwise than the identity.
-    `host`: the value of `Host`, None if there is none.
+    `trust_result`: the result for paths that need no token. `deferred`: the result for paths that need
+    one, with their zones; None without a token that counts.
+    `forward`: the lines of the interpreted fields for Navidrome, each with its line end, without the user
+    header. It begins with those of `tokens`, which may carry a Navidrome token.
+    `user_prefix`: the beginning of the user header line, for an account with another name than the
+    identity's.
+    `host`: the value of `Host`, None if absent.
     `length`: bytes of the body, `NO_BODY` or `CHUNKED`.
-    `close`, `keep_alive`: the options of `Connection`; `named`: the fields that it names, lower case.
-    `upgrade`: whether a WebSocket is offered; any other offer is ignored. `websocket`: whether the
-    handshake's fields are whole.
-    `expects`: the client waits for a 100.
-    `foreign`: how a browser says that another site asked, empty where it does not.
+    `close`, `keep_alive`: the options of `Connection`. `connection_listed`: the fields that it lists, in
+    lower case.
+    `upgrade`: a WebSocket is offered; any other upgrade is ignored. `websocket`: the fields of the
+    handshake are complete.
+    `expect_continue`: the client waits for a 100.
+    `cross_site`: the header values that show a request from another site, empty if there are none.
     `client`: the client's address.
     `removed`: the fields that do not reach Navidrome as they were sent.
     """
@@ -81,11 +82,13 @@ class RequestMetadata:
 
 
 def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:
-    """The fields with the provider's token taken out, and the token, empty without one: what they come to
-    depends on its being there alone."""
+    """Return the fields without the provider's token, and the token, empty if there is none.
+
+    The metadata depends only on the presence of the token.
+    """
     token = ""
     for field in fields:
-        # Where both are there the edge's own header speaks, and not the client's.
+        # If both are present, the edge's own header takes precedence over the client's.
         if (
             field.role is Role.JWT
             and isinstance(field.parsed_value, str)
@@ -98,8 +101,7 @@ def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:
 def read_metadata(fields: Sequence[Field], source: PeerInfo, policy: Policy) -> RequestMetadata:
     """Read the fields of a header block whose kind is not `PASS`, in the order in which they were sent.
 
-    Raises `Rejected` where they frame the body, or name the host, in a way that two parsers could read in
-    two ways.
+    Raises `RequestRejected` if two parsers could read the framing or the host differently.
     """
     by_kind: dict[Kind, list[Field]] = {}
     for field in fields:
@@ -108,7 +110,7 @@ def read_metadata(fields: Sequence[Field], source: PeerInfo, policy: Policy) -> 
 
 
 class _MetadataReader:
-    """The fields by their kind, and the questions that are asked of them."""
+    """Read the metadata from the fields, grouped by kind."""
 
     __slots__ = ("_by_kind", "_policy", "_source")
 
@@ -131,8 +133,8 @@ class _MetadataReader:
         lines, client = forwarding_lines(
             forwarding, self._source, host or b"", self._policy.real_ip_proxies
         )
-        # RFC 9110 §7.6.1: what Connection names is for this hop alone. What frames the message or tells
-        # of the client is written again and can't be named away.
+        # RFC 9110 §7.6.1: fields that Connection lists are for this hop only. The framing and forwarding
+        # fields are written again, so Connection cannot remove them.
         connection_listed = options - {b"close", b"keep-alive", b"upgrade", b"host"}
         inspected = self._fields(*_INSPECTED)
         tokens = tuple(
@@ -142,7 +144,8 @@ class _MetadataReader:
             field.wire for field in (*tokens, *inspected) if field.name not in connection_listed
         ]
         if host is None:
-            # HTTP/1.0 may go without; forwarded in HTTP/1.1 it may not (RFC 9112 §3.2).
+            # HTTP/1.0 does not require Host, but HTTP/1.1, in which the request is forwarded, does (RFC
+            # 9112 §3.2).
             forwarded.append(b"Host: \r\n")
         prefix = b"%b: " % self._policy.names.user.encode()
         return RequestMetadata(
@@ -181,7 +184,7 @@ class _MetadataReader:
         if hosts is None:
             return None
         if len(hosts) > 1 or not is_host(hosts[0].value):
-            # RFC 9112 §3.2: more than one, or an invalid one, is answered with 400.
+            # RFC 9112 §3.2: more than one, or an invalid one, is rejected with 400.
             raise RequestRejected(
                 Reason.AMBIGUOUS_HOST, "Host is not given once, as a name with or without a port"
             )
@@ -191,7 +194,7 @@ class _MetadataReader:
         lengths = self._by_kind.get(Kind.LENGTH)
         codings = self._by_kind.get(Kind.CODING)
         if codings is not None:
-            # RFC 9112 §6.1 and §6.3: whatever is not chunked alone is where smuggling begins.
+            # RFC 9112 §6.1 and §6.3: any coding other than a single chunked allows request smuggling.
             if lengths is not None or len(codings) > 1 or codings[0].value.lower() != b"chunked":
                 raise RequestRejected(
                     Reason.AMBIGUOUS_FRAMING, "Transfer-Encoding is not chunked, once and alone"
@@ -222,8 +225,8 @@ class _MetadataReader:
         return bool(fields)
 
     def _offers_websocket(self) -> bool:
-        # RFC 9110 §7.8: an offer may be ignored. Java's client and curl offer h2c with every request, and
-        # some edges send the option of `Connection` alone.
+        # RFC 9110 §7.8: an upgrade may be ignored. Java's client and curl offer h2c with every request,
+        # and some edges send only the option of `Connection`.
         fields = self._by_kind.get(Kind.UPGRADE, ())
         return any(_WEBSOCKET.search(field.value) is not None for field in fields)
 
@@ -239,10 +242,13 @@ class _MetadataReader:
         )
 
     def _is_cross_site(self, host: bytes | None) -> str:
-        """Which fields say that another site asked, for the log; empty if none does."""
+        """Return the header values that show a request from another site, for the log; empty if there are
+        none.
+        """
         sites = self._by_kind.get(Kind.FETCH_SITE, ())
         if sites:
-            # Browsers send it with every request to https and to localhost, and no page can forge it.
+            # Browsers send Sec-Fetch-Site with every request to https and to localhost, and no page can
+            # forge it.
             if len(sites) == 1 and sites[0].value.lower() in _SAME_SITE:
                 return ""
             return f"Sec-Fetch-Site is {_shown(*(field.value for field in sites))}"
@@ -258,7 +264,10 @@ class _MetadataReader:
 
 
 def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
-    """Whether an origin is one of these hosts, the default port of its scheme aside. `null` is none."""
+    """Return whether an origin matches one of these hosts, ignoring the default port of its scheme.
+
+    The origin `null` matches none.
+    """
     match = _ORIGIN.fullmatch(origin.lower())
     if match is None:
         return False
@@ -267,6 +276,6 @@ def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
 
 
 def _shown(*values: bytes) -> str:
-    """Values as the log has them: quoted, escaped and cut."""
+    """Format values for the log: quoted, escaped and truncated."""
     texts = [value[:100].decode("utf-8", "backslashreplace") for value in values[:3]]
     return ", ".join(map(repr, texts))

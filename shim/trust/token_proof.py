@@ -1,7 +1,8 @@
-"""What binds an identity to the edge's authenticated route, or to the provider itself.
+"""Check the proof of an identity: the shared secret of the edge, or the provider's token.
 
-A shared secret shows which route the edge took; a verified token, who the provider says is there. A token's
-claims become the identity, and the headers beside it may only say the same.
+A shared secret proves that the request took the edge's authenticated route; a verified token proves the
+identity itself. The claims of the token become the identity, and the headers beside it must agree with
+them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from shim.trust.rejection import RequestRejected
 
 B = TypeVar("B")
 
-# The claims that the headers are made from (OpenID Connect Core §5.1).
+# The claims that the headers are built from (OpenID Connect Core §5.1).
 _CLAIMS = {
     Role.USERNAME: "preferred_username",
     Role.NAME: "name",
@@ -34,16 +35,16 @@ _PERMANENT_FAILURE = Reason.JWT_INVALID
 
 
 def secret_matches(fields: Sequence[Field], policy: Policy) -> bool:
-    """Whether the shared secret was sent, once, and is one that is set."""
+    """Return whether the shared secret was sent exactly once and matches one of the configured secrets."""
     sent = [field.value for field in fields if field.kind is Kind.SECRET]
     if len(sent) != 1:
         return False
-    # Every secret is compared, so that time tells nothing of which one is near.
+    # Every secret is compared, so that the time does not reveal which one is similar.
     return sum(hmac.compare_digest(sent[0], secret) for secret in policy.secrets) > 0
 
 
 def check_secret(fields: Sequence[Field], policy: Policy) -> None:
-    """Raises `Rejected` where a shared secret is set, and what was sent is missing or wrong."""
+    """Raise `RequestRejected` if a shared secret is configured and the sent one is missing or wrong."""
     if not policy.secrets:
         return
     if not any(field.kind is Kind.SECRET for field in fields):
@@ -55,27 +56,37 @@ def check_secret(fields: Sequence[Field], policy: Policy) -> None:
 
 
 class Verify(Protocol):
-    """What looks at a token."""
+    """Interface of a token verifier."""
 
     def __call__(self, token: str, now: float | None) -> VerifiedClaims:
-        """What it says, if it holds at `now`, in seconds since the epoch. Raises `Rejected`."""
+        """Verify the token and return its claims if it is valid at `now`, in seconds since the epoch.
+
+        Raises `RequestRejected`.
+        """
 
     def cached(self, token: str) -> VerifiedClaims | None:
-        """What was found before, which costs nothing now; whether it still holds is for whoever asks."""
+        """Return the cached claims, or None, without a verification. The caller must check their
+        validity.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class DeferredResult(Generic[B]):
-    """A belief that hangs on a token: `believe` gives it for what the token came to, and `places` is where
-    it is needed."""
+    """A trust result that depends on a token.
+
+    `zones`: the path zones that need the token. `evaluate` returns the result for the verified claims or
+    the rejection of the token.
+    """
 
     zones: frozenset[PathZone]
     evaluate: Callable[[VerifiedClaims | RequestRejected], B]
     _by_rejection: dict[tuple[Reason, str], B] = field(default_factory=dict, compare=False)
 
     def for_rejection(self, rejection: RequestRejected) -> B:
-        """What is believed where the token does not hold: worked out once for each way in which it may not,
-        of which there are a few."""
+        """Return the result if the token is rejected.
+
+        It is computed once for each kind of rejection, of which there are a few.
+        """
         key = (rejection.reason, rejection.detail)
         result = self._by_rejection.get(key)
         if result is None:
@@ -84,9 +95,9 @@ class DeferredResult(Generic[B]):
 
 
 class TokenProof(Generic[B]):
-    """A token that a belief hangs on, looked at when a path needs it and no earlier.
+    """A token that a trust result depends on. It is verified when a path first needs it.
 
-    `places`: where it is needed. What it comes to is worked out once; that it still holds is asked of the
+    `zones`: the path zones that need it. The result is computed once; the validity is checked against the
     clock each time.
     """
 
@@ -102,17 +113,17 @@ class TokenProof(Generic[B]):
 
     @property
     def size(self) -> int:
-        """The bytes that it keeps alive: the token, and the belief that comes of it."""
+        """Return the bytes that the proof keeps alive: the token and its result."""
         return 1024 + len(self._token)
 
     def is_evaluated(self) -> bool:
-        """Whether `belief` costs no signature."""
+        """Return whether `result` needs no signature verification."""
         if self._result is None and (verified := self._verify.cached(self._token)) is not None:
             self._store(verified)
         return self._result is not None
 
     def result(self, now: float | None) -> B:
-        """What is believed at `now`, in seconds since the epoch; with None, as if it had expired."""
+        """Return the trust result at `now`, in seconds since the epoch; None counts as expired."""
         try:
             result = self._result or self._verify_now(now)
             if self._validity is not None:
@@ -122,7 +133,7 @@ class TokenProof(Generic[B]):
         return result
 
     def _verify_now(self, now: float | None) -> B:
-        """Raises `Rejected` for what may be otherwise the next time."""
+        """Verify the token. Raises `RequestRejected` for a failure that may be different the next time."""
         try:
             return self._store(self._verify(self._token, now))
         except RequestRejected as rejection:
@@ -139,8 +150,11 @@ class TokenProof(Generic[B]):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedClaims:
-    """What a verified token says: the identity, each claim of it as a header would carry it, and for how
-    long."""
+    """The content of a verified token.
+
+    `identity`: its identity. `claims`: each claim as a header would carry it. `validity`: its validity
+    period.
+    """
 
     identity: Identity
     claims: Mapping[Role, str]
@@ -148,8 +162,10 @@ class VerifiedClaims:
 
 
 def verified_claims(token: Token, policy: Policy) -> VerifiedClaims:
-    """What the token says, as far as the policy reads it. What the token is silent about is absent,
-    whatever a header says of it. Raises `Rejected`."""
+    """Convert a verified token to the identity and claims that the policy uses.
+
+    A claim that the token does not have is absent, even if a header has it. Raises `RequestRejected`.
+    """
     joined = None if token.groups is None else policy.groups_separator.join(token.groups)
     texts = {
         Role.USERNAME: token.username,
@@ -182,8 +198,10 @@ def verified_claims(token: Token, policy: Policy) -> VerifiedClaims:
 def check_claims_match_headers(
     headers: Mapping[Role, str], verified: VerifiedClaims, policy: Policy
 ) -> None:
-    """Raises `Rejected` where a header says something else than the token beside it. A display name or e-mail
-    may: the token's counts."""
+    """Raise `RequestRejected` if a header differs from the claim of the token beside it.
+
+    A display name or e-mail may differ: the claim counts.
+    """
     for role, header in headers.items():
         claim = verified.claims.get(role)
         if claim is None or claim == header or role in DESCRIPTIVE:
@@ -194,7 +212,11 @@ def check_claims_match_headers(
 
 
 def _claim_text(role: Role, text: str) -> str | None:
-    """The claim as a header would carry it; None for a display name or e-mail that none could."""
+    """Return the claim as a header would carry it.
+
+    Returns None for a display name or e-mail that no header could carry. Raises `RequestRejected` for any
+    other such claim.
+    """
     try:
         return parse_value(role, text.strip(" \t").encode())
     except UnicodeEncodeError:
@@ -213,7 +235,7 @@ def _same_groups(header: str, claim: str, separator: str) -> bool:
 
 
 def _mismatch_detail(role: Role, header: str, claim: str) -> str:
-    """Both sides, for the log: they are names of a person or of groups, and neither is a secret."""
+    """Return both values for the log: they are names of a person or of groups, and neither is a secret."""
     return f"{role.name.lower()}: the header says {_shorten(header)}, the token {_shorten(claim)}"
 
 
