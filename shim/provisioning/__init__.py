@@ -1,1 +1,1 @@
-"""From an identity to its Navidrome account: who may have which, and that it is what it should be."""
+"""Provisioning: creates, links, updates and locks the Navidrome account of each identity."""

@@ -1,10 +1,10 @@
-"""Every write of the shim to a Navidrome account goes through here, and is recorded.
+"""Write to Navidrome accounts, and record every write; the shim writes to accounts only here.
 
 The rules: an intent is committed before each write, by the holder of the account, and removed after it. No
-account is left with a password that is empty or known, or without a name. A write that meets a deletion
-makes Navidrome create the account again, without a password (its `PUT` creates what does not exist): so each
-write is verified, and a recreated account is closed, deleted and recorded. Reserved accounts are never
-written to. An admin's libraries are left alone.
+account is left with a password that is empty or known, or without a name. A write to an account that was just
+deleted makes Navidrome create the account again, without a password (its `PUT` creates a missing account): so
+each write is verified, and a recreated account is locked, deleted and recorded. Reserved accounts are never
+written to. An admin's libraries are not changed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 class AccountRecreated(Exception):
-    """The account was deleted while it was written to; it is gone now."""
+    """The account was deleted during the write; it no longer exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A new password that nobody knows and that can't be replaced without knowing it; `why`: a sentence for
-    the trail."""
+    """A new random password that is stored nowhere, and that can't be replaced without knowing it; `why`: a
+    sentence for the audit trail."""
 
     why: str
     password: str = field(default_factory=locking_password, repr=False)
@@ -51,16 +51,16 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class Readmission:
-    """A new password that nobody knows, and that the account's owner may replace without knowing it; `why`: a
-    sentence for the trail."""
+    """A new random password that is stored nowhere, and that the account's owner may replace without knowing
+    it; `why`: a sentence for the audit trail."""
 
     why: str
     password: str = field(default_factory=generated_password, repr=False)
 
 
 class AccountWriter:
-    """Writes to accounts. `user_writes` are users' own requests under way; `policy` returns the policy in
-    force; `record` takes events."""
+    """Writes to accounts. `user_writes` are the users' own requests in progress; `policy` returns the policy
+    in force; `record` receives events."""
 
     def __init__(
         self,
@@ -79,10 +79,10 @@ class AccountWriter:
         self._record = record
 
     async def create(self, new: NewUser, uid: str) -> tuple[User, Intent]:
-        """Make an account, and give it with the intent that its binding has to end.
+        """Create an account, and return it with its intent, which the caller ends by storing the binding.
 
-        Where the same was begun before, it is found instead: the id is the intent's. Raises `NameTaken`,
-        `Unavailable`, `Busy`.
+        If an earlier attempt already created the account, it is found by its id, which is in the intent.
+        Raises `NameTaken`, `Unavailable`, `Busy`.
         """
         intent = await self._bindings.open_intent(
             Intent(
@@ -106,7 +106,7 @@ class AccountWriter:
             await self._bindings.close_intent(intent)
             raise
         except Unavailable:
-            # It may have been carried out. If that can't be asked now, the intent stays.
+            # The request may have been carried out. If Navidrome can't be queried now, the intent stays.
             created = await self._api.user(new.id)
             if created is None:
                 raise
@@ -125,16 +125,18 @@ class AccountWriter:
         holder: Binding | None,
         password: Lock | Readmission | None = None,
     ) -> User:
-        """Write these changes of `user`, as just read, and a new password if one is given. `holder`: the
-        account's binding as it was read, None if it has none. Return the user as it is now: of a new
-        password, `read_at` is when it was written."""
+        """Write these changes of `user`, as just read, and a new password if one is given.
+
+        `holder`: the account's binding as it was read, None if it has none. Return the user as it is now;
+        after a new password, `read_at` is the time of the write.
+        """
         if not changes and password is None:
             return user
         text = None if password is None else password.password
         if password is None and changes.get("isAdmin", True):
             after = await self._write(user, changes, audit_context, holder=holder, password=None)
         else:
-            # Navidrome makes a change that the account began before with the rights that it had then.
+            # Navidrome applies a change that the account began before with the rights that it had then.
             async with self._user_writes.held(user.id):
                 after = await self._write(
                     user, changes, audit_context, holder=holder, password=text
@@ -152,13 +154,14 @@ class AccountWriter:
     async def set_libraries(
         self, identity: Identity, user: User, audit_context: AuditContext, *, holder: Binding
     ) -> None:
-        """Give the account the libraries of the identity's groups. `holder`: its binding as it was read."""
+        """Set the account's libraries to those of the identity's groups. `holder`: its binding as it was
+        read."""
         policy = self._policy()
         if user.is_admin or not policy.library_groups:
             return
         libraries = await self._libraries()
         target = policy.libraries(identity, libraries)
-        # Navidrome takes no account's last library: see `keeps_denied_libraries`.
+        # Navidrome does not allow removing an account's last library: see `keeps_denied_libraries`.
         if not target or target == user.libraries:
             return
         await self._write_libraries(user, target, holder=holder)
@@ -169,7 +172,7 @@ class AccountWriter:
 
     async def keeps_denied_libraries(self, identity: Identity, user: User) -> bool:
         """Return whether the account has libraries, may have none, and can't be left with none: Navidrome
-        takes no account's last library."""
+        does not allow removing an account's last library."""
         policy = self._policy()
         admin = policy.admin(identity)
         if (user.is_admin if admin is None else admin) or not policy.library_groups:
@@ -178,7 +181,7 @@ class AccountWriter:
         return target is not None and not target and bool(user.libraries)
 
     async def recover(self, intent: Intent, audit_context: AuditContext) -> None:
-        """Look after a write that was left: whatever it has brought back is closed and deleted."""
+        """Recover an interrupted write: lock and delete an account that it recreated."""
         if intent.kind is IntentKind.WRITE:
             await self._verify_pending_write(intent, audit_context)
 
@@ -191,11 +194,11 @@ class AccountWriter:
         holder: Binding | None,
         password: str | None = None,
     ) -> User:
-        """Write `user`, as just read, back with these changes and, if given, a new password. `holder`: the
-        account's binding as it was read, None if it has none; if it is another one by now, nothing is
-        written (`Outdated`).
+        """Write `user`, as just read, with these changes and, if given, a new password.
 
-        Raises `AccountRecreated` where the account was deleted meanwhile, `NameTaken`, `Unavailable`, `Busy`.
+        `holder`: the account's binding as it was read, None if it has none; if the binding has changed,
+        nothing is written (`Outdated`). Raises `AccountRecreated` if the account was deleted meanwhile,
+        `NameTaken`, `Unavailable`, `Busy`.
         """
         name = str(changes.get("userName", user.user_name))
         intent = await self._open_write(user, name, holder)
@@ -206,7 +209,7 @@ class AccountWriter:
             raise
         except Unavailable as error:
             if error.sent:
-                # It may be carried out yet: the intent stays open, and is recovered later.
+                # Navidrome may still carry it out: the intent stays open, and is recovered later.
                 await self._verify_pending_write(intent, audit_context)
             else:
                 await self._bindings.close_intent(intent)
@@ -224,8 +227,8 @@ class AccountWriter:
     async def _write_libraries(
         self, user: User, libraries: frozenset[int], *, holder: Binding | None
     ) -> None:
-        """Give `user` these libraries; `holder` and what is raised as for `change`. Navidrome answers 404
-        for an account that was deleted, and makes none."""
+        """Set the libraries of `user`; `holder` and exceptions as for `change`. Navidrome responds 404 for an
+        account that was deleted, and creates none."""
         intent = await self._open_write(user, user.user_name, holder)
         try:
             await self._api.set_libraries(user.id, libraries)
@@ -239,7 +242,7 @@ class AccountWriter:
         await self._bindings.close_intent(intent)
 
     async def _open_write(self, user: User, name: str, holder: Binding | None) -> Intent:
-        """Commit the intent to write to an account whose name is `name` then."""
+        """Commit the intent to write to an account, whose name will be `name`."""
         if self._policy().reserves(user.user_name) or self._policy().reserves(name):
             raise ValueError(f"{user.user_name} is reserved: the shim does not write to it")
         return await self._bindings.open_intent(
@@ -268,9 +271,12 @@ class AccountWriter:
     async def _verify(
         self, user: User, created_at: str, audit_context: AuditContext, *, had_password: bool
     ) -> None:
-        """Make sure that the account was not deleted before it was written. Navidrome sets `createdAt`
-        again where it makes what was not there; since its owner may write that field as well, only an
-        account that an empty password opens counts as recreated, or one that was just given another."""
+        """Verify that the account was not deleted before the write.
+
+        Navidrome sets `createdAt` again when it creates a missing account; its owner may also write that
+        field, so only an account that an empty password opens, or one that just got a new password, counts as
+        recreated.
+        """
         opened = not had_password and await self._api.opens_without_password(user.user_name)
         if opened:
             after = await self._api.write(user, {}, generated_password())
@@ -311,12 +317,12 @@ class AccountWriter:
 
 
 def creation_key(user_name: str) -> str:
-    """The key of the intent to make an account of this name."""
+    """Return the key of the intent to create an account with this name."""
     return f"create {normalize_name(user_name)}"
 
 
 def new_id() -> str:
-    """An id as Navidrome makes them: 22 letters and digits."""
+    """Return an id in Navidrome's format: 22 letters and digits."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(22))
 
 

@@ -1,9 +1,9 @@
-"""Whether the shim may administer Navidrome's accounts, and what to do where not.
+"""Ensure that the shim may administer Navidrome's accounts; if not, report what to do.
 
-An empty server gets its first admin here, the shim's own, so that no visitor becomes it by chance. On a
-server with users, the bootstrap admin of the settings creates that account or gives it the admin right.
-`OwnAccountRecords` stores which accounts this database created or adopted for the shim; the result of
-`ensure_admin_access` is kept by the caller as long as it holds.
+On an empty server the shim creates the first admin, its own account, so that no visitor becomes admin by
+chance. On a server with users, the bootstrap admin of the settings creates that account or gives it the admin
+right. `OwnAccountRecords` stores which accounts this database created or adopted for the shim; the caller
+keeps the result of `ensure_admin_access` as long as it is valid.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ class OwnAccountRecords:
         self._database = database
 
     async def is_in_use(self) -> bool:
-        """Whether this database has been used with a Navidrome before, or was confirmed as a new one."""
+        """Return whether this database has been used with a Navidrome before, or was confirmed as a new
+        one."""
         return await self._database.read_async(_is_in_use)
 
     async def confirm(self) -> None:
-        """Record that this database is in use, so that it no longer counts as a lost one's replacement."""
+        """Record that this database is in use, so that it no longer counts as the replacement of a lost
+        one."""
         await self._database.write_async(lambda connection: _put(connection, _IN_USE, 1))
 
     async def knows(self, navidrome_id: str) -> bool:
-        """Whether this database created or adopted the account with this id."""
+        """Return whether this database created or adopted the account with this id."""
         name = _ACCOUNT + navidrome_id
         return (
             await self._database.read_async(lambda connection: _value(connection, name)) is not None
@@ -61,7 +63,7 @@ class OwnAccountRecords:
             )
             rule = {"navidrome_id": navidrome_id, "locked": False, "void_before": float(now)}
             connection.execute(insert(TOKEN_RULES).values(rule))
-            # So that every shim reads the rule.
+            # Makes every shim process read the rule.
             changed = update(CHANGE_COUNTERS).where(CHANGE_COUNTERS.c.name == "bindings")
             connection.execute(changed.values(value=CHANGE_COUNTERS.c.value + 1))
 
@@ -96,11 +98,14 @@ LOST_DATABASE_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class AdminAccess:
-    """`users`: every user of the server, None where they can't be listed. `has_users`: the server is known to
-    have users, so no visitor becomes its first admin. Where `users` is None, `error` says why and
-    `remedy` what to do. `created`: accounts that were created for the shim just now; `by_admin`: by an
-    existing admin, and not as the first. `secured`: an existing account of the shim's name got a new
-    password. `lost_database`: the database is not the one that belongs to this Navidrome."""
+    """The result of `ensure_admin_access`.
+
+    `users`: every user of the server, None if they can't be listed. `has_users`: the server is known to have
+    users, so no visitor becomes its first admin. If `users` is None, `error` is the reason and `remedy` what
+    to do. `created`: accounts that were just created for the shim; `by_admin`: by an existing admin, and not
+    as the first. `secured`: an existing account with the shim's name got a new password. `lost_database`: the
+    database does not belong to this Navidrome.
+    """
 
     users: tuple[User, ...] | None
     has_users: bool
@@ -114,8 +119,8 @@ class AdminAccess:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapAdmin:
-    """An existing Navidrome admin, used only while the shim's own account is missing or no admin. `connect`
-    returns the API as this admin; the caller closes it."""
+    """An existing Navidrome admin, used only while the shim's own account is missing or is no admin.
+    `connect` returns the API as this admin; the caller closes it."""
 
     user_name: str
     connect: Callable[[], Navidrome]
@@ -123,8 +128,8 @@ class BootstrapAdmin:
 
 @dataclass(frozen=True, slots=True)
 class OwnAccount:
-    """The account that the shim acts as. `password` is None where it acts by `user_header`; `act_as` gives
-    the API as another user by that header, for the caller to close."""
+    """The account that the shim uses. `password` is None if it authenticates by `user_header`; `act_as`
+    returns the API as another user by that header; the caller closes it."""
 
     user_name: str
     user_header: str
@@ -133,17 +138,17 @@ class OwnAccount:
     act_as: Callable[[str], Navidrome] | None = None
 
     def new_password(self) -> str:
-        """The configured password, or a random one that is stored nowhere. Without Navidrome's prefix for
-        generated passwords: nobody may replace it without knowing it."""
+        """Return the configured password, or a random one that is stored nowhere. It lacks Navidrome's prefix
+        for generated passwords: without the prefix it can't be replaced without knowing it."""
         return self.password() if self.password is not None else secrets.token_urlsafe(32)
 
 
 async def ensure_admin_access(
     api: Navidrome, own_account: OwnAccount, records: OwnAccountRecords | None = None
 ) -> AdminAccess:
-    """Find out, and with `records` create, secure or promote the shim's own account where that is needed;
-    without them nothing is changed. Raises `Unavailable` where Navidrome can't be asked, `StoreError` where
-    the database can't."""
+    """Check the shim's access and, with `records`, create, secure or promote its own account if needed;
+    without them nothing is changed. Raises `Unavailable` if Navidrome can't be reached, `StoreError` if the
+    database can't be read or written."""
     try:
         users = await api.users()
     except NotAuthenticated as error:
@@ -175,14 +180,14 @@ async def ensure_admin_access(
 
 
 def own_account_of(users: tuple[User, ...], user_name: str) -> User | None:
-    """The user with this name, as Navidrome compares names."""
+    """Return the user with this name, compared as Navidrome compares names."""
     normalized = normalize_name(user_name)
     return next((user for user in users if normalize_name(user.user_name) == normalized), None)
 
 
 async def is_lost_database(users: tuple[User, ...], records: OwnAccountRecords | None) -> bool:
-    """Whether Navidrome has the account `navidrome-shim` and the database knows nothing of it: another
-    database holds who has which account. `records` is None for a database that does not exist."""
+    """Return whether Navidrome has the account `navidrome-shim` but the database does not know it: another
+    database holds the bindings. `records` is None for a database that does not exist."""
     if own_account_of(users, DEFAULT_ADMIN_USERNAME) is None:
         return False
     return records is None or not await records.is_in_use()
@@ -204,7 +209,7 @@ async def _as_own_account(
     users: tuple[User, ...],
     records: OwnAccountRecords | None,
 ) -> AdminAccess:
-    """The shim is an admin already."""
+    """Return the result if the shim is already an admin."""
     if records is None:
         return AdminAccess(users, True)
     if await is_lost_database(users, records):
@@ -213,7 +218,7 @@ async def _as_own_account(
     if account is None:
         if own_account.password is None:
             return AdminAccess(users, True)
-        # With the password of another admin the shim makes an account of its own beside it.
+        # The configured password belongs to another admin, with which the shim creates its own account.
         await records.confirm()
         await _create(api, DEFAULT_ADMIN_USERNAME, secrets.token_urlsafe(32), records)
         return AdminAccess(
@@ -224,7 +229,7 @@ async def _as_own_account(
     if normalize_name(own_account.user_name) != normalize_name(DEFAULT_ADMIN_USERNAME):
         await _secure(api, account, secrets.token_urlsafe(32), records)
     elif own_account.password is not None:
-        # The login with the operator's password worked: only the tokens are left to be voided.
+        # The login with the operator's password worked: only the tokens must still be voided.
         await records.adopt(account.id)
     else:
         await _secure_oneself(api, own_account, account, records)
@@ -237,8 +242,8 @@ async def _as_bootstrap_admin(
     bootstrap: BootstrapAdmin,
     records: OwnAccountRecords | None,
 ) -> AdminAccess:
-    """What the bootstrap admin of the settings makes of it. Raises `NotAuthenticated` where Navidrome does
-    not take the shim for this admin; the server may be an empty one."""
+    """Return the result of using the bootstrap admin of the settings. Raises `NotAuthenticated` if Navidrome
+    does not accept the shim as this admin; the server may be empty."""
     admin = bootstrap.connect()
     try:
         try:
@@ -285,7 +290,7 @@ async def _bootstrap(
     users: tuple[User, ...],
     records: OwnAccountRecords,
 ) -> AdminAccess:
-    """Create the shim's own account as the bootstrap admin, or secure it and give it the right."""
+    """Create the shim's own account as the bootstrap admin, or secure it and give it the admin right."""
     if await is_lost_database(users, records):
         return lost_database()
     account = own_account_of(users, own_account.user_name)
@@ -296,7 +301,7 @@ async def _bootstrap(
         await _create(admin, own_account.user_name, own_account.new_password(), records)
         created = (own_account.user_name,)
     elif not account.is_admin:
-        # Whoever made it may know its password and hold its tokens.
+        # The creator of the account may know its password and hold its tokens.
         await _secure(admin, account, own_account.new_password(), records)
         fresh = await admin.user(account.id)
         if fresh is not None:
@@ -332,8 +337,8 @@ async def _secure(api: Navidrome, account: User, password: str, records: OwnAcco
 async def _secure_oneself(
     api: Navidrome, own_account: OwnAccount, account: User, records: OwnAccountRecords
 ) -> None:
-    """`_secure` for the account that the shim acts as. Navidrome asks everybody for the current password
-    when they change their own, so a second admin, with a random name, does it and is deleted."""
+    """Do the same as `_secure` for the account that the shim uses. Navidrome requires the current password
+    from users who change their own, so a second admin, with a random name, does it and is deleted."""
     assert own_account.act_as is not None
     name = f"{DEFAULT_ADMIN_USERNAME}-{secrets.token_hex(8)}"
     helper = NewUser(new_id(), name, DEFAULT_ADMIN_USERNAME, "", is_admin=True)
@@ -349,7 +354,7 @@ async def _secure_oneself(
 async def _create_first(
     api: Navidrome, own_account: OwnAccount, records: OwnAccountRecords
 ) -> bool:
-    # Before the call: a shim that is killed after it must not take its own database for a lost one.
+    # Before the call: a shim that is killed after it must not treat its own database as a lost one.
     empty = await api.is_empty()
     if empty:
         await records.confirm()
@@ -359,7 +364,7 @@ async def _create_first(
 async def _first(
     api: Navidrome, own_account: OwnAccount, records: OwnAccountRecords
 ) -> AdminAccess:
-    """The server was empty, and has the shim's account now."""
+    """Return the result for a server that was empty and now has the shim's account."""
     try:
         users = await api.users()
     except (NotAuthenticated, PermissionDenied):
@@ -373,7 +378,7 @@ async def _first(
 
 
 async def _unknown(api: Navidrome, own_account: OwnAccount, error_text: str) -> AdminAccess:
-    """The server has users, and does not take the shim for one of them."""
+    """Return the result for a server that has users but does not accept the shim's credentials."""
     if own_account.bootstrap is not None:
         return await _no_bootstrap_user(api, own_account, own_account.bootstrap, error_text)
     if own_account.password is not None:

@@ -1,9 +1,10 @@
-"""The bindings, the intents and the held names: all of them in memory, every change in the store first.
+"""Store the bindings, the intents and the held names: all of them in memory, every change in the store first.
 
-Reading costs no I/O. What another process changed comes in by `refresh`, which asks for two numbers; the
-unique columns of the store, and the keys of its intents, are what keeps two processes from one account.
-An intent names the process that began it, so that another one knows whether it may still be at work: two
-processes of one machine are told apart by their numbers; one on another machine is given a time.
+Reading costs no I/O. Changes of other processes arrive by `refresh`, which queries two numbers; the unique
+columns of the store, and the keys of its intents, prevent two processes from working on one account. An
+intent names the process that began it, so that another process can decide whether that one may still be
+running: processes of one machine are distinguished by their process ids; one on another machine has a time
+limit.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from shim.store.schema import BINDINGS, CHANGE_COUNTERS, INTENTS, NAME_HOLDS, TO
 T = TypeVar("T")
 
 _COUNTER = "bindings"
-# Counts requests that can change Navidrome's users. Its row is there after the first one.
+# Counts requests that can change Navidrome's users. Its row exists after the first one.
 _USERS_COUNTER = "navidrome_users"
 _OUTDATED = "another process, or another request, changed whose the account is"
 
 
 class Busy(Exception):
-    """Another process is at work on the same account, or has just been."""
+    """Another process works on the same account, or just did."""
 
 
 class Outdated(Busy):
@@ -51,20 +52,20 @@ class Outdated(Busy):
 
 
 class Watcher(Protocol):
-    """Who depends on what the store says."""
+    """A listener for changes of the store."""
 
     def discard(self, uid: str | None) -> None:
-        """This person's account is not what it was."""
+        """Handle a change of this person's account."""
 
     def revoked(self) -> None:
-        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+        """Handle a revocation: an account was locked, denied, unlinked, deleted or bound to another uid."""
 
     def users_may_have_changed(self) -> None:
-        """Another process sent a request that can change Navidrome's users."""
+        """Handle a request of another process that can change Navidrome's users."""
 
 
 class BindingStore:
-    """What is known of accounts. `owner` names this process; `now` is in seconds since the epoch."""
+    """The known accounts. `owner` names this process; `now` returns seconds since the epoch."""
 
     def __init__(self, database: Database, owner: str, now: Callable[[], float]) -> None:
         self.database = database
@@ -82,7 +83,7 @@ class BindingStore:
         self._watcher: Watcher | None = None
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` of changes from now on."""
+        """Notify `watcher` of changes from now on."""
         self._watcher = watcher
 
     # reading
@@ -91,27 +92,27 @@ class BindingStore:
         return len(self._by_id)
 
     def all(self) -> tuple[Binding, ...]:
-        """Every binding."""
+        """Return every binding."""
         return tuple(self._by_id.values())
 
     def by_uid(self, uid: str) -> Binding | None:
-        """The binding of a person."""
+        """Return the binding of a person."""
         return self._by_uid.get(uid)
 
     def by_name(self, normalized_name: str) -> Binding | None:
-        """The binding of the account with this name."""
+        """Return the binding of the account with this name."""
         return self._by_name.get(normalized_name)
 
     def by_account(self, navidrome_id: str) -> Binding | None:
-        """The binding of the account with this id."""
+        """Return the binding of the account with this id."""
         return self._by_account.get(navidrome_id)
 
     def rule_of(self, navidrome_id: str) -> TokenRule | None:
-        """Return which tokens of the account are void, None if all of them may pass."""
+        """Return which tokens of the account are void, None if all of them are valid."""
         return self._rules.get(navidrome_id)
 
     def is_locked(self, navidrome_id: str) -> bool:
-        """Return whether the account is locked: no token of it passes."""
+        """Return whether the account is locked: every token of it is void."""
         rule = self._rules.get(navidrome_id)
         return rule is not None and rule.locked
 
@@ -120,25 +121,25 @@ class BindingStore:
         return replace(self._rules.get(navidrome_id) or TokenRule(navidrome_id), locked=True)
 
     def holds(self) -> tuple[NameHold, ...]:
-        """Return every name that is held for somebody now."""
+        """Return every name that is held now."""
         now = self._now()
         return tuple(hold for hold in self._holds.values() if hold.until > now)
 
     def intents(self) -> tuple[Intent, ...]:
-        """Every intent that is open."""
+        """Return every intent that is open."""
         return tuple(self._intents.values())
 
     def intent(self, key: str) -> Intent | None:
-        """The intent with this key, if it is open."""
+        """Return the intent with this key, if it is open."""
         return self._intents.get(key)
 
     def is_abandoned(self, intent: Intent) -> bool:
-        """Whether nobody is at work on this intent any more, but perhaps this process."""
+        """Return whether no other process works on this intent; this process may."""
         mine, now = self.owner, self._now()
         return intent.owner == mine or not may_be_alive(intent.owner, mine, intent.started_at, now)
 
     def name_hold(self, normalized_name: str) -> NameHold | None:
-        """Why this name is given to nobody else for now."""
+        """Return the hold that reserves this name now, None if there is none."""
         hold = self._holds.get(normalized_name)
         return hold if hold is not None and hold.until > self._now() else None
 
@@ -156,7 +157,8 @@ class BindingStore:
         self._index()
 
     async def refresh(self) -> frozenset[str]:
-        """Take in what others changed, if they did. The uids whose bindings are not what they were."""
+        """Read the changes of other processes, if there are any. Return the uids whose bindings have
+        changed."""
         version, users_version = await self._read(_versions)
         self._note_users_version(users_version)
         if version == self._version:
@@ -175,8 +177,8 @@ class BindingStore:
         return frozenset(changed)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        """Read from the store; if its file was replaced, from the new one, provided that it has every
-        binding that is known: then it was restored, and is no other store."""
+        """Read from the store. If its file was replaced, read from the new file, provided that it has every
+        known binding: then it was restored, and is not a different store."""
         try:
             return await self.database.read_async(work)
         except StoreReplaced:
@@ -197,10 +199,12 @@ class BindingStore:
         return all(stored.get(key, "") == known[key].uid for key in known)
 
     async def open_intent(self, intent: Intent, holder: Binding | None = None) -> Intent:
-        """Commit what is about to be done. Where the same was begun and left, that is taken up again,
-        under its own id. `holder`: the binding of the account that is to be written, as it was read; None
-        for an account that has none. Raises `Busy` where somebody else is at it, `Outdated` where the
-        binding is not that any more."""
+        """Commit an intent before its write. An abandoned intent for the same write is reused, under its own
+        id.
+
+        `holder`: the binding of the account to write to, as it was read; None for an account that has none.
+        Raises `Busy` if another process works on it, `Outdated` if the binding has changed.
+        """
 
         def work(connection: Connection) -> Intent:
             if intent.kind is IntentKind.WRITE:
@@ -225,7 +229,7 @@ class BindingStore:
         return opened
 
     async def close_intent(self, intent: Intent) -> None:
-        """Remove an intent: the write was made and verified."""
+        """Remove an intent: the write was carried out and verified."""
         await self.database.write_async(lambda connection: _end_intent(connection, intent))
         self._intents.pop(intent.key, None)
 
@@ -237,9 +241,10 @@ class BindingStore:
         hold: NameHold | None = None,
         rule: TokenRule | None = None,
     ) -> Binding:
-        """Store a binding, new or changed, and with it the end of an intent, a held name and a token
-        rule. Raises `Busy` where another process has bound the person, the name or the account, and
-        `Outdated` where the binding was changed since it was read.
+        """Store a binding, new or changed, and with it the end of an intent, a held name and a token rule.
+
+        Raises `Busy` if another process has bound the person, the name or the account, and `Outdated` if the
+        binding was changed since it was read.
         """
 
         def work(connection: Connection) -> tuple[Binding, int]:
@@ -291,8 +296,8 @@ class BindingStore:
         gone: Iterable[Binding] = (),
         holds: Iterable[NameHold] = (),
     ) -> None:
-        """Give bindings the names that their accounts have now and remove those that are `gone`, in one
-        step: names may be swapped. Raises `Outdated` where one of them was changed since it was read."""
+        """Store the current names of the accounts in their bindings and remove the bindings that are `gone`,
+        in one step: names may be swapped. Raises `Outdated` if one of them was changed since it was read."""
         removed, held = tuple(gone), tuple(holds)
         renamed = [
             replace(binding, user_name=name, version=binding.version + 1)
@@ -303,7 +308,7 @@ class BindingStore:
             for binding in removed:
                 _delete(connection, binding)
             for binding in names:
-                # No account has such a name: until all are renamed, none is in another's way.
+                # A temporary name that no account has: until all are renamed, no two bindings conflict.
                 row = update(BINDINGS).where(*_as_read(binding))
                 changed = connection.execute(row.values(normalized_name=f"\x01{binding.id}"))
                 if changed.rowcount == 0:
@@ -330,7 +335,7 @@ class BindingStore:
             self._revoked()
 
     async def remove(self, binding: Binding, hold: NameHold | None = None) -> None:
-        """Remove a binding and hold its name. Raises `Outdated` where it was changed since it was read."""
+        """Remove a binding and hold its name. Raises `Outdated` if it was changed since it was read."""
 
         def work(connection: Connection) -> tuple[None, int]:
             _delete(connection, binding)
@@ -343,8 +348,8 @@ class BindingStore:
         self._revoked()
 
     async def hold_names(self, holds: Iterable[NameHold]) -> None:
-        """Hold these names, and drop the holds that have expired. A name that another process
-        holds for the person of the same account already stays that person's."""
+        """Hold these names, and drop the holds that have expired. A name that another process already holds
+        for the person of the same account stays held for that person."""
         new, now = tuple(holds), self._now()
 
         def work(connection: Connection) -> list[NameHold]:
@@ -359,7 +364,7 @@ class BindingStore:
         self._holds.update({hold.normalized_name: hold for hold in put})
 
     async def end_rest(self, normalized_name: str) -> None:
-        """Hold this name no longer; other processes see it."""
+        """Remove the hold of this name; other processes see it."""
 
         def work(connection: Connection) -> tuple[None, int]:
             connection.execute(
@@ -371,7 +376,8 @@ class BindingStore:
         self._holds.pop(normalized_name, None)
 
     async def record_last_seen(self, seen: Mapping[int, float]) -> None:
-        """Note when these bindings, by their number, were seen last. Other processes do not read it again."""
+        """Record when these bindings, by their number, were last seen. Other processes do not read it
+        again."""
 
         def work(connection: Connection) -> None:
             for number, when in seen.items():
@@ -400,7 +406,7 @@ class BindingStore:
             stored, version = await self.database.write_async(work)
         except IntegrityError:
             raise Busy("another process has just bound this person or this name") from None
-        # Somebody else changed something in between: the mark stays old, and `refresh` sees it.
+        # Another process changed something in between: keep the old version, so that `refresh` sees it.
         if version == self._version + 1:
             self._version = version
         return stored
@@ -435,7 +441,7 @@ def _differ(previous: Binding, new: Binding | None) -> bool:
 
 
 def _revokes(before: Binding, after: Binding) -> bool:
-    """Whether somebody who was let in as this account is not any more."""
+    """Return whether the change removes somebody's access to the account."""
     if after.uid != before.uid or after.navidrome_id != before.navidrome_id:
         return True
     return after.state is not before.state and after.state is not BindingState.ACTIVE
@@ -466,7 +472,7 @@ def _version(connection: Connection) -> int:
 
 
 def _versions(connection: Connection) -> tuple[int, int]:
-    """Both counters: of the bindings and what belongs to them, and of Navidrome's users."""
+    """Return both counters: of the bindings and what belongs to them, and of Navidrome's users."""
     rows = connection.execute(select(CHANGE_COUNTERS.c.name, CHANGE_COUNTERS.c.value))
     values = {row.name: int(row.value) for row in rows}
     return values[_COUNTER], values.get(_USERS_COUNTER, 0)
@@ -491,7 +497,7 @@ def _increment_version(connection: Connection) -> int:
 
 
 def _as_read(binding: Binding) -> tuple[ColumnElement[bool], ...]:
-    """The row of a binding, if nobody changed it since it was read."""
+    """Return the condition that selects a binding's row if it was not changed since it was read."""
     return BINDINGS.c.id == binding.id, BINDINGS.c.version == binding.version
 
 
@@ -523,7 +529,7 @@ def _end_intent(connection: Connection, intent: Intent | None) -> None:
 
 
 def _is_held(connection: Connection, hold: NameHold) -> bool:
-    """Return whether a person holds the name that this hold of nobody's would take from them."""
+    """Return whether a person already holds the name that this hold without a person would take."""
     if hold.uid is not None:
         return False
     held = select(NAME_HOLDS.c.uid).where(
@@ -560,17 +566,18 @@ def _put_rule(connection: Connection, rule: TokenRule | None) -> None:
         )
 
 
-# Longer than any one step takes between its intent and its end.
+# Longer than any step takes between its intent and its end.
 LEASE_SECONDS = 120.0
 
 
 def new_owner() -> str:
-    """A name for this process that no other one has or gets."""
+    """Return a unique name for this process."""
     return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(8)}"
 
 
 def may_be_alive(owner: str, mine: str, started_at: float, now: float) -> bool:
-    """Whether `owner`, who began at `since`, may still be at work. `mine` is the asker's own name."""
+    """Return whether `owner`, who began at `started_at`, may still be running. `mine` is the name of this
+    process. Times are in seconds since the epoch."""
     if owner == mine:
         return True
     if now - started_at > LEASE_SECONDS or started_at > now + LEASE_SECONDS:
@@ -581,7 +588,7 @@ def may_be_alive(owner: str, mine: str, started_at: float, now: float) -> bool:
     if host != my_host or not process.isdigit():
         return True
     if process == my_remainder.partition("/")[0]:
-        return False  # the number is this process's now
+        return False  # this process has the process id now
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:

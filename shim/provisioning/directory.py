@@ -1,9 +1,8 @@
-"""What this process knows of Navidrome's users, and who works on which of them.
+"""Cache Navidrome's users, and lock the people and names that are worked on.
 
-`Directory`: the users as they were listed last, with what was written since, to look names up without
-asking. A picture, not the truth: what depends on it is asked again before it is done. It is `current` until
-a request was sent that can change users, and again once they were listed after that. `KeyLocks`: one lock
-for each person and each name.
+`Directory`: the users as of the last list, with later writes, for look-ups without I/O. It may be stale:
+before a write that depends on it, the user is read again. It is `current` until a request was sent that can
+change users, and again once they were listed after that. `KeyLocks`: one lock for each person and each name.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from shim.trust.names import normalize_name
 
 
 class Directory:
-    """Users by id and by folded name, and the libraries, empty until they are asked for."""
+    """Users by id and by folded name, and the libraries; empty until they are read."""
 
     def __init__(self) -> None:
         self._reading = asyncio.Lock()
         self._users: dict[str, User] = {}
         self._by_name: dict[str, User] = {}
         self.libraries: tuple[Library, ...] = ()
-        # How many requests that can change users were sent, and how many of them the last list includes.
+        # The number of requests sent that can change users, and how many of them the last list includes.
         self.changes = 0
         self._listed_changes = 0
-        # Set for a moment whenever a list was read, or could not be; `unread`: the last one could not.
+        # Set for a moment whenever a list was read or could not be read; `unread`: the last one could not.
         self._attempted = asyncio.Event()
         self.unread = False
-        # What was written while a list was read, by id; None: that user was removed.
+        # The writes during the reading of a list, by id; None: that user was removed.
         self._written: dict[str, User | None] | None = None
 
     @property
     def current(self) -> bool:
-        """Whether nobody can have changed users since they were listed."""
+        """Return whether no request can have changed users since they were listed."""
         return self.changes == self._listed_changes
 
     def includes(self, changes: int) -> bool:
@@ -44,18 +43,18 @@ class Directory:
         return self._listed_changes >= changes
 
     async def next_attempt(self, seconds: float) -> None:
-        """Wait until a list was read or could not be, at most this long."""
+        """Wait until a list was read or failed, at most this many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._attempted.wait()
 
     def users_may_have_changed(self) -> None:
-        """A request was sent that can change users."""
+        """Record that a request was sent that can change users."""
         self.changes += 1
 
     async def read(self, users: Callable[[], Awaitable[tuple[User, ...]]]) -> tuple[User, ...]:
-        """List Navidrome's users by `users` and take them over; what is written meanwhile stays. Return the
-        list. Raises what `users` raises."""
+        """List Navidrome's users by `users` and store them; users that are written meanwhile are kept. Return
+        the list. Raises what `users` raises."""
         async with self._reading:
             changes, self._written = self.changes, {}
             try:
@@ -79,22 +78,22 @@ class Directory:
         return listed
 
     def replace(self, users: Iterable[User]) -> None:
-        """Take a new list."""
+        """Replace the list."""
         self._users = {user.id: user for user in users}
         self._by_name = {}
         for user in self._users.values():
-            # Of two that differ in case alone, Navidrome finds the first.
+            # If two names differ in case alone, Navidrome finds the first.
             self._by_name.setdefault(normalize_name(user.user_name), user)
 
     def put(self, user: User) -> None:
-        """Take over one user, as just read or written."""
+        """Store one user, as just read or written."""
         self.drop(user.id)
         self._note(user.id, user)
         self._users[user.id] = user
         self._by_name.setdefault(normalize_name(user.user_name), user)
 
     def drop(self, user_id: str) -> None:
-        """Take one out."""
+        """Remove one user."""
         self._note(user_id, None)
         previous = self._users.pop(user_id, None)
         if (
@@ -108,20 +107,20 @@ class Directory:
             self._written[user_id] = user
 
     def by_id(self, user_id: str) -> User | None:
-        """The user with this id."""
+        """Return the user with this id."""
         return self._users.get(user_id)
 
     def by_name(self, user_name: str) -> User | None:
-        """The user whom Navidrome takes this name for."""
+        """Return the user that Navidrome finds by this name."""
         return self._by_name.get(normalize_name(user_name))
 
     def all(self) -> tuple[User, ...]:
-        """Every user."""
+        """Return every user."""
         return tuple(self._users.values())
 
 
 class KeyLocks:
-    """One lock for each key that somebody holds or waits for."""
+    """One lock for each key that is held or awaited."""
 
     __slots__ = ("_locks",)
 
@@ -130,7 +129,7 @@ class KeyLocks:
 
     @asynccontextmanager
     async def held(self, *keys: str) -> AsyncIterator[None]:
-        """Hold all of the keys. Taken in one order by everybody, so that nobody waits in a circle."""
+        """Hold all of the keys. They are always acquired in the same order, so that no deadlock can occur."""
         async with AsyncExitStack() as stack:
             for key in sorted(set(keys)):
                 await stack.enter_async_context(self._held(key))

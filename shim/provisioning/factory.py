@@ -1,4 +1,4 @@
-"""The parts of provisioning put together from the settings. Imported only where provisioning is on."""
+"""Build provisioning from the settings. Imported only if provisioning is on."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class AccountParts:
     service: ProvisioningService
 
     def enforce(self, settings: Settings) -> None:
-        """Go by these settings' groups from now on, where they differ from those in force."""
+        """Apply these settings' groups from now on, if they differ from those in force."""
         policy = account_policy(settings)
         if policy != self.service.policy:
             self.service.apply_policy(policy)
 
     def checks(self) -> tuple[Check, ...]:
-        """How they are, for `/readyz`."""
+        """Return their state, for `/readyz`."""
         return service_checks(self.service)
 
 
@@ -47,8 +47,8 @@ def build_service(
     database: Database,
     tls: ssl.SSLContext | None = None,
 ) -> ProvisioningService:
-    """What provisioning stands on; nothing is asked yet. `database` is opened when it is first needed, and
-    closed by the caller. `tls` is what Navidrome's certificate is verified with, None to build it."""
+    """Build the provisioning service, without any I/O. `database` is opened when it is first needed, and
+    closed by the caller. `tls` is the context that verifies Navidrome's certificate, None to build it."""
     upstream, base_path = settings.upstream, settings.base_path
     tls = tls or upstream_tls(settings)
     timeout = settings.navidrome_timeout
@@ -84,7 +84,7 @@ def build_accounts(
 
 
 def build_api(settings: Settings, tls: ssl.SSLContext | None = None) -> Navidrome:
-    """Navidrome's API, spoken to as the settings say. `tls`: see `build_service`."""
+    """Build the client of Navidrome's API from the settings. `tls`: see `build_service`."""
     account = own_account(settings, tls)
     return _api(settings, account.user_name, account.password, tls)
 
@@ -95,7 +95,8 @@ def _api(
     password: Callable[[], str] | None,
     tls: ssl.SSLContext | None,
 ) -> Navidrome:
-    """Navidrome's API as this user: by login where there is a password, else by the user header."""
+    """Build the client of Navidrome's API as this user: by login if there is a password, else by the user
+    header."""
     transport = Transport(
         settings.upstream,
         settings.base_path,
@@ -112,7 +113,7 @@ def _api(
 
 
 def own_account(settings: Settings, tls: ssl.SSLContext | None = None) -> OwnAccount:
-    """The account that the shim acts as. `tls`: see `build_service`."""
+    """Return the account that the shim uses. `tls`: see `build_service`."""
     secret = settings.navidrome_admin_password
     return OwnAccount(
         settings.navidrome_admin_username,

@@ -1,10 +1,10 @@
-"""The gate that the data plane asks: who is known passes at once, everybody else waits for their account.
+"""The gate that the data plane calls: a known identity passes at once, others wait for their account.
 
 `known` is a look-up. `ensure` joins the running task of the same identity or starts one; tasks of one person
-or one name run one after the other. All known accounts are dropped whenever Navidrome may be another one than
-before: then no request names an account until the users are listed again. After a request that can change
-users, a known account is not used until it was read again. Nothing is published as known if it changed
-while it was read.
+or one name run one after the other. All known accounts are dropped whenever Navidrome may be a different
+instance: then no request names an account until the users are listed again. After a request that can change
+users, a known account is not used until it was read again. An account that changed while it was read is not
+added to the known accounts.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 
 _RETRY_SECONDS = 5
-# A Navidrome that says nothing does not keep the shim from starting.
+# A Navidrome that does not respond must not keep the shim from starting.
 _START_SECONDS = 5.0
-# Who can make Navidrome say 401 shall not make everybody wait all the time.
+# A client that can make Navidrome respond 401 must not make all requests wait all the time.
 _UNAUTHORIZED_SECONDS = 2.0
-# How often an account is looked at for one request, where it changes meanwhile.
+# The number of attempts for one request, if the account changes meanwhile.
 _TRIES = 3
-# How long a request is held while Navidrome is away, before it gets 503.
+# How long a request waits while Navidrome is down, before it gets 503.
 _HOLD_SECONDS = 2.0
 _STOPPING = AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_SECONDS)
 
 
 @dataclass(slots=True)
 class _Known:
-    """An identity whose account is ready. `seen` is set when it is asked for, `binding` its number.
-    `changes`: how many requests that can change users had been sent when it was found out."""
+    """An identity whose account is ready. `seen` is set by each look-up; `binding` is the binding's number.
+    `changes`: how many requests that can change users had been sent when the account was read."""
 
     identity: Identity
     account: Account
@@ -67,8 +67,8 @@ class _NotReady(Unavailable):
 
 
 class ProvisioningGate:
-    """Implements `AccountGate`. `timeout`: seconds that a request waits for its account; `most`: accounts
-    that are worked on at one time."""
+    """Implements `AccountGate`. `timeout`: seconds that a request waits for its account; `max_concurrent`:
+    the number of accounts that are worked on at the same time."""
 
     def __init__(
         self,
@@ -89,9 +89,9 @@ class ProvisioningGate:
         # It counts the requests that can change users.
         self._directory = service.directory
         self._writes = service.user_writes
-        # Waits for the users to be listed, by the number of changes to include.
+        # Tasks that wait for the users to be listed, by the number of changes to include.
         self._listings: dict[int, asyncio.Task[AccountDenied | None]] = {}
-        # A number that rises with every change of an account, and what it was at the last one of each uid.
+        # A number that rises with every change of an account, and its value at the last change of each uid.
         self._generation = 0
         self._generations: dict[str | None, int] = {}
         self.revocations = 0
@@ -115,7 +115,7 @@ class ProvisioningGate:
     ) -> asyncio.Future[Account | AccountDenied]:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Account | AccountDenied] = loop.create_future()
-        # A request after a change does not join a task that may have read before it.
+        # A request after a change does not join a task that may have read before the change.
         key = (identity, request_info.verified, self._directory.changes)
         task = self._in_flight.get(key)
         if task is None:
@@ -199,12 +199,13 @@ class ProvisioningGate:
         rule = service.bindings.rule_of(user_id)
         if rule is not None and not rule.admits(issued_at):
             return False
-        # While the users are not known, responses that are under way go on.
+        # While the users are not known, responses in progress continue.
         known = service.fault is None and service.directory.current
         return not known or service.directory.by_id(user_id) is not None
 
     def _admits(self, user_id: str) -> bool:
-        """Whether the account is neither locked nor unlinked nor a person's whom the policy denies."""
+        """Return whether the account is not locked, not unlinked, and does not belong to a person whom the
+        policy denies."""
         bindings = self._service.bindings
         binding = bindings.by_account(user_id)
         if binding is None:
@@ -214,29 +215,30 @@ class ProvisioningGate:
         )
         return active and not bindings.is_locked(user_id)
 
-    # what others tell
+    # notifications
 
     def discard(self, uid: str | None) -> None:
-        """This person's account is not what it was: look at it again before the next request."""
+        """Drop this person's account: it has changed, and is read again before the next request."""
         self._known.pop(uid, None)
         self._generation += 1
         if self._in_flight:
             self._generations[uid] = self._generation
 
     def revoked(self) -> None:
-        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+        """Handle a revocation: an account was locked, denied, unlinked, deleted or bound to another uid."""
         self.revocations += 1
-        # Not when the lock is done: until then these accounts would go on to be used.
+        # At once, and not after the lock: until then these accounts would stay in use.
         for uid, known in list(self._known.items()):
             if known.account.id is not None and not self._admits(known.account.id):
                 del self._known[uid]
 
     def clear(self) -> None:
-        """Navidrome may be another one: nobody is known."""
+        """Drop all known accounts, since Navidrome may be a different instance."""
         self._known.clear()
 
     def drain_last_seen(self) -> dict[int, float]:
-        """The bindings, by their number, that were asked for since this was called last, and now."""
+        """Return the bindings, by their number, that were looked up since the last call, with the current
+        time."""
         now, seen = time.time(), {}
         for known in self._known.values():
             if known.seen:
@@ -245,14 +247,14 @@ class ProvisioningGate:
         return seen
 
     async def start(self) -> None:
-        """Try once to have everything ready, and go on trying from now on."""
+        """Try once to become ready, and keep trying in the background."""
         loop = asyncio.get_running_loop()
         self._run_task = loop.create_task(self._service.run())
         first = loop.create_task(self._service.ensure_ready())
         await asyncio.wait({first}, timeout=_START_SECONDS)
 
     async def stop(self) -> None:
-        """End what is under way; everybody who waits is refused."""
+        """Cancel the tasks in progress; every waiting request is rejected."""
         tasks: list[asyncio.Task[Any]] = [*self._in_flight.values(), *self._listings.values()]
         for task in tasks:
             task.cancel()
@@ -287,12 +289,12 @@ class ProvisioningGate:
                 )
             )
             return denied.with_traceback(None)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the request gets an answer
+        except Exception as error:  # noqa: BLE001 - every error gives a response
             return self._failed(identity, request_info, error)
 
     async def _list_users(self, changes: int) -> AccountDenied | None:
-        """Wait until the users were listed after that many changes. The service lists them; the result says
-        why it could not."""
+        """Wait until the users were listed after that many changes. The service lists them; the result is the
+        reason if it could not."""
         service, directory, loop = self._service, self._directory, asyncio.get_running_loop()
         start = loop.time()
         held_until, latest = start + _HOLD_SECONDS, start + self._timeout
@@ -319,8 +321,8 @@ class ProvisioningGate:
     async def _settle_held(
         self, identity: Identity, request_info: RequestInfo, until: float
     ) -> Account | AccountDenied:
-        """`_settle`, tried again until the loop's time `until` while Navidrome is away: it restarts in
-        less, as a rule."""
+        """Call `_provision_once` again until the event loop's time `until` while Navidrome is down: a restart
+        usually takes less time."""
         service, loop = self._service, asyncio.get_running_loop()
         while True:
             generation = service.generation
@@ -330,7 +332,7 @@ class ProvisioningGate:
                 if loop.time() >= until:
                     raise
                 away = _is_away(service)
-                # The end of the connection that is watched may be heard a moment after a call failed.
+                # The end of the liveness connection may be reported shortly after a call failed.
                 await asyncio.sleep(HOLD_PAUSE)
                 if not away and not _is_away(service) and service.generation == generation:
                     raise
@@ -338,7 +340,7 @@ class ProvisioningGate:
     async def _provision_once(
         self, identity: Identity, request_info: RequestInfo
     ) -> Account | AccountDenied:
-        """The identity's account, found out again where something changed meanwhile."""
+        """Return the identity's account, provisioned again if something changed meanwhile."""
         for left in range(_TRIES - 1, -1, -1):
             generation, changes = self._generation, self._directory.changes
             try:
@@ -354,7 +356,8 @@ class ProvisioningGate:
                 self._known[identity.uid] = found
             elif left:
                 continue
-            # After several tries, a name that was read after the request came is good for this one alone.
+            # After several attempts, a name that was read after the request arrived is valid for this request
+            # alone.
             return found.account
         raise Busy("the account was changed again and again meanwhile")
 
@@ -374,7 +377,7 @@ class ProvisioningGate:
             raise
         account = Account(binding.user_name.encode(), binding.navidrome_id)
         if generation != service.generation:
-            # Navidrome may have become another one while this was done: nobody is named to it.
+            # Navidrome may have become a different instance meanwhile: no account is named to it.
             raise Unavailable("Navidrome went away meanwhile", retry_after=1)
         return _Known(identity, account, binding.id, changes)
 
@@ -404,8 +407,8 @@ class ProvisioningGate:
         return AccountDenied(reason, detail, max(1, round(wait)))
 
     def _allow_stale(self, identity: Identity) -> Account | None:
-        """The account of somebody who is known, as it is, where the settings say so and no visitor could
-        become the first admin."""
+        """Return the stored account of a known person, without an update, if the settings allow it and no
+        visitor could become the first admin."""
         service = self._service
         policy = service.policy
         if not policy.fail_open or not service.has_users or identity.uid is None:
@@ -417,7 +420,7 @@ class ProvisioningGate:
             or not service.directory.current
         ):
             return None
-        # The name that the account had when the users were listed last, and nobody can have changed since.
+        # The account's name as of the last list of users, which no request can have changed since.
         user = service.directory.by_id(binding.navidrome_id)
         if user is None or not is_header_safe(user.user_name) or policy.reserves(user.user_name):
             return None

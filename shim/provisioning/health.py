@@ -1,4 +1,4 @@
-"""What `/readyz` and `check` say of accounts and the store. Read from what is known; nothing is asked."""
+"""Build the checks of accounts and the store for `/readyz` and `check`, from known state and without I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shim.provisioning.service import ProvisioningService
 
 
 def service_checks(service: ProvisioningService) -> tuple[Check, ...]:
-    """How provisioning stands."""
+    """Return the checks of provisioning."""
     store = store_check(service.bindings.database.display_url, service.store_fault)
     return (store, _accounts(service))
 
@@ -69,7 +69,7 @@ def _unknown(policy: AccountPolicy, libraries: tuple[Library, ...]) -> tuple[str
 
 
 def store_check(display_url: str, fault: str | None) -> Check:
-    """What there is to say of the store at `place`."""
+    """Return the check of the store at `display_url`; `fault` is why it can't be used, None if it can."""
     if fault is None:
         return Check("store", State.OK, display_url)
     remedy = "Check that the database responds and can be written, or set SHIM_DATABASE_URL to another one."

@@ -1,9 +1,10 @@
-"""What is done to accounts and their bindings.
+"""Change accounts and their bindings.
 
-`AccountLifecycle`: what a request, the reconciler or a command does to one account. An account is locked
-in the store first, so that its tokens are void even if the shim ends before Navidrome has the new password.
-`Provisioner`: the steps from an accepted identity to an account that is ready. What the policy denies is
-denied before Navidrome is asked anything. Both are called with the person and the name locked.
+`AccountLifecycle`: the operations of a request, the reconciler or a command on one account. An account is
+locked in the store first, so that its tokens are void even if the shim ends before Navidrome has the new
+password. `Provisioner`: the steps from an accepted identity to an account that is ready. An identity that the
+policy denies is rejected before any request to Navidrome. The caller of both holds the locks of the person
+and the name.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _WHY = {
 
 
 class AccountLifecycle:
-    """Follows, forgets, restores and locks. Raises what the API and the store raise."""
+    """Renames, removes, restores and locks. Raises what the API and the store raise."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class AccountLifecycle:
         self._renaming = asyncio.Lock()
 
     async def deny(self, binding: Binding, identity: Identity, audit_context: AuditContext) -> None:
-        """Lock the account of a person whom the policy refuses."""
+        """Lock the account of a person whom the policy denies."""
         bindings = self._bindings
         if binding.state is not BindingState.DENIED:
             refused = replace(
@@ -101,8 +102,8 @@ class AccountLifecycle:
             await self.finish_lock(binding, audit_context)
 
     async def unlink(self, binding: Binding, audit_context: AuditContext) -> bool:
-        """Unlink: the account is nobody's until it is claimed again. Return whether it is locked already; if
-        not, the running shim does it. Raises `Busy` where it was not unlinked."""
+        """Unlink: the account belongs to no person until it is claimed again. Return whether it is already
+        locked; if not, the running shim locks it. Raises `Busy` if it was not unlinked."""
         bindings = self._bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         unlinked = await bindings.put(binding.unlinked(), rule=rule)
@@ -115,8 +116,8 @@ class AccountLifecycle:
         return True
 
     async def lock(self, user: User, audit_context: AuditContext) -> None:
-        """Lock an account at an operator's wish, whether somebody is linked to it or not. The person of a
-        linked one is let in again at the next sign-in."""
+        """Lock an account on request of an operator, whether a person is linked to it or not. The person of a
+        linked account is admitted again at the next sign-in."""
         bindings = self._bindings
         rule = bindings.locked_rule(user.id)
         binding = bindings.by_account(user.id)
@@ -132,7 +133,8 @@ class AccountLifecycle:
         await bindings.put_rule(replace(rule, void_before=after.read_at))
 
     async def finish_lock(self, binding: Binding, audit_context: AuditContext) -> None:
-        """Give the account a password that nobody knows, and take what rights the groups don't give."""
+        """Replace the account's password by a random one that is stored nowhere, and remove the rights that
+        the groups do not give."""
         bindings = self._bindings
         rule = bindings.locked_rule(binding.navidrome_id)
         if not bindings.is_locked(binding.navidrome_id):
@@ -160,8 +162,8 @@ class AccountLifecycle:
     async def restore_rights(
         self, binding: Binding, user: User, audit_context: AuditContext
     ) -> None:
-        """Put right what was changed by hand of the rights that the groups give. `user` is just read. A
-        person whom the policy refuses gets no right."""
+        """Restore the rights that the groups give after a change by hand. `user` is just read. A person whom
+        the policy denies gets no right."""
         identity = binding.identity
         changes = field_changes(identity, user, binding.last_written, self._policy())
         rights = {name: value for name, value in changes.items() if name == "isAdmin"}
@@ -171,7 +173,7 @@ class AccountLifecycle:
         await self._writer.set_libraries(identity, after, audit_context, holder=binding)
 
     async def remove_binding(self, binding: Binding, audit_context: AuditContext) -> None:
-        """The account is gone: nobody else gets its name for a while."""
+        """Remove the binding of an account that no longer exists, and hold its name for a while."""
         await self._bindings.remove(binding, self.name_hold_for(binding))
         self._directory.drop(binding.navidrome_id)
         audit_fields = audit_context.as_fields()
@@ -182,8 +184,8 @@ class AccountLifecycle:
     async def adopt_rename(
         self, binding: Binding, user: User, audit_context: AuditContext
     ) -> Binding:
-        """Take over the name that the account has in Navidrome, and of the accounts that had this name
-        theirs."""
+        """Store the name that the account has in Navidrome, and the current names of the accounts that had
+        this name before."""
         self._directory.put(user)
         if user.user_name == binding.user_name or not is_header_safe(user.user_name):
             return binding
@@ -211,8 +213,8 @@ class AccountLifecycle:
     async def _names_in_the_way(
         self, binding: Binding, user: User
     ) -> tuple[dict[Binding, str], list[Binding]]:
-        """The binding with its account's new name, and every other one that has to be renamed or removed
-        first: names may have been swapped, in a circle of any length."""
+        """Return the binding with its account's new name, and every other one that must be renamed or removed
+        first: names may have been swapped, in a cycle of any length."""
         names, name = {binding: user.user_name}, user.user_name
         while True:
             holder = self._bindings.by_name(normalize_name(name))
@@ -228,9 +230,9 @@ class AccountLifecycle:
             names[holder] = name
 
     def name_hold_for(self, binding: Binding) -> NameHold:
-        """The name that this binding's account had is given to nobody else for a while."""
+        """Return a hold that reserves the name of this binding's account for a while."""
         until = time.time() + self._policy().name_hold_seconds
-        # Of an account that was unlinked, it was the last person's.
+        # The binding of an unlinked account has no uid: the last person had this name.
         uid = binding.identity.uid if binding.uid is None else binding.uid
         return NameHold(binding.normalized_name, binding.navidrome_id, uid, until)
 
@@ -243,8 +245,8 @@ _CONFLICT = Reason.IDENTITY_CONFLICT
 
 
 class Provisioner:
-    """Sees to accounts, one at a time for each person and name. `refresh` takes in what other processes
-    changed in the store."""
+    """Provisions accounts, one at a time for each person and name. `refresh` reads the changes of other
+    processes from the store."""
 
     def __init__(
         self,
@@ -269,8 +271,8 @@ class Provisioner:
     async def provision(
         self, identity: Identity, audit_context: AuditContext, *, verified: bool
     ) -> Binding:
-        """The binding of the identity, its account as it should be. `verified`: a verified token says
-        what the identity says.
+        """Return the identity's binding, after its account was created, linked or updated. `verified`: a
+        verified token states the identity.
 
         Raises `AccountDenied`, and what the API and the store raise.
         """
@@ -307,7 +309,7 @@ class Provisioner:
         await self._lifecycle.remove_binding(binding, audit_context)
         return await self._provision_new(identity, uid, audit_context)
 
-    # what is refused
+    # rejections
 
     async def _deny(
         self, binding: Binding, identity: Identity, audit_context: AuditContext
@@ -315,9 +317,9 @@ class Provisioner:
         try:
             await self._lifecycle.deny(binding, identity, audit_context)
         except Outdated:
-            raise  # what is refused is decided again, by what the binding is now
+            raise  # a rejection is decided again, by the current binding
         except (NavidromeError, StoreError, Busy) as error:
-            # The person is denied all the same; the reconciler locks the account later.
+            # The person is denied in any case; the reconciler locks the account later.
             self._record(
                 ProvisioningFailed(
                     time=time.time(),
@@ -333,7 +335,7 @@ class Provisioner:
 
     def _check_rename(self, identity: Identity, binding: Binding, *, verified: bool) -> None:
         if normalize_name(identity.username) == binding.normalized_name:
-            return  # somebody renamed the account in Navidrome already
+            return  # the account was already renamed in Navidrome
         policy = self._policy()
         if not policy.follows(verified=verified):
             reason = f"SHIM_FOLLOW_RENAMES is {policy.follow_renames}"
@@ -346,7 +348,7 @@ class Provisioner:
             raise AccountDenied(_CONFLICT, "another account has the new name")
 
     def _check_name_free(self, identity: Identity, navidrome_id: str | None) -> None:
-        """Raise `AccountDenied` where the name is somebody else's, or is held for somebody else."""
+        """Raise `AccountDenied` if the name belongs to another person, or is held for another person."""
         normalized = normalize_name(identity.username)
         holder = self._bindings.by_name(normalized)
         if holder is not None and holder.uid is not None and holder.uid != identity.uid:
@@ -365,7 +367,7 @@ class Provisioner:
                 "the Navidrome username contains characters that are not allowed in a header",
             )
 
-    # a person who has no account
+    # a person without an account
 
     async def _provision_new(
         self, identity: Identity, uid: str, audit_context: AuditContext
@@ -406,7 +408,7 @@ class Provisioner:
                 **audit_context.as_fields(),
             )
         )
-        # An account that was begun earlier may have been begun for other groups.
+        # An account whose creation began earlier may have been meant for other groups.
         changes = field_changes(identity, user, binding.last_written, self._policy())
         user = await self._writer.change(user, changes, audit_context, holder=binding)
         await self._writer.set_libraries(identity, user, audit_context, holder=binding)
@@ -415,8 +417,8 @@ class Provisioner:
     async def _link(
         self, identity: Identity, uid: str, known: User, audit_context: AuditContext
     ) -> Binding:
-        """Bind an account that is there already. It keeps its password and its tokens where it was never
-        bound before and the link gives it no right."""
+        """Bind an existing account. It keeps its password and its tokens if it was never bound before and the
+        link gives it no right."""
         user = await self._api.user(known.id)
         if user is None or normalize_name(user.user_name) != normalize_name(identity.username):
             await self._directory.read(self._api.users)
@@ -470,12 +472,13 @@ class Provisioner:
         return binding
 
     async def _keeps_password(self, user: User, identity: Identity) -> bool:
-        """Whether an account that was never bound keeps its password and its tokens when it is."""
+        """Return whether an account that was never bound keeps its password and its tokens when it is
+        bound."""
         if self._bindings.is_locked(user.id) or self._policy().grants_admin(user, identity):
             return False
         return not await self._api.opens_without_password(user.user_name)
 
-    # a person who has one
+    # a person with an account
 
     async def _update(
         self,
@@ -486,12 +489,12 @@ class Provisioner:
         *,
         renames: bool,
     ) -> Binding:
-        """Make the account what it should be."""
+        """Update the account to the identity's name, fields and libraries."""
         self._check_usable(user)
         changes = field_changes(identity, user, binding.last_written, self._policy())
         if renames and normalize_name(identity.username) != normalize_name(user.user_name):
             changes["userName"] = identity.username
-            # The old name is held before it becomes free: a shim that is killed in between leaves the hold.
+            # Hold the old name before it becomes free: the hold remains if the shim is killed in between.
             await self._bindings.hold_names((self._lifecycle.name_hold_for(binding),))
         password = self._readmission(binding)
         try:
@@ -518,7 +521,8 @@ class Provisioner:
         return updated
 
     def _readmission(self, binding: Binding) -> Readmission | None:
-        """The new password of an account that is locked, or was to be: its person may come in again."""
+        """Return the new password of an account that is locked, or was about to be: its person is admitted
+        again."""
         locked = self._bindings.is_locked(binding.navidrome_id)
         if binding.state is BindingState.ACTIVE and not binding.lock_pending and not locked:
             return None
@@ -529,7 +533,7 @@ class Provisioner:
 
 
 def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
-    """What has to be locked while an account is worked on: its person, and every name in question."""
+    """Return the keys to lock while an account is worked on: its person, and every name involved."""
     keys = [f"name {normalize_name(name)}" for name in user_names]
     return (*keys, f"uid {uid}") if uid is not None else tuple(keys)
 

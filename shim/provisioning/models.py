@@ -1,6 +1,6 @@
-"""What the store keeps of accounts, as values, and how rows become them; and why something is done to one.
+"""The store's account records as values, their conversion from and to rows, and the context of a change.
 
-The JSON in a row is written and read here alone.
+Only this module writes and reads the JSON in a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from shim.trust.names import normalize_name
 
 
 class BindingState(StrEnum):
-    """`refused`: the policy says no to the person. `released`: nobody's, until it is claimed."""
+    """`denied`: the policy denies the person. `unlinked`: the account belongs to no person until it is
+    claimed."""
 
     ACTIVE = "active"
     DENIED = "denied"
@@ -25,7 +26,7 @@ class BindingState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LastWritten:
-    """What the shim wrote last of the fields that their owner may change; None: nothing."""
+    """The last values that the shim wrote to the fields that the owner may change; None: not written."""
 
     name: str | None = None
     email: str | None = None
@@ -36,8 +37,9 @@ NOTHING_WRITTEN = LastWritten()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """Which account belongs to whom; the columns are explained at `store.schema.BINDINGS`. `id` is 0
-    before it is stored. `version` is that of the row that was read: it is written only if it still has it."""
+    """Which account belongs to which person; `store.schema.BINDINGS` explains the columns. `id` is 0 before
+    it is stored. `version` is that of the row that was read: the binding is written only if the row still has
+    it."""
 
     id: int = 0
     uid: str | None
@@ -55,11 +57,12 @@ class Binding:
 
     @property
     def normalized_name(self) -> str:
-        """The account's name as Navidrome compares it."""
+        """Return the account's name as Navidrome compares it."""
         return normalize_name(self.user_name)
 
     def unlinked(self) -> Binding:
-        """The binding after it was unlinked: the account is nobody's, its password to be replaced."""
+        """Return the binding after unlinking: the account belongs to no person, and its password is to be
+        replaced."""
         return replace(
             self,
             uid=None,
@@ -70,7 +73,7 @@ class Binding:
 
 
 class IntentKind(StrEnum):
-    """What was about to be done."""
+    """The kind of write that the intent announces."""
 
     CREATE = "create"
     WRITE = "write"
@@ -78,7 +81,7 @@ class IntentKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """A write to Navidrome that was committed to the store before it was made."""
+    """A write to Navidrome that was committed to the store before it was carried out."""
 
     key: str
     kind: IntentKind
@@ -100,13 +103,13 @@ class TokenRule:
     void_before: float = 0.0
 
     def admits(self, issued_at: float) -> bool:
-        """Return whether a token that was issued at this time may pass."""
+        """Return whether a token that was issued at this time is valid."""
         return not self.locked and issued_at > self.void_before
 
 
 @dataclass(frozen=True, slots=True)
 class NameHold:
-    """A freed name, given until `until` to nobody but this person or this account."""
+    """A freed name, reserved until `until` (seconds since the epoch) for this person or this account."""
 
     normalized_name: str
     navidrome_id: str
@@ -115,7 +118,7 @@ class NameHold:
 
 
 def binding_values(binding: Binding) -> dict[str, object]:
-    """A binding as its row's columns, without the row's own number."""
+    """Return a binding as the columns of its row, without the row's number."""
     return {
         "uid": binding.uid,
         "navidrome_id": binding.navidrome_id,
@@ -136,7 +139,7 @@ def binding_values(binding: Binding) -> dict[str, object]:
 
 
 def binding_from_row(row: Any) -> Binding:
-    """The binding in a row."""
+    """Return the binding in a row."""
     last_written = json.loads(row.last_written)
     return Binding(
         id=row.id,
@@ -156,7 +159,7 @@ def binding_from_row(row: Any) -> Binding:
 
 
 def intent_values(intent: Intent) -> dict[str, object]:
-    """An intent as its row's columns."""
+    """Return an intent as the columns of its row."""
     return {
         "key": intent.key,
         "kind": str(intent.kind),
@@ -170,7 +173,7 @@ def intent_values(intent: Intent) -> dict[str, object]:
 
 
 def intent_from_row(row: Any) -> Intent:
-    """The intent in a row."""
+    """Return the intent in a row."""
     return Intent(
         key=row.key,
         kind=IntentKind(row.kind),
@@ -195,7 +198,7 @@ def _identity_from_text(text: str) -> Identity:
 
 
 class AuditFields(TypedDict):
-    """The fields of an account's event that tell of its occasion."""
+    """The fields of an account's event that state its cause."""
 
     trigger: str
     name: str | None
@@ -207,14 +210,14 @@ class AuditFields(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class AuditContext:
-    """`cause` is one of the words of `AccountEvent`; `asker` is set for a request."""
+    """The cause of a change. `trigger` is that of `AccountEvent`; `request_info` is set for a request."""
 
     trigger: str
     identity: Identity | None = None
     request_info: RequestInfo | None = None
 
     def as_fields(self) -> AuditFields:
-        """It as fields of an event."""
+        """Return the context as fields of an event."""
         identity, request_info = self.identity, self.request_info
         return {
             "trigger": self.trigger,

@@ -1,7 +1,7 @@
-"""What an operator does to accounts by hand, in a process beside the one that runs.
+"""Carry out an operator's commands on accounts, in a process beside the running shim.
 
-The store's intents keep the two from working on one account at once, and a change here is seen there
-within `REFRESH_SECONDS`.
+The store's intents keep the two processes from working on one account at once, and the running shim sees a
+change within `REFRESH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from shim.store.database import Database
 from shim.store.errors import StoreError
 from shim.trust.names import normalize_name
 
-# How often a binding is read again that the running shim changes at the same time.
+# The number of attempts while the running shim changes the binding at the same time.
 _TRIES = 5
 
 
 class OperationError(Exception):
-    """What was asked for can't be done; the message says why, and what would help."""
+    """The operation is not possible; the message states the reason and a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """One account of `users list`. `admin` is None where Navidrome could not be asked; `state` is the
+    """One account of `users list`. `admin` is None if Navidrome could not be reached; `state` is the
     binding's, or `unbound`, `reserved` or `gone`. `last_seen` is in seconds since the epoch."""
 
     account: str
@@ -50,7 +50,7 @@ class AccountRow:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What `users sync` would change of an account: a field, as it is and as it would be."""
+    """A change that `users sync` would write to an account: a field, its current and its new value."""
 
     account: str
     field: str
@@ -60,8 +60,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A user name that is given to nobody but the person `uid`, None for nobody at all, until `until`
-    (seconds since the epoch)."""
+    """A user name that is reserved for the person `uid`, None for no person, until `until` (seconds since the
+    epoch)."""
 
     name: str
     uid: str | None
@@ -69,8 +69,8 @@ class Hold:
 
 
 class Operations:
-    """The commands' work, over an opened store. `users` is None where Navidrome could not be asked;
-    `why_not` says why."""
+    """The operations of the commands, on an opened store. `users` is None if Navidrome could not be reached;
+    `unavailable_reason` is the reason."""
 
     def __init__(
         self, service: ProvisioningService, users: tuple[User, ...] | None, unavailable_reason: str
@@ -80,7 +80,7 @@ class Operations:
         self.unavailable_reason = unavailable_reason
 
     async def rows(self) -> list[AccountRow]:
-        """Every account of the server, and every binding, by name."""
+        """Return every account of the server, and every binding, by name."""
         users = {user.id: user for user in self._users or ()}
         bindings = {binding.navidrome_id: binding for binding in self._service.bindings.all()}
         await self._find_empty_passwords(users)
@@ -93,7 +93,7 @@ class Operations:
         return sorted(rows, key=lambda row: normalize_name(row.account))
 
     async def plan(self, name: str | None) -> list[Change]:
-        """What is not as the provider said last, of one account or of all."""
+        """Return the differences from the provider's last values, of one account or of all."""
         changes = []
         for binding, user in await self._synced(name):
             record, libraries = await self._target_state(binding, user)
@@ -106,7 +106,7 @@ class Operations:
         return changes
 
     async def sync(self, name: str | None) -> None:
-        """Do it."""
+        """Write the changes of `plan`."""
         service = self._service
         for binding, _ in await self._synced(name):
             user = await service.api.user(binding.navidrome_id)
@@ -122,7 +122,7 @@ class Operations:
                 await service.bindings.put(replace(binding, last_written=written))
 
     def unlink_plan(self, name: str) -> list[str]:
-        """Return what `unlink` will do, in sentences."""
+        """Return the effects of `unlink`, in sentences."""
         binding = self._linked(name)
         account, person = binding.user_name, f"{binding.provider_username} (uid {binding.uid})"
         plan = [f"{account} is linked to {person}. The link is removed."]
@@ -146,7 +146,7 @@ class Operations:
         ]
 
     def lock_plan(self, name: str) -> list[str]:
-        """Return what `lock` will do, in sentences."""
+        """Return the effects of `lock`, in sentences."""
         user = self._account(name)
         binding = self._service.bindings.by_account(user.id)
         plan = [
@@ -171,7 +171,7 @@ class Operations:
         ]
 
     async def unlock(self, name: str) -> None:
-        """End the lock of an account that nobody is linked to. Tokens issued before stay void."""
+        """Unlock an account without a linked person. Tokens issued before stay void."""
         user, bindings = self._account(name), self._service.bindings
         rule, binding = bindings.rule_of(user.id), bindings.by_account(user.id)
         if rule is None or not rule.locked:
@@ -191,7 +191,7 @@ class Operations:
         return sorted(found, key=lambda hold: hold.name)
 
     async def end_hold(self, name: str) -> None:
-        """Hold a user name no longer."""
+        """Remove the hold of a user name."""
         normalized = normalize_name(name)
         if normalized not in {hold.name for hold in self.holds()}:
             raise OperationError(f"{name} is not held. Run `users holds list` to see all.")
@@ -199,28 +199,28 @@ class Operations:
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def unlink(self, name: str) -> bool:
-        """Free an account of its person. Whether its password is replaced already; where it could not be,
-        the running shim does it."""
+        """Unlink an account from its person. Return whether its password is already replaced; if not, the
+        running shim does it."""
         binding = self._linked(name)
         with _as_operation_error(name):
             closed = await self._release(binding)
-        # The running shim looks this often: when this returns, the link counts nowhere any more.
+        # The running shim refreshes this often: after this wait, the link is no longer in force there.
         await asyncio.sleep(2 * REFRESH_SECONDS)
         return closed
 
     async def lock(self, name: str) -> None:
-        """Replace an account's password by one that nobody knows."""
+        """Replace an account's password by a random one that is stored nowhere."""
         with _as_operation_error(name):
             user = await self._service.api.user(self._account(name).id)
             if user is None:
                 raise OperationError(f"{name} was deleted in Navidrome meanwhile")
             await self._service.lifecycle.lock(user, AuditContext("command"))
-        # The running shim looks this often: when this returns, no token passes there any more.
+        # The running shim refreshes this often: after this wait, it accepts no token of the account.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def _release(self, binding: Binding) -> bool:
-        """Unlink, also where the running shim changes the binding at the same time, as long as it is the
-        same person's."""
+        """Unlink, also if the running shim changes the binding at the same time, as long as the person stays
+        the same."""
         release, bindings = self._service.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
@@ -284,7 +284,7 @@ class Operations:
         return binding
 
     def _account(self, name: str) -> User:
-        """The account of this name, which the shim may write to."""
+        """Return the account with this name, if the shim may write to it."""
         users = self._known_users()
         found = [user for user in users if normalize_name(user.user_name) == normalize_name(name)]
         if not found:
@@ -305,7 +305,7 @@ class Operations:
 async def operations(
     settings: Settings, record: Callable[[Event], None]
 ) -> AsyncIterator[Operations]:
-    """The commands' work with these settings. Raises `StoreError` where the store can't be opened."""
+    """Return the operations for these settings. Raises `StoreError` if the store can't be opened."""
     database = Database(settings.database_url.get_secret_value())
     service = build_service(settings, record, database)
     if database.file is not None and not database.file.exists():
@@ -336,7 +336,7 @@ async def operations(
 
 @contextmanager
 def _as_operation_error(name: str) -> Iterator[None]:
-    """Raise what may come in between as `OperationError`."""
+    """Raise expected errors as `OperationError`."""
     try:
         yield
     except AccountRecreated:

@@ -1,6 +1,7 @@
-"""What the settings say of accounts: who may in, as what, and which accounts may be claimed.
+"""Evaluate the account settings: which identities are admitted, with which rights, and which accounts they
+may claim.
 
-Pure: no I/O, no clock. What an account should be is worked out here, what is done about it elsewhere.
+Pure: no I/O, no clock. This module computes the desired state of an account; other modules write it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from shim.settings.reserved import reserved_names
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
-# One @ between two words; Navidrome itself takes anything.
+# One @ between two words; Navidrome itself accepts any text.
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
-# A header's value ends at a control and loses its blanks at both ends on its way.
+# A header value ends at a control character, and loses blanks at both ends in transit.
 _NOT_HEADER_SAFE = re.compile(r"[\x00-\x1f\x7f]|^[ \t]|[ \t]$|^$")
 
 
@@ -28,9 +29,9 @@ _NOT_HEADER_SAFE = re.compile(r"[\x00-\x1f\x7f]|^[ \t]|[ \t]$|^$")
 class AccountPolicy:
     """The settings that concern accounts, compiled once.
 
-    `own_name`: the account that the shim acts as. `reserved`: folded names of the accounts that no
-    identity may be. `rest_seconds`: how long a freed name is given to nobody else. `lets_pass`: known
-    accounts pass as they are while Navidrome's API fails.
+    `own_name`: the account that the shim uses. `reserved`: folded names of the accounts that no identity may
+    have. `name_hold_seconds`: how long a freed name is held. `fail_open`: known accounts pass without an
+    update while Navidrome's API fails.
     """
 
     own_name: str = DEFAULT_ADMIN_USERNAME
@@ -44,25 +45,27 @@ class AccountPolicy:
     fail_open: bool = False
 
     def allows(self, identity: Identity) -> bool:
-        """Whether the identity is in a group that may in."""
+        """Return whether the identity is in a group that is allowed."""
         groups = identity.groups or ()
         return not self.allowed_groups or not self.allowed_groups.isdisjoint(groups)
 
     def reserves(self, user_name: str) -> bool:
-        """Whether no identity may be this account, and the shim never writes to it."""
+        """Return whether the account is reserved: no identity may have it, and the shim never writes to
+        it."""
         return normalize_name(user_name) in self.reserved
 
     def admin(self, identity: Identity) -> bool | None:
-        """Whether the identity's account is an admin; None: no setting says."""
+        """Return whether the identity's account is an admin; None if no setting decides it."""
         if not self.admin_groups:
             return None
         return not self.admin_groups.isdisjoint(identity.groups or ())
 
     def libraries(self, identity: Identity, known: Iterable[Library]) -> frozenset[int] | None:
-        """The libraries of the identity's account while it is no admin, perhaps none; None: as they are.
+        """Return the libraries of the identity's account while it is no admin, perhaps none; None for no
+        change.
 
-        In no group that has any, it gets what every new user gets: who left a group keeps nothing of it. So
-        it does where its groups' libraries are not there.
+        An identity in no group with libraries gets those of every new user: a person who left a group keeps
+        none of its libraries. The same applies if the libraries of its groups do not exist.
         """
         if not self.library_groups:
             return None
@@ -75,7 +78,7 @@ class AccountPolicy:
         return frozenset(found)
 
     def unknown_libraries(self, known: Iterable[Library]) -> tuple[str, ...]:
-        """What the settings name as a library and is none."""
+        """Return the libraries in the settings that do not exist."""
         there: set[str | int] = set()
         for library in known:
             there |= {library.id, library.name}
@@ -83,13 +86,13 @@ class AccountPolicy:
         return tuple(dict.fromkeys(str(name) for name in named if name not in there))
 
     def follows(self, *, verified: bool) -> bool:
-        """Whether the provider's new name for a person renames the account. `verified`: a token that
-        was verified says so."""
+        """Return whether the provider's new name for a person renames the account. `verified`: a verified
+        token states the name."""
         return self.follow_renames == "headers" or (self.follow_renames == "jwt" and verified)
 
     def link_error(self, user: User, identity: Identity, *, unlinked: bool) -> str | None:
-        """Why the identity may not claim this account by its name, None where it may. `released`: the
-        shim made the account, and it was unlinked."""
+        """Return why the identity may not claim this account by its name, None if it may. `unlinked`: the
+        shim created the account, and it was unlinked."""
         if unlinked and (not user.is_admin or self.admin(identity)):
             return None
         if self.link_existing == "none":
@@ -102,13 +105,13 @@ class AccountPolicy:
         return None
 
     def grants_admin(self, user: User, identity: Identity) -> bool:
-        """Return whether a link to this identity makes an admin of an account that is none: then its
-        password and its tokens end."""
+        """Return whether a link to this identity gives the admin right to an account without it: then its
+        password and its tokens become void."""
         return not user.is_admin and self.admin(identity) is True
 
 
 def account_policy(settings: Settings) -> AccountPolicy:
-    """The policy that these settings ask for."""
+    """Build the policy from these settings."""
     return AccountPolicy(
         own_name=settings.navidrome_admin_username,
         reserved=reserved_names(settings),
@@ -123,22 +126,22 @@ def account_policy(settings: Settings) -> AccountPolicy:
 
 
 def is_header_safe(user_name: str) -> bool:
-    """Whether a user header can carry this name as it is. Navidrome itself checks no name."""
+    """Return whether a user header can carry this name unchanged. Navidrome itself checks no name."""
     return _NOT_HEADER_SAFE.search(user_name) is None
 
 
 def usable_email(email: str | None) -> str | None:
-    """The e-mail, where it is one."""
+    """Return the e-mail address if it is valid, else None."""
     return email if email and _EMAIL.fullmatch(email) else None
 
 
 def field_changes(
     identity: Identity, user: User, last_written: LastWritten, policy: AccountPolicy
 ) -> dict[str, object]:
-    """What of the account's record is not what it should be, by the record's own names.
+    """Return the fields of the account's record that must change, by the record's own names.
 
-    Display name and e-mail are written where the provider changed them, so that what the owner made of
-    them in Navidrome stays; an admin's right is always what the groups say.
+    Display name and e-mail are written only if the provider changed them, so that the owner's changes in
+    Navidrome are kept; the admin right always follows the groups.
     """
     changes: dict[str, object] = {}
     if identity.name and identity.name not in (last_written.name, user.name):
@@ -153,7 +156,7 @@ def field_changes(
 
 
 def last_written(identity: Identity, before: LastWritten = NOTHING_WRITTEN) -> LastWritten:
-    """What counts as written once an identity's changes are."""
+    """Return the last written values after an identity's changes are written."""
     return LastWritten(
         name=identity.name or before.name, email=usable_email(identity.email) or before.email
     )

@@ -1,7 +1,7 @@
-"""What `check` says of accounts and the store, and `explain` of an identity.
+"""Preview accounts and the store for `check`, and an identity's steps for `explain`.
 
-Changes no account, and makes no file and no table; what `check` finds out about empty passwords is
-remembered in a store that exists.
+Changes no account, and creates no file and no table; results of empty-password tests are recorded in a store
+that exists.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from shim.trust.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class AccountOutcome:
-    """An existing account, and what happens to an identity of its name. `with_admin_group` is None where no
+    """An existing account, and the outcome for an identity of its name. `with_admin_group` is None if no
     group grants the admin right."""
 
     account: str
@@ -47,7 +47,7 @@ class AccountOutcome:
 
 
 async def check_accounts(settings: Settings) -> tuple[Check, ...]:
-    """How the store and the accounts stand."""
+    """Return the checks of the store and the accounts."""
     api = build_api(settings)
     try:
         accounts = await _accounts(settings, api)
@@ -59,8 +59,8 @@ async def check_accounts(settings: Settings) -> tuple[Check, ...]:
 
 
 async def outcomes(settings: Settings) -> tuple[AccountOutcome, ...]:
-    """What happens to an identity of each existing account's name, without an admin group and with one.
-    Empty where Navidrome can't be asked: `survey` says why."""
+    """Return the outcome for an identity of each existing account's name, without an admin group and with
+    one. Empty if Navidrome can't be reached: `check_accounts` states the reason."""
     api = build_api(settings)
     try:
         admin_access = await ensure_admin_access(api, own_account(settings))
@@ -87,7 +87,7 @@ async def outcomes(settings: Settings) -> tuple[AccountOutcome, ...]:
 def outcome_of(
     user: User, policy: AccountPolicy, binding: Binding | None, *, in_admin_group: bool
 ) -> str:
-    """What happens to an identity of this account's name on its first visit, in words."""
+    """Describe the outcome for an identity of this account's name on its first visit, in words."""
     if policy.reserves(user.user_name):
         return "rejected: the account is reserved"
     if not is_header_safe(user.user_name):
@@ -102,7 +102,7 @@ def outcome_of(
         return f"rejected: {error}"
     if policy.grants_admin(user, identity):
         return "linked to this account, becomes admin; its password is replaced and its tokens are void"
-    ends = binding is not None  # nobody's since it was unlinked
+    ends = binding is not None  # unlinked: it belongs to no person
     kept = "gets a new password" if ends else "keeps its password and its tokens"
     if user.is_admin and policy.admin(identity) is False:
         return f"linked to this account, {kept}, loses the admin right"
@@ -110,7 +110,7 @@ def outcome_of(
 
 
 async def _bindings(settings: Settings) -> dict[str, Binding]:
-    """The bindings by account, where there is a database that can be read as it is."""
+    """Return the bindings by account, if there is a database that can be read without an upgrade."""
     try:
         database = Database(settings.database_url.get_secret_value())
     except StoreError:
@@ -134,7 +134,7 @@ async def _is_lost(settings: Settings, users: tuple[User, ...]) -> bool:
             return await is_lost_database(users, None)
         return await is_lost_database(users, OwnAccountRecords(database))
     except StoreError:
-        return False  # said of the store itself
+        return False  # the check of the store reports it
     finally:
         await asyncio.to_thread(database.close)
 
@@ -143,7 +143,7 @@ async def _accounts(settings: Settings, api: Navidrome) -> Check:
     policy = account_policy(settings)
     admin_access = await ensure_admin_access(api, own_account(settings))
     if admin_access.users is None:
-        # An empty server is no fault: starting is what helps.
+        # An empty server is no fault: a start of the shim creates the first admin.
         state = State.FAILING if admin_access.has_users else State.WARNING
         return Check("accounts", state, admin_access.error, admin_access.remedy)
     if await _is_lost(settings, admin_access.users):
@@ -172,7 +172,7 @@ async def _without_password(
 
 
 def _usable_store(settings: Settings) -> Database | None:
-    """The store, if it is there and its tables are up to date."""
+    """Return the store, if it exists and its tables are up to date."""
     try:
         database = Database(settings.database_url.get_secret_value())
     except StoreError:
@@ -213,8 +213,8 @@ def _store(settings: Settings) -> Check:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what was looked at, what came of it, and why. `reason` is set where the request is rejected;
-    `user_name` is the account whose name Navidrome gets, where that is known."""
+    """One step: the subject, the result, and the reason. `reason` is set if the request is rejected;
+    `user_name` is the account whose name Navidrome gets, if known."""
 
     name: str
     result: str
@@ -224,7 +224,7 @@ class Step:
 
 
 async def preview(settings: Settings, identity: Identity, *, verified: bool) -> tuple[Step, ...]:
-    """The steps from an identity to its account, up to the one that rejects it."""
+    """Return the steps from an identity to its account, up to the one that rejects it."""
     policy = account_policy(settings)
     step = _policy_step(policy, identity)
     if step.reason is not None:

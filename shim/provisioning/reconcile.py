@@ -1,10 +1,10 @@
 """Compare Navidrome's accounts with the bindings, off the hot path.
 
-What was renamed, deleted or given rights by hand in Navidrome is followed, forgotten or corrected; accounts
-that are still to be locked are locked, and writes that were left are recovered. Each account is worked on
-with its person and name locked, and read again before anything is done. `EmptyPasswords` finds accounts that
-an empty password opens: each test is a failed login in Navidrome's log, so an account is tested once, and
-again only after it was changed (`updatedAt`, which every write sets).
+A rename by hand in Navidrome is stored, a deleted account's binding is removed, and rights changed by hand
+are restored; accounts that are still to be locked are locked, and interrupted writes are recovered. Each
+account is processed with its person and name locked, and read again before any change. `EmptyPasswords` finds
+accounts that an empty password opens: each test is a failed login in Navidrome's log, so an account is tested
+once, and again only after it was changed (`updatedAt`, which every write sets).
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ from shim.trust.names import normalize_name
 
 
 class Reconciler:
-    """Compares the two. `watcher` hears of each account that is not what it was, before the
-    change is seen by a request."""
+    """Compares the two. `watcher` is notified of each changed account before a request sees the change."""
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class Reconciler:
         self.without_password: tuple[str, ...] = ()
 
     async def run(self) -> None:
-        """Everything once. Raises what the API and the store raise; what was done until then stays."""
+        """Run all steps once. Raises what the API and the store raise; completed steps remain."""
         async with self._run_lock:
             await self._run()
 
@@ -92,8 +91,8 @@ class Reconciler:
         await self.find_empty_passwords(users)
 
     async def follow_names(self) -> None:
-        """List the users, and follow the names of their accounts; after a request that may have changed
-        them. Raises what the API and the store raise."""
+        """List the users, and store the new names of their accounts; called after a request that may have
+        changed them. Raises what the API and the store raise."""
         by_id = {user.id: user for user in await self._list()}
         for binding in self._bindings.all():
             user = by_id.get(binding.navidrome_id)
@@ -110,8 +109,8 @@ class Reconciler:
         return users
 
     async def recover_intents(self, audit_context: AuditContext) -> None:
-        """See what became of every write that was left. Raises what the API raises: then an account may
-        stand open, and nobody is to be let near it."""
+        """Recover every interrupted write. Raises what the API raises: then an account may be without a
+        password, and no identity may be admitted."""
         for intent in self._bindings.intents():
             if self._bindings.is_abandoned(intent):
                 async with self._locks.held(*account_keys(intent.uid, intent.user_name)):
@@ -119,18 +118,19 @@ class Reconciler:
                         try:
                             await self._recover(intent, audit_context)
                         except ResponseTooLarge as error:
-                            # It stays open, and its person gets 503; nobody else has to wait for it.
+                            # The intent stays open, and its person gets 503; others do not have to wait for
+                            # it.
                             self._unreadable(intent.user_name, intent.uid, error)
 
     async def find_empty_passwords(self, users: Iterable[User]) -> None:
-        """Ask of every account that is new or was written since, whether an empty password opens it."""
+        """Test every account that is new or was written since, for an empty password."""
         known = frozenset(self.without_password)
         self.without_password = await self._empty_passwords.find(users)
         if not known.issuperset(self.without_password):
             self._record(EmptyPasswordsFound(time=time.time(), accounts=self.without_password))
 
     def _drifted(self, binding: Binding, user: User | None) -> bool:
-        """Whether anything of an account is not as the policy wants it."""
+        """Return whether an account differs from the policy."""
         policy = self._policy()
         if user is None or binding.lock_pending or user.user_name != binding.user_name:
             return True
@@ -145,7 +145,7 @@ class Reconciler:
         target = self._policy().libraries(binding.identity, self._directory.libraries)
         if target is None or user.is_admin or target == user.libraries:
             return False
-        # Of a person whom the policy denies, the last libraries stay: no password or token opens them.
+        # An account whose person the policy denies keeps its last libraries: no password or token opens it.
         return active or bool(target)
 
     async def _repair(self, binding: Binding) -> None:
@@ -175,19 +175,19 @@ class Reconciler:
                 self._changed(now.uid)
                 await lifecycle.remove_binding(now, audit_context)
             except Busy:
-                return  # another process is at it
+                return  # another process works on it
             except ResponseTooLarge as error:
                 self._changed(now.uid)
                 self._unreadable(now.user_name, now.uid, error)
 
     async def _denies(self, binding: Binding, user: User) -> bool:
-        """Whether the policy denies the person of an active account."""
+        """Return whether the policy denies the person of an active account."""
         if not self._policy().allows(binding.identity):
             return True
         return await self._writer.keeps_denied_libraries(binding.identity, user)
 
     async def _hold_freed_names(self, before: tuple[User, ...], users: tuple[User, ...]) -> None:
-        """Names that somebody freed in Navidrome, of accounts that nobody is bound to as well."""
+        """Hold names that were freed in Navidrome, also those of accounts without a binding."""
         names = {normalize_name(user.user_name) for user in users}
         until = time.time() + self._policy().name_hold_seconds
         freed = []
@@ -199,7 +199,7 @@ class Reconciler:
         await self._bindings.hold_names(freed)
 
     async def _is_freed(self, user: User) -> bool:
-        """Whether nobody has the name of an account that is not listed any more, as far as is known."""
+        """Return whether no account has the name of an account that is no longer listed, as far as known."""
         if not self._api.unreadable:
             return True
         try:
@@ -228,8 +228,8 @@ class Reconciler:
         await self._bindings.close_intent(intent)
 
     async def _finish_interrupted_create(self, intent: Intent, audit_context: AuditContext) -> None:
-        """An account whose making was interrupted belongs to whom it was made for. What else the person
-        is to have comes with the next request."""
+        """Bind an account whose creation was interrupted to the person that it was created for. The next
+        request writes the person's other fields and rights."""
         user = await self._api.user(intent.navidrome_id)
         linked = user is not None and self._bindings.by_account(user.id) is not None
         if user is None or linked or intent.uid is None or self._bindings.by_uid(intent.uid):
@@ -265,14 +265,14 @@ class Reconciler:
 
 @dataclass(frozen=True, slots=True)
 class PasswordTest:
-    """What was found: whether an empty password opened the account as it was at `updated_at`."""
+    """The result of a test: whether an empty password opened the account as it was at `updated_at`."""
 
     updated_at: str
     empty: bool
 
 
 class EmptyPasswords:
-    """Tests accounts, and remembers the results in `database`; None remembers them in memory alone."""
+    """Tests accounts, and stores the results in `database`; None keeps them in memory only."""
 
     def __init__(self, api: Navidrome, database: Database | None) -> None:
         self._api = api
@@ -280,8 +280,8 @@ class EmptyPasswords:
         self._tests: dict[str, PasswordTest] = {}
 
     async def find(self, users: Iterable[User]) -> tuple[str, ...]:
-        """Return the names of these accounts that an empty password opens, sorted. Raises what the API
-        and the store raise."""
+        """Return the names of these accounts that an empty password opens, sorted. Raises what the API and
+        the store raise."""
         there = {user.id: user for user in users if user.user_name}
         if self._database is not None and any(self._is_due(user) for user in there.values()):
             # Another process may have tested them.
@@ -302,7 +302,7 @@ class EmptyPasswords:
                 empty = await self._api.opens_without_password(user.user_name)
                 found[user.id] = PasswordTest(user.updated_at, empty)
         finally:
-            # What was tested before a failure is not tested again.
+            # Results from before a failure are kept, so those accounts are not tested again.
             gone = self._tests.keys() - there.keys()
             self._tests.update(found)
             for navidrome_id in gone:

@@ -1,8 +1,8 @@
-"""The service that makes provisioning ready and keeps it so: the store open, Navidrome's users listed, no
-write left open.
+"""Make provisioning ready and keep it ready: the store open, Navidrome's users listed, no intent left open.
 
-It is ready before any account is changed. It is not ready any more whenever Navidrome may be another one than
-before, and becomes ready again at once. `generation` rises each time: what was found out before is void.
+It is ready before any account is changed. It stops being ready whenever Navidrome may be a different
+instance, and becomes ready again at once. `generation` rises each time; results of an earlier generation are
+invalid.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from shim.provisioning.user_writes import UserWrites
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 
-# What goes wrong outside of the shim while an account is provisioned.
+# Errors from outside of the shim while an account is provisioned.
 EXTERNAL_ERRORS = (NavidromeError, StoreError, Busy, AccountRecreated)
-# What another process changed in the store is seen after this long at most.
+# Changes of another process in the store are seen after at most this many seconds.
 REFRESH_SECONDS = 0.5
-# Between two tries to write while the last write failed.
+# Between two attempts to write while the last write failed.
 PROVE_SECONDS = 5.0
 # How long a stop waits for the store.
 STORE_STOP_SECONDS = 2.0
 _MIN_PAUSE = 1.0
-# Between two tries while Navidrome is away and requests are held.
+# Between two attempts while Navidrome is down and requests wait.
 HOLD_PAUSE = 0.1
 _MAX_PAUSE = 15.0
 # Between two lists of users that are read because a request may have changed them, and between two
@@ -63,8 +63,8 @@ _LIST_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why provisioning is not ready, and what to do; `retry_after` is in seconds. `passing`:
-    Navidrome is away, and may be back in a moment. `reason` is what requests are rejected with meanwhile."""
+    """Why provisioning is not ready, and what to do; `retry_after` is in seconds. `passing`: Navidrome is
+    down, and may be back in a moment. `reason` is the reason of requests that are rejected meanwhile."""
 
     detail: str
     remedy: str | None = None
@@ -74,27 +74,27 @@ class Fault:
 
 
 class CacheListener(Protocol):
-    """Who passes people on because of what is known."""
+    """A cache of known accounts, which must be invalidated."""
 
     def discard(self, uid: str | None) -> None:
-        """This person's account is not what it was."""
+        """Drop this person's account, since it has changed."""
 
     def revoked(self) -> None:
-        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+        """Handle a revocation: an account was locked, denied, unlinked, deleted or bound to another uid."""
 
     def clear(self) -> None:
-        """Everything that is known is void."""
+        """Drop every known account."""
 
     def drain_last_seen(self) -> dict[int, float]:
-        """The bindings that were asked for since this was called last, and when."""
+        """Return the bindings that were looked up since the last call, and when."""
 
 
 class ProvisioningService:
-    """Makes provisioning ready and keeps it so. `open_liveness` opens the connection whose end shows that
-    Navidrome went away.
+    """Makes provisioning ready and keeps it ready. `open_liveness` opens the connection whose end shows that
+    Navidrome went down.
 
-    `has_users`: Navidrome is known to have users, so that no visitor becomes its first admin. `fault` says
-    why provisioning is not ready, None while it is.
+    `has_users`: Navidrome is known to have users, so that no visitor becomes its first admin. `fault` is why
+    provisioning is not ready, None while it is.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ProvisioningService:
         self._last_reported: Fault | None = None
         self._wake = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
-        # Whether a request that can change users has still to be announced to other processes.
+        # Whether a request that can change users must still be announced to other processes.
         self._unannounced = False
         self._announcing: asyncio.Task[None] | None = None
         self._announced_at = -_LIST_SECONDS
@@ -168,16 +168,16 @@ class ProvisioningService:
 
     @property
     def store_fault(self) -> str | None:
-        """Why the store can't be used, None if it can."""
+        """Return why the store can't be used, None if it can."""
         return self._open_fault or self.bindings.database.fault
 
     def apply_policy(self, policy: AccountPolicy) -> None:
-        """Go by this policy from now on: everybody is looked at again before their next request."""
+        """Apply this policy from now on: every account is checked again before the next request."""
         self.policy = policy
         self.invalidate("the settings changed")
 
     async def ensure_ready(self) -> int | None:
-        """Return the generation, once provisioning is ready; None where it is not, and `fault` says why."""
+        """Return the generation once provisioning is ready; None if it is not, and `fault` is the reason."""
         async with self._attempt_lock:
             loop = asyncio.get_running_loop()
             fault = self.fault
@@ -188,7 +188,7 @@ class ProvisioningService:
             return None if self.fault is not None else self.generation
 
     def invalidate(self, reason: str) -> None:
-        """Navidrome may be another one than before: nothing that is known of it holds."""
+        """Drop all cached state, since Navidrome may be a different instance."""
         self.generation += 1
         self.has_users = False
         if self.fault is None:
@@ -199,7 +199,7 @@ class ProvisioningService:
         self._wake.set()
 
     async def run(self) -> None:
-        """Become ready again when that is lost, and reconcile now and then; until cancelled."""
+        """Become ready again after a fault, and reconcile periodically; until cancelled."""
         pause = _MIN_PAUSE
         while True:
             await self._sleep(REFRESH_SECONDS if self.fault is None else pause)
@@ -211,14 +211,14 @@ class ProvisioningService:
                 await self._guarded(self._maintain())
 
     def users_may_have_changed(self) -> None:
-        """A request was sent that can change Navidrome's users, through this process or another one: read
-        them again at once."""
+        """Read the users again at once, since a request was sent that can change them, through this process
+        or another one."""
         self.directory.users_may_have_changed()
         if self._following is None or self._following.done():
             self._following = asyncio.get_running_loop().create_task(self._follow_names())
 
     def announce_users_change(self) -> None:
-        """Have the other processes on this store read the users again, within `REFRESH_SECONDS`."""
+        """Make the other processes on this store read the users again, within `REFRESH_SECONDS`."""
         self._unannounced = True
         if self._announcing is None or self._announcing.done():
             self._announcing = asyncio.get_running_loop().create_task(
@@ -226,21 +226,21 @@ class ProvisioningService:
             )
 
     async def announced(self) -> None:
-        """Wait until the requests so far that can change users are announced, or could not be."""
+        """Wait until the requests so far that can change users are announced, or the announcement failed."""
         if self._announcing is not None:
             await asyncio.wait({self._announcing})
 
     def discard(self, uid: str | None) -> None:
-        """This person's account is not what it was."""
+        """Drop this person's account, since it has changed."""
         self.cache.discard(uid)
 
     def revoked(self) -> None:
-        """An account was locked, denied, unlinked, deleted or bound to another uid."""
+        """Handle a revocation: an account was locked, denied, unlinked, deleted or bound to another uid."""
         self.cache.revoked()
 
     async def close(self) -> None:
-        """Note who was seen, and let go of everything but the database. The store has `STORE_STOP_SECONDS`
-        for it: if it is silent, when people were seen last is lost."""
+        """Store when people were last seen, and close everything but the database. The store has
+        `STORE_STOP_SECONDS` for it: if it does not respond in time, these times are lost."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + STORE_STOP_SECONDS
         for task in (self._following, self._announcing):
@@ -255,12 +255,12 @@ class ProvisioningService:
         await self.api.close()
 
     async def refresh(self) -> None:
-        """Take in what other processes changed in the store, once. Raises `StoreError`."""
+        """Read the changes of other processes from the store, once. Raises `StoreError`."""
         for uid in await self.bindings.refresh():
             self.discard(uid)
 
     async def reconcile(self) -> None:
-        """Hold Navidrome's accounts against the bindings, once. Raises what the API and the store do."""
+        """Compare Navidrome's accounts with the bindings, once. Raises what the API and the store raise."""
         await self.reconciler.run()
 
     def _policy_in_force(self) -> AccountPolicy:
@@ -350,7 +350,7 @@ class ProvisioningService:
                 ProvisioningUnavailable(time=time.time(), detail=fault.detail, remedy=fault.remedy)
             )
 
-    # keeping
+    # staying ready
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -378,7 +378,7 @@ class ProvisioningService:
             await self._guarded(self.reconciler.follow_names())
 
     async def _announce(self) -> None:
-        """Raise the store's counter, once for all requests that came while it was raised before."""
+        """Raise the store's counter, once for all requests that arrived while it was raised before."""
         loop = asyncio.get_running_loop()
         while self._unannounced:
             await asyncio.sleep(self._announced_at + _LIST_SECONDS - loop.time())
@@ -391,7 +391,7 @@ class ProvisioningService:
                 raise
 
     async def _guarded(self, work: Awaitable[None]) -> None:
-        """Do work that goes on in the background: what fails is recorded."""
+        """Run background work, and record its errors."""
         try:
             await work
         except (NotAuthenticated, PermissionDenied) as error:
@@ -405,7 +405,7 @@ class ProvisioningService:
             self._record(ProvisioningFailed(time=time.time(), peer="-", detail=detail))
 
     async def _prove_store(self, now: float) -> None:
-        """Try to write now and then while the last write failed: nobody else may come who would."""
+        """Try to write periodically while the last write failed: there may be no other write."""
         if self.bindings.database.write_fault is not None and now >= self._prove_at:
             self._prove_at = now + PROVE_SECONDS
             await self.bindings.database.prove_writable()
@@ -421,7 +421,7 @@ class ProvisioningService:
 
 
 class _Nobody:
-    """Who listens where nobody passes people on: for commands."""
+    """A listener that does nothing: for commands, which cache no accounts."""
 
     def clear(self) -> None:
         pass
@@ -437,7 +437,7 @@ class _Nobody:
 
 
 class _NoAdminAccess(NavidromeError):
-    """Navidrome responds, and the shim may not administer its accounts."""
+    """Navidrome responds, but the shim may not administer its accounts."""
 
     def __init__(self, admin_access: AdminAccess) -> None:
         super().__init__(admin_access.error)
@@ -451,7 +451,7 @@ class _NoAdminAccess(NavidromeError):
 
 
 def reason_of(error: Exception) -> Reason:
-    """The reason of a request that this error rejects."""
+    """Return the reason of a request that this error rejects."""
     match error:
         case StoreError():
             return Reason.STORE_UNAVAILABLE

@@ -1,7 +1,7 @@
-"""The requests of people that change Navidrome's users, and that Navidrome has not answered yet.
+"""Count the users' requests that change Navidrome's users, and to which Navidrome has not yet responded.
 
 Navidrome checks the caller's rights when such a request begins and writes when it ends. So a change that
-takes rights from an account waits for them, and new ones are rejected meanwhile.
+removes rights from an account waits for them, and new ones are rejected meanwhile.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 
 # How long a change of an account waits for its requests.
 WAIT_SECONDS = 2.0
-# How long a request without a response counts: Navidrome may still carry it out.
+# How long a request without a response is counted: Navidrome may still carry it out.
 _UNANSWERED_SECONDS = 1.0
 
 
 class UserWrites:
     """Counts these requests by the account ids that they act for. `on_late` is called when a request ends
-    that a change did not wait for: the change is to be made again."""
+    that a change did not wait for: the change must be repeated."""
 
     def __init__(self, on_late: Callable[[], None]) -> None:
         self._under_way: Counter[str] = Counter()
@@ -30,11 +30,11 @@ class UserWrites:
 
     @property
     def any_under_way(self) -> bool:
-        """Whether any request is under way: until it ends, it may change any account's name."""
+        """Return whether any request is in progress: until it ends, it may change any account's name."""
         return bool(self._under_way)
 
     def is_under_way(self, account_id: str) -> bool:
-        """Return whether a request acts for this account."""
+        """Return whether a request in progress acts for this account."""
         return self._under_way[account_id] > 0
 
     def begin(self, account_ids: Iterable[str]) -> bool:
@@ -47,7 +47,7 @@ class UserWrites:
         return True
 
     def end(self, account_ids: Iterable[str], *, answered: bool) -> None:
-        """Count the request no longer; a little later where Navidrome did not answer it."""
+        """Stop counting the request; a little later if Navidrome did not respond."""
         ids = tuple(account_ids)
         if answered:
             self._end(ids)
@@ -65,7 +65,7 @@ class UserWrites:
 
     @asynccontextmanager
     async def held(self, account_id: str) -> AsyncIterator[None]:
-        """Reject new requests of this account, and wait for those under way, at most `WAIT_SECONDS`. Those
+        """Reject new requests of this account, and wait for those in progress, at most `WAIT_SECONDS`. Those
         that take longer are late."""
         self._held[account_id] += 1
         try:

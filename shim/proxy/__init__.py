@@ -1,1 +1,1 @@
-"""The data plane: bytes between the edge and Navidrome."""
+"""The data plane: forwards requests and responses between the edge proxy and Navidrome."""

@@ -1,8 +1,8 @@
-"""A client's connection: the socket, what was read from it, flow control, deadlines, and where a head ends.
+"""A client's connection: the socket, the read buffer, flow control, deadlines, and where a head ends.
 
-`ClientConnection` is the class that uvicorn is given as its HTTP protocol. Each request head gets a
-`RequestHandler`, which decides and forwards; one request is handled at a time. What a client sends ahead is
-buffered up to a limit, then reading pauses. `states.py` has the states.
+`ClientConnection` is the HTTP protocol class that uvicorn uses. Each request head gets a `RequestHandler`,
+which decides and forwards; one request is handled at a time. Pipelined data is buffered up to a limit, then
+reading pauses. `states.py` defines the states.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 SHUTDOWN_IDLE_SECONDS = 0.5
-RELEASE_SECONDS = 2.0  # an idle connection keeps its last request for so long
-# Heads that are buffered and read in one turn of the loop; the next ones wait for another.
+RELEASE_SECONDS = 2.0  # an idle connection keeps its last request this long
+# The number of buffered heads that are read in one turn of the event loop; the rest wait for another turn.
 _HEADS_PER_TURN = 8
 _TLS = b"\x16\x03"  # a handshake record (RFC 8446 §5.1)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
-# Members of an enumeration are slow to look up; what each request passes has them at hand.
+# Enum members are slow to look up, so those that each request uses are module constants.
 _REJECTED = Verdict.REJECTED
 
 
 class ClientConnection(asyncio.Protocol):
     """A client's socket.
 
-    `handler` is that of the current or the last request, None before the first and after a while without one.
-    `keep_alive`: another request may follow. `write_paused`: the client reads nothing for now. `read_paused`:
-    nothing is read from the client. `deadline` ends the state, `send_deadline` what was written and not read.
+    `handler` belongs to the current or the last request; it is None before the first request and after an
+    idle time. `keep_alive`: another request may follow. `write_paused`: the client does not read at the
+    moment. `read_paused`: the shim does not read from the client. `deadline` ends the state; `send_deadline`
+    is for written bytes that the client has not read.
     """
 
     __slots__ = (
@@ -81,7 +82,7 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        config: Config,  # noqa: ARG002 - uvicorn hands it to every protocol class
+        config: Config,  # noqa: ARG002 - uvicorn passes it to every protocol class
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
@@ -92,14 +93,14 @@ class ClientConnection(asyncio.Protocol):
         self.peer: Peer
         self.state = READING_HEAD
         self.handler: RequestHandler | None = None
-        self.read_buffer = bytearray()  # what was read and not looked at yet
-        self._searched = 0  # bytes of it without the end of a head
+        self.read_buffer = bytearray()  # bytes that were read and not yet parsed
+        self._searched = 0  # length of the searched prefix that has no end of a head
         self._empty_line_seen = False
-        self._queued = False  # for a turn of its own
+        self._queued = False  # waits for a turn of the event loop
         self.read_paused = False
-        self._release_due = False  # the deadline of an idle connection is that for its last request
+        self._release_due = False  # `deadline` is the time to release the last request
         self._untrusted = False
-        self._aborted = False  # by the shim, which has logged why
+        self._aborted = False  # by the shim, which has logged the reason
         self._decisions: DecisionCache | None = None
         self._context: ConnectionContext
         self.keep_alive = True
@@ -108,8 +109,8 @@ class ClientConnection(asyncio.Protocol):
         self.send_deadline = NEVER
 
     def enter(self, state: State) -> None:
-        """Change the state. Raises `IllegalTransition`, with the connection aborted, where the table does not
-        list it."""
+        """Change the state. Raises `IllegalTransition`, after aborting the connection, for a transition that
+        the table does not list."""
         if state not in TRANSITIONS[self.state]:
             self._abort_illegal(state)
         self.state = state
@@ -128,7 +129,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = plane.now + plane.limits.request_header_timeout
         peername = transport.get_extra_info("peername")
         if peername is None:
-            # Reset before it was accepted: it has no address any more, and is not a Unix peer for that.
+            # The client reset the connection before it was accepted. It has no address, but it is not a Unix
+            # peer.
             plane.counters.client_connections += 1
             self.enter(CLOSING)
             self.transport.abort()
@@ -141,7 +143,7 @@ class ClientConnection(asyncio.Protocol):
     def _reject_over_limit(self) -> None:
         limit = self.plane.limits.max_connections
         if self.plane.counters.client_connections > limit + max(8, limit // 8):
-            # Even a response takes a descriptor for a while.
+            # Even a rejection needs a file descriptor for a short time.
             self.enter(CLOSING)
             self.transport.abort()
         else:
@@ -170,7 +172,7 @@ class ClientConnection(asyncio.Protocol):
             self.buffer_data(data)
 
     def eof_received(self) -> bool:
-        # A client that ends its side while a response is pending has left (RFC 9112 §9.6).
+        # A client that closes its side while a response is pending has disconnected (RFC 9112 §9.6).
         state, handler = self.state, self.handler
         if handler is not None:
             if state is FORWARDING and handler.response_begun:
@@ -215,16 +217,16 @@ class ClientConnection(asyncio.Protocol):
     # the end of a connection
 
     def shutdown(self) -> None:
-        """The server stops: end the connection after the next response. An idle one is kept for a moment,
-        since a request may be on its way."""
+        """Close the connection after the next response, since the server stops. An idle connection stays open
+        for a short time, since a request may be in transit."""
         self.keep_alive = False
         if self.state is READING_HEAD and not self.read_buffer:
             now = asyncio.get_running_loop().time()
             self.deadline = min(self.deadline, now + SHUTDOWN_IDLE_SECONDS)
 
     def abort(self) -> None:
-        """End it now, whatever is under way, with a reset: a FIN would end a body that has neither length
-        nor chunks as if it were whole."""
+        """Abort the connection now, even during a request, with a reset: after a FIN, a body that has neither
+        a length nor chunks would look complete."""
         self._cancel()
         self.read_buffer.clear()
         self._aborted = True
@@ -234,31 +236,34 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     def abort_at_shutdown(self) -> None:
-        """End it now, since the time to stop in is over."""
+        """Abort the connection now, since the shutdown timeout has passed."""
         self._response_incomplete(Failure.SHUTDOWN)
         self.abort()
 
     def send_timed_out(self) -> None:
-        """What was written to the client has not been taken in time."""
+        """Abort the connection whose client did not read written bytes in time."""
         if not self._aborted:
             self._response_incomplete(Failure.SEND_TIMEOUT)
             self.abort()
 
     def hung_up(self, *, reset: bool) -> None:
-        """End the connection whose client has left while reading is paused; `reset`: both directions ended.
+        """Close the connection whose client has disconnected while reading is paused; `reset`: both
+        directions ended.
 
-        What the client sent into a tunnel before it left is still for Navidrome, so only a reset ends one."""
+        Bytes that the client sent into a tunnel before it disconnected must still reach Navidrome, so only a
+        reset closes a tunnel.
+        """
         if reset or self.state is not TUNNEL:
             self._response_incomplete(Failure.CLIENT_LEFT)
             self.abort()
 
     def check_account(self) -> None:
-        """An account was revoked: end what is under way, if it is for that one."""
+        """Cancel the current request if its account was revoked."""
         if self.handler is not None and (self.state is FORWARDING or self.state is TUNNEL):
             self.handler.check_account()
 
     def expired(self) -> None:
-        """The deadline of the state has passed."""
+        """Handle the deadline of the state."""
         due, self.deadline = self.deadline, NEVER
         state, handler = self.state, self.handler
         if state is READING_HEAD:
@@ -274,8 +279,8 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
 
     def _release_or_close(self, due: float) -> None:
-        """Drop the last request, which may hold 64 kB, or close the connection where it has been idle for
-        long enough; `due` was the deadline."""
+        """Drop the last request, which may hold 64 kB, or close the connection if it has been idle too long;
+        `due` is the deadline that has passed."""
         plane = self.plane
         due += plane.limits.idle_timeout - RELEASE_SECONDS
         if not self._release_due or not self.keep_alive or due < plane.now:
@@ -295,10 +300,11 @@ class ClientConnection(asyncio.Protocol):
             self.handler.cancel()
 
     def send_and_close(self, response: bytes) -> None:
-        """Send this, end our direction, and give the client a moment to read it.
+        """Send `response`, close the sending direction, and give the client time to read it.
 
-        Closing at once would reset a connection on which bytes are still unread, and the client might
-        lose the response with them (RFC 9112 §9.6)."""
+        Closing at once would reset a connection on which bytes are still unread, and the client might lose
+        the response (RFC 9112 §9.6).
+        """
         self.enter(CLOSING)
         self.read_buffer.clear()
         transport = self.transport
@@ -320,16 +326,17 @@ class ClientConnection(asyncio.Protocol):
         self.transport.close()
 
     def linger(self) -> None:
-        """Wait a moment for the client to leave; longer where it has not taken all that was written."""
+        """Wait a short time for the client to disconnect; longer if it has not read everything that was
+        written."""
         transport = self.transport
-        # With TLS nobody can tell what is still to be sent; uvloop ends such a close by itself.
+        # With TLS the number of unsent bytes is unknown; uvloop completes such a close by itself.
         unsent = transport.get_write_buffer_size() or not transport.can_write_eof()
         self.deadline = self.plane.now + (
             self._send_timeout() if unsent else self.plane.limits.linger_timeout
         )
 
     def _send_timeout(self) -> float:
-        """Return how many seconds written bytes may wait for the client."""
+        """Return how many seconds written bytes may wait until the client reads them."""
         limits = self.plane.limits
         media = self.handler is not None and self.handler.sends_media
         return max(limits.send_timeout, limits.media_stall_timeout if media else 0.0)
@@ -337,25 +344,25 @@ class ClientConnection(asyncio.Protocol):
     # reading
 
     def buffer_data(self, data: bytes) -> None:
-        """Keep what nobody reads for now."""
+        """Buffer data that can't be read yet."""
         self.read_buffer += data
         if len(self.read_buffer) > self.plane.limits.max_buffered_bytes:
             self.over_read_limit()
 
     def take_buffer(self) -> bytes:
-        """Return what is buffered, and buffer it no longer."""
+        """Return the buffered bytes, and clear the buffer."""
         data = bytes(self.read_buffer)
         self.read_buffer.clear()
         return data
 
     def over_read_limit(self) -> None:
-        """Pause reading where what is buffered may be a request's body; end the connection where the client
-        sent it after a whole request, whose response it does not wait for."""
+        """Pause reading if the buffered bytes may be a request's body. Close the connection if the client
+        sent them after a complete request without waiting for the response."""
         state, handler = self.state, self.handler
         if state is READING_HEAD or (
             state is FORWARDING and handler is not None and handler.request_sent
         ):
-            # The next head may be longer than what is buffered.
+            # The next head may be longer than the limit on buffered bytes.
             if len(self.read_buffer) > self.plane.limits.header_bytes + 4:
                 if handler is None:
                     self.abort()
@@ -366,15 +373,15 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = min(self.deadline, self.plane.now + self.plane.limits.send_timeout)
 
     def pause_reading(self) -> None:
-        """Read nothing from the client for now."""
+        """Pause reading from the client."""
         if not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
             self.plane.paused[self] = None
 
     def resume_reading(self) -> None:
-        """Read from the client again, unless enough is buffered."""
-        # Between requests the buffer has the beginning of a head, which has a limit of its own.
+        """Resume reading from the client, unless the buffer is full."""
+        # Between requests the buffer has the start of a head, which has its own limit.
         if self._queued or not self.read_paused:
             return
         unfinished = self.state is READING_HEAD and not self.write_paused
@@ -384,25 +391,25 @@ class ClientConnection(asyncio.Protocol):
             self.plane.paused.pop(self, None)
 
     def descriptor(self) -> int:
-        """Return the file descriptor of the client's socket, -1 where it is closed."""
+        """Return the file descriptor of the client's socket, -1 if it is closed."""
         descriptor: int = self.transport.get_extra_info("socket").fileno()
         return descriptor
 
-    # work that others must not wait for
+    # work that is split into turns of the event loop
 
     @property
     def queued(self) -> bool:
-        """Whether it waits for a turn of its own."""
+        """Return whether the connection waits for a turn of the event loop."""
         return self._queued
 
     def enqueue(self) -> None:
-        """Go on in one of the next turns of the loop, and read nothing until then."""
+        """Continue in one of the next turns of the event loop, and do not read until then."""
         if not self._queued:
             self._queued = True
             self.plane.verification_queue.enqueue(self)
 
     def run(self) -> None:
-        """Go on with what was left for this turn: chunks of a body, or heads."""
+        """Continue with the work that was left for this turn: chunks of a body, or heads."""
         self._queued = False
         handler = self.handler
         if self.state is FORWARDING and handler is not None:
@@ -414,7 +421,7 @@ class ClientConnection(asyncio.Protocol):
     # heads
 
     def enter_keep_alive(self) -> None:
-        """A response is out, and another request may come."""
+        """Prepare for another request, after a complete response."""
         if READING_HEAD not in TRANSITIONS[self.state]:  # `enter`, without a call on the hot path
             self._abort_illegal(READING_HEAD)
         self.state = READING_HEAD
@@ -422,7 +429,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self.plane.now + RELEASE_SECONDS  # the idle timeout follows it
 
     def resume(self) -> None:
-        """Serve what was buffered while a request was under way."""
+        """Serve the bytes that were buffered during a request."""
         if self.state is READING_HEAD:
             if self.read_buffer:
                 self._serve()
@@ -430,7 +437,7 @@ class ClientConnection(asyncio.Protocol):
                 self.resume_reading()
 
     def context(self) -> ConnectionContext:
-        """Return what the decision needs of the connection, under the policy in force."""
+        """Return the connection's part of the decision's input, under the policy in force."""
         decisions = self.plane.decisions
         if self._decisions is not decisions:
             scheme = b"https" if self.transport.get_extra_info("sslcontext") else b"http"
@@ -439,14 +446,14 @@ class ClientConnection(asyncio.Protocol):
         return self._context
 
     def evaluate(self, head: bytes) -> Decision | PendingVerification:
-        """Decide on a whole head, its empty line included."""
+        """Decide on a complete head, including its empty line."""
         line, _, block = head[:-2].partition(b"\r\n")
         plane = self.plane
         return plane.decisions.evaluate(line, block, self.context(), None, plane.time)
 
     def _serve(self) -> None:
-        """Read the heads that are buffered, one after the other, as long as nothing is under way; so many in
-        one turn of the loop."""
+        """Serve the buffered heads one after the other while no request is in progress; at most
+        `_HEADS_PER_TURN` in one turn of the event loop."""
         if self._queued:
             return
         left = _HEADS_PER_TURN
@@ -470,7 +477,7 @@ class ClientConnection(asyncio.Protocol):
                 if not self._searched:
                     self.deadline = self.plane.now + self.plane.limits.request_header_timeout
                 if _BARE_LF.search(self.read_buffer, self._searched):
-                    # A client using bare LF would hang; reject now.
+                    # A client that uses bare LF would wait forever; reject it now.
                     self._reject_unparsed(
                         Reason.MALFORMED_HEAD, "a line of the head ends in LF alone"
                     )
@@ -489,7 +496,7 @@ class ClientConnection(asyncio.Protocol):
             self._handle(self.evaluate(head), head)
 
     def _serve_single(self, data: bytes) -> bool:
-        """Serve `data` at once if it is one whole head and nothing else, as most requests come."""
+        """Serve `data` at once if it is exactly one complete head, which is the usual case."""
         if not data.endswith(b"\r\n\r\n"):
             return False
         plane = self.plane
@@ -508,7 +515,7 @@ class ClientConnection(asyncio.Protocol):
             self._handle(decision, data)
             return True
         if decision.outcome.verdict is _REJECTED and b"\r\n\r\n" in data[at:-2]:
-            # It was more than one head: a block that is read has no empty line in it.
+            # It was more than one head: a parsed header block has no empty line in it.
             return False
         self.handler = handler = RequestHandler(self)
         handler.start(decision, data)
@@ -522,7 +529,7 @@ class ClientConnection(asyncio.Protocol):
             handler.start(found, head)
 
     def _reject_tls(self) -> None:
-        """Close a connection on which TLS is spoken: its client can't read a response in plain HTTP."""
+        """Close a connection on which the client speaks TLS: it can't read a response in plain HTTP."""
         detail = "a TLS handshake on the port for plain HTTP"
         decision = self.plane.decisions.reject(Reason.MALFORMED_HEAD, detail, self.context())
         RequestHandler(self).close_without_response(
@@ -534,7 +541,7 @@ class ClientConnection(asyncio.Protocol):
         self._reject_unparsed(Reason.HEAD_TOO_LARGE, f"the head has more than {limit} bytes")
 
     def _reject_unparsed(self, reason: Reason, detail: str) -> None:
-        """Reject a request whose head is not parsed."""
+        """Reject a request whose head could not be parsed."""
         line, _, _ = bytes(self.read_buffer[: self.plane.limits.header_bytes]).partition(b"\r\n")
         self.handler = handler = RequestHandler(self)
         handler.reject_unparsed(self.plane.decisions.reject(reason, detail, self.context(), line))

@@ -1,6 +1,6 @@
-"""What the data plane counts: plain integers, so that counting costs it an addition.
+"""The counters of the data plane: plain integers, so that counting costs one addition.
 
-The metrics page reads them; nobody else writes them.
+The metrics page reads them; only the data plane writes them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from shim.trust.reasons import OUTCOMES
 
 
 class Counters:
-    """Totals since the start, and gauges of now.
+    """Totals since the start, and current gauges.
 
-    `requests` has one total per `shim.trust.reasons.OUTCOMES` row, by `Outcome.index`.
-    `failures` has one total per `Failure`.
+    `requests` has one total per `shim.trust.reasons.OUTCOMES` row, by `Outcome.index`. `failures` has one
+    total per `Failure`.
     """
 
     __slots__ = (

@@ -1,7 +1,8 @@
-"""The shim's own responses, in the form that the asker reads.
+"""Build the shim's own responses, in the format that the client reads.
 
-Subsonic's XML or JSON below `/rest/`, JSON below `/api/` and `/auth/`, a small page elsewhere. None says
-more than the asker may know: why a request was rejected stands in the log, under the request's id.
+The format is Subsonic's XML or JSON below `/rest/`, JSON below `/api/` and `/auth/`, a small page elsewhere.
+A response contains no more than the client may know: the log has the reason of a rejection, under the
+request's id.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ _BY_REASON: dict[Reason, str] = {
     "in a minute. If this continues, contact the administrator with the request number.",
     Reason.CROSS_SITE: "The request came from another site, so it was not forwarded.",
 }
-# A person is signed in, as somebody who may not: another account may be.
+# The person is signed in as a user without permission; another account may have it.
 _OTHER_ACCOUNT = frozenset(
     {
         Reason.GROUP_NOT_ALLOWED,
@@ -80,9 +81,9 @@ _SHOW_CONTACT = _OTHER_ACCOUNT | {
     Reason.NAVIDROME_ACCESS_DENIED,
     Reason.STORE_UNAVAILABLE,
 }
-# Of a request that was not looked at, and is told of nowhere.
+# The id of a request that was not parsed and is not logged.
 UNASSIGNED_REQUEST_ID = "0" * 16
-# Stands for a request's id, and is as long as one.
+# A placeholder for a request's id, of the same length.
 _ID_PLACEHOLDER = b"{request--id-16}"
 # The first `f` of a query, as net/url decodes its key and its value.
 _JSON_ASKED = re.compile(rb"[?&](?:f|%66)=([^&]*)")
@@ -103,11 +104,12 @@ def error_response(
     sign_out: str = "",
     keep_alive: bool = False,
 ) -> bytes:
-    """Build a whole response, after which the connection ends unless `keep_alive`.
+    """Build a complete response, after which the connection closes unless `keep_alive`.
 
-    `decision` is that on the request, None where there is none. `failure`: the text for the client is its.
-    `request_id` has 16 characters, `retry_after` is in seconds. `location` redirects a browser to sign in.
-    `contact` and `sign_out` are shown to a person who is denied."""
+    `decision` is the decision on the request, None without one. `failure` gives the text for the client.
+    `request_id` has 16 characters; `retry_after` is in seconds. `location` redirects a browser to sign in.
+    `contact` and `sign_out` are shown to a person who is denied.
+    """
     reason = None if decision is None else decision.outcome.reason
     method, target = (b"", b"") if decision is None else decision.requested
     error_format = _error_format(target)
@@ -127,7 +129,7 @@ def error_response(
 
 
 class _ErrorFormat(Enum):
-    """What the asker reads."""
+    """The format that the client reads."""
 
     XML = auto()
     JSON = auto()
@@ -155,7 +157,7 @@ def _template(
     retry_after: int | None,
     keep_alive: bool,
 ) -> bytes:
-    """The response to every request of this kind, with `_ANY_ID` for its id."""
+    """Build the response to every request of this kind, with `_ID_PLACEHOLDER` for its id."""
     message = _MESSAGES.get(status, "The request was not forwarded.")
     if failure is not None:
         message = failure.text

@@ -1,7 +1,7 @@
-"""Failures: why a request that the decision let through got no complete response from Navidrome.
+"""Failures: why a request that the decision accepted got no complete response from Navidrome.
 
-Each failure is one row: its name in the log and the metrics, the status of the response, and the sentence
-that the client reads. Rejections are not failures; their reasons are in `shim/trust/reasons.py`.
+Each failure is one row: its name in the log and the metrics, the status of the response, and the text for the
+client. Rejections are not failures; their reasons are in `shim/trust/reasons.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Self
 
 
 class Failure(StrEnum):
-    """Name, `status` and `text`. A failure within a response keeps the status that was already sent."""
+    """One row: name, `status` and `text`. A failure within a response keeps the status that was already
+    sent."""
 
     status: int
     text: str
@@ -75,7 +76,7 @@ class Failure(StrEnum):
     )
 
 
-# Failures that the client or its account causes. The others are failures of Navidrome or of the shim.
+# Failures that the client or its account causes. All others are failures of Navidrome or of the shim.
 CLIENT_FAILURES = frozenset(
     {
         Failure.CLIENT_LEFT,

@@ -1,8 +1,8 @@
-"""What the data plane knows of accounts: an interface.
+"""The interface between the data plane and provisioning.
 
-`known` is asked on every authenticated request and does no I/O; `ensure` only where that had no response;
-the others where a request carries a Navidrome token, may change users, or outlives a revocation. Who
-provisions, and how, is not known here.
+The data plane calls `known` on every authenticated request; it does no I/O. It calls `ensure` only where
+`known` returns None, and the other methods where a request carries a Navidrome token, may change users, or is
+in progress during a revocation. This module does not depend on provisioning.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from shim.trust.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The account that an identity has at Navidrome. `user_name` is its name as Navidrome stores it, in
-    UTF-8: what the user header says. `id` is its id at Navidrome, None where that is not known."""
+    """The account that an identity has at Navidrome.
+
+    `user_name` is its name as Navidrome stores it, in UTF-8; it is the value of the user header. `id` is its
+    id at Navidrome, None if unknown.
+    """
 
     user_name: bytes
     id: str | None = None
 
 
 class AccountDenied(Exception):
-    """Why an identity gets no account: `reason` gives the status, `detail` one sentence for the log.
-    `retry_after` is in seconds, where trying again may help."""
+    """Why an identity gets no account.
+
+    `reason` gives the status; `detail` is one sentence for the log. `retry_after` is in seconds, if a retry
+    may help.
+    """
 
     def __init__(self, reason: Reason, detail: str, retry_after: int | None = None) -> None:
         super().__init__(reason, detail, retry_after)
@@ -37,8 +43,8 @@ class AccountDenied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """Who asks: the peer's address as text, and the request's id, for the trail. `verified`: a token that
-    was verified says what the identity says."""
+    """Data of a request for the audit trail: the peer's address as text, and the request's id. `verified`: a
+    verified token states the identity."""
 
     peer: str
     request_id: str
@@ -46,57 +52,62 @@ class RequestInfo:
 
 
 class AccountGate(Protocol):
-    """Answers whether the account behind an identity is ready."""
+    """Decides whether the account of an identity is ready."""
 
     revocations: int
-    """Rises whenever an account is locked, denied, unlinked, deleted or bound to another uid: responses under
-    way are checked again."""
+    """Rises whenever an account is locked, denied, unlinked, deleted or bound to another uid. The data plane
+    then checks responses in progress again."""
 
     @property
     def users_listed(self) -> bool:
-        """Whether Navidrome's users were listed after the last request that can change them. No I/O."""
+        """Return whether Navidrome's users were listed after the last request that can change them. No
+        I/O."""
 
     def list_users(self) -> asyncio.Future[AccountDenied | None]:
-        """Wait until Navidrome's users were listed after every request that can change them and that was
-        sent before this call; the result says why that was not possible. The future never raises."""
+        """Wait until Navidrome's users have been listed after every request that can change them and that was
+        sent before this call. The result is the reason if that was not possible, else None. The future never
+        raises."""
 
     def navidrome_token_valid(
         self, username: str, user_id: str, issued_at: float, *, listed: bool = False
     ) -> bool:
-        """Return whether a Navidrome token with these claims (`sub`, `uid`, `iat` in seconds since the
-        epoch) may pass. No I/O. While the users are not listed, no token passes, except where `listed`
-        says that they were since the token came (`list_users`), or that the token names a known account."""
+        """Return whether a Navidrome token with these claims (`sub`, `uid`, `iat` in seconds since the epoch)
+        is valid. No I/O.
+
+        While the users are not listed, no token is valid, unless `listed` states that they were listed after
+        the token arrived (`list_users`), or that the token names a known account.
+        """
 
     def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
-        """Return whether a response that was begun for the account `user_id` may go on: by the identity
-        `uid`, or, if it is None, by a Navidrome token that was issued at `issued_at`. No I/O."""
+        """Return whether a response in progress for the account `user_id` may continue: for the identity
+        `uid`, or, if it is None, for a Navidrome token that was issued at `issued_at`. No I/O."""
 
     def users_may_have_changed(self) -> None:
-        """A request that can change Navidrome's users was sent; read them again before a known name is
-        used."""
+        """Record that a request that can change Navidrome's users was sent, so that the users are read again
+        before a known name is used."""
 
     def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
         """Count a request that can change Navidrome's users, just before it is sent whole for these accounts.
         Return whether it may be sent; False while one of them is locked or about to lose rights. No I/O."""
 
     def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
-        """Count such a request no longer. `answered`: Navidrome's response began; without it, Navidrome may
-        still carry the request out. No I/O."""
+        """Stop counting such a request. `answered`: Navidrome's response began; if not, Navidrome may still
+        carry out the request. No I/O."""
 
     def identity_current(self, identity: Identity) -> bool:
-        """Return whether no later request of the same person brought other claims. No I/O."""
+        """Return whether no later request of the same person had different claims. No I/O."""
 
     def known(self, identity: Identity) -> Account | None:
-        """The account, if it is known and nothing about it has changed. No I/O: a look-up."""
+        """Return the account if it is known and unchanged, else None. No I/O: a look-up."""
 
     def ensure(
         self, identity: Identity, request_info: RequestInfo
     ) -> asyncio.Future[Account | AccountDenied]:
-        """See to it that the account exists and is up to date. The future never raises; cancelling it
-        is how a client that left is told."""
+        """Create or update the account if needed. The future never raises. The caller cancels it when the
+        client has disconnected."""
 
     def report_unauthorized(self, identity: Identity) -> None:
-        """Navidrome's API answered 401 though it was told of this identity's account."""
+        """Report that Navidrome's API responded 401 to a request that named this identity's account."""
 
     def upstream_changed(self) -> None:
-        """Navidrome is away, or back: it may be another one than before."""
+        """Report that Navidrome went down or came back: it may be a different instance."""

@@ -1,7 +1,7 @@
-"""What the parts of the data plane know of each other: small interfaces, so that imports run one way.
+"""Interfaces between the parts of the data plane, so that imports run in one direction.
 
-An upstream connection serves a client and belongs to a pool, and all of them stand on the plane; none of
-them needs to know the others' classes for that.
+An upstream connection serves a client and belongs to a pool, and all of them use the plane; none of them
+needs to import the others' classes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from shim.trust.decision import Decision
 
 
 class Observer(Protocol):
-    """Hears of every request worth a line. Nothing here may block or raise."""
+    """Receives every request that may be logged. No method may block or raise."""
 
     @property
     def logs_access(self) -> bool:
-        """Whether `accessed` is to be called."""
+        """Return whether `request_completed` must be called."""
 
     def request_decided(
         self, decision: Decision, request_id: str, status: int | None = None
     ) -> None:
-        """A request was stripped or rejected. `status` is what the client got, where that is not the
-        decision's own."""
+        """Record a request that was stripped or rejected. `status` is the status that the client got, if it
+        differs from the decision's."""
 
     def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
-        """A request brought a Navidrome token that was removed, or brought one to a protected path and no
-        identity."""
+        """Record a Navidrome token that was removed, or that came to a protected path without an identity."""
 
     def failed(
         self,
@@ -41,8 +40,9 @@ class Observer(Protocol):
         status: int,
         sent: int | None = None,
     ) -> None:
-        """A request got one of the shim's own responses, since Navidrome gave none, or its response did not
-        become whole after `sent` bytes. `failure` says why; `status` is what the client got."""
+        """Record a request that got one of the shim's own responses, since Navidrome sent none, or whose
+        response broke off after `sent` bytes. `failure` is the reason; `status` is the status that the client
+        got."""
 
     def request_completed(
         self,
@@ -53,52 +53,52 @@ class Observer(Protocol):
         seconds: float,
         incomplete: Failure | None = None,
     ) -> None:
-        """A response was given. `sent` is in bytes, as written to the client; `incomplete` is None where the
-        response became whole."""
+        """Record a response. `sent` is in bytes, as written to the client; `incomplete` is None if the
+        response is complete."""
 
     def upstream_up(self) -> None:
-        """Navidrome answers again."""
+        """Record that Navidrome responds again."""
 
     def upstream_down(self, reason: str) -> None:
-        """Navidrome can't be reached."""
+        """Record that Navidrome can't be reached."""
 
 
 class HasDeadlines(Protocol):
-    """A connection with deadlines, in the plane's time."""
+    """A connection with deadlines, in the plane's time (seconds)."""
 
     deadline: float
     send_deadline: float
 
     def expired(self) -> None:
-        """The deadline of its phase has passed."""
+        """Handle the deadline of the state."""
 
     def send_timed_out(self) -> None:
-        """What was written has not been taken in time."""
+        """Handle written bytes that were not read in time."""
 
     def check_account(self) -> None:
-        """An account was revoked: end what is under way, if it is for that one."""
+        """Cancel the current request if its account was revoked."""
 
 
 class Paused(Protocol):
-    """A connection that nothing is read from for now."""
+    """A connection on which reading is paused."""
 
     def descriptor(self) -> int:
-        """Return the file descriptor of its socket, -1 where it is closed."""
+        """Return the file descriptor of its socket, -1 if it is closed."""
 
     def hung_up(self, *, reset: bool) -> None:
-        """End it, since its client has left; `reset`: both directions ended."""
+        """Close the connection, since its client has disconnected; `reset`: both directions ended."""
 
 
 class KeyFetcher(Protocol):
-    """Fetches the keys that tokens are verified with."""
+    """Fetches the keys that verify tokens."""
 
     def request_refresh(self) -> asyncio.Future[None] | None:
-        """Return a future that is done when the keys have been fetched again and are in force; None where the
+        """Return a future that is done when the keys have been fetched again and are in force; None if the
         request must not wait for it."""
 
 
 class ProxyContext(Protocol):
-    """The data plane, as far as pools and upstream connections need it. `now` is in seconds."""
+    """The data plane, as pools and upstream connections need it. `now` is in seconds."""
 
     counters: Counters
     gate: AccountGate | None
@@ -108,7 +108,7 @@ class ProxyContext(Protocol):
 
 
 class ResponseReceiver(Protocol):
-    """The request that an upstream connection serves. The attributes are those of `RequestHandler`."""
+    """The request that an upstream connection serves. `RequestHandler` implements it."""
 
     no_body: bool
     http10: bool
@@ -116,37 +116,40 @@ class ResponseReceiver(Protocol):
     upgrading: bool
 
     def close_after_response(self) -> None:
-        """Let no request follow on the client's connection."""
+        """Close the client's connection after this response."""
 
     def pause_upload(self) -> None:
-        """Navidrome takes no more of the request for now."""
+        """Pause the request body, since Navidrome does not read."""
 
     def resume_upload(self) -> None:
-        """Navidrome takes more."""
+        """Resume the request body, since Navidrome reads again."""
 
     def response_started(self, status: int, lines: bytes) -> None:
-        """The head of the final response is about to be sent; `lines` are those of it that pass."""
+        """Handle the start of the final response, just before its head is sent; `lines` are the header lines
+        that are forwarded."""
 
     def connection_line(self) -> bytes:
-        """The line that tells the client whether the connection lasts."""
+        """Return the `Connection` header line for the client."""
 
     def send(self, data: bytes) -> None:
         """Write to the client."""
 
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
-        """Write to the client, without putting the pieces together."""
+        """Write to the client, without joining the pieces."""
 
     def switch_to_tunnel(self, head: bytes) -> None:
-        """Navidrome switched to WebSocket: from now on bytes pass as they are."""
+        """Switch to a tunnel, since Navidrome switched to WebSocket: bytes are forwarded unchanged from now
+        on."""
 
     def response_complete(self) -> None:
-        """The response is whole."""
+        """Handle the end of a complete response."""
 
     def upstream_closed_early(self, *, unused: bool) -> None:
-        """The connection went before a byte of the response; `fresh`: it had carried none yet."""
+        """Handle a connection that closed before the first byte of the response; `unused`: it had carried no
+        response yet."""
 
     def fail(self, failure: Failure) -> None:
-        """There is no response."""
+        """End the request without a response from Navidrome."""
 
     def response_truncated(self) -> None:
-        """The response broke off."""
+        """Handle a response that broke off."""

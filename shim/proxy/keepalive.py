@@ -1,4 +1,4 @@
-"""TCP keepalive: a peer that vanished without a word is noticed within two minutes."""
+"""TCP keepalive: a peer that vanished without closing is detected within two minutes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROBES = 4
 
 
 def enable_keepalive(sock: socket.socket) -> None:
-    """Probe the other end of a TCP socket that is silent. Set on a listener, accepted sockets inherit it."""
+    """Enable keepalive probes on a TCP socket. Accepted sockets inherit the options of a listener."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -20,6 +20,6 @@ def enable_keepalive(sock: socket.socket) -> None:
         ("TCP_KEEPCNT", PROBES),
     )
     for name, value in options:
-        # Not every system has all of them.
+        # Some systems lack some of these options.
         if (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,8 +1,8 @@
-"""The connections to Navidrome.
+"""The connection pool of an upstream.
 
-Invariants: a connection is in `_idle` only between two requests, with reading on, no byte left over and
-no wish to close; `_open` counts those that are connected or connecting, `_connecting` the latter;
-`_waiting` holds, in order, the clients that were promised a connection, each at most once.
+Invariants: a connection is in `_idle` only between two requests, with reading enabled, no byte left over and
+no pending close; `_open` counts those that are connected or connecting, `_connecting` the latter; `_waiters`
+holds, in order, the requests that wait for a connection, each at most once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext
 from shim.proxy.upstream import Upstream
 
-# The shim has no descriptors left: that says nothing about Navidrome.
+# The shim has no descriptors left: this is no sign that Navidrome is down.
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAddress:
-    """Where an upstream listens: a host and a port, or the path of a Unix socket. `tls` is the context
-    to speak TLS with."""
+    """The address of an upstream: a host and a port, or the path of a Unix socket. `tls` is the TLS context,
+    None for plain HTTP."""
 
     host: str = "127.0.0.1"
     port: int = 4533
@@ -35,17 +35,18 @@ class UpstreamAddress:
 
 
 class PoolWaiter(Protocol):
-    """Who waits for a connection."""
+    """A request that waits for a connection."""
 
     def connection_ready(self, upstream: Upstream) -> None:
-        """Here is the connection: send the request."""
+        """Send the request over `upstream`."""
 
     def connection_failed(self, failure: Failure) -> None:
-        """There will be none."""
+        """Handle a failure: no connection is available."""
 
 
 class UpstreamPool:
-    """Connections to one address: as many as are needed, up to the limit, the last used first."""
+    """Connections to one address: as many as needed, up to the limit; the most recently used is taken
+    first."""
 
     __slots__ = (
         "_address",
@@ -70,7 +71,7 @@ class UpstreamPool:
         report_health: bool = True,
         most: int | None = None,
     ) -> None:
-        """`most`: connections at the same time, by default as many as the limits allow."""
+        """Create an empty pool. `most`: the maximum of simultaneous connections, by default the limit."""
         self._most = context.limits.max_upstream_connections if most is None else most
         self._context = context
         self._address = address
@@ -87,7 +88,7 @@ class UpstreamPool:
         )
 
     def take(self) -> Upstream | None:
-        """A connection that is ready now, or None. It is the caller's until it is released or lost."""
+        """Return an idle connection, or None. The caller owns it until it is released or lost."""
         while self._idle:
             upstream = self._idle.pop()
             if not upstream.closing:
@@ -95,8 +96,8 @@ class UpstreamPool:
         return None
 
     def acquire(self, waiter: PoolWaiter) -> bool:
-        """Get `waiter` a connection, later. Return whether it may wait: the pool may be closed, or too many
-        wait already."""
+        """Queue `waiter` for a connection. Return whether it was queued; False if the pool is closed or the
+        queue is full."""
         if self.closed or len(self._waiters) >= self._context.limits.max_pending_requests:
             return False
         self._waiters[waiter] = None
@@ -105,11 +106,11 @@ class UpstreamPool:
         return True
 
     def cancel(self, waiter: PoolWaiter) -> None:
-        """The client waits no longer."""
+        """Remove `waiter` from the queue."""
         self._waiters.pop(waiter, None)
 
     def release(self, upstream: Upstream) -> None:
-        """Take a connection back, for the next request."""
+        """Return a connection to the pool, for the next request."""
         if self.closed or upstream.closing:
             upstream.close()
         elif self._waiters:
@@ -121,14 +122,14 @@ class UpstreamPool:
             self._idle.append(upstream)
 
     def connection_lost(self, upstream: Upstream) -> None:
-        """The connection is gone."""
+        """Remove a connection that is closed."""
         self._open -= 1
         if upstream in self._idle:
             self._idle.remove(upstream)
         self._refill()
 
     def response_received(self) -> None:
-        """Navidrome gave a response: it is there."""
+        """Record that Navidrome responds."""
         if self.down:
             self.down = False
             if self.report_health:
@@ -136,14 +137,14 @@ class UpstreamPool:
                 self._notify_gate()
 
     def sweep(self, now: float) -> None:
-        """Close what has been idle for too long, and count what there is."""
+        """Close connections that have been idle too long, and update the gauges."""
         oldest = now - self._context.limits.upstream_idle_timeout
         while self._idle and self._idle[0].idle_since < oldest:
             self._idle.pop(0).close()
         self._update_counters()
 
     def close(self) -> None:
-        """Close what is idle, and everything that comes back."""
+        """Close idle connections now, and all others when they are released."""
         self.closed = True
         for task in self._tasks:
             task.cancel()
@@ -183,7 +184,7 @@ class UpstreamPool:
         return Upstream(self._context, self)
 
     def _connection_failed(self, failure: Failure, reason: str | None) -> None:
-        """`reason` says why Navidrome is down, None where it may not be."""
+        """Handle a failed connection attempt. `reason` is why Navidrome is down, None if it may be up."""
         self._open -= 1
         self._connecting -= 1
         if reason is not None and not self.down:
@@ -191,7 +192,7 @@ class UpstreamPool:
             if self.report_health:
                 self._context.observer.upstream_down(reason)
                 self._notify_gate()
-        # Whoever waits for a connection being made is told; the others are tried for once more.
+        # The first waiter fails; for the others there is another attempt.
         if self._waiters:
             waiter = next(iter(self._waiters))
             self.cancel(waiter)

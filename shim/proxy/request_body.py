@@ -1,7 +1,7 @@
-"""Bodies of requests that have to be read before the request is sent on: buffered, within bounds.
+"""Buffer request bodies that must be read before the request is sent, within limits.
 
-Used for forms that may carry a credential, and for changes of Navidrome's users. One body has a limit of
-its own, all bodies together have a budget. Untrusted peers share half of it, and one client has at most an
+Buffered are forms that may carry a credential, and changes of Navidrome's users. One body has its own limit;
+all bodies together have a budget. Untrusted peers share half of the budget, and one client has at most an
 eighth.
 """
 
@@ -13,24 +13,24 @@ from ipaddress import ip_address
 from shim.http1.chunked import ChunkedDecoder
 from shim.http1.framing import CHUNKED
 
-# Of a chunked body: so that one of single bytes costs a few milliseconds in all.
+# Limits the chunks of a body, so that one with single-byte chunks costs a few milliseconds in all.
 _MAX_CHUNKS = 4096
 _SLICE = 4096
-# One client has this part of the budget at most.
+# One client has at most this fraction of the budget.
 _CLIENT_SHARE = 8
 
 
 class BodyTooLarge(Exception):
-    """The body is longer than what is buffered of one, or has too many chunks."""
+    """The body exceeds the limit of one body, or has too many chunks."""
 
 
 class BufferFull(Exception):
-    """Other bodies take up the memory that there is for all of them."""
+    """Other bodies use the memory budget."""
 
 
 class BodyBudget:
-    """The bytes that all buffered bodies may take up together: `size`. Of these, untrusted peers have half,
-    and one client has an eighth."""
+    """The budget of all buffered bodies: `size` bytes. Untrusted peers share half of it, and one client has
+    an eighth."""
 
     __slots__ = ("_by_client", "_size", "used", "used_by_untrusted")
 
@@ -41,11 +41,11 @@ class BodyBudget:
         self.used_by_untrusted = 0
 
     def share(self, client: bytes | None, *, trusted: bool) -> BudgetShare:
-        """Return the budget as the client with this address may use it, None where it is not known."""
+        """Return the share of the client with this address, None if unknown."""
         return BudgetShare(self, _network(client), trusted=trusted)
 
     def take(self, count: int, client: bytes, *, trusted: bool) -> None:
-        """Count `count` bytes more. Raises `BufferFull`."""
+        """Reserve `count` bytes. Raises `BufferFull`."""
         size = self._size
         if (
             self.used + count > size
@@ -59,7 +59,7 @@ class BodyBudget:
             self.used_by_untrusted += count
 
     def give_back(self, count: int, client: bytes, *, trusted: bool) -> None:
-        """Count `count` bytes less."""
+        """Release `count` bytes."""
         self.used -= count
         self._by_client[client] -= count
         if not self._by_client[client]:
@@ -69,7 +69,7 @@ class BodyBudget:
 
 
 class BudgetShare:
-    """A budget as one client uses it."""
+    """The share of the budget that one client may use."""
 
     __slots__ = ("_budget", "_client", "_trusted")
 
@@ -79,16 +79,17 @@ class BudgetShare:
         self._trusted = trusted
 
     def take(self, count: int) -> None:
-        """Count `count` bytes more. Raises `BufferFull`."""
+        """Reserve `count` bytes. Raises `BufferFull`."""
         self._budget.take(count, self._client, trusted=self._trusted)
 
     def give_back(self, count: int) -> None:
-        """Count `count` bytes less."""
+        """Release `count` bytes."""
         self._budget.give_back(count, self._client, trusted=self._trusted)
 
 
 def _network(client: bytes | None) -> bytes:
-    """The address as one client has it: of IPv6 the first 64 bits, which one client has all addresses of."""
+    """Return the address that identifies one client: of IPv6 the first 64 bits, since one client has all
+    addresses of such a network."""
     text = (client or b"").decode("ascii", "replace").partition("%")[0]
     try:
         address = ip_address(text)
@@ -98,8 +99,11 @@ def _network(client: bytes | None) -> bytes:
 
 
 class BodyBuffer:
-    """Reads one body of `length` bytes, or a chunked one, of at most `limit` bytes. Raises `BodyTooLarge` at
-    once where the length says so. `release` gives its bytes back, and is called once it is not needed."""
+    """Buffer one body of `length` bytes, or a chunked one, of at most `limit` bytes.
+
+    Raises `BodyTooLarge` at once if the length exceeds the limit. `release` frees its bytes; it is called
+    once the body is not needed.
+    """
 
     __slots__ = (
         "_budget",
@@ -125,7 +129,7 @@ class BodyBuffer:
         self.done = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take what belongs to the body, and return the rest. Raises `BodyTooLarge`, `BufferFull` and
+        """Read the bytes of the body, and return the rest. Raises `BodyTooLarge`, `BufferFull` and
         `ChunkedError`."""
         if self._decoder is None:
             body, rest = data[: self._left], data[self._left :]
@@ -154,12 +158,12 @@ class BodyBuffer:
         return b"".join(body), data[at:]
 
     def take(self) -> bytes:
-        """Return the whole body, and keep it no longer; its bytes stay counted until `release`."""
+        """Return the complete body and drop it; its bytes stay reserved until `release`."""
         data, self._data = bytes(self._data), bytearray()
         return data
 
     def release(self) -> None:
-        """Give the bytes back to the budget."""
+        """Return the bytes to the budget."""
         self._budget.give_back(self._taken)
         self._taken = 0
         self._data = bytearray()

@@ -1,8 +1,8 @@
-"""One request, from its decision to the end of its response.
+"""Handle one request, from its decision to the end of its response.
 
-The fast path is synchronous: the decision is there, the account is known, an upstream connection is idle. A
-request that has to wait goes through `_serve`, one coroutine: verification queue, key set, account, form,
-connection. Whatever ends the request cancels it.
+The fast path is synchronous: the decision is available, the account is known, an upstream connection is idle.
+A request that has to wait goes through `_serve`, one coroutine: verification queue, key set, account, form,
+connection. It is cancelled when the request ends.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 _UNLIMITED = -1
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# Chunks of a request's body that are decoded as they come, and in a turn of the connection's own. The first
-# cost about as much as a request, the others a few times that.
+# The number of chunks of a request's body that are decoded as they arrive, and in one turn of the event loop.
+# The first number costs about as much as a request, the second a few times that.
 _CHUNKS_AT_ONCE = 32
 _CHUNKS_PER_TURN = 256
-_PIECE = 16384  # bytes that a turn looks at
+_PIECE = 16384  # bytes that are decoded in one turn
 _MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
-# Members of an enumeration are slow to look up; what each request passes has them at hand.
+# Enum members are slow to look up, so those that each request uses are module constants.
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
 _INTERNAL = PathClass.INTERNAL
 _UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
@@ -66,7 +66,7 @@ class _RequestFailed(Exception):
 
 
 class _Denied(Exception):
-    """Ends the slow path since the gate denied the account."""
+    """Ends the slow path because the gate denied the account."""
 
     def __init__(self, denied: AccountDenied) -> None:
         super().__init__(denied.detail)
@@ -74,11 +74,12 @@ class _Denied(Exception):
 
 
 class RequestHandler:
-    """Decides on one request, forwards it, and passes its response on.
+    """Decides on one request, forwards it, and forwards its response.
 
-    `upstream` is the connection to Navidrome while it has one. `request_sent`: Navidrome has the whole
-    request. `response_begun`: bytes of the response were written. `http10`: the request came in HTTP/1.0.
-    `no_body`: its response has no body, since it was a HEAD. `upgrading`: it asked for a WebSocket.
+    `upstream` is the connection to Navidrome while the request has one. `request_sent`: the whole request was
+    sent to Navidrome. `response_begun`: bytes of the response were written. `http10`: the request is
+    HTTP/1.0. `no_body`: its response has no body, since it is a HEAD request. `upgrading`: it requests a
+    WebSocket.
     """
 
     __slots__ = (
@@ -117,18 +118,18 @@ class RequestHandler:
         self._account: Account | None = None
         self._request_id = ""
         self._slow_path: SlowPath | None = None
-        self._started: float  # where access is logged
+        self._started: float  # if access is logged
         self.upstream: Upstream | None = None
         self._retried = False
-        self._unfinished = False  # something is to be done when the response comes, or never will
-        # The accounts that a request which can change Navidrome's users acts for, once it was announced.
+        self._unfinished = False  # `_finish_request` has an action left
+        # The accounts of a request that can change Navidrome's users, once it was announced.
         self._user_write: tuple[str, ...] | None = None
-        self._users_listed = False  # since the request came
-        self._buffer: BodyBuffer | None  # where something is to be done
+        self._users_listed = False  # since the request arrived
+        self._buffer: BodyBuffer | None  # set if a body is buffered
         self._decoder: ChunkedDecoder
         self._body_remaining: int
         self._upload_paused = False
-        self._response_lines: bytes  # where the response began
+        self._response_lines: bytes  # set once the response has begun
         self._response_status: int
         self._bytes_sent = 0
         self.request_sent = False
@@ -140,7 +141,7 @@ class RequestHandler:
     # the decision
 
     def start(self, decision: Decision, head: bytes) -> None:
-        """Do what was decided: at once, unless something has to be waited for."""
+        """Apply the decision: at once, unless the request has to wait."""
         plane = self._plane
         outcome = decision.outcome
         self._decision = decision
@@ -162,7 +163,7 @@ class RequestHandler:
                 identity = decision.identity
                 assert identity is not None
                 self._account = gate.known(identity)
-                # What the internal pages show has to be seen without Navidrome.
+                # The internal pages must work without Navidrome.
                 if self._account is None and outcome.path_class is not _INTERNAL:
                     self._wait(self._serve(decision, head))
                     return
@@ -189,7 +190,7 @@ class RequestHandler:
             self._forward(upstream)
 
     def start_verification(self, pending: PendingVerification, head: bytes) -> None:
-        """Decide once the token has had its turn."""
+        """Decide once the token was verified."""
         if self._plane.observer.logs_access:
             self._start_clock()
         self._wait(self._serve(pending, head))
@@ -210,7 +211,7 @@ class RequestHandler:
         slow_path.start()
 
     async def _guard(self, slow: Coroutine[None, Any, None]) -> None:
-        """Turn what ends the slow path early into a response."""
+        """Send a response if the slow path ends early."""
         try:
             await slow
         except _RequestFailed as error:
@@ -224,7 +225,7 @@ class RequestHandler:
             self._reject_after_all(rejection)
 
     async def _serve(self, found: Decision | PendingVerification, head: bytes) -> None:
-        """Go the whole way of a request that has to wait somewhere."""
+        """Run all steps of a request that has to wait."""
         decision = await self._decide(found, head)
         verdict = decision.outcome.verdict
         if verdict is _REJECTED:
@@ -253,7 +254,8 @@ class RequestHandler:
         await self._connect()
 
     async def _decide(self, found: Decision | PendingVerification, head: bytes) -> Decision:
-        """Verify a token in its turn; fetch the key set, once, for a token whose key is unknown."""
+        """Verify a token in the verification queue; fetch the key set, once, for a token whose key is
+        unknown."""
         refreshed = False
         while True:
             while isinstance(found, PendingVerification):
@@ -281,10 +283,10 @@ class RequestHandler:
         await suspend()
         if connection.context() is pending.context:
             return plane.decisions.verify(pending, plane.time)
-        return connection.evaluate(head)  # another policy is in force by now
+        return connection.evaluate(head)  # another policy is in force now
 
     async def _provision(self) -> None:
-        """Have the gate make the account ready."""
+        """Let the gate make the account ready."""
         plane, decision = self._plane, self._decision
         gate, identity = plane.gate, decision.identity
         assert gate is not None and identity is not None
@@ -308,7 +310,8 @@ class RequestHandler:
         if claims and not self._may_continue():
             raise _RequestFailed(Failure.ACCOUNT_REVOKED)
         if self._unfinished and identity is not None and not gate.identity_current(identity):
-            # The account has what a later request's groups give: not again what this older one's gave.
+            # The account has the rights of a later request's groups: do not write those of this older request
+            # again.
             revoked = not self._may_continue()
             raise _RequestFailed(
                 Failure.ACCOUNT_REVOKED if revoked else Failure.ACCOUNT_UNAVAILABLE
@@ -321,7 +324,7 @@ class RequestHandler:
 
     def _is_unchanged(self) -> bool:
         """Return whether a request that waited may be sent as it is: an account may have been revoked, or
-        Navidrome have become another one, with no users."""
+        Navidrome may be another instance, without users."""
         gate, decision = self._plane.gate, self._decision
         if gate is None or (self._account is None and not decision.claims):
             return True
@@ -331,7 +334,8 @@ class RequestHandler:
         return identity is None or gate.known(identity) is not None
 
     async def _list_users(self) -> None:
-        """Have the users listed. Until then no Navidrome token of a request without an identity is valid."""
+        """Wait until the users are listed. Before that no Navidrome token of a request without an identity is
+        valid."""
         gate = self._plane.gate
         assert gate is not None
         self._connection.enter(PROVISIONING)
@@ -347,7 +351,8 @@ class RequestHandler:
 
     def _needs_body(self) -> bool:
         """Return whether the body is read before the request is sent: a form may carry a Navidrome token, and
-        Navidrome checks the sender of a change of users at its head, and makes it when the body is whole."""
+        for a change of users Navidrome checks the sender at the head, but applies the change at the end of
+        the body."""
         decision, block = self._decision, self._decision.block
         if self._plane.gate is None or block is None:
             return False
@@ -355,7 +360,8 @@ class RequestHandler:
         return decision.form or (decision.writes_users and with_body)
 
     async def _buffer_body(self) -> None:
-        """Read the body. Of a form, remove the Navidrome tokens that are void or another's."""
+        """Read the body. Remove from a form the Navidrome tokens that are void or belong to another
+        account."""
         plane, connection, block = self._plane, self._connection, self._decision.block
         assert block is not None
         metadata = block.metadata
@@ -398,8 +404,8 @@ class RequestHandler:
         connection.buffer_data(body + rest + connection.take_buffer())
 
     async def _filter_form(self, body: bytes) -> tuple[bytes, bool, tuple[NavidromeClaims, ...]]:
-        """Remove the tokens that may not pass. Those of a request without an identity wait until the users
-        are listed."""
+        """Remove the invalid tokens. Those of a request without an identity wait until the users are
+        listed."""
         gate, waits = self._plane.gate, False
         assert gate is not None
 
@@ -415,11 +421,11 @@ class RequestHandler:
         return filter_form(body, self._accepts)
 
     def form_received(self, data: bytes) -> None:
-        """Take a piece of the form."""
+        """Buffer a piece of the form."""
         self._current().resume(data)
 
     async def _connect(self, *, reuse: bool = True) -> None:
-        """Forward the request over an upstream connection, which is waited for where none is idle; `reuse` an
+        """Forward the request over an upstream connection, waiting for one if none is idle; `reuse`: take an
         idle one."""
         pool = self._pool()
         upstream = pool.take() if reuse else None
@@ -427,7 +433,7 @@ class RequestHandler:
             upstream = await self._wait_for_connection(pool)
             if self._is_unchanged():
                 break
-            # Not at once: that would be the next waiting request's turn, within this one's.
+            # Not at once: that would run the next waiting request within this one's turn.
             asyncio.get_running_loop().call_soon(pool.release, upstream)
             await self._provision_again()
             upstream = pool.take()
@@ -445,11 +451,11 @@ class RequestHandler:
         return upstream
 
     def connection_ready(self, upstream: Upstream) -> None:
-        """A connection to Navidrome is there."""
+        """Send the request over `upstream`."""
         self._current().resume(upstream)
 
     def connection_failed(self, failure: Failure) -> None:
-        """There will be no connection to Navidrome."""
+        """Handle a failure: no connection to Navidrome is available."""
         self._current().throw(_RequestFailed(failure))
 
     def _current(self) -> SlowPath:
@@ -460,7 +466,7 @@ class RequestHandler:
         self._connection.deadline = self._plane.now + seconds
 
     def cancel(self) -> None:
-        """End what is under way: the upstream connection, and whatever is waited for."""
+        """Cancel the request: abort the upstream connection, and every wait."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
@@ -471,7 +477,7 @@ class RequestHandler:
             self._finish_request(answered=False)
 
     def expired(self) -> None:
-        """The deadline of the connection's state has passed."""
+        """Handle the deadline of the connection's state."""
         state = self._connection.state
         if state is FORWARDING:
             uploading = not self.request_sent and not self._connection.read_paused
@@ -489,8 +495,8 @@ class RequestHandler:
     # Navidrome's own tokens, and accounts that are revoked
 
     def _check_tokens(self) -> None:
-        """Remove the Navidrome tokens that are void, and, where the request has an identity, those of other
-        accounts. Without provisioning no account is known by its id, so then each counts as another's;
+        """Remove the Navidrome tokens that are void, and, if the request has an identity, those of other
+        accounts. Without provisioning no account id is known, so each token counts as another account's;
         without an identity none is known to be void."""
         before = decision = self._decision
         account = self._account
@@ -518,15 +524,15 @@ class RequestHandler:
         )
 
     def _accepts(self, claims: NavidromeClaims) -> bool:
-        """Return whether a Navidrome token in a form may pass."""
+        """Return whether a Navidrome token in a form is valid."""
         account = self._account
         named = account is None or claims.names(account.user_name, account.id)
         return named and self._is_valid(claims)
 
     def check_account(self) -> None:
-        """An account was revoked: end what is under way, if it is for that one."""
-        # Navidrome has the whole of a request to change users: ending it here would not stop it, and the lock
-        # waits for it.
+        """Cancel the current request if its account was revoked."""
+        # Navidrome has received all of a request that changes users: cancelling it here would not stop it,
+        # and the lock waits for it.
         if self._user_write is None and not self._may_continue():
             self.fail(Failure.ACCOUNT_REVOKED)
 
@@ -544,7 +550,7 @@ class RequestHandler:
         )
 
     def _on_unauthorized(self) -> None:
-        # From its API, to a request that named an account: that one may not be there any more.
+        # From Navidrome's API, to a request that named an account: the account may no longer exist.
         plane, decision = self._plane, self._decision
         gate, identity, line = plane.gate, decision.identity, decision.request_line
         if gate is None or identity is None or line is None or self._account is None:
@@ -561,7 +567,7 @@ class RequestHandler:
         return plane.pool
 
     def _forward(self, upstream: Upstream) -> None:
-        """Send the request's head, and what there is of its body."""
+        """Send the request's head, and the available part of its body."""
         plane, connection, decision = self._plane, self._connection, self._decision
         connection.enter(FORWARDING)
         if decision.to_user_api and not self._announce_user_write(upstream):
@@ -590,7 +596,8 @@ class RequestHandler:
         self._begin_upload(length, expect_continue=block.metadata.expect_continue)
 
     def _announce_user_write(self, upstream: Upstream) -> bool:
-        """Announce a request that can change users. Return whether it may be sent; if not, it has failed."""
+        """Announce a request that can change users. Return whether it may be sent; if not, the request has
+        failed."""
         gate, account, decision = self._plane.gate, self._account, self._decision
         if gate is None or not decision.writes_users:
             return True
@@ -599,7 +606,7 @@ class RequestHandler:
             ids.add(account.id)
         write = tuple(ids)
         if self._user_write is None and not gate.user_write_started(write):
-            # Not at once: that would be the next waiting request's turn, within this one's.
+            # Not at once: that would run the next waiting request within this one's turn.
             asyncio.get_running_loop().call_soon(self._pool().release, upstream)
             self.fail(Failure.ACCOUNT_UNAVAILABLE)
             return False
@@ -623,7 +630,7 @@ class RequestHandler:
         data = connection.take_buffer()
         connection.resume_reading()
         if data:
-            self.upload(data)  # which may pause reading again
+            self.upload(data)  # may pause reading again
 
     @property
     def _is_chunked(self) -> bool:
@@ -631,7 +638,7 @@ class RequestHandler:
         return block is not None and block.metadata.length == CHUNKED
 
     def upload(self, data: bytes) -> None:
-        """Send a piece of the request's body on, and buffer what follows it."""
+        """Send a piece of the request's body to Navidrome, and buffer the bytes that follow the body."""
         upstream, connection = self.upstream, self._connection
         assert upstream is not None
         remainder = b""
@@ -659,7 +666,7 @@ class RequestHandler:
                 connection.buffer_data(remainder)
 
     def upload_buffered(self) -> None:
-        """Decode the next chunks that are buffered, for one turn of the loop."""
+        """Decode the next buffered chunks, in one turn of the event loop."""
         connection, limits = self._connection, self._plane.limits
         self._set_deadline(limits.request_body_timeout)
         used = self._decode(bytes(connection.read_buffer[:_PIECE]), _CHUNKS_PER_TURN)
@@ -677,8 +684,8 @@ class RequestHandler:
             connection.over_read_limit()
 
     def _decode(self, data: bytes, max_lines: int) -> int:
-        """Send the chunks of `data` on, put together into one. Return how many bytes were read, -1 where the
-        request is rejected for its coding."""
+        """Send the chunks of `data`, joined into one. Return how many bytes were read, -1 if the request is
+        rejected for its coding."""
         assert self.upstream is not None
         try:
             pieces, used = self._decoder.feed(data, max_lines)
@@ -707,13 +714,13 @@ class RequestHandler:
             self._reject_after_all(rejection)
 
     def pause_upload(self) -> None:
-        """Navidrome takes no more of the request for now."""
+        """Pause the request body, since Navidrome does not read."""
         self._upload_paused = True
         self._connection.pause_reading()
         self._set_deadline(self._plane.limits.send_timeout)
 
     def resume_upload(self) -> None:
-        """Navidrome takes more."""
+        """Resume the request body, since Navidrome reads again."""
         connection, limits = self._connection, self._plane.limits
         self._upload_paused = False
         connection.resume_reading()
@@ -729,17 +736,17 @@ class RequestHandler:
     # the response comes from Navidrome
 
     def pause_upstream(self) -> None:
-        """The client takes no more for now."""
+        """Pause the response, since the client does not read."""
         if self.upstream is not None:
             self.upstream.pause()
 
     def resume_upstream(self) -> None:
-        """The client takes more."""
+        """Resume the response, since the client reads again."""
         if self.upstream is not None:
             self.upstream.resume()
 
     def response_started(self, status: int, lines: bytes) -> None:
-        """The head of the final response is about to be sent."""
+        """Handle the start of the final response, just before its head is sent."""
         self.response_begun = True
         self._response_lines = lines
         self._response_status = status
@@ -754,7 +761,7 @@ class RequestHandler:
             connection.deadline = NEVER
 
     def _finish_request(self, *, answered: bool) -> None:
-        """Do what was left for when the response comes (`answered`), or never will."""
+        """Run the actions that are due when the response arrives (`answered`), or can no longer arrive."""
         self._unfinished = False
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
@@ -767,11 +774,11 @@ class RequestHandler:
             gate.users_may_have_changed()
 
     def close_after_response(self) -> None:
-        """Let no request follow on the client's connection."""
+        """Close the client's connection after this response."""
         self._connection.keep_alive = False
 
     def connection_line(self) -> bytes:
-        """Return the line that tells the client whether the connection lasts."""
+        """Return the `Connection` header line for the client."""
         connection = self._connection
         if not connection.keep_alive or self.upgrading:
             connection.keep_alive = False
@@ -784,12 +791,13 @@ class RequestHandler:
         self._transport.write(data)
 
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
-        """Write to the client, without putting the pieces together."""
+        """Write to the client, without joining the pieces."""
         self._bytes_sent += len(pieces[0]) + len(pieces[1])
         self._transport.writelines(pieces)
 
     def switch_to_tunnel(self, head: bytes) -> None:
-        """Navidrome switched to WebSocket: from now on bytes pass as they are."""
+        """Switch to a tunnel, since Navidrome switched to WebSocket: bytes are forwarded unchanged from now
+        on."""
         connection = self._connection
         connection.enter(TUNNEL)
         self.response_begun = True
@@ -801,21 +809,21 @@ class RequestHandler:
         data = connection.take_buffer()
         connection.resume_reading()
         if data:
-            self.send_through_tunnel(data)  # which may pause reading again
+            self.send_through_tunnel(data)  # may pause reading again
 
     def send_through_tunnel(self, data: bytes) -> None:
-        """Send bytes of the client's to Navidrome as they are."""
+        """Send the client's bytes to Navidrome unchanged."""
         assert self.upstream is not None
         self.upstream.write(data)
 
     def end_tunnel(self) -> None:
-        """The client sends no more: end Navidrome's side once what it sent is out."""
+        """Close Navidrome's side, since the client sends no more, once everything is written."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.half_close()
 
     def response_complete(self) -> None:
-        """The response is whole."""
+        """Handle the end of a complete response."""
         self.upstream = None
         connection = self._connection
         if self._plane.observer.logs_access:
@@ -828,7 +836,8 @@ class RequestHandler:
             connection.resume()
 
     def upstream_closed_early(self, *, unused: bool) -> None:
-        """The connection went before a byte of the response: try another one, where that is safe."""
+        """Handle a connection that closed before the first byte of the response: retry over another one, if
+        that is safe."""
         self.upstream = None
         line, block = self._decision.request_line, self._decision.block
         assert line is not None and block is not None
@@ -850,7 +859,7 @@ class RequestHandler:
         self._wait(self._connect(reuse=False))
 
     def response_truncated(self) -> None:
-        """The response broke off: the client must not take it for whole."""
+        """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
         connection = self._connection
         if connection.state is not TUNNEL:
@@ -864,16 +873,16 @@ class RequestHandler:
 
     @property
     def sends_media(self) -> bool:
-        """Whether the response is audio or video, whose player may be paused for long."""
+        """Return whether the response is audio or video, whose player may be paused for a long time."""
         return self.response_begun and _MEDIA.search(self._response_lines) is not None
 
     def response_incomplete(self, failure: Failure) -> None:
-        """Count and log the response that is under way, if there is one: it does not become whole."""
+        """Count and log the response in progress, if there is one: it is incomplete."""
         if not self.response_begun:
             return
         connection = self._connection
         under_way = connection.state is FORWARDING and self.upstream is not None
-        # Also of a response that Navidrome gave whole, the client may not have taken everything.
+        # Even if Navidrome sent the whole response, the client may not have read everything.
         if under_way or connection.write_paused or self._transport.get_write_buffer_size():
             self._report_incomplete(failure)
             if under_way and self._plane.observer.logs_access:
@@ -882,7 +891,7 @@ class RequestHandler:
     # the shim's own responses
 
     def fail(self, failure: Failure) -> None:
-        """There is no response from Navidrome: send one of our own, or end the connection if one began."""
+        """Send an error response, since Navidrome sent none; if a response began, close the connection."""
         plane, connection = self._plane, self._connection
         if self.response_begun:
             if connection.state is FORWARDING and plane.observer.logs_access:
@@ -900,7 +909,7 @@ class RequestHandler:
         self._respond(status, self._decision, retry_after, failure=failure)
 
     def reject(self, decision: Decision, retry_after: int | None = None) -> None:
-        """Count, log and answer a rejected request."""
+        """Count and log a rejected request, and send its response."""
         self._decision = decision
         plane = self._plane
         self.cancel()
@@ -913,13 +922,13 @@ class RequestHandler:
         self._respond(status, decision, retry_after, location=location)
 
     def reject_unparsed(self, decision: Decision) -> None:
-        """Reject a request whose head was not parsed."""
+        """Reject a request whose head could not be parsed."""
         if self._plane.observer.logs_access:
             self._start_clock()
         self.reject(decision)
 
     def close_without_response(self, decision: Decision, *, logged: bool) -> None:
-        """Count a rejected request, and close the connection."""
+        """Count a rejected request, and close the connection without a response."""
         plane = self._plane
         plane.counters.requests[decision.outcome.index] += 1
         if logged:
@@ -927,7 +936,7 @@ class RequestHandler:
         self._connection.send_and_close(b"")
 
     def _reject_after_all(self, rejection: RequestRejected, retry_after: int | None = None) -> None:
-        """Reject a request that had been decided otherwise."""
+        """Reject a request that was accepted before."""
         decision = self._decision
         self.reject(
             reject(rejection, decision.source, decision.request_line, decision.block), retry_after
@@ -970,7 +979,7 @@ class RequestHandler:
     # the log
 
     def _report_incomplete(self, failure: Failure) -> None:
-        """Count and log a response that began and did not become whole."""
+        """Count and log a response that began and is incomplete."""
         plane = self._plane
         plane.counters.failed(failure)
         plane.observer.failed(

@@ -1,7 +1,7 @@
-"""Which requests may be sent a second time, when the first one met a connection that had gone stale.
+"""Decide which requests may be sent again after the first attempt met a stale connection.
 
-A GET is not safe to repeat at Navidrome: Subsonic's `createPlaylist`, `scrobble` or `startScan` change
-things by GET. Below `/rest/` only names that read are sent again.
+A GET is not always safe to repeat at Navidrome: Subsonic's `createPlaylist`, `scrobble` or `startScan` change
+data by GET. Below `/rest/` only endpoints that read are retried.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _READ_ONLY_CALLS = (b"get", b"stream", b"download", b"ping")
 
 
 def is_retryable(request_line: RequestLine, paths: Paths) -> bool:
-    """Whether this request, which has no body, changes nothing however often it is sent."""
+    """Return whether this request, which has no body, is idempotent."""
     if request_line.method not in (b"GET", b"HEAD"):
         return False
     below = request_line.path[len(paths.base) :]

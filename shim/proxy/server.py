@@ -1,7 +1,7 @@
-"""What every connection of the data plane shares, and the clock that ends what takes too long.
+"""The state that all connections of the data plane share, and the timer that enforces their deadlines.
 
-Deadlines are compared by one sweep instead of one timer for each connection: setting one costs a request
-an assignment, and each is at most `TICK` seconds late.
+One sweep compares all deadlines, instead of one timer for each connection: a deadline costs a request one
+assignment, and fires at most `TICK` seconds late.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from shim.trust.peers import Peer
 from shim.trust.policy import Policy
 
 TICK = 0.5
-# Connections that are checked again in one turn of the loop.
+# The number of connections whose accounts are checked again in one turn of the event loop.
 _CHECKS_PER_TURN = 256
-# Paused sockets that one sweep asks for a hang-up, in turn. Where there is no POLLRDHUP a reset is noticed.
+# The number of paused sockets that one sweep polls for a hang-up, in rotation. Without POLLRDHUP only a reset
+# is detected.
 _POLLED = 256
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
 NEVER = math.inf
@@ -39,12 +40,12 @@ _TLS_PEERS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a reload replaces, as one value, beside the policy.
+    """The values that a reload replaces together, beside the policy.
 
-    `sign_in_url`: where pages without an identity are redirected to, empty for nowhere. `sign_out_url` is
-    linked on the page of a person who may sign in as somebody else, `support_contact` shown to one who is
-    denied. `keys` fetches the key set, None where none is fetched. `tls` is for the next handshakes, None for
-    plain HTTP.
+    `sign_in_url`: where pages without an identity are redirected, empty for no redirect. `sign_out_url` is
+    linked on the page of a person who may sign in as another user; `support_contact` is shown to one who is
+    denied. `keys` fetches the key set, None without one. `tls` is for the next handshakes, None for plain
+    HTTP.
     """
 
     sign_in_url: str = ""
@@ -55,14 +56,14 @@ class Options:
 
 
 class DataPlane:
-    """What all client connections share. Complete when it is constructed; methods replace what may change.
+    """The shared state of all client connections. Complete when constructed; methods replace what may change.
 
-    `decisions` serves the policy in force. `options` are the values that a reload replaces. `pool` leads to
-    Navidrome, `control_pool` to the control plane, with `control_auth_headers` on each request; None before
-    `connect_control`. `gate` is None without provisioning. As of the last tick, `now` is the loop's time in
-    seconds, and `time` that since the epoch. `paused` are the connections that are not read from for now, the
-    next to be polled for a hang-up first. `body_budget` is for bodies that are buffered before they are sent
-    on.
+    `decisions` serves the policy in force. `options` are the values that a reload replaces. `pool` connects
+    to Navidrome; `control_pool` connects to the control plane, with `control_auth_headers` on each request,
+    and is None before `connect_control`. `gate` is None without provisioning. As of the last tick, `now` is
+    the event loop's time in seconds, and `time` the seconds since the epoch. `paused` are the connections on
+    which reading is paused, the next to be polled for a hang-up first. `body_budget` is for bodies that are
+    buffered before they are sent.
     """
 
     __slots__ = (
@@ -100,7 +101,7 @@ class DataPlane:
         options: Options | None = None,
         verification_queue: VerificationQueue | None = None,
     ) -> None:
-        """`upstream` is Navidrome's address."""
+        """Create the plane. `upstream` is Navidrome's address."""
         self.decisions = DecisionCache(policy)
         self.options = Options() if options is None else options
         self.limits = limits
@@ -120,7 +121,7 @@ class DataPlane:
         )
         self.body_budget = BodyBudget(limits.buffered_bytes)
         self._ticker: asyncio.TimerHandle | None = None
-        self._tls_reported: dict[str, float] = {}  # when a peer last had its line, by its address
+        self._tls_reported: dict[str, float] = {}  # last log time, by address
         self._revocations = 0 if gate is None else gate.revocations
         self._checking: list[HasDeadlines] = []
 
@@ -133,28 +134,28 @@ class DataPlane:
         self.control_auth_headers = auth_headers
 
     def apply_options(self, options: Options) -> None:
-        """Use these options from the next response, fetch and handshake on."""
+        """Use these options for the next responses, fetches and handshakes."""
         self.options = options
 
     def apply_policy(self, policy: Policy) -> None:
-        """Decide by this policy from now on. Requests under way go on as they were decided."""
+        """Decide by this policy from now on. Requests in progress continue as they were decided."""
         self.decisions = DecisionCache(policy)
 
     def connection_opened(self, peer: Peer) -> bool:
-        """Somebody has connected: count them. Whether they are a stranger, which `leave` has to be told."""
+        """Count a new connection. Return whether the peer is untrusted, which `connection_closed` needs."""
         untrusted = not self.decisions.policy.trusts(peer)
         self.counters.client_connections += 1
         self.untrusted_connections += untrusted
         return untrusted
 
     def connection_closed(self, *, untrusted: bool) -> None:
-        """They have gone."""
+        """Stop counting a connection that has closed."""
         self.counters.client_connections -= 1
         self.untrusted_connections -= untrusted
 
     def over_limit(self, *, untrusted: bool) -> bool:
-        """Whether there are too many, with one who has just entered. Untrusted peers share
-        half of the room, so that they can't leave the edge without any."""
+        """Return whether there are too many connections, including the newest. Untrusted peers share half of
+        the limit, so that they can't exhaust the edge's connections."""
         limit = self.limits.max_connections
         if self.counters.client_connections <= limit and (
             not untrusted or self.untrusted_connections <= limit // 2
@@ -164,8 +165,8 @@ class DataPlane:
         return True
 
     def reports_tls(self, peer: Peer) -> bool:
-        """Return whether a TLS handshake of this peer on the plain port is logged: once a minute, and not at
-        all while too many other peers had theirs."""
+        """Return whether a TLS handshake of this peer on the plain-HTTP port is logged: once a minute, and
+        not at all while too many other peers had theirs."""
         reported = self._tls_reported
         while reported and next(iter(reported.values())) <= self.now - _TLS_REPORT_SECONDS:
             del reported[next(iter(reported))]
@@ -175,20 +176,20 @@ class DataPlane:
         return True
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the clock."""
+        """Start the timer."""
         self.now = loop.time()
         self.time = time.time()
         self._ticker = loop.call_later(TICK, self._tick, loop)
 
     def stop(self) -> None:
-        """Stop the clock, and close what the pools hold."""
+        """Stop the timer, and close the pools."""
         if self._ticker is not None:
             self._ticker.cancel()
         for pool in self._pools():
             pool.close()
 
     def sweep(self, now: float) -> None:
-        """End what is overdue at `now`."""
+        """End everything whose deadline is before `now`."""
         self.now = now
         self.time = time.time()
         for connection in list(self.connections):
@@ -209,7 +210,7 @@ class DataPlane:
                 self._check_accounts()
 
     def _check_accounts(self) -> None:
-        """End what is under way for accounts that were revoked, some connections in each turn."""
+        """Cancel requests whose accounts were revoked, some connections in each turn of the event loop."""
         batch = self._checking[-_CHECKS_PER_TURN:]
         del self._checking[-_CHECKS_PER_TURN:]
         for connection in batch:
@@ -218,11 +219,12 @@ class DataPlane:
             asyncio.get_running_loop().call_soon(self._check_accounts)
 
     def _end_hung_up(self) -> None:
-        """End connections whose clients have left: as nothing is read from them, nothing else tells."""
+        """Close connections whose clients have disconnected: reading is paused on them, so only a poll
+        detects it."""
         asked: dict[int, Paused] = {}
         poll = select.poll()
         for connection in list(islice(self.paused, _POLLED)):
-            self.paused[connection] = self.paused.pop(connection)  # the last to be asked again
+            self.paused[connection] = self.paused.pop(connection)  # is polled last
             descriptor = connection.descriptor()
             if descriptor >= 0:
                 asked[descriptor] = connection

@@ -1,7 +1,7 @@
-"""Where a page that needs an identity is sent: to the edge's sign-in, and from there back.
+"""Redirect a page request that needs an identity to the edge's sign-in, and from there back.
 
-The way back leads to the host that was asked, and nowhere else. Whoever comes back without an identity is
-not sent a second time: then the edge signs people in and doesn't say so, and both would go on forever.
+The redirect back leads to the requested host only. A client that returns without an identity is not
+redirected again: in that case the edge signs people in but sends no identity, and the redirects would loop.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths
 from shim.trust.reasons import Reason
 
-# Sent along, and gone after this many seconds.
+# A cookie that is sent with the redirect, and its lifetime in seconds.
 LOOP_COOKIE = "shim-signing-in"
 LOOP_COOKIE_SECONDS = 20
 
-_MAX_TARGET = 4096  # bytes of a target that is sent along; no browser takes a much longer Location
-_MAX_AUTHORITY = 262  # of a name of 255 characters, and a port
+_MAX_TARGET = 4096  # bytes of the target in the redirect; no browser accepts a much longer Location
+_MAX_AUTHORITY = 262  # bytes of a name of 255 characters, and a port
 _LOOP_COOKIE_SENT = re.compile(rb"\b" + LOOP_COOKIE.encode())
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
 def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | None:
-    """The value of `Location` for a request that lacked an identity; None where it is to be answered as
-    it is. `address` is a web address, or a path on the host that was asked; empty for none."""
+    """Return the value of `Location` for a request that lacks an identity; None for no redirect. `address` is
+    a web address, or a path on the requested host; empty for none."""
     line, block = decision.request_line, decision.block
     if not address or line is None or block is None:
         return None
@@ -37,7 +37,7 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
     if line.path[len(paths.base) :].startswith((b"api/", b"auth/")):
         return None
     if line.path == address.partition("?")[0].encode():
-        return None  # the edge let its own sign-in through to here
+        return None  # the edge forwarded its own sign-in path to the shim
     if len(line.target) > _MAX_TARGET:
         return None
     fields = _fields(block.forward)
@@ -52,7 +52,7 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
 
 
 def _fields(lines: bytes) -> dict[bytes, list[bytes]]:
-    """The values of each field, by its name in lower case."""
+    """Return the values of each field, by its name in lower case."""
     found: dict[bytes, list[bytes]] = {}
     for line in lines.split(b"\r\n"):
         name, _, value = line.partition(b":")
@@ -61,7 +61,7 @@ def _fields(lines: bytes) -> dict[bytes, list[bytes]]:
 
 
 def _is_page_request(fields: Mapping[bytes, list[bytes]]) -> bool:
-    """Whether a browser wants to show what comes (Fetch Metadata; else by what it accepts)."""
+    """Return whether a browser requests a page (by Fetch Metadata, else by `Accept`)."""
     mode = fields.get(b"sec-fetch-mode")
     if mode is not None:
         return mode[0].lower() == b"navigate"
@@ -78,6 +78,6 @@ def _return_url(fields: Mapping[bytes, list[bytes]], target: bytes) -> str | Non
 
 
 def _last(fields: Mapping[bytes, list[bytes]], name: bytes) -> bytes:
-    """The last of a field's values, which the nearest proxy wrote."""
+    """Return the last of a field's values, which the nearest proxy wrote."""
     found = fields.get(name)
     return found[-1].rpartition(b",")[2].strip(b" \t") if found else b""

@@ -1,8 +1,8 @@
-"""Drives the coroutine of a request that has to wait.
+"""Run the coroutine of a request that has to wait.
 
-The coroutine is not an asyncio task: the callback that brings what it waits for resumes it at once, and
-cancelling it runs its `finally` blocks at once. So there is no turn of the event loop in which an upstream
-connection belongs to nobody, or in which a client that left still holds a place in the pool.
+The coroutine is not an asyncio task: the callback of the awaited event resumes it at once, and cancelling it
+runs its `finally` blocks at once. So in no turn of the event loop does an upstream connection lack an owner,
+or a disconnected client keep its place in the pool.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 @coroutine
 def suspend() -> Generator[None, Any, Any]:
-    """Suspend the coroutine. Return what it is resumed with."""
+    """Suspend the coroutine. Return the value that it is resumed with."""
     return (yield)
 
 
 class SlowPath:
-    """One coroutine from its start to its end. `on_resumed_end` is called where it ends after a wait."""
+    """One coroutine from its start to its end. `on_resumed_end` is called if it ends after a wait."""
 
     __slots__ = ("_coroutine", "_on_resumed_end", "_running")
 
@@ -36,27 +36,27 @@ class SlowPath:
         self._step(None)
 
     def resume(self, value: object = None) -> None:
-        """Go on with `value`, up to the next wait. Does nothing where the coroutine has ended."""
+        """Resume with `value`, up to the next wait. Does nothing if the coroutine has ended."""
         if self._coroutine is not None and self._step(value):
             self._on_resumed_end()
 
     def throw(self, error: Exception) -> None:
-        """Raise `error` where the coroutine waits. Does nothing where it has ended."""
+        """Raise `error` at the coroutine's wait. Does nothing if it has ended."""
         if self._coroutine is not None and self._step(error):
             self._on_resumed_end()
 
     def run(self) -> None:
-        """Go on: this is the turn in the verification queue that was waited for."""
+        """Resume at the awaited turn in the verification queue."""
         self.resume()
 
     def cancel(self) -> None:
-        """End the coroutine at its wait. One that is just running goes on to its next wait or its end."""
+        """End the coroutine at its wait. One that is running continues to its next wait or its end."""
         slow, self._coroutine = self._coroutine, None
         if slow is not None and not self._running:
             slow.close()
 
     async def wait_for(self, future: asyncio.Future[Any]) -> None:
-        """Wait until `future` is done; it is cancelled where the coroutine ends before."""
+        """Wait until `future` is done; cancel it if the coroutine ends before."""
         future.add_done_callback(self.resume)
         try:
             await suspend()
@@ -64,7 +64,7 @@ class SlowPath:
             future.cancel()
 
     def _step(self, value: object) -> bool:
-        """Return whether the coroutine has ended."""
+        """Resume the coroutine. Return whether it has ended."""
         slow = self._coroutine
         assert slow is not None
         self._running = True
@@ -82,5 +82,5 @@ class SlowPath:
         finally:
             self._running = False
         if self._coroutine is None:
-            slow.close()  # it was cancelled while it ran
+            slow.close()  # cancelled while it ran
         return False

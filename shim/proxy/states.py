@@ -1,6 +1,6 @@
-"""The states of a client connection, and every transition that is allowed between them.
+"""Define the states of a client connection, and every transition that is allowed between them.
 
-The table below is the only place that knows what may follow what. `ClientConnection.enter` checks each
+The table below is the only definition of the transitions. `ClientConnection.enter` checks each
 transition against it: one that is not listed is a defect of the shim, so the connection is aborted, and
 `IllegalTransition` reaches the event loop, which logs it.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 
 class State:
-    """A state of a connection. Compared and hashed by identity, which is cheaper than an enum's."""
+    """A state of a connection. Compared and hashed by identity, which is cheaper than an enum."""
 
     __slots__ = ("name",)
 
@@ -29,20 +29,20 @@ class State:
 READING_HEAD = State("READING_HEAD")  # idle, or a request head is incomplete
 VERIFYING = State("VERIFYING")  # a token waits in the verification queue
 FETCHING_JWKS = State("FETCHING_JWKS")  # the key set is fetched again, once
-PROVISIONING = State("PROVISIONING")  # the account gate is asked
-BUFFERING_FORM = State("BUFFERING_FORM")  # a form is read before the request is sent on
-CONNECTING = State("CONNECTING")  # the request waits for an upstream connection
-FORWARDING = State("FORWARDING")  # the request goes to Navidrome, the response comes back
-TUNNEL = State("TUNNEL")  # WebSocket: bytes pass as they are
-CLOSING = State("CLOSING")  # the last response is out; nothing more is read
+PROVISIONING = State("PROVISIONING")  # waits for the account gate
+BUFFERING_FORM = State("BUFFERING_FORM")  # a body is read before the request is sent
+CONNECTING = State("CONNECTING")  # waits for an upstream connection
+FORWARDING = State("FORWARDING")  # the request is sent to Navidrome, the response to the client
+TUNNEL = State("TUNNEL")  # WebSocket: bytes are forwarded unchanged
+CLOSING = State("CLOSING")  # the last response was sent; reading has ended
 
-_REJECTED = {READING_HEAD, CLOSING}  # with the connection kept open, or not
+_REJECTED = {READING_HEAD, CLOSING}  # with the connection kept open, or closed
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     READING_HEAD: frozenset(
         {VERIFYING, FETCHING_JWKS, PROVISIONING, BUFFERING_FORM, CONNECTING, FORWARDING, *_REJECTED}
     ),
-    # The policy changed while the token waited: it waits again, under the new one.
+    # The policy changed while the token waited: it is queued again, under the new policy.
     VERIFYING: frozenset(
         {VERIFYING, FETCHING_JWKS, PROVISIONING, BUFFERING_FORM, CONNECTING, FORWARDING, *_REJECTED}
     ),
@@ -50,10 +50,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
         {VERIFYING, PROVISIONING, BUFFERING_FORM, CONNECTING, FORWARDING, *_REJECTED}
     ),
     PROVISIONING: frozenset({BUFFERING_FORM, CONNECTING, FORWARDING, *_REJECTED}),
-    # The account was revoked while the form or the connection was waited for: the gate is asked again.
+    # The account was revoked during the wait for the form or the connection: provisioning runs again.
     BUFFERING_FORM: frozenset({PROVISIONING, CONNECTING, FORWARDING, *_REJECTED}),
     CONNECTING: frozenset({PROVISIONING, FORWARDING, *_REJECTED}),
-    # A kept upstream connection turned out to be closed: the request is sent over another one.
+    # An idle upstream connection was already closed: the request is sent over another one.
     FORWARDING: frozenset({READING_HEAD, CONNECTING, TUNNEL, CLOSING}),
     TUNNEL: frozenset({CLOSING}),
     CLOSING: frozenset({CLOSING}),

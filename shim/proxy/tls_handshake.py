@@ -1,6 +1,6 @@
-"""TLS, before there is a client's connection: whoever never begins is counted, and let go in time.
+"""The TLS handshake of a client: a client that never completes it is counted, and disconnected in time.
 
-The server would do handshakes by itself, and nobody would hear of one that fails or doesn't end.
+The server could do handshakes by itself, but would not report one that fails or does not end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TlsHandshake(asyncio.Protocol):
-    """A client's socket until TLS has begun; what follows is a `ClientConnection`'s."""
+    """A client's socket until the handshake is complete; a `ClientConnection` follows."""
 
     __slots__ = ("_app_state", "_config", "_plane", "_server_state", "_task", "_untrusted")
 
@@ -36,12 +36,12 @@ class TlsHandshake(asyncio.Protocol):
         self._server_state = server_state
         self._app_state = app_state
         self._plane: DataPlane = app_state["plane"]
-        self._untrusted: bool | None = None  # a stranger or not; None while nobody is counted
+        self._untrusted: bool | None = None  # None while the connection is not counted
         self._task: asyncio.Task[bool]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peername = transport.get_extra_info("peername")
-        # The transport would read before anybody can tell it not to: it is left, and its socket kept.
+        # The transport would read before it can be paused: drop it, and keep its socket.
         sock = (
             None if peername is None else _dup_socket(transport.get_extra_info("socket").fileno())
         )
@@ -56,21 +56,21 @@ class TlsHandshake(asyncio.Protocol):
             return
         self._server_state.connections.add(cast("Any", self))
         self._task = asyncio.get_running_loop().create_task(self._start_tls(sock))
-        # Not within the task: one that is cancelled before its first step never gets there.
+        # Not within the task: a task that is cancelled before its first step runs none of its code.
         self._task.add_done_callback(lambda task: self._finished(task, sock))
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """Close the connection, since the server stops."""
         self._task.cancel()
 
     def uncount(self) -> None:
-        """Count it no more: it is over, or a connection that is counted by itself."""
+        """Stop counting the handshake: it has ended, or a `ClientConnection` counts itself."""
         untrusted, self._untrusted = self._untrusted, None
         if untrusted is not None:
             self._plane.connection_closed(untrusted=untrusted)
 
     async def _start_tls(self, sock: socket.socket) -> bool:
-        """Begin TLS. Whether the socket is a connection's from now on."""
+        """Run the handshake. Return whether a `ClientConnection` owns the socket from now on."""
         plane = self._plane
         tls = plane.options.tls
         if tls is None:
@@ -83,7 +83,7 @@ class TlsHandshake(asyncio.Protocol):
                 ssl_handshake_timeout=plane.limits.request_header_timeout,
             )
         except OSError:
-            return False  # it was no TLS, none that we speak, or not in time
+            return False  # no TLS, no supported version, or not in time
         return True
 
     def _finished(self, task: asyncio.Task[bool], sock: socket.socket) -> None:
@@ -103,7 +103,7 @@ class TlsHandshake(asyncio.Protocol):
 
 
 class _TlsClientConnection(ClientConnection):
-    """A connection whose TLS has begun, in the place of its handshake."""
+    """A connection whose handshake is complete; it replaces the `TlsHandshake`."""
 
     __slots__ = ("handshake",)
 
@@ -116,7 +116,7 @@ class _TlsClientConnection(ClientConnection):
 
 
 def _dup_socket(descriptor: int) -> socket.socket | None:
-    """The socket under a descriptor of its own; None where no more files may be open."""
+    """Duplicate the descriptor of a socket; return None if no more files may be open."""
     try:
         return socket.socket(fileno=os.dup(descriptor))
     except OSError:

@@ -1,8 +1,8 @@
-"""One connection to Navidrome: it takes a request's bytes and frames the response for the client.
+"""One connection to Navidrome: send the request's bytes and frame the response for the client.
 
-The body of a response is framed by us from method, status and fields (RFC 9112 §6.3). Bodies with a
-length pass uncopied and unparsed; chunked ones are framed again; one that ends with the connection goes
-to a client of HTTP/1.1 as chunks. A body that was cut never ends cleanly for the client.
+The shim frames the body of a response from method, status and fields (RFC 9112 §6.3). Bodies with a length
+are forwarded uncopied and unparsed; chunked ones are framed again; one that ends with the connection is sent
+to an HTTP/1.1 client as chunks. A truncated body never ends cleanly for the client.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from shim.proxy.interfaces import ProxyContext, ResponseReceiver
 from shim.proxy.keepalive import enable_keepalive
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_MAX_INTERIM = 16  # responses of 1xx before the final one
+_MAX_INTERIM = 16  # 1xx responses before the final one
 _SWITCHING_PROTOCOLS = 101
-# Chunk lines of a response that are decoded in one turn of the event loop, and the bytes that a later turn
-# looks at.
+# Limits for one turn of the event loop: chunk lines of a response, and the bytes of a later turn.
 _LINES_PER_TURN = 256
 _BYTES_PER_TURN = 16384
-# From this many bytes on, two pieces in one call of the system are cheaper than a copy.
+# From this many bytes on, writing two pieces in one system call is cheaper than a copy.
 _WORTH_TWO_PIECES = 4096
 _CHUNKED_LINE = b"Transfer-Encoding: chunked\r\n"
 
 
 class _Phase(IntEnum):
     IDLE = auto()
-    HEAD = auto()  # a request was sent, its response's head is awaited
+    HEAD = auto()  # a request was sent, the head of its response is awaited
     LENGTH = auto()  # a body of a known length
     CHUNKS = auto()
     BODY_UNTIL_CLOSE = auto()  # a body that ends with the connection
     TUNNEL = auto()
 
 
-# Members of an enumeration are dear to look up; what a request passes has them at hand.
+# Enum members are slow to look up, so those that each request uses are module constants.
 _IDLE, _HEAD, _LENGTH, _CHUNKS = _Phase.IDLE, _Phase.HEAD, _Phase.LENGTH, _Phase.CHUNKS
 _STREAMING = (_LENGTH, _CHUNKS, _Phase.BODY_UNTIL_CLOSE)
 
 
 class Pool(Protocol):
-    """Where an upstream connection belongs, as far as it needs to know."""
+    """The pool that an upstream connection belongs to, as the connection needs it."""
 
     templates: ResponseTemplateCache
     down: bool
 
     def release(self, upstream: Upstream) -> None:
-        """Take a connection back, for the next request."""
+        """Return a connection to the pool, for the next request."""
 
     def connection_lost(self, upstream: Upstream) -> None:
-        """The connection is gone."""
+        """Remove a connection that is closed."""
 
     def response_received(self) -> None:
-        """Navidrome gave a response: it is there."""
+        """Record that Navidrome responds."""
 
 
 class Upstream(asyncio.Protocol):
     """Speaks HTTP/1.1 with Navidrome for one client at a time.
 
-    `fresh`: no response has come over it yet. `idle_since`: the plane's time when it was last released.
+    `unused`: no response has come over it yet. `idle_since`: the plane's time (seconds) when it was last
+    released.
     """
 
     __slots__ = (
@@ -93,7 +93,7 @@ class Upstream(asyncio.Protocol):
         self._pool = pool
         self._client: ResponseReceiver | None = None
         self._phase = _Phase.IDLE
-        self._partial = bytearray()  # of a head, or chunks that wait for a turn
+        self._partial = bytearray()  # of a head, or chunks that wait for a turn of the event loop
         self._decode_scheduled = False
         self._paused = False  # by the client
         self._searched = 0
@@ -106,10 +106,10 @@ class Upstream(asyncio.Protocol):
         self.unused = True
         self.idle_since = 0.0
 
-    # what a client asks of it
+    # calls of the client
 
     def begin(self, client: ResponseReceiver, head: bytes) -> None:
-        """Send a request's head for `client`, who hears of the response."""
+        """Send a request's head for `client`, which receives the response."""
         self._client = client
         self._interim = 0
         self._phase = _HEAD
@@ -120,12 +120,12 @@ class Upstream(asyncio.Protocol):
         self._transport.write(data)
 
     def pause(self) -> None:
-        """The client takes no more for now."""
+        """Pause reading, since the client does not read."""
         self._paused = True
         self._transport.pause_reading()
 
     def resume(self) -> None:
-        """The client takes more."""
+        """Resume reading, since the client reads again."""
         self._paused = False
         if self._phase is _CHUNKS and self._partial:
             self._schedule_decode()
@@ -133,7 +133,7 @@ class Upstream(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """The client is gone, or its request is: end it at once."""
+        """Abort the connection, since the client has disconnected or its request has ended."""
         if self._phase in _STREAMING:
             self._context.counters.streams_open -= 1
         self._phase = _IDLE
@@ -142,12 +142,12 @@ class Upstream(asyncio.Protocol):
         self._transport.abort()
 
     def half_close(self) -> None:
-        """The client ended its tunnel: end ours once what it sent is out."""
+        """Close the sending direction of a tunnel once everything that the client sent is written."""
         self._client = None
         self.close()
 
     def close(self) -> None:
-        """End an idle connection."""
+        """Close an idle connection."""
         self.closing = True
         self._transport.close()
 
@@ -160,7 +160,7 @@ class Upstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         client = self._client
         if client is None:
-            # Nobody asked: whatever it is, the next client must not take it for a response.
+            # Unsolicited data: the next client must not take it for a response.
             self.closing = True
             self._transport.abort()
             return
@@ -199,7 +199,7 @@ class Upstream(asyncio.Protocol):
             client.response_complete()
         else:
             waiting = bytes(self._partial) if self._phase is _CHUNKS else b""
-            # Navidrome may have sent the end before it left.
+            # Navidrome may have sent the end before it closed the connection.
             if waiting and self._decode(client, waiting, sys.maxsize) < 0:
                 return
             if self._phase is not _Phase.TUNNEL:
@@ -255,11 +255,11 @@ class Upstream(asyncio.Protocol):
                 self._reject_response(client)
                 return
             if head.status != 100 and not client.http10 and not client.upgrading:
-                # RFC 9110 §15.2: passed on, but for the 100 that was answered by us.
+                # RFC 9110 §15.2: forwarded, except the 100, which the shim has sent itself.
                 client.send(head.lines + b"\r\n")
         self._partial += data[at:]
         if _BARE_LF.search(self._partial, self._searched):
-            # A head whose lines end in LF alone never ends here: better said now than after the timeout.
+            # A head whose lines end in bare LF never ends here: reject it now, not after the timeout.
             self._reject_response(client)
             return
         self._searched = max(0, len(self._partial) - 3)
@@ -282,7 +282,7 @@ class Upstream(asyncio.Protocol):
     def _start_response(
         self, client: ResponseReceiver, head: ResponseHead, data: bytes, at: int
     ) -> None:
-        """Give the client the head, and what there is of the body: `data` from `at` on."""
+        """Send the client the head, and the available part of the body: `data` from `at` on."""
         length = head.length
         self.unused = False
         framing = b""
@@ -320,7 +320,7 @@ class Upstream(asyncio.Protocol):
         self._context.counters.streams_open += 1
 
     def _start_body(self, client: ResponseReceiver, length: int, body: bytes) -> None:
-        """A body that has no length, and what there is of it."""
+        """Start a body that has no length, with its available part."""
         if length == CHUNKED:
             self._decoder = ChunkedDecoder()
             self._phase = _CHUNKS
@@ -361,7 +361,7 @@ class Upstream(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._decode_next)
 
     def _decode_next(self) -> None:
-        """Decode some of the chunks that wait, for one turn of the loop."""
+        """Decode some of the waiting chunks, in one turn of the event loop."""
         self._decode_scheduled = False
         client = self._client
         if client is None or self._phase is not _CHUNKS or self._paused:
@@ -376,8 +376,8 @@ class Upstream(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _decode(self, client: ResponseReceiver, data: bytes, max_lines: int) -> int:
-        """Send the chunks of `data` to the client, put together into one. Return how many bytes were read, -1
-        where the response has ended."""
+        """Send the chunks of `data` to the client, joined into one. Return how many bytes were read, -1 if
+        the response has ended."""
         decoder = self._decoder
         assert decoder is not None
         try:

@@ -1,7 +1,7 @@
-"""A queue for work that takes as long as many requests: one piece in each turn of the event loop.
+"""A queue for token verifications, each as expensive as many requests: one in each turn of the event loop.
 
-A flood of tokens that were not seen before would otherwise delay every later request. So they wait here for
-each other, in the order in which they came; a request that needs no verification does not wait.
+Without it, a flood of unknown tokens would delay every later request. Tokens wait here in the order of
+arrival; a request that needs no verification does not wait.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Protocol
 
 
 class QueuedVerification(Protocol):
-    """Work that waits for its turn."""
+    """A verification that waits for its turn."""
 
     def run(self) -> None:
-        """Do one piece of work. Everything else waits meanwhile, so it is bounded."""
+        """Do one piece of work. It is bounded, since everything else waits meanwhile."""
 
 
 class VerificationQueue:
-    """The work in the order of arrival. Its length is bounded: each connection has at most one entry."""
+    """The verifications in the order of arrival. The length is bounded: each connection has at most one
+    entry."""
 
     __slots__ = ("_queue",)
 
@@ -27,7 +28,7 @@ class VerificationQueue:
         self._queue: deque[QueuedVerification] = deque()
 
     def enqueue(self, verification: QueuedVerification) -> None:
-        """Have `verification.run` called, in one of the next turns of the running loop."""
+        """Schedule `verification.run` for one of the next turns of the running event loop."""
         self._queue.append(verification)
         if len(self._queue) == 1:
             asyncio.get_running_loop().call_soon(self._run_next)
@@ -37,7 +38,7 @@ class VerificationQueue:
         try:
             verification.run()
         finally:
-            # What arrived meanwhile is read before the next turn.
+            # Read what arrived meanwhile before the next turn.
             self._queue.popleft()
             if self._queue:
                 asyncio.get_running_loop().call_soon(self._run_next)
