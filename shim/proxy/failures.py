@@ -52,7 +52,7 @@ class Failure(StrEnum):
     )
     ACCOUNT_REVOKED = ("account_revoked", 403, "You are not allowed to do this.")
     # Navidrome
-    CONNECT_FAILED = ("connect_failed", 502, "Navidrome does not answer right now.")
+    CONNECT_FAILED = ("connect_failed", 502, "Navidrome does not respond right now.")
     CONNECT_TIMEOUT = ("connect_timeout", 504, "Navidrome took too long to answer.")
     UPSTREAM_RESPONSE_TIMEOUT = (
         "upstream_response_timeout",
@@ -62,17 +62,17 @@ class Failure(StrEnum):
     UPSTREAM_RESPONSE_MISSING = (
         "upstream_response_missing",
         502,
-        "Navidrome does not answer right now.",
+        "Navidrome does not respond right now.",
     )
     UPSTREAM_RESPONSE_MALFORMED = (
         "upstream_response_malformed",
         502,
-        "Navidrome does not answer right now.",
+        "Navidrome does not respond right now.",
     )
     UPSTREAM_RESPONSE_TRUNCATED = (
         "upstream_response_truncated",
         502,
-        "Navidrome does not answer right now.",
+        "Navidrome does not respond right now.",
     )
 
 
