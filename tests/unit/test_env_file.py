@@ -51,7 +51,7 @@ def test_settings_elsewhere_are_named_and_their_database_stays_beside_them(tmp_p
 def test_a_command_in_the_wrong_folder_says_so_and_makes_no_database(tmp_path: Path) -> None:
     done = command(tmp_path, "users", "list")
     assert done.returncode == 1
-    assert "--env-file" in done.stderr and "there is no database" in done.stderr
+    assert "--env-file" in done.stderr and "does not exist" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
