@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select
 
 from shim.navidrome.api import HeaderTrust, Navidrome
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied
 from shim.navidrome.models import NewUser, User
 from shim.provisioning.account_writer import new_id
+from shim.provisioning.binding_store import increment_version, put_token_rule
+from shim.provisioning.models import TokenRule
 from shim.settings.model import DEFAULT_ADMIN_USERNAME
 from shim.store.database import Database
-from shim.store.schema import BINDINGS, CHANGE_COUNTERS, TOKEN_RULES
+from shim.store.schema import BINDINGS, CHANGE_COUNTERS
 from shim.trust.names import normalize_name
 
 _IN_USE = "database_in_use"
@@ -58,14 +60,8 @@ class OwnAccountRecords:
         def work(connection: Connection) -> None:
             _put(connection, _IN_USE, 1)
             _put(connection, _ACCOUNT + navidrome_id, now)
-            connection.execute(
-                delete(TOKEN_RULES).where(TOKEN_RULES.c.navidrome_id == navidrome_id)
-            )
-            rule = {"navidrome_id": navidrome_id, "locked": False, "void_before": float(now)}
-            connection.execute(insert(TOKEN_RULES).values(rule))
-            # Makes every shim process read the rule.
-            changed = update(CHANGE_COUNTERS).where(CHANGE_COUNTERS.c.name == "bindings")
-            connection.execute(changed.values(value=CHANGE_COUNTERS.c.value + 1))
+            put_token_rule(connection, TokenRule(navidrome_id, void_before=float(now)))
+            increment_version(connection)
 
         await self._database.write_async(work)
 

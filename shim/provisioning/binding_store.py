@@ -257,8 +257,8 @@ class BindingStore:
                 stored = replace(binding, id=key[0])
             _end_intent(connection, ends)
             _put_hold(connection, hold)
-            _put_rule(connection, rule)
-            return stored, _increment_version(connection)
+            put_token_rule(connection, rule)
+            return stored, increment_version(connection)
 
         stored = await self._change(work)
         before = self._by_id.get(stored.id)
@@ -276,8 +276,8 @@ class BindingStore:
         """Store which tokens of an account are void."""
 
         def work(connection: Connection) -> tuple[None, int]:
-            _put_rule(connection, rule)
-            return None, _increment_version(connection)
+            put_token_rule(connection, rule)
+            return None, increment_version(connection)
 
         await self._change(work)
         self._rules[rule.navidrome_id] = rule
@@ -318,7 +318,7 @@ class BindingStore:
                 connection.execute(row.values(**binding_values(after)))
             for hold in held:
                 _put_hold(connection, hold)
-            return None, _increment_version(connection)
+            return None, increment_version(connection)
 
         await self._change(work)
         for binding in (*removed, *names):
@@ -340,7 +340,7 @@ class BindingStore:
         def work(connection: Connection) -> tuple[None, int]:
             _delete(connection, binding)
             _put_hold(connection, hold)
-            return None, _increment_version(connection)
+            return None, increment_version(connection)
 
         await self._change(work)
         self._index_remove(binding.id)
@@ -370,7 +370,7 @@ class BindingStore:
             connection.execute(
                 delete(NAME_HOLDS).where(NAME_HOLDS.c.normalized_name == normalized_name)
             )
-            return None, _increment_version(connection)
+            return None, increment_version(connection)
 
         await self._change(work)
         self._holds.pop(normalized_name, None)
@@ -486,7 +486,9 @@ def _increment_users_version(connection: Connection) -> int:
     return int(connection.execute(select(CHANGE_COUNTERS.c.value).where(counter)).scalar_one())
 
 
-def _increment_version(connection: Connection) -> int:
+def increment_version(connection: Connection) -> int:
+    """Count a change of the bindings or of what belongs to them, so that every shim reads them again. Return
+    the new version."""
     row = (
         update(CHANGE_COUNTERS)
         .where(CHANGE_COUNTERS.c.name == _COUNTER)
@@ -555,7 +557,8 @@ def _put_hold(connection: Connection, hold: NameHold | None) -> None:
         )
 
 
-def _put_rule(connection: Connection, rule: TokenRule | None) -> None:
+def put_token_rule(connection: Connection, rule: TokenRule | None) -> None:
+    """Store a token rule in place of the account's previous one."""
     if rule is not None:
         key = TOKEN_RULES.c.navidrome_id == rule.navidrome_id
         connection.execute(delete(TOKEN_RULES).where(key))
