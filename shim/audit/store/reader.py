@@ -452,6 +452,7 @@ class _Scan:
         self._table = TABLES[stream]
         self._found: list[StoredEvent] = []
         self._piece = _FIRST_PIECE
+        self._has_read = False
         first, last = _bounds(connection, stream)
         low, high = _time_bounds(connection, stream, filters, first, last)
         if after is not None and oldest_first:
@@ -465,7 +466,7 @@ class _Scan:
     def peek(self) -> StoredEvent | None:
         """Return the next event without removing it, None at the end or when the time is over."""
         while not self._found and not self.paused and self._low <= self._high:
-            if time.monotonic() > self._ends:
+            if self._has_read and time.monotonic() > self._ends:
                 self.paused = True
             elif self._filters.text is not None and self.searched >= MAX_SEARCHED:
                 self.text_ended = True
@@ -482,6 +483,7 @@ class _Scan:
 
     def _read_piece(self) -> None:
         table, start = self._table, time.monotonic()
+        self._has_read = True
         part = self._driver(self._low, self._high, self._piece, self._oldest_first)
         others = and_(*self._others) if self._others else None
         matching = func.count() if others is None else func.sum(case((others, 1), else_=0))
