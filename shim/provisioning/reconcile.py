@@ -155,6 +155,7 @@ class Reconciler:
             now = self._bindings.by_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
+            user = None
             try:
                 user = await self._api.user(now.navidrome_id)
                 if user is None:
@@ -174,8 +175,9 @@ class Reconciler:
             except AccountRecreated:
                 self._changed(now.uid)
                 await lifecycle.remove_binding(now, audit_context)
-            except Busy:
-                return  # another process works on it
+            except Busy as error:  # another process works on it; the next run tries again
+                if user is not None:
+                    lifecycle.report_kept_admin(now, user, str(error), audit_context)
             except ResponseTooLarge as error:
                 self._changed(now.uid)
                 self._unreadable(now.user_name, now.uid, error)
@@ -209,9 +211,7 @@ class Reconciler:
         return now is None or normalize_name(now.user_name) != normalize_name(user.user_name)
 
     def _unreadable(self, name: str, uid: str | None, error: ResponseTooLarge) -> None:
-        self._record(
-            ProvisioningFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
-        )
+        self._record(ProvisioningFailed(time=time.time(), detail=str(error), user=name, uid=uid))
 
     async def _recover(self, intent: Intent, audit_context: AuditContext) -> None:
         try:
