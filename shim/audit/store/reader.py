@@ -670,15 +670,17 @@ def _chain_rows(connection: Connection, stream: Stream) -> Iterator[ChainRow]:
     table, last = TABLES[stream], -(2**62)
     while True:
         query = select(table).where(table.c.index > last).order_by(table.c.index).limit(MAX_PAGE)
-        rows = connection.execute(query).all()
+        rows = connection.execute(query).mappings().all()
         for row in rows:
-            columns = dict(row._mapping)
+            columns = dict(row)
             for name in ("peer", "client"):
                 columns[name] = None if columns[name] is None else bytes(columns[name])
-            yield ChainRow(int(row[0]), row.chain, row.key_id, bytes(row.hash), row.data, columns)
+            last = int(row["index"])
+            yield ChainRow(
+                last, row["chain"], row["key_id"], bytes(row["hash"]), row["data"], columns
+            )
         if len(rows) < MAX_PAGE:
             return
-        last = int(rows[-1][0])
 
 
 def _time_bounds(

@@ -1,8 +1,8 @@
 """Verify the chains of a trail: name the first row that was altered, is missing, was inserted or reordered.
 
 Pure: rows, keys and the lines of a log in, a result out. With a key, nobody without it can change a row
-unnoticed, except that the newest rows can be removed, or the whole trail be replaced by an older copy: for this
-the checkpoints in the log are needed. Without a key, a chain shows accidental changes only.
+unnoticed, except that the newest rows can be removed, or the whole trail be replaced by an older copy: for
+this the checkpoints in the log are needed. Without a key, a chain shows accidental changes only.
 """
 
 from __future__ import annotations
