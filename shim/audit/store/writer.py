@@ -137,14 +137,7 @@ class TrailStore:
         """Return the state for `/readyz`. `blocked`: no identity is accepted meanwhile."""
         if self.fault is not None or blocked:
             fault = self.fault or f"{self.display_url}: the database does not respond"
-            effect = "no identity is accepted" if blocked else "events are only in the log"
-            return Check(
-                "audit",
-                State.FAILING if blocked else State.WARNING,
-                f"{fault}: {effect}",
-                "Check that the database responds and can be written, and that the disk is not full; or set "
-                "SHIM_AUDIT_DATABASE_URL to another one.",
-            )
+            return unusable_check(fault, blocked=blocked)
         if self.replacement is not None:
             return Check(
                 "audit",
@@ -316,6 +309,18 @@ class TrailStore:
             lambda connection: append(connection, "changes", [to_record(replaced)], self._keys)
         )
         self._replaced = replaced
+
+
+def unusable_check(fault: str, *, blocked: bool) -> Check:
+    """Return the check of a database that cannot be used. `blocked`: no identity is accepted meanwhile."""
+    effect = "no identity is accepted" if blocked else "events are only in the log"
+    return Check(
+        "audit",
+        State.FAILING if blocked else State.WARNING,
+        f"{fault}: {effect}",
+        "Check that the database responds and can be written, and that the disk is not full; or set "
+        "SHIM_AUDIT_DATABASE_URL to another one.",
+    )
 
 
 def _remove_stored(connection: Connection, records: Mapping[Stream, list[Record]]) -> None:
