@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from sqlalchemy import Connection, select, update
 
 from shim.audit.events import Event, to_record
+from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store.append import Head, append, read_head
 from shim.audit.store.chain import Keys
@@ -35,6 +36,8 @@ UNAVAILABLE_SECONDS = 10.0
 # Time that an administrative action waits until it is stored.
 ACTION_SECONDS = 5.0
 _RETENTION_PAUSE = 0.05
+# Time for the last write when the store is closed.
+_CLOSE_SECONDS = 2.0
 # Events that are converted before other threads may run.
 _CONVERTED = 8
 # Ids to remember, so that an event that was stored already is not stored again.
@@ -62,14 +65,13 @@ class TrailStore:
         self._keys = keys
         self._log = log
         self._replaces = replaces
-        self._opened = False
+        self._opened = self._closed = False
         self._database_id = ""
         self._replaced: TrailReplaced | None = None
         # Events that were stored, or perhaps were: only the thread uses them.
         self._stored: dict[str, None] = {}
         self._uncertain = False
         self._checkpoints: dict[Stream, tuple[int, float]] = {}
-        self._failing_since: float | None = None
         self._last_success = time.monotonic()
         self.fault: str | None = None
         self.replacement: str | None = None
@@ -78,13 +80,6 @@ class TrailStore:
     def display_url(self) -> str:
         """The URL without password and query."""
         return self._database.display_url
-
-    @property
-    def unavailable_for(self) -> float:
-        """Seconds since the last success, if the last attempt failed; else 0."""
-        if self._failing_since is None:
-            return 0.0
-        return time.monotonic() - self._failing_since
 
     @property
     def idle_for(self) -> float:
@@ -138,18 +133,11 @@ class TrailStore:
                 await asyncio.sleep(_RETENTION_PAUSE)
         return removed
 
-    def check(self, *, closed: bool = False) -> Check:
-        """Return the state for `/readyz`. `closed`: SHIM_AUDIT_FAIL_MODE is."""
-        if self.fault is not None:
-            failing = closed and self.unavailable_for >= UNAVAILABLE_SECONDS
-            effect = "no identity is accepted" if failing else "events are only in the log"
-            return Check(
-                "audit",
-                State.FAILING if failing else State.WARNING,
-                f"{self.fault}: {effect}",
-                "Check that the database responds and can be written, and that the disk is not full; or set "
-                "SHIM_AUDIT_DATABASE_URL to another one.",
-            )
+    def check(self, *, blocked: bool = False) -> Check:
+        """Return the state for `/readyz`. `blocked`: no identity is accepted meanwhile."""
+        if self.fault is not None or blocked:
+            fault = self.fault or f"{self.display_url}: the database does not respond"
+            return unusable_check(fault, blocked=blocked)
         if self.replacement is not None:
             return Check(
                 "audit",
@@ -161,13 +149,18 @@ class TrailStore:
         return Check("audit", State.OK, self.display_url)
 
     async def close(self) -> None:
-        """Log the last rows, and close the database."""
-        with suppress(StoreError):
+        """Log the last rows, and close the database. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(StoreError, TimeoutError):
             if self._opened and self.fault is None:
-                for head in await self._run(self._read_heads):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    heads = await self._run(self._read_heads)
+                for head in heads:
                     if self._checkpoints.get(head.stream, (0, 0.0))[0] != head.index:
                         self._log_checkpoint(head)
-        await asyncio.to_thread(self._database.close)
+        await asyncio.to_thread(self._database.close, _CLOSE_SECONDS)
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -181,14 +174,11 @@ class TrailStore:
                 self.replacement = replaced.detail
                 self._log(replaced)
         self.fault = None
-        self._failing_since = None
         self._last_success = time.monotonic()
         return done
 
     def _failed(self, error: StoreError) -> None:
         self.fault = str(error)
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
 
     def _log_checkpoint(self, head: Head) -> None:
         self._checkpoints[head.stream] = (head.index, time.monotonic())
@@ -196,7 +186,7 @@ class TrailStore:
             Checkpoint(
                 time=time.time(),
                 database=self._database_id,
-                checked_stream=head.stream,
+                checked_stream=EventStream(head.stream),
                 last_index=head.index,
                 last_hash=head.hash.hex(),
                 key_id=head.key_id or None,
@@ -221,7 +211,7 @@ class TrailStore:
         records: dict[Stream, list[Record]] = {}
         for number, event in enumerate(events, 1):
             if event.id not in self._stored:
-                records.setdefault(cast("Stream", event.stream.value), []).append(to_record(event))
+                records.setdefault(event.stream.value, []).append(to_record(event))
             if number % _CONVERTED == 0:
                 time.sleep(0)
 
@@ -319,6 +309,18 @@ class TrailStore:
             lambda connection: append(connection, "changes", [to_record(replaced)], self._keys)
         )
         self._replaced = replaced
+
+
+def unusable_check(fault: str, *, blocked: bool) -> Check:
+    """Return the check of a database that cannot be used. `blocked`: no identity is accepted meanwhile."""
+    effect = "no identity is accepted" if blocked else "events are only in the log"
+    return Check(
+        "audit",
+        State.FAILING if blocked else State.WARNING,
+        f"{fault}: {effect}",
+        "Check that the database responds and can be written, and that the disk is not full; or set "
+        "SHIM_AUDIT_DATABASE_URL to another one.",
+    )
 
 
 def _remove_stored(connection: Connection, records: Mapping[Stream, list[Record]]) -> None:

@@ -457,16 +457,12 @@ async def test_a_trail_in_a_folder_that_is_missing_is_reported(tmp_path: Path) -
     await store.close()
 
 
-async def test_in_closed_mode_ten_seconds_without_a_write_are_a_failing_check(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_check_fails_if_no_identity_is_accepted_without_the_trail(file: Path) -> None:
     store = sqlite_store(file.parent / "none" / "audit.db")
     with pytest.raises(StoreError):
         await store.write([Stopped(time=1.0, trigger="SIGTERM", uptime_seconds=1.0)])
-    assert store.check(closed=True).state is State.WARNING
-    monkeypatch.setattr(module, "UNAVAILABLE_SECONDS", 0.0)
-    check = store.check(closed=True)
+    assert store.check().state is State.WARNING
+    check = store.check(blocked=True)
     assert check.state is State.FAILING
     assert "no identity is accepted" in check.detail
-    assert store.check(closed=False).state is State.WARNING
     await store.close()
