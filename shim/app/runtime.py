@@ -38,8 +38,9 @@ from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
 from shim.audit.sinks.log import LogSink, configure_log
 from shim.audit.trail import Trail
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
+from shim.control.keys import ControlKey
 from shim.control.metrics import build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
 from shim.health import Check
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from shim.store.database import Database
 
 EMPTY_WATCH_SECONDS = 60.0
+KEY_RETRY_SECONDS = 1.0
 OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the JWKS client
 
 
@@ -133,6 +135,7 @@ class Runtime:
             self.trail.record,
         )
         self._channel_secret = secrets.token_urlsafe(32)
+        self._control_key = ControlKey()
         self._started_at = time.monotonic()
         self._stop_trigger = "stopped"
         self._data: _DataServer
@@ -187,7 +190,7 @@ class Runtime:
         host, port = channel.getsockname()
         self.plane.connect_control(
             UpstreamAddress(host, port),
-            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode(),
+            channel_lines(self._channel_secret),
             MAX_CONNECTIONS,
         )
         self._bound_addresses = (
@@ -251,6 +254,8 @@ class Runtime:
         tasks = [asyncio.create_task(self._serve_control())]
         if self.accounts is None:
             tasks.append(asyncio.create_task(self.empty_server.run(EMPTY_WATCH_SECONDS)))
+        else:
+            tasks.append(asyncio.create_task(self._read_control_key(self.accounts)))
         self._log_started()
         # All current objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
@@ -291,6 +296,7 @@ class Runtime:
             channel_secret=self._channel_secret,
             token=None if token is None else token.get_secret_value(),
             hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
+            key=self._control_key,
         )
         metrics = build_registry(
             self.counters, version=shim.__version__, events_dropped=self.trail.dropped
@@ -307,6 +313,19 @@ class Runtime:
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
+
+    async def _read_control_key(self, accounts: AccountParts) -> None:
+        """Read the key of the control plane's sessions, once the database is open."""
+        from shim.store.control_key import read_or_create_key  # noqa: PLC0415 - see `_build_database`
+        from shim.store.errors import StoreError  # noqa: PLC0415
+
+        while True:
+            if accounts.service.store_fault is None:
+                with contextlib.suppress(StoreError):
+                    key = await accounts.service.bindings.database.write_async(read_or_create_key)
+                    self._control_key.replace(key)
+                    return
+            await asyncio.sleep(KEY_RETRY_SECONDS)
 
     def _log_started(self) -> None:
         self._reloader.log_configuration(self._limit_note)

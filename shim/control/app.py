@@ -1,7 +1,7 @@
-"""The control plane's application: `/healthz`, `/readyz`, `/metrics`, `/api/reload`.
+"""The control plane's application: health, metrics, signing in, and the API.
 
-Every route except `/healthz` is in the guarded router, so that a new route is closed by default. Every
-response except the metrics is JSON.
+Every route except `/healthz` and `POST /sign-in` is in the guarded router, so that a new route is closed by
+default.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shim.control.access import Access
 from shim.control.reload import add_reload_route
+from shim.control.sign_in import sign_in_routes
 from shim.health import HealthSource, is_ready
 from shim.settings.reload import ReloadResult
+
+# No request has a longer body: forms and small JSON documents.
+MAX_BODY: Final = 65536
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -51,10 +55,12 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(_open_routes(access))
+    app.include_router(sign_in_routes(access))
     guarded = _guarded_routes(health, metrics, access)
     add_reload_route(guarded, access, reload)
     app.include_router(guarded)
     _add_error_handlers(app)
+    app.add_middleware(BodyLimit)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -90,6 +96,26 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
         return Response(encode(metrics), media_type=media_type)
 
     return router
+
+
+class BodyLimit:
+    """Middleware that rejects a request with a body of more than `MAX_BODY` bytes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise HTTPException(413, f"the body has more than {MAX_BODY} bytes")
+            return message
+
+        await self._app(scope, receive_limited, send)
 
 
 class SecurityHeaders:

@@ -1,7 +1,4 @@
-"""`POST /api/reload` of the control plane: reload the settings.
-
-For the operator: only on the control plane's own listener, and not from a browser.
-"""
+"""`POST /api/reload` of the control plane: reload the settings."""
 
 from __future__ import annotations
 
@@ -9,10 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
-from shim.control.access import Access, Caller
+from shim.control.access import Access
 from shim.settings.reload import ReloadResult
 
 
@@ -20,14 +15,9 @@ def add_reload_route(
     router: APIRouter, access: Access, reload: Callable[[], Awaitable[ReloadResult]]
 ) -> None:
     """Add the route to `router`, which has to be the guarded one. `reload` reads the settings again."""
-    authorize = Depends(access.authorize)
 
-    @router.post("/api/reload")
-    async def apply_settings(request: Request, caller: Caller = authorize) -> Response:
-        if caller.user is not None:
-            raise HTTPException(404)
-        if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
-            raise HTTPException(403, "a browser must not call this")
+    @router.post("/api/reload", dependencies=[Depends(access.authorize_reload)])
+    async def apply_settings() -> Response:
         outcome = await reload()
         if outcome.faults:
             return JSONResponse({"faults": list(outcome.faults)}, status_code=409)

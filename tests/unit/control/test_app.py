@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import SECURITY_HEADERS, create_app
 from shim.control.metrics import build_registry
 from shim.health import Check, State
@@ -149,7 +149,12 @@ async def test_another_host_is_rejected_everywhere(path: str) -> None:
 
 async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
     app = app_of(token=TOKEN)
-    headers = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", "Host": "music.example"}
+    headers = {
+        CHANNEL_HEADER: SECRET,
+        USER_HEADER: "ada",
+        ADMIN_HEADER: "1",
+        "Host": "music.example",
+    }
 
     assert (await ask(app, "/readyz", headers=headers)).status_code == 200
     response = await ask(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from shim.control.access import CHANNEL_HEADER, USER_HEADER
+from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER
 from shim.settings.reload import ReloadResult
 from tests.unit.control.test_app import SECRET, TOKEN, app_of, ask
 
@@ -51,10 +51,16 @@ async def test_nobody_else_may_ask_for_it() -> None:
         (405, TOKEN, "127.0.0.1", "GET", BEARER),
         # A page in a browser, also one that is open on this machine.
         (403, None, "127.0.0.1", "POST", {"Origin": "http://127.0.0.1:4535"}),
-        (403, TOKEN, "127.0.0.1", "POST", {**BEARER, "Origin": "null"}),
         (403, None, "127.0.0.1", "POST", {"Sec-Fetch-Site": "same-origin"}),
-        # What users reach through the edge.
+        # Users through the edge: no administrator, and one without a CSRF token.
         (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: SECRET, USER_HEADER: "boss"}),
+        (
+            403,
+            None,
+            "127.0.0.1",
+            "POST",
+            {CHANNEL_HEADER: SECRET, USER_HEADER: "boss", ADMIN_HEADER: "1"},
+        ),
         (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: "guessed", USER_HEADER: "boss"}),
     ):
         response = await ask(
