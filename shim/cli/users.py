@@ -16,6 +16,7 @@ from shim.audit.sinks.log import LogSink, configure_log
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
+from shim.cli.operator import command_operator
 from shim.cli.terminal import cell, console, print_json, print_table, safe, short_uid
 from shim.trust.names import normalize_name
 
@@ -224,7 +225,7 @@ def _run(work: Callable[[Operations], Awaitable[T]]) -> T:
         trail = Trail((LogSink(writer),))
         trail.start()
         try:
-            async with operations(settings, trail.record) as opened:
+            async with operations(settings, trail.record, command_operator()) as opened:
                 return await work(opened)
         finally:
             await trail.close()

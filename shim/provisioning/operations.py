@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
-from shim.audit.events import Event
+from shim.audit.events import Event, Operator
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
@@ -27,6 +27,7 @@ from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings
 from shim.store.database import Database
 from shim.store.errors import StoreError
+from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
 # The number of attempts while the running shim changes the binding at the same time.
@@ -86,21 +87,27 @@ class Hold:
 
 
 class Operations:
-    """The operations on an opened store. `users` is None if Navidrome could not be reached;
-    `unavailable_reason` is the reason. `tests_passwords`: `rows` tests new accounts for an empty password."""
+    """The operations on an opened store, done by `operator`. `users` is None if Navidrome could not be
+    reached; `unavailable_reason` is the reason. `tests_passwords`: `rows` tests new accounts for an empty
+    password."""
 
     def __init__(
         self,
         service: ProvisioningService,
         users: tuple[User, ...] | None,
         unavailable_reason: str,
+        operator: Operator,
         *,
         tests_passwords: bool = True,
     ) -> None:
         self._service = service
+        self._operator = operator
         self._users = users
         self._tests_passwords = tests_passwords
         self.unavailable_reason = unavailable_reason
+
+    def _context(self, identity: Identity | None = None) -> AuditContext:
+        return AuditContext("admin_action", identity, operator=self._operator)
 
     async def rows(self) -> list[AccountRow]:
         """Return every account of the server, and every binding, by name."""
@@ -148,7 +155,7 @@ class Operations:
         user = await service.api.user(navidrome_id)
         if user is None:
             return
-        audit_context = AuditContext("command", binding.identity)
+        audit_context = self._context(binding.identity)
         record, _ = await self._target_state(binding, user)
         after = await service.writer.change(user, record, audit_context, holder=binding)
         await service.writer.set_libraries(binding.identity, after, audit_context, holder=binding)
@@ -252,7 +259,7 @@ class Operations:
                 user = await self._service.api.user(account.id)
                 if user is None:
                     raise OperationError(f"{name} was deleted in Navidrome meanwhile")
-                await self._service.lifecycle.lock(user, AuditContext("command"))
+                await self._service.lifecycle.lock(user, self._context())
         # The running shim refreshes this often: after this wait, it accepts no token of the account.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
@@ -262,7 +269,7 @@ class Operations:
         release, bindings = self._service.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
-                return await release(binding, AuditContext("command", binding.identity))
+                return await release(binding, self._context(binding.identity))
             except Outdated:
                 await bindings.load()
                 found = bindings.by_account(binding.navidrome_id)
@@ -390,9 +397,10 @@ class Operations:
 
 @asynccontextmanager
 async def operations(
-    settings: Settings, record: Callable[[Event], None]
+    settings: Settings, record: Callable[[Event], None], operator: Operator
 ) -> AsyncIterator[Operations]:
-    """Return the operations for these settings. Raises `StoreError` if the store can't be opened."""
+    """Return the operations for these settings, for a command. Raises `StoreError` if the store can't be
+    opened."""
     database = Database(settings.database_url.get_secret_value())
     service = build_service(settings, record, database)
     if database.file is not None and not database.file.exists():
@@ -415,19 +423,19 @@ async def operations(
         except NavidromeError as error:
             unavailable_reason = str(error)
         service.directory.replace(users or ())
-        yield Operations(service, users, unavailable_reason)
+        yield Operations(service, users, unavailable_reason, operator)
     finally:
         await service.api.close()
         await asyncio.to_thread(database.close)
 
 
-def running_operations(service: ProvisioningService) -> Operations:
+def running_operations(service: ProvisioningService, operator: Operator) -> Operations:
     """Return the operations on the running shim's own service."""
     fault = service.fault
     if fault is None:
-        return Operations(service, service.directory.all(), "", tests_passwords=False)
+        return Operations(service, service.directory.all(), "", operator, tests_passwords=False)
     reason = f"{fault.detail}. {fault.remedy}" if fault.remedy else fault.detail
-    return Operations(service, None, reason, tests_passwords=False)
+    return Operations(service, None, reason, operator, tests_passwords=False)
 
 
 @contextmanager

@@ -21,10 +21,10 @@ BELOW = {
     "trust": {"http1"},
     "proxy": {"http1", "trust"},
     "navidrome": {"settings", "trust"},
-    "audit": {"proxy", "trust"},
+    "audit": {"health", "proxy", "store", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
-    "control": {"health", "proxy", "settings", "trust"},
+    "control": {"audit", "health", "provisioning", "proxy", "settings", "store", "trust"},
     "app": {
         "audit",
         "control",
