@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -29,7 +30,7 @@ from shim.store.engine import (
     OpenConnections,
     build_engine,
 )
-from shim.store.errors import StoreError, StoreReplaced, UnusableTables
+from shim.store.errors import StoreCorrupt, StoreError, StoreReplaced, UnusableTables
 from shim.store.schema import CHANGE_COUNTERS, HEAD, METADATA, VERSION
 
 T = TypeVar("T")
@@ -46,8 +47,9 @@ class Tables:
 
     `head` is the current version. `version` returns that of a database, None without tables. `create` makes
     the tables of `head` unless they are there, `upgrade` updates earlier ones; both run in a write
-    transaction, and raise `UnusableTables`. `missing_right` returns what the role lacks to do so. `setting` has
-    the URL, `if_replaced` says what happens if the file was replaced. `schema` and `lock`: see `build_engine`.
+    transaction, and raise `UnusableTables`. `missing_right` returns what the role lacks to do so. `setting`
+    has the URL, `if_replaced` says what happens if the file was replaced. For `schema` and `lock` see
+    `build_engine`.
     """
 
     head: str
@@ -157,6 +159,11 @@ class Database:
             self._engine.dispose()
         return accepted
 
+    def forget_file(self) -> None:
+        """Close the connections, so that `open` takes the file that is there then."""
+        self._engine.dispose()
+        self._file_id = None
+
     def _prepare_file(self) -> None:
         """Create the file, readable only by its owner. SQLite gives its other files the same mode. Raises
         `StoreError`."""
@@ -206,17 +213,17 @@ class Database:
 
     async def open_async(self) -> None:
         """Run `open` in the thread."""
-        await self._in_thread(self.open)
+        await self.run_async(self.open)
 
     async def read_async(self, work: Callable[[Connection], T]) -> T:
         """Run `read` in the thread."""
-        return await self._in_thread(lambda: self.read(work))
+        return await self.run_async(lambda: self.read(work))
 
     async def write_async(self, work: Callable[[Connection], T]) -> T:
         """Run `write` in the thread. A transaction that has begun continues if the caller is cancelled or
         times out."""
         try:
-            return await self._in_thread(lambda: self.write(work))
+            return await self.run_async(lambda: self.write(work))
         except StoreError as error:
             self._write_fault = str(error)
             raise
@@ -240,7 +247,7 @@ class Database:
 
     async def reopened(self, accepts: Callable[[Connection], bool]) -> bool:
         """Run `reopen` in the thread."""
-        return await self._in_thread(lambda: self.reopen(accepts))
+        return await self.run_async(lambda: self.reopen(accepts))
 
     def _current_file_id(self) -> tuple[int, int] | None:
         """Return device and inode of the file, None without a file."""
@@ -260,7 +267,9 @@ class Database:
             f"{self._tables.if_replaced}"
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def run_async(self, work: Callable[[], T]) -> T:
+        """Run any work in the thread, after what was begun before, and return its result. Raises `StoreError`
+        if it does not end in time; it then continues."""
         try:
             under_way = self._thread.submit(work)
         except RuntimeError:
@@ -310,7 +319,13 @@ def _translate_errors(display_url: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         original = getattr(error, "orig", None) or error
         lines = str(original).splitlines() or [type(original).__name__]
-        raise StoreError(f"{display_url}: {lines[0]}") from None
+        kind = StoreCorrupt if _is_corrupt(original) else StoreError
+        raise kind(f"{display_url}: {lines[0]}") from None
+
+
+def _is_corrupt(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _missing_right(connection: Connection) -> str | None:

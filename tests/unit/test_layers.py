@@ -21,7 +21,7 @@ BELOW = {
     "trust": {"http1"},
     "proxy": {"http1", "trust"},
     "navidrome": {"settings", "trust"},
-    "audit": {"health", "proxy", "store", "trust"},
+    "audit": {"health", "proxy", "settings", "store", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
     "control": {"audit", "health", "provisioning", "proxy", "settings", "store", "trust"},

@@ -86,6 +86,14 @@ FIELDS: dict[str, Field] = {
     "binding_count": Field("number of linked accounts"),
     "sink": Field("log or store that lost events"),
     "dropped": Field("number of events that were lost"),
+    # the stored trail
+    "chain": Field("number of the chain of hashes; only once it is stored"),
+    "database": Field("id of the audit database"),
+    "checked_stream": Field("stream of the trail that the event is about"),
+    "key_id": Field("id of the key of the hashes; absent without a key"),
+    "first_index": Field("index of the first row"),
+    "last_index": Field("index of the last row"),
+    "last_hash": Field("hash of the last row, in hexadecimal"),
     # text
     "target": Field("what the action was applied to: an account, a name or a device"),
     "account": Field("name of the Navidrome account"),

@@ -6,7 +6,6 @@ The caller's transaction has the writers' lock, so what is read here stays true 
 from __future__ import annotations
 
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from shim.audit.events import to_record
+from shim.audit.events.storage import ChainStarted
 from shim.audit.store.chain import GENESIS, Keys, row_hash
 from shim.audit.store.schema import (
     HOUR,
@@ -27,7 +28,6 @@ from shim.audit.store.schema import (
     canonical,
     column_values,
     escaped,
-    iso_time,
     row_size,
 )
 
@@ -49,7 +49,9 @@ class Head:
 
 
 @dataclass(slots=True)
-class _State:
+class StreamState:
+    """Where a stream begins and ends, as `audit_streams` has it."""
+
     first_index: int = 1
     first_previous_hash: bytes = GENESIS
     last_index: int = 0
@@ -62,7 +64,7 @@ class _State:
 def append(connection: Connection, stream: Stream, records: Iterable[Record], keys: Keys) -> Head:
     """Append records to a stream, in order, and return its new head. A new chain is begun if the signing key
     changed. The records get their `index` and `chain`."""
-    state = _read_state(connection, stream)
+    state = read_state(connection, stream)
     is_new = state.chain == 0
     chained = list(records)
     if is_new or state.key_id != keys.signing:
@@ -89,7 +91,7 @@ def append(connection: Connection, stream: Stream, records: Iterable[Record], ke
             }
         )
     connection.execute(insert(TABLES[stream]), rows)
-    _write_state(connection, stream, state, is_new=is_new)
+    write_state(connection, stream, state, is_new=is_new)
     _count(connection, stream, rows)
     _count_values(connection, chained, rows)
     return Head(stream, state.chain, state.key_id, state.last_index, state.last_hash)
@@ -97,17 +99,18 @@ def append(connection: Connection, stream: Stream, records: Iterable[Record], ke
 
 def read_head(connection: Connection, stream: Stream) -> Head | None:
     """Return the head of a stream, None if it never had a row."""
-    state = _read_state(connection, stream)
+    state = read_state(connection, stream)
     if state.chain == 0:
         return None
     return Head(stream, state.chain, state.key_id, state.last_index, state.last_hash)
 
 
-def _read_state(connection: Connection, stream: Stream) -> _State:
+def read_state(connection: Connection, stream: Stream) -> StreamState:
+    """Return the state of a stream, that of an empty one if it never had a row."""
     row = connection.execute(select(STREAM_STATES).where(STREAM_STATES.c.stream == stream)).first()
     if row is None:
-        return _State()
-    return _State(
+        return StreamState()
+    return StreamState(
         int(row.first_index),
         bytes(row.first_previous_hash),
         int(row.last_index),
@@ -118,7 +121,10 @@ def _read_state(connection: Connection, stream: Stream) -> _State:
     )
 
 
-def _write_state(connection: Connection, stream: Stream, state: _State, *, is_new: bool) -> None:
+def write_state(
+    connection: Connection, stream: Stream, state: StreamState, *, is_new: bool = False
+) -> None:
+    """Store the state of a stream."""
     values = {
         "first_index": state.first_index,
         "first_previous_hash": state.first_previous_hash,
@@ -234,28 +240,16 @@ def _upsert(
     )
 
 
-def _chain_started(stream: Stream, state: _State, keys: Keys, records: list[Record]) -> Record:
-    """Return the record that begins a chain, with the time of the first of these records. It cites the head
-    of the chain before."""
-    return own_record(
-        "audit_chain_started",
-        stream,
-        records[0]["time"] if records else iso_time(round(time.time() * 1_000_000)),
-        key_id=keys.signing,
-        previous_index=state.last_index,
-        previous_hash=state.last_hash.hex(),
+def _chain_started(stream: Stream, state: StreamState, keys: Keys, records: list[Record]) -> Record:
+    """Return the record that begins a chain and cites the head of the one before, with the time of the first
+    of these records."""
+    started = to_record(
+        ChainStarted(
+            time=time.time(),
+            last_index=state.last_index,
+            last_hash=state.last_hash.hex(),
+            key_id=keys.signing or None,
+        )
     )
-
-
-def own_record(kind: str, stream: Stream, time: str, **fields: Any) -> Record:
-    """Return a record of the trail itself."""
-    return {
-        "schema": 1,
-        "id": str(uuid.uuid4()),
-        "time": time,
-        "instance": "",
-        "kind": kind,
-        "severity": "info",
-        "stream": stream,
-        **fields,
-    }
+    when = records[0]["time"] if records else started["time"]
+    return {**started, "stream": stream, "time": when}

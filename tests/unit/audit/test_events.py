@@ -224,7 +224,7 @@ def test_every_kind_has_a_stream_and_described_fields(kind: type[Event]) -> None
 
 
 def test_every_described_field_is_used() -> None:
-    in_every_record = {"kind", "severity", "schema", "index", "instance", "stream"}
+    in_every_record = {"kind", "severity", "schema", "index", "instance", "stream", "chain"}
     used = {name for kind in kinds() for name in field_types(kind)}
 
     assert used | in_every_record == set(FIELDS)
