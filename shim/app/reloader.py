@@ -37,6 +37,7 @@ class ConfigReloader:
         record: Callable[[Event], None],
     ) -> None:
         self._settings = settings
+        self._pending_restart: tuple[str, ...] = ()
         self._load_settings = load_settings
         self._plane = plane
         self._policy_updater = policy_updater
@@ -44,6 +45,16 @@ class ConfigReloader:
         self._record = record
         self._reload_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[ReloadResult]] = set()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def pending_restart(self) -> tuple[str, ...]:
+        """The names of the settings whose new value waits for a restart, as of the last reload."""
+        return self._pending_restart
 
     def start_reload(self) -> None:
         """Start `reload` as a task, for callers that cannot wait for it."""
@@ -103,6 +114,7 @@ class ConfigReloader:
         ) is not None:
             return ReloadResult(faults=(fault,))
         self._settings = merged_settings.settings
+        self._pending_restart = merged_settings.outcome.pending_restart
         self._plane.apply_options(replace(self._plane.options, tls=tls))
         if self._accounts is not None:
             self._accounts.enforce(merged_settings.settings)

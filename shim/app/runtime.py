@@ -33,16 +33,20 @@ from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
 from shim.app.sockets import bind, raise_descriptor_limit
 from shim.app.tls import build_listener_tls
-from shim.audit.events import Started, Stopped
+from shim.audit.admin_actions import AdminActions
+from shim.audit.events import Operator, Started, Stopped
 from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
+from shim.audit.performing import Performed, perform
 from shim.audit.sinks.log import LogSink, configure_log
 from shim.audit.trail import Trail
 from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
+from shim.control.explain import ExplainedRequest, explain
 from shim.control.keys import ControlKey
 from shim.control.metrics import build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
+from shim.control.services import ControlServices
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.navidrome.transport import upstream_tls
@@ -56,6 +60,9 @@ from shim.settings import Endpoint, Settings
 from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
+    from shim.audit.store.reader import TrailReader
+    from shim.control.live import LiveTrail
+    from shim.provisioning.administration import AccountAdministration
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
 
@@ -100,6 +107,8 @@ class Runtime:
         self._log_writer = LineWriter(sys.stdout.fileno())
         configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
         self.trail = Trail((LogSink(self._log_writer),))
+        self.admin_actions = AdminActions(None, self.trail.record)
+        self._trail_reader = _build_trail_reader(settings)
         observer = TrailObserver(
             self.trail, str(settings.upstream), logs_access=settings.access_log
         )
@@ -136,6 +145,7 @@ class Runtime:
         )
         self._channel_secret = secrets.token_urlsafe(32)
         self._control_key = ControlKey()
+        self._live: LiveTrail | None = None
         self._started_at = time.monotonic()
         self._stop_trigger = "stopped"
         self._data: _DataServer
@@ -162,6 +172,21 @@ class Runtime:
         if not self._data.started:
             return ReloadResult(faults=("the shim is still starting, or stopping",))
         return await self._reloader.reload()
+
+    async def reload_as(self, operator: Operator) -> Performed[ReloadResult]:
+        """Reload the settings for this person, and record it."""
+        return await perform(
+            self.admin_actions,
+            operator,
+            "reload",
+            self.reload,
+            changes=lambda outcome: outcome.changed,
+            failure=lambda outcome: "; ".join(outcome.faults) or None,
+        )
+
+    async def explain(self, request: ExplainedRequest) -> dict[str, object]:
+        """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
+        return await explain(request, self._reloader.settings, self.plane.decisions.policy)
 
     def serve(self) -> None:
         """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""
@@ -245,6 +270,10 @@ class Runtime:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         self.trail.start()
+        if self._trail_reader is not None:
+            from shim.control.live import LiveTrail  # noqa: PLC0415
+
+            self._live = LiveTrail(self._trail_reader)
         await self.policy_updater.start()
         self.plane.start(asyncio.get_running_loop())
         if self.accounts is not None:
@@ -275,6 +304,8 @@ class Runtime:
                 # Close the database after all components that use it.
                 remaining = max(0.0, store_deadline - time.monotonic())
                 await asyncio.to_thread(self._database.close, remaining)
+            if self._live is not None:
+                self._live.close()
             self._control.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.empty_server.close()
@@ -288,6 +319,8 @@ class Runtime:
                 )
             )
             await self.trail.close()
+            if self._trail_reader is not None:
+                await asyncio.to_thread(self._trail_reader.close)
 
     async def _serve_control(self) -> None:
         settings = self.settings
@@ -301,7 +334,18 @@ class Runtime:
         metrics = build_registry(
             self.counters, version=shim.__version__, events_dropped=self.trail.dropped
         )
-        app = create_app(health=self, metrics=metrics, access=access, reload=self.reload)
+        services = ControlServices(
+            health=self,
+            metrics=metrics,
+            settings=lambda: self._reloader.settings,
+            pending_restart=lambda: self._reloader.pending_restart,
+            reload=self.reload_as,
+            explain=self.explain,
+            accounts=self._administration(),
+            trail=self._trail_reader,
+            live=self._live,
+        )
+        app = create_app(services, access)
         config = uvicorn.Config(
             app,
             http=ControlProtocol,
@@ -313,6 +357,17 @@ class Runtime:
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
+
+    def _administration(self) -> AccountAdministration | None:
+        if self.accounts is None:
+            return None
+        from shim.provisioning.administration import AccountAdministration  # noqa: PLC0415
+        from shim.provisioning.operations import running_operations  # noqa: PLC0415
+
+        service = self.accounts.service
+        return AccountAdministration(
+            lambda operator: running_operations(service, operator), self.admin_actions
+        )
 
     async def _read_control_key(self, accounts: AccountParts) -> None:
         """Read the key of the control plane's sessions, once the database is open."""
@@ -339,6 +394,17 @@ class Runtime:
                 process=os.getpid(),
             )
         )
+
+
+def _build_trail_reader(settings: Settings) -> TrailReader | None:
+    """Return a reader of the stored trail, None if the trail is in the log only; its code is then not
+    loaded. Raises `StoreError` if the database driver is missing."""
+    url = settings.audit_database_url
+    if url is not None and url.get_secret_value() == "none":
+        return None
+    from shim.audit.store.factory import build_reader  # noqa: PLC0415
+
+    return build_reader(settings)
 
 
 def _build_database(settings: Settings) -> Database | None:

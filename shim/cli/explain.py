@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from shim.app.explain import ExplainedRequest, InvalidRequest
-from shim.app.explain import explain as explain_request
 from shim.app.factories import build_policy, jwks_config
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
 from shim.cli.terminal import cell, print_json, print_table
+from shim.control.explain import ExplainedRequest, InvalidRequest
+from shim.control.explain import explain as explain_request
 from shim.monitors.dns import DnsMonitor
 from shim.monitors.jwks import JwksMonitor
 from shim.settings import Settings

@@ -161,12 +161,16 @@ class Access:
             )
         if not _is_local(request):
             raise HTTPException(403, "without SHIM_CONTROL_TOKEN only this machine has access")
-        subject = "local" if _is_browser(request) else ""
+        subject = "loopback" if _is_browser(request) else ""
         return Caller("loopback", client=client, may_write=False, csrf_subject=subject)
 
     def csrf_token(self, caller: Caller) -> str:
         """Return a CSRF token for the pages of this client, empty if it needs none."""
         return self._csrf.issue(caller.csrf_subject) if caller.csrf_subject else ""
+
+    def check_not_foreign(self, request: Request) -> None:
+        """Check that no page of another site made the browser send the request. Raises 403."""
+        _check_not_foreign(request)
 
     async def check_csrf(self, request: Request, caller: Caller) -> None:
         """Check the CSRF token of a write, in the header or in the form's field. Raises 403."""

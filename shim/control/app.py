@@ -1,5 +1,7 @@
 """The control plane's application: health, metrics, signing in, and the API.
 
+The code of accounts and of the trail is loaded only with them.
+
 Every route except `/healthz` and `POST /sign-in` is in the guarded router, so that a new route is closed by
 default.
 """
@@ -20,11 +22,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import shim
+from shim.audit.admin_actions import NotStored
 from shim.control.access import Access
-from shim.control.reload import add_reload_route
+from shim.control.api import add_openapi_route, api_routes
+from shim.control.services import ControlServices
 from shim.control.sign_in import sign_in_routes
 from shim.health import HealthSource, is_ready
-from shim.settings.reload import ReloadResult
 
 # No request has a longer body: forms and small JSON documents.
 MAX_BODY: Final = 65536
@@ -38,17 +42,11 @@ SECURITY_HEADERS: Final = {
 }
 
 
-def create_app(
-    *,
-    health: HealthSource,
-    metrics: CollectorRegistry,
-    access: Access,
-    reload: Callable[[], Awaitable[ReloadResult]],
-) -> FastAPI:
-    """Return the application for the control plane's listener and for the private channel. `reload` reads
-    the settings again."""
+def create_app(services: ControlServices, access: Access) -> FastAPI:
+    """Return the application for the control plane's listener and for the private channel."""
     app = FastAPI(
         title="navidrome-shim",
+        version=shim.__version__,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -56,10 +54,21 @@ def create_app(
     )
     app.include_router(_open_routes(access))
     app.include_router(sign_in_routes(access))
-    guarded = _guarded_routes(health, metrics, access)
-    add_reload_route(guarded, access, reload)
+    guarded = _guarded_routes(services.health, services.metrics, access)
+    guarded.include_router(api_routes(access, services))
+    if services.accounts is not None:
+        from shim.control.accounts_api import account_routes  # noqa: PLC0415
+
+        guarded.include_router(account_routes(access, services.accounts))
+    if services.trail is not None and services.live is not None:
+        from shim.control.audit_api import audit_routes  # noqa: PLC0415
+
+        guarded.include_router(audit_routes(access, services.trail, services.live))
+    add_openapi_route(app, guarded)
     app.include_router(guarded)
     _add_error_handlers(app)
+    if services.accounts is not None or services.trail is not None:
+        _add_store_error_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(SecurityHeaders)
     return app
@@ -143,12 +152,44 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(_request: Request, fault: RequestValidationError) -> Response:
         wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
-        return _error(422, "; ".join(wrong))
+        return _error(400, "; ".join(wrong))
+
+    @app.exception_handler(NotStored)
+    async def on_not_stored(_request: Request, fault: NotStored) -> Response:
+        return _error(503, str(fault))
 
     @app.exception_handler(Exception)
     async def on_error(_request: Request, _fault: Exception) -> Response:
         # Created outside the middleware, because the middleware may have failed.
         return _error(500, "internal error, see the log", SECURITY_HEADERS)
+
+
+def _add_store_error_handlers(app: FastAPI) -> None:
+    """Add the errors of accounts and of the trail."""
+    from shim.audit.store.filters import FilterError  # noqa: PLC0415 - loads the database code
+    from shim.audit.store.reader import CursorError, QueryTooSlow  # noqa: PLC0415
+    from shim.navidrome.errors import NavidromeError  # noqa: PLC0415
+    from shim.provisioning.operations import OperationError, UnknownAccount  # noqa: PLC0415
+    from shim.store.errors import StoreError  # noqa: PLC0415
+
+    statuses: dict[type[Exception], int] = {
+        FilterError: 400,
+        CursorError: 400,
+        UnknownAccount: 404,
+        OperationError: 409,
+        QueryTooSlow: 503,
+        StoreError: 503,
+        NavidromeError: 503,
+    }
+
+    def handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def on_fault(_request: Request, fault: Exception) -> Response:
+            return _error(status, str(fault))
+
+        return on_fault
+
+    for kind, status in statuses.items():
+        app.add_exception_handler(kind, handler(status))
 
 
 def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:

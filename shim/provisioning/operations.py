@@ -75,6 +75,9 @@ class Change:
     old: str
     new: str
 
+    def __str__(self) -> str:
+        return f"{self.account}: {self.field}: {self.old} → {self.new}"
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:

@@ -13,11 +13,16 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from shim.audit.events import Operator
+from shim.audit.performing import Performed
 from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import SECURITY_HEADERS, create_app
+from shim.control.explain import ExplainedRequest
 from shim.control.metrics import build_registry
+from shim.control.services import ControlServices
 from shim.health import Check, State
 from shim.proxy.counters import Counters
+from shim.settings import load
 from shim.settings.reload import ReloadResult
 
 SECRET = "s" * 43
@@ -45,18 +50,28 @@ async def no_reload() -> ReloadResult:
     raise AssertionError("nobody asked for a reload")
 
 
+async def explain_nothing(_request: ExplainedRequest) -> dict[str, object]:
+    return {"verdict": "anonymous"}
+
+
 def app_of(
     health: Health | None = None,
     *,
     token: str | None = None,
     reload: Callable[[], Awaitable[ReloadResult]] = no_reload,
 ) -> FastAPI:
-    return create_app(
+    async def reload_as(_operator: Operator) -> Performed[ReloadResult]:
+        return Performed(await reload())
+
+    services = ControlServices(
         health=health or Health(FINE),
         metrics=build_registry(Counters(), version="9.9.9"),
-        access=Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]),
-        reload=reload,
+        settings=lambda: load({}),
+        pending_restart=tuple,
+        reload=reload_as,
+        explain=explain_nothing,
     )
+    return create_app(services, Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]))
 
 
 async def ask(
