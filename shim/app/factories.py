@@ -35,12 +35,13 @@ def build_policy(
     suspended: bool = False,
     keys: tuple[Key, ...] = (),
     user_header: UserHeaderState | None = None,
+    audit_available: bool = True,
 ) -> Policy:
     """Build the policy for these settings.
 
     `resolved`: the addresses of the host names in the list of trusted peers. `suspended`: trust no
     identity. `keys`: the keys of the provider's key set. `user_header`: whether Navidrome obeys the user
-    header; None means that it does.
+    header; None means that it does. `audit_available`: events can be stored, or need not be.
     """
     proof = settings.public_path_proof
     return Policy(
@@ -64,6 +65,7 @@ def build_policy(
         local_login=settings.local_login,
         suspended=suspended,
         user_header_obeyed=user_header is None or user_header.obeyed is not False,
+        audit_available=audit_available,
         max_fields=settings.max_headers,
     )
 

@@ -38,7 +38,7 @@ from shim.audit.events import Operator, Started, Stopped
 from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
 from shim.audit.performing import Performed, perform
-from shim.audit.sinks.log import LogSink, configure_log
+from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
 from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
@@ -60,7 +60,9 @@ from shim.settings import Endpoint, Settings
 from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
+    from shim.app.audit_keeper import AuditKeeper
     from shim.audit.store.reader import TrailReader
+    from shim.audit.store.writer import TrailStore
     from shim.control.live import LiveTrail
     from shim.provisioning.administration import AccountAdministration
     from shim.provisioning.factory import AccountParts
@@ -106,8 +108,10 @@ class Runtime:
         self.counters = Counters()
         self._log_writer = LineWriter(sys.stdout.fileno())
         configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
-        self.trail = Trail((LogSink(self._log_writer),))
-        self.admin_actions = AdminActions(None, self.trail.record)
+        store = _build_trail_store(settings)
+        log = LogSink(self._log_writer)
+        self.trail = Trail((log,) if store is None else (log, store))
+        self.admin_actions = AdminActions(store, self.trail.record)
         self._trail_reader = _build_trail_reader(settings)
         observer = TrailObserver(
             self.trail, str(settings.upstream), logs_access=settings.access_log
@@ -135,6 +139,7 @@ class Runtime:
             tls,
         )
         self.empty_server = EmptyServerMonitor(settings, tls)
+        self._audit = self._build_audit_keeper(store)
         self._reloader = ConfigReloader(
             settings,
             load_settings,
@@ -163,9 +168,23 @@ class Runtime:
     def checks(self) -> tuple[Check, ...]:
         """Return the state of all components for `/readyz`."""
         checks = self.policy_updater.checks()
+        if self._audit is not None:
+            checks = (*checks, self._audit.check())
         if self.accounts is None:
             return (*checks, self.empty_server.check())
         return (*checks, *self.accounts.checks())
+
+    def _build_audit_keeper(self, store: TrailStore | None) -> AuditKeeper | None:
+        if store is None:
+            return None
+        from shim.app.audit_keeper import AuditKeeper  # noqa: PLC0415
+
+        return AuditKeeper(self.settings, store, self.trail.record, self._set_audit_available)
+
+    def _set_audit_available(self, available: bool) -> None:
+        self.policy_updater.set_audit_available(available)
+        if self.accounts is not None:
+            self.accounts.service.suspend(not available)
 
     async def reload(self) -> ReloadResult:
         """Reload the settings, as `ConfigReloader.reload` does."""
@@ -248,6 +267,9 @@ class Runtime:
     def _stop(self, trigger: str) -> None:
         if self._data.should_exit:
             self._abort_clients()
+        if self._live is not None:
+            # Its responses never end by themselves.
+            self._live.close()
         self._stop_trigger = trigger
         self._data.should_exit = True
 
@@ -269,6 +291,8 @@ class Runtime:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
+        if self._audit is not None:
+            await self._audit.start()
         self.trail.start()
         if self._trail_reader is not None:
             from shim.control.live import LiveTrail  # noqa: PLC0415
@@ -304,6 +328,8 @@ class Runtime:
                 # Close the database after all components that use it.
                 remaining = max(0.0, store_deadline - time.monotonic())
                 await asyncio.to_thread(self._database.close, remaining)
+            if self._audit is not None:
+                await self._audit.stop()
             if self._live is not None:
                 self._live.close()
             self._control.should_exit = True
@@ -321,6 +347,8 @@ class Runtime:
             await self.trail.close()
             if self._trail_reader is not None:
                 await asyncio.to_thread(self._trail_reader.close)
+            if self._audit is not None:
+                await self._audit.store.close()
 
     async def _serve_control(self) -> None:
         settings = self.settings
@@ -405,6 +433,19 @@ def _build_trail_reader(settings: Settings) -> TrailReader | None:
     from shim.audit.store.factory import build_reader  # noqa: PLC0415
 
     return build_reader(settings)
+
+
+def _build_trail_store(settings: Settings) -> TrailStore | None:
+    """Return the stored audit trail.
+
+    Returns None if the trail is in the log only; its code is then not loaded. Raises `StoreError` if the
+    database driver is missing."""
+    url = settings.audit_database_url
+    if url is not None and url.get_secret_value() == "none":
+        return None
+    from shim.audit.store.factory import build_store  # noqa: PLC0415
+
+    return build_store(settings, log=log_event, replaces=True)
 
 
 def _build_database(settings: Settings) -> Database | None:

@@ -246,6 +246,11 @@ def _result(
         public = Reason.USER_HEADER_MISMATCH if public is protected else public
         protected = Reason.USER_HEADER_MISMATCH
         without_requirement = outcome(protected, PathClass.PROTECTED)
+    if authenticated and not policy.audit_available:
+        detail = "the audit trail cannot be written"
+        public = Reason.AUDIT_UNAVAILABLE if public is not Reason.PUBLIC_PATH else public
+        protected, internal = Reason.AUDIT_UNAVAILABLE, Reason.NOT_FOUND
+        without_requirement = outcome(protected, PathClass.PROTECTED)
     user_line = b""
     if identity is not None:
         user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())

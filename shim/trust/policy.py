@@ -54,6 +54,7 @@ class Policy:
     `suspended`: no identity is trusted for now, since Navidrome's base path differs.
     `user_header_obeyed`: false while Navidrome is known not to obey the user header: identities are
     rejected, and `names` has the allow-list of headers for this state.
+    `audit_available`: false while events cannot be stored and must be: identities are rejected.
     `max_fields`: maximum number of header lines of one request.
     """
 
@@ -76,6 +77,7 @@ class Policy:
     local_login: bool = False
     suspended: bool = False
     user_header_obeyed: bool = True
+    audit_available: bool = True
     max_fields: int = 100
 
     def trusts(self, peer: Peer) -> bool:

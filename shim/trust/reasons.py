@@ -341,6 +341,13 @@ class Reason(StrEnum):
         503,
         "Navidrome does not obey SHIM_REVERSE_PROXY_USER_HEADER, so no identity is trusted",
     )
+    # rejected, while the audit trail cannot be written
+    AUDIT_UNAVAILABLE = (
+        "audit_unavailable",
+        Verdict.REJECTED,
+        503,
+        "the audit trail cannot be written, and with SHIM_AUDIT_FAIL_MODE=closed no identity is trusted",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -756,4 +756,4 @@ def _merge_key(stored: StoredEvent) -> tuple[str, str]:
 
 def _stored(stream: Stream, row: Row[Any]) -> StoredEvent:
     record: Record = json.loads(row.data)
-    return StoredEvent(stream, row.index, row.chain, record, bytes(row.hash).hex(), row.key_id)
+    return StoredEvent(stream, int(row[0]), row.chain, record, bytes(row.hash).hex(), row.key_id)
