@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
+from shim.audit.events.field_table import FIELDS
 from shim.audit.sanitize import escape
 from shim.audit.store.reader import StoredEvent
 
@@ -63,8 +64,10 @@ def csv_line(stored: StoredEvent) -> str:
 
 
 def record_of(stored: StoredEvent) -> dict[str, Any]:
-    """Return the event's record with its place in the trail."""
-    return {**stored.record, "stream": stored.stream, "index": stored.index}
+    """Return the event's record with its place in the trail, in the order of `FIELDS`."""
+    record = {**stored.record, "stream": stored.stream, "index": stored.index}
+    known = {name: record.pop(name) for name in FIELDS if name in record}
+    return {**known, **record}
 
 
 def _cell(value: object) -> str:
