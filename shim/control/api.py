@@ -47,7 +47,19 @@ def operator_of(caller: Caller, origin: Origin = "api") -> Operator:
 def api_routes(access: Access, services: ControlServices) -> APIRouter:
     """Return the routes, for the guarded router."""
     router = APIRouter(prefix="/api")
-    may_reload = Depends(access.authorize_reload)
+    may_read, may_reload = Depends(access.authorize), Depends(access.authorize_reload)
+
+    @router.get("/session", summary="Who you are, and the CSRF token for your writes")
+    async def session(caller: Caller = may_read) -> Response:
+        return JSONResponse(
+            {
+                "actor": caller.actor,
+                "uid": caller.uid,
+                "may_write": caller.may_write,
+                "may_reload": caller.may_reload,
+                "csrf_token": access.csrf_token(caller) or None,
+            }
+        )
 
     @router.post("/reload", summary="Read the settings again")
     async def reload(caller: Caller = may_reload) -> Response:

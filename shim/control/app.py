@@ -31,7 +31,7 @@ from shim.control.sign_in import sign_in_routes
 from shim.health import HealthSource, is_ready
 
 # No request has a longer body: forms and small JSON documents.
-MAX_BODY: Final = 65536
+MAX_BODY: Final = 32768
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -77,7 +77,8 @@ def create_app(services: ControlServices, access: Access) -> FastAPI:
 def _open_routes(access: Access) -> APIRouter:
     router = APIRouter(dependencies=[Depends(access.check_host)])
 
-    @router.api_route("/healthz", methods=["GET", "HEAD"])
+    @router.head("/healthz", include_in_schema=False)
+    @router.get("/healthz", summary="Whether the process runs")
     async def healthz() -> Response:
         return Response("ok\n", media_type="text/plain")
 
@@ -87,7 +88,8 @@ def _open_routes(access: Access) -> APIRouter:
 def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Access) -> APIRouter:
     router = APIRouter(dependencies=[Depends(access.authorize)])
 
-    @router.api_route("/readyz", methods=["GET", "HEAD"])
+    @router.head("/readyz", include_in_schema=False)
+    @router.get("/readyz", summary="The state of each part, with its remedy")
     async def readyz() -> Response:
         checks = health.checks()
         ready = is_ready(checks)
@@ -97,7 +99,7 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
         }
         return JSONResponse({"ready": ready, "checks": found}, status_code=200 if ready else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", summary="Metrics for Prometheus")
     def read_metrics(
         request: Request,
     ) -> Response:  # not a coroutine: runs in a thread, because it reads /proc
