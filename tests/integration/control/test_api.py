@@ -116,7 +116,7 @@ def test_a_body_that_is_none_is_rejected_with_a_sentence(scene: Scene, body: byt
 
 
 def test_explain_says_what_the_command_says(scene: Scene) -> None:
-    request = {
+    request: dict[str, Any] = {
         "peer": "127.0.0.2",
         "path": "/app/",
         "headers": ["X-authentik-username: ada", "X-authentik-uid: uid-of-ada"],
@@ -311,6 +311,19 @@ def test_a_stream_has_new_events_and_continues_where_it_ended(scene: Scene) -> N
 
 def _until_data(lines: Any) -> list[str]:
     return [next(line for line in lines if line.startswith("data: "))]
+
+
+def test_an_administrator_follows_the_trail_through_the_edge(scene: Scene) -> None:
+    with (
+        scene.edge("boss", "admins") as boss,
+        boss.stream("GET", "/_shim/api/audit/stream?kind=admin_action") as response,
+    ):
+        lines = response.iter_lines()
+        assert any(line.startswith("id: ") for line in lines)
+        with scene.operator() as operator:
+            operator.post("/api/reload")
+        (event,) = [json.loads(line[6:]) for line in _until_data(lines)]
+    assert event["action"] == "reload"
 
 
 def test_a_stream_from_nonsense_is_rejected(scene: Scene) -> None:
