@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import IntegrityError
 
 from shim.audit.events import Event, to_record
 from shim.audit.events import Stream as EventStream
@@ -255,6 +256,11 @@ class TrailStore:
     def _write_once(self, work: Callable[[Connection], T]) -> T:
         try:
             done = self._database.write(work)
+        except IntegrityError:
+            raise StoreError(
+                f"{self.display_url}: the next row exists already, so the database was altered: see what "
+                "`navidrome-shim audit verify` finds, and move the database away"
+            ) from None
         except StoreError:
             # After a lost connection it is not known whether the commit arrived.
             self._uncertain = True
