@@ -34,7 +34,7 @@ from shim.app.reloader import ConfigReloader
 from shim.app.sockets import bind, raise_descriptor_limit
 from shim.app.tls import build_listener_tls
 from shim.audit.admin_actions import AdminActions
-from shim.audit.events import Started, Stopped
+from shim.audit.events import Operator, Started, Stopped
 from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
 from shim.audit.sinks.log import LogSink, configure_log, log_event
@@ -175,11 +175,11 @@ class Runtime:
         if self.accounts is not None:
             self.accounts.service.suspend(not available)
 
-    async def reload(self) -> ReloadResult:
+    async def reload(self, operator: Operator) -> ReloadResult:
         """Reload the settings, as `ConfigReloader.reload` does."""
         if not self._data.started:
             return ReloadResult(faults=("the shim is still starting, or stopping",))
-        return await self._reloader.reload()
+        return await self._reloader.reload(operator)
 
     def serve(self) -> None:
         """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""

@@ -24,7 +24,7 @@ BELOW = {
     "audit": {"health", "proxy", "settings", "store", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
-    "control": {"health", "proxy", "settings", "trust"},
+    "control": {"audit", "health", "proxy", "settings", "trust"},
     "app": {
         "audit",
         "control",
