@@ -86,6 +86,8 @@ class Event:
     kind: ClassVar[str]
     stream: ClassVar[Stream]
     stored: ClassVar[bool] = True
+    # Events of the trail itself are in the stream that they are about.
+    in_both_streams: ClassVar[bool] = False
 
     time: float
     id: str = field(default_factory=new_id, compare=False)

@@ -28,6 +28,7 @@ from shim.audit.trail import Trail
 from shim.health import State
 from shim.store.errors import StoreError
 from tests.support.audit_samples import request_decision
+from tests.support.event_schema import faults
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.trail_records import KEYS
 
@@ -281,6 +282,20 @@ async def test_old_and_too_many_rows_are_removed_with_an_event_for_each_cut(
     assert await store.apply_retention({"requests": Limits(since=since)}) == 0
     assert await store.apply_retention({"requests": Limits(max_size=4000)}) > 5
     assert len(stored(store_url)) < 6
+
+
+async def test_stored_records_follow_the_schema_of_events(make: Make, store_url: str) -> None:
+    store = make()
+    await store.write([*(request_decision() for _ in range(9)), up(), action()])
+    await store.apply_retention({"requests": Limits(max_size=1), "changes": Limits(max_size=1)})
+    await store.write([*(request_decision() for _ in range(9)), up()])
+    await make(build_keys(["another-key-another-key"])).write([request_decision(), up()])
+    reader = TrailReader(store_url)
+    records = [each.record for each in reader.iterate(Filters())]
+    reader.close()
+    kinds = {(record["stream"], record["kind"]) for record in records}
+    assert {("requests", "audit_rows_removed"), ("requests", "audit_chain_started")} <= kinds
+    assert [fault for record in records for fault in faults(record)] == []
 
 
 async def test_the_size_limit_of_requests_removes_no_changes(make: Make, store_url: str) -> None:
