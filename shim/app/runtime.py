@@ -186,11 +186,11 @@ class Runtime:
         if self.accounts is not None:
             self.accounts.service.suspend(not available)
 
-    async def reload(self) -> ReloadResult:
+    async def reload(self, operator: Operator) -> ReloadResult:
         """Reload the settings, as `ConfigReloader.reload` does."""
         if not self._data.started:
             return ReloadResult(faults=("the shim is still starting, or stopping",))
-        return await self._reloader.reload()
+        return await self._reloader.reload(operator)
 
     async def reload_as(self, operator: Operator) -> Performed[ReloadResult]:
         """Reload the settings for this person, and record it."""
@@ -198,8 +198,8 @@ class Runtime:
             self.admin_actions,
             operator,
             "reload",
-            self.reload,
-            changes=lambda outcome: outcome.changed,
+            lambda: self.reload(operator),
+            changes=lambda outcome: outcome.changes,
             failure=lambda outcome: "; ".join(outcome.faults) or None,
         )
 

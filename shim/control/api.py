@@ -20,6 +20,7 @@ from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.services import ControlServices
 from shim.settings import warnings
 from shim.settings.effective import effective_settings
+from shim.settings.reload import COMMAND_HEADER
 from shim.settings.summary import summary
 
 
@@ -41,7 +42,7 @@ class ExplainBody(Body):
 
 def operator_of(caller: Caller, origin: Origin = "api") -> Operator:
     """Return who does an administrative action, for the trail."""
-    return Operator(caller.actor, origin, caller.client or None)
+    return Operator(caller.actor, origin, client=caller.client or None)
 
 
 def api_routes(access: Access, services: ControlServices) -> APIRouter:
@@ -62,8 +63,10 @@ def api_routes(access: Access, services: ControlServices) -> APIRouter:
         )
 
     @router.post("/reload", summary="Read the settings again")
-    async def reload(caller: Caller = may_reload) -> Response:
-        done = await services.reload(operator_of(caller))
+    async def reload(request: Request, caller: Caller = may_reload) -> Response:
+        # The header proves nothing, so the actor is the one whom the token or the address shows.
+        origin: Origin = "command" if COMMAND_HEADER in request.headers else "api"
+        done = await services.reload(operator_of(caller, origin))
         outcome, note = done.value, {} if done.note is None else {"note": done.note}
         if outcome.faults:
             return JSONResponse({"faults": list(outcome.faults), **note}, 409)

@@ -46,7 +46,7 @@ class Unwell(Health):
         raise RuntimeError("a secret of the inside")
 
 
-async def no_reload() -> ReloadResult:
+async def no_reload(_: Operator) -> ReloadResult:
     raise AssertionError("nobody asked for a reload")
 
 
@@ -58,10 +58,10 @@ def app_of(
     health: Health | None = None,
     *,
     token: str | None = None,
-    reload: Callable[[], Awaitable[ReloadResult]] = no_reload,
+    reload: Callable[[Operator], Awaitable[ReloadResult]] = no_reload,
 ) -> FastAPI:
-    async def reload_as(_operator: Operator) -> Performed[ReloadResult]:
-        return Performed(await reload())
+    async def reload_as(operator: Operator) -> Performed[ReloadResult]:
+        return Performed(await reload(operator))
 
     services = ControlServices(
         health=health or Health(FINE),
