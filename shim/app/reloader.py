@@ -19,8 +19,6 @@ from shim.settings.summary import summary
 if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts  # importing it loads the database code
 
-_SIGNAL = Operator("signal", "signal")
-
 
 class ConfigReloader:
     """Reload the settings at run time.
@@ -46,7 +44,6 @@ class ConfigReloader:
         self._accounts = accounts
         self._record = record
         self._reload_lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[ReloadResult]] = set()
 
     @property
     def settings(self) -> Settings:
@@ -57,12 +54,6 @@ class ConfigReloader:
     def pending_restart(self) -> tuple[str, ...]:
         """The names of the settings whose new value waits for a restart, as of the last reload."""
         return self._pending_restart
-
-    def start_reload(self) -> None:
-        """Start `reload` as a task, for the signal handler, which cannot wait for it."""
-        task = asyncio.get_running_loop().create_task(self.reload(_SIGNAL))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def reload(self, operator: Operator) -> ReloadResult:
         """Read the settings again and apply them between two requests, for `operator`.

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
 
+_SIGNAL = Operator("signal", "signal")
 EMPTY_WATCH_SECONDS = 60.0
 KEY_RETRY_SECONDS = 1.0
 OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the JWKS client
@@ -153,6 +154,7 @@ class Runtime:
         self._live: LiveTrail | None = None
         self._started_at = time.monotonic()
         self._stop_trigger = "stopped"
+        self._reloads: set[asyncio.Task[Performed[ReloadResult]]] = set()
         self._data: _DataServer
         self._control: _Server
 
@@ -186,22 +188,27 @@ class Runtime:
         if self.accounts is not None:
             self.accounts.service.suspend(not available)
 
-    async def reload(self, operator: Operator) -> ReloadResult:
-        """Reload the settings, as `ConfigReloader.reload` does."""
-        if not self._data.started:
-            return ReloadResult(faults=("the shim is still starting, or stopping",))
-        return await self._reloader.reload(operator)
+    async def reload(self, operator: Operator) -> Performed[ReloadResult]:
+        """Reload the settings for this person, as `ConfigReloader.reload` does, and record it."""
 
-    async def reload_as(self, operator: Operator) -> Performed[ReloadResult]:
-        """Reload the settings for this person, and record it."""
+        async def work() -> ReloadResult:
+            if not self._data.started:
+                return ReloadResult(faults=("the shim is still starting, or stopping",))
+            return await self._reloader.reload(operator)
+
         return await perform(
             self.admin_actions,
             operator,
             "reload",
-            lambda: self.reload(operator),
+            work,
             changes=lambda outcome: outcome.changes,
             failure=lambda outcome: "; ".join(outcome.faults) or None,
         )
+
+    def _start_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self.reload(_SIGNAL))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
     async def explain(self, request: ExplainedRequest) -> dict[str, object]:
         """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
@@ -259,7 +266,7 @@ class Runtime:
         end_process_on_memory_error(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._reloader.start_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._start_reload)
         await self._data.serve(sockets=[data])
         if not self._data.started:
             raise RuntimeError("the shim did not start; the log says why")
@@ -367,7 +374,7 @@ class Runtime:
             metrics=metrics,
             settings=lambda: self._reloader.settings,
             pending_restart=lambda: self._reloader.pending_restart,
-            reload=self.reload_as,
+            reload=self.reload,
             explain=self.explain,
             accounts=self._administration(),
             trail=self._trail_reader,

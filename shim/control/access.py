@@ -52,7 +52,7 @@ def channel_lines(secret: str) -> bytes:
 class Caller:
     """The client of one request, and its rights.
 
-    `actor`: who it is, for the audit trail: `console:NAME`, `token`, or `local` (this machine, without a
+    `actor`: who it is, for the audit trail: `console:NAME`, `token`, or `loopback` (this machine, without a
     token). `user` and `uid`: the authenticated person on the private channel, None on the listener. `client`:
     the client's address.
     `is_admin`: may use the console and the API. `may_write`: may change something. `may_reload`: may reload
@@ -161,8 +161,8 @@ class Access:
             )
         if not _is_local(request):
             raise HTTPException(403, "without SHIM_CONTROL_TOKEN only this machine has access")
-        subject = "local" if _is_browser(request) else ""
-        return Caller("local", client=client, may_write=False, csrf_subject=subject)
+        subject = "loopback" if _is_browser(request) else ""
+        return Caller("loopback", client=client, may_write=False, csrf_subject=subject)
 
     def csrf_token(self, caller: Caller) -> str:
         """Return a CSRF token for the pages of this client, empty if it needs none."""

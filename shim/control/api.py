@@ -64,7 +64,6 @@ def api_routes(access: Access, services: ControlServices) -> APIRouter:
 
     @router.post("/reload", summary="Read the settings again")
     async def reload(request: Request, caller: Caller = may_reload) -> Response:
-        # The header proves nothing, so the actor is the one whom the token or the address shows.
         origin: Origin = "command" if COMMAND_HEADER in request.headers else "api"
         done = await services.reload(operator_of(caller, origin))
         outcome, note = done.value, {} if done.note is None else {"note": done.note}

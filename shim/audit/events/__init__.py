@@ -57,16 +57,6 @@ class Stream(StrEnum):
     CHANGES = "changes"
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """The person who does an administrative action. The fields are those of `AdminAction`."""
-
-    actor: str
-    origin: Origin
-    peer: str | None = None
-    client: str | None = None
-
-
 def new_id() -> str:
     """Return a UUIDv7 (RFC 9562 §5.7). The ids of one process sort by time, to a quarter of a microsecond."""
     now = time.time_ns()

@@ -103,7 +103,7 @@ def test_the_session_says_who_somebody_is(scene: Scene, open_scene: Scene) -> No
     with open_scene.client() as local:
         said = local.get("/api/session").json()
     assert said == {
-        "actor": "local",
+        "actor": "loopback",
         "uid": None,
         "may_write": False,
         "may_reload": True,

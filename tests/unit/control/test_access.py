@@ -27,7 +27,7 @@ SECRET = "s" * 43
 TOKEN = "t" * 32
 LOOPBACK = ("127.0.0.1", 50_000)
 STRANGER = ("192.0.2.7", 50_000)
-LOCAL = Caller("local", client="127.0.0.1", may_write=False)
+LOCAL = Caller("loopback", client="127.0.0.1", may_write=False)
 
 
 def request(
@@ -100,7 +100,7 @@ CLOSED = closed()
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])
 def test_without_a_token_this_machine_may_read_and_reload(client: str) -> None:
     asked = request(client=(client, 1))
-    assert OPEN.identify(asked) == Caller("local", client=client, may_write=False)
+    assert OPEN.identify(asked) == Caller("loopback", client=client, may_write=False)
     assert reload_status(OPEN, post(client=(client, 1))) == 200
     assert write_status(OPEN, post(client=(client, 1))) == 403
 
@@ -112,7 +112,7 @@ def test_without_a_token_nobody_else_is(client: str) -> None:
 
 def test_a_unix_socket_is_this_machine() -> None:
     asked = request(client=None, server=("/run/control.sock", None), host="localhost")
-    assert OPEN.identify(asked) == Caller("local", client="@", may_write=False)
+    assert OPEN.identify(asked) == Caller("loopback", client="@", may_write=False)
 
 
 def test_a_peer_that_is_gone_is_not_taken_for_a_unix_socket() -> None:
@@ -450,5 +450,5 @@ def test_another_sites_page_may_neither_write_nor_read(header: tuple[str, str]) 
 
 def test_a_link_on_another_site_opens_a_page_and_writes_nothing() -> None:
     link = (("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"))
-    assert OPEN.identify(request(*link)).actor == "local"
+    assert OPEN.identify(request(*link)).actor == "loopback"
     assert reload_status(OPEN, post(*link)) == 403

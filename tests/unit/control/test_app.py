@@ -46,7 +46,7 @@ class Unwell(Health):
         raise RuntimeError("a secret of the inside")
 
 
-async def no_reload(_: Operator) -> ReloadResult:
+async def no_reload(_operator: Operator) -> Performed[ReloadResult]:
     raise AssertionError("nobody asked for a reload")
 
 
@@ -58,17 +58,14 @@ def app_of(
     health: Health | None = None,
     *,
     token: str | None = None,
-    reload: Callable[[Operator], Awaitable[ReloadResult]] = no_reload,
+    reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]] = no_reload,
 ) -> FastAPI:
-    async def reload_as(operator: Operator) -> Performed[ReloadResult]:
-        return Performed(await reload(operator))
-
     services = ControlServices(
         health=health or Health(FINE),
         metrics=build_registry(Counters(), version="9.9.9"),
         settings=lambda: load({}),
         pending_restart=tuple,
-        reload=reload_as,
+        reload=reload,
         explain=explain_nothing,
     )
     return create_app(services, Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]))
