@@ -43,6 +43,7 @@ class AuditKeeper:
         self._closed_mode = settings.audit_fail_mode == "closed"
         self._unavailable_since: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._prover: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the trail, and begin to maintain it. If it cannot be opened, and has to be, no identity is
@@ -61,30 +62,36 @@ class AuditKeeper:
 
     async def stop(self) -> None:
         """Stop the maintenance. The trail closes the store."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *([] if self._prover is None else [self._prover])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def check(self) -> Check:
         """Return the state of the trail for `/readyz`."""
-        return self.store.check(closed=self._closed_mode)
+        blocked = self._closed_mode and self._unavailable_since is not None
+        return self.store.check(blocked=blocked)
+
+    async def _prove(self) -> None:
+        with suppress(StoreError):  # the store knows it
+            await self.store.prove_writable()
 
     async def _watch_forever(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            await self._watch()
+            self._watch()
 
-    async def _watch(self) -> None:
+    def _watch(self) -> None:
         store = self.store
         failing = store.fault is not None
         # Without events nothing else would notice that writes fail, or that they work again.
         if (failing or self._closed_mode) and store.idle_for >= _PROVE_SECONDS:
-            try:
-                await store.prove_writable()
-            except StoreError as error:
-                if store.unavailable_for >= UNAVAILABLE_SECONDS:
-                    self._became_unavailable(str(error))
-        if store.fault is None and self._unavailable_since is not None:
+            if self._prover is None or self._prover.done():
+                self._prover = asyncio.create_task(self._prove())
+            if store.idle_for >= UNAVAILABLE_SECONDS:
+                fault = store.fault or f"{store.display_url}: the database does not respond"
+                self._became_unavailable(fault)
+        elif not failing and self._unavailable_since is not None:
             seconds = time.monotonic() - self._unavailable_since
             self._unavailable_since = None
             self._record(TrailAvailable(time=time.time(), down_seconds=round(seconds, 3)))

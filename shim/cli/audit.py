@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -189,6 +190,60 @@ def report(
         print_json(_report_as_json(found))
     else:
         _show_report(found)
+
+
+@audit.command()
+def verify(
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare with the checkpoints in this file, the shim's log as JSON lines; - for stdin.",
+            allow_dash=True,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify that the trail was not altered. Names the first row that was, and exits with 1.
+
+    The checkpoints in a log outside of the database also show if the newest rows were removed, or the whole
+    trail was replaced.
+    """
+    from shim.audit.store.factory import trail_keys  # noqa: PLC0415
+
+    with _opened() as (reader, settings):
+        try:
+            with _lines_of(checkpoints) as lines:
+                found = reader.verify(trail_keys(settings), lines)
+        except OSError as error:
+            print_error(f"navidrome-shim: {checkpoints}: {error.strerror}")
+            raise typer.Exit(1) from None
+    if as_json:
+        print_json({"ok": found.ok, "streams": [asdict(each) for each in found.streams],
+                    "notes": list(found.notes)})  # fmt: skip
+    else:
+        for each in found.streams:
+            compared = f", {each.checkpoints} checkpoints compared" if checkpoints else ""
+            if each.problem is None:
+                typer.echo(f"{each.stream}: {each.rows} rows verified{compared}")
+            else:
+                sentence = f"{each.stream}: {each.problem.fault}: {each.problem.detail}"
+                print_error(f"{sentence} ({each.rows} rows before it are verified)")
+        for note in found.notes:
+            print_error(note)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _lines_of(path: Path | None) -> Iterator[Iterable[str] | None]:
+    """Return the lines of a log, None without one. Raises OSError."""
+    if path is None:
+        yield None
+    elif str(path) == "-":
+        yield sys.stdin
+    else:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            yield file
 
 
 @audit.command()

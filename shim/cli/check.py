@@ -63,6 +63,7 @@ async def _probe(
         *_certificate(settings),
         *readiness_checks(settings, dns.states, upstream, user_header, jwks),
         *await _accounts(settings),
+        *_trail(settings),
     )
     accounts: tuple[AccountOutcome, ...] = ()
     if settings.provisioning:
@@ -117,6 +118,13 @@ async def _accounts(settings: Settings) -> tuple[Check, ...]:
     from shim.provisioning.preview import check_accounts  # noqa: PLC0415
 
     return await check_accounts(settings)
+
+
+def _trail(settings: Settings) -> tuple[Check, ...]:
+    # Import late, as above.
+    from shim.audit.store.factory import check_trail  # noqa: PLC0415
+
+    return (check_trail(settings),)
 
 
 def _as_json(

@@ -42,7 +42,7 @@ class ExplainBody(Body):
 
 def operator_of(caller: Caller, origin: Origin = "api") -> Operator:
     """Return who does an administrative action, for the trail."""
-    return Operator(caller.actor, origin, caller.client or None)
+    return Operator(caller.actor, origin, client=caller.client or None)
 
 
 def api_routes(access: Access, services: ControlServices) -> APIRouter:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,7 +58,7 @@ class LiveTrail:
         filters: Filters,
         position: Position | None,
         is_allowed: Callable[[], bool] = lambda: True,
-    ) -> AsyncIterator[Batch]:
+    ) -> AsyncGenerator[Batch, None]:
         """Yield the events that match, from `position` or from now on, and at least every
         `HEARTBEAT_SECONDS` an empty batch. Ends at once if there are too many viewers, after `VIEW_SECONDS`,
         and when `is_allowed` returns False. Raises what the reader raises."""
@@ -65,14 +66,15 @@ class LiveTrail:
             return
         self._viewers += 1
         try:
-            async for batch in self._follow(filters, position, is_allowed):
-                yield batch
+            async with aclosing(self._follow(filters, position, is_allowed)) as batches:
+                async for batch in batches:
+                    yield batch
         finally:
             self._viewers -= 1
 
     async def _follow(
         self, filters: Filters, position: Position | None, is_allowed: Callable[[], bool]
-    ) -> AsyncIterator[Batch]:
+    ) -> AsyncGenerator[Batch, None]:
         latest = time.monotonic() + VIEW_SECONDS
         position = await self._current_end() if position is None else position
         yield Batch((), position)
@@ -81,6 +83,7 @@ class LiveTrail:
             position = _within(position, await self._current_end())
             events, after = await self._reader.in_thread(partial(_read_after, position, filters))
             moved, position = after != position, after
+            self._end = _later(self._end, position)
             if events or time.monotonic() >= heartbeat_at:
                 if not is_allowed():
                     return
@@ -113,6 +116,13 @@ def _read_after(
     position: Position, filters: Filters, reader: TrailReader
 ) -> tuple[tuple[StoredEvent, ...], Position]:
     return reader.after(position, BATCH, filters)
+
+
+def _later(end: Position | None, position: Position) -> Position:
+    """Return the end of the trail, of which this position was read."""
+    if end is None:
+        return position
+    return Position(max(end.requests, position.requests), max(end.changes, position.changes))
 
 
 def _within(position: Position, end: Position) -> Position:

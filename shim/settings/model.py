@@ -106,10 +106,12 @@ class Settings(BaseSettings):
     tls_key: File = setting(None, "PEM file with the private key of SHIM_TLS_CERT.")
     control_listen: Listen = setting(
         DEFAULT_CONTROL_LISTEN,
-        "Address of the control plane (health, metrics, reload), in the form of SHIM_LISTEN.",
+        "Address of the control plane (health, metrics, API, console), in the form of SHIM_LISTEN.",
     )
     control_token: Annotated[SecretStr | None, reader(parsers.bearer_token)] = setting(
-        None, "Bearer token of the control plane; required if it listens beyond loopback."
+        None,
+        "Token of the control plane, for the API and for signing in to the console; required if it listens "
+        "beyond loopback. Without it this machine can read and reload.",
     )
 
     upstream: Annotated[Upstream, reader(endpoints.upstream)] = setting(

@@ -47,7 +47,8 @@ class Tables:
 
     `head` is the current version. `version` returns that of a database, None without tables. `create` makes
     the tables of `head` unless they are there, `upgrade` updates earlier ones; both run in a write
-    transaction, and raise `UnusableTables`. `missing_right` returns what the role lacks to do so. `setting`
+    transaction, and raise `UnusableTables`. `verify` raises it for a version without changing anything, as
+    far as it can be known. `missing_right` returns what the role lacks to do so. `setting`
     has the URL, `if_replaced` says what happens if the file was replaced. For `schema` and `lock` see
     `build_engine`.
     """
@@ -56,6 +57,7 @@ class Tables:
     version: Callable[[Connection], str | None]
     create: Callable[[Connection], None]
     upgrade: Callable[[Connection], None]
+    verify: Callable[[Connection, str | None], None]
     missing_right: Callable[[Connection], str | None]
     setting: str
     if_replaced: str
@@ -111,16 +113,22 @@ class Database:
         return Path(str(self._url.database))
 
     def check(self) -> None:
-        """Read from the store, and change nothing. Raises `StoreError`, also if `open` would have to create
-        tables without the right to do so."""
+        """Read from the store, and change nothing. Raises `StoreError`, also if `open` could not create or
+        update the tables."""
         error = self.read(self._migration_error)
         if error is not None:
             raise StoreError(f"{self.display_url}: {error}")
 
     def _migration_error(self, connection: Connection) -> str | None:
         """Return why the tables cannot be updated, as far as a read shows."""
-        current = self._tables.version(connection) == self._tables.head
-        if current or connection.dialect.name != "postgresql":
+        current = self._tables.version(connection)
+        if current == self._tables.head:
+            return None
+        try:
+            self._tables.verify(connection, current)
+        except UnusableTables as error:
+            return str(error)
+        if connection.dialect.name != "postgresql":
             return None
         return self._tables.missing_right(connection)
 
@@ -366,6 +374,9 @@ BINDING_TABLES = Tables(
     version=_version,
     create=_create_tables,
     upgrade=_upgrade,
+    verify=lambda _connection, _version: (
+        None
+    ),  # Alembic knows the versions, and is loaded to upgrade alone
     missing_right=_missing_right,
     setting="SHIM_DATABASE_URL",
     if_replaced=(

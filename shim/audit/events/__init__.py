@@ -76,6 +76,8 @@ class Event:
     kind: ClassVar[str]
     stream: ClassVar[Stream]
     stored: ClassVar[bool] = True
+    # Events of the trail itself are in the stream that they are about.
+    in_both_streams: ClassVar[bool] = False
 
     time: float
     id: str = field(default_factory=new_id, compare=False)
@@ -294,15 +296,6 @@ class ReloadRejected(Event):
     @property
     def severity(self) -> Severity:
         return Severity.ERROR
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """Who does an administrative action: `actor`, `origin` and `client` as in `AdminAction`."""
-
-    actor: str
-    origin: Origin
-    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,12 @@ from shim.audit.store.chain import Keys, build_keys
 from shim.audit.store.reader import TrailReader
 from shim.audit.store.retention import Limits, limits_of_days
 from shim.audit.store.schema import Stream
-from shim.audit.store.tables import default_url
-from shim.audit.store.writer import TrailStore
+from shim.audit.store.tables import SETTING, build_database, default_url
+from shim.audit.store.writer import TrailStore, unusable_check
+from shim.health import Check, State
 from shim.settings import Settings
+from shim.store.database import file_problem
+from shim.store.errors import StoreError
 
 
 def trail_url(settings: Settings) -> str | None:
@@ -44,6 +47,33 @@ def build_reader(settings: Settings) -> TrailReader | None:
     driver is missing."""
     url = trail_url(settings)
     return None if url is None else TrailReader(url)
+
+
+def check_trail(settings: Settings) -> Check:
+    """Return the state of the trail's database for `check`, without changing it."""
+    url = trail_url(settings)
+    if url is None:
+        return Check("audit", State.OK, "the log only (SHIM_AUDIT_DATABASE_URL is none)")
+    blocked = settings.audit_fail_mode == "closed"
+    try:
+        database = build_database(url)
+    except StoreError as error:
+        return unusable_check(str(error), blocked=blocked)
+    try:
+        file = database.file
+        if file is not None and (problem := file_problem(file, SETTING)) is not None:
+            return unusable_check(f"{database.display_url}: {problem}", blocked=blocked)
+        if file is None or file.exists():
+            database.check()
+    except StoreError as error:
+        return unusable_check(str(error), blocked=blocked)
+    finally:
+        database.close()
+    return Check("audit", State.OK, f"{database.display_url}{_note(settings)}")
+
+
+def _note(settings: Settings) -> str:
+    return "" if settings.audit_key else "; without SHIM_AUDIT_KEY, changes to it cannot be proven"
 
 
 def retention_limits(settings: Settings) -> dict[Stream, Limits]:

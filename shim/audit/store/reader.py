@@ -76,7 +76,9 @@ MAX_PAGE = 1000
 MAX_SEARCHED = 100_000
 QUERY_SECONDS = 2.0
 # Time after which a page returns what it has.
-_PAGE_SECONDS = 0.12
+_PAGE_SECONDS = 0.08
+# Time that a piece should take at most.
+_PIECE_SECONDS = 0.02
 _FIRST_PIECE = 500
 _LAST_PIECE = 20_000
 # Rows to count when two filters are compared.
@@ -556,8 +558,10 @@ class _Scan:
             self._high = edge_index - 1
         if row[1] < self._piece and not full:
             self._high = self._low - 1
-        elif time.monotonic() - start < _PAGE_SECONDS / 8:
+        elif time.monotonic() - start < _PIECE_SECONDS / 2:
             self._piece = min(self._piece * 2, _LAST_PIECE)
+        elif time.monotonic() - start > _PIECE_SECONDS:
+            self._piece = max(self._piece // 2, _FIRST_PIECE)
 
 
 Driver = Callable[[int, int, int, bool], FromClause]

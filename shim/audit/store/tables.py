@@ -46,14 +46,7 @@ def _create(connection: Connection) -> None:
         known = text("SELECT 1 FROM pg_namespace WHERE nspname = :name")
         if connection.execute(known, {"name": SCHEMA}).first() is None:
             connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-    others = inspect(connection).get_table_names(
-        schema=SCHEMA if connection.dialect.name == "postgresql" else None
-    )
-    if others:
-        raise UnusableTables(
-            f"it has tables of another program ({', '.join(others[:3])}): set {SETTING} to a database of "
-            "the trail's own"
-        )
+    _verify(connection, None)
     METADATA.create_all(connection, checkfirst=False)
     connection.execute(
         insert(META),
@@ -62,10 +55,23 @@ def _create(connection: Connection) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
-    raise UnusableTables(
-        f"the audit trail's tables have version {_version(connection)}, this shim knows {VERSION}: use the "
-        "shim that wrote them"
-    )
+    _verify(connection, _version(connection))
+
+
+def _verify(connection: Connection, version: str | None) -> None:
+    """Raise `UnusableTables` for tables of another program or version."""
+    if version is not None:
+        raise UnusableTables(
+            f"the audit trail's tables have version {version}, this shim knows {VERSION}: use the shim that "
+            "wrote them"
+        )
+    schema = SCHEMA if connection.dialect.name == "postgresql" else None
+    others = inspect(connection).get_table_names(schema=schema)
+    if others:
+        raise UnusableTables(
+            f"it has tables of another program ({', '.join(others[:3])}): set {SETTING} to a database of "
+            "the trail's own"
+        )
 
 
 def _missing_right(connection: Connection) -> str | None:
@@ -88,6 +94,7 @@ TRAIL_TABLES = Tables(
     version=_version,
     create=_create,
     upgrade=_upgrade,
+    verify=_verify,
     missing_right=_missing_right,
     setting=SETTING,
     if_replaced="so it is opened again.",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import IntegrityError
 
 from shim.audit.events import Event, to_record
 from shim.audit.events import Stream as EventStream
@@ -72,7 +73,6 @@ class TrailStore:
         self._stored: dict[str, None] = {}
         self._uncertain = False
         self._checkpoints: dict[Stream, tuple[int, float]] = {}
-        self._failing_since: float | None = None
         self._last_success = time.monotonic()
         self.fault: str | None = None
         self.replacement: str | None = None
@@ -81,13 +81,6 @@ class TrailStore:
     def display_url(self) -> str:
         """The URL without password and query."""
         return self._database.display_url
-
-    @property
-    def unavailable_for(self) -> float:
-        """Seconds since the last success, if the last attempt failed; else 0."""
-        if self._failing_since is None:
-            return 0.0
-        return time.monotonic() - self._failing_since
 
     @property
     def idle_for(self) -> float:
@@ -141,18 +134,11 @@ class TrailStore:
                 await asyncio.sleep(_RETENTION_PAUSE)
         return removed
 
-    def check(self, *, closed: bool = False) -> Check:
-        """Return the state for `/readyz`. `closed`: SHIM_AUDIT_FAIL_MODE is."""
-        if self.fault is not None:
-            failing = closed and self.unavailable_for >= UNAVAILABLE_SECONDS
-            effect = "no identity is accepted" if failing else "events are only in the log"
-            return Check(
-                "audit",
-                State.FAILING if failing else State.WARNING,
-                f"{self.fault}: {effect}",
-                "Check that the database responds and can be written, and that the disk is not full; or set "
-                "SHIM_AUDIT_DATABASE_URL to another one.",
-            )
+    def check(self, *, blocked: bool = False) -> Check:
+        """Return the state for `/readyz`. `blocked`: no identity is accepted meanwhile."""
+        if self.fault is not None or blocked:
+            fault = self.fault or f"{self.display_url}: the database does not respond"
+            return unusable_check(fault, blocked=blocked)
         if self.replacement is not None:
             return Check(
                 "audit",
@@ -189,14 +175,11 @@ class TrailStore:
                 self.replacement = replaced.detail
                 self._log(replaced)
         self.fault = None
-        self._failing_since = None
         self._last_success = time.monotonic()
         return done
 
     def _failed(self, error: StoreError) -> None:
         self.fault = str(error)
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
 
     def _log_checkpoint(self, head: Head) -> None:
         self._checkpoints[head.stream] = (head.index, time.monotonic())
@@ -273,6 +256,11 @@ class TrailStore:
     def _write_once(self, work: Callable[[Connection], T]) -> T:
         try:
             done = self._database.write(work)
+        except IntegrityError:
+            raise StoreError(
+                f"{self.display_url}: the next row exists already, so the database was altered: see what "
+                "`navidrome-shim audit verify` finds, and move the database away"
+            ) from None
         except StoreError:
             # After a lost connection it is not known whether the commit arrived.
             self._uncertain = True
@@ -327,6 +315,18 @@ class TrailStore:
             lambda connection: append(connection, "changes", [to_record(replaced)], self._keys)
         )
         self._replaced = replaced
+
+
+def unusable_check(fault: str, *, blocked: bool) -> Check:
+    """Return the check of a database that cannot be used. `blocked`: no identity is accepted meanwhile."""
+    effect = "no identity is accepted" if blocked else "events are only in the log"
+    return Check(
+        "audit",
+        State.FAILING if blocked else State.WARNING,
+        f"{fault}: {effect}",
+        "Check that the database responds and can be written, and that the disk is not full; or set "
+        "SHIM_AUDIT_DATABASE_URL to another one.",
+    )
 
 
 def _remove_stored(connection: Connection, records: Mapping[Stream, list[Record]]) -> None:

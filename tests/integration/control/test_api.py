@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -115,7 +116,7 @@ def test_a_body_that_is_none_is_rejected_with_a_sentence(scene: Scene, body: byt
 
 
 def test_explain_says_what_the_command_says(scene: Scene) -> None:
-    request = {
+    request: dict[str, Any] = {
         "peer": "127.0.0.2",
         "path": "/app/",
         "headers": ["X-authentik-username: ada", "X-authentik-uid: uid-of-ada"],
@@ -312,6 +313,19 @@ def _until_data(lines: Any) -> list[str]:
     return [next(line for line in lines if line.startswith("data: "))]
 
 
+def test_an_administrator_follows_the_trail_through_the_edge(scene: Scene) -> None:
+    with (
+        scene.edge("boss", "admins") as boss,
+        boss.stream("GET", "/_shim/api/audit/stream?kind=admin_action") as response,
+    ):
+        lines = response.iter_lines()
+        assert any(line.startswith("id: ") for line in lines)
+        with scene.operator() as operator:
+            operator.post("/api/reload")
+        (event,) = [json.loads(line[6:]) for line in _until_data(lines)]
+    assert event["action"] == "reload"
+
+
 def test_a_stream_from_nonsense_is_rejected(scene: Scene) -> None:
     with scene.operator() as operator:
         bad = operator.get("/api/audit/stream", headers={"Last-Event-ID": "nonsense"})
@@ -320,7 +334,7 @@ def test_a_stream_from_nonsense_is_rejected(scene: Scene) -> None:
 
 
 def test_a_shim_stops_although_sixteen_viewers_follow_and_no_more_are_admitted(
-    tmp_path: Any,
+    tmp_path: Path,
 ) -> None:
     with scene_of(tmp_path) as scene, scene.operator() as operator:
         streams = [operator.stream("GET", "/api/audit/stream") for _ in range(16)]
@@ -357,3 +371,41 @@ def test_the_openapi_document_names_every_route(scene: Scene) -> None:
     } <= document["paths"].keys()
     named = document["paths"]["/api/audit/events"]["get"]["parameters"]
     assert {"since", "kind", "text", "cursor", "format"} <= {each["name"] for each in named}
+
+
+# a trail that cannot be written
+
+
+def test_without_a_writable_trail_a_lock_is_carried_out_and_what_gives_a_right_is_refused(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/missing/audit.db"
+    with scene_of(tmp_path, AUDIT_DATABASE_URL=url) as scene, scene.operator() as operator:
+        scene.visit("ada")
+        for action in ("sync", "unlink", "unlock"):
+            refused = operator.post(f"/api/accounts/{action}", json={"account": "ada"})
+            assert refused.status_code == 503, action
+            assert "the audit trail can't be written" in refused.json()["detail"]
+        assert account(scene, "ada")["uid"] == "uid-of-ada"
+        done = operator.post("/api/accounts/lock", json={"account": "ada"})
+        assert done.status_code == 200
+        assert "only in the log" in done.json()["note"]
+        assert account(scene, "ada")["locked"]
+        reloaded = operator.post("/api/reload")
+        assert "only in the log" in reloaded.json()["note"]
+        logged = scene.shim.wait_for_line(kind="admin_action", action="users.lock")
+        assert logged["result"] == "done"
+        assert scene.shim.wait_for_line(
+            kind="admin_action", action="users.unlink", result="refused"
+        )
+        assert operator.get("/api/audit/events").status_code == 503
+
+
+def test_without_a_stored_trail_and_without_accounts_there_is_no_api_of_them(
+    tmp_path: Path,
+) -> None:
+    settings = {"AUDIT_DATABASE_URL": "none", "PROVISIONING": "false"}
+    with scene_of(tmp_path, **settings) as scene, scene.operator() as operator:
+        assert operator.get("/api/audit/events").status_code == 404
+        assert operator.get("/api/accounts").status_code == 404
+        assert operator.post("/api/reload").status_code == 200
