@@ -22,7 +22,7 @@ from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store.append import Head, append, read_head
 from shim.audit.store.chain import Keys
-from shim.audit.store.retention import Limits, cut
+from shim.audit.store.retention import Limits, cut, remove_counts
 from shim.audit.store.schema import META, STREAMS, TABLES, Record, Stream
 from shim.audit.store.tables import build_database
 from shim.health import Check, State
@@ -133,6 +133,15 @@ class TrailStore:
                     break
                 await asyncio.sleep(_RETENTION_PAUSE)
         return removed
+
+    async def remove_counts(self, hours_since: int, values_since: int) -> None:
+        """Remove the hourly counts before a time (µs), and the hourly values before another one. Raises
+        `StoreError`."""
+
+        def work(connection: Connection) -> None:
+            remove_counts(connection, hours_since, values_since)
+
+        await self._run(lambda: self._write(work))
 
     def check(self, *, blocked: bool = False) -> Check:
         """Return the state for `/readyz`. `blocked`: no identity is accepted meanwhile."""

@@ -22,6 +22,7 @@ from shim.audit.store.chain import Keys, build_keys
 from shim.audit.store.filters import Filters
 from shim.audit.store.reader import StoredEvent, TrailReader
 from shim.audit.store.retention import Limits
+from shim.audit.store.schema import HOUR
 from shim.audit.store.tables import build_database
 from shim.audit.store.writer import TrailStore
 from shim.audit.trail import Trail
@@ -282,6 +283,22 @@ async def test_old_and_too_many_rows_are_removed_with_an_event_for_each_cut(
     assert await store.apply_retention({"requests": Limits(since=since)}) == 0
     assert await store.apply_retention({"requests": Limits(max_size=4000)}) > 5
     assert len(stored(store_url)) < 6
+
+
+async def test_old_counts_are_removed(make: Make, store_url: str) -> None:
+    store = make()
+    hour, base = 3600, 1_700_000_000.0 // 3600 * 3600
+    await store.write([request_decision(time=base + n * hour) for n in range(4)])
+    since = round(base * 1_000_000)
+    await store.remove_counts(since + HOUR, since + 2 * HOUR)
+    reader = TrailReader(store_url)
+    until = since + 10 * HOUR
+    cells = reader.summary(since, until).cells
+    counted = [c for c in cells if c.kind == "request_decision"]
+    origins = reader.report(since, until).origins
+    reader.close()
+    assert [c.start for c in counted] == [since + n * HOUR for n in (1, 2, 3)]
+    assert [c.count for c in origins] == [2]
 
 
 async def test_stored_records_follow_the_schema_of_events(make: Make, store_url: str) -> None:
