@@ -298,6 +298,15 @@ class ReloadRejected(Event):
         return Severity.ERROR
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who does an administrative action: `actor`, `origin` and `client` as in `AdminAction`."""
+
+    actor: str
+    origin: Origin
+    client: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminAction(Event):
     """A person did something through the console, the API or a command. `peer` and `client` are set if it
