@@ -108,6 +108,10 @@ class AuditKeeper:
 
     async def _remove_old_rows_forever(self) -> None:
         while True:
+            limits = retention_limits(self._settings)
             with suppress(StoreError):  # the store's check reports it
-                await self.store.apply_retention(retention_limits(self._settings))
+                await self.store.apply_retention(limits)
+                await self.store.remove_counts(
+                    limits["changes"].since or 0, limits["requests"].since or 0
+                )
             await asyncio.sleep(RETENTION_SECONDS)

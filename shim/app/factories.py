@@ -58,6 +58,8 @@ def build_policy(
         require_identity=settings.require_identity,
         required=_required(settings),
         admin_groups=frozenset(settings.admin_groups),
+        # Without provisioning the groups are not checked, see `shim.settings.summary`.
+        allowed_groups=frozenset(settings.allowed_groups if settings.provisioning else ()),
         reserved=reserved_names(settings),
         create_admin_disabled=settings.provisioning,
         local_login=settings.local_login,

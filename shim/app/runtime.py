@@ -37,12 +37,16 @@ from shim.audit.admin_actions import AdminActions
 from shim.audit.events import Operator, Started, Stopped
 from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
+from shim.audit.performing import Performed, perform
 from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
+from shim.control.explain import ExplainedRequest, explain
+from shim.control.keys import ControlKey
 from shim.control.metrics import build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
+from shim.control.services import ControlServices
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.navidrome.transport import upstream_tls
@@ -57,11 +61,16 @@ from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
     from shim.app.audit_keeper import AuditKeeper
+    from shim.audit.store.reader import TrailReader
     from shim.audit.store.writer import TrailStore
+    from shim.control.live import LiveTrail
+    from shim.provisioning.administration import AccountAdministration
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
 
+_SIGNAL = Operator("signal", "signal")
 EMPTY_WATCH_SECONDS = 60.0
+KEY_RETRY_SECONDS = 1.0
 OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the JWKS client
 
 
@@ -104,6 +113,7 @@ class Runtime:
         log = LogSink(self._log_writer)
         self.trail = Trail((log,) if store is None else (log, store))
         self.admin_actions = AdminActions(store, self.trail.record)
+        self._trail_reader = _build_trail_reader(settings)
         observer = TrailObserver(
             self.trail, str(settings.upstream), logs_access=settings.access_log
         )
@@ -140,8 +150,11 @@ class Runtime:
             self.trail.record,
         )
         self._channel_secret = secrets.token_urlsafe(32)
+        self._control_key = ControlKey()
+        self._live: LiveTrail | None = None
         self._started_at = time.monotonic()
         self._stop_trigger = "stopped"
+        self._reloads: set[asyncio.Task[Performed[ReloadResult]]] = set()
         self._data: _DataServer
         self._control: _Server
 
@@ -175,11 +188,31 @@ class Runtime:
         if self.accounts is not None:
             self.accounts.service.suspend(not available)
 
-    async def reload(self, operator: Operator) -> ReloadResult:
-        """Reload the settings, as `ConfigReloader.reload` does."""
-        if not self._data.started:
-            return ReloadResult(faults=("the shim is still starting, or stopping",))
-        return await self._reloader.reload(operator)
+    async def reload(self, operator: Operator) -> Performed[ReloadResult]:
+        """Reload the settings for this person, as `ConfigReloader.reload` does, and record it."""
+
+        async def work() -> ReloadResult:
+            if not self._data.started:
+                return ReloadResult(faults=("the shim is still starting, or stopping",))
+            return await self._reloader.reload(operator)
+
+        return await perform(
+            self.admin_actions,
+            operator,
+            "reload",
+            work,
+            changes=lambda outcome: outcome.changes,
+            failure=lambda outcome: "; ".join(outcome.faults) or None,
+        )
+
+    def _start_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self.reload(_SIGNAL))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def explain(self, request: ExplainedRequest) -> dict[str, object]:
+        """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
+        return await explain(request, self._reloader.settings, self.plane.decisions.policy)
 
     def serve(self) -> None:
         """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""
@@ -208,7 +241,7 @@ class Runtime:
         host, port = channel.getsockname()
         self.plane.connect_control(
             UpstreamAddress(host, port),
-            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode(),
+            channel_lines(self._channel_secret),
             MAX_CONNECTIONS,
         )
         self._bound_addresses = (
@@ -233,7 +266,7 @@ class Runtime:
         end_process_on_memory_error(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._reloader.start_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._start_reload)
         await self._data.serve(sockets=[data])
         if not self._data.started:
             raise RuntimeError("the shim did not start; the log says why")
@@ -241,6 +274,9 @@ class Runtime:
     def _stop(self, trigger: str) -> None:
         if self._data.should_exit:
             self._abort_clients()
+        if self._live is not None:
+            # Its responses never end by themselves.
+            self._live.close()
         self._stop_trigger = trigger
         self._data.should_exit = True
 
@@ -265,6 +301,10 @@ class Runtime:
         if self._audit is not None:
             await self._audit.start()
         self.trail.start()
+        if self._trail_reader is not None:
+            from shim.control.live import LiveTrail  # noqa: PLC0415
+
+            self._live = LiveTrail(self._trail_reader)
         await self.policy_updater.start()
         self.plane.start(asyncio.get_running_loop())
         if self.accounts is not None:
@@ -274,6 +314,8 @@ class Runtime:
         tasks = [asyncio.create_task(self._serve_control())]
         if self.accounts is None:
             tasks.append(asyncio.create_task(self.empty_server.run(EMPTY_WATCH_SECONDS)))
+        else:
+            tasks.append(asyncio.create_task(self._read_control_key(self.accounts)))
         self._log_started()
         # All current objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
@@ -295,6 +337,8 @@ class Runtime:
                 await asyncio.to_thread(self._database.close, remaining)
             if self._audit is not None:
                 await self._audit.stop()
+            if self._live is not None:
+                self._live.close()
             self._control.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.empty_server.close()
@@ -308,6 +352,8 @@ class Runtime:
                 )
             )
             await self.trail.close()
+            if self._trail_reader is not None:
+                await asyncio.to_thread(self._trail_reader.close)
             if self._audit is not None:
                 await self._audit.store.close()
 
@@ -318,11 +364,23 @@ class Runtime:
             channel_secret=self._channel_secret,
             token=None if token is None else token.get_secret_value(),
             hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
+            key=self._control_key,
         )
         metrics = build_registry(
             self.counters, version=shim.__version__, events_dropped=self.trail.dropped
         )
-        app = create_app(health=self, metrics=metrics, access=access, reload=self.reload)
+        services = ControlServices(
+            health=self,
+            metrics=metrics,
+            settings=lambda: self._reloader.settings,
+            pending_restart=lambda: self._reloader.pending_restart,
+            reload=self.reload,
+            explain=self.explain,
+            accounts=self._administration(),
+            trail=self._trail_reader,
+            live=self._live,
+        )
+        app = create_app(services, access)
         config = uvicorn.Config(
             app,
             http=ControlProtocol,
@@ -334,6 +392,30 @@ class Runtime:
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
+
+    def _administration(self) -> AccountAdministration | None:
+        if self.accounts is None:
+            return None
+        from shim.provisioning.administration import AccountAdministration  # noqa: PLC0415
+        from shim.provisioning.operations import running_operations  # noqa: PLC0415
+
+        service = self.accounts.service
+        return AccountAdministration(
+            lambda operator: running_operations(service, operator), self.admin_actions
+        )
+
+    async def _read_control_key(self, accounts: AccountParts) -> None:
+        """Read the key of the control plane's sessions, once the database is open."""
+        from shim.store.control_key import read_or_create_key  # noqa: PLC0415 - see `_build_database`
+        from shim.store.errors import StoreError  # noqa: PLC0415
+
+        while True:
+            if accounts.service.store_fault is None:
+                with contextlib.suppress(StoreError):
+                    key = await accounts.service.bindings.database.write_async(read_or_create_key)
+                    self._control_key.replace(key)
+                    return
+            await asyncio.sleep(KEY_RETRY_SECONDS)
 
     def _log_started(self) -> None:
         self._reloader.log_configuration(self._limit_note)
@@ -347,6 +429,17 @@ class Runtime:
                 process=os.getpid(),
             )
         )
+
+
+def _build_trail_reader(settings: Settings) -> TrailReader | None:
+    """Return a reader of the stored trail, None if the trail is in the log only; its code is then not
+    loaded. Raises `StoreError` if the database driver is missing."""
+    url = settings.audit_database_url
+    if url is not None and url.get_secret_value() == "none":
+        return None
+    from shim.audit.store.factory import build_reader  # noqa: PLC0415
+
+    return build_reader(settings)
 
 
 def _build_trail_store(settings: Settings) -> TrailStore | None:

@@ -264,7 +264,10 @@ class Reason(StrEnum):
         "not_found",
         Verdict.REJECTED,
         404,
-        "the shim's own pages need an authenticated member of SHIM_ADMIN_GROUPS",
+        (
+            "the shim's own pages need an authenticated member of SHIM_ADMIN_GROUPS, and of "
+            "SHIM_ALLOWED_GROUPS if it is set, with a proof: SHIM_PROXY_SECRET or a verified token"
+        ),
     )
     # rejected: the account
     GROUP_NOT_ALLOWED = (

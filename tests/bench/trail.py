@@ -95,7 +95,7 @@ def rare(template: dict[str, Any]) -> dict[str, Any]:
 def rows(count: int) -> Iterator[tuple[Any, ...]]:
     """Return rows with a true chain. The records of one template differ in index, id, time and request."""
     chance = random.Random(7)
-    parts = []
+    parts: list[tuple[str, dict[str, Any]]] = []
     for template in templates(chance):
         for each in (template, rare(template)) if len(parts) == 0 else (template,):
             marked = {**each, "index": "@I", "id": "@D", "time": "@T", "request_id": "@R"}
@@ -124,7 +124,8 @@ def rows(count: int) -> Iterator[tuple[Any, ...]]:
 def fill(database: Database, count: int) -> None:
     """Store the rows without indexes, then create these, and count."""
     indexes = sorted(REQUESTS.indexes, key=lambda index: str(index.name))
-    database.write(lambda c: [index.drop(c) for index in indexes])
+    for index in indexes:
+        database.write(index.drop)
     source, last, total = rows(count), GENESIS, 0
     while piece := list(itertools.islice(source, _PIECE)):
         database.write(lambda c, p=piece: _insert(c, p))  # type: ignore[misc]
@@ -136,7 +137,7 @@ def fill(database: Database, count: int) -> None:
     }  # fmt: skip
     database.write(lambda c: c.execute(insert(STREAM_STATES).values(state)))
     for index in indexes:
-        database.write(lambda c, i=index: i.create(c))  # type: ignore[misc]
+        database.write(index.create)
     database.write(_count)
 
 

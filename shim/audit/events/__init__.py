@@ -57,16 +57,6 @@ class Stream(StrEnum):
     CHANGES = "changes"
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """The person who does an administrative action. The fields are those of `AdminAction`."""
-
-    actor: str
-    origin: Origin
-    peer: str | None = None
-    client: str | None = None
-
-
 def new_id() -> str:
     """Return a UUIDv7 (RFC 9562 §5.7). The ids of one process sort by time, to a quarter of a microsecond."""
     now = time.time_ns()
@@ -86,6 +76,8 @@ class Event:
     kind: ClassVar[str]
     stream: ClassVar[Stream]
     stored: ClassVar[bool] = True
+    # Events of the trail itself are in the stream that they are about.
+    in_both_streams: ClassVar[bool] = False
 
     time: float
     id: str = field(default_factory=new_id, compare=False)
@@ -304,6 +296,15 @@ class ReloadRejected(Event):
     @property
     def severity(self) -> Severity:
         return Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who does an administrative action: `actor`, `origin` and `client` as in `AdminAction`."""
+
+    actor: str
+    origin: Origin
+    client: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin
 
 import shim.audit.events as package
-from shim.audit.events import SCHEMA, Event, Severity, field_types
+from shim.audit.events import SCHEMA, Event, Severity, Stream, field_types
 from shim.audit.events.field_table import FIELDS
 
 _TIME = {
@@ -93,10 +93,13 @@ def _kind_schema(kind: type[Event]) -> dict[str, Any]:
         "schema": {"const": SCHEMA},
         "id": _ID,
         "instance": {"type": "string"},
-        "stream": {"const": str(kind.stream)},
+        "stream": {"enum": list(map(str, Stream))}
+        if kind.in_both_streams
+        else {"const": str(kind.stream)},
         "index": {"type": "integer", "minimum": 1},
+        "chain": {"type": "integer", "minimum": 1},
     }
-    required = [name for name in properties if name != "index"]
+    required = [name for name in properties if name not in ("index", "chain")]
     for name, hint in types_of.items():
         if name not in ("time", "id"):
             properties[name] = _field_schema(name, hint)

@@ -15,6 +15,7 @@ class ChainStarted(Event):
 
     kind: ClassVar[str] = "audit_chain_started"
     stream: ClassVar[Stream] = Stream.CHANGES
+    in_both_streams: ClassVar[bool] = True
 
     last_index: int
     last_hash: str
@@ -28,6 +29,7 @@ class RowsRemoved(Event):
 
     kind: ClassVar[str] = "audit_rows_removed"
     stream: ClassVar[Stream] = Stream.CHANGES
+    in_both_streams: ClassVar[bool] = True
 
     reason: str
     first_index: int

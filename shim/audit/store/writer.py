@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import IntegrityError
 
 from shim.audit.events import Event, to_record
 from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store.append import Head, append, read_head
 from shim.audit.store.chain import Keys
-from shim.audit.store.retention import Limits, cut
+from shim.audit.store.retention import Limits, cut, remove_counts
 from shim.audit.store.schema import META, STREAMS, TABLES, Record, Stream
 from shim.audit.store.tables import build_database
 from shim.health import Check, State
@@ -132,6 +133,15 @@ class TrailStore:
                     break
                 await asyncio.sleep(_RETENTION_PAUSE)
         return removed
+
+    async def remove_counts(self, hours_since: int, values_since: int) -> None:
+        """Remove the hourly counts before a time (µs), and the hourly values before another one. Raises
+        `StoreError`."""
+
+        def work(connection: Connection) -> None:
+            remove_counts(connection, hours_since, values_since)
+
+        await self._run(lambda: self._write(work))
 
     def check(self, *, blocked: bool = False) -> Check:
         """Return the state for `/readyz`. `blocked`: no identity is accepted meanwhile."""
@@ -255,6 +265,11 @@ class TrailStore:
     def _write_once(self, work: Callable[[Connection], T]) -> T:
         try:
             done = self._database.write(work)
+        except IntegrityError:
+            raise StoreError(
+                f"{self.display_url}: the next row exists already, so the database was altered: see what "
+                "`navidrome-shim audit verify` finds, and move the database away"
+            ) from None
         except StoreError:
             # After a lost connection it is not known whether the commit arrived.
             self._uncertain = True

@@ -104,6 +104,9 @@ def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
             )
             refused = [ln for ln in shim.lines if ln.get("kind") == "reload_rejected"][-1]
             assert (refused["actor"], refused["origin"]) == ("signal", "signal")
+            failed = shim.wait_for_line(kind="admin_action", origin="signal", result="failed")
+            assert (failed["action"], failed["actor"]) == ("reload", "signal")
+            assert failed["detail"]
             assert said in str(refused["faults"])
             assert user(shim, upstream, ONE) == ["ada"]
             assert user(shim, upstream, OTHER) == []
@@ -136,12 +139,14 @@ def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_
         assert (applied["trigger"], applied["origin"], applied["actor"]) == (
             "reload",
             "command",
-            "local",
+            "loopback",
         )
         assert applied["changes"] == [
             f"SHIM_REVERSE_PROXY_WHITELIST: {ONE} → {OTHER}",
             "SHIM_ALLOWED_GROUPS: not set → a",
         ]
+        action = shim.wait_for_line(kind="admin_action", changes=applied["changes"])
+        assert (action["action"], action["result"]) == ("reload", "done")
         write(tmp_path, REVERSE_PROXY_WHITELIST="10.0.0.0/99")
         done = command(tmp_path, "reload", settings=settings)
         assert done.returncode == 1

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from shim.store import database as module
 from shim.store import engine
 from shim.store.database import Database
-from shim.store.errors import StoreError
+from shim.store.errors import StoreCorrupt, StoreError
 from shim.store.schema import BINDINGS, CHANGE_COUNTERS, HEAD, INTENTS, METADATA, TOKEN_RULES
 from shim.store.upgrade import configuration
 
@@ -281,3 +281,15 @@ def test_an_upgrade_locks_again_what_an_earlier_version_locked(store_url: str) -
     assert pending == {"a": (False, 0), "b": (True, 0), "c": (True, 0), "d": (True, 0)}
     assert rules == {("b", True, 0.0), ("c", True, 0.0), ("d", True, 0.0)}
     assert intents == []
+
+
+def test_a_corrupt_file_is_reported_and_never_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "shim.db"
+    file.write_bytes(b"x" * 8192)
+    file.chmod(0o600)
+    database = Database(f"sqlite:///{file}")
+    with pytest.raises(StoreCorrupt, match="not a database"):
+        database.open()
+    database.close()
+    assert file.read_bytes() == b"x" * 8192
+    assert list(tmp_path.iterdir()) == [file]

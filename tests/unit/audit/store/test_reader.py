@@ -34,7 +34,7 @@ def database(store_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def reader(database: Database, store_url: str) -> Iterator[TrailReader]:
-    assert database
+    assert database is not None
     made = TrailReader(store_url)
     yield made
     made.close()
@@ -206,7 +206,7 @@ def test_new_events_follow_a_position_and_each_is_returned_once(
 def test_a_cursor_that_is_not_of_this_reader_is_an_error(
     database: Database, reader: TrailReader, cursor: str
 ) -> None:
-    assert database
+    assert database is not None
     with pytest.raises(CursorError, match="expected the cursor of the page before"):
         reader.page(Filters(), cursor=cursor)
 

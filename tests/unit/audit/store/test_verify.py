@@ -272,7 +272,7 @@ def test_only_a_checkpoint_shows_a_chain_without_a_key_that_was_computed_again(
 
 
 def test_a_log_of_another_database_proves_nothing(database: Database, store_url: str) -> None:
-    assert database
+    assert database is not None
     line = (
         '{"kind":"audit_checkpoint","time":"t","database":"d","checked_stream":"requests",'
         '"last_index":1,"last_hash":"00"}'

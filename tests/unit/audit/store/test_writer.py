@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from shim.audit.admin_actions import AdminActions, NotStored
 from shim.audit.events import AdminAction, Event, Stopped, Stream, UpstreamUp
@@ -22,11 +22,15 @@ from shim.audit.store.chain import Keys, build_keys
 from shim.audit.store.filters import Filters
 from shim.audit.store.reader import StoredEvent, TrailReader
 from shim.audit.store.retention import Limits
+from shim.audit.store.schema import HOUR
+from shim.audit.store.tables import build_database
 from shim.audit.store.writer import TrailStore
 from shim.audit.trail import Trail
 from shim.health import State
 from shim.store.errors import StoreError
 from tests.support.audit_samples import request_decision
+from tests.support.event_schema import faults
+from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.trail_records import KEYS
 
 Make = Callable[..., TrailStore]
@@ -203,12 +207,11 @@ async def test_the_trail_counts_losses_and_stores_their_number_when_the_store_wo
     for _ in range(25):
         trail.record(up())
     await asyncio.sleep(0.1)
-    assert store.fault == "disk full"
-    assert store.check().state is State.WARNING
+    assert store.check().detail == "disk full: events are only in the log"
     away.clear()
     for _ in range(100):
         await asyncio.sleep(0.05)
-        if store.fault is None:
+        if store.check().state is State.OK:
             break
     await trail.close()
     kinds = [e.record["kind"] for e in stored(store_url)]
@@ -282,6 +285,36 @@ async def test_old_and_too_many_rows_are_removed_with_an_event_for_each_cut(
     assert len(stored(store_url)) < 6
 
 
+async def test_old_counts_are_removed(make: Make, store_url: str) -> None:
+    store = make()
+    hour, base = 3600, 1_700_000_000.0 // 3600 * 3600
+    await store.write([request_decision(time=base + n * hour) for n in range(4)])
+    since = round(base * 1_000_000)
+    await store.remove_counts(since + HOUR, since + 2 * HOUR)
+    reader = TrailReader(store_url)
+    until = since + 10 * HOUR
+    cells = reader.summary(since, until).cells
+    counted = [c for c in cells if c.kind == "request_decision"]
+    origins = reader.report(since, until).origins
+    reader.close()
+    assert [c.start for c in counted] == [since + n * HOUR for n in (1, 2, 3)]
+    assert [c.count for c in origins] == [2]
+
+
+async def test_stored_records_follow_the_schema_of_events(make: Make, store_url: str) -> None:
+    store = make()
+    await store.write([*(request_decision() for _ in range(9)), up(), action()])
+    await store.apply_retention({"requests": Limits(max_size=1), "changes": Limits(max_size=1)})
+    await store.write([*(request_decision() for _ in range(9)), up()])
+    await make(build_keys(["another-key-another-key"])).write([request_decision(), up()])
+    reader = TrailReader(store_url)
+    records = [each.record for each in reader.iterate(Filters())]
+    reader.close()
+    kinds = {(record["stream"], record["kind"]) for record in records}
+    assert {("requests", "audit_rows_removed"), ("requests", "audit_chain_started")} <= kinds
+    assert [fault for record in records for fault in faults(record)] == []
+
+
 async def test_the_size_limit_of_requests_removes_no_changes(make: Make, store_url: str) -> None:
     store = make()
     await store.write([up() for _ in range(50)])
@@ -290,6 +323,64 @@ async def test_the_size_limit_of_requests_removes_no_changes(make: Make, store_u
     assert len(stored(store_url, "changes")) == 50
     left = [e.record["kind"] for e in stored(store_url, "requests")]
     assert left == ["request_decision", "audit_rows_removed"]
+
+
+async def test_a_state_that_was_altered_is_reported(make: Make, store_url: str) -> None:
+    store = make()
+    await store.write([up(), up()])
+    store._database.write(
+        lambda c: c.execute(text("UPDATE audit_streams SET last_index = last_index - 1"))
+    )
+    with pytest.raises(
+        StoreError, match="the next row exists already, so the database was altered"
+    ):
+        await store.write([up()])
+    assert store.check().state is State.WARNING
+    assert len(stored(store_url)) == 1
+
+
+# PostgreSQL alone
+
+
+async def test_after_the_server_was_away_events_are_stored_again(
+    postgresql: PostgreSQL, postgresql_url: str
+) -> None:
+    store, (first, second) = TrailStore(postgresql_url, KEYS), (up(), up())
+    await store.write([first])
+    await asyncio.to_thread(postgresql.stop)
+    try:
+        with pytest.raises(StoreError):
+            await store.write([second])
+        assert store.check().state is State.WARNING
+    finally:
+        await asyncio.to_thread(postgresql.start)
+    await store.write([second])
+    assert store.check().state is State.OK
+    assert stored_ids(postgresql_url) == [first.id, second.id]
+    await store.close()
+
+
+async def test_a_role_that_may_not_create_the_schema_is_reported(
+    postgresql: PostgreSQL, postgresql_url: str
+) -> None:
+    name = make_url(postgresql_url).database
+    postgresql.do("CREATE ROLE guest LOGIN PASSWORD 's3cret'")
+    guest = postgresql.url(str(name), "guest")
+    database = build_database(guest)
+    with pytest.raises(StoreError, match="role lacks CREATE on the database; grant it, or create"):
+        database.check()
+    database.close()
+    store = TrailStore(guest, KEYS)
+    with pytest.raises(StoreError, match="permission denied"):
+        await store.open()
+    assert PASSWORD not in str(store.fault)
+    await store.close()
+    postgresql.do("CREATE SCHEMA shim_audit AUTHORIZATION guest", str(name))
+    store = TrailStore(guest, KEYS)
+    await store.write([up()])
+    await store.close()
+    postgresql.do("DROP SCHEMA shim_audit CASCADE", str(name))
+    postgresql.do("DROP ROLE guest")
 
 
 # SQLite alone

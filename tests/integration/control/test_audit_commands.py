@@ -1,0 +1,245 @@
+"""The `audit` commands as processes, while a shim serves and after it has stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import shim as package
+from tests.integration.control.conftest import Scene, scene_of
+from tests.support.shim_settings import command, eventually
+
+FORMULA = "=1+1"
+ESCAPE = "caf\u00e9 \u202e"
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A shim that serves, with a visit, refusals with attackers' texts, and a lock."""
+    with scene_of(tmp_path_factory.mktemp("shim"), AUDIT_KEY=KEY) as scene:
+        scene.visit("ada", "users")
+        with scene.edge("mallory") as mallory:
+            mallory.headers.encoding = "utf-8"
+            del mallory.headers["X-Shim-Proxy-Secret"]
+            mallory.headers["User-Agent"] = ESCAPE
+            for name in (FORMULA, ESCAPE, "[red]markup[/red]", "<script>"):
+                mallory.headers["X-authentik-username"] = name
+                mallory.get("/app/")
+        with scene.operator() as operator:
+            operator.post("/api/accounts/lock", json={"account": "ada"})
+        eventually(lambda: len(lines(scene, "list", "--reason", "secret_missing")), 3)
+        yield scene
+
+
+def run(scene: Scene, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command(scene.folder, "audit", *arguments, settings=scene.settings)
+
+
+def lines(scene: Scene, *arguments: str) -> list[dict[str, Any]]:
+    ran = run(scene, *arguments, "--json")
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_the_list_has_filters_and_is_newest_first(played: Scene) -> None:
+    kinds = [event["kind"] for event in lines(played, "list")]
+    assert {"started", "account_created", "request_decision", "admin_action"} <= set(kinds)
+    assert kinds.index("admin_action") < kinds.index("account_created") < kinds.index("started")
+    oldest = lines(played, "list", "--oldest-first")
+    assert oldest[0]["time"] <= oldest[-1]["time"]
+    (locked,) = lines(played, "list", "--kind", "account_locked", "--since", "2h")
+    assert locked["account"] == "ada"
+    assert lines(played, "list", "--until", "yesterday") == []
+    assert lines(played, "list", "--client", "127.0.0.0/8", "--verdict", "rejected")
+    assert lines(played, "list", "--text", "MALLORY@example") == []
+    assert lines(played, "list", "--user", "ADA", "--kind", "identity_seen")
+
+
+def test_the_table_has_no_raw_text_of_attackers(played: Scene) -> None:
+    for arguments in (("list",), ("report",), ("list", "--json"), ("export",)):
+        ran = run(played, *arguments)
+        assert ran.returncode == 0, ran.stderr
+        assert not [c for c in ran.stdout if not c.isprintable() and c != "\n"]
+    assert "\\u202e" in run(played, "export").stdout
+    assert "[red]markup[/red]" in run(played, "list").stdout
+
+
+def test_csv_cells_are_no_formulas(played: Scene) -> None:
+    for arguments in (("list", "--csv"), ("export", "--csv")):
+        ran = run(played, *arguments)
+        rows = list(csv.DictReader(io.StringIO(ran.stdout)))
+        assert f"'{FORMULA}" in {row["claimed_user"] for row in rows}
+        for row in rows:
+            assert not [cell for cell in row.values() if cell.startswith(("=", "+", "-", "@"))]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--since", "nonsense"),
+        ("--kind", "nonsense"),
+        ("--verdict", "x"),
+        ("--peer", "1.2.3.4/99"),
+        ("--stream", "both"),
+        ("--text", "x" * 300),
+    ],
+)
+def test_a_filter_that_is_none_says_what_would_be_right(
+    played: Scene, option: str, value: str
+) -> None:
+    ran = run(played, "list", option, value)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert "expected" in ran.stderr or "not" in ran.stderr
+
+
+def test_show_says_why_and_what_to_do(played: Scene) -> None:
+    event = lines(played, "list", "--reason", "secret_missing")[0]
+    ran = run(played, "show", event["id"])
+    assert "SHIM_PROXY_SECRET" in ran.stdout
+    assert "→" in ran.stdout
+    assert event["request_id"] in ran.stdout
+    said = json.loads(run(played, "show", event["request_id"], "--json").stdout)
+    assert said["event"]["id"] == event["id"]
+    assert said["words"]["remedy"]
+    assert len(said["integrity"]["hash"]) == 64
+    unknown = run(played, "show", "nonsense")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+
+
+def test_the_report_answers_on_one_page(played: Scene) -> None:
+    out = run(played, "report", "--since", "2h").stdout
+    assert "secret_missing" in out
+    assert "The account ada was created" in out
+    assert "users.lock" in out
+    found = json.loads(run(played, "report", "--json").stdout)
+    assert {each["value"]: each["count"] for each in found["refusals"]}["secret_missing"] >= 3
+    assert [event["account"] for event in found["locks"]] == ["ada"]
+
+
+def test_follow_prints_what_happens(played: Scene) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shim", "audit", "follow", "--json", "--kind", "admin_action"],
+        cwd=played.folder,
+        env={
+            "PYTHONPATH": str(Path(package.__file__).parents[1]),
+            **{f"SHIM_{name}": value for name, value in played.settings.items()},
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        # It follows from the moment at which it has started, which is not announced.
+        found: list[str] = []
+        with played.operator() as operator:
+            import threading
+
+            reader = threading.Thread(target=lambda: found.append(process.stdout.readline()))  # type: ignore[union-attr]
+            reader.start()
+
+            def reloaded() -> bool:
+                operator.post("/api/reload")
+                reader.join(0.5)
+                return bool(found)
+
+            eventually_long(reloaded)
+        assert json.loads(found[0])["action"] == "reload"
+        process.send_signal(2)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def eventually_long(holds: Any) -> None:
+    for _ in range(60):
+        if holds():
+            return
+    raise AssertionError("nothing was printed")
+
+
+def test_an_export_writes_every_event_to_a_new_file(played: Scene) -> None:
+    file = played.folder / "events.ndjson"
+    ran = run(played, "export", "--kind", "started", "--output", str(file))
+    assert ran.returncode == 0, ran.stderr
+    assert [json.loads(line)["kind"] for line in file.read_text().splitlines()] == ["started"]
+    assert file.stat().st_mode & 0o077 == 0
+    again = run(played, "export", "--output", str(file))
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+
+
+def test_a_trail_that_was_not_altered_is_verified(played: Scene) -> None:
+    ran = run(played, "verify")
+    assert ran.returncode == 0, ran.stderr
+    assert "rows verified" in ran.stdout
+    assert "accidental" not in ran.stderr
+    log = played.folder / "log.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in played.shim.lines))
+    compared = run(played, "verify", "--checkpoints", str(log), "--json")
+    assert compared.returncode == 0, compared.stderr
+    streams = json.loads(compared.stdout)["streams"]
+    assert sum(stream["checkpoints"] for stream in streams) > 0
+    missing = run(played, "verify", "--checkpoints", str(played.folder / "none"))
+    assert missing.returncode == 1
+
+
+def test_without_a_stored_trail_the_commands_say_so(tmp_path: Path) -> None:
+    none = {"AUDIT_DATABASE_URL": "none"}
+    ran = command(tmp_path, "audit", "list", settings=none)
+    assert ran.returncode == 1
+    assert "SHIM_AUDIT_DATABASE_URL" in ran.stderr
+    missing = command(tmp_path, "audit", "list", settings={"PROVISIONING": "false"})
+    assert missing.returncode == 1
+    assert "there is no trail yet" in missing.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_work_after_the_shim_has_stopped_and_find_an_altered_row(
+    tmp_path: Path,
+) -> None:
+    with scene_of(tmp_path, AUDIT_KEY=KEY) as scene:
+        scene.visit("ada")
+        with httpx.Client(base_url=scene.control) as client:
+            client.get("/healthz")
+    assert "stopped" in {event["kind"] for event in lines(scene, "list")}
+    assert run(scene, "verify").returncode == 0
+    # The `users` commands are recorded too.
+    settings = {**scene.settings, "NAVIDROME_TIMEOUT": "1"}
+    unlinked = command(scene.folder, "users", "unlink", "ada", "--yes", settings=settings)
+    assert unlinked.returncode == 0, unlinked.stderr
+    (action,) = lines(scene, "list", "--kind", "admin_action")
+    assert (action["action"], action["result"], action["origin"]) == (
+        "users.unlink",
+        "done",
+        "command",
+    )
+    assert action["actor"].startswith("command:")
+    pruned = run(scene, "prune", "--before", "now")
+    assert (pruned.returncode, pruned.stdout) == (1, "")
+    done = run(scene, "prune", "--before", "now", "--yes")
+    assert done.returncode == 0, done.stderr
+    found = lines(scene, "list")
+    assert {event["kind"] for event in found} >= {"admin_action"}
+    assert "account_created" not in {event["kind"] for event in found}
+    assert run(scene, "verify").returncode == 0
+    database = sqlite3.connect(scene.folder / "audit.db")
+    with database:
+        database.execute("UPDATE audit_changes SET data = replace(data, 'prune', 'print')")
+    database.close()
+    altered = run(scene, "verify")
+    assert altered.returncode == 1
+    assert "altered" in altered.stderr

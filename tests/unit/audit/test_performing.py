@@ -1,0 +1,118 @@
+"""Administrative actions are recorded before they are answered, whatever comes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.events import AdminAction, Event, Operator
+from shim.audit.performing import perform
+from shim.audit.store.chain import build_keys
+from shim.audit.store.filters import Filters
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.writer import TrailStore
+
+BY = Operator("console:ada", "console", "192.0.2.1")
+
+
+class Work:
+    """Counts; raises `error` if there is one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.times = 0
+
+    async def __call__(self) -> str:
+        self.times += 1
+        if self.error is not None:
+            raise self.error
+        return "result"
+
+
+def store_in(folder: Path) -> TrailStore:
+    return TrailStore(f"sqlite:///{folder}/audit.db", build_keys([]))
+
+
+def stored_in(folder: Path) -> list[dict[str, object]]:
+    reader = TrailReader(f"sqlite:///{folder}/audit.db")
+    try:
+        return [e.record for e in reader.iterate(Filters(kinds=("admin_action",)))]
+    finally:
+        reader.close()
+
+
+async def test_an_action_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+    store, logged = store_in(tmp_path), list[Event]()
+    work = Work()
+    done = await perform(
+        AdminActions(store, logged.append),
+        BY,
+        "users.lock",
+        work,
+        target="bob",
+        gives_right=True,
+        changes=lambda value: (value,),
+    )
+    (record,) = stored_in(tmp_path)
+    await store.close()
+    assert (done.value, done.note, work.times) == ("result", None, 1)
+    expected = {
+        "action": "users.lock",
+        "actor": "console:ada",
+        "origin": "console",
+        "client": "192.0.2.1",
+        "target": "bob",
+        "result": "done",
+        "changes": ["result"],
+    }
+    assert {name: record[name] for name in expected} == expected
+    assert [event.kind for event in logged] == ["admin_action"]
+
+
+async def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    with pytest.raises(ValueError, match="no such account"):
+        await perform(
+            AdminActions(store, lambda _: None),
+            BY,
+            "users.lock",
+            Work(ValueError("no such account")),
+        )
+    (record,) = stored_in(tmp_path)
+    await store.close()
+    assert (record["result"], record["detail"]) == ("failed", "no such account")
+
+
+async def test_a_result_that_is_a_failure_is_recorded_as_one(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    actions = AdminActions(store, lambda _: None)
+    await perform(actions, BY, "reload", Work(), failure=lambda value: f"{value} is wrong")
+    (record,) = stored_in(tmp_path)
+    await store.close()
+    assert (record["result"], record["detail"]) == ("failed", "result is wrong")
+
+
+async def test_while_nothing_can_be_stored_what_gives_a_right_is_refused(tmp_path: Path) -> None:
+    store, logged = store_in(tmp_path / "missing"), list[Event]()
+    work = Work()
+    with pytest.raises(NotStored):
+        await perform(AdminActions(store, logged.append), BY, "users.sync", work, gives_right=True)
+    await store.close()
+    assert work.times == 0
+    (event,) = logged
+    assert isinstance(event, AdminAction)
+    assert event.result == "refused"
+
+
+async def test_while_nothing_can_be_stored_what_takes_a_right_is_done_with_a_note(
+    tmp_path: Path,
+) -> None:
+    store, logged = store_in(tmp_path / "missing"), list[Event]()
+    done = await perform(AdminActions(store, logged.append), BY, "users.lock", Work())
+    await store.close()
+    assert done.value == "result"
+    assert done.note is not None
+    assert "only in the log" in done.note
+    assert [event.kind for event in logged] == ["admin_action"]
