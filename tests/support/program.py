@@ -90,6 +90,9 @@ class Program:
             line = await self.process.stdout.readline()
         if not line:
             raise EOFError("it logs no more")
+        if line.startswith(b"navidrome-shim: "):  # the shim's own faults, which the log may not get
+            self.events.append({"kind": "stderr", "text": line.decode()})
+            return
         event = json.loads(line)
         assert not (found := faults_of_line(event)), found
         self.events.append(event)

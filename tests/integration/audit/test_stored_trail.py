@@ -124,6 +124,32 @@ async def test_with_fail_mode_closed_no_identity_is_accepted_while_nothing_can_b
     ]
 
 
+@pytest.mark.parametrize(("mode", "state"), [("closed", "failing"), ("open", "warning")])
+async def test_a_trail_that_cannot_be_opened_at_the_start_is_reported_at_once(
+    tmp_path: Path, navidrome: Navidrome, mode: str, state: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/none/audit.db"
+    async with started(tmp_path, navidrome, audit_database_url=url, audit_fail_mode=mode) as (
+        shim,
+        asked,
+    ):
+        found = (await checks(shim))["audit"]
+        assert found["state"] == state
+        assert "there is no folder" in found["detail"]
+        request = asyncio.create_task(
+            shim.request(get("/app/", "X-authentik-username: alice"), EDGE)
+        )
+        if mode == "closed":
+            assert (await request).status == 503
+        else:
+            served, head = await asked.next()
+            assert b"\r\nRemote-User: alice\r\n" in head
+            await served.send(OK)
+            assert (await request).status == 200
+        shim.stop()
+        assert await shim.ended() == 0
+
+
 async def wait_for_lock(connection: sqlite3.Connection) -> None:
     for _ in range(100):
         try:
