@@ -23,6 +23,7 @@ from tests.e2e.parts import (
     Behind,
     caddy,
     guides_traefik,
+    nginx,
     shim,
     traefik,
     traefik_behind_a_cdn,
@@ -112,11 +113,12 @@ EDGES: dict[str, Edge] = {
     "cdn": traefik_behind_a_cdn,
     "labels": traefik_by_labels,
     "caddy": caddy,
+    "nginx": nginx,
     "guide": guides_traefik,
 }
 
 
-@pytest.fixture(scope="session", params=["traefik", "caddy", "guide"])
+@pytest.fixture(scope="session", params=["traefik", "caddy", "nginx", "guide"])
 def standing_scene(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
@@ -139,7 +141,7 @@ def standing_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield scene
 
 
-@pytest.fixture(scope="session", params=["traefik", "labels", "caddy"])
+@pytest.fixture(scope="session", params=["traefik", "labels", "caddy", "nginx"])
 def standing_edge(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:

@@ -1,4 +1,4 @@
-"""Traefik, Caddy and the shim, each started as a person starts it, from the files he copies.
+"""Traefik, Caddy, nginx and the shim, each started as a person starts it, from the files he copies.
 
 Only what differs from site to site is changed: addresses, ports, folders, and no certificates.
 """
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from urllib.parse import urlsplit
 
 import httpx
@@ -138,6 +139,41 @@ def caddy(folder: Path, behind: Behind) -> Iterator[str]:
     command = [beside_python("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
     with running(command, port, folder, env):
         yield _routed(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def nginx(folder: Path, behind: Behind) -> Iterator[str]:
+    """nginx with `deploy/nginx/`; gives its URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    text = _changed(
+        (DEPLOY / "nginx/navidrome.conf.template").read_text(),
+        {
+            "    listen 80;\n": f"    listen 127.0.0.1:{free_port()};\n",
+            "    listen 443 ssl;\n": f"    listen 127.0.0.1:{port};\n",
+            "    ssl_certificate /etc/nginx/certs/navidrome.pem;\n": "",
+            "    ssl_certificate_key /etc/nginx/certs/navidrome.key;\n": "",
+            "set $navidrome_url https://${NAVIDROME_HOST};": f"set $navidrome_url {url};",
+        },
+    )
+    # As envsubst does in nginx's image.
+    filled_in = Template(text).safe_substitute(
+        NAVIDROME_HOST="127.0.0.1",
+        NAVIDROME_SHIM=behind.navidrome.removeprefix("http://"),
+        AUTHENTIK=behind.authentik.removeprefix("http://"),
+        SHIM_PROXY_SECRET=behind.secret,
+    )
+    (folder / "navidrome.conf").write_text(filled_in)
+    folders = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    own = "".join(f"{name}_temp_path {folder}/{name};\n" for name in folders)
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off;\npid {folder}/nginx.pid;\nerror_log stderr warn;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{own}include {folder}/navidrome.conf;\n}}\n"
+    )
+    command = [beside_python("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
+    with running(command, port, folder, {}):
+        yield _routed(url)
 
 
 @contextmanager
