@@ -75,6 +75,22 @@ def traefik_behind_a_cdn(folder: Path, behind: Behind) -> Iterator[str]:
 
 
 @contextmanager
+def traefik_of_the_full_stack(folder: Path, behind: Behind, authentik_host: str) -> Iterator[str]:
+    """Traefik with the files that `deploy/compose/full/` mounts; gives its URL."""
+    dynamic = folder / "dynamic"
+    dynamic.mkdir()
+    (dynamic / "navidrome.yml").write_text((DEPLOY / "traefik/dynamic/navidrome.yml").read_text())
+    (dynamic / "authentik.yml").write_text(
+        (DEPLOY / "compose/full/traefik/authentik.yml").read_text()
+    )
+    port = free_port()
+    static = _static(port, free_port(), folder)
+    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    with _traefik(folder, static, port, behind, AUTHENTIK_HOST=authentik_host) as url:
+        yield url
+
+
+@contextmanager
 def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
     """Traefik with the labels of `deploy/compose/add-on.yml`; gives its URL."""
     port, redirecting = free_port(), free_port()
@@ -198,7 +214,7 @@ def shim(folder: Path, navidrome: str, **settings: str) -> Iterator[Shim]:
 
 
 @contextmanager
-def _traefik(folder: Path, static: str, port: int, behind: Behind) -> Iterator[str]:
+def _traefik(folder: Path, static: str, port: int, behind: Behind, **env: str) -> Iterator[str]:
     config = folder / "traefik.yml"
     config.write_text(static)
     env = {
@@ -206,6 +222,7 @@ def _traefik(folder: Path, static: str, port: int, behind: Behind) -> Iterator[s
         "NAVIDROME_SHIM_URL": behind.navidrome,
         "AUTHENTIK_URL": behind.authentik,
         "SHIM_PROXY_SECRET": behind.secret,
+        **env,
     }
     command = [beside_python("traefik"), f"--configfile={config}"]
     with running(command, port, folder, env):
