@@ -9,13 +9,14 @@ LOCK := env --unset PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip
 	--strip-extras --no-emit-options
 CODE := shim demo tests
 
-.PHONY: help demo run test lint format bench docs lock clean
+.PHONY: help demo run test image lint format bench docs lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    run attackers and users against a stand-in Navidrome; ARGS=--once exits at the end"
 	@echo "make run     run the shim with the settings in the environment and in .env"
 	@echo "make test    run the tests; ARGS='-k name' runs some of them"
+	@echo "make image   build the image and test it; needs root, buildah and mmdebstrap"
 	@echo "make lint    check style and types"
 	@echo "make format  correct the style"
 	@echo "make bench   compare the shim with nginx, HAProxy, Traefik and Caddy"
@@ -31,6 +32,9 @@ run: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+image: $(VENV)/dev.stamp
+	@$(BIN)/python -m pytest -m image tests/image $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check $(CODE)
