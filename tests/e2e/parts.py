@@ -15,9 +15,11 @@ from string import Template
 from urllib.parse import urlsplit
 
 import httpx
+import yaml
 
 from tests.e2e.compose import labels, read
 from tests.e2e.engine import engine
+from tests.e2e.kubernetes import dynamic_configuration
 from tests.e2e.programs import NotStarted, beside_python, free_port, running
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +117,23 @@ def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
         )
         with _traefik(folder, static, port, behind) as url:
             yield url
+
+
+@contextmanager
+def traefik_by_ingress_routes(folder: Path, behind: Behind) -> Iterator[str]:
+    """Traefik with the IngressRoutes of `deploy/kubernetes/`; gives its URL."""
+    dynamic = folder / "dynamic"
+    dynamic.mkdir()
+    (dynamic / "kubernetes.yml").write_text(
+        yaml.safe_dump(
+            dynamic_configuration("127.0.0.1", behind.navidrome, behind.authentik, behind.secret)
+        )
+    )
+    port = free_port()
+    static = _static(port, free_port(), folder)
+    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    with _traefik(folder, static, port, behind) as url:
+        yield url
 
 
 @contextmanager
