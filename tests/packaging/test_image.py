@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.programs import free_port
-from tests.image.building import VERSION, Image, built, download, run
+from tests.packaging.building import VERSION, Image, built, download, run
 
 pytestmark = [
-    pytest.mark.image,
+    pytest.mark.packaging,
     pytest.mark.binary("buildah"),
     pytest.mark.binary("mmdebstrap"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
-MAX_ENVIRONMENT_BYTES = 120_000_000
+MAX_ENVIRONMENT_BYTES = 110_000_000
 _START_SECONDS = 30.0
 # Modules that have no bytecode file, and would be compiled at each start.
 WITHOUT_BYTECODE = """
@@ -54,6 +54,7 @@ def test_health_check_succeeds_once_the_image_serves_and_fails_otherwise(image: 
         while image.run(check[1:], SHIM_CONTROL_LISTEN=control).returncode:
             assert process.poll() is None, process.communicate()[0].decode()
             assert time.monotonic() < deadline
+        assert Path(f"/proc/{process.pid}/root/data/shim.db").exists()
     finally:
         process.terminate()
         log, _ = process.communicate(timeout=30)
