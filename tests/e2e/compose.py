@@ -21,7 +21,7 @@ def _untagged(loader: _Loader, _tag: str, node: yaml.Node) -> Any:
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_yaml_null(node)  # type: ignore[no-untyped-call]
+    return None  # `!reset null`
 
 
 _Loader.add_multi_constructor("!", _untagged)

@@ -57,11 +57,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory, wheel_of_the_sdist: Pa
     venv.create(folder / "venv", with_pip=True)
     programs = folder / "venv/bin"
     # From the downloaded files alone, so that nothing else comes in.
-    pip = [programs / "python", "-m", "pip", "--isolated", "install", "--no-index"]
-    locked = ["--require-hashes", "--requirement", ROOT / "requirements/run.txt"]
-    run(*pip, "--find-links", packages, *locked)
-    run(*pip, "--no-deps", wheel_of_the_sdist)
-    run(*pip[:4], "check")
+    source = f"[global]\nno-index = true\nfind-links = {packages}\n"
+    (folder / "venv/pip.conf").write_text(source)
+    pip = [str(programs / "python"), "-m", "pip", "--isolated"]
+    install = [*pip, "install"]
+    locked = ["--require-hashes", "--requirement", str(ROOT / "requirements/run.txt")]
+    run(*install, *locked)
+    run(*install, "--no-deps", wheel_of_the_sdist)
+    run(*pip, "check")
     return programs
 
 
