@@ -76,7 +76,7 @@ class UserHeaderWatch:
         self._changed = changed
         self._unread = configuration is not None
         self._presence: LivenessConnection | None = None
-        self._woken = asyncio.Event()
+        self._wake = asyncio.Event()
         self.state = UserHeaderState(None, detail="not checked yet")
 
     async def start(self) -> None:
@@ -95,20 +95,20 @@ class UserHeaderWatch:
         pause, asked_at = _FIRST_PAUSE, loop.time()
         while True:
             if self._presence is None or self.state.obeyed is None:
-                await self._rest(pause)
+                await self._sleep(pause)
                 pause = min(_LAST_PAUSE, pause * 2)
                 with contextlib.suppress(Unavailable):
                     await self._connect()
-                    self._tell(await self.ask())
+                    self._update_state(await self.ask())
                     asked_at = loop.time()
                 continue
             pause = _FIRST_PAUSE
-            await self._rest(_UNREAD_SECONDS if self._unread else _EVERY_SECONDS)
+            await self._sleep(_UNREAD_SECONDS if self._unread else _EVERY_SECONDS)
             if loop.time() - asked_at < _EVERY_SECONDS and (
                 not self._unread or await self._read() is None
             ):
                 continue
-            self._tell(await self.ask())
+            self._update_state(await self.ask())
             asked_at = loop.time()
 
     async def ask(self) -> bool:
@@ -122,33 +122,33 @@ class UserHeaderWatch:
 
     async def close(self) -> None:
         """Close every connection."""
-        self._let_go()
+        self._close_connection()
         await self._transport.close()
 
     async def _connect(self) -> None:
         if self._presence is None:
             self._presence = await open_liveness(
-                self._upstream, self._base_path, self._tls, self._left, _TIMEOUT
+                self._upstream, self._base_path, self._tls, self._on_disconnect, _TIMEOUT
             )
 
-    def _left(self) -> None:
+    def _on_disconnect(self) -> None:
         self._presence = None
         self.state = UserHeaderState(None, detail="Navidrome closed its connection")
-        self._woken.set()
+        self._wake.set()
         self._changed()
 
-    def _let_go(self) -> None:
+    def _close_connection(self) -> None:
         presence, self._presence = self._presence, None
         if presence is not None:
             presence.close()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        self._woken.clear()
+                await self._wake.wait()
+        self._wake.clear()
 
-    def _tell(self, differs: bool) -> None:
+    def _update_state(self, differs: bool) -> None:
         if differs:
             self._changed()
 

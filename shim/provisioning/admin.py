@@ -228,7 +228,7 @@ async def _as_own_account(
         # The login with the operator's password worked: only the tokens must still be voided.
         await records.adopt(account.id)
     else:
-        await _secure_oneself(api, own_account, account, records)
+        await _secure_own_access(api, own_account, account, records)
     return AdminAccess(await api.users(), True, secured=True)
 
 
@@ -330,7 +330,7 @@ async def _secure(api: Navidrome, account: User, password: str, records: OwnAcco
     await records.adopt(account.id)
 
 
-async def _secure_oneself(
+async def _secure_own_access(
     api: Navidrome, own_account: OwnAccount, account: User, records: OwnAccountRecords
 ) -> None:
     """Do the same as `_secure` for the account that the shim uses. Navidrome requires the current password

@@ -147,7 +147,7 @@ class BindingStore:
 
     async def load(self) -> None:
         """Read everything. Raises `StoreError`."""
-        versions, bindings, intents, holds, rules = await self._read(_everything)
+        versions, bindings, intents, holds, rules = await self._read(_read_all_tables)
         self._version = versions[0]
         self._note_users_version(versions[1])
         self._by_id = {binding.id: binding for binding in bindings}
@@ -309,7 +309,7 @@ class BindingStore:
                 _delete(connection, binding)
             for binding in names:
                 # A temporary name that no account has: until all are renamed, no two bindings conflict.
-                row = update(BINDINGS).where(*_as_read(binding))
+                row = update(BINDINGS).where(*_matches_read_version(binding))
                 changed = connection.execute(row.values(normalized_name=f"\x01{binding.id}"))
                 if changed.rowcount == 0:
                     raise Outdated(_OUTDATED)
@@ -363,7 +363,7 @@ class BindingStore:
         self._holds = {name: hold for name, hold in self._holds.items() if hold.until > now}
         self._holds.update({hold.normalized_name: hold for hold in put})
 
-    async def end_rest(self, normalized_name: str) -> None:
+    async def remove_name_hold(self, normalized_name: str) -> None:
         """Remove the hold of this name; other processes see it."""
 
         def work(connection: Connection) -> tuple[None, int]:
@@ -447,7 +447,7 @@ def _revokes(before: Binding, after: Binding) -> bool:
     return after.state is not before.state and after.state is not BindingState.ACTIVE
 
 
-def _everything(
+def _read_all_tables(
     connection: Connection,
 ) -> tuple[tuple[int, int], list[Binding], list[Intent], list[NameHold], list[TokenRule]]:
     bindings = [binding_from_row(row) for row in connection.execute(select(BINDINGS))]
@@ -498,7 +498,7 @@ def increment_version(connection: Connection) -> int:
     return _version(connection)
 
 
-def _as_read(binding: Binding) -> tuple[ColumnElement[bool], ...]:
+def _matches_read_version(binding: Binding) -> tuple[ColumnElement[bool], ...]:
     """Return the condition that selects a binding's row if it was not changed since it was read."""
     return BINDINGS.c.id == binding.id, BINDINGS.c.version == binding.version
 
@@ -513,14 +513,14 @@ def _check_holder(connection: Connection, navidrome_id: str, holder: Binding | N
 
 def _update(connection: Connection, binding: Binding) -> Binding:
     after = replace(binding, version=binding.version + 1)
-    row = update(BINDINGS).where(*_as_read(binding))
+    row = update(BINDINGS).where(*_matches_read_version(binding))
     if connection.execute(row.values(**binding_values(after))).rowcount == 0:
         raise Outdated(_OUTDATED)
     return after
 
 
 def _delete(connection: Connection, binding: Binding) -> None:
-    if connection.execute(delete(BINDINGS).where(*_as_read(binding))).rowcount == 0:
+    if connection.execute(delete(BINDINGS).where(*_matches_read_version(binding))).rowcount == 0:
         raise Outdated(_OUTDATED)
 
 

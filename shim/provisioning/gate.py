@@ -25,7 +25,7 @@ from shim.provisioning.models import AuditContext, BindingState
 from shim.provisioning.policy import is_header_safe
 from shim.provisioning.service import (
     EXTERNAL_ERRORS,
-    HOLD_PAUSE,
+    HOLD_RETRY_SECONDS,
     Fault,
     ProvisioningService,
     reason_of,
@@ -155,8 +155,8 @@ class ProvisioningGate:
     def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
         return all(map(self._admits, account_ids)) and self._service.user_writes.begin(account_ids)
 
-    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
-        self._service.user_writes.end(account_ids, answered=answered)
+    def user_write_ended(self, account_ids: tuple[str, ...], *, response_began: bool) -> None:
+        self._service.user_writes.end(account_ids, response_began=response_began)
 
     @property
     def users_listed(self) -> bool:
@@ -273,7 +273,7 @@ class ProvisioningGate:
         try:
             held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
             async with self._service.locks.held(*keys), self._slots:
-                return await self._settle_held(identity, request_info, held_until)
+                return await self._resolve_name_hold(identity, request_info, held_until)
         except AccountDenied as denied:
             self._known.pop(identity.uid, None)
             self._record(
@@ -309,7 +309,7 @@ class ProvisioningGate:
                         break
                     if loop.time() >= held_until and (fault is not None or directory.unread):
                         break
-                    await directory.next_attempt(HOLD_PAUSE)
+                    await directory.next_attempt(HOLD_RETRY_SECONDS)
         fault = service.fault or Fault("Navidrome's users could not be listed after a change")
         return AccountDenied(fault.reason, fault.detail, max(1, round(fault.retry_after)))
 
@@ -318,7 +318,7 @@ class ProvisioningGate:
         if not self._in_flight:
             self._generations.clear()
 
-    async def _settle_held(
+    async def _resolve_name_hold(
         self, identity: Identity, request_info: RequestInfo, until: float
     ) -> Account | AccountDenied:
         """Call `_provision_once` again until the event loop's time `until` while Navidrome is down: a restart
@@ -333,7 +333,7 @@ class ProvisioningGate:
                     raise
                 away = _is_away(service)
                 # The end of the liveness connection may be reported shortly after a call failed.
-                await asyncio.sleep(HOLD_PAUSE)
+                await asyncio.sleep(HOLD_RETRY_SECONDS)
                 if not away and not _is_away(service) and service.generation == generation:
                     raise
 

@@ -58,7 +58,7 @@ from shim.trust.names import normalize_name
 from shim.trust.reasons import Reason
 
 # Why an account is locked, by its binding's state.
-_WHY = {
+_LOCK_REASONS = {
     BindingState.ACTIVE: "an operator locked it",
     BindingState.DENIED: "the policy refuses the person",
     BindingState.UNLINKED: "it was unlinked",
@@ -128,7 +128,7 @@ class AccountLifecycle:
             return
         await bindings.put_rule(rule)
         after = await self._writer.change(
-            user, {}, audit_context, holder=None, password=Lock(_WHY[BindingState.ACTIVE])
+            user, {}, audit_context, holder=None, password=Lock(_LOCK_REASONS[BindingState.ACTIVE])
         )
         await bindings.put_rule(replace(rule, void_before=after.read_at))
 
@@ -149,7 +149,11 @@ class AccountLifecycle:
             changes = {"isAdmin": False} if demotes and not unlinked else {}
             try:
                 after = await self._writer.change(
-                    user, changes, audit_context, holder=binding, password=Lock(_WHY[binding.state])
+                    user,
+                    changes,
+                    audit_context,
+                    holder=binding,
+                    password=Lock(_LOCK_REASONS[binding.state]),
                 )
             except AccountRecreated:
                 await self.remove_binding(binding, audit_context)
@@ -193,7 +197,7 @@ class AccountLifecycle:
             current = self._bindings.by_account(binding.navidrome_id)
             if current is None or current.version != binding.version:
                 raise Outdated("the account was changed meanwhile")
-            names, gone = await self._names_in_the_way(binding, user)
+            names, gone = await self._conflicting_names(binding, user)
             kept = {normalize_name(name) for name in names.values()}
             freed = [each for each in (*names, *gone) if each.normalized_name not in kept]
             await self._bindings.rename(names, gone, map(self.name_hold_for, freed))
@@ -210,7 +214,7 @@ class AccountLifecycle:
             raise Outdated("the account was changed meanwhile")
         return followed
 
-    async def _names_in_the_way(
+    async def _conflicting_names(
         self, binding: Binding, user: User
     ) -> tuple[dict[Binding, str], list[Binding]]:
         """Return the binding with its account's new name, and every other one that must be renamed or removed
@@ -381,7 +385,7 @@ class Provisioner:
                 await self._directory.read(self._api.users)
             known = self._directory.by_name(identity.username)
             if known is None:
-                raise Busy(_nobody_listed(self._api.unreadable))
+                raise Busy(_empty_list_error(self._api.unreadable))
         return await self._link(identity, uid, known, audit_context)
 
     async def _create(self, identity: Identity, uid: str, audit_context: AuditContext) -> Binding:
@@ -538,7 +542,7 @@ def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
     return (*keys, f"uid {uid}") if uid is not None else tuple(keys)
 
 
-def _nobody_listed(unreadable: int) -> str:
+def _empty_list_error(unreadable: int) -> str:
     said = "Navidrome says that the name is taken, and lists nobody who has it"
     if unreadable:
         said += (

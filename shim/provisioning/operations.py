@@ -195,7 +195,7 @@ class Operations:
         normalized = normalize_name(name)
         if normalized not in {hold.name for hold in self.holds()}:
             raise OperationError(f"{name} is not held. Run `users holds list` to see all.")
-        await self._service.bindings.end_rest(normalized)
+        await self._service.bindings.remove_name_hold(normalized)
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
     async def unlink(self, name: str) -> bool:

@@ -54,7 +54,7 @@ PROVE_SECONDS = 5.0
 STORE_STOP_SECONDS = 2.0
 _MIN_PAUSE = 1.0
 # Between two attempts while Navidrome is down and requests wait.
-HOLD_PAUSE = 0.1
+HOLD_RETRY_SECONDS = 0.1
 _MAX_PAUSE = 15.0
 # Between two lists of users that are read because a request may have changed them, and between two
 # announcements of such requests.
@@ -141,7 +141,7 @@ class ProvisioningService:
             record,
             self,
         )
-        self.cache: CacheListener = _Nobody()
+        self.cache: CacheListener = _NoListener()
         bindings.watch(self)
         self.generation = 0
         self.has_users = False
@@ -181,7 +181,7 @@ class ProvisioningService:
         async with self._attempt_lock:
             loop = asyncio.get_running_loop()
             fault = self.fault
-            pause = HOLD_PAUSE if fault is not None and fault.passing else _MIN_PAUSE
+            pause = HOLD_RETRY_SECONDS if fault is not None and fault.passing else _MIN_PAUSE
             if fault is not None and loop.time() - self._tried_at >= pause:
                 await self._attempt_ready()
                 self._tried_at = loop.time()
@@ -420,7 +420,7 @@ class ProvisioningService:
             await self.bindings.record_last_seen(seen)
 
 
-class _Nobody:
+class _NoListener:
     """A listener that does nothing: for commands, which cache no accounts."""
 
     def clear(self) -> None:

@@ -46,10 +46,10 @@ class UserWrites:
         self._under_way.update(ids)
         return True
 
-    def end(self, account_ids: Iterable[str], *, answered: bool) -> None:
+    def end(self, account_ids: Iterable[str], *, response_began: bool) -> None:
         """Stop counting the request; a little later if Navidrome did not respond."""
         ids = tuple(account_ids)
-        if answered:
+        if response_began:
             self._end(ids)
         else:
             asyncio.get_running_loop().call_later(_UNANSWERED_SECONDS, self._end, ids)

@@ -90,9 +90,9 @@ class AccountGate(Protocol):
         """Count a request that can change Navidrome's users, just before it is sent whole for these accounts.
         Return whether it may be sent; False while one of them is locked or about to lose rights. No I/O."""
 
-    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
-        """Stop counting such a request. `answered`: Navidrome's response began; if not, Navidrome may still
-        carry out the request. No I/O."""
+    def user_write_ended(self, account_ids: tuple[str, ...], *, response_began: bool) -> None:
+        """Stop counting such a request. If Navidrome's response has not begun, Navidrome may still carry out
+        the request. No I/O."""
 
     def identity_current(self, identity: Identity) -> bool:
         """Return whether no later request of the same person had different claims. No I/O."""

@@ -110,8 +110,8 @@ class BodyBuffer:
         "_chunks",
         "_data",
         "_decoder",
-        "_left",
         "_limit",
+        "_remaining",
         "_taken",
         "done",
     )
@@ -122,7 +122,7 @@ class BodyBuffer:
         self._budget = budget
         self._limit = limit
         self._decoder = ChunkedDecoder() if length == CHUNKED else None
-        self._left = length
+        self._remaining = length
         self._data = bytearray()
         self._taken = 0
         self._chunks = 0
@@ -132,9 +132,9 @@ class BodyBuffer:
         """Read the bytes of the body, and return the rest. Raises `BodyTooLarge`, `BufferFull` and
         `ChunkedError`."""
         if self._decoder is None:
-            body, rest = data[: self._left], data[self._left :]
-            self._left -= len(body)
-            self.done = not self._left
+            body, rest = data[: self._remaining], data[self._remaining :]
+            self._remaining -= len(body)
+            self.done = not self._remaining
         else:
             body, rest = self._decode(self._decoder, data)
             self.done = self._decoder.done

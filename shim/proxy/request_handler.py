@@ -474,7 +474,7 @@ class RequestHandler:
         if slow_path is not None:
             slow_path.cancel()
         if self._unfinished:
-            self._finish_request(answered=False)
+            self._finish_request(response_began=False)
 
     def expired(self) -> None:
         """Handle the deadline of the connection's state."""
@@ -753,15 +753,15 @@ class RequestHandler:
         if status == 401:
             self._on_unauthorized()
         if self._unfinished:
-            self._finish_request(answered=True)
+            self._finish_request(response_began=True)
         connection = self._connection
         if not self.request_sent:
             connection.keep_alive = False
         elif not connection.read_paused:
             connection.deadline = NEVER
 
-    def _finish_request(self, *, answered: bool) -> None:
-        """Run the actions that are due when the response arrives (`answered`), or can no longer arrive."""
+    def _finish_request(self, *, response_began: bool) -> None:
+        """Run the actions that are due when the response begins, or can no longer begin."""
         self._unfinished = False
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
@@ -770,7 +770,7 @@ class RequestHandler:
         if write is not None:
             gate = self._plane.gate
             assert gate is not None
-            gate.user_write_ended(write, answered=answered)
+            gate.user_write_ended(write, response_began=response_began)
             gate.users_may_have_changed()
 
     def close_after_response(self) -> None:

@@ -37,21 +37,21 @@ def _block_cost(key: tuple[str, bytes], block: HeaderBlock) -> int:
     metadata, proof = block.metadata, block.proof
     fields = (*metadata.removed, *metadata.tokens, *block.hop_by_hop)
     size = 512 + len(key[1]) + len(block.forward) + (0 if proof is None else proof.size)
-    return size + _fields_cost(fields) + _envelope_size(metadata)
+    return size + _fields_cost(fields) + _metadata_size(metadata)
 
 
 def _line_cost(line: bytes, field: Field) -> int:
     return 256 + len(line) + _field_cost(field)
 
 
-def _sealed_cost(key: tuple[str, tuple[Field, ...]], with_proof: MetadataWithProof) -> int:
+def _proven_metadata_cost(key: tuple[str, tuple[Field, ...]], with_proof: MetadataWithProof) -> int:
     metadata, proof = with_proof
     return _metadata_cost(key, metadata) + (0 if proof is None else proof.size)
 
 
 def _metadata_cost(key: tuple[str, tuple[Field, ...]], metadata: RequestMetadata) -> int:
     # The entry keeps its fields alive after the cache of lines has evicted them.
-    return 512 + _fields_cost(key[1]) + _envelope_size(metadata)
+    return 512 + _fields_cost(key[1]) + _metadata_size(metadata)
 
 
 def _token_cost(_: tuple[bytes, int], said: VerifiedClaims) -> int:
@@ -68,13 +68,13 @@ def _field_cost(field: Field) -> int:
     return 384 + len(field.name) + len(field.value) + len(field.wire) + text
 
 
-def _envelope_size(metadata: RequestMetadata) -> int:
+def _metadata_size(metadata: RequestMetadata) -> int:
     """Return the size of request metadata in bytes, without its fields."""
-    beliefs = 1024 if metadata.deferred is None else 4096
-    named = 256 + sum(128 + len(name) for name in metadata.connection_listed)
+    result_size = 1024 if metadata.deferred is None else 4096
+    listed_size = 256 + sum(128 + len(name) for name in metadata.connection_listed)
     identity = metadata.trust_result.identity
-    who = 0 if identity is None else _identity_size(identity)
-    return 1024 + len(metadata.forward) + beliefs + named + who
+    identity_size = 0 if identity is None else _identity_size(identity)
+    return 1024 + len(metadata.forward) + result_size + listed_size + identity_size
 
 
 def _identity_size(identity: Identity) -> int:
@@ -100,7 +100,7 @@ class _PeerCaches:
             AdmissionCache(int(512 * share), 2 * size, _metadata_cost)
         )
         self.with_proof: AdmissionCache[tuple[str, tuple[Field, ...]], MetadataWithProof] = (
-            AdmissionCache(int(512 * share), 2 * size, _sealed_cost)
+            AdmissionCache(int(512 * share), 2 * size, _proven_metadata_cost)
         )
         self.lines: AdmissionCache[bytes, Field] = AdmissionCache(
             int(2048 * share), size, _line_cost

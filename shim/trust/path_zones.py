@@ -108,17 +108,17 @@ class Paths:
     def zone(self, path: bytes) -> PathZone:
         """Return the zone of this path. `path` is the raw path of the target, without its query."""
         if b"%" not in path:
-            return self.plain_place(path)
+            return self.unescaped_zone(path)
         decoded = unquote(path)
         if not path.startswith(self.base):
             return PathZone.OUTSIDE
         if decoded.isascii():
-            return self.plain_place(decoded)
+            return self.unescaped_zone(decoded)
         # An edge may fold U+017F to "s" or U+0130 to "i", and match a public prefix. No protected path of
         # Navidrome has such a byte.
         return PathZone.SHARE if decoded.lower().startswith(self._open) else PathZone.NON_ASCII
 
-    def plain_place(self, path: bytes) -> PathZone:
+    def unescaped_zone(self, path: bytes) -> PathZone:
         """Return the zone of a path without percent-escapes, which is the common case."""
         if not path.startswith(self.base) and path != self._base_bare:
             return PathZone.OUTSIDE
@@ -197,7 +197,7 @@ def parse_request_line(line: bytes, paths: Paths) -> RequestLine:
         method, path, query, minor = common.groups()
         target = path if query is None else path + query
         return RequestLine(
-            method, target, path, 11 if minor == b"1" else 10, paths.plain_place(path), None
+            method, target, path, 11 if minor == b"1" else 10, paths.unescaped_zone(path), None
         )
     return _parse_uncommon(line, paths)
 

@@ -251,7 +251,7 @@ class _MetadataReader:
             # forge it.
             if len(sites) == 1 and sites[0].value.lower() in _SAME_SITE:
                 return ""
-            return f"Sec-Fetch-Site is {_shown(*(field.value for field in sites))}"
+            return f"Sec-Fetch-Site is {_quoted_values(*(field.value for field in sites))}"
         hosts = [host or b""]
         if self._source.trusted and Kind.FORWARDED_HOST in self._by_kind:
             first = self._by_kind[Kind.FORWARDED_HOST][0].value
@@ -259,8 +259,10 @@ class _MetadataReader:
         origins = [field.value for field in self._by_kind.get(Kind.ORIGIN, ())]
         if all(_names_host(origin, hosts) for origin in origins):
             return ""
-        said = f"Origin is {_shown(*origins)}, Host is {_shown(hosts[0])}"
-        return said if len(hosts) == 1 else f"{said}, X-Forwarded-Host is {_shown(hosts[1])}"
+        found = f"Origin is {_quoted_values(*origins)}, Host is {_quoted_values(hosts[0])}"
+        return (
+            found if len(hosts) == 1 else f"{found}, X-Forwarded-Host is {_quoted_values(hosts[1])}"
+        )
 
 
 def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
@@ -275,7 +277,7 @@ def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
     return match[2].removesuffix(port) in [host.lower().removesuffix(port) for host in hosts]
 
 
-def _shown(*values: bytes) -> str:
+def _quoted_values(*values: bytes) -> str:
     """Format values for the log: quoted, escaped and truncated."""
     texts = [value[:100].decode("utf-8", "backslashreplace") for value in values[:3]]
     return ", ".join(map(repr, texts))

@@ -45,7 +45,7 @@ class SlowGate:
     def user_write_started(self, account_ids: tuple[str, ...]) -> bool:  # noqa: ARG002
         return True
 
-    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
+    def user_write_ended(self, account_ids: tuple[str, ...], *, response_began: bool) -> None:
         pass
 
     @property

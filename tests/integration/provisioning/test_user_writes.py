@@ -109,7 +109,7 @@ async def test_a_lock_waits_for_the_request_that_was_sent_before(tcp_world: Worl
     assert gate.known(person("alice", "music")) is None
     assert not gate.user_write_started(account)
     await world.change("alice", password="evil")
-    gate.user_write_ended(account, answered=True)
+    gate.user_write_ended(account, response_began=True)
     assert await denied is Reason.GROUP_NOT_ALLOWED
     assert not await world.opens("alice", "evil")
     assert len(world.recorded(AccountLocked)) == 1
@@ -127,12 +127,12 @@ async def test_no_request_is_sent_while_its_account_loses_its_rights(tcp_world: 
     def rejects() -> bool:
         if not writes.begin(account):
             return True
-        writes.end(account, answered=True)
+        writes.end(account, response_began=True)
         return False
 
     await until(rejects)
     await world.change("ann", isAdmin=True, name="Ann")
-    gate.user_write_ended(account, answered=True)
+    gate.user_write_ended(account, response_began=True)
     assert await demoted == "ann"
     assert not (await world.user("ann"))["isAdmin"]
     assert gate.user_write_started(account)
@@ -150,6 +150,6 @@ async def test_a_request_that_the_lock_did_not_wait_for_makes_it_be_written_agai
     assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
     await world.change("alice", password="evil")
     locks = len(world.recorded(AccountLocked))
-    gate.user_write_ended(account, answered=True)
+    gate.user_write_ended(account, response_began=True)
     await until(lambda: len(world.recorded(AccountLocked)) > locks)
     assert not await world.opens("alice", "evil")

@@ -100,7 +100,7 @@ async def test_no_name_is_known_while_a_request_that_may_change_it_is_under_way(
     await tcp_world.change("alice", userName="renamed")  # the response has not come yet
     assert gate.known(alice) is None
     assert await tcp_world.request(alice) == "renamed"
-    gate.user_write_ended((account.id,), answered=True)
+    gate.user_write_ended((account.id,), response_began=True)
     gate.users_may_have_changed()
     assert await tcp_world.request(alice) == "renamed"
     known = gate.known(alice)

@@ -289,7 +289,7 @@ async def test_a_hold_on_a_name_ends_for_every_process(opened: Callable[..., Bin
     await first.hold_names([NameHold("alice", "id", None, 2000)])
     await second.load()
     assert [each.normalized_name for each in second.holds()] == ["alice"]
-    await first.end_rest("alice")
+    await first.remove_name_hold("alice")
     await second.refresh()
     assert first.holds() == second.holds() == ()
 

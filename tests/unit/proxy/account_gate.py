@@ -34,7 +34,7 @@ class Accounts:
         self.listings: list[asyncio.Future[AccountDenied | None]] = []
         self.superseded: set[str] = set()
         self.writes: Counter[str] = Counter()
-        self.unanswered = 0
+        self.without_response = 0
         self.held: set[str] = set()
 
     def lock(self, name: str, valid_from: float | None = None) -> None:
@@ -100,6 +100,6 @@ class Accounts:
         self.writes.update(account_ids)
         return True
 
-    def user_write_ended(self, account_ids: tuple[str, ...], *, answered: bool) -> None:
+    def user_write_ended(self, account_ids: tuple[str, ...], *, response_began: bool) -> None:
         self.writes.subtract(account_ids)
-        self.unanswered += not answered
+        self.without_response += not response_began

@@ -500,7 +500,7 @@ async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome:
         assert (await client.read_response()).status == 502
         assert accounts.changes == 4
         assert accounts.writes["id-ada"] == 0
-        assert accounts.unanswered == 1
+        assert accounts.without_response == 1
         for line in ("GET /api/user", "HEAD /api/user/1", "POST /api/song"):
             method, target = line.split(" ")
             await (await front.client(EDGE)).send(build_request(method, target, *IDENTITY).encode())
