@@ -81,7 +81,7 @@ def test_unix_socket_is_shared_by_the_shim_and_navidrome_alone() -> None:
     name, _, folder = volume.partition(":")
     assert socket.startswith(f"unix:{folder}/")
     assert not set(services["navidrome"]["networks"]) & set(services["navidrome-shim"]["networks"])
-    others = [*full()["services"].values(), *compose.read(FILES[1], {})["services"].values()]
+    others = [*full()["services"].values(), *compose.read(FILES[1], REQUIRED)["services"].values()]
     assert not any(each.startswith(f"{name}:") for s in others for each in s.get("volumes", ()))
 
 

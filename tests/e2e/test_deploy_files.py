@@ -40,7 +40,7 @@ def last_stage() -> list[tuple[str, str]]:
 
 
 def add_on(**env: str) -> dict[str, Any]:
-    return compose.read(ADD_ON, env)
+    return compose.read(ADD_ON, {"NAVIDROME_HOST": "music.example.org", **env})
 
 
 def test_what_the_image_copies_is_there_and_not_ignored() -> None:
