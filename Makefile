@@ -9,13 +9,15 @@ LOCK := env --unset PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip
 	--strip-extras --no-emit-options
 CODE := shim demo tests
 
-.PHONY: help demo run test lint format bench docs lock clean
+.PHONY: help demo run test packages packaging lint format bench docs lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    run attackers and users against a stand-in Navidrome; ARGS=--once exits at the end"
 	@echo "make run     run the shim with the settings in the environment and in .env"
 	@echo "make test    run the tests; ARGS='-k name' runs some of them"
+	@echo "make packages   build wheel and sdist into dist/, and test them in a clean environment"
+	@echo "make packaging  build the packages and the image, and test them; needs root, buildah and mmdebstrap"
 	@echo "make lint    check style and types"
 	@echo "make format  correct the style"
 	@echo "make bench   compare the shim with nginx, HAProxy, Traefik and Caddy"
@@ -31,6 +33,14 @@ run: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+packages: $(VENV)/dev.stamp
+	@rm -rf dist
+	@$(BIN)/hatchling build -d dist
+	@$(BIN)/python -m pytest -m packaging tests/packaging/test_packages.py $(ARGS)
+
+packaging: packages
+	@$(BIN)/python -m pytest -m packaging tests/packaging/test_image.py $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check $(CODE)

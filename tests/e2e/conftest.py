@@ -23,9 +23,11 @@ from tests.e2e.parts import (
     Behind,
     caddy,
     guides_traefik,
+    nginx,
     shim,
     traefik,
     traefik_behind_a_cdn,
+    traefik_by_ingress_routes,
     traefik_by_labels,
 )
 
@@ -40,6 +42,8 @@ USERS = (
 OPEN_PATH = "/ping"
 LOOPBACK = "127.0.0.1"
 
+# The others come as packages of Python.
+NGINX = pytest.param("nginx", marks=pytest.mark.binary("nginx"))
 Edge = Callable[[Path, Behind], AbstractContextManager[str]]
 
 
@@ -111,12 +115,14 @@ EDGES: dict[str, Edge] = {
     "traefik": traefik,
     "cdn": traefik_behind_a_cdn,
     "labels": traefik_by_labels,
+    "kubernetes": traefik_by_ingress_routes,
     "caddy": caddy,
+    "nginx": nginx,
     "guide": guides_traefik,
 }
 
 
-@pytest.fixture(scope="session", params=["traefik", "caddy", "guide"])
+@pytest.fixture(scope="session", params=["traefik", "caddy", NGINX, "guide"])
 def standing_scene(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
@@ -139,7 +145,7 @@ def standing_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield scene
 
 
-@pytest.fixture(scope="session", params=["traefik", "labels", "caddy"])
+@pytest.fixture(scope="session", params=["traefik", "labels", "kubernetes", "caddy", NGINX])
 def standing_edge(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:

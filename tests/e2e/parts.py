@@ -1,4 +1,4 @@
-"""Traefik, Caddy and the shim, each started as a person starts it, from the files he copies.
+"""Traefik, Caddy, nginx and the shim, each started as a person starts it, from the files he copies.
 
 Only what differs from site to site is changed: addresses, ports, folders, and no certificates.
 """
@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from urllib.parse import urlsplit
 
 import httpx
+import yaml
 
 from tests.e2e.compose import labels, read
 from tests.e2e.engine import engine
+from tests.e2e.kubernetes import dynamic_configuration
 from tests.e2e.programs import NotStarted, beside_python, free_port, running
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +77,22 @@ def traefik_behind_a_cdn(folder: Path, behind: Behind) -> Iterator[str]:
 
 
 @contextmanager
+def traefik_of_the_full_stack(folder: Path, behind: Behind, authentik_host: str) -> Iterator[str]:
+    """Traefik with the files that `deploy/compose/full/` mounts; gives its URL."""
+    dynamic = folder / "dynamic"
+    dynamic.mkdir()
+    (dynamic / "navidrome.yml").write_text((DEPLOY / "traefik/dynamic/navidrome.yml").read_text())
+    (dynamic / "authentik.yml").write_text(
+        (DEPLOY / "compose/full/traefik/authentik.yml").read_text()
+    )
+    port = free_port()
+    static = _static(port, free_port(), folder)
+    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    with _traefik(folder, static, port, behind, AUTHENTIK_HOST=authentik_host) as url:
+        yield url
+
+
+@contextmanager
 def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
     """Traefik with the labels of `deploy/compose/add-on.yml`; gives its URL."""
     port, redirecting = free_port(), free_port()
@@ -98,6 +117,23 @@ def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
         )
         with _traefik(folder, static, port, behind) as url:
             yield url
+
+
+@contextmanager
+def traefik_by_ingress_routes(folder: Path, behind: Behind) -> Iterator[str]:
+    """Traefik with the IngressRoutes of `deploy/kubernetes/`; gives its URL."""
+    dynamic = folder / "dynamic"
+    dynamic.mkdir()
+    (dynamic / "kubernetes.yml").write_text(
+        yaml.safe_dump(
+            dynamic_configuration("127.0.0.1", behind.navidrome, behind.authentik, behind.secret)
+        )
+    )
+    port = free_port()
+    static = _static(port, free_port(), folder)
+    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    with _traefik(folder, static, port, behind) as url:
+        yield url
 
 
 @contextmanager
@@ -141,6 +177,41 @@ def caddy(folder: Path, behind: Behind) -> Iterator[str]:
 
 
 @contextmanager
+def nginx(folder: Path, behind: Behind) -> Iterator[str]:
+    """nginx with `deploy/nginx/`; gives its URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    text = _changed(
+        (DEPLOY / "nginx/navidrome.conf.template").read_text(),
+        {
+            "    listen 80;\n": f"    listen 127.0.0.1:{free_port()};\n",
+            "    listen 443 ssl;\n": f"    listen 127.0.0.1:{port};\n",
+            "    ssl_certificate /etc/nginx/certs/navidrome.pem;\n": "",
+            "    ssl_certificate_key /etc/nginx/certs/navidrome.key;\n": "",
+            "set $navidrome_url https://${NAVIDROME_HOST};": f"set $navidrome_url {url};",
+        },
+    )
+    # As envsubst does in nginx's image.
+    filled_in = Template(text).safe_substitute(
+        NAVIDROME_HOST="127.0.0.1",
+        NAVIDROME_SHIM=behind.navidrome.removeprefix("http://"),
+        AUTHENTIK=behind.authentik.removeprefix("http://"),
+        SHIM_PROXY_SECRET=behind.secret,
+    )
+    (folder / "navidrome.conf").write_text(filled_in)
+    folders = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    own = "".join(f"{name}_temp_path {folder}/{name};\n" for name in folders)
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off;\npid {folder}/nginx.pid;\nerror_log stderr warn;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{own}include {folder}/navidrome.conf;\n}}\n"
+    )
+    command = [beside_python("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
+    with running(command, port, folder, {}):
+        yield _routed(url)
+
+
+@contextmanager
 def shim(folder: Path, navidrome: str, **settings: str) -> Iterator[Shim]:
     """`navidrome-shim serve` before a Navidrome, believing 127.0.0.1.
 
@@ -162,7 +233,7 @@ def shim(folder: Path, navidrome: str, **settings: str) -> Iterator[Shim]:
 
 
 @contextmanager
-def _traefik(folder: Path, static: str, port: int, behind: Behind) -> Iterator[str]:
+def _traefik(folder: Path, static: str, port: int, behind: Behind, **env: str) -> Iterator[str]:
     config = folder / "traefik.yml"
     config.write_text(static)
     env = {
@@ -170,6 +241,7 @@ def _traefik(folder: Path, static: str, port: int, behind: Behind) -> Iterator[s
         "NAVIDROME_SHIM_URL": behind.navidrome,
         "AUTHENTIK_URL": behind.authentik,
         "SHIM_PROXY_SECRET": behind.secret,
+        **env,
     }
     command = [beside_python("traefik"), f"--configfile={config}"]
     with running(command, port, folder, env):

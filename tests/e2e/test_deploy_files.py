@@ -40,7 +40,7 @@ def last_stage() -> list[tuple[str, str]]:
 
 
 def add_on(**env: str) -> dict[str, Any]:
-    return compose.read(ADD_ON, env)
+    return compose.read(ADD_ON, {"NAVIDROME_HOST": "music.example.org", **env})
 
 
 def test_what_the_image_copies_is_there_and_not_ignored() -> None:
@@ -63,11 +63,17 @@ def test_the_image_gives_the_memory_of_a_peak_back() -> None:
 
 
 def test_the_image_is_of_hashed_packages_alone() -> None:
-    installs = [rest for word, rest in instructions() if word == "RUN" and " install " in rest]
-    pips = [shlex.split(rest) for rest in installs if " pip " in rest]
-    assert len(pips) == 3
+    commands = [
+        shlex.split(command)
+        for word, rest in instructions()
+        if word == "RUN"
+        for command in rest.split("&&")
+    ]
+    pips = [words for words in commands if words[0].endswith("/pip")]
+    assert len(pips) == 4
     for words in pips:
-        assert "--require-hashes" in words or {"--no-index", "--no-deps"} <= set(words)
+        hashed = {"--require-hashes", "--only-binary=:all:"}
+        assert hashed <= set(words) or {"--no-index", "--no-deps"} <= set(words)
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert [re.match(r"[\w-]+", need).group() for need in stated] == ["hatchling"]  # type: ignore[union-attr]
     # pip before 26.1 rejects --require-hashes with a constraint: the build's packages are locked apart.
@@ -90,10 +96,15 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 def test_the_image_keeps_its_store_where_its_user_may_write() -> None:
     [user] = [rest for word, rest in last_stage() if word == "USER"]
     owner, _, group = user.partition(":")
-    [made] = [rest for word, rest in last_stage() if word == "RUN"]
+    [made] = [rest for word, rest in last_stage() if word == "RUN" and " /data" in rest]
     assert shlex.split(made)[:6] == ["install", "--directory", "--owner", owner, "--group", group]
     assert made.endswith(" /data")
-    assert any("SHIM_DATABASE_URL=sqlite:////data/" in rest for word, rest in last_stage())
+    # The default of SHIM_DATABASE_URL is a file in the working folder.
+    assert [rest for word, rest in last_stage() if word == "WORKDIR"] == ["/data"]
+
+
+def test_the_image_sets_no_setting_that_a_file_could_contradict() -> None:
+    assert not [rest for word, rest in last_stage() if word == "ENV" and "SHIM_" in rest]
 
 
 def image_check() -> list[str]:
@@ -197,6 +208,12 @@ def test_the_add_ons_settings_are_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_hadolint_finds_no_fault_in_the_dockerfile() -> None:
+    command = [beside_python("hadolint"), str(DEPLOY / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def file_provider() -> dict[str, Any]:
     """`deploy/traefik/`'s dynamic file, each template replaced by a word."""
     text = (DEPLOY / "traefik/dynamic/navidrome.yml").read_text()
@@ -228,11 +245,57 @@ def test_the_labels_say_what_the_file_says() -> None:
     assert labels[prefix + "trustforwardheader"] == "false"
 
 
-def test_no_two_routers_of_one_host_have_the_same_priority() -> None:
+def routers() -> dict[str, dict[str, int]]:
+    """The priority of each router, by the place that defines it: Traefik's files, labels, IngressRoutes."""
+    found: dict[str, dict[str, int]] = {}
+    files = sorted(DEPLOY.rglob("*.yml")) + sorted(DEPLOY.rglob("*.yaml"))
+    for path in files:
+        text = _TEMPLATE.sub("filled-in", path.read_text()).replace("\nfilled-in", "")
+        place = "kubernetes" if "kubernetes" in path.parts else str(path.relative_to(DEPLOY))
+        for document in yaml.load_all(text, _AnyTag):
+            if isinstance(document, dict):
+                found.setdefault(place, {}).update(_routers_of(document))
+    return {place: those for place, those in found.items() if those}
+
+
+class _AnyTag(yaml.SafeLoader):
+    """YAML whose tags do not matter."""
+
+
+_AnyTag.add_multi_constructor("!", lambda _loader, _tag, _node: None)
+
+
+def _routers_of(document: dict[str, Any]) -> dict[str, int]:
+    of_files = (document.get("http") or {}).get("routers") or {}
+    found = {name: router["priority"] for name, router in of_files.items()}
+    if document.get("kind") == "IngressRoute":
+        name = document["metadata"]["name"]
+        routes = enumerate(document["spec"]["routes"])
+        found |= {f"{name} {number}": route["priority"] for number, route in routes}
+    for service in (document.get("services") or {}).values():
+        for label in (service or {}).get("labels") or []:
+            key, _, value = label.partition("=")
+            if match := re.fullmatch(r"traefik\.http\.routers\.([\w-]+)\.priority", key):
+                found[match[1]] = int(value)
+    return found
+
+
+def test_no_two_routers_have_the_same_priority() -> None:
     # Traefik leaves open which of two equals is asked first, and another one at the next start.
-    priorities = [router["priority"] for router in file_provider()["routers"].values()]
-    assert sorted(set(priorities), reverse=True) == [200, 150, 140, 130, 100, 50]
-    assert len(priorities) == 6
+    found = routers()
+    paths = [200, 150, 140, 130, 100, 50]
+    assert {place: sorted(those.values(), reverse=True) for place, those in found.items()} == {
+        "traefik/dynamic/navidrome.yml": paths,
+        "compose/add-on.yml": paths,
+        "compose/full/traefik/authentik.yml": [40],
+        "kubernetes": paths,
+    }
+
+
+def test_every_router_has_a_priority_of_its_own_in_its_definition() -> None:
+    labels = compose.labels(add_on()["services"]["navidrome-shim"])
+    rules = {name for name in labels if re.fullmatch(r"traefik\.http\.routers\.[\w-]+\.rule", name)}
+    assert len(rules) == len(routers()["compose/add-on.yml"])
 
 
 def test_every_entry_point_deletes_aliases() -> None:

@@ -19,7 +19,9 @@ def test_without_a_session_one_is_sent_to_sign_in(scene: Scene, path: str) -> No
     assert response.status_code == httpx.codes.FOUND
     location = urlsplit(response.headers["Location"])
     assert location.path == "/outpost.goauthentik.io/start"
-    assert parse_qs(location.query)["rd"] == [scene.url + path]
+    # nginx cannot encode the URL, so it ends at the first `&`.
+    back = path.partition("&")[0] if scene.edge == "nginx" else path
+    assert parse_qs(location.query)["rd"] == [scene.url + back]
     assert list(scene.stand_in.seen) == []
 
 

@@ -27,7 +27,7 @@ def real_navidrome(
 ) -> Iterator[int]:
     """A fresh server on a free port of 127.0.0.1, its music scanned; gives the port.
 
-    settings: more of Navidrome's variables, such as `ND_BASEURL`.
+    settings: more of Navidrome's variables, such as `ND_BASEURL`, or an `ND_ADDRESS` that is a Unix socket.
     """
     music = folder / "music"
     music.mkdir(parents=True)
@@ -52,7 +52,9 @@ def real_navidrome(
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([binary], env=environment, stdout=log, stderr=log)
         try:
-            _wait_for(server, port, folder / "log")
+            address = environment["ND_ADDRESS"]
+            where = address if address.startswith("unix:") else f"127.0.0.1:{port}"
+            _wait_for(server, where, folder / "log")
             yield port
         finally:
             server.terminate()
@@ -63,19 +65,25 @@ def real_navidrome(
                 server.wait()
 
 
-def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_for(server: subprocess.Popen[bytes], where: str, log: Path) -> None:
     # Who could ask over HTTP whether the music is scanned would already be the first account.
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        if _SCANNED in log.read_bytes() and _answers(port):
+        if _SCANNED in log.read_bytes() and _answers(where):
             return
         time.sleep(0.05)
     raise AssertionError(f"Navidrome did not start:\n{log.read_text('utf-8', 'replace')[-2000:]}")
 
 
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def _answers(where: str) -> bool:
+    """Whether Navidrome responds at `host:port` or `unix:/path`."""
+    path = where.removeprefix("unix:")
+    connection = http.client.HTTPConnection("localhost" if path != where else where, timeout=2)
     try:
+        if path != where:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(2)
+            connection.sock.connect(path)
         connection.request("GET", "/ping")
         return connection.getresponse().status == 200
     except OSError:

@@ -17,7 +17,12 @@ from shim.settings import ALIASES, SETTINGS
 ROOT = Path(__file__).parents[2]
 OPERATING = (ROOT / "docs/operating.md").read_text()
 # Without the changelog, which may name settings that were removed.
-PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "deploy/README.md")
+PAGES = (
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "deploy").rglob("*.md")),
+)
 
 
 def _metric_names() -> Iterator[str]:
@@ -38,7 +43,7 @@ def test_operating_guide_names_every_metric(metric: str) -> None:
     assert f"`{metric}`" in OPERATING
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_name_only_settings_that_exist(page: Path) -> None:
     known = {setting.name for setting in SETTINGS} | {alias.name for alias in ALIASES}
     known |= {f"{setting.name}_FILE" for setting in SETTINGS if setting.secret}
@@ -46,7 +51,7 @@ def test_pages_name_only_settings_that_exist(page: Path) -> None:
     assert named <= known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if link.startswith("http"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -84,6 +86,54 @@ def test_a_lock_file_has_pins_with_hashes_and_nothing_else(file: str) -> None:
 def test_the_lock_files_agree_with_each_other() -> None:
     dev, postgres, run = locked("dev.txt"), locked("postgres.txt"), locked("run.txt")
     assert run.items() <= postgres.items() <= dev.items()
+
+
+def test_the_version_is_in_one_place() -> None:
+    assert 'version = "' not in (ROOT / "pyproject.toml").read_text().partition("[tool.")[0]
+    named = set()
+    for path in (ROOT / "deploy/kubernetes").rglob("*.yaml"):
+        text = path.read_text()
+        named |= set(re.findall(r"image: navidrome-auth-shim:(\S+)", text))
+        named |= set(re.findall(r"newTag: (\S+)-postgres", text))
+    # Kubernetes needs a tag; the release checklist changes it with the version.
+    assert named == {shim.__version__}
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_follows_the_schema(path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema"]
+    done = subprocess.run(
+        [*command, "vendor.github-workflows", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_pins_every_action_by_its_commit_and_grants_nothing_by_default(path: Path) -> None:
+    text = path.read_text()
+    used = re.findall(r"uses: (.*)", text)
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {}
+    for job in workflow["jobs"].values():
+        checkouts = [s for s in job["steps"] if s.get("uses", "").startswith("actions/checkout@")]
+        assert all(s["with"]["persist-credentials"] is False for s in checkouts)
+        # A value of GitHub's in a script would be code: it goes through the environment.
+        assert not any("${{" in step.get("run", "") for step in job["steps"])
+
+
+def test_one_action_has_one_version() -> None:
+    used = {u for path in WORKFLOWS for u in re.findall(r"uses: (\S+)", path.read_text())}
+    assert len(used) == len({action.partition("@")[0] for action in used}) > 5
 
 
 def test_the_changelog_knows_the_version() -> None:
