@@ -69,6 +69,10 @@ def _head(request: ExplainedRequest, settings: Settings) -> bytes:
         for text in texts:
             if "\r" in text or "\n" in text:
                 raise InvalidRequest(part, f"the {part} has a line break")
+            try:
+                text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
+                raise InvalidRequest(part, f"the {part} is no UTF-8") from None
     for text in headers:
         if ":" not in text:
             raise InvalidRequest("header", f"{text!r} is not a header: expected 'Name: value'")

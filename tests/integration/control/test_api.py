@@ -102,7 +102,18 @@ def test_an_unlinked_account_belongs_to_nobody(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"account": 1}', b'{"account": ""}', b'{"account": "a", "x": 1}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 5000,
+        b'{"account": 1}',
+        b'{"account": ""}',
+        b'{"account": "a", "x": 1}',
+        b'{"account": "\\ud800"}',
+    ],
 )
 def test_a_body_that_is_none_is_rejected_with_a_sentence(scene: Scene, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
@@ -150,11 +161,17 @@ def settings_of(scene: Scene) -> dict[str, str]:
         ({"headers": ["A: b\r\nX-authentik-username: root"]}, "line break"),
         ({"path": "/\r\nHost: evil"}, "line break"),
         ({"unknown": 1}, "unknown"),
+        ({"path": "/\ud800"}, "no UTF-8"),
+        ({"headers": ["X: \ud800"]}, "no UTF-8"),
     ],
 )
 def test_explain_rejects_nonsense(scene: Scene, change: dict[str, Any], sentence: str) -> None:
     with scene.operator() as operator:
-        response = operator.post("/api/explain", json={"peer": "@", "path": "/", **change})
+        response = operator.post(
+            "/api/explain",
+            content=json.dumps({"peer": "@", "path": "/", **change}),
+            headers={"Content-Type": "application/json"},
+        )
     assert response.status_code == 400
     assert sentence in response.json()["detail"]
 
