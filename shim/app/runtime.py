@@ -40,7 +40,7 @@ from shim.audit.sinks.log import LogSink, configure_log
 from shim.audit.trail import Trail
 from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import create_app
-from shim.control.metrics import build_registry
+from shim.control.metrics import Sources, build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
@@ -293,7 +293,7 @@ class Runtime:
             hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
         )
         metrics = build_registry(
-            self.counters, version=shim.__version__, events_dropped=self.trail.dropped
+            self.counters, version=shim.__version__, sources=self._metric_sources()
         )
         app = create_app(health=self, metrics=metrics, access=access, reload=self.reload)
         config = uvicorn.Config(
@@ -307,6 +307,17 @@ class Runtime:
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
+
+    def _metric_sources(self) -> Sources:
+        return Sources(
+            checks=self.checks,
+            events=self.trail.recorded,
+            events_dropped=self.trail.dropped,
+            events_queued=self.trail.queued,
+            accounts=dict if self.accounts is None else self.accounts.states,
+            key_set_age=self.policy_updater.key_set_age,
+            name_ages=self.policy_updater.name_ages,
+        )
 
     def _log_started(self) -> None:
         self._reloader.log_configuration(self._limit_note)

@@ -289,6 +289,18 @@ def event_fields(event: Event) -> dict[str, LogValue]:
     return {name: value for name, value in values if value is not None}
 
 
+def event_kinds() -> tuple[str, ...]:
+    """Return the kinds of all events whose modules are loaded, sorted."""
+    found, classes = set[str](), [Event]
+    while classes:
+        each = classes.pop()
+        # A class with slots is created twice; both have the same kind.
+        classes += each.__subclasses__()
+        if "event" in vars(each):
+            found.add(each.event)
+    return tuple(sorted(found))
+
+
 def clip_optional(text: str | None) -> str | None:
     return None if text is None else clip(text)
 
