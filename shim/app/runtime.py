@@ -27,7 +27,12 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 import shim
-from shim.app.factories import build_limits, build_policy, build_upstream_address
+from shim.app.factories import (
+    build_limits,
+    build_notify_sink,
+    build_policy,
+    build_upstream_address,
+)
 from shim.app.out_of_memory import end_process_on_memory_error
 from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
@@ -97,7 +102,8 @@ class Runtime:
         self.counters = Counters()
         self._log_writer = LineWriter(sys.stdout.fileno())
         configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
-        self.trail = Trail((LogSink(self._log_writer),))
+        log_sink, self._notify = LogSink(self._log_writer), build_notify_sink(settings)
+        self.trail = Trail((log_sink,) if self._notify is None else (log_sink, self._notify))
         observer = TrailObserver(
             self.trail, str(settings.upstream), logs_access=settings.access_log
         )
@@ -150,6 +156,8 @@ class Runtime:
     def checks(self) -> tuple[Check, ...]:
         """Return the state of all components for `/readyz`."""
         checks = self.policy_updater.checks()
+        if self._notify is not None:
+            checks = (*checks, self._notify.check())
         if self.accounts is None:
             return (*checks, self.empty_server.check())
         return (*checks, *self.accounts.checks())

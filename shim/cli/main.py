@@ -13,6 +13,7 @@ from shim.cli.configuration import EnvFile
 from shim.cli.database import database
 from shim.cli.explain import explain
 from shim.cli.health import health as ask_health
+from shim.cli.notify import notify
 from shim.cli.reload import reload
 from shim.cli.serve import serve
 from shim.cli.users import users
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(users, name="users")
 app.add_typer(database, name="database")
+app.add_typer(notify, name="notify")
 app.command()(serve)
 app.command()(check)
 app.command()(explain)

@@ -21,7 +21,7 @@ BELOW = {
     "trust": {"http1"},
     "proxy": {"http1", "trust"},
     "navidrome": {"settings", "trust"},
-    "audit": {"proxy", "trust"},
+    "audit": {"health", "proxy", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
     "control": {"health", "proxy", "settings", "trust"},
@@ -101,6 +101,7 @@ def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
     modules = ran.stdout.split()
     assert "shim.app.runtime" in modules
     assert not [name for name in modules if name.startswith(("sqlalchemy", "alembic"))]
+    assert "apprise" not in modules, "only SHIM_NOTIFY_URLS needs it"
 
 
 def test_a_new_database_is_created_without_the_migrations_code(tmp_path: Path) -> None:
