@@ -15,7 +15,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from shim.audit.coalesce import Coalescer, GroupKey
-from shim.audit.events import CoalescedEvent, Event, EventsDropped, event_kinds
+from shim.audit.events import CoalescedEvent, Event, EventsDropped
+from shim.audit.events.schema import kinds
 from shim.audit.line_writer import print_to_stderr
 
 BATCH = 64
@@ -70,7 +71,7 @@ class Trail:
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
         self._faults = 0
-        self._recorded: Counter[str] = Counter()
+        self._recorded = Counter({each.kind: 0 for each in kinds()})
 
     def start(self) -> None:
         """Start writing, on the running event loop. Events recorded before are written too."""
@@ -80,7 +81,7 @@ class Trail:
     def record(self, event: Event) -> None:
         """Write the event, or count it if it is one of many."""
         try:
-            self._recorded[event.event] += 1
+            self._recorded[event.kind] += 1
             if isinstance(event, CoalescedEvent):
                 for one in self._coalescer.offer(event, self._clock()):
                     self._put(one)
@@ -110,8 +111,8 @@ class Trail:
         return {queue.sink.name: queue.dropped + self._faults for queue in self._queues}
 
     def recorded(self) -> dict[str, int]:
-        """Return the number of recorded events of each kind, of every kind that this process may record."""
-        return dict.fromkeys(event_kinds(), 0) | self._recorded
+        """Return the number of recorded events of each kind."""
+        return dict(self._recorded)
 
     def queued(self) -> dict[str, int]:
         """Return the number of events in the queue of each sink, by its name."""
@@ -228,7 +229,7 @@ class _Queue:
         if self._unreported:
             unreported, self._unreported = self._unreported, 0
             self._events.append(
-                EventsDropped(time=self._now(), sink=self.sink.name, count=unreported)
+                EventsDropped(time=self._now(), sink=self.sink.name, dropped=unreported)
             )
         await asyncio.sleep(0)  # let other tasks run between two batches
 

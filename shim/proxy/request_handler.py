@@ -295,8 +295,15 @@ class RequestHandler:
         self._connection.enter(PROVISIONING)
         self._set_deadline(plane.limits.upstream_response_timeout)
         verified = decision.outcome.reason is Reason.VERIFIED_JWT
-        peer = decision.source.peer.text
-        future = gate.ensure(identity, RequestInfo(peer, self._ensure_request_id(), verified))
+        peer, block = decision.source.peer.text, decision.block
+        client = None if block is None else block.metadata.client
+        request_info = RequestInfo(
+            peer,
+            self._ensure_request_id(),
+            verified,
+            client=None if client is None else client.decode(),
+        )
+        future = gate.ensure(identity, request_info)
         await self._current().wait_for(future)
         if future.cancelled():
             raise _RequestFailed(Failure.ACCOUNT_UNAVAILABLE)

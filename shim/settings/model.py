@@ -395,8 +395,8 @@ class Settings(BaseSettings):
         example="ntfys://ntfy.example.org/navidrome mailtos://user:password@example.org?to=ada@example.org",
     )
     notify_kinds: Names = setting(
-        "account_created,account_linked,account_unlinked,account_locked,account_readmitted,admin_created,"
-        "own_account_secured",
+        "account_created,account_linked,account_unlinked,account_locked,account_readmitted,admin_action,"
+        "admin_created,own_account_secured",
         "Kinds of events to notify of, whatever their severity, comma-separated; see docs/operating.md.",
     )
     notify_severity: Annotated[

@@ -1,4 +1,4 @@
-"""Notifications: messages about chosen events to chat, mail or push services, sent by Apprise (extra `notify`).
+"""Notifications: messages about chosen events to chat, mail or push services, sent by Apprise.
 
 `write` only collects, so no service can fill this sink's queue in the trail. A thread sends. Every value in a
 message is text of an attacker: it is clipped, and nothing in it is a link or mentions anybody.
@@ -22,8 +22,9 @@ from structlog.typing import FilteringBoundLogger
 
 from shim.audit.digest import Digest, Message
 from shim.audit.errors import NotifyError
-from shim.audit.events import CoalescedEvent, Event, Severity, event_fields, event_kinds
-from shim.audit.sanitize import clip, escape, timestamp
+from shim.audit.events import CoalescedEvent, Event, Severity, to_record
+from shim.audit.events.schema import kinds
+from shim.audit.sanitize import clip, escape
 from shim.health import Check, State
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _SHORTEST_SECRET = 4
 _SCHEME = re.compile(r"(?i)\b(?:mailto|tel|sms|sip|xmpp|matrix|magnet|javascript|data)(?=:)")
 # A dot in a host name, also in the forms that browsers read as one, but not one in a number.
 _HOST_DOT = re.compile(r"(?<=\w)[.\u3002\uff0e\uff61](?=[^\W\d_])")
+# Fields of every record that say nothing to a reader of the message.
+_OMITTED = ("kind", "severity", "time", "schema", "id", "stream", "first_time", "last_time")
 _DISARMED = str.maketrans({"@": "(at)", "<": "(", ">": ")", "[": "(", "]": ")", "`": "'"})
 
 
@@ -52,16 +55,13 @@ def disarm(text: str) -> str:
 
 def describe(event: Event) -> str:
     """Return the event as one line of plain text."""
+    record = to_record(event)
     values = (
-        f"{name}={disarm(_text(value))}"
-        for name, value in event_fields(event).items()
-        if name not in ("first_time", "last_time") and value not in ("", ())
+        f"{name}={disarm(', '.join(value) if isinstance(value, list) else str(value))}"
+        for name, value in record.items()
+        if name not in _OMITTED and value not in ("", [])
     )
-    return f"{timestamp(event.time)} {', '.join(values)}"
-
-
-def _text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{record['time']} {', '.join(values)}"
 
 
 class Target(Protocol):
@@ -111,7 +111,7 @@ class AppriseTarget:
 
 
 def load_targets(urls: Sequence[str]) -> tuple[AppriseTarget, ...]:
-    """Return the targets of `SHIM_NOTIFY_URLS`. Raises `NotifyError`. Takes some seconds and 45 MB, so call it
+    """Return the targets of `SHIM_NOTIFY_URLS`. Raises `NotifyError`. Takes some seconds and 45 MB: call it
     only if there are URLs, and before requests are served."""
     try:
         import apprise  # noqa: PLC0415 - an extra
@@ -134,21 +134,20 @@ def load_targets(urls: Sequence[str]) -> tuple[AppriseTarget, ...]:
     return tuple(targets)
 
 
-def check_kinds(kinds: Iterable[str]) -> None:
+def check_kinds(chosen: Iterable[str]) -> None:
     """Raise `NotifyError` for a kind in `SHIM_NOTIFY_KINDS` that no event has."""
-    from shim.audit.events import proof, provisioning  # noqa: F401, PLC0415 - so that all kinds are known
-
-    unknown = sorted(set(kinds) - set(event_kinds()))
+    known = [each.kind for each in kinds()]
+    unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise NotifyError(
             f"SHIM_NOTIFY_KINDS: no event has the kind {disarm(unknown[0])}. The kinds are: "
-            f"{', '.join(event_kinds())}"
+            f"{', '.join(known)}"
         )
 
 
 @dataclass(slots=True)
 class _Outbox:
-    """The messages that a target is yet to get. `fault`: the error of the last attempt, None after a success."""
+    """The messages that a target is yet to get. `fault`: error of the last attempt, None after a success."""
 
     target: Target
     unsent: deque[Message] = field(default_factory=deque)
@@ -191,7 +190,7 @@ class NotifySink:
         with self._changed:
             for event in chosen:
                 count = event.count if isinstance(event, CoalescedEvent) else 1
-                self._digest.add(event.event, event.severity, count, describe(event), self._clock())
+                self._digest.add(event.kind, event.severity, count, describe(event), self._clock())
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shim-notify", daemon=True)
                 self._thread.start()
@@ -223,7 +222,7 @@ class NotifySink:
         return Check("notifications", State.OK, f"{sent} sent since the start")
 
     def _is_chosen(self, event: Event) -> bool:
-        return event.event in self._kinds or (
+        return event.kind in self._kinds or (
             self._least is not None and event.severity >= self._least
         )
 
