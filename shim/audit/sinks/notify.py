@@ -204,6 +204,11 @@ class NotifySink:
         if self._thread is not None:
             await asyncio.to_thread(self._ended.wait, CLOSE_SECONDS)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the targets."""
+        return tuple(box.target.label for box in self._outboxes)
+
     def check(self) -> Check:
         """Return whether every target got its messages, for `/readyz`."""
         faults = [
