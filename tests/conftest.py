@@ -10,7 +10,10 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.event_schema import check_all_events
 from tests.support.postgresql import PostgreSQL, programs
+
+check_all_events()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

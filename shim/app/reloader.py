@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim.app.policy_updater import PolicyUpdater
 from shim.app.tls import CertificateError, build_listener_tls
-from shim.audit.events import ConfigurationLoaded, Event, ReloadRejected
+from shim.audit.events import ConfigurationLoaded, Event, Operator, ReloadRejected
 from shim.proxy.server import DataPlane
 from shim.settings import Settings, SettingsError, warnings
 from shim.settings.reload import ReloadResult, merge_settings
@@ -18,6 +18,8 @@ from shim.settings.summary import summary
 
 if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts  # importing it loads the database code
+
+_SIGNAL = Operator("signal", "signal")
 
 
 class ConfigReloader:
@@ -46,13 +48,13 @@ class ConfigReloader:
         self._tasks: set[asyncio.Task[ReloadResult]] = set()
 
     def start_reload(self) -> None:
-        """Start `reload` as a task, for callers that cannot wait for it."""
-        task = asyncio.get_running_loop().create_task(self.reload())
+        """Start `reload` as a task, for the signal handler, which cannot wait for it."""
+        task = asyncio.get_running_loop().create_task(self.reload(_SIGNAL))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def reload(self) -> ReloadResult:
-        """Read the settings again and apply them between two requests.
+    async def reload(self, operator: Operator) -> ReloadResult:
+        """Read the settings again and apply them between two requests, for `operator`.
 
         If they are invalid, the previous settings stay active and the result gives the reason. Requests
         in progress continue under their earlier decision.
@@ -60,15 +62,27 @@ class ConfigReloader:
         async with self._reload_lock:
             outcome = await self._reload()
         if outcome.faults:
-            self._record(ReloadRejected(time=time.time(), faults=outcome.faults))
-        else:
-            self.log_configuration(
-                tuple(f"{name} takes effect after restart" for name in outcome.pending_restart)
+            self._record(
+                ReloadRejected(
+                    time=time.time(),
+                    faults=outcome.faults,
+                    actor=operator.actor,
+                    origin=operator.origin,
+                )
             )
+        else:
+            notes = tuple(f"{name} takes effect after restart" for name in outcome.pending_restart)
+            self.log_configuration(notes, outcome.changes, operator)
         return outcome
 
-    def log_configuration(self, notes: tuple[str, ...]) -> None:
-        """Record the active settings, with `notes` in addition to the warnings of the settings."""
+    def log_configuration(
+        self,
+        notes: tuple[str, ...],
+        changes: tuple[str, ...] = (),
+        operator: Operator | None = None,
+    ) -> None:
+        """Record the active settings, with `notes` in addition to the warnings of the settings. `changes` and
+        `operator` are those of a reload."""
         values = tuple(
             f"{name}={value}" for name, value in self._settings.public().items() if value
         )
@@ -76,8 +90,11 @@ class ConfigReloader:
         self._record(
             ConfigurationLoaded(
                 time=time.time(),
-                trigger="start",
+                trigger="start" if operator is None else "reload",
                 settings=values,
+                changes=changes,
+                actor=None if operator is None else operator.actor,
+                origin=None if operator is None else operator.origin,
                 summary=summary(self._settings),
                 warnings=all_warnings,
             )

@@ -38,7 +38,7 @@ from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
 from shim.app.sockets import bind, raise_descriptor_limit
 from shim.app.tls import build_listener_tls
-from shim.audit.events import Started, Stopped
+from shim.audit.events import Operator, Started, Stopped
 from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
 from shim.audit.sinks.log import LogSink, configure_log
@@ -162,11 +162,11 @@ class Runtime:
             return (*checks, self.empty_server.check())
         return (*checks, *self.accounts.checks())
 
-    async def reload(self) -> ReloadResult:
+    async def reload(self, operator: Operator) -> ReloadResult:
         """Reload the settings, as `ConfigReloader.reload` does."""
         if not self._data.started:
             return ReloadResult(faults=("the shim is still starting, or stopping",))
-        return await self._reloader.reload()
+        return await self._reloader.reload(operator)
 
     def serve(self) -> None:
         """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""

@@ -7,12 +7,24 @@ import time
 from collections.abc import Callable
 from typing import TypedDict
 
-from shim.audit.events import Access, RequestDecision, RequestFailed, UpstreamDown, UpstreamUp
+from shim.audit.events import (
+    Access,
+    IdentitySeen,
+    RequestDecision,
+    RequestFailed,
+    UpstreamDown,
+    UpstreamUp,
+)
 from shim.audit.events.proof import NavidromeTokenFound
 from shim.audit.trail import Trail
 from shim.trust.decision import Decision
 from shim.trust.identity import Identity, Role
 from shim.trust.reasons import Verdict
+
+SILENCE_SECONDS = 3600.0
+# Beyond this number of identities and client addresses, the least recently used one is forgotten and recorded
+# again at its next use.
+MAX_IDENTITIES = 4096
 
 _MAX_METHOD = 32
 _MAX_USER_AGENT = 1024  # bytes to decode; the event clips the text
@@ -35,6 +47,8 @@ class TrailObserver:
         self._upstream = upstream
         self._now = now
         self._down_since: float | None = None
+        # The time of the last use, by identity and client address, the oldest use first.
+        self._last_used: dict[tuple[str, str | None], float] = {}
         self.logs_access = logs_access
 
     def request_decided(
@@ -59,7 +73,36 @@ class TrailObserver:
             )
         )
 
-    def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
+    def identity_used(self, decision: Decision, request_id: str, account: str | None) -> None:
+        """An identity was trusted. Record it if this client address did not use it for an hour."""
+        identity, now, last_used = decision.identity, self._now(), self._last_used
+        if identity is None:
+            return
+        key = (identity.uid or identity.username, _client(decision))
+        previous = last_used.pop(key, None)
+        oldest = next(iter(last_used), None)
+        if oldest is not None and (
+            len(last_used) >= MAX_IDENTITIES or last_used[oldest] <= now - SILENCE_SECONDS
+        ):
+            del last_used[oldest]
+        last_used[key] = now
+        if previous is not None and now - previous < SILENCE_SECONDS:
+            return
+        outcome = decision.outcome
+        self._trail.record(
+            IdentitySeen(
+                time=now,
+                **_request_fields(decision, request_id, now),
+                path_class=outcome.path_class,
+                verdict=outcome.verdict,
+                reason=outcome.reason,
+                account=account,
+            )
+        )
+
+    def navidrome_token_found(
+        self, decision: Decision, request_id: str, account: str | None = None
+    ) -> None:
         """A request had a Navidrome token that was removed, or that passed without an identity."""
         now = self._now()
         found = {"navidrome_token_void": decision.void, "token_mismatch": decision.removed_tokens}
@@ -73,6 +116,7 @@ class TrailObserver:
                         **_request_fields(decision, request_id, now),
                         reason=reason,
                         locations=locations,
+                        account=account,
                     )
                 )
 
@@ -83,6 +127,8 @@ class TrailObserver:
         failure: str,
         status: int,
         sent: int | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
         """A request or response failed; `sent` bytes of an incomplete response were sent."""
         now = self._now()
@@ -93,6 +139,7 @@ class TrailObserver:
                 status=status,
                 reason=str(failure),
                 bytes_sent=sent,
+                account=account,
             )
         )
 
@@ -104,6 +151,8 @@ class TrailObserver:
         sent: int,
         seconds: float,
         incomplete: str | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
         """A request was completed."""
         now = self._now()
@@ -113,6 +162,7 @@ class TrailObserver:
                 **_request_fields(decision, request_id, now),
                 status=status,
                 bytes_sent=sent,
+                account=account,
                 duration_seconds=seconds,
                 incomplete=None if incomplete is None else str(incomplete),
                 path_class=decision.outcome.path_class,

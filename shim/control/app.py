@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shim.audit.events import Operator
 from shim.control.access import Access
 from shim.control.reload import add_reload_route
 from shim.health import HealthSource, is_ready
@@ -39,7 +40,7 @@ def create_app(
     health: HealthSource,
     metrics: CollectorRegistry,
     access: Access,
-    reload: Callable[[], Awaitable[ReloadResult]],
+    reload: Callable[[Operator], Awaitable[ReloadResult]],
 ) -> FastAPI:
     """Return the application for the control plane's listener and for the private channel. `reload` reads
     the settings again."""

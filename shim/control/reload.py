@@ -12,12 +12,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from shim.audit.events import Operator, Origin
 from shim.control.access import Access, Caller
-from shim.settings.reload import ReloadResult
+from shim.settings.reload import COMMAND_HEADER, ReloadResult
 
 
 def add_reload_route(
-    router: APIRouter, access: Access, reload: Callable[[], Awaitable[ReloadResult]]
+    router: APIRouter, access: Access, reload: Callable[[Operator], Awaitable[ReloadResult]]
 ) -> None:
     """Add the route to `router`, which has to be the guarded one. `reload` reads the settings again."""
     authorize = Depends(access.authorize)
@@ -28,7 +29,11 @@ def add_reload_route(
             raise HTTPException(404)
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
             raise HTTPException(403, "a browser must not call this")
-        outcome = await reload()
+        # The header proves nothing, so the actor is the one whom the token or the address shows.
+        origin: Origin = "command" if COMMAND_HEADER in request.headers else "api"
+        actor = "token" if "Authorization" in request.headers else "local"
+        peer = None if request.client is None else request.client.host
+        outcome = await reload(Operator(actor, origin, peer=peer, client=peer))
         if outcome.faults:
             return JSONResponse({"faults": list(outcome.faults)}, status_code=409)
         return JSONResponse(

@@ -18,6 +18,7 @@ from shim.audit.events import Event
 from shim.audit.events.provisioning import (
     AccountBindingRemoved,
     AccountCreated,
+    AccountDemotionSkipped,
     AccountLinked,
     AccountRenamed,
     AccountUnlinked,
@@ -86,6 +87,7 @@ class AccountLifecycle:
         self._policy = policy
         self._record = record
         self._renaming = asyncio.Lock()
+        self._kept_admins: set[tuple[str, str]] = set()  # that were reported, with the reason
 
     async def deny(self, binding: Binding, identity: Identity, audit_context: AuditContext) -> None:
         """Lock the account of a person whom the policy denies."""
@@ -143,9 +145,13 @@ class AccountLifecycle:
         if user is None:
             await self.remove_binding(binding, audit_context)
             return
-        if not self._policy().reserves(user.user_name):
+        demotes = self._policy().admin(binding.identity) is False and user.is_admin
+        if self._policy().reserves(user.user_name):
+            self.report_kept_admin(binding, user, _RESERVED, audit_context)
+        else:
             unlinked = binding.state is BindingState.UNLINKED
-            demotes = self._policy().admin(binding.identity) is False and user.is_admin
+            if unlinked:
+                self.report_kept_admin(binding, user, _UNLINKED, audit_context)
             changes = {"isAdmin": False} if demotes and not unlinked else {}
             try:
                 after = await self._writer.change(
@@ -159,12 +165,33 @@ class AccountLifecycle:
         late = self._user_writes.is_under_way(binding.navidrome_id)
         await bindings.put(replace(binding, lock_pending=late), rule=rule)
 
+    def report_kept_admin(
+        self, binding: Binding, user: User, detail: str, audit_context: AuditContext
+    ) -> None:
+        """Record, once for an account, that it keeps an admin right that the groups do not give, if that is
+        so. `detail` is the reason in words."""
+        kept = user.is_admin and self._policy().admin(binding.identity) is False
+        if not kept or (user.id, detail) in self._kept_admins:
+            return
+        self._kept_admins.add((user.id, detail))
+        self._record(
+            AccountDemotionSkipped(
+                time=time.time(),
+                account=user.user_name,
+                detail=detail,
+                **audit_context.as_fields(),
+            )
+        )
+
     async def restore_rights(
         self, binding: Binding, user: User, audit_context: AuditContext
     ) -> None:
         """Restore the rights that the groups give after a change by hand. `user` is just read. A person whom
         the policy denies gets no right."""
         identity = binding.identity
+        if self._policy().reserves(user.user_name):
+            self.report_kept_admin(binding, user, _RESERVED, audit_context)
+            return
         changes = field_changes(identity, user, binding.last_written, self._policy())
         rights = {name: value for name, value in changes.items() if name == "isAdmin"}
         if binding.state is not BindingState.ACTIVE and rights.get("isAdmin"):
@@ -239,6 +266,8 @@ class AccountLifecycle:
         return NameHold(binding.normalized_name, binding.navidrome_id, uid, until)
 
 
+_RESERVED = "its name is reserved by now, so the shim does not write to it"
+_UNLINKED = "it is unlinked, so no groups decide about it"
 NO_LIBRARY = (
     "in no group of SHIM_LIBRARY_GROUPS that gives a library, Navidrome has no default library, and it takes "
     "no account's last one"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypedDict
 
-from shim.audit.events import Origin
+from shim.audit.events import Operator, Origin
 from shim.proxy.gate import RequestInfo
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
@@ -215,14 +215,6 @@ class AuditFields(RequestFields):
     groups: tuple[str, ...] | None
     actor: str | None
     origin: Origin | None
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """Who does an administrative action: `actor` and `origin` as in `AdminAction`."""
-
-    actor: str
-    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,7 @@ class Reconciler:
             now = self._bindings.by_account(binding.navidrome_id)
             if now is None or now.uid != binding.uid:
                 return
+            user = None
             try:
                 user = await self._api.user(now.navidrome_id)
                 if user is None:
@@ -174,8 +175,9 @@ class Reconciler:
             except AccountRecreated:
                 self._changed(now.uid)
                 await lifecycle.remove_binding(now, audit_context)
-            except Busy:
-                return  # another process works on it
+            except Busy as error:  # another process works on it; the next run tries again
+                if user is not None:
+                    lifecycle.report_kept_admin(now, user, str(error), audit_context)
             except ResponseTooLarge as error:
                 self._changed(now.uid)
                 self._unreadable(now.user_name, now.uid, error)

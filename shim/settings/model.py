@@ -25,6 +25,8 @@ PREFIX = "SHIM_"
 DEFAULT_ADMIN_USERNAME = "navidrome-shim"
 SECRETS = frozenset(
     {
+        "audit_database_url",
+        "audit_key",
         "bootstrap_admin_password",
         "control_token",
         "database_url",
@@ -374,8 +376,31 @@ class Settings(BaseSettings):
         "Database for bindings: sqlite:///file.db or postgresql+psycopg://user:password@host/name.",
         section="Records",
     )
-    audit_retention_days: Annotated[int, reader(parsers.count(1, 3650))] = setting(
-        "90", "Days to keep the audit trail."
+    audit_database_url: Annotated[SecretStr | None, reader(parsers.audit_database_url)] = setting(
+        None,
+        "Database of the audit trail, in the form of SHIM_DATABASE_URL. Not set: audit.db beside the SQLite "
+        "file, or the schema shim_audit in the PostgreSQL database. none: the log only.",
+        example="sqlite:///audit.db",
+    )
+    audit_fail_mode: Annotated[
+        Literal["open", "closed"], reader(parsers.one_of("open", "closed"))
+    ] = setting(
+        "open",
+        "While events cannot be stored: continue (open), or after 10 seconds accept no identity (closed).",
+    )
+    audit_key: Annotated[tuple[SecretStr, ...], reader(parsers.header_secrets)] = setting(
+        "",
+        "Key of the audit trail's hashes, which show that it was not altered. Comma-separated for rotation: "
+        "the first one is used for new events.",
+    )
+    audit_requests_days: Annotated[int, reader(parsers.count(1, 3650))] = setting(
+        "90", "Days to keep events about requests."
+    )
+    audit_requests_max_size: Annotated[int, reader(parsers.byte_size(10 * 2**20, 2**44))] = setting(
+        "1GiB", "Maximum size of the events about requests; the oldest are removed beyond it."
+    )
+    audit_changes_days: Annotated[int, reader(parsers.count(1, 3650))] = setting(
+        "400", "Days to keep events about changes: accounts, settings, administrative actions."
     )
     log_format: Annotated[
         Literal["auto", "json", "console"], reader(parsers.one_of("auto", "json", "console"))

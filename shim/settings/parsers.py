@@ -114,7 +114,7 @@ def _is_dn_list(entries: Sequence[str]) -> bool:
 
 def masked_url(text: str) -> str:
     """Return a database URL without its password. Any other secret is masked completely."""
-    if text.startswith("sqlite:"):
+    if text.startswith("sqlite:") or text == "none":
         return text
     if not text.startswith("postgresql+psycopg://"):
         return MASK
@@ -376,6 +376,32 @@ def database_url(text: str) -> SecretStr:
             "password as %40"
         )
     return SecretStr(text)
+
+
+def audit_database_url(text: str) -> SecretStr:
+    """Parse a database URL, or `none`."""
+    if text.lower() == "none":
+        return SecretStr("none")
+    try:
+        return database_url(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or none") from None
+
+
+def byte_size(least: int, maximum: int) -> Callable[[str], int]:
+    """Return a parser for a size: bytes, or a number with KiB, MiB, GiB or TiB."""
+    units = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+    def read(text: str) -> int:
+        found = re.fullmatch(r"([0-9]{1,15}) ?([KMGT]iB)?", text, re.IGNORECASE)
+        size = 0 if found is None else int(found[1]) * units[(found[2] or "").upper()]
+        if not least <= size <= maximum:
+            raise ValueError(
+                f"expected a size such as 1GiB or 500MiB, from {least} to {maximum} bytes"
+            )
+        return size
+
+    return read
 
 
 def _entries(text: str, *, names: bool) -> tuple[str, ...]:

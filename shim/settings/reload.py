@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shim.settings import SETTINGS, Settings
+from shim.settings import SETTINGS, Setting, Settings
+from shim.settings.parsers import format_value
 from shim.settings.validation import conflicts
+
+# The command line sends this header with a reload, so that the audit trail tells it from other clients.
+COMMAND_HEADER = "X-Shim-Command"
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
     """The result of a reload. `faults`: why the old settings stay in force; empty if the new ones are.
     `changed`: names of the settings that were applied. `pending_restart`: names of those that need a
-    restart."""
+    restart. `changes`: the applied settings with their old and new values, secrets masked."""
 
     faults: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     pending_restart: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,5 +54,14 @@ def merge_settings(running: Settings, new: Settings) -> MergeResult:
             faults,
             tuple(each.name for each in changed if each.reloadable),
             tuple(each.name for each in changed if not each.reloadable),
+            tuple(_change(each, running, new) for each in changed if each.reloadable),
         ),
     )
+
+
+def _change(setting: Setting, running: Settings, new: Settings) -> str:
+    old, value = (
+        format_value(getattr(each, setting.field)) or "not set" for each in (running, new)
+    )
+    # Two secrets that differ are masked in the same way.
+    return f"{setting.name}: {old} → {'another value' if value == old else value}"

@@ -51,6 +51,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
     yield from _headers(settings)
     yield from _groups(settings)
     yield from _bootstrap(settings)
+    yield from _audit(settings)
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
@@ -92,6 +93,22 @@ def _listening(settings: Settings) -> Iterator[Conflict]:
     if settings.upstream_ca is not None and not upstream.tls:
         yield Conflict(
             ("upstream_ca", "upstream"), "expected an https:// address in SHIM_UPSTREAM too"
+        )
+
+
+def _audit(settings: Settings) -> Iterator[Conflict]:
+    url = settings.audit_database_url
+    if url is None:
+        return
+    trail, bindings = url.get_secret_value(), settings.database_url.get_secret_value()
+    if trail == "none" and settings.audit_fail_mode == "closed":
+        yield Conflict(
+            ("audit_fail_mode", "audit_database_url"),
+            "expected open, because SHIM_AUDIT_DATABASE_URL is none",
+        )
+    if trail.startswith("sqlite:") and trail == bindings:
+        yield Conflict(
+            ("audit_database_url", "database_url"), "expected another file than SHIM_DATABASE_URL"
         )
 
 
@@ -233,6 +250,8 @@ def _secret_warnings(settings: Settings) -> Iterator[str]:
     token = settings.control_token
     if token is not None and len(token.get_secret_value()) < _SHORT_SECRET:
         yield f"SHIM_CONTROL_TOKEN has under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
+    if any(len(each.get_secret_value()) < _SHORT_SECRET for each in settings.audit_key):
+        yield f"SHIM_AUDIT_KEY has a value under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
     key = settings.jwt_hs256_secret
     if key is not None and len(key.get_secret_value().encode()) < _SHORT_HS256_SECRET:
         yield f"SHIM_JWT_HS256_SECRET has under {_SHORT_HS256_SECRET} bytes: it can be computed from "

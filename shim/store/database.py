@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +23,14 @@ from sqlalchemy import URL, Connection, insert, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from shim.store.engine import IN_MEMORY, WRITES, OpenConnections, build_engine
-from shim.store.errors import StoreError, StoreReplaced
+from shim.store.engine import (
+    IN_MEMORY,
+    WRITERS_LOCK,
+    WRITES,
+    OpenConnections,
+    build_engine,
+)
+from shim.store.errors import StoreCorrupt, StoreError, StoreReplaced, UnusableTables
 from shim.store.schema import CHANGE_COUNTERS, HEAD, METADATA, VERSION
 
 T = TypeVar("T")
@@ -33,15 +41,41 @@ _RESPONSE_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 
 
-class Database:
-    """The store at `url` (SQLAlchemy's format). The constructor does not access it; `open` does. Raises
-    `StoreError` if the driver is missing."""
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of a database: how they are created and updated, and what messages say about it.
 
-    def __init__(self, url: str) -> None:
+    `head` is the current version. `version` returns that of a database, None without tables. `create` makes
+    the tables of `head` unless they are there, `upgrade` updates earlier ones; both run in a write
+    transaction, and raise `UnusableTables`. `missing_right` returns what the role lacks to do so. `setting`
+    has the URL, `if_replaced` says what happens if the file was replaced. For `schema` and `lock` see
+    `build_engine`.
+    """
+
+    head: str
+    version: Callable[[Connection], str | None]
+    create: Callable[[Connection], None]
+    upgrade: Callable[[Connection], None]
+    missing_right: Callable[[Connection], str | None]
+    setting: str
+    if_replaced: str
+    thread: str
+    schema: str | None = None
+    lock: int = WRITERS_LOCK
+
+
+class Database:
+    """The database at `url` (SQLAlchemy's format) with these tables, by default those of the bindings. The
+    constructor does not access it; `open` does. Raises `StoreError` if the driver is missing."""
+
+    def __init__(self, url: str, tables: Tables | None = None) -> None:
         self._url = _absolute(make_url(url))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._tables = tables or BINDING_TABLES
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._tables.thread)
         try:
-            self._engine = build_engine(self._url)
+            self._engine = build_engine(
+                self._url, schema=self._tables.schema, lock=self._tables.lock
+            )
         except ImportError as error:
             raise StoreError(
                 f"{self.display_url}: psycopg, which PostgreSQL needs, is not installed ({error}): install "
@@ -79,31 +113,35 @@ class Database:
     def check(self) -> None:
         """Read from the store, and change nothing. Raises `StoreError`, also if `open` would have to create
         tables without the right to do so."""
-        error = self.read(_migration_error)
+        error = self.read(self._migration_error)
         if error is not None:
             raise StoreError(f"{self.display_url}: {error}")
 
+    def _migration_error(self, connection: Connection) -> str | None:
+        """Return why the tables cannot be updated, as far as a read shows."""
+        current = self._tables.version(connection) == self._tables.head
+        if current or connection.dialect.name != "postgresql":
+            return None
+        return self._tables.missing_right(connection)
+
     def is_current(self) -> bool:
         """Return whether the tables exist and are up to date. Changes nothing. Raises `StoreError`."""
-        return self.read(_version) == HEAD
+        return self.read(self._tables.version) == self._tables.head
 
     def open(self) -> None:
         """Create or update the tables. Raises `StoreError`."""
         self._prepare_file()
         with _translate_errors(self.display_url):
             with self._engine.connect() as connection:
-                current = _version(connection)
-            if current is None:
-                self.write(_create_tables)
-                current = self.read(_version)
-            if current != HEAD:
-                # Alembic costs 10 MB, and only tables of an earlier version need it.
-                from shim.store.upgrade import UnknownVersion, upgrade  # noqa: PLC0415
-
-                try:
-                    self.write(upgrade)
-                except UnknownVersion as error:
-                    raise StoreError(f"{self.display_url}: {error}") from None
+                current = self._tables.version(connection)
+            try:
+                if current is None:
+                    self.write(self._tables.create)
+                    current = self.read(self._tables.version)
+                if current != self._tables.head:
+                    self.write(self._tables.upgrade)
+            except UnusableTables as error:
+                raise StoreError(f"{self.display_url}: {error}") from None
         self._file_id = self._current_file_id()
 
     def reopen(self, accepts: Callable[[Connection], bool]) -> bool:
@@ -114,12 +152,17 @@ class Database:
             raise self._replaced()
         self._engine.dispose()
         with _translate_errors(self.display_url), self._engine.connect() as connection:
-            accepted = _version(connection) == HEAD and accepts(connection)
+            accepted = self._tables.version(connection) == self._tables.head and accepts(connection)
         if accepted:
             self._file_id = file_id
         else:
             self._engine.dispose()
         return accepted
+
+    def forget_file(self) -> None:
+        """Close the connections, so that `open` takes the file that is there then."""
+        self._engine.dispose()
+        self._file_id = None
 
     def _prepare_file(self) -> None:
         """Create the file, readable only by its owner. SQLite gives its other files the same mode. Raises
@@ -127,7 +170,7 @@ class Database:
         file = self.file
         if file is None:
             return
-        problem = file_problem(file)
+        problem = file_problem(file, self._tables.setting)
         if problem is not None:
             raise StoreError(f"{self.display_url}: {problem}")
         try:
@@ -170,17 +213,17 @@ class Database:
 
     async def open_async(self) -> None:
         """Run `open` in the thread."""
-        await self._in_thread(self.open)
+        await self.run_async(self.open)
 
     async def read_async(self, work: Callable[[Connection], T]) -> T:
         """Run `read` in the thread."""
-        return await self._in_thread(lambda: self.read(work))
+        return await self.run_async(lambda: self.read(work))
 
     async def write_async(self, work: Callable[[Connection], T]) -> T:
         """Run `write` in the thread. A transaction that has begun continues if the caller is cancelled or
         times out."""
         try:
-            return await self._in_thread(lambda: self.write(work))
+            return await self.run_async(lambda: self.write(work))
         except StoreError as error:
             self._write_fault = str(error)
             raise
@@ -204,7 +247,7 @@ class Database:
 
     async def reopened(self, accepts: Callable[[Connection], bool]) -> bool:
         """Run `reopen` in the thread."""
-        return await self._in_thread(lambda: self.reopen(accepts))
+        return await self.run_async(lambda: self.reopen(accepts))
 
     def _current_file_id(self) -> tuple[int, int] | None:
         """Return device and inode of the file, None without a file."""
@@ -220,11 +263,13 @@ class Database:
 
     def _replaced(self) -> StoreReplaced:
         return StoreReplaced(
-            f"{self.display_url}: the file was deleted or replaced while the shim runs, so no new "
-            "account is bound. Put the file back, or restart the shim to use the new file."
+            f"{self.display_url}: the file was deleted or replaced while the shim runs, "
+            f"{self._tables.if_replaced}"
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def run_async(self, work: Callable[[], T]) -> T:
+        """Run any work in the thread, after what was begun before, and return its result. Raises `StoreError`
+        if it does not end in time; it then continues."""
         try:
             under_way = self._thread.submit(work)
         except RuntimeError:
@@ -248,13 +293,14 @@ def _absolute(url: URL) -> URL:
     return url.set(database=str(Path(str(name)).absolute()))
 
 
-def file_problem(file: Path) -> str | None:
-    """Return why this file cannot hold a database, with the remedy; None if no problem is known."""
+def file_problem(file: Path, setting: str = "SHIM_DATABASE_URL") -> str | None:
+    """Return why this file cannot hold the database of `setting`, with the remedy; None if no problem is
+    known."""
     folder = file.absolute().parent
     user = f"user {os.geteuid()}"
-    remedy = f"make it writable (chown {os.geteuid()} {folder}), or set SHIM_DATABASE_URL to another place"
+    remedy = f"make it writable (chown {os.geteuid()} {folder}), or set {setting} to another place"
     if not folder.is_dir():
-        create = "create it (in a container: mount a volume there), or set SHIM_DATABASE_URL"
+        create = f"create it (in a container: mount a volume there), or set {setting}"
         return f"there is no folder {folder}: {create}"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"the folder {folder} can't be written by {user}: {remedy}"
@@ -273,13 +319,16 @@ def _translate_errors(display_url: str) -> Iterator[None]:
     except SQLAlchemyError as error:
         original = getattr(error, "orig", None) or error
         lines = str(original).splitlines() or [type(original).__name__]
-        raise StoreError(f"{display_url}: {lines[0]}") from None
+        kind = StoreCorrupt if _is_corrupt(original) else StoreError
+        raise kind(f"{display_url}: {lines[0]}") from None
 
 
-def _migration_error(connection: Connection) -> str | None:
-    """Return why the tables cannot be updated, as far as a read shows."""
-    if _version(connection) == HEAD or connection.dialect.name != "postgresql":
-        return None
+def _is_corrupt(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _missing_right(connection: Connection) -> str | None:
     # Since PostgreSQL 15 only the owner of a database can create tables in its schema `public`.
     query = text("SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)")
     if connection.execute(query).scalar_one():
@@ -303,3 +352,24 @@ def _version(connection: Connection) -> str | None:
         return None
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return None if found is None else str(found)
+
+
+def _upgrade(connection: Connection) -> None:
+    # Alembic costs 10 MB, and only tables of an earlier version need it.
+    from shim.store.upgrade import upgrade  # noqa: PLC0415
+
+    upgrade(connection)
+
+
+BINDING_TABLES = Tables(
+    head=HEAD,
+    version=_version,
+    create=_create_tables,
+    upgrade=_upgrade,
+    missing_right=_missing_right,
+    setting="SHIM_DATABASE_URL",
+    if_replaced=(
+        "so no new account is bound. Put the file back, or restart the shim to use the new file."
+    ),
+    thread="store",
+)

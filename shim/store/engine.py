@@ -30,7 +30,7 @@ _TURN_SECONDS = 0.1
 IN_MEMORY = (None, "", ":memory:")
 
 # An arbitrary number for the advisory lock.
-_LOCK = 0x5348494D
+WRITERS_LOCK = 0x5348494D
 # A writer that is silent in its transaction loses its turn after this time.
 _IDLE_TRANSACTION_SECONDS = 30.0
 # Detects a lost server in seconds instead of TCP's minutes. Parameters in the URL take precedence.
@@ -46,11 +46,13 @@ _POSTGRESQL: dict[str, Any] = {
 }
 
 
-def build_engine(url: URL) -> Engine:
-    """Return the engine of a store, without opening it. Raises ImportError if the driver is missing."""
+def build_engine(url: URL, *, schema: str | None = None, lock: int = WRITERS_LOCK) -> Engine:
+    """Return the engine of a store, without opening it. On PostgreSQL, its tables are in `schema` (default:
+    the role's), and `lock` is the number of its writers' advisory lock. Raises ImportError if the driver is
+    missing."""
     if url.get_backend_name() == "sqlite":
         return _sqlite(url)
-    return _postgresql(url)
+    return _postgresql(url, schema, lock)
 
 
 class OpenConnections:
@@ -119,7 +121,7 @@ def _take_turn(connection: Any, ends: Event) -> None:
         connection.execute(f"PRAGMA busy_timeout={round(BUSY_SECONDS * 1000)}")
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, schema: str | None, lock: int) -> Engine:
     given = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
     engine = create_engine(
         url,
@@ -130,18 +132,20 @@ def _postgresql(url: URL) -> Engine:
         max_overflow=2,
         pool_pre_ping=True,
     )
-    event.listen(engine, "begin", _begin_postgresql)
+    event.listen(engine, "begin", lambda each: _begin_postgresql(each, schema, lock))
     return engine
 
 
-def _begin_postgresql(connection: Connection) -> None:
+def _begin_postgresql(connection: Connection, schema: str | None, lock: int) -> None:
+    if schema is not None:
+        connection.exec_driver_sql(f"SET LOCAL search_path TO {schema}")
     if not _writes(connection):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return
     busy, silent = (round(seconds * 1000) for seconds in (BUSY_SECONDS, _IDLE_TRANSACTION_SECONDS))
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {busy}")
     connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {silent}")
-    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
 
 
 def _writes(connection: Connection) -> bool:

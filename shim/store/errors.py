@@ -9,3 +9,11 @@ class StoreError(Exception):
 
 class StoreReplaced(StoreError):
     """The SQLite file was deleted or replaced after it was opened."""
+
+
+class StoreCorrupt(StoreError):
+    """The SQLite file is damaged, or is not a database."""
+
+
+class UnusableTables(Exception):
+    """The tables of the database are another program's, or have a version that this shim does not know."""

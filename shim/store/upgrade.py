@@ -9,20 +9,18 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-
-class UnknownVersion(Exception):
-    """The tables have a version that this shim does not know."""
+from shim.store.errors import UnusableTables
 
 
 def upgrade(connection: Connection) -> None:
     """Run every missing migration in a write transaction. A second process waits for the first, and then has
-    nothing to do."""
+    nothing to do. Raises `UnusableTables`."""
     config = configuration()
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise UnknownVersion(f"tables of another version of the shim: {error}") from None
+        raise UnusableTables(f"tables of another version of the shim: {error}") from None
 
 
 def configuration() -> Config:

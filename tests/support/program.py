@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.data_plane import EDGE
+from tests.support.event_schema import faults_of_line
 from tests.support.http_client import Client, Response
 from tests.support.scripted_navidrome import OK, Navidrome, Served
 from tests.support.socket_ends import PlainWire
@@ -89,7 +90,9 @@ class Program:
             line = await self.process.stdout.readline()
         if not line:
             raise EOFError("it logs no more")
-        self.events.append(json.loads(line))
+        event = json.loads(line)
+        assert not (found := faults_of_line(event)), found
+        self.events.append(event)
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import shim
+from tests.support.event_schema import faults_of_line
 from tests.support.recorder import FENCE, Received, Recorder
 
 EDGE = "127.0.0.2"
@@ -69,11 +70,12 @@ class Response:
 
 
 class Shim:
-    """A shim that runs. `lines` are those of its log so far."""
+    """A shim that runs. `lines` are those of its log so far, `faults` what is wrong with them."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.lines: list[Line] = []
+        self.faults: list[str] = []
         self.host, self.port = "", 0
         self._changed = threading.Condition()
         self._ended = False
@@ -85,9 +87,11 @@ class Shim:
         for text in self.process.stdout:
             with self._changed:
                 try:
-                    self.lines.append(json.loads(text))
+                    line = json.loads(text)
+                    self.lines.append(line)
+                    self.faults += faults_of_line(line)
                 except ValueError:
-                    self.lines.append({"kind": text.decode("utf-8", "replace")})
+                    self.lines.append({"text": text.decode("utf-8", "replace")})
                 self._changed.notify_all()
         with self._changed:
             self._ended = True
@@ -193,6 +197,7 @@ def shim_before(
         running.host = ANYONE if host == "[::]" else host
         running.port = int(number)
         yield running
+        assert not running.faults, running.faults
     finally:
         process.terminate()
         try:

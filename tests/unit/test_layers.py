@@ -21,10 +21,10 @@ BELOW = {
     "trust": {"http1"},
     "proxy": {"http1", "trust"},
     "navidrome": {"settings", "trust"},
-    "audit": {"health", "proxy", "trust"},
+    "audit": {"health", "proxy", "settings", "store", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
-    "control": {"health", "proxy", "settings", "trust"},
+    "control": {"audit", "health", "proxy", "settings", "trust"},
     "app": {
         "audit",
         "control",

@@ -49,6 +49,16 @@ class Stream(StrEnum):
     CHANGES = "changes"
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The person who does an administrative action. The fields are those of `AdminAction`."""
+
+    actor: str
+    origin: Origin
+    peer: str | None = None
+    client: str | None = None
+
+
 def new_id() -> str:
     """Return a UUIDv7 (RFC 9562 §5.7). The ids of one process sort by time, to a quarter of a microsecond."""
     now = time.time_ns()
@@ -253,7 +263,8 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationLoaded(Event):
-    """The settings in force, after a start or a reload. `changes` are the settings that a reload changed."""
+    """The settings in force, after a start or a reload. `changes` are the settings that a reload applied.
+    `actor` and `origin` are those of the reload."""
 
     kind: ClassVar[str] = "configuration_loaded"
     stream: ClassVar[Stream] = Stream.CHANGES
@@ -261,6 +272,8 @@ class ConfigurationLoaded(Event):
     trigger: str
     settings: tuple[str, ...]
     changes: tuple[str, ...] = ()
+    actor: str | None = None
+    origin: Origin | None = None
     summary: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -277,6 +290,8 @@ class ReloadRejected(Event):
     stream: ClassVar[Stream] = Stream.CHANGES
 
     faults: tuple[str, ...]
+    actor: str | None = None
+    origin: Origin | None = None
 
     @property
     def severity(self) -> Severity:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shim.audit.sanitize import MAX_PATH
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -55,7 +57,7 @@ FIELDS: dict[str, Field] = {
     "action": Field("administrative action, for example `users.lock`"),
     "result": Field("`done`, `refused` or `failed`"),
     "actor": Field(
-        "who did the administrative action: `console:NAME`, `token`, `loopback`, `command:OSUSER` or "
+        "who did the administrative action: `console:NAME`, `token`, `local`, `command:OSUSER` or "
         "`signal`"
     ),
     "origin": Field("where the action came from: `console`, `api`, `command` or `signal`"),
@@ -86,6 +88,14 @@ FIELDS: dict[str, Field] = {
     "binding_count": Field("number of linked accounts"),
     "sink": Field("log or store that lost events"),
     "dropped": Field("number of events that were lost"),
+    # the stored trail
+    "chain": Field("number of the chain of hashes; only once it is stored"),
+    "database": Field("id of the audit database"),
+    "checked_stream": Field("stream of the trail that the event is about"),
+    "key_id": Field("id of the key of the hashes; absent without a key"),
+    "first_index": Field("index of the first row"),
+    "last_index": Field("index of the last row"),
+    "last_hash": Field("hash of the last row, in hexadecimal"),
     # text
     "target": Field("what the action was applied to: an account, a name or a device"),
     "account": Field("name of the Navidrome account"),
@@ -107,7 +117,9 @@ FIELDS: dict[str, Field] = {
     "summary": Field("who may sign in, who is an admin, which proof is in force", max_length=1000),
     "warnings": Field("warnings about the settings", max_length=1000),
     "method": Field("request method", max_length=32),
-    "path": Field("path of the request, without the query and without credentials"),
+    "path": Field(
+        "path of the request, without the query and without credentials", max_length=MAX_PATH
+    ),
     "locations": Field("where the request carried the token", max_length=128),
     "removed_headers": Field(
         "names of the headers that were removed from the request", max_length=128

@@ -100,6 +100,19 @@ class AccountReadmitted(AccountEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccountDemotionSkipped(AccountEvent):
+    """The groups do not make this account an admin, and it stays one. `detail` is the reason in words."""
+
+    kind: ClassVar[str] = "account_demotion_skipped"
+
+    detail: str
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRenamed(AccountEvent):
     """An account was renamed in Navidrome, not by the shim. `account` is the new name."""
 

@@ -103,6 +103,7 @@ def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
                 True,
             )
             refused = [ln for ln in shim.lines if ln.get("kind") == "reload_rejected"][-1]
+            assert (refused["actor"], refused["origin"]) == ("signal", "signal")
             assert said in str(refused["faults"])
             assert user(shim, upstream, ONE) == ["ada"]
             assert user(shim, upstream, OTHER) == []
@@ -131,6 +132,16 @@ def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_
             ),
             True,
         )
+        applied = [line for line in shim.lines if line.get("kind") == "configuration_loaded"][-1]
+        assert (applied["trigger"], applied["origin"], applied["actor"]) == (
+            "reload",
+            "command",
+            "local",
+        )
+        assert applied["changes"] == [
+            f"SHIM_REVERSE_PROXY_WHITELIST: {ONE} → {OTHER}",
+            "SHIM_ALLOWED_GROUPS: not set → a",
+        ]
         write(tmp_path, REVERSE_PROXY_WHITELIST="10.0.0.0/99")
         done = command(tmp_path, "reload", settings=settings)
         assert done.returncode == 1

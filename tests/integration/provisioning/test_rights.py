@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shim.audit.events.provisioning import AccountChanged, AccountLocked
+from shim.audit.events.provisioning import AccountChanged, AccountDemotionSkipped, AccountLocked
+from shim.provisioning.models import AuditContext
 from shim.trust.reasons import Reason
 from tests.support.world import World, person
 
@@ -135,3 +136,37 @@ async def test_who_leaves_the_last_library_group_keeps_no_library_of_it(
 
 async def _libraries(world: World, name: str) -> list[int]:
     return [library["id"] for library in (await world.user(name)).get("libraries", [])]
+
+
+async def test_an_unlinked_account_that_stays_an_admin_is_reported(world: World) -> None:
+    parts = await world.start(ADMIN_GROUPS="admins")
+    await world.request(person("alice", "admins"))
+    binding = parts.service.bindings.by_uid("uid-of-alice")
+    assert binding is not None
+    identity = replace(binding.identity, groups=())
+    binding = await parts.service.bindings.put(replace(binding, identity=identity))
+
+    await parts.service.lifecycle.unlink(binding, AuditContext("admin_action", identity))
+
+    (skipped,) = world.recorded(AccountDemotionSkipped)
+    assert (skipped.account, skipped.uid) == ("alice", "uid-of-alice")
+    assert "unlinked" in skipped.detail
+    assert (await world.user("alice"))["isAdmin"] is True
+
+
+async def test_a_reserved_account_that_stays_an_admin_is_reported_once(world: World) -> None:
+    await world.start(ADMIN_GROUPS="admins")
+    await world.request(person("alice"))
+    await world.request(person("bob", "x"))
+    await world.change("alice", isAdmin=True)
+    await world.change("bob", isAdmin=True)
+
+    parts = await world.restart(ADMIN_GROUPS="admins", PROTECTED_USERS="alice")
+    for _ in range(2):
+        await parts.service.reconciler.run()
+
+    (skipped,) = world.recorded(AccountDemotionSkipped)
+    assert (skipped.account, skipped.trigger) == ("alice", "reconcile")
+    assert "reserved" in skipped.detail
+    assert (await world.user("alice"))["isAdmin"] is True
+    assert (await world.user("bob"))["isAdmin"] is False, "the run goes on with other accounts"

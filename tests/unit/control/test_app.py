@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from shim.audit.events import Operator
 from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import SECURITY_HEADERS, create_app
 from shim.control.metrics import build_registry
@@ -41,7 +42,7 @@ class Unwell(Health):
         raise RuntimeError("a secret of the inside")
 
 
-async def no_reload() -> ReloadResult:
+async def no_reload(_: Operator) -> ReloadResult:
     raise AssertionError("nobody asked for a reload")
 
 
@@ -49,7 +50,7 @@ def app_of(
     health: Health | None = None,
     *,
     token: str | None = None,
-    reload: Callable[[], Awaitable[ReloadResult]] = no_reload,
+    reload: Callable[[Operator], Awaitable[ReloadResult]] = no_reload,
 ) -> FastAPI:
     return create_app(
         health=health or Health(FINE),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from shim.audit.events import Operator
 from shim.control.access import CHANNEL_HEADER, USER_HEADER
-from shim.settings.reload import ReloadResult
+from shim.settings.reload import COMMAND_HEADER, ReloadResult
 from tests.unit.control.test_app import SECRET, TOKEN, app_of, ask
 
 PATH = "/api/reload"
@@ -13,14 +14,14 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class Reloads:
-    """Counts; `comes_to` is what a reload comes to."""
+    """Notes who reloads; `comes_to` is what a reload comes to."""
 
     def __init__(self, comes_to: ReloadResult) -> None:
         self.comes_to = comes_to
-        self.times = 0
+        self.operators: list[Operator] = []
 
-    async def __call__(self) -> ReloadResult:
-        self.times += 1
+    async def __call__(self, operator: Operator) -> ReloadResult:
+        self.operators.append(operator)
         return self.comes_to
 
 
@@ -42,6 +43,18 @@ async def test_it_says_why_nothing_was_taken() -> None:
     assert response.json() == {"faults": ["SHIM_X: no such setting"]}
 
 
+async def test_a_reload_names_who_did_it_and_from_where() -> None:
+    reloads = Reloads(ReloadResult())
+    command = {COMMAND_HEADER: "reload"}
+    await ask(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
+    await ask(served(reloads), PATH, method="POST", headers=command)
+
+    assert [(each.actor, each.origin, each.client) for each in reloads.operators] == [
+        ("token", "api", "127.0.0.1"),
+        ("local", "command", "127.0.0.1"),
+    ]
+
+
 async def test_nobody_else_may_ask_for_it() -> None:
     reloads = Reloads(ReloadResult())
     for status, token, peer, method, headers in (
@@ -61,4 +74,4 @@ async def test_nobody_else_may_ask_for_it() -> None:
             served(reloads, token), PATH, method=method, peer=peer, headers=headers
         )
         assert response.status_code == status, (token, peer, method, headers)
-    assert reloads.times == 0
+    assert not reloads.operators

@@ -51,7 +51,8 @@ def test_nothing_set_gives_the_defaults_of_the_contract() -> None:
     assert settings.follow_renames == "jwt"
     assert settings.link_existing == "users"
     assert settings.database_url.get_secret_value() == "sqlite:///shim.db"
-    assert settings.audit_retention_days == 90
+    assert settings.audit_requests_days == 90
+    assert settings.audit_requests_max_size == 2**30
     assert settings.max_header_bytes == 65536
     assert settings.name_reuse_delay_hours == 48
 
@@ -160,6 +161,7 @@ def test_an_env_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
 class TestSecrets:
     NAMES: ClassVar = tuple(each.name for each in SETTINGS if each.secret)
     TEXT: ClassVar = {
+        "SHIM_AUDIT_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/trail",
         "SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim",
         "SHIM_NOTIFY_URLS": "ntfys://hunter2hunter2@ntfy.example.org/topic",
     }
@@ -228,6 +230,8 @@ class TestSecrets:
             {"SHIM_NOTIFY_URLS": "hunter2"},
             {"SHIM_NOTIFY_URLS": "ntfys://hunter2@h/a ntfys://hunter2@h/a"},
             {"SHIM_NOTIFY_URLS": "ntfys://hunter2@h/ä"},
+            {"SHIM_AUDIT_DATABASE_URL": "postgres://shim:hunter2@db/shim"},
+            {"SHIM_AUDIT_KEY": "hunter2 hunter2"},
             {"SHIM_UPSTREAM": "http://shim:hunter2@navidrome:4533"},
             {"SHIM_UPSTREAM": "http://shim:p@hunter2/@navidrome"},
             {"SHIM_JWKS_URL": "https://shim:hunter2@auth.example.org/jwks/"},

@@ -32,7 +32,18 @@ def test_what_the_policy_is_made_of_is_taken_and_the_rest_waits() -> None:
     assert found.settings.reverse_proxy_whitelist == ("10.0.0.2",)
     assert found.settings.max_connections == 10
     assert found.settings.upstream == running.upstream
+    assert set(found.outcome.changes) == {
+        "SHIM_REVERSE_PROXY_WHITELIST: 10.0.0.1 → 10.0.0.2",
+        "SHIM_PROXY_SECRET: not set → ***",
+    }
     assert "do-not-tell" not in repr(found.outcome)
+
+
+def test_another_secret_is_a_change_without_its_values() -> None:
+    running, fresh = (given(PROXY_SECRET=f"do-not-tell-{each}-0123456789") for each in "ab")
+    outcome = merge_settings(running, fresh).outcome
+    assert outcome.changes == ("SHIM_PROXY_SECRET: *** → another value",)
+    assert "do-not-tell" not in repr(outcome)
 
 
 def test_a_mixture_that_contradicts_itself_is_rejected() -> None:

@@ -1,0 +1,339 @@
+"""Store events: the sink of the trail, with a thread and a connection of its own.
+
+The event loop only passes batches to the thread. A batch is one transaction: its rows, their chain and
+their counts. While the database cannot be used, the trail keeps the events, up to its capacity, and counts
+the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar, cast
+
+from sqlalchemy import Connection, select, update
+
+from shim.audit.events import Event, to_record
+from shim.audit.events.storage import Checkpoint, TrailReplaced
+from shim.audit.store.append import Head, append, read_head
+from shim.audit.store.chain import Keys
+from shim.audit.store.retention import Limits, cut
+from shim.audit.store.schema import META, STREAMS, TABLES, Record, Stream
+from shim.audit.store.tables import build_database
+from shim.health import Check, State
+from shim.store.errors import StoreCorrupt, StoreError, StoreReplaced
+
+T = TypeVar("T")
+
+CHECKPOINT_ROWS = 1000
+CHECKPOINT_SECONDS = 3600.0
+# Without a successful write for this time, the trail counts as unavailable.
+UNAVAILABLE_SECONDS = 10.0
+# Time that an administrative action waits until it is stored.
+ACTION_SECONDS = 5.0
+_RETENTION_PAUSE = 0.05
+# Events that are converted before other threads may run.
+_CONVERTED = 8
+# Ids to remember, so that an event that was stored already is not stored again.
+_REMEMBERED = 4096
+
+
+class TrailStore:
+    """The stored trail at `url` for one process. `keys` make the hashes. `log` writes an event to the log
+    only. `replaces`: a file that is corrupt or missing is replaced by a new trail.
+
+    Only `open` and `store` raise `StoreError`, and `write` as a sink does.
+    """
+
+    name = "audit_database"
+
+    def __init__(
+        self,
+        url: str,
+        keys: Keys,
+        *,
+        log: Callable[[Event], None] = lambda _: None,
+        replaces: bool = False,
+    ) -> None:
+        self._database = build_database(url)
+        self._keys = keys
+        self._log = log
+        self._replaces = replaces
+        self._opened = False
+        self._database_id = ""
+        self._replaced: TrailReplaced | None = None
+        # Events that were stored, or perhaps were: only the thread uses them.
+        self._stored: dict[str, None] = {}
+        self._uncertain = False
+        self._checkpoints: dict[Stream, tuple[int, float]] = {}
+        self._failing_since: float | None = None
+        self._last_success = time.monotonic()
+        self.fault: str | None = None
+        self.replacement: str | None = None
+
+    @property
+    def display_url(self) -> str:
+        """The URL without password and query."""
+        return self._database.display_url
+
+    @property
+    def unavailable_for(self) -> float:
+        """Seconds since the last success, if the last attempt failed; else 0."""
+        if self._failing_since is None:
+            return 0.0
+        return time.monotonic() - self._failing_since
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds since the last successful write."""
+        return time.monotonic() - self._last_success
+
+    async def open(self) -> None:
+        """Create the tables if necessary. Raises `StoreError`."""
+        heads = await self._run(self._open_and_read_heads)
+        for head in heads:
+            self._log_checkpoint(head)
+
+    async def write(self, events: Sequence[Event]) -> None:
+        """Store these events, except those that belong into the log only. Raises `StoreError`."""
+        chosen = [event for event in events if event.stored]
+        if not chosen:
+            return
+        heads = await self._run(lambda: self._append(chosen))
+        for head in heads:
+            rows, at = self._checkpoints.get(head.stream, (0, 0.0))
+            hour_over = time.monotonic() - at >= CHECKPOINT_SECONDS
+            if head.index - rows >= CHECKPOINT_ROWS or hour_over:
+                self._log_checkpoint(head)
+
+    async def store(self, event: Event) -> None:
+        """Store this event before others that wait, and return once it is on disk. Raises `StoreError`. If
+        the trail passes it later too, it is not stored twice."""
+        try:
+            async with asyncio.timeout(ACTION_SECONDS):
+                await self.write([event])
+        except TimeoutError:
+            error = StoreError(f"{self.display_url}: no response for {ACTION_SECONDS:.0f} s")
+            self._failed(error)
+            raise error from None
+
+    async def prove_writable(self) -> None:
+        """Write an unchanged value. Raises `StoreError`."""
+        same = update(META).where(META.c.name == "version").values(value=META.c.value)
+        await self._run(lambda: self._write(lambda connection: connection.execute(same)))
+
+    async def apply_retention(self, limits: Mapping[Stream, Limits], reason: str = "") -> int:
+        """Remove the rows beyond the limits in small transactions, and return their number. `reason` is that
+        of the events, by default the limit that was exceeded. Raises `StoreError`."""
+        removed = 0
+        for stream, limit in limits.items():
+            while True:
+                count = await self._run(lambda s=stream, m=limit: self._cut(s, m, reason))  # type: ignore[misc]
+                removed += count
+                if not count:
+                    break
+                await asyncio.sleep(_RETENTION_PAUSE)
+        return removed
+
+    def check(self, *, closed: bool = False) -> Check:
+        """Return the state for `/readyz`. `closed`: SHIM_AUDIT_FAIL_MODE is."""
+        if self.fault is not None:
+            failing = closed and self.unavailable_for >= UNAVAILABLE_SECONDS
+            effect = "no identity is accepted" if failing else "events are only in the log"
+            return Check(
+                "audit",
+                State.FAILING if failing else State.WARNING,
+                f"{self.fault}: {effect}",
+                "Check that the database responds and can be written, and that the disk is not full; or set "
+                "SHIM_AUDIT_DATABASE_URL to another one.",
+            )
+        if self.replacement is not None:
+            return Check(
+                "audit",
+                State.WARNING,
+                self.replacement,
+                "Find out why. If you need the earlier events, keep the old file. A restart of the shim "
+                "clears this warning.",
+            )
+        return Check("audit", State.OK, self.display_url)
+
+    async def close(self) -> None:
+        """Log the last rows, and close the database."""
+        with suppress(StoreError):
+            if self._opened and self.fault is None:
+                for head in await self._run(self._read_heads):
+                    if self._checkpoints.get(head.stream, (0, 0.0))[0] != head.index:
+                        self._log_checkpoint(head)
+        await asyncio.to_thread(self._database.close)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            done = await self._database.run_async(work)
+        except StoreError as error:
+            self._failed(error)
+            raise
+        finally:
+            replaced, self._replaced = self._replaced, None
+            if replaced is not None:
+                self.replacement = replaced.detail
+                self._log(replaced)
+        self.fault = None
+        self._failing_since = None
+        self._last_success = time.monotonic()
+        return done
+
+    def _failed(self, error: StoreError) -> None:
+        self.fault = str(error)
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+
+    def _log_checkpoint(self, head: Head) -> None:
+        self._checkpoints[head.stream] = (head.index, time.monotonic())
+        self._log(
+            Checkpoint(
+                time=time.time(),
+                database=self._database_id,
+                checked_stream=head.stream,
+                last_index=head.index,
+                last_hash=head.hash.hex(),
+                key_id=head.key_id or None,
+            )
+        )
+
+    # in the thread
+
+    def _open_and_read_heads(self) -> list[Head]:
+        self._ensure_open()
+        return self._read_heads()
+
+    def _read_heads(self) -> list[Head]:
+        def read(connection: Connection) -> list[Head]:
+            found = (read_head(connection, stream) for stream in STREAMS)
+            return [head for head in found if head is not None]
+
+        return self._database.read(read)
+
+    def _append(self, events: Iterable[Event]) -> list[Head]:
+        """Store the events that are not stored yet, and return the new heads."""
+        records: dict[Stream, list[Record]] = {}
+        for number, event in enumerate(events, 1):
+            if event.id not in self._stored:
+                records.setdefault(cast("Stream", event.stream.value), []).append(to_record(event))
+            if number % _CONVERTED == 0:
+                time.sleep(0)
+
+        def work(connection: Connection) -> list[Head]:
+            if self._uncertain:
+                _remove_stored(connection, records)
+            return [
+                append(connection, stream, chosen, self._keys)
+                for stream, chosen in records.items()
+                if chosen
+            ]
+
+        if not records:
+            return []
+        heads = self._write(work)
+        for event in events:
+            self._stored[event.id] = None
+        while len(self._stored) > _REMEMBERED:
+            del self._stored[next(iter(self._stored))]
+        return heads
+
+    def _cut(self, stream: Stream, limits: Limits, reason: str) -> int:
+        return self._write(lambda connection: cut(connection, stream, limits, self._keys, reason))
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        self._ensure_open()
+        try:
+            done = self._write_once(work)
+        except StoreReplaced as error:
+            if not self._replaces:
+                raise
+            self._replace(f"the file was deleted or replaced while the shim ran ({error})")
+            done = self._write_once(work)
+        except StoreCorrupt as error:
+            if not self._replaces:
+                raise
+            self._set_aside(error)
+            done = self._write_once(work)
+        return done
+
+    def _write_once(self, work: Callable[[Connection], T]) -> T:
+        try:
+            done = self._database.write(work)
+        except StoreError:
+            # After a lost connection it is not known whether the commit arrived.
+            self._uncertain = True
+            raise
+        self._uncertain = False
+        return done
+
+    def _ensure_open(self) -> None:
+        if self._opened:
+            return
+        try:
+            self._open()
+        except StoreCorrupt as error:
+            if not self._replaces:
+                raise
+            self._set_aside(error)
+
+    def _open(self) -> None:
+        self._database.open()
+        query = select(META.c.value).where(META.c.name == "id")
+        self._database_id = self._database.read(lambda c: str(c.execute(query).scalar()))
+        self._opened = True
+
+    def _set_aside(self, error: StoreCorrupt) -> None:
+        """Rename the corrupt file, and begin a new one."""
+        file = self._database.file
+        if file is None:
+            raise error
+        self._database.forget_file()
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        kept = _free_name(file.with_name(f"{file.stem}.corrupt-{stamp}{file.suffix}"))
+        try:
+            for ending in ("-wal", "-shm", ""):
+                part = Path(f"{file}{ending}")
+                if part.exists():
+                    part.rename(f"{kept}{ending}")
+        except OSError as fault:
+            raise StoreError(
+                f"{error}; and the file can't be renamed: {fault.strerror or fault}"
+            ) from None
+        self._replace(f"the audit database was corrupt ({error}) and is now {kept}")
+
+    def _replace(self, detail: str) -> None:
+        """Open the file that is there now, or create it, and record why."""
+        self._opened = False
+        self._database.forget_file()
+        self._open()
+        self._stored.clear()
+        self._checkpoints.clear()
+        replaced = TrailReplaced(time=time.time(), detail=f"{detail}; a new one was begun")
+        self._write_once(
+            lambda connection: append(connection, "changes", [to_record(replaced)], self._keys)
+        )
+        self._replaced = replaced
+
+
+def _remove_stored(connection: Connection, records: Mapping[Stream, list[Record]]) -> None:
+    """Remove those records that an earlier attempt has stored."""
+    for stream, chosen in records.items():
+        table = TABLES[stream]
+        ids = [record["id"] for record in chosen]
+        found = connection.execute(select(table.c.id).where(table.c.id.in_(ids)))
+        known = {row[0] for row in found}
+        chosen[:] = [record for record in chosen if record["id"] not in known]
+
+
+def _free_name(file: Path) -> Path:
+    number, free = 1, file
+    while free.exists():
+        number += 1
+        free = file.with_name(f"{file.stem}-{number}{file.suffix}")
+    return free

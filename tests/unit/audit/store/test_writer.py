@@ -1,0 +1,472 @@
+"""The writer of the trail, on SQLite and on PostgreSQL: batches, losses, faults of the database, keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.events import AdminAction, Event, Stopped, Stream, UpstreamUp
+from shim.audit.events.storage import Checkpoint, TrailReplaced
+from shim.audit.store import writer as module
+from shim.audit.store.chain import Keys, build_keys
+from shim.audit.store.filters import Filters
+from shim.audit.store.reader import StoredEvent, TrailReader
+from shim.audit.store.retention import Limits
+from shim.audit.store.writer import TrailStore
+from shim.audit.trail import Trail
+from shim.health import State
+from shim.store.errors import StoreError
+from tests.support.audit_samples import request_decision
+from tests.support.trail_records import KEYS
+
+Make = Callable[..., TrailStore]
+
+
+@pytest_asyncio.fixture
+async def make(store_url: str) -> AsyncIterator[Make]:
+    """Makes writers of one trail, as processes are, that are closed in the end."""
+    made: list[TrailStore] = []
+
+    def new(keys: Keys = KEYS, url: str = store_url, **options: object) -> TrailStore:
+        made.append(TrailStore(url, keys, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    for each in made:
+        await each.close()
+
+
+def action(name: str = "users.lock") -> AdminAction:
+    return AdminAction(
+        time=time.time(), action=name, actor="command:root", origin="command", target="anna"
+    )
+
+
+def up() -> UpstreamUp:
+    return UpstreamUp(time=time.time(), upstream="http://127.0.0.1:4533")
+
+
+def stored(url: str, *streams: str) -> list[StoredEvent]:
+    reader = TrailReader(url)
+    try:
+        chosen = Filters(streams=streams or ("requests", "changes"))  # type: ignore[arg-type]
+        return [
+            each for each in reader.iterate(chosen) if each.record["kind"] != "audit_chain_started"
+        ]
+    finally:
+        reader.close()
+
+
+def stored_ids(url: str) -> list[str]:
+    return [each.record["id"] for each in stored(url)]
+
+
+async def test_events_are_stored_in_their_streams_with_their_records(
+    make: Make, store_url: str
+) -> None:
+    store = make()
+    request, change = request_decision(claimed_user="Ünal"), up()
+    await store.write([request, change])
+    assert [(e.stream, e.record["id"]) for e in stored(store_url)] == [
+        ("requests", request.id),
+        ("changes", change.id),
+    ]
+    (found,) = stored(store_url, "requests")
+    assert found.record["index"] == 2
+    assert found.record["chain"] == 1
+    assert found.record["stream"] == "requests"
+    assert found.record["reason"] == str(request.reason)
+
+
+async def test_events_for_the_log_only_are_not_stored(make: Make, store_url: str) -> None:
+    store = make()
+    await store.open()
+    await store.write(
+        [
+            Checkpoint(
+                time=1.0,
+                database="d",
+                checked_stream=Stream.REQUESTS,
+                last_index=1,
+                last_hash="00",
+            )
+        ]
+    )
+    assert stored(store_url) == []
+
+
+async def test_an_event_that_is_passed_twice_is_stored_once(make: Make, store_url: str) -> None:
+    store = make()
+    first, second = up(), up()
+    await store.write([first])
+    await store.write([first, second])
+    assert stored_ids(store_url) == [first.id, second.id]
+
+
+async def test_an_event_is_not_stored_twice_after_a_commit_whose_result_was_lost(
+    make: Make, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make()
+    await store.open()
+    database, event = store._database, up()
+    write = database.write
+
+    def lost(work: object) -> object:
+        write(work)  # type: ignore[arg-type]
+        raise StoreError("the connection was lost")
+
+    monkeypatch.setattr(database, "write", lost)
+    with pytest.raises(StoreError, match="lost"):
+        await store.write([event])
+    monkeypatch.setattr(database, "write", write)
+    await store.write([event])
+    assert stored_ids(store_url) == [event.id]
+
+
+async def test_two_processes_append_to_one_chain(make: Make, store_url: str) -> None:
+    one, other = make(), make()
+    batches = [[up() for _ in range(3)] for _ in range(20)]
+    await asyncio.gather(
+        *(s.write(batch) for s, batch in zip([one, other] * 10, batches, strict=True))
+    )
+    found = stored(store_url)
+    assert sorted(e.record["id"] for e in found) == sorted(e.id for b in batches for e in b)
+    assert [e.index for e in found] == list(range(2, 62))
+    assert {e.chain for e in found} == {1}
+
+
+async def test_a_new_key_begins_a_chain_that_cites_the_one_before(
+    make: Make, store_url: str
+) -> None:
+    old, new = "old-key-old-key-old-key", "new-key-new-key-new-key"
+    await make(build_keys([])).write([up()])
+    await make(build_keys([old])).write([up()])
+    await make(build_keys([new, old])).write([up(), up()])
+    reader = TrailReader(store_url)
+    rows = list(reader.iterate(Filters()))
+    reader.close()
+    assert [row.chain for row in rows] == [1, 1, 2, 2, 3, 3, 3]
+    assert [row.record["kind"] == "audit_chain_started" for row in rows] == [
+        True, False, True, False, True, False, False,
+    ]  # fmt: skip
+    for start, before in ((rows[2], rows[1]), (rows[4], rows[3])):
+        assert (start.record["last_index"], start.record["last_hash"]) == (
+            before.index,
+            before.hash,
+        )
+    assert rows[0].key_id == ""
+    assert rows[2].key_id == rows[2].record["key_id"] == build_keys([old]).signing
+    assert rows[4].key_id == build_keys([new]).signing
+
+
+async def test_checkpoints_are_logged_at_the_start_after_many_rows_and_at_the_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_ROWS", 10)
+    logged: list[Event] = []
+    store = make(log=logged.append)
+    for _ in range(4):
+        await store.write([up() for _ in range(5)])
+    await store.close()
+    found = [e.last_index for e in logged if isinstance(e, Checkpoint)]
+    assert found == [6, 16, 21]
+    assert {e.checked_stream for e in logged if isinstance(e, Checkpoint)} == {"changes"}
+
+
+async def test_the_trail_counts_losses_and_stores_their_number_when_the_store_works_again(
+    make: Make, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make()
+    await store.open()
+    monkeypatch.setattr("shim.audit.trail.FIRST_RETRY_SECONDS", 0.05)
+    trail = Trail((store,), capacity=10, on_error=lambda _: None)
+    write, away = store._database.write, threading.Event()
+    away.set()
+
+    def broken(work: object) -> object:
+        if away.is_set():
+            raise StoreError("disk full")
+        return write(work)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store._database, "write", broken)
+    trail.start()
+    for _ in range(25):
+        trail.record(up())
+    await asyncio.sleep(0.1)
+    assert store.fault == "disk full"
+    assert store.check().state is State.WARNING
+    away.clear()
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if store.fault is None:
+            break
+    await trail.close()
+    kinds = [e.record["kind"] for e in stored(store_url)]
+    assert kinds.count("upstream_up") == 10
+    (loss,) = [e.record for e in stored(store_url) if e.record["kind"] == "events_dropped"]
+    assert (loss["sink"], loss["dropped"]) == ("audit_database", 15)
+
+
+async def test_an_administrative_action_is_on_disk_when_record_returns(
+    make: Make, store_url: str
+) -> None:
+    store, logged = make(), list[Event]()
+    actions = AdminActions(store, logged.append)
+    await actions.require()
+    done = action()
+    assert await actions.record(done) is None
+    assert stored_ids(store_url) == [done.id]
+    assert logged == [done]
+
+
+async def test_an_action_that_gives_a_right_is_refused_while_nothing_can_be_stored(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, logged = make(), list[Event]()
+    await store.open()
+
+    def broken(_work: object) -> object:
+        raise StoreError("database or disk is full")
+
+    monkeypatch.setattr(store._database, "write", broken)
+    actions = AdminActions(store, logged.append)
+    with pytest.raises(NotStored, match="refused, because the audit trail can't be written: "):
+        await actions.require()
+    lock = action()
+    problem = await actions.record(lock)
+    assert problem == ("not recorded in the audit trail, only in the log: database or disk is full")
+    assert logged == [lock]
+
+
+async def test_without_a_database_actions_are_in_the_log_only() -> None:
+    logged: list[Event] = []
+    actions = AdminActions(None, logged.append)
+    await actions.require()
+    assert await actions.record(done := action()) is None
+    assert logged == [done]
+
+
+async def test_old_and_too_many_rows_are_removed_with_an_event_for_each_cut(
+    make: Make, store_url: str
+) -> None:
+    store = make()
+    now = time.time()
+    old = [request_decision(time=now - 1000 + n) for n in range(600)]
+    new = [request_decision(time=now + n) for n in range(10)]
+    await store.write(old)
+    await store.write(new)
+    since = round((now - 1) * 1_000_000)
+    removed = await store.apply_retention({"requests": Limits(since=since)})
+    assert removed == 601  # and the start of the chain
+    found = stored(store_url)
+    assert [e.record["id"] for e in found[:10]] == [e.id for e in new]
+    cuts = [e.record for e in found[10:]]
+    assert [(c["first_index"], c["last_index"], c["reason"]) for c in cuts] == [
+        (1, 250, "age"),
+        (251, 500, "age"),
+        (501, 601, "age"),
+    ]
+    assert {c["stream"] for c in cuts} == {"requests"}
+    assert await store.apply_retention({"requests": Limits(since=since)}) == 0
+    assert await store.apply_retention({"requests": Limits(max_size=4000)}) > 5
+    assert len(stored(store_url)) < 6
+
+
+async def test_the_size_limit_of_requests_removes_no_changes(make: Make, store_url: str) -> None:
+    store = make()
+    await store.write([up() for _ in range(50)])
+    await store.write([request_decision() for _ in range(50)])
+    await store.apply_retention({"requests": Limits(max_size=1), "changes": Limits()})
+    assert len(stored(store_url, "changes")) == 50
+    left = [e.record["kind"] for e in stored(store_url, "requests")]
+    assert left == ["request_decision", "audit_rows_removed"]
+
+
+# SQLite alone
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "audit.db"
+
+
+def sqlite_store(file: Path, **options: object) -> TrailStore:
+    return TrailStore(f"sqlite:///{file}", KEYS, **options)  # type: ignore[arg-type]
+
+
+def overwrite(file: Path, start: int) -> bytes:
+    """Damage a file from a byte on, and return its content."""
+    content = file.read_bytes()[:start] if file.exists() else b""
+    file.write_bytes(content + os.urandom(64 * 1024))
+    return file.read_bytes()
+
+
+def content_of(file: Path) -> bytes:
+    return file.read_bytes()
+
+
+def pragma(store: TrailStore, text: str) -> None:
+    """Change the writer's only connection."""
+    store._database.read(lambda connection: connection.exec_driver_sql(f"PRAGMA {text}"))
+
+
+@pytest.mark.parametrize("damage", ["header", "page"])
+async def test_a_corrupt_trail_is_set_aside_and_begun_anew(file: Path, damage: str) -> None:
+    store = sqlite_store(file)
+    await store.write([up() for _ in range(200)])
+    await store.close()
+    content = overwrite(file, 0 if damage == "header" else 4096)
+    logged: list[Event] = []
+    store = sqlite_store(file, log=logged.append, replaces=True)
+    event = up()
+    await store.write([event])
+    (kept,) = file.parent.glob("audit.corrupt-*.db")
+    assert content_of(kept) == content
+    found = stored(f"sqlite:///{file}")
+    assert [e.record["kind"] for e in found] == ["audit_database_replaced", "upstream_up"]
+    assert str(kept) in found[0].record["detail"]
+    (told,) = [e for e in logged if isinstance(e, TrailReplaced)]
+    assert told.id == found[0].record["id"]
+    check = store.check()
+    assert (check.state, check.detail) == (State.WARNING, told.detail)
+    await store.close()
+
+
+async def test_a_command_replaces_no_corrupt_trail(file: Path) -> None:
+    content = overwrite(file, 0)
+    store = sqlite_store(file)
+    with pytest.raises(StoreError, match="not a database"):
+        await store.write([up()])
+    await store.close()
+    assert content_of(file) == content
+    assert list(file.parent.glob("*corrupt*")) == []
+
+
+async def test_a_trail_that_was_deleted_meanwhile_is_begun_anew(file: Path) -> None:
+    store = sqlite_store(file, replaces=True)
+    await store.write([up()])
+    for part in file.parent.glob("audit.db*"):
+        part.unlink()
+    event = up()
+    await store.write([event])
+    found = stored(f"sqlite:///{file}")
+    assert [e.record["kind"] for e in found] == ["audit_database_replaced", "upstream_up"]
+    assert "deleted or replaced" in found[0].record["detail"]
+    await store.close()
+
+
+async def test_a_database_of_another_program_is_not_used(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE media_file (id TEXT)")
+    connection.close()
+    store = sqlite_store(file, replaces=True)
+    with pytest.raises(StoreError, match=r"tables of another program \(media_file\)"):
+        await store.write([up()])
+    assert store.check().state is State.WARNING
+    await store.close()
+    with sqlite3.connect(file) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    connection.close()
+    assert tables == [("media_file",)]
+
+
+async def test_a_newer_version_is_not_written(make: Make, store_url: str) -> None:
+    store = make()
+    await store.write([up()])
+    store._database.write(
+        lambda c: c.execute(text("UPDATE audit_meta SET value = '2' WHERE name = 'version'"))
+    )
+    later = make(replaces=True)
+    with pytest.raises(StoreError, match="have version 2, this shim knows 1"):
+        await later.write([up()])
+    reader = TrailReader(store_url)
+    with pytest.raises(StoreError, match="have version 2, this shim knows 1"):
+        reader.end()
+    reader.close()
+
+
+async def test_a_full_disk_is_reported_and_ends(file: Path) -> None:
+    store = sqlite_store(file, replaces=True)
+    await store.write([up()])
+    pragma(store, "max_page_count=1")
+    lost = [request_decision(request_id="r" * 250) for _ in range(200)]
+    with pytest.raises(StoreError, match="full"):
+        await store.write(lost)
+    check = store.check()
+    assert check.state is State.WARNING
+    assert "full: events are only in the log" in check.detail
+    pragma(store, f"max_page_count={2**30}")
+    await store.write(lost)
+    assert store.check().state is State.OK
+    assert len(stored(f"sqlite:///{file}", "requests")) == 200
+    await store.close()
+
+
+async def test_a_locked_trail_is_reported_without_stopping_the_event_loop(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.store.engine.BUSY_SECONDS", 0.5)
+    store = sqlite_store(file)
+    await store.write([up()])
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    turns = 0
+    attempt = asyncio.ensure_future(store.write([up()]))
+    while not attempt.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    with pytest.raises(StoreError, match="locked"):
+        await attempt
+    assert turns > 10
+    other.execute("ROLLBACK")
+    other.close()
+    await store.write([up()])
+    assert store.check().state is State.OK
+    await store.close()
+
+
+async def test_a_trail_that_became_read_only_is_reported_and_ends(file: Path) -> None:
+    store = sqlite_store(file, replaces=True)
+    await store.write([up()])
+    # As a file system that is mounted again for reading: root may write to any file.
+    pragma(store, "query_only=ON")
+    with pytest.raises(StoreError, match="readonly"):
+        await store.write([up()])
+    assert store.check().state is State.WARNING
+    pragma(store, "query_only=OFF")
+    await store.write([up()])
+    assert store.check().state is State.OK
+    await store.close()
+
+
+async def test_a_trail_in_a_folder_that_is_missing_is_reported(tmp_path: Path) -> None:
+    store = sqlite_store(tmp_path / "none" / "audit.db", replaces=True)
+    with pytest.raises(StoreError, match=r"there is no folder .* set SHIM_AUDIT_DATABASE_URL"):
+        await store.open()
+    assert store.check().state is State.WARNING
+    await store.close()
+
+
+async def test_in_closed_mode_ten_seconds_without_a_write_are_a_failing_check(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sqlite_store(file.parent / "none" / "audit.db")
+    with pytest.raises(StoreError):
+        await store.write([Stopped(time=1.0, trigger="SIGTERM", uptime_seconds=1.0)])
+    assert store.check(closed=True).state is State.WARNING
+    monkeypatch.setattr(module, "UNAVAILABLE_SECONDS", 0.0)
+    check = store.check(closed=True)
+    assert check.state is State.FAILING
+    assert "no identity is accepted" in check.detail
+    assert store.check(closed=False).state is State.WARNING
+    await store.close()
