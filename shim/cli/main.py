@@ -41,7 +41,8 @@ def health(
     ] = False,
 ) -> None:
     """Check that the shim on this machine is up, for a container's health check. Exits with 0 or 1."""
-    raise typer.Exit(ask_health(["--ready"] if ready else []))
+    env_file = EnvFile.path if EnvFile.is_chosen() else None
+    raise typer.Exit(ask_health(["--ready"] if ready else [], env_file))
 
 
 def _version(requested: bool) -> None:
