@@ -156,7 +156,8 @@ def test_lines_of_the_journal_match_as_those_of_a_file(
 
 
 def test_the_filter_names_reasons_that_reject() -> None:
-    assert {Reason(reason).verdict for reason in reasons_of_the_filter()} == {Verdict.REJECTED}
+    verdicts = {reason.value: reason.verdict for reason in Reason}
+    assert {verdicts[reason] for reason in reasons_of_the_filter()} == {Verdict.REJECTED}
 
 
 def reasons_of_the_filter() -> list[str]:

@@ -227,8 +227,8 @@ async def test_recorded_events_are_counted_by_kind_with_those_that_are_only_in_a
     trail = Trail([Stuck()], Coalescer(burst=1), capacity=2)
     for _ in range(3):
         trail.record(request_decision())
-    event = request_decision()
-    assert trail.count_suppressed(event.peer, event.group_key, event.time)
+    event = request_decision(peer="192.0.2.7")
+    assert trail.count_suppressed("192.0.2.7", event.group_key, event.time)
     trail.record(access())
 
     counts = trail.recorded()
@@ -240,6 +240,6 @@ async def test_recorded_events_are_counted_by_kind_with_those_that_are_only_in_a
 
 async def test_an_event_that_must_be_recorded_is_not_counted_before() -> None:
     trail = Trail([Memory()])
-    event = request_decision()
-    assert not trail.count_suppressed(event.peer, event.group_key, event.time)
+    event = request_decision(peer="192.0.2.7")
+    assert not trail.count_suppressed("192.0.2.7", event.group_key, event.time)
     assert trail.recorded()["request_decision"] == 0
