@@ -36,12 +36,13 @@ def build_policy(
     suspended: bool = False,
     keys: tuple[Key, ...] = (),
     user_header: UserHeaderState | None = None,
+    audit_available: bool = True,
 ) -> Policy:
     """Build the policy for these settings.
 
     `resolved`: the addresses of the host names in the list of trusted peers. `suspended`: trust no
     identity. `keys`: the keys of the provider's key set. `user_header`: whether Navidrome obeys the user
-    header; None means that it does.
+    header; None means that it does. `audit_available`: events can be stored, or need not be.
     """
     proof = settings.public_path_proof
     return Policy(
@@ -58,11 +59,14 @@ def build_policy(
         require_identity=settings.require_identity,
         required=_required(settings),
         admin_groups=frozenset(settings.admin_groups),
+        # Without provisioning the groups are not checked, see `shim.settings.summary`.
+        allowed_groups=frozenset(settings.allowed_groups if settings.provisioning else ()),
         reserved=reserved_names(settings),
         create_admin_disabled=settings.provisioning,
         local_login=settings.local_login,
         suspended=suspended,
         user_header_obeyed=user_header is None or user_header.obeyed is not False,
+        audit_available=audit_available,
         max_fields=settings.max_headers,
     )
 

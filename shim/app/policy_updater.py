@@ -56,6 +56,7 @@ class PolicyUpdater:
             settings, configuration, lambda: self.update_policy("user_header"), tls
         )
         self._enforced_user_header: UserHeaderState | None = None
+        self._audit_available = True
         self._tasks: list[asyncio.Task[None]] = []
         self._reported_fault: str | None = None
         self._unresolved: dict[str, bool] = {}
@@ -102,6 +103,11 @@ class PolicyUpdater:
         await asyncio.gather(self.names.resolve(), *(k.refetch() for k in self._jwks_monitors()))
         self._report_dns()
         self.update_policy("whitelist")
+
+    def set_audit_available(self, available: bool) -> None:
+        """Trust no identity while the audit trail must be written and cannot be."""
+        self._audit_available = available
+        self.update_policy("audit")
 
     async def apply_settings(self, settings: Settings) -> str | None:
         """Apply these settings.
@@ -211,12 +217,14 @@ class PolicyUpdater:
             suspended=self.upstream.base_path_mismatch,
             keys=() if self.keys is None else self.keys.keys,
             user_header=user_header,
+            audit_available=self._audit_available,
         )
         before, after = _watched_values(previous), _watched_values(new)
         reported = _of_user_header(user_header), _of_user_header(self._enforced_user_header)
         if (
             before == after
             and previous.suspended == new.suspended
+            and previous.audit_available == new.audit_available
             and reported[0] == reported[1]
             and not always
         ):
@@ -234,7 +242,9 @@ class PolicyUpdater:
                     self._details(previous, new, user_header, differs=reported[0] != reported[1])
                 )
                 or None,
-                needs_attention=new.suspended or not new.user_header_obeyed,
+                needs_attention=(
+                    new.suspended or not new.user_header_obeyed or not new.audit_available
+                ),
             )
         )
 
@@ -242,6 +252,9 @@ class PolicyUpdater:
         self, old: Policy, new: Policy, user_header: UserHeaderState, *, differs: bool
     ) -> list[str]:
         details = [self.upstream.state.detail] if old.suspended != new.suspended else []
+        if old.audit_available != new.audit_available:
+            state = "can be written again" if new.audit_available else "can't be written"
+            details.append(f"the audit trail {state}")
         if differs:
             details.append(user_header_check(self.settings, user_header).detail)
         return details

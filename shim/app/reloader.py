@@ -19,8 +19,6 @@ from shim.settings.summary import summary
 if TYPE_CHECKING:
     from shim.provisioning.factory import AccountParts  # importing it loads the database code
 
-_SIGNAL = Operator("signal", "signal")
-
 
 class ConfigReloader:
     """Reload the settings at run time.
@@ -39,19 +37,23 @@ class ConfigReloader:
         record: Callable[[Event], None],
     ) -> None:
         self._settings = settings
+        self._pending_restart: tuple[str, ...] = ()
         self._load_settings = load_settings
         self._plane = plane
         self._policy_updater = policy_updater
         self._accounts = accounts
         self._record = record
         self._reload_lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[ReloadResult]] = set()
 
-    def start_reload(self) -> None:
-        """Start `reload` as a task, for the signal handler, which cannot wait for it."""
-        task = asyncio.get_running_loop().create_task(self.reload(_SIGNAL))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def pending_restart(self) -> tuple[str, ...]:
+        """The names of the settings whose new value waits for a restart, as of the last reload."""
+        return self._pending_restart
 
     async def reload(self, operator: Operator) -> ReloadResult:
         """Read the settings again and apply them between two requests, for `operator`.
@@ -120,6 +122,7 @@ class ConfigReloader:
         ) is not None:
             return ReloadResult(faults=(fault,))
         self._settings = merged_settings.settings
+        self._pending_restart = merged_settings.outcome.pending_restart
         self._plane.apply_options(replace(self._plane.options, tls=tls))
         if self._accounts is not None:
             self._accounts.enforce(merged_settings.settings)

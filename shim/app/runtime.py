@@ -38,15 +38,20 @@ from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
 from shim.app.sockets import bind, raise_descriptor_limit
 from shim.app.tls import build_listener_tls
+from shim.audit.admin_actions import AdminActions
 from shim.audit.events import Operator, Started, Stopped
 from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
-from shim.audit.sinks.log import LogSink, configure_log
+from shim.audit.performing import Performed, perform
+from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
+from shim.control.explain import ExplainedRequest, explain
+from shim.control.keys import ControlKey
 from shim.control.metrics import Sources, build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
+from shim.control.services import ControlServices
 from shim.health import Check
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.navidrome.transport import upstream_tls
@@ -60,10 +65,17 @@ from shim.settings import Endpoint, Settings
 from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
+    from shim.app.audit_keeper import AuditKeeper
+    from shim.audit.store.reader import TrailReader
+    from shim.audit.store.writer import TrailStore
+    from shim.control.live import LiveTrail
+    from shim.provisioning.administration import AccountAdministration
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
 
+_SIGNAL = Operator("signal", "signal")
 EMPTY_WATCH_SECONDS = 60.0
+KEY_RETRY_SECONDS = 1.0
 OWN_DESCRIPTORS = 64  # files for listeners, the control plane, the store and the JWKS client
 
 
@@ -102,8 +114,12 @@ class Runtime:
         self.counters = Counters()
         self._log_writer = LineWriter(sys.stdout.fileno())
         configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
-        log_sink, self._notify = LogSink(self._log_writer), build_notify_sink(settings)
-        self.trail = Trail((log_sink,) if self._notify is None else (log_sink, self._notify))
+        store = _build_trail_store(settings)
+        self._notify = build_notify_sink(settings)
+        sinks = (LogSink(self._log_writer), store, self._notify)
+        self.trail = Trail(sink for sink in sinks if sink is not None)
+        self.admin_actions = AdminActions(store, self.trail.record)
+        self._trail_reader = _build_trail_reader(settings)
         observer = TrailObserver(
             self.trail, str(settings.upstream), logs_access=settings.access_log
         )
@@ -130,6 +146,7 @@ class Runtime:
             tls,
         )
         self.empty_server = EmptyServerMonitor(settings, tls)
+        self._audit = self._build_audit_keeper(store)
         self._reloader = ConfigReloader(
             settings,
             load_settings,
@@ -139,8 +156,11 @@ class Runtime:
             self.trail.record,
         )
         self._channel_secret = secrets.token_urlsafe(32)
+        self._control_key = ControlKey()
+        self._live: LiveTrail | None = None
         self._started_at = time.monotonic()
         self._stop_trigger = "stopped"
+        self._reloads: set[asyncio.Task[Performed[ReloadResult]]] = set()
         self._data: _DataServer
         self._control: _Server
 
@@ -158,15 +178,49 @@ class Runtime:
         checks = self.policy_updater.checks()
         if self._notify is not None:
             checks = (*checks, self._notify.check())
+        if self._audit is not None:
+            checks = (*checks, self._audit.check())
         if self.accounts is None:
             return (*checks, self.empty_server.check())
         return (*checks, *self.accounts.checks())
 
-    async def reload(self, operator: Operator) -> ReloadResult:
-        """Reload the settings, as `ConfigReloader.reload` does."""
-        if not self._data.started:
-            return ReloadResult(faults=("the shim is still starting, or stopping",))
-        return await self._reloader.reload(operator)
+    def _build_audit_keeper(self, store: TrailStore | None) -> AuditKeeper | None:
+        if store is None:
+            return None
+        from shim.app.audit_keeper import AuditKeeper  # noqa: PLC0415
+
+        return AuditKeeper(self.settings, store, self.trail.record, self._set_audit_available)
+
+    def _set_audit_available(self, available: bool) -> None:
+        self.policy_updater.set_audit_available(available)
+        if self.accounts is not None:
+            self.accounts.service.suspend(not available)
+
+    async def reload(self, operator: Operator) -> Performed[ReloadResult]:
+        """Reload the settings for this person, as `ConfigReloader.reload` does, and record it."""
+
+        async def work() -> ReloadResult:
+            if not self._data.started:
+                return ReloadResult(faults=("the shim is still starting, or stopping",))
+            return await self._reloader.reload(operator)
+
+        return await perform(
+            self.admin_actions,
+            operator,
+            "reload",
+            work,
+            changes=lambda outcome: outcome.changes,
+            failure=lambda outcome: "; ".join(outcome.faults) or None,
+        )
+
+    def _start_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self.reload(_SIGNAL))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def explain(self, request: ExplainedRequest) -> dict[str, object]:
+        """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
+        return await explain(request, self._reloader.settings, self.plane.decisions.policy)
 
     def serve(self) -> None:
         """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""
@@ -195,7 +249,7 @@ class Runtime:
         host, port = channel.getsockname()
         self.plane.connect_control(
             UpstreamAddress(host, port),
-            f"{CHANNEL_HEADER}: {self._channel_secret}\r\n{USER_HEADER}: ".encode(),
+            channel_lines(self._channel_secret),
             MAX_CONNECTIONS,
         )
         self._bound_addresses = (
@@ -220,7 +274,7 @@ class Runtime:
         end_process_on_memory_error(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._reloader.start_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._start_reload)
         await self._data.serve(sockets=[data])
         if not self._data.started:
             raise RuntimeError("the shim did not start; the log says why")
@@ -228,6 +282,9 @@ class Runtime:
     def _stop(self, trigger: str) -> None:
         if self._data.should_exit:
             self._abort_clients()
+        if self._live is not None:
+            # Its responses never end by themselves.
+            self._live.close()
         self._stop_trigger = trigger
         self._data.should_exit = True
 
@@ -249,7 +306,13 @@ class Runtime:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
+        if self._audit is not None:
+            await self._audit.start()
         self.trail.start()
+        if self._trail_reader is not None:
+            from shim.control.live import LiveTrail  # noqa: PLC0415
+
+            self._live = LiveTrail(self._trail_reader)
         await self.policy_updater.start()
         self.plane.start(asyncio.get_running_loop())
         if self.accounts is not None:
@@ -259,6 +322,8 @@ class Runtime:
         tasks = [asyncio.create_task(self._serve_control())]
         if self.accounts is None:
             tasks.append(asyncio.create_task(self.empty_server.run(EMPTY_WATCH_SECONDS)))
+        else:
+            tasks.append(asyncio.create_task(self._read_control_key(self.accounts)))
         self._log_started()
         # All current objects live as long as the process: the garbage collector need not scan them again.
         gc.collect()
@@ -278,6 +343,10 @@ class Runtime:
                 # Close the database after all components that use it.
                 remaining = max(0.0, store_deadline - time.monotonic())
                 await asyncio.to_thread(self._database.close, remaining)
+            if self._audit is not None:
+                await self._audit.stop()
+            if self._live is not None:
+                self._live.close()
             self._control.should_exit = True
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.empty_server.close()
@@ -291,6 +360,10 @@ class Runtime:
                 )
             )
             await self.trail.close()
+            if self._trail_reader is not None:
+                await asyncio.to_thread(self._trail_reader.close)
+            if self._audit is not None:
+                await self._audit.store.close()
 
     async def _serve_control(self) -> None:
         settings = self.settings
@@ -299,11 +372,23 @@ class Runtime:
             channel_secret=self._channel_secret,
             token=None if token is None else token.get_secret_value(),
             hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
+            key=self._control_key,
         )
         metrics = build_registry(
             self.counters, version=shim.__version__, sources=self._metric_sources()
         )
-        app = create_app(health=self, metrics=metrics, access=access, reload=self.reload)
+        services = ControlServices(
+            health=self,
+            metrics=metrics,
+            settings=lambda: self._reloader.settings,
+            pending_restart=lambda: self._reloader.pending_restart,
+            reload=self.reload,
+            explain=self.explain,
+            accounts=self._administration(),
+            trail=self._trail_reader,
+            live=self._live,
+        )
+        app = create_app(services, access)
         config = uvicorn.Config(
             app,
             http=ControlProtocol,
@@ -327,6 +412,30 @@ class Runtime:
             name_ages=self.policy_updater.name_ages,
         )
 
+    def _administration(self) -> AccountAdministration | None:
+        if self.accounts is None:
+            return None
+        from shim.provisioning.administration import AccountAdministration  # noqa: PLC0415
+        from shim.provisioning.operations import running_operations  # noqa: PLC0415
+
+        service = self.accounts.service
+        return AccountAdministration(
+            lambda operator: running_operations(service, operator), self.admin_actions
+        )
+
+    async def _read_control_key(self, accounts: AccountParts) -> None:
+        """Read the key of the control plane's sessions, once the database is open."""
+        from shim.store.control_key import read_or_create_key  # noqa: PLC0415 - see `_build_database`
+        from shim.store.errors import StoreError  # noqa: PLC0415
+
+        while True:
+            if accounts.service.store_fault is None:
+                with contextlib.suppress(StoreError):
+                    key = await accounts.service.bindings.database.write_async(read_or_create_key)
+                    self._control_key.replace(key)
+                    return
+            await asyncio.sleep(KEY_RETRY_SECONDS)
+
     def _log_started(self) -> None:
         self._reloader.log_configuration(self._limit_note)
         listen, control = self._bound_addresses
@@ -339,6 +448,30 @@ class Runtime:
                 process=os.getpid(),
             )
         )
+
+
+def _build_trail_reader(settings: Settings) -> TrailReader | None:
+    """Return a reader of the stored trail, None if the trail is in the log only; its code is then not
+    loaded. Raises `StoreError` if the database driver is missing."""
+    url = settings.audit_database_url
+    if url is not None and url.get_secret_value() == "none":
+        return None
+    from shim.audit.store.factory import build_reader  # noqa: PLC0415
+
+    return build_reader(settings)
+
+
+def _build_trail_store(settings: Settings) -> TrailStore | None:
+    """Return the stored audit trail.
+
+    Returns None if the trail is in the log only; its code is then not loaded. Raises `StoreError` if the
+    database driver is missing."""
+    url = settings.audit_database_url
+    if url is not None and url.get_secret_value() == "none":
+        return None
+    from shim.audit.store.factory import build_store  # noqa: PLC0415
+
+    return build_store(settings, log=log_event, replaces=True)
 
 
 def _build_database(settings: Settings) -> Database | None:

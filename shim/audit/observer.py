@@ -208,7 +208,7 @@ def _request_fields(decision: Decision, request_id: str, now: float) -> _Request
         "peer": decision.source.peer.text,
         "client": _client(decision),
         "method": method[:_MAX_METHOD].decode("latin-1"),
-        "path": target.partition(b"?")[0].decode("latin-1"),
+        "path": target.partition(b"?")[0].decode("utf-8", "backslashreplace"),
         "user": None if identity is None else identity.username,
         "claimed_user": _claimed_name(decision) if identity is None else None,
         "uid": None if identity is None else identity.uid,

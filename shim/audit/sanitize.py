@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import unquote
 
 MAX_PATH = 256
@@ -47,8 +48,13 @@ def clip(text: str, max_length: int = MAX_TEXT) -> str:
 
 def timestamp(seconds: float) -> str:
     """Return seconds since the epoch as ISO 8601 in UTC, with microseconds."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_whole_second(whole)}.{microseconds:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _whole_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def escape(text: str, *, allowed: str = "") -> str:

@@ -22,7 +22,7 @@ from shim.audit.line_writer import print_to_stderr
 BATCH = 64
 SWEEP_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 1.0
-LAST_RETRY_SECONDS = 60.0
+LAST_RETRY_SECONDS = 10.0
 FINISHING_RETRY_SECONDS = 0.2
 
 

@@ -38,15 +38,26 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     if EnvFile.is_chosen() and not path.is_file():
         raise SettingsError([Fault(str(path), "--env-file", None, "expected a readable file")])
     settings = load(environ, path)
-    url = settings.database_url.get_secret_value()
-    if EnvFile.is_chosen() and url.startswith(_SQLITE):
-        # A relative path is relative to the file's folder, not to the working directory.
-        name, _, query = url.removeprefix(_SQLITE).partition("?")
-        if name and name != ":memory:" and not name.startswith(("/", "file:")):
-            folder = path.absolute().parent
-            whole = f"{_SQLITE}{folder / name}" + (f"?{query}" if query else "")
-            settings = settings.model_copy(update={"database_url": SecretStr(whole)})
-    return settings
+    if not EnvFile.is_chosen():
+        return settings
+    folder = path.absolute().parent
+    urls = {
+        field: _from_folder(url, folder)
+        for field in ("database_url", "audit_database_url")
+        if (url := getattr(settings, field)) is not None
+    }
+    return settings.model_copy(update=urls)
+
+
+def _from_folder(url: SecretStr, folder: Path) -> SecretStr:
+    """Return the URL with a relative path of an SQLite file relative to the folder of the settings, not to
+    the working directory."""
+    text = url.get_secret_value()
+    name, _, query = text.removeprefix(_SQLITE).partition("?")
+    local = not name or name == ":memory:" or name.startswith(("/", "file:"))
+    if local or not text.startswith(_SQLITE):
+        return url
+    return SecretStr(f"{_SQLITE}{folder / name}" + (f"?{query}" if query else ""))
 
 
 def settings_or_exit() -> Settings:

@@ -6,8 +6,11 @@ import asyncio
 
 import typer
 
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.performing import perform
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
+from shim.cli.operator import command_operator
 
 database = typer.Typer(help="Manage the shim's database.", no_args_is_help=True)
 
@@ -20,6 +23,7 @@ def confirm_new() -> None:
     identity until you run this command. A running shim continues within 15 seconds.
     """
     # Import late: the database code is large, and few commands need it.
+    from shim.audit.store.factory import build_store  # noqa: PLC0415
     from shim.provisioning.admin import OwnAccountRecords  # noqa: PLC0415
     from shim.store.database import Database  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
@@ -28,19 +32,31 @@ def confirm_new() -> None:
 
     async def confirm() -> tuple[str, bool]:
         store = Database(settings.database_url.get_secret_value())
+        trail = build_store(settings)
         try:
             await store.open_async()
             records = OwnAccountRecords(store)
             if await records.is_in_use():
                 return store.display_url, False
-            await records.confirm()
+            done = await perform(
+                AdminActions(trail, lambda _: None),
+                command_operator(),
+                "database.confirm_new",
+                records.confirm,
+                target=store.display_url,
+                gives_right=True,
+            )
+            if done.note is not None:
+                print_error(f"navidrome-shim: {done.note}")
             return store.display_url, True
         finally:
             await asyncio.to_thread(store.close)
+            if trail is not None:
+                await trail.close()
 
     try:
         place, confirmed = asyncio.run(confirm())
-    except StoreError as error:
+    except (StoreError, NotStored) as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
     if confirmed:

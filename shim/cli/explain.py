@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,16 +13,11 @@ from shim.app.factories import build_policy, jwks_config
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
 from shim.cli.terminal import cell, print_json, print_table
+from shim.control.explain import ExplainedRequest, InvalidRequest
+from shim.control.explain import explain as explain_request
 from shim.monitors.dns import DnsMonitor
 from shim.monitors.jwks import JwksMonitor
 from shim.settings import Settings
-from shim.trust.decision import Decision, decide, reject
-from shim.trust.peers import parse_peer
-from shim.trust.reasons import PathClass, Reason
-from shim.trust.rejection import RequestRejected
-
-if TYPE_CHECKING:
-    from shim.provisioning.preview import Step
 
 
 def explain(
@@ -48,111 +42,43 @@ def explain(
 ) -> None:
     """Decide one request without sending it, and show each step with its reason."""
     settings = settings_or_exit()
-    try:
-        speaker = parse_peer(peer)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{peer!r} is neither an IP address nor @", param_hint="--peer"
-        ) from None
-    headers = [*(header or []), *_proof_headers(settings, with_secret, token_file)]
+    lines = [*(header or []), *_token_header(settings, token_file)]
+    request = ExplainedRequest(peer, path, method, lines, with_secret)
     dns = DnsMonitor(build_policy(settings).whitelist.hosts, 0)
     source = jwks_config(settings)
     jwks = None if source is None else JwksMonitor(source)
-    asyncio.run(_probe(dns, jwks))
+    try:
+        result = asyncio.run(_explain(request, settings, dns, jwks))
+    except InvalidRequest as error:
+        option = {"secret": "--with-secret"}.get(error.part, f"--{error.part}")
+        raise typer.BadParameter(str(error), param_hint=option) from None
     if jwks is not None and jwks.state.fault is not None:
         print_error(f"navidrome-shim: the key set: {jwks.state.fault}")
-    policy = build_policy(
-        settings, resolved=dns.addresses(), keys=() if jwks is None else jwks.keys
-    )
-    scheme = b"https" if settings.tls_cert else b"http"
-    decision = decide(_head(method, path, headers), speaker, policy, scheme, time.time())
-    decision, user_name, steps = _with_account(settings, decision)
-    result = decision.explain()
-    if user_name is not None:
-        result["forwarded_headers"] = _with_user(result["forwarded_headers"], settings, user_name)
-    result["steps"] = [
-        {"step": name, "result": outcome, "why": why} for name, outcome, why in steps
-    ]
     if as_json:
         print_json(result)
     else:
         _show(result)
 
 
-async def _probe(dns: DnsMonitor, jwks: JwksMonitor | None) -> None:
+async def _explain(
+    request: ExplainedRequest, settings: Settings, dns: DnsMonitor, jwks: JwksMonitor | None
+) -> dict[str, object]:
     await asyncio.gather(dns.resolve(), *(() if jwks is None else (jwks.fetch(),)))
+    keys = () if jwks is None else jwks.keys
+    policy = build_policy(settings, resolved=dns.addresses(), keys=keys)
+    return await explain_request(request, settings, policy)
 
 
-def _proof_headers(settings: Settings, with_secret: bool, token_file: Path | None) -> list[str]:
-    found = []
-    if with_secret:
-        if not settings.proxy_secret:
-            raise typer.BadParameter("SHIM_PROXY_SECRET is not set", param_hint="--with-secret")
-        secret = settings.proxy_secret[0].get_secret_value()
-        found.append(f"{settings.proxy_secret_header}: {secret}")
-    if token_file is not None:
-        try:
-            text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text("utf-8")
-        except OSError as error:
-            raise typer.BadParameter(
-                f"{token_file}: {error.strerror}", param_hint="--token-file"
-            ) from None
-        found.append(f"{settings.jwt_header}: {text.strip()}")
-    return found
-
-
-def _head(method: str, path: str, headers: list[str]) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", *headers]
-    if not any(line.lower().startswith("host:") for line in headers):
-        lines.append("Host: music.example.com")
-    text = "\r\n".join(lines) + "\r\n\r\n"
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _with_account(
-    settings: Settings, decision: Decision
-) -> tuple[Decision, str | None, list[tuple[str, str, str]]]:
-    """Return the decision with the account checked, the account's name, and all steps in words."""
-    source, outcome = decision.source, decision.outcome
-    peer = "trusted" if source.trusted else "not trusted"
-    on = "is" if source.trusted else "is not"
-    why = outcome.reason.text + (f": {decision.detail}" if decision.detail else "")
-    steps = [
-        ("peer", peer, f"{source.peer.text} {on} on SHIM_REVERSE_PROXY_WHITELIST"),
-        ("path", str(outcome.path_class), _PATH_TEXTS[outcome.path_class]),
-        ("identity", str(outcome.verdict), why),
-    ]
-    identity = decision.identity
-    if identity is None or outcome.path_class is PathClass.INTERNAL:
-        return decision, None, steps
-    if not settings.provisioning:
-        steps.append(("account", "not checked", "SHIM_PROVISIONING is off"))
-        return decision, None, steps
-    # Import late: the database code is large, and only this command needs it.
-    from shim.provisioning.preview import preview  # noqa: PLC0415
-
-    verified = outcome.reason is Reason.VERIFIED_JWT
-    found: tuple[Step, ...] = asyncio.run(preview(settings, identity, verified=verified))
-    steps += [(step.name, step.result, step.why) for step in found]
-    last = found[-1]
-    if last.reason is not None:
-        refused = RequestRejected(last.reason, last.why)
-        return reject(refused, source, decision.request_line, decision.block), None, steps
-    return decision, last.user_name, steps
-
-
-_PATH_TEXTS = {
-    PathClass.PROTECTED: "the edge authenticates this path",
-    PathClass.PUBLIC: "the edge leaves this path open (SHIM_PUBLIC_PATHS)",
-    PathClass.INTERNAL: "the shim's own pages",
-}
-
-
-def _with_user(headers: object, settings: Settings, user_name: str) -> list[list[str]]:
-    """Return the forwarded headers, with the account's name as Navidrome stores it."""
-    assert isinstance(headers, list)
-    wanted = settings.reverse_proxy_user_header.lower()
-    return [[n, user_name if n.lower() == wanted else value] for n, value in headers]
+def _token_header(settings: Settings, token_file: Path | None) -> list[str]:
+    if token_file is None:
+        return []
+    try:
+        text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text("utf-8")
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{token_file}: {error.strerror}", param_hint="--token-file"
+        ) from None
+    return [f"{settings.jwt_header}: {text.strip()}"]
 
 
 def _show(result: dict[str, object]) -> None:

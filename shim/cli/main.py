@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import shim
+from shim.cli.audit import audit
 from shim.cli.check import check
 from shim.cli.configuration import EnvFile
 from shim.cli.database import database
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(users, name="users")
+app.add_typer(audit, name="audit")
 app.add_typer(database, name="database")
 app.add_typer(notify, name="notify")
 app.command()(serve)

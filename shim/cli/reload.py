@@ -38,6 +38,8 @@ def reload() -> None:
         raise typer.Exit(1)
     payload = response.json()
     typer.echo(safe("reloaded: " + (", ".join(payload["changed"]) or "nothing has changed")))
+    if payload.get("note"):
+        print_error(payload["note"])
     if payload["pending_restart"]:
         typer.echo(safe("needs a restart: " + ", ".join(payload["pending_restart"])))
 

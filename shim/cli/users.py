@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.events import Operator
 from shim.audit.line_writer import LineWriter
+from shim.audit.performing import Performed
 from shim.audit.sanitize import timestamp
-from shim.audit.sinks.log import LogSink, configure_log
+from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
+from shim.cli.operator import command_operator
 from shim.cli.terminal import cell, console, print_json, print_table, safe, short_uid
 from shim.trust.names import normalize_name
 
 if TYPE_CHECKING:
-    from shim.provisioning.operations import AccountRow, Change, Hold, Operations
+    from shim.provisioning.administration import AccountAdministration, AccountList
+    from shim.provisioning.operations import AccountRow, Change, Hold
 
 T = TypeVar("T")
 _STATES = {"active", "denied", "unlinked", "unbound", "reserved", "gone"}
@@ -59,14 +64,15 @@ def list_users(
             f"expected one of {', '.join(sorted(_STATES))}", param_hint="--state"
         )
 
-    async def work(operations: Operations) -> tuple[list[AccountRow], str]:
-        return await operations.rows(), operations.unavailable_reason
+    async def work(accounts: AccountAdministration, by: Operator) -> AccountList:
+        return await accounts.accounts(by)
 
-    rows, unavailable_reason = _run(work)
+    found = _run(work)
+    unavailable_reason = found.problem
     part = normalize_name(name or "")
     rows = [
         row
-        for row in rows
+        for row in found.rows
         if (not state or row.state in state) and part in normalize_name(row.account)
     ]
     if as_json:
@@ -99,13 +105,13 @@ def sync(
             return yes
         return typer.confirm("Apply these changes?")
 
-    async def work(operations: Operations) -> tuple[list[Change], bool]:
-        changes = await operations.plan(name)
+    async def work(accounts: AccountAdministration, by: Operator) -> tuple[list[Change], bool]:
+        changes = await accounts.sync_plan(by, name)
         if not as_json:
             _show_changes(changes)
         applied = confirmed(changes)
         if applied:
-            await operations.sync(name)
+            _report(await accounts.sync(by, name))
         return changes, applied
 
     changes, applied = _run(work)
@@ -120,9 +126,9 @@ def sync(
 def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
     """Unlink an account from its user and lock it. The next user with its name may claim it."""
 
-    async def work(operations: Operations) -> bool:
-        _confirm(operations.unlink_plan(name), yes=yes, as_json=as_json)
-        return await operations.unlink(name)
+    async def work(accounts: AccountAdministration, by: Operator) -> bool:
+        _confirm(accounts.unlink_plan(by, name), yes=yes, as_json=as_json)
+        return _report(await accounts.unlink(by, name))
 
     closed = _run(work)
     later = (
@@ -138,9 +144,9 @@ def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
     """Lock an account: replace its password with a random one, and make its tokens void."""
 
-    async def work(operations: Operations) -> None:
-        _confirm(operations.lock_plan(name), yes=yes, as_json=as_json)
-        await operations.lock(name)
+    async def work(accounts: AccountAdministration, by: Operator) -> None:
+        _confirm(accounts.lock_plan(by, name), yes=yes, as_json=as_json)
+        _report(await accounts.lock(by, name))
 
     _run(work)
     if as_json:
@@ -153,8 +159,8 @@ def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 def unlock(name: Name, as_json: AsJson = False) -> None:
     """End the lock of an account that was never linked. Then set a password for it in Navidrome."""
 
-    async def work(operations: Operations) -> None:
-        await operations.unlock(name)
+    async def work(accounts: AccountAdministration, by: Operator) -> None:
+        _report(await accounts.unlock(by, name))
 
     _run(work)
     if as_json:
@@ -167,8 +173,8 @@ def unlock(name: Name, as_json: AsJson = False) -> None:
 def list_holds(as_json: AsJson = False) -> None:
     """List the held user names: until when, and for which uid."""
 
-    async def work(operations: Operations) -> list[Hold]:
-        return operations.holds()
+    async def work(accounts: AccountAdministration, by: Operator) -> list[Hold]:
+        return accounts.holds(by)
 
     found = _run(work)
     if as_json:
@@ -186,8 +192,8 @@ def list_holds(as_json: AsJson = False) -> None:
 def end_hold(name: Name, as_json: AsJson = False) -> None:
     """End the hold of a user name. The next user with this name may have it."""
 
-    async def work(operations: Operations) -> None:
-        await operations.end_hold(name)
+    async def work(accounts: AccountAdministration, by: Operator) -> None:
+        _report(await accounts.end_hold(by, name))
 
     _run(work)
     if as_json:
@@ -208,10 +214,19 @@ def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _run(work: Callable[[Operations], Awaitable[T]]) -> T:
-    """Run `work` and return its result. Events go to stderr, as in the log. If it fails, print the error
-    there and exit with 1."""
+def _report(done: Performed[T]) -> T:
+    """Return what an action returned; print a note on it."""
+    if done.note is not None:
+        print_error(f"navidrome-shim: {done.note}")
+    return done.value
+
+
+def _run(work: Callable[[AccountAdministration, Operator], Awaitable[T]]) -> T:
+    """Run `work` and return its result. Events go to the audit trail, and to stderr as in the log. If it
+    fails, print the error there and exit with 1."""
     # Import late: the database code is large, and few commands need it.
+    from shim.audit.store.factory import build_store  # noqa: PLC0415
+    from shim.provisioning.administration import AccountAdministration  # noqa: PLC0415
     from shim.provisioning.operations import OperationError, operations  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
 
@@ -221,17 +236,23 @@ def _run(work: Callable[[Operations], Awaitable[T]]) -> T:
     configure_log(writer, log_format=settings.log_format, level=settings.log_level)
 
     async def within() -> T:
-        trail = Trail((LogSink(writer),))
+        store = build_store(settings, log=log_event)
+        log = LogSink(writer)
+        trail = Trail((log,) if store is None else (log, store))
         trail.start()
+        operator = command_operator()
         try:
-            async with operations(settings, trail.record) as opened:
-                return await work(opened)
+            async with operations(settings, trail.record, operator) as opened:
+                actions = AdminActions(store, trail.record)
+                return await work(AccountAdministration(lambda _: opened, actions), operator)
         finally:
             await trail.close()
+            if store is not None:
+                await store.close()
 
     try:
         return asyncio.run(within())
-    except (OperationError, StoreError) as error:
+    except (OperationError, StoreError, NotStored) as error:
         print_error(str(error))
         raise typer.Exit(1) from None
     finally:

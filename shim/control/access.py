@@ -1,37 +1,75 @@
-"""Authorize requests to the control plane.
+"""Authorize requests to the control plane: the one place that decides who may do what.
 
 Requests arrive in one of two ways:
 
 - **private channel**: the data plane forwards requests of authenticated users under `/_shim/`. It
-  authenticates with a secret that only this process knows, and sends the user name. A loopback address gives
-  no rights there.
-- **listener** of the control plane: a bearer token is required if one is set. Otherwise only this machine has
-  access, and `Host` must be one of its addresses. This stops DNS rebinding, where a page in a browser has a
-  name that points to 127.0.0.1: its requests carry that name.
+  authenticates with a secret that only this process knows, and sends the user's name and uid, and whether
+  the user is an administrator. A loopback address gives no rights there.
+- **listener** of the control plane: the bearer token, or a session that was made with it. Without a token
+  only this machine has access: it may read and reload. `Host` must be an address of the control plane. This
+  stops DNS rebinding, where a page in a browser has a name that points to 127.0.0.1: its requests carry that
+  name.
+
+What a browser adds by itself (the session's cookie, the edge's sign-in, an address of this machine) can be
+used by another site's page too. So each write with it needs a CSRF token as well.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from shim.control.csrf import CSRF_FIELD, CSRF_HEADER, CsrfTokens
+from shim.control.forms import read_form
+from shim.control.keys import ControlKey
+from shim.control.sessions import SESSION_COOKIE, Sessions, SignInLimit
+
 CHANNEL_HEADER = "X-Shim-Channel"
 USER_HEADER = "X-Shim-User"
+UID_HEADER = "X-Shim-Uid"
+ADMIN_HEADER = "X-Shim-Admin"
 
 # Headers that a proxy adds: then only the proxy is on this machine, and the client is unknown.
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+def channel_lines(secret: str) -> bytes:
+    """Return the header lines of the private channel, as `DataPlane.connect_control` expects them."""
+    return (
+        f"{CHANNEL_HEADER}: {secret}\r\n"
+        f"{USER_HEADER}: %b\r\n{UID_HEADER}: %b\r\n{ADMIN_HEADER}: %b\r\n"
+    ).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The client: `user` is the authenticated name on the private channel, None on the listener."""
+    """The client of one request, and its rights.
 
-    user: str | None
+    `actor`: who it is, for the audit trail: `console:NAME`, `token`, or `loopback` (this machine, without a
+    token). `user` and `uid`: the authenticated person on the private channel, None on the listener. `client`:
+    the client's address.
+    `is_admin`: may use the console and the API. `may_write`: may change something. `may_reload`: may reload
+    the settings.
+    `csrf_subject`: the subject that its CSRF tokens are bound to, empty if its writes need none. `session`:
+    the id of its session, None without one.
+    """
+
+    actor: str
+    user: str | None = None
+    uid: str | None = None
+    client: str = ""
+    is_admin: bool = True
+    may_write: bool = True
+    may_reload: bool = True
+    csrf_subject: str = ""
+    session: str | None = None
 
 
 class Access:
@@ -39,27 +77,83 @@ class Access:
 
     `channel_secret`: secret of the private channel, new at each start. `token`: the bearer token, or None.
     `hosts`: allowed values of `Host` besides loopback, above all the listening address; `0.0.0.0` or `::`
-    allows every literal address.
+    allows every literal address. `key` signs sessions and CSRF tokens.
     """
 
     def __init__(
-        self, *, channel_secret: str, token: str | None, hosts: Iterable[str] = ()
+        self,
+        *,
+        channel_secret: str,
+        token: str | None,
+        hosts: Iterable[str] = (),
+        key: ControlKey | None = None,
     ) -> None:
         if not channel_secret or token == "":
             raise ValueError("the channel secret and the token must not be empty")
+        key = ControlKey() if key is None else key
         self._channel_secret = channel_secret.encode()
-        self._token = None if token is None else token.encode()
+        self._has_token = token is not None
         self._hosts = frozenset(_bare_host(host) for host in hosts)
         self._any_address = not self._hosts.isdisjoint(("0.0.0.0", "::"))
+        self._csrf = CsrfTokens(key)
+        self._sessions = Sessions(key, token)
+        self._limit = SignInLimit()
 
-    def authorize(self, request: Request) -> Caller:
-        """Return the client. A dependency of every route except `/healthz`. Raises 401, 403, 404 or 421."""
+    # dependencies of routes
+
+    async def authorize(self, request: Request) -> Caller:
+        """Return a client that may read. A dependency of every route except `/healthz`, the signing in, and a
+        person's own pages. Raises 401, 403, 404 or 421."""
+        caller = self.identify(request)
+        if not caller.is_admin:
+            raise HTTPException(404)
+        return caller
+
+    async def authorize_write(self, request: Request) -> Caller:
+        """Return a client that may write, for a request that proves to come from it. Raises 401, 403, 404 or
+        421."""
+        caller = await self.authorize(request)
+        if not caller.may_write:
+            raise HTTPException(
+                403, "without SHIM_CONTROL_TOKEN this listener only reads and reloads"
+            )
+        await self.check_csrf(request, caller)
+        return caller
+
+    async def authorize_reload(self, request: Request) -> Caller:
+        """Return a client that may reload the settings. Raises 401, 403, 404 or 421."""
+        caller = await self.authorize(request)
+        if not caller.may_reload:
+            raise HTTPException(404)
+        await self.check_csrf(request, caller)
+        return caller
+
+    async def check_host(self, request: Request) -> None:
+        """Check that the request is for this server. The dependency of `/healthz`, which is open to all.
+        Raises 404 or 421."""
         if CHANNEL_HEADER in request.headers:
-            return Caller(self._channel_user(request))
-        if self._has_token(request):
-            return Caller(None)
+            self._person(request)
+        elif not self._sessions.is_token(_bearer(request)):
+            self._check_host(request)
+
+    # the client
+
+    def identify(self, request: Request) -> Caller:
+        """Return the client with its rights, on the private channel also a person who is no administrator.
+        Raises 401, 403, 404 or 421."""
+        if CHANNEL_HEADER in request.headers:
+            return self._person(request)
+        client = _client_address(request)
+        if self._sessions.is_token(_bearer(request)):
+            return Caller("token", client=client)
         self._check_host(request)
-        if self._token is not None:
+        _check_not_foreign(request)
+        if self._has_token:
+            session = self._sessions.find(request.cookies.get(SESSION_COOKIE, ""))
+            if session is not None:
+                return Caller(
+                    "token", client=client, csrf_subject=f"session:{session}", session=session
+                )
             raise HTTPException(
                 401,
                 "a bearer token is required: Authorization: Bearer SHIM_CONTROL_TOKEN",
@@ -67,33 +161,85 @@ class Access:
             )
         if not _is_local(request):
             raise HTTPException(403, "without SHIM_CONTROL_TOKEN only this machine has access")
-        return Caller(None)
+        subject = "loopback" if _is_browser(request) else ""
+        return Caller("loopback", client=client, may_write=False, csrf_subject=subject)
 
-    def check_host(self, request: Request) -> None:
-        """Check that the request is for this server. The dependency of `/healthz`, which is open to all.
-        Raises 404 or 421."""
-        if CHANNEL_HEADER in request.headers:
-            self._channel_user(request)
-        elif not self._has_token(request):
-            self._check_host(request)
+    def csrf_token(self, caller: Caller) -> str:
+        """Return a CSRF token for the pages of this client, empty if it needs none."""
+        return self._csrf.issue(caller.csrf_subject) if caller.csrf_subject else ""
 
-    def _channel_user(self, request: Request) -> str:
-        secret, user = _single_header(request, CHANNEL_HEADER), _single_header(request, USER_HEADER)
+    def check_not_foreign(self, request: Request) -> None:
+        """Check that no page of another site made the browser send the request. Raises 403."""
+        _check_not_foreign(request)
+
+    async def check_csrf(self, request: Request, caller: Caller) -> None:
+        """Check the CSRF token of a write, in the header or in the form's field. Raises 403."""
+        if not caller.csrf_subject:
+            return
+        _check_not_foreign(request)
+        token = request.headers.get(CSRF_HEADER) or (await read_form(request)).get(CSRF_FIELD, "")
+        if not self._csrf.is_valid(token, caller.csrf_subject):
+            raise HTTPException(
+                403, "the page is older than 12 hours, or of another sign-in: load it again"
+            )
+
+    # signing in on the listener
+
+    @property
+    def has_sign_in(self) -> bool:
+        """Return whether a browser can sign in on the listener, which needs a token."""
+        return self._has_token
+
+    async def sign_in(self, request: Request, token: str) -> str:
+        """Return the cookie's value of a new session for the right token. Raises 401, 403, 404, 421 or
+        429."""
+        if CHANNEL_HEADER in request.headers or not self._has_token:
+            raise HTTPException(404)
+        self._check_host(request)
+        _check_not_foreign(request)
+        client = _client_address(request)
+        wait = self._limit.wait_seconds(client)
+        if wait > 0:
+            raise HTTPException(
+                429,
+                f"too many failed sign-ins: try again in {math.ceil(wait)} seconds",
+                {"Retry-After": str(math.ceil(wait))},
+            )
+        if not self._sessions.is_token(token):
+            self._limit.failed(client)
+            raise HTTPException(401, "this is not the token in SHIM_CONTROL_TOKEN")
+        return self._sessions.create()
+
+    def sign_out(self, caller: Caller) -> None:
+        """End the session of this client, if it has one."""
+        if caller.session is not None:
+            self._sessions.end(caller.session)
+
+    # parts of the rules
+
+    def _person(self, request: Request) -> Caller:
+        secret = _single_header(request, CHANNEL_HEADER)
         known = hmac.compare_digest(secret, self._channel_secret)
         try:
-            name = user.decode("utf-8")
+            name = _single_header(request, USER_HEADER).decode("utf-8")
+            uid = _single_header(request, UID_HEADER).decode("utf-8")
         except UnicodeDecodeError:
-            name = ""
+            name = uid = ""
         if not known or not name:
             # The same response as for a page that does not exist, so that guessing reveals nothing.
             raise HTTPException(404)
-        return name
-
-    def _has_token(self, request: Request) -> bool:
-        scheme, _, token = _single_header(request, "Authorization").partition(b" ")
-        if self._token is None or scheme.lower() != b"bearer":
-            return False
-        return hmac.compare_digest(token.strip(), self._token)
+        admin = _single_header(request, ADMIN_HEADER) == b"1"
+        return Caller(
+            f"console:{name}",
+            user=name,
+            uid=uid or None,
+            # The data plane sets it on every request.
+            client=_single_header(request, "X-Real-IP").decode("latin-1"),
+            is_admin=admin,
+            may_write=admin,
+            may_reload=admin,
+            csrf_subject=f"uid:{uid}" if uid else f"user:{name}",
+        )
 
     def _check_host(self, request: Request) -> None:
         host = _bare_host(_single_header(request, "Host").decode("latin-1"), port=True)
@@ -113,12 +259,43 @@ def _single_header(request: Request, name: str) -> bytes:
     return values[0].encode("latin-1") if len(values) == 1 else b""
 
 
+def _bearer(request: Request) -> str:
+    scheme, _, token = _single_header(request, "Authorization").decode("latin-1").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def _bare_host(host: str, *, port: bool = False) -> str:
     """Return the host in lower case, without brackets and port."""
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0] if port else host
+
+
+def _is_browser(request: Request) -> bool:
+    """Return whether a browser sent the request: each one adds one of these headers to a write."""
+    return any(name in request.headers for name in ("Origin", "Sec-Fetch-Site", "Referer"))
+
+
+def _check_not_foreign(request: Request) -> None:
+    """Check that the page of another site did not make the browser send the request; a link may. Raises
+    403."""
+    site = request.headers.get("Sec-Fetch-Site")
+    reads = request.method in _SAFE_METHODS
+    if site is not None:
+        link = reads and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        foreign = site not in ("same-origin", "none") and not link
+    else:
+        origin = request.headers.get("Origin")
+        foreign = origin is not None and (
+            origin.partition("://")[2].lower() != request.headers.get("Host", "").lower()
+        )
+    if foreign:
+        raise HTTPException(403, "another site made the browser send the request")
+
+
+def _client_address(request: Request) -> str:
+    return "@" if request.client is None else request.client.host
 
 
 def _is_local(request: Request) -> bool:

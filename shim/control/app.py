@@ -1,7 +1,9 @@
-"""The control plane's application: `/healthz`, `/readyz`, `/metrics`, `/api/reload`.
+"""The control plane's application: health, metrics, signing in, and the API.
 
-Every route except `/healthz` is in the guarded router, so that a new route is closed by default. Every
-response except the metrics is JSON.
+The code of accounts and of the trail is loaded only with them.
+
+Every route except `/healthz` and `POST /sign-in` is in the guarded router, so that a new route is closed by
+default.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shim.audit.events import Operator
+import shim
+from shim.audit.admin_actions import NotStored
 from shim.control.access import Access
-from shim.control.reload import add_reload_route
+from shim.control.api import add_openapi_route, api_routes
+from shim.control.services import ControlServices
+from shim.control.sign_in import sign_in_routes
 from shim.health import HealthSource, is_ready
-from shim.settings.reload import ReloadResult
+
+# No request has a longer body: forms and small JSON documents.
+MAX_BODY: Final = 32768
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -35,27 +42,34 @@ SECURITY_HEADERS: Final = {
 }
 
 
-def create_app(
-    *,
-    health: HealthSource,
-    metrics: CollectorRegistry,
-    access: Access,
-    reload: Callable[[Operator], Awaitable[ReloadResult]],
-) -> FastAPI:
-    """Return the application for the control plane's listener and for the private channel. `reload` reads
-    the settings again."""
+def create_app(services: ControlServices, access: Access) -> FastAPI:
+    """Return the application for the control plane's listener and for the private channel."""
     app = FastAPI(
         title="navidrome-shim",
+        version=shim.__version__,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.include_router(_open_routes(access))
-    guarded = _guarded_routes(health, metrics, access)
-    add_reload_route(guarded, access, reload)
+    app.include_router(sign_in_routes(access))
+    guarded = _guarded_routes(services.health, services.metrics, access)
+    guarded.include_router(api_routes(access, services))
+    if services.accounts is not None:
+        from shim.control.accounts_api import account_routes  # noqa: PLC0415
+
+        guarded.include_router(account_routes(access, services.accounts))
+    if services.trail is not None and services.live is not None:
+        from shim.control.audit_api import audit_routes  # noqa: PLC0415
+
+        guarded.include_router(audit_routes(access, services.trail, services.live))
+    add_openapi_route(app, guarded)
     app.include_router(guarded)
     _add_error_handlers(app)
+    if services.accounts is not None or services.trail is not None:
+        _add_store_error_handlers(app)
+    app.add_middleware(BodyLimit)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -63,7 +77,8 @@ def create_app(
 def _open_routes(access: Access) -> APIRouter:
     router = APIRouter(dependencies=[Depends(access.check_host)])
 
-    @router.api_route("/healthz", methods=["GET", "HEAD"])
+    @router.head("/healthz", include_in_schema=False)
+    @router.get("/healthz", summary="Whether the process runs")
     async def healthz() -> Response:
         return Response("ok\n", media_type="text/plain")
 
@@ -73,7 +88,8 @@ def _open_routes(access: Access) -> APIRouter:
 def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Access) -> APIRouter:
     router = APIRouter(dependencies=[Depends(access.authorize)])
 
-    @router.api_route("/readyz", methods=["GET", "HEAD"])
+    @router.head("/readyz", include_in_schema=False)
+    @router.get("/readyz", summary="The state of each part, with its remedy")
     async def readyz() -> Response:
         checks = health.checks()
         ready = is_ready(checks)
@@ -83,7 +99,7 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
         }
         return JSONResponse({"ready": ready, "checks": found}, status_code=200 if ready else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", summary="Metrics for Prometheus")
     def read_metrics(
         request: Request,
     ) -> Response:  # not a coroutine: runs in a thread, because it reads /proc
@@ -91,6 +107,26 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
         return Response(encode(metrics), media_type=media_type)
 
     return router
+
+
+class BodyLimit:
+    """Middleware that rejects a request with a body of more than `MAX_BODY` bytes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BODY:
+                raise HTTPException(413, f"the body has more than {MAX_BODY} bytes")
+            return message
+
+        await self._app(scope, receive_limited, send)
 
 
 class SecurityHeaders:
@@ -118,12 +154,44 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(_request: Request, fault: RequestValidationError) -> Response:
         wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
-        return _error(422, "; ".join(wrong))
+        return _error(400, "; ".join(wrong))
+
+    @app.exception_handler(NotStored)
+    async def on_not_stored(_request: Request, fault: NotStored) -> Response:
+        return _error(503, str(fault))
 
     @app.exception_handler(Exception)
     async def on_error(_request: Request, _fault: Exception) -> Response:
         # Created outside the middleware, because the middleware may have failed.
         return _error(500, "internal error, see the log", SECURITY_HEADERS)
+
+
+def _add_store_error_handlers(app: FastAPI) -> None:
+    """Add the errors of accounts and of the trail."""
+    from shim.audit.store.filters import FilterError  # noqa: PLC0415 - loads the database code
+    from shim.audit.store.reader import CursorError, QueryTooSlow  # noqa: PLC0415
+    from shim.navidrome.errors import NavidromeError  # noqa: PLC0415
+    from shim.provisioning.operations import OperationError, UnknownAccount  # noqa: PLC0415
+    from shim.store.errors import StoreError  # noqa: PLC0415
+
+    statuses: dict[type[Exception], int] = {
+        FilterError: 400,
+        CursorError: 400,
+        UnknownAccount: 404,
+        OperationError: 409,
+        QueryTooSlow: 503,
+        StoreError: 503,
+        NavidromeError: 503,
+    }
+
+    def handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def on_fault(_request: Request, fault: Exception) -> Response:
+            return _error(status, str(fault))
+
+        return on_fault
+
+    for kind, status in statuses.items():
+        app.add_exception_handler(kind, handler(status))
 
 
 def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,29 +1,33 @@
-"""Carry out an operator's commands on accounts, in a process beside the running shim.
+"""Carry out an administrator's operations on accounts: for the `users` commands, the API and the console.
 
-The store's intents keep the two processes from working on one account at once, and the running shim sees a
-change within `REFRESH_SECONDS`.
+A command runs in a process beside the running shim (`operations`): the store's intents keep the two processes
+from working on one account at once. The API and the console use the running shim's own service
+(`running_operations`), whose locks do the same within the process. Every running shim sees a change within
+`REFRESH_SECONDS`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
-from shim.audit.events import Event
+from shim.audit.events import Event, Operator
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
 from shim.provisioning.admin import ensure_admin_access
 from shim.provisioning.binding_store import Busy, Outdated
 from shim.provisioning.factory import build_service, own_account
+from shim.provisioning.lifecycle import account_keys
 from shim.provisioning.models import NOTHING_WRITTEN, AuditContext, Binding, BindingState
 from shim.provisioning.policy import field_changes, last_written
 from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings
 from shim.store.database import Database
 from shim.store.errors import StoreError
+from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
 # The number of attempts while the running shim changes the binding at the same time.
@@ -34,10 +38,17 @@ class OperationError(Exception):
     """The operation is not possible; the message states the reason and a remedy."""
 
 
+class UnknownAccount(OperationError):
+    """There is no such account."""
+
+
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """One account of `users list`. `admin` is None if Navidrome could not be reached; `state` is the
-    binding's, or `unbound`, `reserved` or `gone`. `last_seen` is in seconds since the epoch."""
+    """One account. `admin` is None if Navidrome could not be reached; `state` is the binding's, or `unbound`,
+    `reserved` or `gone`. `user`, `display_name`, `email` and `groups` are the identity's, as the provider
+    stated them last; None if no identity is linked. `libraries` are names, for an admin `("all",)`, None if
+    not known. `locked`: every Navidrome token is void, and the password is a random one. Times are in seconds
+    since the epoch."""
 
     account: str
     navidrome_id: str
@@ -46,6 +57,13 @@ class AccountRow:
     admin: bool | None
     state: str
     empty_password: bool = False
+    locked: bool = False
+    user: str | None = None
+    display_name: str | None = None
+    email: str | None = None
+    groups: tuple[str, ...] | None = None
+    libraries: tuple[str, ...] | None = None
+    first_seen: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,9 @@ class Change:
     field: str
     old: str
     new: str
+
+    def __str__(self) -> str:
+        return f"{self.account}: {self.field}: {self.old} → {self.new}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,57 +90,80 @@ class Hold:
 
 
 class Operations:
-    """The operations of the commands, on an opened store. `users` is None if Navidrome could not be reached;
-    `unavailable_reason` is the reason."""
+    """The operations on an opened store, done by `operator`. `users` is None if Navidrome could not be
+    reached; `unavailable_reason` is the reason. `tests_passwords`: `rows` tests new accounts for an empty
+    password."""
 
     def __init__(
-        self, service: ProvisioningService, users: tuple[User, ...] | None, unavailable_reason: str
+        self,
+        service: ProvisioningService,
+        users: tuple[User, ...] | None,
+        unavailable_reason: str,
+        operator: Operator,
+        *,
+        tests_passwords: bool = True,
     ) -> None:
         self._service = service
+        self._operator = operator
         self._users = users
+        self._tests_passwords = tests_passwords
         self.unavailable_reason = unavailable_reason
+
+    def _context(self, identity: Identity | None = None) -> AuditContext:
+        return AuditContext("admin_action", identity, operator=self._operator)
 
     async def rows(self) -> list[AccountRow]:
         """Return every account of the server, and every binding, by name."""
         users = {user.id: user for user in self._users or ()}
         bindings = {binding.navidrome_id: binding for binding in self._service.bindings.all()}
-        await self._find_empty_passwords(users)
-        open_names = self._service.reconciler.without_password
-        rows = [self._row(user, bindings.get(user.id), open_names) for user in users.values()]
+        if self._users is not None and self._tests_passwords:
+            await self._service.reconciler.find_empty_passwords(users.values())
+        libraries = await self._library_names()
+        rows = [self._row(user, bindings.get(user.id), libraries) for user in users.values()]
         for binding in bindings.values():
             if binding.navidrome_id not in users:
                 state = str(binding.state) if self._users is None else "gone"
-                rows.append(_binding_row(binding, None, state))
+                rows.append(self._binding_row(binding, state))
         return sorted(rows, key=lambda row: normalize_name(row.account))
 
     async def plan(self, name: str | None) -> list[Change]:
         """Return the differences from the provider's last values, of one account or of all."""
         changes = []
+        names: dict[int, str] | None = None
         for binding, user in await self._synced(name):
             record, libraries = await self._target_state(binding, user)
             for field, new in record.items():
                 changes.append(Change(user.user_name, field, str(user.record.get(field)), str(new)))
             if libraries is not None:
-                previous = ", ".join(map(str, sorted(user.libraries)))
-                new = ", ".join(map(str, sorted(libraries)))
-                changes.append(Change(user.user_name, "libraries", previous, new))
+                names = await self._library_names() if names is None else names
+                previous, wanted = (
+                    ", ".join(sorted(names.get(each, str(each)) for each in ids)) or "none"
+                    for ids in (user.libraries, libraries)
+                )
+                changes.append(Change(user.user_name, "libraries", previous, wanted))
         return changes
 
     async def sync(self, name: str | None) -> None:
         """Write the changes of `plan`."""
+        for synced, _ in await self._synced(name):
+            with _as_operation_error(synced.user_name):
+                async with self._exclusive(synced):
+                    await self._sync(synced.navidrome_id)
+
+    async def _sync(self, navidrome_id: str) -> None:
         service = self._service
-        for binding, _ in await self._synced(name):
-            user = await service.api.user(binding.navidrome_id)
-            if user is None:
-                continue
-            audit_context = AuditContext("admin_action", binding.identity)
-            updater = service.writer
-            with _as_operation_error(user.user_name):
-                record, _ = await self._target_state(binding, user)
-                after = await updater.change(user, record, audit_context, holder=binding)
-                await updater.set_libraries(binding.identity, after, audit_context, holder=binding)
-                written = last_written(binding.identity, binding.last_written)
-                await service.bindings.put(replace(binding, last_written=written))
+        binding = service.bindings.by_account(navidrome_id)
+        if binding is None or binding.state is not BindingState.ACTIVE:
+            return
+        user = await service.api.user(navidrome_id)
+        if user is None:
+            return
+        audit_context = self._context(binding.identity)
+        record, _ = await self._target_state(binding, user)
+        after = await service.writer.change(user, record, audit_context, holder=binding)
+        await service.writer.set_libraries(binding.identity, after, audit_context, holder=binding)
+        written = last_written(binding.identity, binding.last_written)
+        await service.bindings.put(replace(binding, last_written=written))
 
     def unlink_plan(self, name: str) -> list[str]:
         """Return the effects of `unlink`, in sentences."""
@@ -180,7 +224,8 @@ class Operations:
             raise OperationError(
                 f"{user.user_name} was linked before: the lock ends when a user who may have it signs in"
             )
-        await bindings.put_rule(replace(rule, locked=False))
+        async with self._service.locks.held(*account_keys(None, user.user_name)):
+            await bindings.put_rule(replace(rule, locked=False))
 
     def holds(self) -> list[Hold]:
         """Return every user name that is held, by name."""
@@ -203,18 +248,21 @@ class Operations:
         running shim does it."""
         binding = self._linked(name)
         with _as_operation_error(name):
-            closed = await self._release(binding)
+            async with self._exclusive(binding):
+                closed = await self._release(binding)
         # The running shim refreshes this often: after this wait, the link is no longer in force there.
         await asyncio.sleep(2 * REFRESH_SECONDS)
         return closed
 
     async def lock(self, name: str) -> None:
         """Replace an account's password by a random one that is stored nowhere."""
+        account = self._account(name)
         with _as_operation_error(name):
-            user = await self._service.api.user(self._account(name).id)
-            if user is None:
-                raise OperationError(f"{name} was deleted in Navidrome meanwhile")
-            await self._service.lifecycle.lock(user, AuditContext("admin_action"))
+            async with self._exclusive(self._service.bindings.by_account(account.id), account):
+                user = await self._service.api.user(account.id)
+                if user is None:
+                    raise OperationError(f"{name} was deleted in Navidrome meanwhile")
+                await self._service.lifecycle.lock(user, self._context())
         # The running shim refreshes this often: after this wait, it accepts no token of the account.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
@@ -224,7 +272,7 @@ class Operations:
         release, bindings = self._service.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
-                return await release(binding, AuditContext("admin_action", binding.identity))
+                return await release(binding, self._context(binding.identity))
             except Outdated:
                 await bindings.load()
                 found = bindings.by_account(binding.navidrome_id)
@@ -233,21 +281,70 @@ class Operations:
                 binding = found
         raise Busy("another process changed it meanwhile. Try again.")
 
-    def _row(self, user: User, binding: Binding | None, open_names: tuple[str, ...]) -> AccountRow:
-        is_open = user.user_name in open_names
-        if self._service.policy.reserves(user.user_name):
-            return AccountRow(
-                user.user_name, user.id, None, None, user.is_admin, "reserved", is_open
-            )
-        if binding is None:
-            return AccountRow(
-                user.user_name, user.id, None, None, user.is_admin, "unbound", is_open
-            )
-        return replace(_binding_row(binding, user.is_admin, binding.state), empty_password=is_open)
+    @asynccontextmanager
+    async def _exclusive(
+        self, binding: Binding | None, user: User | None = None
+    ) -> AsyncIterator[None]:
+        """Hold the account's locks, and drop it from the known accounts before and after the change: a
+        request may have read it in between."""
+        service = self._service
+        names = [user.user_name] if user is not None else []
+        uid = None
+        if binding is not None:
+            uid = binding.uid
+            names += [binding.user_name, binding.provider_username]
+        async with service.locks.held(*account_keys(uid, *names)):
+            service.discard(uid)
+            try:
+                yield
+            finally:
+                service.discard(uid)
 
-    async def _find_empty_passwords(self, users: dict[str, User]) -> None:
-        if self._users is not None:
-            await self._service.reconciler.find_empty_passwords(users.values())
+    def _row(self, user: User, binding: Binding | None, libraries: Mapping[int, str]) -> AccountRow:
+        reserved = self._service.policy.reserves(user.user_name)
+        if binding is None or reserved:
+            state = "reserved" if reserved else "unbound"
+            row = AccountRow(user.user_name, user.id, None, None, None, state)
+        else:
+            row = self._binding_row(binding, str(binding.state))
+        names = sorted(libraries.get(each, str(each)) for each in user.libraries)
+        return replace(
+            row,
+            admin=user.is_admin,
+            empty_password=user.user_name in self._service.reconciler.without_password,
+            locked=self._service.bindings.is_locked(user.id),
+            libraries=("all",) if user.is_admin else tuple(names),
+        )
+
+    def _binding_row(self, binding: Binding, state: str) -> AccountRow:
+        identity = binding.identity if binding.uid is not None else None
+        return AccountRow(
+            account=binding.user_name,
+            navidrome_id=binding.navidrome_id,
+            uid=binding.uid,
+            last_seen=binding.last_seen,
+            admin=None,
+            state=state,
+            locked=self._service.bindings.is_locked(binding.navidrome_id),
+            user=None if identity is None else identity.username,
+            display_name=None if identity is None else identity.name,
+            email=None if identity is None else identity.email,
+            groups=None if identity is None else identity.groups,
+            first_seen=binding.first_seen,
+        )
+
+    async def _library_names(self) -> dict[int, str]:
+        """Return the names of the libraries by id, empty if Navidrome does not respond: then the ids are
+        shown."""
+        if self._users is None:
+            return {}
+        found = self._service.directory.libraries
+        if not found:
+            try:
+                found = await self._service.api.libraries()
+            except NavidromeError:
+                return {}
+        return {library.id: library.name for library in found}
 
     async def _synced(self, name: str | None) -> list[tuple[Binding, User]]:
         users = {user.id: user for user in self._known_users()}
@@ -275,7 +372,7 @@ class Operations:
         for binding in self._service.bindings.all():
             if normalized in (binding.normalized_name, normalize_name(binding.provider_username)):
                 return binding
-        raise OperationError(f"no account named {name} is linked. Run `users list` to see all.")
+        raise UnknownAccount(f"no account named {name} is linked. Run `users list` to see all.")
 
     def _linked(self, name: str) -> Binding:
         binding = self._binding(name)
@@ -288,7 +385,7 @@ class Operations:
         users = self._known_users()
         found = [user for user in users if normalize_name(user.user_name) == normalize_name(name)]
         if not found:
-            raise OperationError(f"Navidrome has no account {name}")
+            raise UnknownAccount(f"Navidrome has no account {name}")
         if self._service.policy.reserves(name):
             raise OperationError(
                 f"{name} is the shim's own account or protected, so the shim does not change it"
@@ -303,9 +400,10 @@ class Operations:
 
 @asynccontextmanager
 async def operations(
-    settings: Settings, record: Callable[[Event], None]
+    settings: Settings, record: Callable[[Event], None], operator: Operator
 ) -> AsyncIterator[Operations]:
-    """Return the operations for these settings. Raises `StoreError` if the store can't be opened."""
+    """Return the operations for these settings, for a command. Raises `StoreError` if the store can't be
+    opened."""
     database = Database(settings.database_url.get_secret_value())
     service = build_service(settings, record, database)
     if database.file is not None and not database.file.exists():
@@ -328,10 +426,19 @@ async def operations(
         except NavidromeError as error:
             unavailable_reason = str(error)
         service.directory.replace(users or ())
-        yield Operations(service, users, unavailable_reason)
+        yield Operations(service, users, unavailable_reason, operator)
     finally:
         await service.api.close()
         await asyncio.to_thread(database.close)
+
+
+def running_operations(service: ProvisioningService, operator: Operator) -> Operations:
+    """Return the operations on the running shim's own service."""
+    fault = service.fault
+    if fault is None:
+        return Operations(service, service.directory.all(), "", operator, tests_passwords=False)
+    reason = f"{fault.detail}. {fault.remedy}" if fault.remedy else fault.detail
+    return Operations(service, None, reason, operator, tests_passwords=False)
 
 
 @contextmanager
@@ -343,14 +450,3 @@ def _as_operation_error(name: str) -> Iterator[None]:
         raise OperationError(f"{name} was deleted in Navidrome meanwhile") from None
     except (Busy, NavidromeError) as error:
         raise OperationError(f"{name}: {error}") from None
-
-
-def _binding_row(binding: Binding, admin: bool | None, state: str) -> AccountRow:
-    return AccountRow(
-        binding.user_name,
-        binding.navidrome_id,
-        binding.uid,
-        binding.last_seen,
-        admin,
-        str(state),
-    )

@@ -145,6 +145,7 @@ class ProvisioningService:
         bindings.watch(self)
         self.generation = 0
         self.has_users = False
+        self._suspended = False
         self.fault: Fault | None = Fault("Navidrome was not asked yet", passing=True)
         self._open_fault: str | None = f"{bindings.database.display_url}: not opened yet"
         self._own_account = own_account
@@ -210,6 +211,12 @@ class ProvisioningService:
                 pause = _MIN_PAUSE
                 await self._guarded(self._maintain())
 
+    def suspend(self, suspended: bool) -> None:
+        """Change no account in the background while `suspended`, because it could not be recorded. Changes of
+        other processes are still read."""
+        self._suspended = suspended
+        self._wake.set()
+
     def users_may_have_changed(self) -> None:
         """Read the users again at once, since a request was sent that can change them, through this process
         or another one."""
@@ -270,6 +277,11 @@ class ProvisioningService:
 
     async def _attempt_ready(self) -> None:
         generation = self.generation
+        if self._suspended:
+            self._failed(
+                Fault("the audit trail can't be written, and SHIM_AUDIT_FAIL_MODE is closed")
+            )
+            return
         try:
             await self._initialize()
         except _NoAdminAccess as error:
@@ -364,7 +376,7 @@ class ProvisioningService:
         await self._prove_store(loop.time())
         if self._unannounced:  # the store could not be written to
             self.announce_users_change()
-        if loop.time() >= self._reconcile_at:
+        if loop.time() >= self._reconcile_at and not self._suspended:
             self._reconcile_at = loop.time() + self._reconcile_seconds
             await self._store_last_seen()
             await self.reconcile()

@@ -139,7 +139,7 @@ class DataPlane:
         self, address: UpstreamAddress, auth_headers: bytes, max_connections: int
     ) -> None:
         """Send requests for internal paths to the control plane at `address`. `auth_headers` are the lines
-        that authenticate the shim to it, up to the user's name."""
+        that authenticate the shim to it, with places for the user: see `Decision.render_control_head`."""
         self.control_pool = UpstreamPool(self, address, report_health=False, most=max_connections)
         self.control_auth_headers = auth_headers
 

@@ -80,7 +80,13 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
     faults += _conflicts(settings, chosen, _invalid_fields(faults))
     if faults:
         raise SettingsError(faults)
-    return settings
+    return settings.with_origins({field: _origin(field, each) for field, each in chosen.items()})
+
+
+def _origin(field: str, variable: Variable) -> str:
+    """Return where a value is from, with the variable's name if it is an alias."""
+    alias = variable.name != _BY_FIELD[field].name
+    return f"{variable.name}, {variable.origin}" if alias else variable.origin
 
 
 def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Variable]:

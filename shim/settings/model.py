@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shim.health import DEFAULT_CONTROL_LISTEN
@@ -477,6 +477,26 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Accept only the values that `settings.load` passes: its sources know where each was found."""
         return (init_settings,)
+
+    # Where each value is from, by field; a default has none.
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        # Where a value is from makes no difference.
+        return isinstance(other, Settings) and self.__dict__ == other.__dict__
+
+    __hash__ = BaseSettings.__hash__
+
+    def with_origins(self, origins: Mapping[str, str]) -> Settings:
+        """Return the same settings, of which each field in `origins` is from there."""
+        copy = self.model_copy()
+        copy._origins = {**self._origins, **origins}  # noqa: SLF001 - a copy of this class
+        return copy
+
+    def origin(self, field: str) -> str:
+        """Return where the value of a field is from: `environment`, `.env line 3`, `file /run/secrets/x` or
+        `default`. An alias of Navidrome's is named."""
+        return self._origins.get(field, "default")
 
     def public(self) -> dict[str, str]:
         """Return each setting by its variable's name, as a user would write it. Secrets are masked; a setting

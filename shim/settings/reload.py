@@ -42,7 +42,9 @@ def merge_settings(running: Settings, new: Settings) -> MergeResult:
         each for each in SETTINGS if getattr(running, each.field) != getattr(new, each.field)
     ]
     reloadable = {each.field: getattr(new, each.field) for each in changed if each.reloadable}
-    settings = running.model_copy(update=reloadable)
+    settings = running.model_copy(update=reloadable).with_origins(
+        {each.field: new.origin(each.field) for each in SETTINGS if each.reloadable}
+    )
     # Both are valid, but a mixture may not be.
     faults = tuple(
         f"{', '.join(f'SHIM_{field.upper()}' for field in one.fields)}: {one.expected}"

@@ -15,6 +15,7 @@ def summary(settings: Settings) -> tuple[str, ...]:
         f"An identity needs: {', '.join(proofs(settings))}",
         f"May sign in: {_may_sign_in(settings)}",
         f"Admins: {_admins(settings)}",
+        f"Console at {settings.base_path.rstrip('/')}/_shim/: {_console(settings)}",
     )
 
 
@@ -41,3 +42,23 @@ def _admins(settings: Settings) -> str:
     if not settings.provisioning or not settings.admin_groups:
         return "as set in Navidrome (SHIM_ADMIN_GROUPS is not set or has no effect)"
     return f"members of {', '.join(settings.admin_groups)}"
+
+
+def _console(settings: Settings) -> str:
+    """Return who may use the console through the edge, or why nobody may."""
+    if not settings.admin_groups:
+        return "closed (404), because SHIM_ADMIN_GROUPS is not set"
+    if settings.proxy_secret:
+        proof = "the shared secret"
+        if settings.jwt_verify == "required":
+            proof += " and a verified token"
+    elif settings.jwt_verify != "off":
+        proof = "a verified token"
+    else:
+        remedy = "set SHIM_PROXY_SECRET, or SHIM_JWT_VERIFY=required"
+        return f"closed (404), because no proof is in force: {remedy}"
+    allowed = settings.allowed_groups if settings.provisioning else ()
+    members = f"members of {', '.join(settings.admin_groups)}"
+    if allowed:
+        members += f" who may sign in ({', '.join(allowed)})"
+    return f"{members}, with {proof}"

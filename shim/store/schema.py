@@ -21,7 +21,7 @@ from sqlalchemy import (
     Text,
 )
 
-HEAD = "0004"
+HEAD = "0005"
 
 METADATA = MetaData()
 
@@ -108,6 +108,14 @@ CHANGE_COUNTERS = Table(
     METADATA,
     Column("name", Text, primary_key=True),
     Column("value", Integer, nullable=False),
+)
+
+# Secret keys of the control plane, in hexadecimal: `session` signs sessions and CSRF tokens.
+CONTROL_KEYS = Table(
+    "control_keys",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 # The last migration that was run: Alembic's own table, as Alembic creates it.

@@ -223,18 +223,26 @@ class Decision:
     def render_control_head(self, paths: Paths, lines: bytes) -> bytes:
         """Render the request head for the control plane, with the target relative to its root.
 
-        `lines` authenticate the internal connection and end with the name of the header that takes the
-        user's name.
+        `lines` authenticate the internal connection. They have a `%b` for the user's name, the uid (empty
+        without one), and `1` for an administrator.
         """
+        identity, trust_result = self.identity, self.trust_result
         assert (
-            self.request_line is not None and self.block is not None and self.identity is not None
+            self.request_line is not None
+            and self.block is not None
+            and identity is not None
+            and trust_result is not None
         )
-        return b"%b %b HTTP/1.1\r\n%b%b%b\r\n\r\n" % (
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (
             self.request_line.method,
             paths.control_target(self.request_line.target),
             self.block.forward,
-            lines,
-            self.identity.username.encode(),
+            lines
+            % (
+                identity.username.encode(),
+                (identity.uid or "").encode(),
+                b"1" if trust_result.is_admin else b"",
+            ),
         )
 
     def explain(self) -> dict[str, object]:

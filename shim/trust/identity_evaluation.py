@@ -29,6 +29,10 @@ from shim.trust.token_proof import (
 IDENTITY_KINDS = frozenset({Kind.IDENTITY, Kind.USER, Kind.ALIAS, Kind.BEARER})
 
 
+# Without one of these proofs, whoever reaches the shim through a trusted peer's open route is an admin.
+_PROOFS = frozenset({Reason.PROXY_SECRET, Reason.VERIFIED_JWT})
+
+
 @dataclass(slots=True)
 class TrustResult:
     """The trusted result of a header block. Treated as frozen.
@@ -37,7 +41,7 @@ class TrustResult:
     if it could be parsed; it counts only if the outcome is `authenticated`. `user_line` is the header
     line that names it to Navidrome, empty without an identity. `detail` is the error of an outcome that
     is `rejected` because of the identity. `without_requirement` is the outcome of protected paths if they
-    required no identity.
+    required no identity. `is_admin`: the identity may use the control plane's pages.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -45,6 +49,7 @@ class TrustResult:
     user_line: bytes
     detail: str
     without_requirement: Outcome
+    is_admin: bool = False
 
 
 def evaluate_identity(
@@ -230,11 +235,7 @@ def _result(
     if policy.require_identity and non_ascii is not Reason.UNTRUSTED_PEER_REJECTED:
         non_ascii = Reason.IDENTITY_REQUIRED
         detail = detail or "the path needs an identity, and none counts on one that is not ASCII"
-    admin = (
-        authenticated
-        and identity is not None
-        and not policy.admin_groups.isdisjoint(identity.groups or ())
-    )
+    admin = protected in _PROOFS and identity is not None and policy.admits_admin(identity)
     internal = (
         protected if admin or protected is Reason.UNTRUSTED_PEER_REJECTED else Reason.NOT_FOUND
     )
@@ -245,11 +246,16 @@ def _result(
         public = Reason.USER_HEADER_MISMATCH if public is protected else public
         protected = Reason.USER_HEADER_MISMATCH
         without_requirement = outcome(protected, PathClass.PROTECTED)
+    if authenticated and not policy.audit_available:
+        detail = "the audit trail cannot be written"
+        public = Reason.AUDIT_UNAVAILABLE if public is not Reason.PUBLIC_PATH else public
+        protected, internal = Reason.AUDIT_UNAVAILABLE, Reason.NOT_FOUND
+        without_requirement = outcome(protected, PathClass.PROTECTED)
     user_line = b""
     if identity is not None:
         user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
     rows = _outcome_rows(protected, public, share, outside, internal, non_ascii)
-    return TrustResult(rows, identity, user_line, detail, without_requirement)
+    return TrustResult(rows, identity, user_line, detail, without_requirement, admin)
 
 
 @cache

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Self
 
 from shim.trust.fields import FieldNames
-from shim.trust.identity import Role
+from shim.trust.identity import Identity, Role
 from shim.trust.jwt import TokenRules
 from shim.trust.path_zones import Paths
 from shim.trust.peers import AddressList, Peer
@@ -47,11 +47,14 @@ class Policy:
     `secrets`: the shared secrets that prove the edge's authenticated route; empty requires none.
     `tokens`: the rules for the provider's tokens; None ignores tokens.
     `required`: roles whose header must be present if an identity is claimed.
+    `admin_groups`: groups whose members may use the control plane's pages. `allowed_groups`: groups that an
+    account needs; empty: no restriction.
     `reserved`: accounts, by their normalized names, that no identity may use.
     `local_login`: Navidrome's own login stays open if an identity is required.
     `suspended`: no identity is trusted for now, since Navidrome's base path differs.
     `user_header_obeyed`: false while Navidrome is known not to obey the user header: identities are
     rejected, and `names` has the allow-list of headers for this state.
+    `audit_available`: false while events cannot be stored and must be: identities are rejected.
     `max_fields`: maximum number of header lines of one request.
     """
 
@@ -68,16 +71,25 @@ class Policy:
     require_identity: bool = False
     required: frozenset[Role] = frozenset()
     admin_groups: frozenset[str] = frozenset()
+    allowed_groups: frozenset[str] = frozenset()
     reserved: frozenset[str] = frozenset()
     create_admin_disabled: bool = True
     local_login: bool = False
     suspended: bool = False
     user_header_obeyed: bool = True
+    audit_available: bool = True
     max_fields: int = 100
 
     def trusts(self, peer: Peer) -> bool:
         """Return whether the identity headers of this peer may count."""
         return peer in self.whitelist
+
+    def admits_admin(self, identity: Identity) -> bool:
+        """Return whether the groups of this identity allow the control plane's pages."""
+        groups = identity.groups or ()
+        return not self.admin_groups.isdisjoint(groups) and (
+            not self.allowed_groups or not self.allowed_groups.isdisjoint(groups)
+        )
 
     def next_version(self, **changes: object) -> Self:
         """Return a new policy with these changes and the next number."""

@@ -264,7 +264,10 @@ class Reason(StrEnum):
         "not_found",
         Verdict.REJECTED,
         404,
-        "the shim's own pages need an authenticated member of SHIM_ADMIN_GROUPS",
+        (
+            "the shim's own pages need an authenticated member of SHIM_ADMIN_GROUPS, and of "
+            "SHIM_ALLOWED_GROUPS if it is set, with a proof: SHIM_PROXY_SECRET or a verified token"
+        ),
     )
     # rejected: the account
     GROUP_NOT_ALLOWED = (
@@ -337,6 +340,13 @@ class Reason(StrEnum):
         Verdict.REJECTED,
         503,
         "Navidrome does not obey SHIM_REVERSE_PROXY_USER_HEADER, so no identity is trusted",
+    )
+    # rejected, while the audit trail cannot be written
+    AUDIT_UNAVAILABLE = (
+        "audit_unavailable",
+        Verdict.REJECTED,
+        503,
+        "the audit trail cannot be written, and with SHIM_AUDIT_FAIL_MODE=closed no identity is trusted",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shim.audit.events import Event
+from shim.audit.events import Event, Operator
 from shim.provisioning.admin import OwnAccountRecords
 from shim.provisioning.factory import AccountParts, build_accounts
 from shim.provisioning.service import STORE_STOP_SECONDS
@@ -25,6 +25,7 @@ from tests.support.navidrome_servers import ADMIN, Server, StandInServer, build_
 
 E = TypeVar("E", bound=Event)
 REQUEST_INFO = RequestInfo("192.0.2.9", "r-1")
+OPERATOR = Operator("command:root", "command")
 VERIFIED = RequestInfo("192.0.2.9", "r-1", verified=True)
 
 # Time limits that a loaded machine does not reach either: for tests of what many requests come to.

@@ -24,7 +24,16 @@ BELOW = {
     "audit": {"health", "proxy", "settings", "store", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
-    "control": {"audit", "health", "proxy", "settings", "trust"},
+    "control": {
+        "audit",
+        "health",
+        "navidrome",
+        "provisioning",
+        "proxy",
+        "settings",
+        "store",
+        "trust",
+    },
     "app": {
         "audit",
         "control",
@@ -40,6 +49,7 @@ BELOW = {
     "cli": {
         "app",
         "audit",
+        "control",
         "health",
         "monitors",
         "navidrome",

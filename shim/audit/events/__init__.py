@@ -12,11 +12,11 @@ import os
 import secrets
 import socket
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_type_hints
 
 from shim.audit.events.field_table import FIELDS
@@ -40,6 +40,14 @@ class Severity(IntEnum):
     WARNING = logging.WARNING
     ERROR = logging.ERROR
 
+    @property
+    def label(self) -> str:
+        """The severity as a record has it."""
+        return _LABELS[self]
+
+
+_LABELS = {severity: severity.name.lower() for severity in Severity}
+
 
 class Stream(StrEnum):
     """A stream of the audit trail. A flood of requests cannot remove changes from the trail, because each
@@ -49,22 +57,15 @@ class Stream(StrEnum):
     CHANGES = "changes"
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """The person who does an administrative action. The fields are those of `AdminAction`."""
-
-    actor: str
-    origin: Origin
-    peer: str | None = None
-    client: str | None = None
-
-
 def new_id() -> str:
     """Return a UUIDv7 (RFC 9562 §5.7). The ids of one process sort by time, to a quarter of a microsecond."""
     now = time.time_ns()
     milliseconds, rest = divmod(now, 1_000_000)
-    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64
-    return str(uuid.UUID(int=value | 0b10 << 62 | secrets.randbits(62)))
+    fraction, random = rest * 4096 // 1_000_000, secrets.token_hex(8)
+    # The variant takes the two upper bits of the random part.
+    variant = "89ab"[int(random[0], 16) & 3]
+    text = f"{milliseconds:012x}"
+    return f"{text[:8]}-{text[8:]}-7{fraction:03x}-{variant}{random[1:4]}-{random[4:]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +81,7 @@ class Event:
     id: str = field(default_factory=new_id, compare=False)
 
     def __post_init__(self) -> None:
-        for name, sanitize in _layout(type(self)).sanitizers:
-            value = getattr(self, name)
-            if value is not None and (sanitized := sanitize(value)) is not value:
-                object.__setattr__(self, name, sanitized)
+        _layout(type(self)).sanitize(self)
 
     @property
     def severity(self) -> Severity:
@@ -298,6 +296,15 @@ class ReloadRejected(Event):
         return Severity.ERROR
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who does an administrative action: `actor`, `origin` and `client` as in `AdminAction`."""
+
+    actor: str
+    origin: Origin
+    client: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminAction(Event):
     """A person did something through the console, the API or a command. `peer` and `client` are set if it
@@ -387,15 +394,17 @@ def to_record(event: Event) -> dict[str, JSON]:
     without the fields that are None."""
     record: dict[str, JSON] = {
         "kind": event.kind,
-        "severity": event.severity.name.lower(),
+        "severity": event.severity.label,
         "time": timestamp(event.time),
         "schema": SCHEMA,
         "id": event.id,
         "instance": INSTANCE,
         "stream": event.stream.value,
     }
-    for name, convert in _layout(type(event)).conversions:
-        value = getattr(event, name)
+    layout = _layout(type(event))
+    for name, convert, value in zip(
+        layout.names, layout.converters, layout.read(event), strict=False
+    ):
         if value is not None:
             record[name] = value if convert is None else convert(value)
     return record
@@ -410,35 +419,53 @@ def field_types(kind: type[Event]) -> dict[str, Any]:
 
 
 class _Layout:
-    """How the values of one kind of event are sanitized and converted."""
+    """How the values of one kind of event are sanitized and converted. It is compiled once for each kind,
+    because the access log makes an event of each request."""
 
-    __slots__ = ("conversions", "sanitizers")
+    __slots__ = ("converters", "max_lengths", "names", "read", "read_texts", "sanitizers", "texts")
 
     def __init__(self, kind: type[Event]) -> None:
+        converters: dict[str, Callable[[Any], JSON] | None] = {}
         self.sanitizers: list[tuple[str, Callable[[Any], object]]] = []
-        self.conversions: list[tuple[str, Callable[[Any], JSON] | None]] = []
+        texts: dict[str, int] = {}
         for name, hint in field_types(kind).items():
             if name in ("time", "id"):
                 continue
             limits = FIELDS[name]
-            convert: Callable[[Any], JSON] | None = None
+            converters[name] = None
             if name == "path":
                 self.sanitizers.append((name, loggable_path))
             elif name in ("first_time", "last_time"):
-                convert = timestamp
+                converters[name] = timestamp
             elif hint in (str, str | None):
-                self.sanitizers.append((name, partial(clip, max_length=limits.max_length)))
+                texts[name] = limits.max_length
             elif hint in (tuple[str, ...], tuple[str, ...] | None):
                 clip_all = partial(
                     _clip_items, max_items=limits.max_items, max_length=limits.max_length
                 )
                 self.sanitizers.append((name, clip_all))
-                convert = list
+                converters[name] = list
             elif isinstance(hint, type) and issubclass(hint, StrEnum):
-                convert = str
+                converters[name] = str
             elif hint in (float, float | None):
-                convert = _round
-            self.conversions.append((name, convert))
+                converters[name] = _round
+        self.names, self.converters = tuple(converters), tuple(converters.values())
+        self.texts, self.max_lengths = tuple(texts), tuple(texts.values())
+        # With two names or more, the getter returns a tuple.
+        self.read = attrgetter(*self.names, "id")
+        self.read_texts = attrgetter(*self.texts, "id", "id")
+
+    def sanitize(self, event: Event) -> None:
+        """Replace the values of the event that are too long, or not printable."""
+        for name, max_length, value in zip(
+            self.texts, self.max_lengths, self.read_texts(event), strict=False
+        ):
+            if value is not None and (len(value) > max_length or not value.isprintable()):
+                object.__setattr__(event, name, clip(value, max_length))
+        for name, sanitize in self.sanitizers:
+            value = getattr(event, name)
+            if value:
+                object.__setattr__(event, name, sanitize(value))
 
 
 _LAYOUTS: dict[type[Event], _Layout] = {}

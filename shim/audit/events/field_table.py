@@ -57,7 +57,7 @@ FIELDS: dict[str, Field] = {
     "action": Field("administrative action, for example `users.lock`"),
     "result": Field("`done`, `refused` or `failed`"),
     "actor": Field(
-        "who did the administrative action: `console:NAME`, `token`, `local`, `command:OSUSER` or "
+        "who did the administrative action: `console:NAME`, `token`, `loopback`, `command:OSUSER` or "
         "`signal`"
     ),
     "origin": Field("where the action came from: `console`, `api`, `command` or `signal`"),

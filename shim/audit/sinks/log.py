@@ -79,13 +79,22 @@ class LogSink:
                 await asyncio.sleep(0.05)  # a thread makes room
             if self._writer.broken:
                 raise SinkClosed("the reader of the log has closed it")
-            self._log.log(event.severity, event.kind, **to_record(event))
+            _write_event(self._log, event)
             if number % 8 == 0:
                 await asyncio.sleep(0)  # so that no request waits for more than eight lines
 
     async def close(self) -> None:
         """Wait until the lines are written. The owner of the `LineWriter` closes it."""
         await asyncio.to_thread(self._writer.flush, 2.0)
+
+
+def log_event(event: Event) -> None:
+    """Write an event to the log at once, for events that no trail passes. Drops it if there is no room."""
+    _write_event(_logger(), event)
+
+
+def _write_event(log: FilteringBoundLogger, event: Event) -> None:
+    log.log(event.severity, event.kind, **to_record(event))
 
 
 def _logger() -> FilteringBoundLogger:

@@ -15,7 +15,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +42,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from shim.audit.store.chain import Keys
 from shim.audit.store.filters import Filters
 from shim.audit.store.schema import (
     HOUR,
@@ -57,6 +58,14 @@ from shim.audit.store.schema import (
     unescaped,
 )
 from shim.audit.store.tables import SCHEMA
+from shim.audit.store.verify import (
+    WITHOUT_KEY,
+    ChainBounds,
+    ChainRow,
+    Verification,
+    read_checkpoints,
+    verify_stream,
+)
 from shim.store.engine import IN_MEMORY, build_engine
 from shim.store.errors import StoreError
 
@@ -324,6 +333,35 @@ class TrailReader:
             people=people,
             truncated=tuple(cut),
             **lists,
+        )
+
+    def verify(self, keys: Keys, log_lines: Iterable[str] | None = None) -> Verification:
+        """Verify both chains in one snapshot. `log_lines` are lines of the shim's JSON log, whose checkpoints
+        are compared."""
+        checkpoints = None if log_lines is None else tuple(read_checkpoints(log_lines))
+        with self._connection() as connection:
+            database = connection.execute(select(META.c.value).where(META.c.name == "id")).scalar()
+            ours = [each for each in checkpoints or () if each.database == database]
+            results = tuple(
+                verify_stream(
+                    stream,
+                    _chain_rows(connection, stream),
+                    _chain_bounds(connection, stream),
+                    keys,
+                    [each for each in ours if each.stream == stream],
+                )
+                for stream in STREAMS
+            )
+        notes = []
+        if any(result.without_key for result in results):
+            notes.append(WITHOUT_KEY)
+        if checkpoints is not None and not ours:
+            notes.append(
+                f"The file has no checkpoint of this database ({database}): the trail was replaced, or the "
+                "log is of another shim."
+            )
+        return Verification(
+            results, tuple(notes), no_checkpoints=checkpoints is not None and not ours
         )
 
     def _page(
@@ -616,6 +654,35 @@ def _bounds(connection: Connection, stream: Stream) -> tuple[int, int]:
     return (1, 0) if row is None else (int(row[0]), int(row[1]))
 
 
+def _chain_bounds(connection: Connection, stream: Stream) -> ChainBounds | None:
+    row = connection.execute(select(STREAM_STATES).where(STREAM_STATES.c.stream == stream)).first()
+    if row is None:
+        return None
+    return ChainBounds(
+        int(row.first_index),
+        bytes(row.first_previous_hash),
+        int(row.last_index),
+        bytes(row.last_hash),
+    )
+
+
+def _chain_rows(connection: Connection, stream: Stream) -> Iterator[ChainRow]:
+    table, last = TABLES[stream], -(2**62)
+    while True:
+        query = select(table).where(table.c.index > last).order_by(table.c.index).limit(MAX_PAGE)
+        rows = connection.execute(query).mappings().all()
+        for row in rows:
+            columns = dict(row)
+            for name in ("peer", "client"):
+                columns[name] = None if columns[name] is None else bytes(columns[name])
+            last = int(row["index"])
+            yield ChainRow(
+                last, row["chain"], row["key_id"], bytes(row["hash"]), row["data"], columns
+            )
+        if len(rows) < MAX_PAGE:
+            return
+
+
 def _time_bounds(
     connection: Connection, stream: Stream, filters: Filters, first: int, last: int
 ) -> tuple[int, int]:
@@ -756,4 +823,4 @@ def _merge_key(stored: StoredEvent) -> tuple[str, str]:
 
 def _stored(stream: Stream, row: Row[Any]) -> StoredEvent:
     record: Record = json.loads(row.data)
-    return StoredEvent(stream, row.index, row.chain, record, bytes(row.hash).hex(), row.key_id)
+    return StoredEvent(stream, int(row[0]), row.chain, record, bytes(row.hash).hex(), row.key_id)

@@ -66,8 +66,9 @@ def cut(
     if last is None or rows < 2:
         return 0
     first = state.first_index
-    connection.execute(delete(table).where(table.c.index.between(first, last.index)))
-    state.first_index = int(last.index) + 1
+    connection.execute(delete(table).where(table.c.index.between(first, last[0])))
+    last_index = int(last[0])
+    state.first_index = last_index + 1
     state.first_previous_hash = bytes(last.hash)
     state.size = size
     write_state(connection, stream, state)
@@ -75,7 +76,7 @@ def cut(
         time=time.time(),
         reason=reason or why,
         first_index=first,
-        last_index=int(last.index),
+        last_index=last_index,
         last_hash=bytes(last.hash).hex(),
     )
     append(connection, stream, [{**to_record(removed), "stream": stream}], keys)

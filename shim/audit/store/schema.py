@@ -87,7 +87,9 @@ def _rows(name: str) -> Table:
     for column in INDEXED:
         each = table.c[column]
         present = each.isnot(None)
-        where = {"sqlite_where": present, "postgresql_where": present} if each.nullable else {}
+        where: dict[str, Any] = {}
+        if each.nullable:
+            where = {"sqlite_where": present, "postgresql_where": present}
         # SQLite appends the row's number to each index by itself.
         Index(f"{name}_{column}", each, table.c.index, **where)
     return table

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from sqlalchemy import Connection, select, update
 
 from shim.audit.events import Event, to_record
+from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store.append import Head, append, read_head
 from shim.audit.store.chain import Keys
@@ -35,6 +36,8 @@ UNAVAILABLE_SECONDS = 10.0
 # Time that an administrative action waits until it is stored.
 ACTION_SECONDS = 5.0
 _RETENTION_PAUSE = 0.05
+# Time for the last write when the store is closed.
+_CLOSE_SECONDS = 2.0
 # Events that are converted before other threads may run.
 _CONVERTED = 8
 # Ids to remember, so that an event that was stored already is not stored again.
@@ -62,7 +65,7 @@ class TrailStore:
         self._keys = keys
         self._log = log
         self._replaces = replaces
-        self._opened = False
+        self._opened = self._closed = False
         self._database_id = ""
         self._replaced: TrailReplaced | None = None
         # Events that were stored, or perhaps were: only the thread uses them.
@@ -161,13 +164,18 @@ class TrailStore:
         return Check("audit", State.OK, self.display_url)
 
     async def close(self) -> None:
-        """Log the last rows, and close the database."""
-        with suppress(StoreError):
+        """Log the last rows, and close the database. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(StoreError, TimeoutError):
             if self._opened and self.fault is None:
-                for head in await self._run(self._read_heads):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    heads = await self._run(self._read_heads)
+                for head in heads:
                     if self._checkpoints.get(head.stream, (0, 0.0))[0] != head.index:
                         self._log_checkpoint(head)
-        await asyncio.to_thread(self._database.close)
+        await asyncio.to_thread(self._database.close, _CLOSE_SECONDS)
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -196,7 +204,7 @@ class TrailStore:
             Checkpoint(
                 time=time.time(),
                 database=self._database_id,
-                checked_stream=head.stream,
+                checked_stream=EventStream(head.stream),
                 last_index=head.index,
                 last_hash=head.hash.hex(),
                 key_id=head.key_id or None,
@@ -221,7 +229,7 @@ class TrailStore:
         records: dict[Stream, list[Record]] = {}
         for number, event in enumerate(events, 1):
             if event.id not in self._stored:
-                records.setdefault(cast("Stream", event.stream.value), []).append(to_record(event))
+                records.setdefault(event.stream.value, []).append(to_record(event))
             if number % _CONVERTED == 0:
                 time.sleep(0)
 

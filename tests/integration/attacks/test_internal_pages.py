@@ -7,9 +7,10 @@ import pytest
 from tests.support.recorder import Recorder
 from tests.support.shim_process import Shim, an_edge, assert_rejected, build_request, someone
 
-SETTINGS = {"ADMIN_GROUPS": "admins"}
-ADMIN = ("X-authentik-username: ada", "X-authentik-groups: users|admins")
-USER = ("X-authentik-username: eve", "X-authentik-groups: users")
+SETTINGS = {"ADMIN_GROUPS": "admins", "PROXY_SECRET": "swordfish-swordfish"}
+SECRET = "X-Shim-Proxy-Secret: swordfish-swordfish"
+ADMIN = ("X-authentik-username: ada", "X-authentik-groups: users|admins", SECRET)
+USER = ("X-authentik-username: eve", "X-authentik-groups: users", SECRET)
 
 
 @pytest.mark.parametrize("path", ["/_shim/", "/_shim", "/_shim/metrics", "/_SHIM/readyz"])
@@ -38,10 +39,20 @@ def test_own_pages_from_the_lan(
         (),
         USER,
         (*USER, "X_authentik_groups: admins"),
-        ("X-authentik-username: eve", "X-authentik-groups: Admins"),
+        ("X-authentik-username: eve", "X-authentik-groups: Admins", SECRET),
         ("X-Shim-Channel: guess", "X-Shim-User: admin"),
+        (*USER, "X-Shim-Admin: 1"),
+        ADMIN[:2],
     ],
-    ids=["nobody", "no admin", "an alias of the groups", "another group", "the channel"],
+    ids=[
+        "nobody",
+        "no admin",
+        "an alias of the groups",
+        "another group",
+        "the channel",
+        "the rights",
+        "no proof",
+    ],
 )
 def test_own_pages_through_the_edge_by_no_admin(
     front: Shim, upstream: Recorder, fields: tuple[str, ...]
@@ -64,7 +75,11 @@ def test_own_pages_are_there_for_an_admin_and_never_go_to_navidrome(
 
 @pytest.mark.parametrize(
     "fields",
-    [("X-Shim-User: root",), ("X-Shim-Channel: guess",), ("x-shim-channel:", "x-shim-user: root")],
+    [
+        ("X-Shim-User: root",),
+        ("X-Shim-Channel: guess",),
+        ("x-shim-channel:", "x-shim-user: root"),
+    ],
 )
 def test_an_admin_can_not_speak_for_the_channel(
     front: Shim, upstream: Recorder, fields: tuple[str, ...]

@@ -136,7 +136,7 @@ def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_
         assert (applied["trigger"], applied["origin"], applied["actor"]) == (
             "reload",
             "command",
-            "local",
+            "loopback",
         )
         assert applied["changes"] == [
             f"SHIM_REVERSE_PROXY_WHITELIST: {ONE} → {OTHER}",

@@ -33,7 +33,7 @@ from shim.trust.names import normalize_name
 from tests.support.data_plane import EDGE, RecordingObserver
 from tests.support.navidrome_servers import ADMIN as OWN_ACCOUNT
 from tests.support.navidrome_servers import Server, StandInServer
-from tests.support.world import World
+from tests.support.world import OPERATOR, World
 
 NEIGHBOUR = "127.0.0.1"
 SECRET = "proxy-secret-proxy-secret"
@@ -448,7 +448,7 @@ class Simulation:
     @asynccontextmanager
     async def _operations(self) -> AsyncIterator[Operations]:
         settings = load(self.world.environment())
-        async with operations(settings, self.world.events.append) as commands:
+        async with operations(settings, self.world.events.append, OPERATOR) as commands:
             yield commands
 
 

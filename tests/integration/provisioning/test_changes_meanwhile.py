@@ -16,7 +16,7 @@ from shim.proxy.gate import Account, AccountDenied
 from shim.settings import load
 from shim.trust.reasons import Reason
 from tests.integration.provisioning.test_commands import run
-from tests.support.world import REQUEST_INFO, World, person, until
+from tests.support.world import OPERATOR, REQUEST_INFO, World, person, until
 
 
 @asynccontextmanager
@@ -173,7 +173,8 @@ async def test_an_unlink_is_done_although_the_running_shim_changes_the_binding_m
     world = any_store_world
     await world.start()
     assert await world.request(person("alice", display="One")) == "alice"
-    async with operations(load(world.environment()), world.events.append) as commands:
+    settings = load(world.environment())
+    async with operations(settings, world.events.append, OPERATOR) as commands:
         assert await world.request(person("alice", display="Two")) == "alice"
         assert await commands.unlink("alice")
     assert len(world.recorded(AccountUnlinked)) == 1
@@ -187,7 +188,8 @@ async def test_an_account_that_another_person_got_meanwhile_is_not_unlinked(
     world = any_store_world
     await world.start(NAME_REUSE_DELAY_HOURS="0")
     assert await world.request(person("alice")) == "alice"
-    async with operations(load(world.environment()), world.events.append) as commands:
+    settings = load(world.environment())
+    async with operations(settings, world.events.append, OPERATOR) as commands:
         status, _, err = await run(world, "users", "unlink", "alice", "--yes")
         assert status == 0, err
         await world.accounts.service.refresh()

@@ -192,3 +192,18 @@ async def test_a_trusted_identity_is_the_user_also_if_the_request_was_rejected()
     (event,) = sink.events
     assert isinstance(event, RequestDecision)
     assert (event.user, event.claimed_user) == ("ada", None)
+
+
+async def test_a_path_beyond_ascii_is_readable_and_safe() -> None:
+    sink = RecordingSink()
+    trail = Trail([sink])
+    observer = TrailObserver(trail, "upstream")
+    path = "/Zoë".encode() + b"\xff\xc2\x9b"
+    decision = decided(b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n" + ADA.encode() + b"\r\n\r\n")
+    assert decision.outcome.reason is Reason.AMBIGUOUS_TARGET
+    observer.request_decided(decision, "0" * 16)
+    await trail.close()
+
+    (event,) = sink.events
+    assert isinstance(event, RequestDecision)
+    assert event.path == r"/Zoë\xff\u009b"

@@ -1,17 +1,33 @@
-"""Who is let into the control plane: by which address, with which proof, over which way."""
+"""Who has access to the control plane, and which rights: by address, proof and way."""
 
 from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlencode
 
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Message
 
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access, Caller
+from shim.control.access import (
+    ADMIN_HEADER,
+    CHANNEL_HEADER,
+    UID_HEADER,
+    USER_HEADER,
+    Access,
+    Caller,
+    channel_lines,
+)
+from shim.control.csrf import CSRF_FIELD, CSRF_HEADER
+from shim.control.keys import ControlKey
+from shim.control.sessions import SESSION_COOKIE, SIGN_IN_TRIES
 
 SECRET = "s" * 43
 TOKEN = "t" * 32
 LOOPBACK = ("127.0.0.1", 50_000)
 STRANGER = ("192.0.2.7", 50_000)
+LOCAL = Caller("loopback", client="127.0.0.1", may_write=False)
 
 
 def request(
@@ -19,37 +35,74 @@ def request(
     client: tuple[str, int] | None = LOOPBACK,
     server: tuple[str, int | None] = ("127.0.0.1", 4535),
     host: str | None = "127.0.0.1:4535",
+    method: str = "GET",
+    form: dict[str, str] | None = None,
 ) -> Request:
     lines = [*headers, *([("Host", host)] if host is not None else [])]
+    if form is not None:
+        lines.append(("Content-Type", "application/x-www-form-urlencoded"))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": urlencode(form or {}).encode()}
+
     return Request(
         {
             "type": "http",
-            "method": "GET",
+            "method": method,
             "path": "/metrics",
             "headers": [(name.lower().encode(), value.encode("utf-8")) for name, value in lines],
             "client": client,
             "server": server,
-        }
+        },
+        receive,
     )
+
+
+def post(*headers: tuple[str, str], **options: object) -> Request:
+    return request(*headers, method="POST", **options)  # type: ignore[arg-type]
 
 
 def refused(access: Access, asked: Request) -> int:
     with pytest.raises(HTTPException) as fault:
-        access.authorize(asked)
+        access.identify(asked)
     return fault.value.status_code
+
+
+def write_status(access: Access, asked: Request) -> int:
+    """Return 200 if this client may write, else the status of the refusal."""
+    try:
+        asyncio.run(access.authorize_write(asked))
+    except HTTPException as fault:
+        return fault.status_code
+    return 200
+
+
+def reload_status(access: Access, asked: Request) -> int:
+    try:
+        asyncio.run(access.authorize_reload(asked))
+    except HTTPException as fault:
+        return fault.status_code
+    return 200
 
 
 def bearer(token: str, scheme: str = "Bearer") -> tuple[str, str]:
     return ("Authorization", f"{scheme} {token}")
 
 
+def closed(token: str = TOKEN, key: ControlKey | None = None) -> Access:
+    return Access(channel_secret=SECRET, token=token, hosts=["0.0.0.0"], key=key)
+
+
 OPEN = Access(channel_secret=SECRET, token=None, hosts=["127.0.0.1"])
-CLOSED = Access(channel_secret=SECRET, token=TOKEN, hosts=["0.0.0.0"])
+CLOSED = closed()
 
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"])
-def test_without_a_token_this_machine_is_let_in(client: str) -> None:
-    assert OPEN.authorize(request(client=(client, 1))) == Caller(None)
+def test_without_a_token_this_machine_may_read_and_reload(client: str) -> None:
+    asked = request(client=(client, 1))
+    assert OPEN.identify(asked) == Caller("loopback", client=client, may_write=False)
+    assert reload_status(OPEN, post(client=(client, 1))) == 200
+    assert write_status(OPEN, post(client=(client, 1))) == 403
 
 
 @pytest.mark.parametrize("client", ["192.0.2.7", "::ffff:192.0.2.7", "2001:db8::1", "testclient"])
@@ -59,7 +112,7 @@ def test_without_a_token_nobody_else_is(client: str) -> None:
 
 def test_a_unix_socket_is_this_machine() -> None:
     asked = request(client=None, server=("/run/control.sock", None), host="localhost")
-    assert OPEN.authorize(asked) == Caller(None)
+    assert OPEN.identify(asked) == Caller("loopback", client="@", may_write=False)
 
 
 def test_a_peer_that_is_gone_is_not_taken_for_a_unix_socket() -> None:
@@ -80,8 +133,11 @@ def test_with_a_token_nobody_is_let_in_without_it(client: tuple[str, int]) -> No
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_the_token_lets_in(scheme: str) -> None:
-    assert CLOSED.authorize(request(bearer(TOKEN, scheme), client=STRANGER)) == Caller(None)
+def test_the_token_may_write(scheme: str) -> None:
+    asked = post(bearer(TOKEN, scheme), client=STRANGER)
+    assert CLOSED.identify(asked) == Caller("token", client="192.0.2.7")
+    assert write_status(CLOSED, asked) == 200
+    assert reload_status(CLOSED, asked) == 200
 
 
 @pytest.mark.parametrize(
@@ -111,12 +167,15 @@ def test_an_empty_secret_or_token_is_a_fault(secret: str, token: str | None) -> 
         Access(channel_secret=secret, token=token)
 
 
+# Host
+
+
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1:4535", "127.0.0.1", "localhost:4535", "LocalHost", "[::1]:4535", "[::1]"],
 )
 def test_this_machine_may_be_asked_for_by_loopback(host: str) -> None:
-    assert OPEN.authorize(request(host=host)) == Caller(None)
+    assert OPEN.identify(request(host=host)) == LOCAL
 
 
 @pytest.mark.parametrize(
@@ -134,8 +193,18 @@ def test_this_machine_may_be_asked_for_by_loopback(host: str) -> None:
 )
 def test_a_name_that_was_made_to_point_here_is_rejected(host: str | None) -> None:
     assert refused(OPEN, request(host=host)) == 421
+    assert reload_status(OPEN, post(host=host)) == 421
     with pytest.raises(HTTPException):
-        OPEN.check_host(request(host=host))
+        asyncio.run(OPEN.check_host(request(host=host)))
+
+
+def test_a_session_and_a_sign_in_are_rejected_by_another_name_too() -> None:
+    access = closed()
+    cookie = sign_in(access)
+    assert refused(access, request(("Cookie", cookie), host="evil.example")) == 421
+    with pytest.raises(HTTPException) as fault:
+        asyncio.run(access.sign_in(post(host="evil.example"), TOKEN))
+    assert fault.value.status_code == 421
 
 
 def test_two_hosts_are_rejected() -> None:
@@ -146,7 +215,7 @@ def test_the_address_that_is_listened_on_may_be_asked_for() -> None:
     access = Access(channel_secret=SECRET, token=None, hosts=["192.0.2.1", "[2001:DB8::1]", "Nas"])
 
     for host in ("192.0.2.1:4535", "[2001:db8::1]:4535", "nas:4535"):
-        assert access.authorize(request(host=host)) == Caller(None)
+        assert access.identify(request(host=host)) == LOCAL
 
 
 @pytest.mark.parametrize("everywhere", ["0.0.0.0", "::", "[::]"])
@@ -155,23 +224,51 @@ def test_who_listens_everywhere_may_be_asked_for_by_any_address_but_not_by_name(
 ) -> None:
     access = Access(channel_secret=SECRET, token=None, hosts=[everywhere])
 
-    assert access.authorize(request(host="192.0.2.1:4535")) == Caller(None)
+    assert access.identify(request(host="192.0.2.1:4535")) == LOCAL
     assert refused(access, request(host="evil.example")) == 421
 
 
 def test_who_has_the_token_may_ask_by_any_name() -> None:
     # A page that was led here by a name of its own doesn't know the token.
-    assert CLOSED.authorize(request(bearer(TOKEN), host="shim:4535")) == Caller(None)
-    CLOSED.check_host(request(bearer(TOKEN), host="shim:4535"))
+    assert CLOSED.identify(request(bearer(TOKEN), host="shim:4535")).actor == "token"
+    asyncio.run(CLOSED.check_host(request(bearer(TOKEN), host="shim:4535")))
 
 
-def channel(*headers: tuple[str, str], secret: str = SECRET) -> Request:
-    return request((CHANNEL_HEADER, secret), *headers, host="music.example")
+# the private channel
 
 
-def test_the_private_channel_brings_the_user_and_needs_no_token() -> None:
-    assert CLOSED.authorize(channel((USER_HEADER, "Zoë"))) == Caller("Zoë")
-    CLOSED.check_host(channel((USER_HEADER, "Zoë")))
+def channel(*headers: tuple[str, str], secret: str = SECRET, method: str = "GET") -> Request:
+    return request((CHANNEL_HEADER, secret), *headers, host="music.example", method=method)
+
+
+def admin(*headers: tuple[str, str], uid: str = "u-1", method: str = "GET") -> Request:
+    person = ((USER_HEADER, "Zoë"), (UID_HEADER, uid), (ADMIN_HEADER, "1"))
+    return channel(*person, ("X-Real-IP", "192.0.2.9"), *headers, method=method)
+
+
+def test_the_private_channel_brings_an_administrator_and_needs_no_token() -> None:
+    caller = CLOSED.identify(admin())
+    assert caller == Caller(
+        "console:Zoë", user="Zoë", uid="u-1", client="192.0.2.9", csrf_subject="uid:u-1"
+    )
+    assert asyncio.run(CLOSED.authorize(admin())) == caller
+    asyncio.run(CLOSED.check_host(admin()))
+
+
+@pytest.mark.parametrize("rights", ["", "0", "yes", "11"])
+def test_a_person_without_rights_is_known_and_finds_nothing(rights: str) -> None:
+    asked = channel((USER_HEADER, "eve"), (UID_HEADER, "u-2"), (ADMIN_HEADER, rights))
+    caller = CLOSED.identify(asked)
+    assert (caller.user, caller.is_admin, caller.may_write, caller.may_reload) == (
+        "eve",
+        False,
+        False,
+        False,
+    )
+    with pytest.raises(HTTPException) as fault:
+        asyncio.run(CLOSED.authorize(asked))
+    assert fault.value.status_code == 404
+    assert write_status(CLOSED, asked) == reload_status(CLOSED, asked) == 404
 
 
 @pytest.mark.parametrize(
@@ -191,8 +288,167 @@ def test_a_private_channel_that_is_none_finds_nothing_even_on_loopback(asked: Re
     for access in (OPEN, CLOSED):
         assert refused(access, asked) == 404
         with pytest.raises(HTTPException):
-            access.check_host(asked)
+            asyncio.run(access.check_host(asked))
 
 
 def test_a_user_name_without_the_channel_counts_for_nothing() -> None:
-    assert OPEN.authorize(request((USER_HEADER, "admin"))) == Caller(None)
+    asked = request((USER_HEADER, "admin"), (ADMIN_HEADER, "1"))
+    assert OPEN.identify(asked) == LOCAL
+    assert refused(CLOSED, asked) == 401
+
+
+def test_the_lines_of_the_channel_are_those_that_are_read() -> None:
+    lines = channel_lines(SECRET) % ("Zoë".encode(), b"u-1", b"1")
+    fields = [line.split(": ", 1) for line in lines.decode().split("\r\n")[:-1]]
+    asked = request(*((name, value) for name, value in fields), host="music.example")
+    assert CLOSED.identify(asked).user == "Zoë"
+    assert CLOSED.identify(asked).is_admin
+
+
+# sessions
+
+
+def sign_in(access: Access) -> str:
+    """Return the Cookie header of a new session."""
+    return f"{SESSION_COOKIE}={asyncio.run(access.sign_in(post(), TOKEN))}"
+
+
+def test_a_session_has_the_rights_of_its_token() -> None:
+    access = closed()
+    caller = access.identify(request(("Cookie", sign_in(access)), client=STRANGER))
+    assert (caller.actor, caller.client, caller.may_write) == ("token", "192.0.2.7", True)
+    assert caller.session is not None
+
+
+def test_a_session_ends_when_it_is_signed_out() -> None:
+    access = closed()
+    first, second = sign_in(access), sign_in(access)
+    access.sign_out(access.identify(request(("Cookie", first))))
+    assert refused(access, request(("Cookie", first))) == 401
+    assert access.identify(request(("Cookie", second))).actor == "token"
+
+
+def test_a_session_ends_when_the_token_changes_and_survives_a_restart() -> None:
+    key = ControlKey()
+    cookie = ("Cookie", sign_in(closed(key=key)))
+    assert closed(key=key).identify(request(cookie)).actor == "token"
+    assert refused(closed("n" * 32, key), request(cookie)) == 401
+    assert refused(closed(), request(cookie)) == 401
+    assert OPEN.identify(request(cookie)) == LOCAL  # no token: no sessions
+
+
+def test_a_cookie_that_was_altered_is_no_session() -> None:
+    access = closed()
+    name, _, value = sign_in(access).partition("=")
+    expiry, session, signature = value.split(".")
+    for other in (
+        f"{int(expiry) + 1}.{session}.{signature}",
+        f"{expiry}.{session}x.{signature}",
+        f"{expiry}.{session}.{signature[:-1]}",
+        f"{expiry}.{session}.",
+        f"{expiry}{session}..{signature}",
+        "",
+        "..",
+        "é.é.é",
+    ):
+        assert refused(access, request(("Cookie", f"{name}={other}"))) == 401, other
+
+
+def test_sign_in_needs_the_token_and_allows_five_failures_a_minute() -> None:
+    access = closed()
+    for _ in range(SIGN_IN_TRIES):
+        with pytest.raises(HTTPException) as fault:
+            asyncio.run(access.sign_in(post(), "wrong"))
+        assert fault.value.status_code == 401
+    with pytest.raises(HTTPException) as fault:
+        asyncio.run(access.sign_in(post(), TOKEN))
+    assert fault.value.status_code == 429
+    assert fault.value.headers is not None
+    assert 0 < int(fault.value.headers["Retry-After"]) <= 60
+    # Another address is not concerned.
+    assert asyncio.run(access.sign_in(post(client=STRANGER), TOKEN))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [post(("Sec-Fetch-Site", "cross-site")), post(("Origin", "https://evil.example"))],
+)
+def test_another_sites_page_cannot_use_up_the_tries(asked: Request) -> None:
+    access = closed()
+    for _ in range(SIGN_IN_TRIES + 1):
+        with pytest.raises(HTTPException) as fault:
+            asyncio.run(access.sign_in(asked, "wrong"))
+        assert fault.value.status_code == 403
+    assert asyncio.run(access.sign_in(post(), TOKEN))
+
+
+def test_there_is_no_sign_in_without_a_token_or_through_the_edge() -> None:
+    for access, asked in ((OPEN, post()), (CLOSED, admin(method="POST"))):
+        with pytest.raises(HTTPException) as fault:
+            asyncio.run(access.sign_in(asked, ""))
+        assert fault.value.status_code == 404
+
+
+# CSRF
+
+
+def csrf_of(access: Access, asked: Request) -> str:
+    return access.csrf_token(access.identify(asked))
+
+
+def test_a_session_writes_with_a_csrf_token_of_its_own_in_header_or_form() -> None:
+    access = closed()
+    cookie, other = ("Cookie", sign_in(access)), ("Cookie", sign_in(access))
+    token = csrf_of(access, request(cookie))
+    assert write_status(access, post(cookie, (CSRF_HEADER, token))) == 200
+    assert write_status(access, post(cookie, form={CSRF_FIELD: token})) == 200
+    assert write_status(access, post(cookie)) == 403
+    assert write_status(access, post(cookie, form={CSRF_FIELD: ""})) == 403
+    assert write_status(access, post(other, (CSRF_HEADER, token))) == 403
+    assert write_status(access, post(cookie, (CSRF_HEADER, token[:-1]))) == 403
+    expiry, _, signature = token.partition(".")
+    assert (
+        write_status(access, post(cookie, (CSRF_HEADER, f"{int(expiry) + 1}.{signature}"))) == 403
+    )
+
+
+def test_an_administrator_writes_with_a_csrf_token_bound_to_the_uid() -> None:
+    token = csrf_of(CLOSED, admin())
+    assert write_status(CLOSED, admin((CSRF_HEADER, token), method="POST")) == 200
+    assert write_status(CLOSED, admin(method="POST")) == 403
+    assert write_status(CLOSED, admin((CSRF_HEADER, token), uid="u-2", method="POST")) == 403
+    assert write_status(CLOSED, admin((CSRF_HEADER, token), uid="", method="POST")) == 403
+
+
+def test_a_browser_on_this_machine_reloads_with_a_csrf_token() -> None:
+    browser = ("Origin", "http://127.0.0.1:4535")
+    token = csrf_of(OPEN, request(("Sec-Fetch-Site", "none")))
+    assert reload_status(OPEN, post(browser, (CSRF_HEADER, token))) == 200
+    assert reload_status(OPEN, post(browser)) == 403
+    assert reload_status(OPEN, post(("Sec-Fetch-Site", "same-origin"))) == 403
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Origin", "https://evil.example"),
+        ("Origin", "null"),
+        ("Origin", "http://127.0.0.1:8080"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+    ],
+)
+def test_another_sites_page_may_neither_write_nor_read(header: tuple[str, str]) -> None:
+    access = closed()
+    cookie = ("Cookie", sign_in(access))
+    token = (CSRF_HEADER, csrf_of(access, request(cookie)))
+    assert write_status(access, post(cookie, token, header)) == 403
+    assert refused(access, request(cookie, header)) == 403
+    assert reload_status(OPEN, post((CSRF_HEADER, csrf_of(OPEN, request())), header)) == 403
+    assert refused(OPEN, request(header)) == 403
+
+
+def test_a_link_on_another_site_opens_a_page_and_writes_nothing() -> None:
+    link = (("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"))
+    assert OPEN.identify(request(*link)).actor == "loopback"
+    assert reload_status(OPEN, post(*link)) == 403

@@ -14,11 +14,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from shim.audit.events import Operator
-from shim.control.access import CHANNEL_HEADER, USER_HEADER, Access
+from shim.audit.performing import Performed
+from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER, Access
 from shim.control.app import SECURITY_HEADERS, create_app
+from shim.control.explain import ExplainedRequest
 from shim.control.metrics import build_registry
+from shim.control.services import ControlServices
 from shim.health import Check, State
 from shim.proxy.counters import Counters
+from shim.settings import load
 from shim.settings.reload import ReloadResult
 
 SECRET = "s" * 43
@@ -42,22 +46,29 @@ class Unwell(Health):
         raise RuntimeError("a secret of the inside")
 
 
-async def no_reload(_: Operator) -> ReloadResult:
+async def no_reload(_operator: Operator) -> Performed[ReloadResult]:
     raise AssertionError("nobody asked for a reload")
+
+
+async def explain_nothing(_request: ExplainedRequest) -> dict[str, object]:
+    return {"verdict": "anonymous"}
 
 
 def app_of(
     health: Health | None = None,
     *,
     token: str | None = None,
-    reload: Callable[[Operator], Awaitable[ReloadResult]] = no_reload,
+    reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]] = no_reload,
 ) -> FastAPI:
-    return create_app(
+    services = ControlServices(
         health=health or Health(FINE),
         metrics=build_registry(Counters(), version="9.9.9"),
-        access=Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]),
+        settings=lambda: load({}),
+        pending_restart=tuple,
         reload=reload,
+        explain=explain_nothing,
     )
+    return create_app(services, Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]))
 
 
 async def ask(
@@ -150,7 +161,12 @@ async def test_another_host_is_rejected_everywhere(path: str) -> None:
 
 async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
     app = app_of(token=TOKEN)
-    headers = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", "Host": "music.example"}
+    headers = {
+        CHANNEL_HEADER: SECRET,
+        USER_HEADER: "ada",
+        ADMIN_HEADER: "1",
+        "Host": "music.example",
+    }
 
     assert (await ask(app, "/readyz", headers=headers)).status_code == 200
     response = await ask(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})

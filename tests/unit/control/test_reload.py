@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from shim.audit.events import Operator
-from shim.control.access import CHANNEL_HEADER, USER_HEADER
+from shim.audit.performing import Performed
+from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER
 from shim.settings.reload import COMMAND_HEADER, ReloadResult
 from tests.unit.control.test_app import SECRET, TOKEN, app_of, ask
 
@@ -14,15 +15,16 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class Reloads:
-    """Notes who reloads; `comes_to` is what a reload comes to."""
+    """Notes who reloads; `comes_to` is what a reload comes to, and `note` why it was not stored."""
 
-    def __init__(self, comes_to: ReloadResult) -> None:
+    def __init__(self, comes_to: ReloadResult, note: str | None = None) -> None:
         self.comes_to = comes_to
+        self.note = note
         self.operators: list[Operator] = []
 
-    async def __call__(self, operator: Operator) -> ReloadResult:
+    async def __call__(self, operator: Operator) -> Performed[ReloadResult]:
         self.operators.append(operator)
-        return self.comes_to
+        return Performed(self.comes_to, self.note)
 
 
 def served(reloads: Reloads, token: str | None = None) -> FastAPI:
@@ -51,8 +53,15 @@ async def test_a_reload_names_who_did_it_and_from_where() -> None:
 
     assert [(each.actor, each.origin, each.client) for each in reloads.operators] == [
         ("token", "api", "127.0.0.1"),
-        ("local", "command", "127.0.0.1"),
+        ("loopback", "command", "127.0.0.1"),
     ]
+
+
+async def test_a_reload_that_was_not_stored_says_so() -> None:
+    reloads = Reloads(ReloadResult(), note="not recorded in the audit trail")
+    response = await ask(served(reloads), PATH, method="POST")
+    assert response.status_code == 200
+    assert response.json()["note"] == "not recorded in the audit trail"
 
 
 async def test_nobody_else_may_ask_for_it() -> None:
@@ -64,10 +73,16 @@ async def test_nobody_else_may_ask_for_it() -> None:
         (405, TOKEN, "127.0.0.1", "GET", BEARER),
         # A page in a browser, also one that is open on this machine.
         (403, None, "127.0.0.1", "POST", {"Origin": "http://127.0.0.1:4535"}),
-        (403, TOKEN, "127.0.0.1", "POST", {**BEARER, "Origin": "null"}),
         (403, None, "127.0.0.1", "POST", {"Sec-Fetch-Site": "same-origin"}),
-        # What users reach through the edge.
+        # Users through the edge: no administrator, and one without a CSRF token.
         (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: SECRET, USER_HEADER: "boss"}),
+        (
+            403,
+            None,
+            "127.0.0.1",
+            "POST",
+            {CHANNEL_HEADER: SECRET, USER_HEADER: "boss", ADMIN_HEADER: "1"},
+        ),
         (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: "guessed", USER_HEADER: "boss"}),
     ):
         response = await ask(

@@ -21,6 +21,26 @@ from shim.settings.summary import summary
             ("groups are not checked", "Admins: as set in Navidrome"),
         ),
         ({"PROXY_SECRET": "s3cret-s3cret-s3cret"}, ("the shared secret in X-Shim-Proxy-Secret",)),
+        ({}, ("Console at /_shim/: closed (404), because SHIM_ADMIN_GROUPS is not set",)),
+        (
+            {"ADMIN_GROUPS": "admins", "BASE_PATH": "/music"},
+            ("Console at /music/_shim/: closed (404), because no proof is in force",),
+        ),
+        (
+            {"ADMIN_GROUPS": "admins", "PROXY_SECRET": "s3cret-s3cret-s3cret"},
+            ("Console at /_shim/: members of admins, with the shared secret",),
+        ),
+        (
+            {
+                "ADMIN_GROUPS": "admins",
+                "ALLOWED_GROUPS": "family",
+                "JWT_VERIFY": "required",
+                "JWT_HS256_SECRET": "s3cret-s3cret-s3cret-s3cret-s3cret",
+                "JWT_ISSUER": "https://auth.example.org/",
+                "JWT_AUDIENCE": "x",
+            },
+            ("members of admins who may sign in (family), with a verified token",),
+        ),
     ],
 )
 def test_it_says_who_may_sign_in_who_is_admin_and_what_proves_it(

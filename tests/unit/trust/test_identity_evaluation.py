@@ -23,7 +23,9 @@ WHITELIST = trusting("127.0.0.2")
 PROOF = Policy(
     whitelist=WHITELIST, secrets=(b"swordfish", b"mackerel"), public_path_proof=Proof.SECRET
 )
-ADMINS = Policy(whitelist=WHITELIST, admin_groups=frozenset({"admins"}))
+ADMINS = Policy(whitelist=WHITELIST, secrets=(b"swordfish",), admin_groups=frozenset({"admins"}))
+FAMILY_ADMINS = ADMINS.next_version(allowed_groups=frozenset({"family"}))
+GROUPS = "X-authentik-groups: admins"
 
 
 def users(decided: bytes) -> list[bytes]:
@@ -530,31 +532,34 @@ def test_where_an_identity_is_needed_a_trusted_one_passes() -> None:
 @pytest.mark.parametrize(
     ("fields", "policy", "expected"),
     [
-        ((ADA, "X-authentik-groups: users|admins"), ADMINS, Reason.TRUSTED_PEER),
-        ((ADA, "X-authentik-groups: users"), ADMINS, Reason.NOT_FOUND),
-        ((ADA, "X-authentik-groups: Admins"), ADMINS, Reason.NOT_FOUND),
-        ((ADA, "X-authentik-groups: not admins"), ADMINS, Reason.NOT_FOUND),
-        ((ADA, "X-authentik-groups:"), ADMINS, Reason.NOT_FOUND),
-        ((ADA,), ADMINS, Reason.NOT_FOUND),
-        ((), ADMINS, Reason.NOT_FOUND),
-        (("Remote-User: admin",), ADMINS, Reason.NOT_FOUND),
-        ((ADA, "X-authentik-groups: admins"), POLICY, Reason.NOT_FOUND),
-        ((ADA, "X-authentik-groups:"), POLICY, Reason.NOT_FOUND),
-        ((ADA, ADA, "X-authentik-groups: admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET, "X-authentik-groups: users|admins"), ADMINS, Reason.PROXY_SECRET),
+        ((ADA, SECRET, "X-authentik-groups: users"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET, "X-authentik-groups: Admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET, "X-authentik-groups: not admins"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET, "X-authentik-groups:"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET), ADMINS, Reason.NOT_FOUND),
+        ((SECRET,), ADMINS, Reason.NOT_FOUND),
+        ((SECRET, "Remote-User: admin"), ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET, GROUPS), PROOF, Reason.NOT_FOUND),
+        ((ADA, SECRET, "X-authentik-groups:"), PROOF, Reason.NOT_FOUND),
+        ((ADA, ADA, SECRET, GROUPS), ADMINS, Reason.NOT_FOUND),
         (
-            (ADA, "X-authentik-groups: users", "X_authentik_groups: admins"),
+            (ADA, SECRET, "X-authentik-groups: users", "X_authentik_groups: admins"),
             ADMINS,
             Reason.NOT_FOUND,
         ),
+        # The proof: a request without it, and a policy that requires none.
+        ((ADA, GROUPS), ADMINS, Reason.NOT_FOUND),
+        ((ADA, GROUPS), ADMINS.next_version(secrets=()), Reason.NOT_FOUND),
+        ((ADA, SECRET, GROUPS), ADMINS.next_version(secrets=()), Reason.NOT_FOUND),
+        # The account policy.
+        ((ADA, SECRET, GROUPS), FAMILY_ADMINS, Reason.NOT_FOUND),
+        ((ADA, SECRET, "X-authentik-groups: admins|family"), FAMILY_ADMINS, Reason.PROXY_SECRET),
+        ((ADA, SECRET, GROUPS), ADMINS.next_version(reserved=frozenset({"ada"})), Reason.NOT_FOUND),
         (
-            (ADA, "X-authentik-groups: admins"),
-            ADMINS.next_version(secrets=(b"swordfish",)),
+            (ADA, SECRET, GROUPS),
+            ADMINS.next_version(required=frozenset({Role.UID})),
             Reason.NOT_FOUND,
-        ),
-        (
-            (ADA, "X-authentik-groups: admins", SECRET),
-            ADMINS.next_version(secrets=(b"swordfish",)),
-            Reason.PROXY_SECRET,
         ),
     ],
 )
@@ -568,12 +573,16 @@ def test_the_own_pages_are_there_for_trusted_admins_alone(
 
 def test_the_own_pages_see_the_name_once_and_a_channels_proof() -> None:
     decision = decided(
-        head("GET /_shim/api/audit?x=1 HTTP/1.1", ADA, "X-authentik-groups: admins"), policy=ADMINS
+        head("GET /_shim/api/audit?x=1 HTTP/1.1", ADA, "X-authentik-uid: 7", SECRET, GROUPS),
+        policy=ADMINS,
     )
-    told = decision.render_control_head(ADMINS.paths, b"X-Shim-Channel: s3cret\r\nX-Shim-User: ")
+    lines = b"X-Shim-Channel: s3cret\r\nX-Shim-User: %b\r\nX-Shim-Uid: %b\r\nX-Shim-Admin: %b\r\n"
+    told = decision.render_control_head(ADMINS.paths, lines)
     read = read_by_llhttp(told)
     assert read is not None
     assert read.target == b"/api/audit?x=1"
     assert read.values("X-Shim-User") == [b"ada"]
+    assert read.values("X-Shim-Uid") == [b"7"]
+    assert read.values("X-Shim-Admin") == [b"1"]
     assert read.values("X-Shim-Channel") == [b"s3cret"]
     assert read.values("Remote-User") == []

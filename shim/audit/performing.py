@@ -1,0 +1,73 @@
+"""Carry out an administrative action, and record it before it is answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.events import ActionResult, AdminAction, Operator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Performed(Generic[T]):
+    """What an action returned, and `note`: a sentence for the response if the action could not be stored."""
+
+    value: T
+    note: str | None = None
+
+
+async def perform(
+    actions: AdminActions,
+    operator: Operator,
+    action: str,
+    work: Callable[[], Awaitable[T]],
+    *,
+    target: str | None = None,
+    gives_right: bool = False,
+    changes: Callable[[T], tuple[str, ...]] = lambda _: (),
+    failure: Callable[[T], str | None] = lambda _: None,
+) -> Performed[T]:
+    """Carry out `work` and return what it returned, once the action is stored.
+
+    `gives_right`: while nothing can be stored, the action is refused, and `NotStored` raised. For the trail,
+    `changes` returns sentences about the result, and `failure` why it is none. If `work` raises, the failure
+    is recorded.
+    """
+
+    async def record(
+        result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
+    ) -> str | None:
+        return await actions.record(
+            AdminAction(
+                time=time.time(),
+                action=action,
+                actor=operator.actor,
+                origin=operator.origin,
+                client=operator.client,
+                result=result,
+                target=target,
+                detail=detail,
+                changes=changed,
+            )
+        )
+
+    if gives_right:
+        try:
+            await actions.require()
+        except NotStored as error:
+            await record("refused", str(error))
+            raise
+    try:
+        value = await work()
+    except Exception as error:
+        await record("failed", str(error) or type(error).__name__)
+        raise
+    fault = failure(value)
+    if fault is not None:
+        return Performed(value, await record("failed", fault))
+    return Performed(value, await record("done", changed=changes(value)))

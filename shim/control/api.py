@@ -1,0 +1,107 @@
+"""The API: reload, the settings in force, explain, and the OpenAPI document.
+
+The routes of accounts and of the audit trail are in files of their own, which load the database code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from shim.audit.events import Operator, Origin
+from shim.control.access import Access, Caller
+from shim.control.explain import ExplainedRequest, InvalidRequest
+from shim.control.services import ControlServices
+from shim.settings import warnings
+from shim.settings.effective import effective_settings
+from shim.settings.reload import COMMAND_HEADER
+from shim.settings.summary import summary
+
+
+class Body(BaseModel):
+    """The JSON body of a request. An unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class ExplainBody(Body):
+    """A request to explain."""
+
+    peer: Annotated[str, Field(description="Address that connects to the shim, or @.")]
+    path: Annotated[str, Field(description="Path and query of the request.")]
+    method: str = "GET"
+    headers: Annotated[list[str], Field(description="Lines `Name: value`.", max_length=200)] = []
+    with_secret: Annotated[bool, Field(description="Add the first of SHIM_PROXY_SECRET.")] = False
+
+
+def operator_of(caller: Caller, origin: Origin = "api") -> Operator:
+    """Return who does an administrative action, for the trail."""
+    return Operator(caller.actor, origin, caller.client or None)
+
+
+def api_routes(access: Access, services: ControlServices) -> APIRouter:
+    """Return the routes, for the guarded router."""
+    router = APIRouter(prefix="/api")
+    may_read, may_reload = Depends(access.authorize), Depends(access.authorize_reload)
+
+    @router.get("/session", summary="Who you are, and the CSRF token for your writes")
+    async def session(caller: Caller = may_read) -> Response:
+        return JSONResponse(
+            {
+                "actor": caller.actor,
+                "uid": caller.uid,
+                "may_write": caller.may_write,
+                "may_reload": caller.may_reload,
+                "csrf_token": access.csrf_token(caller) or None,
+            }
+        )
+
+    @router.post("/reload", summary="Read the settings again")
+    async def reload(request: Request, caller: Caller = may_reload) -> Response:
+        origin: Origin = "command" if COMMAND_HEADER in request.headers else "api"
+        done = await services.reload(operator_of(caller, origin))
+        outcome, note = done.value, {} if done.note is None else {"note": done.note}
+        if outcome.faults:
+            return JSONResponse({"faults": list(outcome.faults), **note}, 409)
+        changed, waiting = list(outcome.changed), list(outcome.pending_restart)
+        return JSONResponse({"changed": changed, "pending_restart": waiting, **note})
+
+    @router.get("/config", summary="The settings in force, with their sources; secrets are masked")
+    async def config() -> Response:
+        settings = services.settings()
+        return JSONResponse(
+            {
+                "settings": [asdict(each) for each in effective_settings(settings)],
+                "pending_restart": list(services.pending_restart()),
+                "summary": list(summary(settings)),
+                "warnings": list(warnings(settings)),
+            }
+        )
+
+    @router.post("/explain", summary="Decide a request that is not sent, step by step")
+    async def explain(request: Request, body: ExplainBody) -> Response:
+        # It changes nothing, so it needs no CSRF token; but no other site may make a browser send it.
+        access.check_not_foreign(request)
+        asked = ExplainedRequest(
+            body.peer, body.path, body.method, tuple(body.headers), body.with_secret
+        )
+        try:
+            return JSONResponse(await services.explain(asked))
+        except InvalidRequest as error:
+            raise HTTPException(400, f"{error.part}: {error}") from None
+
+    return router
+
+
+def add_openapi_route(app: FastAPI, router: APIRouter) -> None:
+    """Add the OpenAPI document of the application's routes to the guarded router."""
+
+    @router.get("/api/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return JSONResponse(app.openapi())

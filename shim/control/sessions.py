@@ -1,0 +1,119 @@
+"""Sessions of the control plane's own listener: a browser signs in once with the control token.
+
+A session is a cookie `EXPIRY.ID.SIGNATURE`. The signature covers the control token, so a new token ends every
+session. Signing out ends the session in this process; a copy of its cookie stays valid for another process
+until it expires.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from shim.control.keys import ControlKey
+
+SESSION_COOKIE = "shim_session"
+SESSION_SECONDS = 12 * 3600
+
+SIGN_IN_TRIES = 5
+SIGN_IN_SECONDS = 60.0
+# The addresses whose tries are counted one by one. Beyond this number all others share one count.
+_ADDRESSES = 1024
+# Ended sessions that are remembered until they would have expired.
+_ENDED = 10_000
+
+
+class Sessions:
+    """The sessions that were made with `token`; None: there are no sessions. `now` returns seconds since the
+    epoch."""
+
+    def __init__(
+        self, key: ControlKey, token: str | None, now: Callable[[], float] = time.time
+    ) -> None:
+        self._key = key
+        self._token = token
+        self._now = now
+        self._ended: OrderedDict[str, float] = OrderedDict()
+
+    def is_token(self, token: str) -> bool:
+        """Return whether this is the control token."""
+        return self._token is not None and hmac.compare_digest(
+            token.encode("utf-8", "surrogateescape"), self._token.encode()
+        )
+
+    def create(self) -> str:
+        """Return the cookie's value of a new session."""
+        assert self._token is not None
+        expiry, session = str(int(self._now()) + SESSION_SECONDS), secrets.token_hex(16)
+        return f"{expiry}.{session}.{self._key.sign('session', self._token, expiry, session)}"
+
+    def find(self, cookie: str) -> str | None:
+        """Return the id of the session in this cookie, None if there is none or it has ended."""
+        expiry, session, signature = (*cookie.split("."), "", "", "")[:3]
+        if self._token is None or not self._key.verify(
+            signature, "session", self._token, expiry, session
+        ):
+            return None
+        return session if int(expiry) > self._now() and session not in self._ended else None
+
+    def end(self, session: str) -> None:
+        """End the session with this id."""
+        now = self._now()
+        self._ended[session] = now + SESSION_SECONDS
+        while self._ended and (
+            len(self._ended) > _ENDED or next(iter(self._ended.values())) <= now
+        ):
+            self._ended.popitem(last=False)
+
+
+class SignInLimit:
+    """Allows `SIGN_IN_TRIES` failed tries in `SIGN_IN_SECONDS` to each client address, or to each /64 network
+    of IPv6. `clock` returns monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def wait_seconds(self, client: str) -> float:
+        """Return after how many seconds this client may try again, 0 if it may now."""
+        now = self._clock()
+        self._forget(now)
+        failures = self._failures.get(self._count_of(client))
+        if failures is None or len(failures) < SIGN_IN_TRIES:
+            return 0.0
+        return max(0.0, failures[0] + SIGN_IN_SECONDS - now)
+
+    def failed(self, client: str) -> None:
+        """Count a failed try."""
+        now = self._clock()
+        self._forget(now)
+        count = self._count_of(client)
+        self._failures.setdefault(count, deque(maxlen=SIGN_IN_TRIES)).append(now)
+        self._failures.move_to_end(count)
+
+    def _count_of(self, client: str) -> str:
+        name = _network(client)
+        return name if name in self._failures or len(self._failures) < _ADDRESSES else "others"
+
+    def _forget(self, now: float) -> None:
+        """Remove the counts whose last failure is older than the period; the oldest are first."""
+        while self._failures:
+            failures = next(iter(self._failures.values()))
+            if failures[-1] + SIGN_IN_SECONDS > now:
+                return
+            self._failures.popitem(last=False)
+
+
+def _network(client: str) -> str:
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return client
+    if address.version == 4:
+        return str(address)
+    mapped = address.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((address, 64), strict=False))

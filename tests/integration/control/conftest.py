@@ -1,0 +1,90 @@
+"""A shim with accounts and a stored trail before a stand-in, its control plane and its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from demo.navidrome import StandInOptions, StandInThread
+from tests.support.shim_process import EDGE, Shim, shim_before
+
+TOKEN = "the-control-token-of-these-tests"
+SECRET = "swordfish-swordfish"
+SETTINGS = {
+    "PROVISIONING": "true",
+    "ADMIN_GROUPS": "admins",
+    "PROXY_SECRET": SECRET,
+    "CONTROL_TOKEN": TOKEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A shim that runs, and the folder with its databases."""
+
+    shim: Shim
+    folder: Path
+    settings: dict[str, str]
+
+    @property
+    def control(self) -> str:
+        return f"http://{self.shim.wait_for_line(kind='started')['control_listen']}"
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client of the control plane's listener, without any right."""
+        return httpx.Client(base_url=self.control, headers=headers, trust_env=False, timeout=15)
+
+    def operator(self) -> httpx.Client:
+        """A client with the control token."""
+        return self.client(Authorization=f"Bearer {TOKEN}")
+
+    def edge(self, user: str, *groups: str, uid: str = "") -> httpx.Client:
+        """A client whose requests the edge authenticated."""
+        headers = {
+            "Host": "music.example.com",
+            "X-authentik-username": user,
+            "X-authentik-uid": uid or f"uid-of-{user}",
+            "X-authentik-groups": "|".join(groups or ("users",)),
+            "X-authentik-name": user,
+            "X-authentik-email": f"{user}@example.com",
+            "X-Shim-Proxy-Secret": SECRET,
+        }
+        transport = httpx.HTTPTransport(local_address=EDGE)
+        url = f"http://{self.shim.host}:{self.shim.port}"
+        return httpx.Client(base_url=url, headers=headers, transport=transport, timeout=15)
+
+    def visit(self, user: str, *groups: str) -> None:
+        """Let a person visit the web app, so that there is an account."""
+        with self.edge(user, *groups) as client:
+            assert client.get("/app/").status_code == 200
+
+
+@contextmanager
+def scene_of(folder: Path, **settings: str) -> Iterator[Scene]:
+    """Start a shim; an empty value removes a setting."""
+    given = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
+    given["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
+    with StandInThread(StandInOptions(login_window=3600)) as stand_in:
+        port = int(stand_in.url.rsplit(":", 1)[1])
+        with shim_before(port, folder, **given) as shim:
+            yield Scene(shim, folder, {**given, "UPSTREAM": stand_in.url})
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A shim with a control token."""
+    with scene_of(tmp_path_factory.mktemp("shim")) as running:
+        running.visit("ada", "users")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def open_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A shim without a control token: this machine may read and reload."""
+    with scene_of(tmp_path_factory.mktemp("open"), CONTROL_TOKEN="") as running:
+        yield running

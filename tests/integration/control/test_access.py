@@ -1,0 +1,175 @@
+"""Who may do what over the control plane, with real sockets: sessions, CSRF, DNS rebinding, the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.integration.control.conftest import TOKEN, Scene
+from tests.support.shim_settings import eventually
+
+WRITES = {
+    "/api/reload": None,
+    "/api/accounts/sync": {"account": "ada"},
+    "/api/accounts/lock": {"account": "nobody"},
+    "/api/accounts/unlock": {"account": "nobody"},
+    "/api/accounts/unlink": {"account": "nobody"},
+}
+# Done, unknown account, or nothing to do: the request was let in.
+ADMITTED = {200, 404, 409}
+
+
+@contextmanager
+def signed_in(scene: Scene) -> Iterator[httpx.Client]:
+    with scene.client() as client:
+        response = client.post("/sign-in", data={"token": TOKEN, "next": "/api/session"})
+        assert response.status_code == 303, response.text
+        assert response.headers["location"] == "/api/session"
+        cookie = response.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert "max-age=43200" in cookie
+        assert "secure" not in cookie
+        yield client
+
+
+@pytest.mark.parametrize("path", WRITES)
+def test_a_write_needs_the_token_or_a_session_with_its_csrf_token(scene: Scene, path: str) -> None:
+    body = WRITES[path]
+    with scene.client() as stranger:
+        assert stranger.post(path, json=body).status_code == 401
+    with scene.operator() as operator:
+        assert operator.post(path, json=body).status_code in ADMITTED
+    with signed_in(scene) as client:
+        assert client.post(path, json=body).status_code == 403
+        token = client.get("/api/session").json()["csrf_token"]
+        header = {"X-CSRF-Token": token}
+        assert client.post(path, json=body, headers=header).status_code in ADMITTED
+        foreign = {**header, "Origin": "https://evil.example"}
+        assert client.post(path, json=body, headers=foreign).status_code == 403
+        same_site = {**header, "Sec-Fetch-Site": "same-site"}
+        assert client.post(path, json=body, headers=same_site).status_code == 403
+
+
+@pytest.mark.parametrize("path", WRITES)
+def test_a_write_under_another_name_of_this_machine_is_rejected(
+    scene: Scene, open_scene: Scene, path: str
+) -> None:
+    rebound = {"Host": "evil.example:4535", "Origin": "http://evil.example:4535"}
+    with signed_in(scene) as client:
+        token = client.get("/api/session").json()["csrf_token"]
+        headers = {**rebound, "X-CSRF-Token": token, "Cookie": cookie_of(client)}
+        response = client.post(path, json=WRITES[path], headers=headers)
+        assert response.status_code == 421
+    with open_scene.client() as local:
+        assert local.post(path, json=WRITES[path], headers=rebound).status_code == 421
+
+
+def cookie_of(client: httpx.Client) -> str:
+    return "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+
+
+@pytest.mark.parametrize("path", WRITES)
+def test_an_administrator_at_the_edge_writes_with_a_csrf_token(scene: Scene, path: str) -> None:
+    body = WRITES[path]
+    with scene.edge("boss", "admins") as boss, scene.edge("root", "admins") as root:
+        assert boss.post(f"/_shim{path}", json=body).status_code == 403
+        header = {"X-CSRF-Token": boss.get("/_shim/api/session").json()["csrf_token"]}
+        assert boss.post(f"/_shim{path}", json=body, headers=header).status_code in ADMITTED
+        # The token is bound to the uid.
+        assert root.post(f"/_shim{path}", json=body, headers=header).status_code == 403
+        foreign = {**header, "Sec-Fetch-Site": "cross-site"}
+        assert boss.post(f"/_shim{path}", json=body, headers=foreign).status_code == 403
+    with scene.edge("eve", "users") as eve:
+        assert eve.post(f"/_shim{path}", json=body, headers=header).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/api/session", "/api/accounts"])
+def test_without_proof_a_group_opens_nothing_at_the_edge(scene: Scene, path: str) -> None:
+    with scene.edge("boss", "admins") as boss:
+        del boss.headers["X-Shim-Proxy-Secret"]
+        assert boss.get(f"/_shim{path}").status_code == 404
+
+
+def test_the_session_says_who_somebody_is(scene: Scene, open_scene: Scene) -> None:
+    with scene.edge("zoe", "admins", uid="u-9") as zoe:
+        zoe.headers.encoding = "utf-8"
+        zoe.headers["X-authentik-username"] = "Zoë"
+        said = zoe.get("/_shim/api/session").json()
+    assert (said["actor"], said["uid"], said["may_write"]) == ("console:Zoë", "u-9", True)
+    with open_scene.client() as local:
+        said = local.get("/api/session").json()
+    assert said == {
+        "actor": "loopback",
+        "uid": None,
+        "may_write": False,
+        "may_reload": True,
+        "csrf_token": None,
+    }
+
+
+@pytest.mark.parametrize("path", [path for path in WRITES if path != "/api/reload"])
+def test_without_a_token_this_machine_writes_nothing(open_scene: Scene, path: str) -> None:
+    with open_scene.client() as local:
+        response = local.post(path, json=WRITES[path])
+    assert response.status_code == 403
+    assert "SHIM_CONTROL_TOKEN" in response.json()["detail"]
+
+
+def test_without_a_token_this_machine_reloads_and_a_page_in_its_browser_needs_csrf(
+    open_scene: Scene,
+) -> None:
+    with open_scene.client() as local:
+        assert local.post("/api/reload").status_code == 200
+        browser = {"Sec-Fetch-Site": "same-origin"}
+        assert local.post("/api/reload", headers=browser).status_code == 403
+        token = local.get("/api/session", headers=browser).json()["csrf_token"]
+        allowed = {**browser, "X-CSRF-Token": token}
+        assert local.post("/api/reload", headers=allowed).status_code == 200
+
+
+def test_signing_out_ends_the_session(scene: Scene) -> None:
+    with signed_in(scene) as client:
+        kept = cookie_of(client)
+        token = client.get("/api/session").json()["csrf_token"]
+        assert client.post("/sign-out").status_code == 403
+        response = client.post("/sign-out", data={"csrf_token": token})
+        assert response.status_code == 303
+        assert "max-age=0" in response.headers["set-cookie"].lower()
+    with scene.client(Cookie=kept) as copy:
+        assert copy.get("/api/session").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "target", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:1", "\t/x"]
+)
+def test_a_sign_in_leads_to_no_other_site(scene: Scene, target: str) -> None:
+    with scene.client() as client:
+        response = client.post("/sign-in", data={"token": TOKEN, "next": target})
+    assert response.headers["location"] == "/"
+
+
+def test_the_key_of_sessions_is_in_the_database(scene: Scene) -> None:
+    import sqlite3
+
+    def keys() -> int:
+        connection = sqlite3.connect(scene.folder / "shim.db")
+        try:
+            row = connection.execute("SELECT count(*) FROM control_keys").fetchone()
+            return int(row[0])
+        finally:
+            connection.close()
+
+    eventually(keys, 1)
+
+
+def test_a_long_body_is_rejected(scene: Scene) -> None:
+    with scene.operator() as operator:
+        response = operator.post("/api/explain", content=b"x" * 40_000)
+    assert response.status_code in (400, 413)
+    with scene.client() as stranger:
+        response = stranger.post("/sign-in", data={"token": "x" * 40_000})
+    assert response.status_code == 413

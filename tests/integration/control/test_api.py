@@ -1,0 +1,359 @@
+"""The API of accounts, explain, settings and the trail, over real sockets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.control.conftest import TOKEN, Scene, scene_of
+from tests.support.shim_settings import command, eventually
+
+
+def get(scene: Scene, path: str, **parameters: Any) -> Any:
+    with scene.operator() as operator:
+        response = operator.get(path, params=parameters)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def events(scene: Scene, **parameters: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = get(scene, "/api/audit/events", **parameters)["events"]
+    return found
+
+
+def account(scene: Scene, name: str) -> dict[str, Any]:
+    rows = get(scene, "/api/accounts")["accounts"]
+    (found,) = [row for row in rows if row["account"] == name]
+    return dict(found)
+
+
+# accounts
+
+
+def test_the_accounts_have_identity_rights_libraries_and_state(scene: Scene) -> None:
+    found = account(scene, "ada")
+    expected = {
+        "uid": "uid-of-ada",
+        "user": "ada",
+        "display_name": "ada",
+        "email": "ada@example.com",
+        "groups": ["users"],
+        "admin": False,
+        "state": "active",
+        "locked": False,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert found["libraries"]
+    assert found["last_seen"].endswith("Z")
+    assert account(scene, "navidrome-shim")["state"] == "reserved"
+
+
+def test_a_lock_holds_when_it_is_answered_and_is_recorded(scene: Scene) -> None:
+    scene.visit("bob")
+    with scene.operator() as operator:
+        plan = operator.post("/api/accounts/lock", json={"account": "bob", "preview": True})
+        assert "replaced by a random one" in plan.json()["plan"][0]
+        assert not account(scene, "bob")["locked"]
+        done = operator.post("/api/accounts/lock", json={"account": "bob"})
+    assert done.json() == {"account": "bob", "locked": True}
+    assert account(scene, "bob")["locked"]
+    (action,) = [e for e in events(scene, kind="admin_action") if e["target"] == "bob"]
+    assert (action["action"], action["actor"], action["origin"]) == ("users.lock", "token", "api")
+    assert (action["result"], action["client"]) == ("done", "127.0.0.1")
+    (locked,) = [e for e in events(scene, kind="account_locked") if e["account"] == "bob"]
+    assert (locked["actor"], locked["trigger"]) == ("token", "admin_action")
+    # The person is let in again, by the running shim.
+    scene.visit("bob")
+    assert not account(scene, "bob")["locked"]
+
+
+def test_a_sync_shows_its_changes_first(scene: Scene) -> None:
+    scene.visit("carl")
+    with scene.operator() as operator:
+        preview = operator.post("/api/accounts/sync", json={"account": "carl", "preview": True})
+        assert preview.json() == {"changes": [], "applied": False}
+        done = operator.post("/api/accounts/sync", json={"account": "carl"})
+        assert done.json() == {"changes": [], "applied": True}
+        missing = operator.post("/api/accounts/sync", json={"account": "nobody"})
+    assert missing.status_code == 404
+    assert "nobody" in missing.json()["detail"]
+    failed = [e for e in events(scene, kind="admin_action") if e["target"] == "nobody"]
+    assert failed[0]["result"] == "failed"
+
+
+def test_an_unlinked_account_belongs_to_nobody(scene: Scene) -> None:
+    scene.visit("dora")
+    with scene.edge("boss", "admins") as boss:
+        header = {"X-CSRF-Token": boss.get("/_shim/api/session").json()["csrf_token"]}
+        body = {"account": "dora"}
+        done = boss.post("/_shim/api/accounts/unlink", json=body, headers=header)
+    assert done.json() == {"account": "dora", "unlinked": True, "locked": True}
+    found = account(scene, "dora")
+    assert (found["uid"], found["state"], found["locked"]) == (None, "unlinked", True)
+    (action,) = [e for e in events(scene, kind="admin_action") if e["target"] == "dora"]
+    assert (action["actor"], action["client"]) == ("console:boss", "127.0.0.2")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"account": 1}', b'{"account": ""}', b'{"account": "a", "x": 1}']
+)
+def test_a_body_that_is_none_is_rejected_with_a_sentence(scene: Scene, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    with scene.operator() as operator:
+        response = operator.post("/api/accounts/lock", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["detail"]
+
+
+# explain, settings, reload
+
+
+def test_explain_says_what_the_command_says(scene: Scene) -> None:
+    request = {
+        "peer": "127.0.0.2",
+        "path": "/app/",
+        "headers": ["X-authentik-username: ada", "X-authentik-uid: uid-of-ada"],
+        "with_secret": True,
+    }
+    headers = ["X-authentik-groups: users"]
+    with scene.operator() as operator:
+        response = operator.post(
+            "/api/explain", json={**request, "headers": [*request["headers"], *headers]}
+        )
+    said = response.json()
+    assert said["verdict"] == "authenticated"
+    assert ["Remote-User", "ada"] in said["forwarded_headers"]
+    assert "swordfish" not in response.text
+    options = ["--peer", "127.0.0.2", "--path", "/app/", "--with-secret", "--json"]
+    for line in (*request["headers"], *headers):
+        options += ["-H", line]
+    ran = command(scene.folder, "explain", *options, settings=settings_of(scene))
+    assert json.loads(ran.stdout) == said
+
+
+def settings_of(scene: Scene) -> dict[str, str]:
+    return {**scene.settings, "REVERSE_PROXY_WHITELIST": "127.0.0.2,127.2.0.0/16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"peer": "nonsense"}, "neither an IP address nor @"),
+        ({"headers": ["no header"]}, "expected 'Name: value'"),
+        ({"headers": ["A: b\r\nX-authentik-username: root"]}, "line break"),
+        ({"path": "/\r\nHost: evil"}, "line break"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_explain_rejects_nonsense(scene: Scene, change: dict[str, Any], sentence: str) -> None:
+    with scene.operator() as operator:
+        response = operator.post("/api/explain", json={"peer": "@", "path": "/", **change})
+    assert response.status_code == 400
+    assert sentence in response.json()["detail"]
+
+
+def test_the_settings_have_their_sources_and_no_secret(scene: Scene) -> None:
+    with scene.operator() as operator:
+        response = operator.get("/api/config")
+    assert TOKEN not in response.text
+    assert "swordfish" not in response.text
+    rows = {row["name"]: row for row in response.json()["settings"]}
+    assert (rows["SHIM_CONTROL_TOKEN"]["value"], rows["SHIM_CONTROL_TOKEN"]["secret"]) == (
+        "***",
+        True,
+    )
+    assert rows["SHIM_ADMIN_GROUPS"]["source"] == "environment"
+    assert rows["SHIM_MAX_HEADERS"]["source"] == "default"
+    assert any("Console at /_shim/: members of admins" in s for s in response.json()["summary"])
+
+
+def test_a_reload_is_recorded_with_its_result(scene: Scene) -> None:
+    with scene.operator() as operator:
+        assert operator.post("/api/reload").json() == {"changed": [], "pending_restart": []}
+    reloads = [e for e in events(scene, kind="admin_action") if e["action"] == "reload"]
+    assert reloads[0]["result"] == "done"
+
+
+# the trail
+
+
+def test_pages_follow_each_other_without_a_gap(scene: Scene) -> None:
+    every = events(scene, limit=1000)
+    assert len(every) > 5
+    found: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        page = get(scene, "/api/audit/events", limit=3, cursor=cursor, until=every[0]["time"])
+        found += page["events"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    ids = [event["id"] for event in found]
+    assert len(set(ids)) == len(ids)
+    known = [event["id"] for event in every if event["time"] < every[0]["time"]]
+    assert set(known) <= set(ids)
+
+
+def test_one_event_has_its_place_in_the_chain(scene: Scene) -> None:
+    first = events(scene, kind="started")[0]
+    found = get(scene, f"/api/audit/events/{first['id'].upper()}")
+    assert found["event"]["id"] == first["id"]
+    assert len(found["integrity"]["hash"]) == 64
+    with scene.operator() as operator:
+        unknown = operator.get("/api/audit/events/00000000-0000-7000-8000-000000000000")
+        assert unknown.status_code == 404
+        assert operator.get("/api/audit/events/nonsense").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "since=nonsense",
+        "since=9999999w",
+        "since=2026-13-01",
+        "since=2h&until=3h",
+        "until=%00",
+        "kind=nonsense",
+        "verdict=maybe",
+        "reason='%20OR%201=1",
+        "stream=both",
+        "path_class=x",
+        "severity=loud",
+        "peer=nonsense/33",
+        "client=" + "1" * 300,
+        "text=" + "x" * 300,
+        "cursor=nonsense",
+        "cursor=a.1.1.1",
+        "cursor=d.99999999999999999999.1.1",
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "order=random",
+        "format=xml",
+        "zone=Mars/Olympus",
+        "nonsense=1",
+        "since=2h;drop",
+    ],
+)
+def test_a_query_that_is_none_is_rejected_with_a_sentence(scene: Scene, query: str) -> None:
+    with scene.operator() as operator:
+        response = operator.get(f"/api/audit/events?{query}")
+    assert response.status_code == 400, response.text
+    assert len(response.json()["detail"]) > 10
+
+
+@pytest.mark.parametrize(
+    "query", ["since=x", "bucket=week", "kind=started", "since=2000w&bucket=minute", "since=now"]
+)
+def test_a_summary_of_nonsense_is_rejected(scene: Scene, query: str) -> None:
+    with scene.operator() as operator:
+        assert operator.get(f"/api/audit/summary?{query}").status_code == 400
+
+
+def test_a_summary_counts_by_kind_verdict_and_reason(scene: Scene) -> None:
+    with httpx.Client(base_url=f"http://{scene.shim.host}:{scene.shim.port}") as stranger:
+        stranger.get("/app/", headers={"Remote-User": "admin"})
+    eventually(lambda: bool(events(scene, reason="untrusted_peer")), True)
+    found = get(scene, "/api/audit/summary", bucket="hour")
+    counted = [cell for cell in found["cells"] if cell["reason"] == "untrusted_peer"]
+    assert sum(cell["count"] for cell in counted) >= 1
+    assert found["bucket_seconds"] == 3600
+
+
+ATTACK = '=HYPERLINK("http://evil.example","x")'
+
+
+def test_csv_and_ndjson_disarm_the_texts_of_attackers(scene: Scene) -> None:
+    with scene.edge("mallory") as mallory:
+        del mallory.headers["X-Shim-Proxy-Secret"]
+        mallory.headers.encoding = "utf-8"
+        mallory.headers["X-authentik-username"] = ATTACK
+        mallory.headers["User-Agent"] = "\u202e<script>"
+        assert mallory.get("/app/").status_code == 401
+    eventually(lambda: bool(events(scene, user=ATTACK)), True)
+    with scene.operator() as operator:
+        query = {"user": ATTACK, "format": "csv"}
+        response = operator.get("/api/audit/events", params=query)
+        assert response.headers["content-type"].startswith("text/csv")
+        rows = list(csv.DictReader(io.StringIO(response.text)))
+        assert rows[0]["claimed_user"] == "'" + ATTACK
+        for row in rows:
+            assert not [cell for cell in row.values() if cell.startswith(("=", "+", "-", "@"))]
+        assert "\u202e" not in response.text
+        lines = operator.get("/api/audit/events", params={**query, "format": "ndjson"}).text
+    assert "\u202e" not in lines
+    (event, *_) = map(json.loads, lines.splitlines())
+    assert event["claimed_user"] == ATTACK
+
+
+def test_a_stream_has_new_events_and_continues_where_it_ended(scene: Scene) -> None:
+    with scene.operator() as operator:
+        with operator.stream("GET", "/api/audit/stream?kind=admin_action") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            lines = response.iter_lines()
+            begin = next(line for line in lines if line.startswith("id: "))
+            with scene.operator() as other:
+                other.post("/api/reload")
+            (first,) = [json.loads(line[6:]) for line in _until_data(lines)]
+        assert first["action"] == "reload"
+        resumed = {"Last-Event-ID": begin[4:]}
+        with operator.stream("GET", "/api/audit/stream?kind=admin_action", headers=resumed) as two:
+            (again,) = [json.loads(line[6:]) for line in _until_data(two.iter_lines())]
+    assert again["id"] == first["id"]
+
+
+def _until_data(lines: Any) -> list[str]:
+    return [next(line for line in lines if line.startswith("data: "))]
+
+
+def test_a_stream_from_nonsense_is_rejected(scene: Scene) -> None:
+    with scene.operator() as operator:
+        bad = operator.get("/api/audit/stream", headers={"Last-Event-ID": "nonsense"})
+        assert bad.status_code == 400
+        assert operator.get("/api/audit/stream?since=2h").status_code == 400
+
+
+def test_a_shim_stops_although_sixteen_viewers_follow_and_no_more_are_admitted(
+    tmp_path: Any,
+) -> None:
+    with scene_of(tmp_path) as scene, scene.operator() as operator:
+        streams = [operator.stream("GET", "/api/audit/stream") for _ in range(16)]
+        for each in streams:
+            each.__enter__()
+        refused = operator.get("/api/audit/stream")
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"]
+        started = time.monotonic()
+        scene.shim.process.terminate()
+        scene.shim.process.wait(10)
+        assert time.monotonic() - started < 8
+        for each in streams:
+            each.__exit__(None, None, None)
+
+
+def test_the_openapi_document_names_every_route(scene: Scene) -> None:
+    document = get(scene, "/api/openapi.json")
+    assert document["openapi"].startswith("3.")
+    assert {
+        "/api/audit/events",
+        "/api/audit/events/{event_id}",
+        "/api/audit/summary",
+        "/api/audit/stream",
+        "/api/explain",
+        "/api/accounts",
+        "/api/accounts/sync",
+        "/api/accounts/lock",
+        "/api/accounts/unlock",
+        "/api/accounts/unlink",
+        "/api/config",
+        "/api/reload",
+        "/readyz",
+    } <= document["paths"].keys()
+    named = document["paths"]["/api/audit/events"]["get"]["parameters"]
+    assert {"since", "kind", "text", "cursor", "format"} <= {each["name"] for each in named}
