@@ -68,7 +68,10 @@ lock: $(VENV)/dev.stamp
 	@$(LOCK) $(ARGS) --output-file requirements/run.txt pyproject.toml
 	@$(LOCK) $(ARGS) --constraint requirements/run.txt --extra postgres \
 		--output-file requirements/postgres.txt pyproject.toml
-	@$(LOCK) $(ARGS) --constraint requirements/postgres.txt --extra postgres --extra dev \
+	@$(LOCK) $(ARGS) --constraint requirements/postgres.txt --extra notify \
+		--output-file requirements/notify.txt pyproject.toml
+	@$(LOCK) $(ARGS) --constraint requirements/postgres.txt --constraint requirements/notify.txt \
+		--extra postgres --extra notify --extra dev \
 		--output-file requirements/dev.txt pyproject.toml
 	@$(LOCK) $(ARGS) --constraint requirements/dev.txt \
 		--output-file requirements/build.txt requirements/build.in

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
+
+# httpx and structlog import these if they are installed, for output that the serving process does not use.
+# They are installed for the commands and take 4 MB. With None, Python raises ImportError, which both packages
+# expect.
+_UNUSED_BY_SERVE = ("rich", "httpx._main")
 
 
 def main() -> None:
@@ -14,6 +20,8 @@ def main() -> None:
         sys.exit(health(sys.argv[2:]))
     if sys.argv[1:] == ["serve"]:
         # It runs for months: what parses command lines costs 2 MB.
+        modules = cast("dict[str, object]", sys.modules)
+        modules.update(dict.fromkeys(_UNUSED_BY_SERVE))
         from shim.cli.serve import serve  # noqa: PLC0415
 
         serve()

@@ -68,6 +68,15 @@ class PolicyUpdater:
             self.settings, self.names.states, self.upstream, self.user_header.state, self.keys
         )
 
+    def key_set_age(self) -> float | None:
+        """Return the seconds since the key set was fetched, None without a key set."""
+        keys = self.keys
+        return None if keys is None else keys.state.age
+
+    def name_ages(self) -> dict[str, float]:
+        """Return the seconds since each host name of the whitelist was resolved."""
+        return {name.host: name.age for name in self.names.states}
+
     async def start(self) -> None:
         """Look up all values once, apply the results, and start the monitors."""
         await asyncio.gather(

@@ -27,7 +27,12 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 import shim
-from shim.app.factories import build_limits, build_policy, build_upstream_address
+from shim.app.factories import (
+    build_limits,
+    build_notify_sink,
+    build_policy,
+    build_upstream_address,
+)
 from shim.app.out_of_memory import end_process_on_memory_error
 from shim.app.policy_updater import PolicyUpdater
 from shim.app.reloader import ConfigReloader
@@ -44,7 +49,7 @@ from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
 from shim.control.explain import ExplainedRequest, explain
 from shim.control.keys import ControlKey
-from shim.control.metrics import build_registry
+from shim.control.metrics import Sources, build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
 from shim.control.services import ControlServices
 from shim.health import Check
@@ -110,8 +115,9 @@ class Runtime:
         self._log_writer = LineWriter(sys.stdout.fileno())
         configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
         store = _build_trail_store(settings)
-        log = LogSink(self._log_writer)
-        self.trail = Trail((log,) if store is None else (log, store))
+        self._notify = build_notify_sink(settings)
+        sinks = (LogSink(self._log_writer), store, self._notify)
+        self.trail = Trail(sink for sink in sinks if sink is not None)
         self.admin_actions = AdminActions(store, self.trail.record)
         self._trail_reader = _build_trail_reader(settings)
         observer = TrailObserver(
@@ -170,6 +176,8 @@ class Runtime:
     def checks(self) -> tuple[Check, ...]:
         """Return the state of all components for `/readyz`."""
         checks = self.policy_updater.checks()
+        if self._notify is not None:
+            checks = (*checks, self._notify.check())
         if self._audit is not None:
             checks = (*checks, self._audit.check())
         if self.accounts is None:
@@ -367,7 +375,7 @@ class Runtime:
             key=self._control_key,
         )
         metrics = build_registry(
-            self.counters, version=shim.__version__, events_dropped=self.trail.dropped
+            self.counters, version=shim.__version__, sources=self._metric_sources()
         )
         services = ControlServices(
             health=self,
@@ -392,6 +400,17 @@ class Runtime:
         )
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
+
+    def _metric_sources(self) -> Sources:
+        return Sources(
+            checks=self.checks,
+            events=self.trail.recorded,
+            events_dropped=self.trail.dropped,
+            events_queued=self.trail.queued,
+            accounts=dict if self.accounts is None else self.accounts.states,
+            key_set_age=self.policy_updater.key_set_age,
+            name_ages=self.policy_updater.name_ages,
+        )
 
     def _administration(self) -> AccountAdministration | None:
         if self.accounts is None:

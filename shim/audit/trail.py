@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from shim.audit.coalesce import Coalescer, GroupKey
 from shim.audit.events import CoalescedEvent, Event, EventsDropped
+from shim.audit.events.schema import kinds
 from shim.audit.line_writer import print_to_stderr
 
 BATCH = 64
@@ -70,6 +71,7 @@ class Trail:
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
         self._faults = 0
+        self._recorded = Counter({each.kind: 0 for each in kinds()})
 
     def start(self) -> None:
         """Start writing, on the running event loop. Events recorded before are written too."""
@@ -79,6 +81,7 @@ class Trail:
     def record(self, event: Event) -> None:
         """Write the event, or count it if it is one of many."""
         try:
+            self._recorded[event.kind] += 1
             if isinstance(event, CoalescedEvent):
                 for one in self._coalescer.offer(event, self._clock()):
                     self._put(one)
@@ -93,7 +96,10 @@ class Trail:
     def count_suppressed(self, peer: str, group_key: GroupKey, time: float) -> bool:
         """Count an event at `time` (seconds since the epoch) without creating it. Return False if it must be
         recorded instead, because it would be written."""
-        return self._coalescer.count_suppressed(peer, group_key, time, self._clock())
+        suppressed = self._coalescer.count_suppressed(peer, group_key, time, self._clock())
+        if suppressed:
+            self._recorded[group_key[0]] += 1
+        return suppressed
 
     def sweep(self) -> None:
         """Write the summaries that are due. The trail does this once a second."""
@@ -103,6 +109,14 @@ class Trail:
     def dropped(self) -> dict[str, int]:
         """Return the number of dropped events of each sink, by its name."""
         return {queue.sink.name: queue.dropped + self._faults for queue in self._queues}
+
+    def recorded(self) -> dict[str, int]:
+        """Return the number of recorded events of each kind."""
+        return dict(self._recorded)
+
+    def queued(self) -> dict[str, int]:
+        """Return the number of events in the queue of each sink, by its name."""
+        return {queue.sink.name: len(queue) for queue in self._queues}
 
     async def close(self, within: float = 5.0) -> None:
         """Write all pending events and summaries, for at most `within` seconds."""
@@ -157,6 +171,9 @@ class _Queue:
         self._retry = FIRST_RETRY_SECONDS
         self._failing = False
         self._sink_closed = False
+
+    def __len__(self) -> int:
+        return len(self._events)
 
     def put(self, event: Event, *, beyond_capacity: bool) -> None:
         full = len(self._events) >= self._capacity and not beyond_capacity

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shim.app.factories import build_policy, jwks_config
+from shim.app.factories import build_notify_sink, build_policy, jwks_config
 from shim.app.readiness import readiness_checks
 from shim.app.tls import CertificateError, build_listener_tls
+from shim.audit.errors import NotifyError
 from shim.cli.configuration import settings_or_exit
+from shim.cli.errors import print_error
 from shim.cli.terminal import cell, console, print_json, print_table, safe
 from shim.health import Check, State, is_ready
 from shim.monitors.dns import DnsMonitor
@@ -19,7 +22,7 @@ from shim.monitors.empty_server import EmptyServerMonitor
 from shim.monitors.jwks import JwksMonitor
 from shim.monitors.upstream import UpstreamMonitor
 from shim.monitors.user_header import UserHeaderState, UserHeaderWatch
-from shim.navidrome.transport import upstream_tls
+from shim.navidrome.transport import CertificateAuthorityError, upstream_tls
 from shim.settings import Settings, warnings
 from shim.settings.summary import summary
 
@@ -34,7 +37,11 @@ def check(
 ) -> None:
     """Check the settings, whitelist, Navidrome, database and key set, and show what the shim trusts."""
     settings = settings_or_exit()
-    checks, trusted, accounts = asyncio.run(_probe(settings))
+    try:
+        checks, trusted, accounts = asyncio.run(_probe(settings))
+    except CertificateAuthorityError as error:
+        print_error(f"navidrome-shim: {error}")
+        raise typer.Exit(1) from None
     ready = is_ready(checks)
     if as_json:
         result = _as_json(settings, checks, trusted, ready)
@@ -49,41 +56,43 @@ def check(
 async def _probe(
     settings: Settings,
 ) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...]]:
+    tls = upstream_tls(settings)
     whitelist = build_policy(settings).whitelist
     dns = DnsMonitor(whitelist.hosts, 0)
-    upstream = UpstreamMonitor(settings.upstream, upstream_tls(settings), settings.base_path)
+    upstream = UpstreamMonitor(settings.upstream, tls, settings.base_path)
     source = jwks_config(settings)
     jwks = None if source is None else JwksMonitor(source)
     user_header, _ = await asyncio.gather(
-        _user_header(settings),
+        _user_header(settings, tls),
         asyncio.gather(dns.resolve(), upstream.probe(), *(() if jwks is None else (jwks.fetch(),))),
     )
     await upstream.close()
     checks = (
         *_certificate(settings),
+        *_notifications(settings),
         *readiness_checks(settings, dns.states, upstream, user_header, jwks),
-        *await _accounts(settings),
+        *await _accounts(settings, tls),
         *_trail(settings),
     )
     accounts: tuple[AccountOutcome, ...] = ()
     if settings.provisioning:
         from shim.provisioning.preview import outcomes  # noqa: PLC0415 - as below
 
-        accounts = await outcomes(settings)
+        accounts = await outcomes(settings, tls)
     return checks, whitelist.with_resolved(dns.addresses()).describe(), accounts
 
 
-async def _user_header(settings: Settings) -> UserHeaderState:
+async def _user_header(settings: Settings, tls: ssl.SSLContext | None) -> UserHeaderState:
     api = None
     if settings.provisioning:
         from shim.provisioning.factory import build_api  # noqa: PLC0415
 
-        api = build_api(settings)
+        api = build_api(settings, tls)
     monitor = UserHeaderWatch(
         settings,
         None if api is None else api.external_authentication,
         lambda: None,
-        upstream_tls(settings),
+        tls,
     )
     await monitor.ask()
     await monitor.close()
@@ -108,16 +117,36 @@ def _certificate(settings: Settings) -> tuple[Check, ...]:
     return (Check("certificate", State.OK, str(settings.tls_cert)),)
 
 
-async def _accounts(settings: Settings) -> tuple[Check, ...]:
+def _notifications(settings: Settings) -> tuple[Check, ...]:
+    try:
+        sink = build_notify_sink(settings)
+    except NotifyError as error:
+        return (
+            Check(
+                "notifications",
+                State.FAILING,
+                str(error),
+                "Correct the setting; without SHIM_NOTIFY_URLS there are no notifications.",
+            ),
+        )
+    if sink is None:
+        return ()
+    detail = (
+        f"services: {', '.join(sink.labels)}. `navidrome-shim notify test` sends each a message"
+    )
+    return (Check("notifications", State.OK, detail),)
+
+
+async def _accounts(settings: Settings, tls: ssl.SSLContext | None) -> tuple[Check, ...]:
     if not settings.provisioning:
-        empty = EmptyServerMonitor(settings, upstream_tls(settings))
+        empty = EmptyServerMonitor(settings, tls)
         await empty.probe()
         await empty.close()
         return (empty.check(),)
     # Import late: the database code is large, and only this command needs it.
     from shim.provisioning.preview import check_accounts  # noqa: PLC0415
 
-    return await check_accounts(settings)
+    return await check_accounts(settings, tls)
 
 
 def _trail(settings: Settings) -> tuple[Check, ...]:

@@ -1,7 +1,7 @@
 """`navidrome-shim health`: check that the shim on this machine is up.
 
 Imports little, because a container runs it every half minute. Reads SHIM_CONTROL_LISTEN from the environment
-or `.env`, without loading the settings.
+or the settings file, without loading the settings.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ _LINE = re.compile(r"^\s*(?:export\s+)?(SHIM_CONTROL_\w+)\s*=\s*(.*?)\s*$", re.M
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def health(arguments: Sequence[str]) -> int:
-    """Return exit code 0 if the control plane returns 200, else 1. `--ready` requests /readyz."""
+def health(arguments: Sequence[str], env_file: Path | None = None) -> int:
+    """Return exit code 0 if the control plane returns 200, else 1. `--ready` requests /readyz. `env_file` is
+    read instead of `.env`, and must exist."""
     try:
-        variables = {**_file_variables(Path(".env")), **os.environ}
+        variables = {**_file_variables(env_file), **os.environ}
+    except OSError as error:
+        sys.stderr.write(f"navidrome-shim: {env_file} can't be read: {error.strerror}\n")
+        return 1
+    try:
         path = "/readyz" if "--ready" in arguments else "/healthz"
         status = _ask(variables, path)
     except (OSError, ValueError) as error:
@@ -35,10 +40,12 @@ def health(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _file_variables(path: Path) -> dict[str, str]:
+def _file_variables(env_file: Path | None) -> dict[str, str]:
     try:
-        text = path.read_text("utf-8-sig")
+        text = (env_file or Path(".env")).read_text("utf-8-sig")
     except OSError:
+        if env_file is not None:
+            raise
         return {}
     return {name: value.strip("\"'") for name, value in _LINE.findall(text)}
 

@@ -14,6 +14,7 @@ from shim.cli.configuration import EnvFile
 from shim.cli.database import database
 from shim.cli.explain import explain
 from shim.cli.health import health as ask_health
+from shim.cli.notify import notify
 from shim.cli.reload import reload
 from shim.cli.serve import serve
 from shim.cli.users import users
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(users, name="users")
 app.add_typer(audit, name="audit")
 app.add_typer(database, name="database")
+app.add_typer(notify, name="notify")
 app.command()(serve)
 app.command()(check)
 app.command()(explain)
@@ -41,7 +43,8 @@ def health(
     ] = False,
 ) -> None:
     """Check that the shim on this machine is up, for a container's health check. Exits with 0 or 1."""
-    raise typer.Exit(ask_health(["--ready"] if ready else []))
+    env_file = EnvFile.path if EnvFile.is_chosen() else None
+    raise typer.Exit(ask_health(["--ready"] if ready else [], env_file))
 
 
 def _version(requested: bool) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -36,18 +38,27 @@ class _Name:
 
 @dataclass(frozen=True, slots=True)
 class NameState:
-    """A name's addresses, and the error of its last lookup, if it failed."""
+    """A name's addresses, and the error of its last lookup, if it failed. `age`: the time in seconds since
+    the last lookup that succeeded, infinite before the first one."""
 
     host: str
     addresses: frozenset[Address]
     fault: str | None
+    age: float = math.inf
 
 
 class DnsMonitor:
     """Resolves `hosts`. Addresses are used for `stale_seconds` while lookups fail; `timeout` is the limit in
     seconds for one lookup."""
 
-    def __init__(self, hosts: tuple[str, ...], stale_seconds: float, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        hosts: tuple[str, ...],
+        stale_seconds: float,
+        timeout: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._names = {host: _Name() for host in hosts}
         self._stale_seconds = stale_seconds
         self._timeout = timeout
@@ -60,8 +71,15 @@ class DnsMonitor:
     @property
     def states(self) -> tuple[NameState, ...]:
         """The state of each name."""
+        now = self._clock()
         return tuple(
-            NameState(host, name.addresses, name.fault) for host, name in self._names.items()
+            NameState(
+                host,
+                name.addresses,
+                name.fault,
+                math.inf if name.resolved_at is None else now - name.resolved_at,
+            )
+            for host, name in self._names.items()
         )
 
     def addresses(self) -> dict[str, frozenset[Address]]:
@@ -91,7 +109,6 @@ class DnsMonitor:
                 on_change()
 
     async def _resolve(self, host: str, name: _Name) -> None:
-        loop = asyncio.get_running_loop()
         # A thread that waits for a name server can't be ended: one that is late is waited for again.
         pending = name.pending = name.pending or _start_lookup(host)
         result: _Lookup
@@ -103,10 +120,10 @@ class DnsMonitor:
         else:
             name.pending = None
         if not isinstance(result, str):
-            name.addresses, name.resolved_at, name.fault = result, loop.time(), None
+            name.addresses, name.resolved_at, name.fault = result, self._clock(), None
             return
         name.fault = result
-        if name.resolved_at is not None and loop.time() - name.resolved_at > self._stale_seconds:
+        if name.resolved_at is not None and self._clock() - name.resolved_at > self._stale_seconds:
             name.addresses = frozenset()
 
 

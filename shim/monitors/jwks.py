@@ -8,6 +8,7 @@ fetches: an unknown key starts one fetch, which all waiting requests share, and 
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -28,11 +29,13 @@ _TYPES = ("application/json", "application/jwk-set+json")
 @dataclass(frozen=True, slots=True)
 class JwksState:
     """The state of the key set. `fault` is the error of the last fetch, None if it succeeded. `failing_for`
-    is the time in seconds since the first failure."""
+    is the time in seconds since the first failure, `age` that since the last successful fetch, infinite
+    before it."""
 
     keys: tuple[Key, ...] = ()
     fault: str | None = "not fetched yet"
     failing_for: float = 0.0
+    age: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,10 @@ class JwksMonitor:
     @property
     def state(self) -> JwksState:
         """The state of the key set."""
-        failing_for = 0.0 if self._failing_since is None else self._clock() - self._failing_since
-        return JwksState(self._keys, self._fault, failing_for)
+        now, fetched_at, since = self._clock(), self._fetched_at, self._failing_since
+        failing_for = 0.0 if since is None else now - since
+        age = math.inf if fetched_at is None else now - fetched_at
+        return JwksState(self._keys, self._fault, failing_for, age)
 
     async def fetch(self) -> None:
         """Fetch once, or wait for the fetch in progress. Never raises; `state` has the result."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from shim.navidrome.transport import default_tls
 from shim.settings import Upstream
 
 # Navidrome redirects an unknown path to its web app, below its base path.
@@ -42,7 +43,7 @@ class UpstreamMonitor:
         timeout: float = 5.0,
     ) -> None:
         """`tls` is what its certificate is verified with, None for the system's authorities."""
-        verify = (tls or ssl.create_default_context()) if upstream.tls else False
+        verify = tls or default_tls(upstream)
         self._client = httpx.AsyncClient(
             base_url=f"{'https' if upstream.tls else 'http'}://{upstream.authority}",
             transport=httpx.AsyncHTTPTransport(uds=upstream.path, verify=verify),

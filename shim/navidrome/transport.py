@@ -23,6 +23,10 @@ MAX_RESPONSE = 4 << 20
 _CALLS = 8
 
 
+class CertificateAuthorityError(OSError):
+    """The CA of Navidrome's certificate cannot be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A response. `data` is the JSON of a 200, if JSON was requested."""
@@ -52,7 +56,7 @@ class Transport:
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(
                 uds=upstream.path,
-                verify=tls or _default_tls(upstream),
+                verify=tls or default_tls(upstream),
                 limits=httpx.Limits(max_connections=_CALLS, keepalive_expiry=20),
             ),
             timeout=timeout,
@@ -143,15 +147,21 @@ def body_excerpt(body: bytes) -> str:
 
 
 def upstream_tls(settings: Settings) -> ssl.SSLContext | None:
-    """Return the TLS context for Navidrome's certificate, None for plain HTTP. Raises OSError for a file that
-    has no certificate."""
+    """Return the TLS context for Navidrome's certificate, None for plain HTTP. Raises
+    `CertificateAuthorityError`. It takes 1 MB and some milliseconds, so build it once."""
     if not settings.upstream.tls:
         return None
     ca = settings.upstream_ca
-    return ssl.create_default_context(cafile=None if ca is None else str(ca))
+    try:
+        return ssl.create_default_context(cafile=None if ca is None else str(ca))
+    except OSError as error:
+        raise CertificateAuthorityError(
+            f"SHIM_UPSTREAM_CA={ca} contains no certificate: {error.strerror or error}. Use a PEM file with "
+            "the CA of Navidrome's certificate."
+        ) from None
 
 
-def _default_tls(upstream: Upstream) -> ssl.SSLContext:
+def default_tls(upstream: Upstream) -> ssl.SSLContext:
     """Return a context with the system's CAs; without TLS one that is never used, since CAs take 1 MB."""
     if upstream.tls:
         return ssl.create_default_context()

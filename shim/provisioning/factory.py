@@ -16,7 +16,7 @@ from shim.navidrome.transport import Transport, upstream_tls
 from shim.provisioning.admin import BootstrapAdmin, OwnAccount
 from shim.provisioning.binding_store import BindingStore, new_owner
 from shim.provisioning.gate import ProvisioningGate
-from shim.provisioning.health import service_checks
+from shim.provisioning.health import account_states, service_checks
 from shim.provisioning.policy import account_policy
 from shim.provisioning.service import ProvisioningService
 from shim.settings import Settings
@@ -39,6 +39,10 @@ class AccountParts:
     def checks(self) -> tuple[Check, ...]:
         """Return their state, for `/readyz`."""
         return service_checks(self.service)
+
+    def states(self) -> dict[str, int]:
+        """Return the number of accounts by state, for `/metrics`."""
+        return account_states(self.service)
 
 
 def build_service(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from shim.health import Check, State
 from shim.navidrome.models import Library
+from shim.provisioning.models import BindingState
 from shim.provisioning.policy import AccountPolicy
 from shim.provisioning.service import ProvisioningService
 
@@ -14,6 +15,21 @@ def service_checks(service: ProvisioningService) -> tuple[Check, ...]:
     """Return the checks of provisioning."""
     store = store_check(service.bindings.database.display_url, service.store_fault)
     return (store, _accounts(service))
+
+
+def account_states(service: ProvisioningService) -> dict[str, int]:
+    """Return the number of accounts in each state, with the words of `users list`. Any thread may call it."""
+    bindings = service.bindings.all()
+    counts = dict.fromkeys((*BindingState, "unbound", "reserved"), 0)
+    for binding in bindings:
+        counts[binding.state] += 1
+    bound = {binding.navidrome_id for binding in bindings}
+    for user in service.directory.all():
+        if service.policy.reserves(user.user_name):
+            counts["reserved"] += 1
+        elif user.id not in bound:
+            counts["unbound"] += 1
+    return {str(state): count for state, count in counts.items()}
 
 
 def accounts_check(

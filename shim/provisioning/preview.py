@@ -7,6 +7,7 @@ that exists.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from dataclasses import dataclass
 
@@ -46,11 +47,11 @@ class AccountOutcome:
     with_admin_group: str | None
 
 
-async def check_accounts(settings: Settings) -> tuple[Check, ...]:
-    """Return the checks of the store and the accounts."""
-    api = build_api(settings)
+async def check_accounts(settings: Settings, tls: ssl.SSLContext | None) -> tuple[Check, ...]:
+    """Return the checks of the store and the accounts. `tls` verifies Navidrome's certificate."""
+    api = build_api(settings, tls)
     try:
-        accounts = await _accounts(settings, api)
+        accounts = await _accounts(settings, api, tls)
     except NavidromeError as error:
         accounts = Check("accounts", State.FAILING, str(error), "Look at Navidrome's log.")
     finally:
@@ -58,12 +59,12 @@ async def check_accounts(settings: Settings) -> tuple[Check, ...]:
     return (_store(settings), accounts)
 
 
-async def outcomes(settings: Settings) -> tuple[AccountOutcome, ...]:
+async def outcomes(settings: Settings, tls: ssl.SSLContext | None) -> tuple[AccountOutcome, ...]:
     """Return the outcome for an identity of each existing account's name, without an admin group and with
     one. Empty if Navidrome can't be reached: `check_accounts` states the reason."""
-    api = build_api(settings)
+    api = build_api(settings, tls)
     try:
-        admin_access = await ensure_admin_access(api, own_account(settings))
+        admin_access = await ensure_admin_access(api, own_account(settings, tls))
     except NavidromeError:
         return ()
     finally:
@@ -139,9 +140,9 @@ async def _is_lost(settings: Settings, users: tuple[User, ...]) -> bool:
         await asyncio.to_thread(database.close)
 
 
-async def _accounts(settings: Settings, api: Navidrome) -> Check:
+async def _accounts(settings: Settings, api: Navidrome, tls: ssl.SSLContext | None) -> Check:
     policy = account_policy(settings)
-    admin_access = await ensure_admin_access(api, own_account(settings))
+    admin_access = await ensure_admin_access(api, own_account(settings, tls))
     if admin_access.users is None:
         # An empty server is no fault: a start of the shim creates the first admin.
         state = State.FAILING if admin_access.has_users else State.WARNING

@@ -11,6 +11,7 @@ import asyncio
 import re
 import socket
 import struct
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from shim.proxy.error_responses import UNASSIGNED_REQUEST_ID, error_response
@@ -493,12 +494,14 @@ class ClientConnection(asyncio.Protocol):
             del self.read_buffer[: end + 4]
             self._searched = 0
             self._empty_line_seen = False
-            self._handle(self.evaluate(head), head)
+            arrived = perf_counter()
+            self._handle(self.evaluate(head), head, arrived)
 
     def _serve_single(self, data: bytes) -> bool:
         """Serve `data` at once if it is exactly one complete head, which is the usual case."""
         if not data.endswith(b"\r\n\r\n"):
             return False
+        arrived = perf_counter()
         plane = self.plane
         decisions = plane.decisions
         context = self._context if self._decisions is decisions else self.context()
@@ -512,17 +515,17 @@ class ClientConnection(asyncio.Protocol):
         self._empty_line_seen = False
         decision = decisions.evaluate(data[:at], block_text, context, block, plane.time)
         if isinstance(decision, PendingVerification):
-            self._handle(decision, data)
+            self._handle(decision, data, arrived)
             return True
         if decision.outcome.verdict is _REJECTED and b"\r\n\r\n" in data[at:-2]:
             # It was more than one head: a parsed header block has no empty line in it.
             return False
-        self.handler = handler = RequestHandler(self)
+        self.handler = handler = RequestHandler(self, arrived)
         handler.start(decision, data)
         return True
 
-    def _handle(self, found: Decision | PendingVerification, head: bytes) -> None:
-        self.handler = handler = RequestHandler(self)
+    def _handle(self, found: Decision | PendingVerification, head: bytes, arrived: float) -> None:
+        self.handler = handler = RequestHandler(self, arrived)
         if isinstance(found, PendingVerification):
             handler.start_verification(found, head)
         else:
@@ -532,7 +535,7 @@ class ClientConnection(asyncio.Protocol):
         """Close a connection on which the client speaks TLS: it can't read a response in plain HTTP."""
         detail = "a TLS handshake on the port for plain HTTP"
         decision = self.plane.decisions.reject(Reason.MALFORMED_HEAD, detail, self.context())
-        RequestHandler(self).close_without_response(
+        RequestHandler(self, perf_counter()).close_without_response(
             decision, logged=self.plane.reports_tls(self.peer)
         )
 
@@ -543,5 +546,5 @@ class ClientConnection(asyncio.Protocol):
     def _reject_unparsed(self, reason: Reason, detail: str) -> None:
         """Reject a request whose head could not be parsed."""
         line, _, _ = bytes(self.read_buffer[: self.plane.limits.header_bytes]).partition(b"\r\n")
-        self.handler = handler = RequestHandler(self)
+        self.handler = handler = RequestHandler(self, perf_counter())
         handler.reject_unparsed(self.plane.decisions.reject(reason, detail, self.context(), line))

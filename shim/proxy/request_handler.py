@@ -11,10 +11,12 @@ import asyncio
 import re
 import secrets
 from collections.abc import Coroutine
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
 from shim.http1.framing import CHUNKED, NO_BODY
+from shim.proxy.counters import FASTEST
 from shim.proxy.error_responses import error_response
 from shim.proxy.failures import Failure
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
@@ -84,19 +86,20 @@ class RequestHandler:
 
     __slots__ = (
         "_account",
+        "_arrived",
         "_body_remaining",
         "_buffer",
         "_bytes_sent",
         "_connection",
         "_decision",
         "_decoder",
+        "_measured",
         "_plane",
         "_request_id",
         "_response_lines",
         "_response_status",
         "_retried",
         "_slow_path",
-        "_started",
         "_transport",
         "_unfinished",
         "_upload_paused",
@@ -110,7 +113,9 @@ class RequestHandler:
         "upstream",
     )
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: ClientConnection, arrived: float) -> None:
+        """Create the handler of a request whose head was complete at `arrived`, in seconds of
+        `perf_counter`."""
         self._connection = connection
         self._plane = connection.plane
         self._transport = connection.transport
@@ -118,7 +123,8 @@ class RequestHandler:
         self._account: Account | None = None
         self._request_id = ""
         self._slow_path: SlowPath | None = None
-        self._started: float  # if access is logged
+        self._arrived = arrived
+        self._measured = False  # the shim's own share of the time was counted
         self.upstream: Upstream | None = None
         self._retried = False
         self._unfinished = False  # `_finish_request` has an action left
@@ -145,8 +151,6 @@ class RequestHandler:
         plane = self._plane
         outcome = decision.outcome
         self._decision = decision
-        if plane.observer.logs_access:
-            self._start_clock()
         verdict = outcome.verdict
         if verdict is _REJECTED:
             if outcome.reason is _UNKNOWN_KEY:
@@ -193,8 +197,6 @@ class RequestHandler:
 
     def start_verification(self, pending: PendingVerification, head: bytes) -> None:
         """Decide once the token was verified."""
-        if self._plane.observer.logs_access:
-            self._start_clock()
         self._wait(self._serve(pending, head))
 
     def _accept(self, decision: Decision) -> None:
@@ -376,6 +378,7 @@ class RequestHandler:
         plane, connection, block = self._plane, self._connection, self._decision.block
         assert block is not None
         metadata = block.metadata
+        self._measure()  # the wait for the body is the client's share
         connection.enter(BUFFERING_FORM)
         self._set_deadline(plane.limits.form_timeout)
         limit = plane.limits.form_bytes
@@ -598,6 +601,15 @@ class RequestHandler:
             account = self._account
             head = decision.render_head(None if account is None else account.user_name)
         upstream.begin(self, head)
+        if not self._measured:
+            # `_measure`, without its calls for most requests.
+            self._measured = True
+            seconds = perf_counter() - self._arrived
+            if seconds <= FASTEST:
+                plane.counters.latency_seconds += seconds
+                plane.counters.latency[0] += 1
+            else:
+                plane.counters.observe_latency(seconds)
         length = block.metadata.length
         if length <= 0 and length != CHUNKED:
             self.request_sent = True
@@ -944,8 +956,6 @@ class RequestHandler:
 
     def reject_unparsed(self, decision: Decision) -> None:
         """Reject a request whose head could not be parsed."""
-        if self._plane.observer.logs_access:
-            self._start_clock()
         self.reject(decision)
 
     def close_without_response(self, decision: Decision, *, logged: bool) -> None:
@@ -972,6 +982,7 @@ class RequestHandler:
         location: str | None = None,
         failure: Failure | None = None,
     ) -> None:
+        self._measure()
         connection, plane = self._connection, self._plane
         keep_alive = connection.keep_alive = connection.keep_alive and decision.keep_alive
         response = error_response(
@@ -997,7 +1008,13 @@ class RequestHandler:
         else:
             connection.send_and_close(response)
 
-    # the log
+    # metrics and the log
+
+    def _measure(self) -> None:
+        """Count the time since the head was complete as the shim's own share, once."""
+        if not self._measured:
+            self._measured = True
+            self._plane.counters.observe_latency(perf_counter() - self._arrived)
 
     def _report_incomplete(self, failure: Failure) -> None:
         """Count and log a response that began and is incomplete."""
@@ -1027,11 +1044,8 @@ class RequestHandler:
             self._request_id = secrets.token_hex(8)
         return self._request_id
 
-    def _start_clock(self) -> None:
-        self._started = asyncio.get_running_loop().time()
-
     def _log_access(self, incomplete: Failure | None = None) -> None:
-        seconds = asyncio.get_running_loop().time() - self._started
+        seconds = perf_counter() - self._arrived
         self._plane.observer.request_completed(
             self._decision,
             self._ensure_request_id(),

@@ -32,6 +32,7 @@ SECRETS = frozenset(
         "database_url",
         "jwt_hs256_secret",
         "navidrome_admin_password",
+        "notify_urls",
         "proxy_secret",
     }
 )
@@ -412,6 +413,25 @@ class Settings(BaseSettings):
     ] = setting("info", "Minimum log level: debug, info, warning or error.")
     access_log: Flag = setting(
         "false", "Log every request, not only stripped, rejected and failed ones."
+    )
+
+    notify_urls: Annotated[tuple[SecretStr, ...], reader(parsers.service_urls)] = setting(
+        "",
+        "Apprise URLs of the services that get notifications, separated by blanks. Needs the extra `notify`.",
+        section="Notifications",
+        example="ntfys://ntfy.example.org/navidrome mailtos://user:password@example.org?to=ada@example.org",
+    )
+    notify_kinds: Names = setting(
+        "account_created,account_linked,account_unlinked,account_locked,account_readmitted,admin_action,"
+        "admin_created,own_account_secured",
+        "Kinds of events to notify of, whatever their severity, comma-separated; see docs/operating.md.",
+    )
+    notify_severity: Annotated[
+        Literal["info", "warning", "error", "none"],
+        reader(parsers.one_of("info", "warning", "error", "none")),
+    ] = setting(
+        "error",
+        "Least severity of other events to notify of: info, warning or error; none: only SHIM_NOTIFY_KINDS.",
     )
 
     max_header_bytes: Annotated[int, reader(parsers.count(4096, 1_048_576))] = setting(

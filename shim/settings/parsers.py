@@ -345,6 +345,19 @@ def header_secrets(text: str) -> tuple[SecretStr, ...]:
     return tuple(SecretStr(each) for each in found)
 
 
+def service_urls(text: str) -> tuple[SecretStr, ...]:
+    """Parse URLs of notification services, separated by blanks."""
+    found = text.split()
+    if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~]+", each) for each in found):
+        raise ValueError(
+            "expected Apprise URLs such as ntfys://ntfy.example.org/topic, separated by blanks; write other "
+            "characters than ASCII as %XX"
+        )
+    if len(set(found)) < len(found):
+        raise ValueError("expected each URL once")
+    return tuple(SecretStr(each) for each in found)
+
+
 def bearer_token(text: str) -> SecretStr:
     """Parse a bearer token (RFC 6750 §2.1)."""
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):

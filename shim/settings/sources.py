@@ -10,7 +10,6 @@ the last of two lines with one name, and do not know a name that is no setting.
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -187,6 +186,8 @@ def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
         return Fault(variable.name, variable.origin, display_value(variable.text), expected)
     files = {name + FILE_SUFFIX for name in catalogue.secrets}
     possible = sorted(catalogue.names | files)
+    import difflib  # noqa: PLC0415 - only for a fault
+
     near = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
     if not near:
         return Fault(variable.name, variable.origin, None, "no such setting")

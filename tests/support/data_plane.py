@@ -27,6 +27,7 @@ from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
 from tests.support.http_client import Client, Response
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import Navidrome
 from tests.support.socket_ends import PATIENCE, PlainWire, StreamWire, until
 
@@ -267,7 +268,7 @@ async def front_before(
     recorded = RecordingObserver(logs_access)
     plane = DataPlane(
         policy() if by is None else by,
-        limits or Limits(),
+        limits or limits_with(),
         Counters(),
         recorded,
         navidrome.address,

@@ -111,6 +111,7 @@ def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
     modules = ran.stdout.split()
     assert "shim.app.runtime" in modules
     assert not [name for name in modules if name.startswith(("sqlalchemy", "alembic"))]
+    assert "apprise" not in modules, "only SHIM_NOTIFY_URLS needs it"
 
 
 def test_a_new_database_is_created_without_the_migrations_code(tmp_path: Path) -> None:
@@ -130,3 +131,37 @@ def test_what_serves_loads_no_code_that_parses_command_lines() -> None:
     modules = ran.stdout.split()
     assert "shim.cli.serve" in modules
     assert "typer" not in modules
+
+
+def test_the_serving_process_loads_no_code_that_draws_on_terminals(tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys; from pathlib import Path; "
+        "atexit.register(lambda: Path('modules').write_text("
+        "' '.join(name for name, found in sys.modules.items() if found is not None))); "
+        "sys.argv[1:] = ['serve']; from shim.__main__ import main; main()"
+    )
+    # It ends since it cannot listen: everything is loaded by then.
+    environment = {
+        "SHIM_LISTEN": "192.0.2.1:1",
+        "SHIM_PROVISIONING": "true",
+        "SHIM_JWT_VERIFY": "required",
+        "SHIM_JWT_HS256_SECRET": "x" * 32,
+        "SHIM_JWT_ISSUER": "issuer",
+        "SHIM_JWT_AUDIENCE": "audience",
+        "SHIM_LOG_FORMAT": "console",
+        "PYTHONPATH": str(ROOT.parent),
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "Cannot assign requested address" in ran.stderr
+    modules = (tmp_path / "modules").read_text().split()
+    assert {"shim.app.runtime", "sqlalchemy", "jwt", "httpx", "structlog"} <= set(modules)
+    unused = ("rich", "pygments", "httpx._main", "attr", "difflib", "typer", "alembic", "apprise")
+    assert not [name for name in modules if name in unused or name.partition(".")[0] in unused]

@@ -23,7 +23,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 NEEDS: dict[str, list[str]] = {
     "run.txt": PROJECT["dependencies"],
     "postgres.txt": PROJECT["dependencies"] + EXTRAS["postgres"],
-    "dev.txt": PROJECT["dependencies"] + EXTRAS["postgres"] + EXTRAS["dev"],
+    "notify.txt": PROJECT["dependencies"] + EXTRAS["notify"],
+    "dev.txt": PROJECT["dependencies"] + EXTRAS["postgres"] + EXTRAS["notify"] + EXTRAS["dev"],
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)", re.MULTILINE)
 
@@ -69,7 +70,8 @@ def test_the_project_declares_what_it_imports_and_nothing_else() -> None:
     declared = {
         canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]
     } - LOADED_BY_NAME
-    assert imported() == declared
+    optional = {canonicalize_name(Requirement(text).name) for text in EXTRAS["notify"]}
+    assert imported() - optional == declared
 
 
 @pytest.mark.parametrize("file", NEEDS)
@@ -84,8 +86,9 @@ def test_a_lock_file_has_pins_with_hashes_and_nothing_else(file: str) -> None:
 
 
 def test_the_lock_files_agree_with_each_other() -> None:
-    dev, postgres, run = locked("dev.txt"), locked("postgres.txt"), locked("run.txt")
-    assert run.items() <= postgres.items() <= dev.items()
+    dev, run = locked("dev.txt"), locked("run.txt")
+    for extra in ("postgres.txt", "notify.txt"):
+        assert run.items() <= locked(extra).items() <= dev.items()
 
 
 def test_the_version_is_in_one_place() -> None:

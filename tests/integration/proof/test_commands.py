@@ -104,3 +104,22 @@ def test_every_reason_is_explained_in_words_of_its_own() -> None:
     texts = [reason.text for reason in Reason]
     assert len(set(texts)) == len(texts)
     assert all(" " in text and not text.endswith(".") for text in texts)
+
+
+def test_a_ca_of_navidrome_that_is_none_is_said_by_check_and_serve(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("no PEM")
+    settings = {
+        "UPSTREAM": "https://127.0.0.1:9",
+        "UPSTREAM_CA": str(ca),
+        "PROVISIONING": "false",
+        "LISTEN": "127.0.0.1:0",
+        "CONTROL_LISTEN": "127.0.0.1:0",
+    }
+    for name in ("check", "serve"):
+        done = command(tmp_path, name, settings=settings)
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            f"navidrome-shim: SHIM_UPSTREAM_CA={ca} contains no certificate"
+        )
+        assert "Traceback" not in done.stderr

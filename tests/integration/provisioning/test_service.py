@@ -182,3 +182,20 @@ async def test_a_store_that_was_not_opened_yet_is_not_called_well(stand_in_world
     assert [check.state for check in accounts.checks()] == [State.OK, State.OK]
     await accounts.gate.stop()
     database.close()
+
+
+async def test_accounts_are_counted_by_state_for_the_metrics(world: World) -> None:
+    await world.create_first("owner", "secret-1")
+    await world.call("POST", "/api/user", {"userName": "guest", "password": "x"}, "owner")
+    await world.start(BOOTSTRAP_ADMIN="owner", ALLOWED_GROUPS="family")
+    await world.request(person("alice", "family"))
+    assert world.accounts.states() == {
+        "active": 1,
+        "denied": 0,
+        "unlinked": 0,
+        "unbound": 2,
+        "reserved": 1,
+    }
+    assert isinstance(await world.request(person("alice")), AccountDenied)
+    states = world.accounts.states()
+    assert (states["active"], states["denied"]) == (0, 1)

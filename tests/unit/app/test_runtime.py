@@ -18,13 +18,13 @@ from shim.app.factories import build_policy
 from shim.app.policy_updater import PolicyUpdater
 from shim.audit.events import Event, PolicyChanged
 from shim.proxy.counters import Counters
-from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamAddress
 from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.peers import parse_peer
 from tests.support.data_plane import EDGE, RecordingObserver
 from tests.support.http_client import Client, get
+from tests.support.limits import limits_with
 from tests.support.program import PATIENCE, Program, ScriptedNavidrome, program, started
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 
@@ -286,7 +286,7 @@ async def test_a_listed_name_whose_address_changes_is_followed(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge.test", "SHIM_PROVISIONING": "false"})
     plane = DataPlane(
-        build_policy(settings), Limits(), Counters(), RecordingObserver(), UpstreamAddress()
+        build_policy(settings), limits_with(), Counters(), RecordingObserver(), UpstreamAddress()
     )
     events: list[Event] = []
     enforcement = PolicyUpdater(settings, plane, events.append)

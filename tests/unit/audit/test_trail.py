@@ -221,3 +221,25 @@ async def test_recording_never_raises(complaints: list[str]) -> None:
     await trail.close()
     trail.record(access())
     assert trail.dropped() == {"memory": 3}
+
+
+async def test_recorded_events_are_counted_by_kind_with_those_that_are_only_in_a_summary() -> None:
+    trail = Trail([Stuck()], Coalescer(burst=1), capacity=2)
+    for _ in range(3):
+        trail.record(request_decision())
+    event = request_decision(peer="192.0.2.7")
+    assert trail.count_suppressed("192.0.2.7", event.group_key, event.time)
+    trail.record(access())
+
+    counts = trail.recorded()
+
+    assert (counts["request_decision"], counts["access"]) == (4, 1)
+    assert counts["reload_rejected"] == 0
+    assert trail.queued() == {"memory": 2}
+
+
+async def test_an_event_that_must_be_recorded_is_not_counted_before() -> None:
+    trail = Trail([Memory()])
+    event = request_decision(peer="192.0.2.7")
+    assert not trail.count_suppressed("192.0.2.7", event.group_key, event.time)
+    assert trail.recorded()["request_decision"] == 0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shim.control.metrics import build_registry
-from shim.proxy.counters import Counters
+from shim.control.metrics import Sources, build_registry
+from shim.health import Check, State
+from shim.proxy.counters import LATENCY_BOUNDS, Counters
 from shim.proxy.failures import Failure
 from shim.trust.reasons import OUTCOMES, PathClass, Reason, outcome
 
@@ -14,9 +18,9 @@ Labels = dict[str, str]
 
 
 def read(
-    counters: Counters, lost: dict[str, int] | None = None
+    counters: Counters, sources: Sources | None = None
 ) -> dict[str, list[tuple[Labels, float]]]:
-    registry = build_registry(counters, version="9.9.9", events_dropped=lambda: lost or {})
+    registry = build_registry(counters, version="9.9.9", sources=sources)
     samples: dict[str, list[tuple[Labels, float]]] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
@@ -99,8 +103,60 @@ def test_figures_are_read_again_each_time() -> None:
 
 
 def test_the_build_the_process_and_what_the_trail_lost_are_shown() -> None:
-    samples = read(Counters(), lost={"log": 3})
+    sources = Sources(events_dropped=lambda: {"log": 3}, events_queued=lambda: {"log": 5})
+    samples = read(Counters(), sources)
 
     assert samples["shim_build_info"][0][0]["version"] == "9.9.9"
     assert samples["process_resident_memory_bytes"][0][1] > 0
     assert samples["shim_audit_events_dropped_total"] == [({"sink": "log"}, 3.0)]
+    assert samples["shim_audit_queue_events"] == [({"sink": "log"}, 5.0)]
+
+
+def test_each_check_has_one_state_that_is_1() -> None:
+    checks = [Check("navidrome", State.FAILING, "no"), Check("keys", State.WARNING, "old")]
+    samples = read(Counters(), Sources(checks=lambda: checks))
+
+    current = {(row["check"], row["state"]) for row, value in samples["shim_check"] if value}
+    assert current == {("navidrome", "failing"), ("keys", "warning")}
+    assert len(samples["shim_check"]) == 6
+    assert samples["shim_ready"] == [({}, 0.0)]
+
+
+def test_a_warning_does_not_make_the_shim_unready() -> None:
+    samples = read(Counters(), Sources(checks=lambda: [Check("keys", State.WARNING, "old")]))
+    assert samples["shim_ready"] == [({}, 1.0)]
+
+
+def test_accounts_events_and_ages_have_their_rows() -> None:
+    sources = Sources(
+        accounts=lambda: {"active": 2, "denied": 0},
+        events=lambda: {"account_created": 4},
+        key_set_age=lambda: 12.5,
+        name_ages=lambda: {"edge": math.inf},
+    )
+
+    samples = read(Counters(), sources)
+
+    assert samples["shim_accounts"] == [({"state": "active"}, 2.0), ({"state": "denied"}, 0.0)]
+    assert samples["shim_events_total"] == [({"kind": "account_created"}, 4.0)]
+    assert samples["shim_key_set_age_seconds"] == [({}, 12.5)]
+    assert samples["shim_name_age_seconds"] == [({"host": "edge"}, math.inf)]
+
+
+def test_without_a_key_set_its_age_has_no_row() -> None:
+    assert "shim_key_set_age_seconds" not in read(Counters())
+
+
+def test_the_histogram_counts_a_request_in_every_bucket_that_it_fits() -> None:
+    counters = Counters()
+    for seconds in (LATENCY_BOUNDS[0], 0.0002, 11.0):
+        counters.observe_latency(seconds)
+
+    samples = read(counters)
+
+    buckets = {row["le"]: count for row, count in samples["shim_request_processing_seconds_bucket"]}
+    assert (buckets["0.0001"], buckets["0.00025"]) == (1.0, 2.0)
+    assert (buckets["10.0"], buckets["+Inf"]) == (2.0, 3.0)
+    assert len(buckets) == len(LATENCY_BOUNDS) + 1
+    assert samples["shim_request_processing_seconds_count"] == [({}, 3.0)]
+    assert samples["shim_request_processing_seconds_sum"][0][1] == pytest.approx(11.0003)

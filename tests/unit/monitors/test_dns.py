@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -218,3 +219,17 @@ async def test_a_change_is_told_and_nothing_else(name_server: NameServer) -> Non
 async def test_without_names_there_is_nothing_to_watch() -> None:
     async with asyncio.timeout(5):
         await DnsMonitor((), stale_seconds=300).run(3600, lambda: None)
+
+
+async def test_the_age_of_a_name_is_the_time_since_its_last_successful_lookup(
+    name_server: NameServer,
+) -> None:
+    now = [100.0]
+    watch = DnsMonitor(("edge",), stale_seconds=300, clock=lambda: now[0])
+    assert [state.age for state in watch.states] == [math.inf]
+    name_server.answers = {"edge": ["192.0.2.1"]}
+    await watch.resolve()
+    now[0] += 7
+    name_server.answers = {"edge": TimeoutError()}
+    await watch.resolve()
+    assert [state.age for state in watch.states] == [7.0]

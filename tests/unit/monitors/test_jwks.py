@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,14 @@ async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
     async with jwks_server(answer(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, max_age=100.0), clock=clock)
         watch.on_change = lambda: told.append((kids(watch), watch.state.fault is None))
+        assert watch.state.age == math.inf
         await watch.fetch()
         end.body = answer(b"", status="503 Away")
         for passed in (50, 50):
             clock.now += passed
             await watch.fetch()
             assert kids(watch) == ["one"]
-        assert watch.state.failing_for == 50
+        assert (watch.state.failing_for, watch.state.age) == (50, 100)
         clock.now += 1
         await watch.fetch()
         assert watch.keys == ()

@@ -7,11 +7,11 @@ from urllib.parse import quote
 import pytest
 
 from shim.proxy.gate import AccountDenied
-from shim.proxy.limits import Limits
 from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
 from tests.support.data_plane import ANYONE, EDGE, Front, front_before, policy
 from tests.support.http_client import Client, build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, Served
 from tests.support.socket_ends import turns, until
 from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
@@ -282,7 +282,7 @@ async def test_a_form_of_nothing_but_a_void_token_is_sent_without_a_body(
 async def test_a_form_that_is_too_large_is_rejected_in_subsonics_form(
     navidrome: Navidrome, *, chunked: bool
 ) -> None:
-    limits = Limits(form_bytes=100)
+    limits = limits_with(form_bytes=100)
     async with front_before(navidrome, gate=locked(), limits=limits) as front:
         client = await front.client()
         if chunked:
@@ -299,7 +299,7 @@ async def test_a_form_that_is_too_large_is_rejected_in_subsonics_form(
 
 
 async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navidrome) -> None:
-    limits = Limits(form_bytes=100, buffered_bytes=800)
+    limits = limits_with(form_bytes=100, buffered_bytes=800)
     async with front_before(navidrome, gate=locked(), limits=limits) as front:
         head = build_request("POST", "/rest/ping", FORM, "Content-Length: 100").encode()
         slow = [await front.client(f"127.0.0.{number}") for number in range(3, 7)]
@@ -330,7 +330,7 @@ async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navi
 async def test_one_client_behind_the_edge_leaves_room_for_the_forms_of_others(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(form_bytes=100, buffered_bytes=800)
+    limits = limits_with(form_bytes=100, buffered_bytes=800)
     async with front_before(navidrome, gate=locked(), limits=limits) as front:
 
         async def begin(address: str, count: int) -> Client:
@@ -463,7 +463,7 @@ async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sen
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
-    limits = Limits(max_upstream_connections=1)
+    limits = limits_with(max_upstream_connections=1)
     async with front_before(navidrome, gate=accounts, limits=limits) as front:
         first = await front.client()
         await first.send(get("/rest/ping").encode())

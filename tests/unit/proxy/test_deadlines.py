@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from shim.proxy.limits import Limits
 from shim.trust.reasons import Reason
 from tests.support.data_plane import EDGE, Front, front_before
 from tests.support.http_client import build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.slow_gate import SlowGate
 from tests.support.slow_reader import answer_that_waits
 from tests.support.socket_ends import until
 
-LIMITS = Limits(
+LIMITS = limits_with(
     request_header_timeout=10,
     request_body_timeout=20,
     send_timeout=30,
@@ -212,7 +212,7 @@ async def test_who_half_closes_and_reads_nothing_does_not_stay(
 
 
 async def test_a_connection_that_does_not_come_is_a_504(navidrome: Navidrome) -> None:
-    limits = Limits(
+    limits = limits_with(
         upstream_connect_timeout=5, upstream_response_timeout=50, max_upstream_connections=1
     )
     async with front_before(navidrome, limits=limits) as front:

@@ -9,7 +9,6 @@ import pytest
 
 from shim.app.factories import sign_out_url
 from shim.proxy.error_responses import error_response
-from shim.proxy.limits import Limits
 from shim.settings import load
 from shim.trust.decision import reject
 from shim.trust.reasons import Reason
@@ -17,6 +16,7 @@ from shim.trust.rejection import RequestRejected
 from tests.support.data_plane import EDGE, Front, front_before, policy
 from tests.support.decisions import ADA, decided, head
 from tests.support.http_client import Response, build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import Navidrome
 
 _SUBSONIC = "{http://subsonic.org/restapi}"
@@ -127,7 +127,7 @@ async def test_what_a_target_says_stays_text(front: Front, navidrome: Navidrome)
 
 
 async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_connections=2)) as front:
+    async with front_before(navidrome, limits=limits_with(max_connections=2)) as front:
         first, second = await front.client(EDGE), await front.client(EDGE)
         third = await front.client(EDGE)
         response = await third.read_response()
@@ -142,7 +142,7 @@ async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
 
 
 async def test_untrusted_peers_leave_half_of_the_room_to_the_edge(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_connections=4)) as front:
+    async with front_before(navidrome, limits=limits_with(max_connections=4)) as front:
         strangers = [await front.client() for _ in range(3)]
         assert (await strangers[2].read_response()).status == 503
         edges = [await front.client(EDGE) for _ in range(1)]
@@ -154,7 +154,7 @@ async def test_untrusted_peers_leave_half_of_the_room_to_the_edge(navidrome: Nav
 
 
 async def test_far_beyond_the_room_a_connection_ends_without_a_word(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_connections=1)) as front:
+    async with front_before(navidrome, limits=limits_with(max_connections=1)) as front:
         clients = [await front.client(EDGE) for _ in range(10)]
         assert (await clients[8].read_response()).status == 503
         with pytest.raises((EOFError, ConnectionError)):
@@ -164,7 +164,7 @@ async def test_far_beyond_the_room_a_connection_ends_without_a_word(navidrome: N
 
 
 async def test_heads_over_the_limit_are_a_431_in_any_slicing(navidrome: Navidrome) -> None:
-    limits = Limits(header_bytes=300)
+    limits = limits_with(header_bytes=300)
     async with front_before(navidrome, limits=limits) as front:
         served = None
         for size in (299, 300, 301, 302):
@@ -185,7 +185,7 @@ async def test_heads_over_the_limit_are_a_431_in_any_slicing(navidrome: Navidrom
 
 
 async def test_a_head_without_end_is_a_431(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(header_bytes=300)) as front:
+    async with front_before(navidrome, limits=limits_with(header_bytes=300)) as front:
         client = await front.client()
         response = await client.request(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 400)
         assert response.status == 431

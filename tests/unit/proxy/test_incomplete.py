@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shim.proxy.client_connection import ClientConnection
-from shim.proxy.limits import Limits
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import Client, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import Navidrome, Served
 from tests.support.slow_reader import answer_that_waits
 from tests.support.socket_ends import until
@@ -20,7 +20,7 @@ SIZE = 3_000_000
 
 @pytest.fixture
 async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
-    limits = Limits(send_timeout=300)
+    limits = limits_with(send_timeout=300)
     async with front_before(navidrome, limits=limits, logs_access=True, send_buffer=4096) as made:
         yield made
 
@@ -114,7 +114,9 @@ async def test_a_client_that_does_not_take_the_end_of_a_response_has_a_line(
     navidrome: Navidrome, close: bool
 ) -> None:
     """Navidrome gave all of it, and the shim holds the rest."""
-    async with front_before(navidrome, limits=Limits(send_timeout=30), send_buffer=4096) as front:
+    async with front_before(
+        navidrome, limits=limits_with(send_timeout=30), send_buffer=4096
+    ) as front:
         client = await front.client(receive_buffer=4096)
         line = "Connection: close" if close else "Accept: */*"
         await client.send(get("/rest/stream", line).encode())

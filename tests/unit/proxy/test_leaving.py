@@ -9,11 +9,11 @@ import pytest
 
 from shim.app.sockets import raise_descriptor_limit
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
-from shim.proxy.limits import Limits
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 from tests.support.data_plane import EDGE, Front, front_before, policy
 from tests.support.http_client import Client, build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
 from tests.support.slow_gate import SlowGate
 from tests.support.slow_reader import answer_that_waits
@@ -82,7 +82,7 @@ async def test_leaving_while_the_account_is_awaited_cancels_the_question(
 
 
 async def test_leaving_while_connecting_sends_nothing(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         first, second = await front.client(), await front.client()
         await first.send(get("/1").encode())
         served, _ = await navidrome.requests()
@@ -251,7 +251,7 @@ async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_n
     # A Unix socket takes little for a reader that sleeps, so what was kept is too much for it.
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
-        front_before(navidrome, gate=gate, limits=Limits(max_buffered_bytes=1 << 20)) as front,
+        front_before(navidrome, gate=gate, limits=limits_with(max_buffered_bytes=1 << 20)) as front,
     ):
         client = await front.client(EDGE)
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 40}").encode()
@@ -268,7 +268,7 @@ async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_n
 async def test_requests_that_nobody_reads_the_responses_of_are_not_piled_up(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(send_timeout=20)
+    limits = limits_with(send_timeout=20)
     async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
         client = await front.client(receive_buffer=4096)
         await client.send(get("/cover").encode())
@@ -306,7 +306,7 @@ async def _read_at_last(front: Front, navidrome: Navidrome) -> None:
 async def test_a_head_longer_than_what_is_kept_is_read_on_when_its_turn_comes(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(header_bytes=1 << 18, max_buffered_bytes=1 << 16)
+    limits = limits_with(header_bytes=1 << 18, max_buffered_bytes=1 << 16)
     async with front_before(navidrome, limits=limits) as front:
         client = await front.client()
         await client.send(get("/1").encode())
@@ -323,7 +323,7 @@ async def test_many_who_wait_and_have_to_ask_again_do_not_recurse(navidrome: Nav
     raise_descriptor_limit()
     gate = SlowGate()
     gate.ready["alice"] = Account(b"alice")
-    limits = Limits(max_upstream_connections=1, max_connections=1000)
+    limits = limits_with(max_upstream_connections=1, max_connections=1000)
     async with front_before(navidrome, gate=gate, limits=limits) as front:
         first = await signed_in(front)
         served, _ = await navidrome.requests()

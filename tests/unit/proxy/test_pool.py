@@ -14,11 +14,11 @@ import pytest
 from shim.proxy.client_connection import ClientConnection
 from shim.proxy.failures import Failure
 from shim.proxy.keepalive import IDLE_SECONDS
-from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.upstream import Upstream
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 from tests.support.socket_ends import until
 
@@ -145,7 +145,7 @@ async def test_a_request_that_still_waits_in_the_buffer_is_not_sent_whole(
 async def test_connections_are_bounded_and_who_waits_is_served_in_order(
     navidrome: Navidrome,
 ) -> None:
-    limits = Limits(max_upstream_connections=2, max_pending_requests=2)
+    limits = limits_with(max_upstream_connections=2, max_pending_requests=2)
     async with front_before(navidrome, limits=limits) as front:
         clients = [await front.client() for _ in range(5)]
         for number, client in enumerate(clients):
@@ -166,7 +166,7 @@ async def test_connections_are_bounded_and_who_waits_is_served_in_order(
 
 
 async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         first, second = await front.client(), await front.client()
         await first.send(get("/1").encode())
         served, _ = await navidrome.requests()
@@ -178,7 +178,7 @@ async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: N
 
 
 async def test_who_left_does_not_wait_any_more(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         first, second, third = [await front.client() for _ in range(3)]
         for number, client in enumerate((first, second, third)):
             await client.send(get(f"/{number}").encode())
@@ -192,7 +192,7 @@ async def test_who_left_does_not_wait_any_more(navidrome: Navidrome) -> None:
 
 
 async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=Limits(max_upstream_connections=1)) as front:
+    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         await navidrome.stop_listening()
         clients = [await front.client() for _ in range(4)]
         for client in clients:

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from shim.proxy.gate import AccountDenied
-from shim.proxy.limits import Limits
 from shim.trust.reasons import Reason
 from tests.support.data_plane import ANYONE, EDGE, front_before, policy
 from tests.support.http_client import Client, build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.slow_gate import SlowGate
 
@@ -118,7 +118,7 @@ async def test_what_was_sent_ahead_of_an_account_that_is_rejected_is_served(
 
 
 async def test_who_stays_idle_after_a_rejection_is_let_go(navidrome: Navidrome) -> None:
-    limits = Limits(idle_timeout=30.0)
+    limits = limits_with(idle_timeout=30.0)
     async with front_before(navidrome, by=SECRETS, limits=limits) as front:
         client = await front.client(EDGE)
         assert (await client.request(REFUSED)).status == 401

@@ -7,15 +7,15 @@ import socket
 
 import pytest
 
-from shim.proxy.limits import Limits
 from shim.proxy.server import Options
 from tests.support.certificates import Certificates
 from tests.support.data_plane import ANYONE, EDGE, Front, front_before
 from tests.support.http_client import Client, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.socket_ends import turns, until
 
-PATIENT = Limits(request_header_timeout=60.0)
+PATIENT = limits_with(request_header_timeout=60.0)
 
 
 async def gone(client: Client) -> None:
@@ -34,7 +34,7 @@ async def counted(front: Front, number: int) -> None:
 async def test_who_never_begins_is_counted_and_let_go(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    limits = Limits(request_header_timeout=0.1)
+    limits = limits_with(request_header_timeout=0.1)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
         client = await front.client(EDGE)
         await gone(client)
@@ -71,7 +71,7 @@ async def test_who_leaves_before_it_begins_is_not_counted_any_more(
 async def test_untrusted_peers_who_never_begin_leave_room_for_the_edge(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    limits = Limits(request_header_timeout=60.0, max_connections=8)
+    limits = limits_with(request_header_timeout=60.0, max_connections=8)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
         strangers = [await front.client(ANYONE) for _ in range(4)]
         await counted(front, 4)
@@ -85,7 +85,7 @@ async def test_untrusted_peers_who_never_begin_leave_room_for_the_edge(
 async def test_a_connection_takes_the_place_of_its_handshake(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    limits = Limits(request_header_timeout=60.0, max_connections=2)
+    limits = limits_with(request_header_timeout=60.0, max_connections=2)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
         for source in (ANYONE, EDGE):  # of two, a stranger may have one
             await _served(front, navidrome, certificates, source)

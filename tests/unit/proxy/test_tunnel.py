@@ -9,11 +9,11 @@ import pytest
 from websockets.asyncio.client import unix_connect
 from websockets.asyncio.server import ServerConnection, unix_serve
 
-from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamAddress
 from shim.trust.reasons import Reason
 from tests.support.data_plane import Front, front_before
 from tests.support.http_client import Client, build_request, get
+from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 
 HANDSHAKE = (
@@ -154,7 +154,7 @@ async def test_navidromes_end_of_a_tunnel_reaches_the_client(
 async def test_a_tunnel_outlives_every_deadline_but_that_of_a_stalled_reader(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, limits=Limits(send_timeout=20)) as front:
+    async with front_before(navidrome, limits=limits_with(send_timeout=20)) as front:
         client, served = await tunnel(front, navidrome)
         front.pass_time(100_000)
         await _fill(front, client)
@@ -183,7 +183,7 @@ async def test_what_came_ahead_does_not_undo_the_pause(tmp_path: Path) -> None:
     # A Unix socket takes little for a reader that sleeps, so what came ahead is too much for it.
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
-        front_before(navidrome, limits=Limits(max_buffered_bytes=1 << 20)) as front,
+        front_before(navidrome, limits=limits_with(max_buffered_bytes=1 << 20)) as front,
     ):
         client = await front.client()
         await client.send(get("/socket", *HANDSHAKE).encode())

@@ -163,6 +163,7 @@ class TestSecrets:
     TEXT: ClassVar = {
         "SHIM_AUDIT_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/trail",
         "SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim",
+        "SHIM_NOTIFY_URLS": "ntfys://hunter2hunter2@ntfy.example.org/topic",
     }
 
     @pytest.mark.parametrize("name", NAMES)
@@ -226,6 +227,9 @@ class TestSecrets:
             {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:p@/hunter2@db/shim"},
             {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:p@db?hunter2@db/shim"},
             {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2/shim"},
+            {"SHIM_NOTIFY_URLS": "hunter2"},
+            {"SHIM_NOTIFY_URLS": "ntfys://hunter2@h/a ntfys://hunter2@h/a"},
+            {"SHIM_NOTIFY_URLS": "ntfys://hunter2@h/ä"},
             {"SHIM_AUDIT_DATABASE_URL": "postgres://shim:hunter2@db/shim"},
             {"SHIM_AUDIT_KEY": "hunter2 hunter2"},
             {"SHIM_UPSTREAM": "http://shim:hunter2@navidrome:4533"},
