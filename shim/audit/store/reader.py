@@ -394,9 +394,10 @@ class TrailReader:
                 choose = min if oldest_first else max
                 scan, _ = choose(heads, key=lambda each: _merge_key(each[1]))
                 events.append(scan.pop())
+            remaining = [scan for scan in scans if scan.peek() is not None or scan.paused]
         searched = max((scan.searched for scan in scans), default=0)
         paused = [scan for scan in scans if scan.paused]
-        more = bool(paused) or any(scan.peek() is not None for scan in scans)
+        more = bool(remaining)
         for scan in scans:
             positions[scan.stream] = scan.position
         text_limit = filters.text is not None and any(scan.text_ended for scan in scans)

@@ -173,6 +173,20 @@ def test_a_page_whose_time_is_over_says_so_and_the_next_one_continues(
     assert "The search is not complete: the next page searches further back." in notes
 
 
+def test_a_page_that_ends_with_a_piece_continues(
+    database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_PIECE", 2)
+    monkeypatch.setattr(module, "_LAST_PIECE", 2)
+    records = [refused(START + n) for n in range(5)]
+    store(database, "requests", *records)
+    first = reader.page(Filters(), limit=2)
+    second = reader.page(Filters(), limit=2, cursor=first.next_cursor)
+    third = reader.page(Filters(), limit=2, cursor=second.next_cursor)
+    assert ids(first) + ids(second) + ids(third) == [e["id"] for e in records[::-1]]
+    assert third.next_cursor is None
+
+
 def test_an_event_is_found_by_its_id(database: Database, reader: TrailReader) -> None:
     wanted = record("account_changed", account="bert")
     store(database, "changes", record("account_created"), wanted)
