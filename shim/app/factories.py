@@ -156,7 +156,8 @@ def _required(settings: Settings) -> frozenset[Role]:
     required = set()
     if settings.provisioning and settings.uid_source != "username":
         required.add(Role.EMAIL if settings.uid_source == "email" else Role.UID)
-    if settings.allowed_groups or settings.admin_groups or settings.library_groups:
+    granting = settings.allowed_groups or settings.admin_groups or settings.library_groups
+    if granting and settings.missing_groups == "reject":
         required.add(Role.GROUPS)
     return frozenset(required)
 

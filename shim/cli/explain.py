@@ -97,7 +97,8 @@ def _proof_headers(settings: Settings, with_secret: bool, token_file: Path | Non
             raise typer.BadParameter(
                 f"{token_file}: {error.strerror}", param_hint="--token-file"
             ) from None
-        found.append(f"{settings.jwt_header}: {text.strip()}")
+        header = f"{settings.jwt_header}: " if settings.jwt_header else "Authorization: Bearer "
+        found.append(f"{header}{text.strip()}")
     return found
 
 

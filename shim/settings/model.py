@@ -229,6 +229,14 @@ class Settings(BaseSettings):
     groups_separator: Annotated[str, reader(parsers.separator)] = setting(
         DEFAULT.groups_separator, "Separator between two groups.", reloadable=True
     )
+    missing_groups: Annotated[
+        Literal["reject", "none"], reader(parsers.one_of("reject", "none"))
+    ] = setting(
+        "reject",
+        "If a group setting is in force and an identity comes without the header or claim with the groups: "
+        "reject it, or none (it is in no group). oauth2-proxy and tinyauth send no header for no group.",
+        reloadable=True,
+    )
     uid_source: Annotated[
         Literal["header", "username", "email", "claim"],
         reader(parsers.one_of("header", "username", "email", "claim")),

@@ -61,6 +61,7 @@ def warnings(settings: Settings) -> tuple[str, ...]:
     return (
         *_trust_warnings(settings),
         *_path_warnings(settings),
+        *_email_warnings(settings),
         *_group_warnings(settings),
         *_secret_warnings(settings),
         *_unused_settings(settings),
@@ -286,6 +287,15 @@ def _path_warnings(settings: Settings) -> Iterator[str]:
             )
 
 
+def _email_warnings(settings: Settings) -> Iterator[str]:
+    """Warn if users of several domains compete for one name."""
+    if settings.username_from_email == "local-part" and len(settings.email_domains) != 1:
+        yield (
+            "SHIM_USERNAME_FROM_EMAIL=local-part: ada@one.example and ada@two.example have the same user "
+            "name, and the first one who signs in gets the account. Set SHIM_EMAIL_DOMAINS to one domain."
+        )
+
+
 def _group_warnings(settings: Settings) -> Iterator[str]:
     """Warn if groups from a header grant rights, because the provider joins their names without escaping."""
     granting = [
@@ -302,7 +312,8 @@ def _group_warnings(settings: Settings) -> Iterator[str]:
         yield (
             f"{' and '.join(granting)}: rights depend on the header {settings.groups_header}. The provider "
             f"joins groups with {separator} and escapes nothing, so a group named {group_name!r} grants them "
-            "too. Let no other user name groups at the provider, or set SHIM_JWT_VERIFY=required."
+            "too. Let no other user name groups at the provider; or, if it signs a token, set "
+            "SHIM_JWT_VERIFY=required."
         )
 
 

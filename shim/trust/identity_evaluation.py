@@ -19,6 +19,7 @@ from shim.trust.policy import Policy, Proof
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.rejection import RequestRejected
 from shim.trust.token_proof import (
+    MISSING_HINTS,
     DeferredResult,
     VerifiedClaims,
     check_claims_match_headers,
@@ -165,7 +166,8 @@ def _complete_identity(claims: Mapping[Role, str], policy: Policy) -> Identity:
         if role not in claims:
             name = policy.names.roles.get(role, role.name.lower())
             raise RequestRejected(
-                Reason.IDENTITY_INCOMPLETE, f"an identity was sent without {name}"
+                Reason.IDENTITY_INCOMPLETE,
+                f"an identity was sent without {name}{MISSING_HINTS.get(role, '')}",
             )
     groups = claims.get(Role.GROUPS)
     return rules.identity(claims, None if groups is None else rules.split_groups(groups))

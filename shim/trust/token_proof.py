@@ -22,6 +22,10 @@ from shim.trust.rejection import RequestRejected
 
 B = TypeVar("B")
 
+# What to do about a missing value, for the log.
+MISSING_HINTS = {
+    Role.GROUPS: "; if the provider leaves it out for a user without groups, set SHIM_MISSING_GROUPS=none"
+}
 # Only jwt_invalid is cached; every other failure depends on the clock.
 _PERMANENT_FAILURE = Reason.JWT_INVALID
 
@@ -176,7 +180,8 @@ def verified_claims(token: Token, policy: Policy) -> VerifiedClaims:
     for role in (rules.username_role, *sorted(policy.required)):
         if role not in claims:
             raise RequestRejected(
-                Reason.IDENTITY_INCOMPLETE, f"the token has no {_claim_name(role, names)}"
+                Reason.IDENTITY_INCOMPLETE,
+                f"the token has no {_claim_name(role, names)}{MISSING_HINTS.get(role, '')}",
             )
     if token.email_refused and _email_decides(policy, names):
         raise RequestRejected(
