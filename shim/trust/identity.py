@@ -11,7 +11,7 @@ import re
 from base64 import b64decode
 from binascii import a2b_qp
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from urllib.parse import unquote_to_bytes
 
@@ -119,29 +119,25 @@ class IdentityRules:
     groups_format: GroupsFormat = GroupsFormat.PLAIN
     groups_separator: str = "|"
 
-    @property
-    def email_decides(self) -> bool:
-        """Return whether the e-mail address is the user name or the uid."""
-        return (
-            self.username_from_email is not UsernameFromEmail.OFF
-            or self.uid_source is UidSource.EMAIL
-        )
+    # Derived, because reading members of an enumeration on each request is slow: whether the e-mail address
+    # is the user name or the uid; the roles that do not decide; those whose empty value counts as absent; and
+    # the one that the user name comes from.
+    email_decides: bool = field(init=False)
+    descriptive: frozenset[Role] = field(init=False)
+    never_empty: frozenset[Role] = field(init=False)
+    username_role: Role = field(init=False)
 
-    @property
-    def descriptive(self) -> frozenset[Role]:
-        """Return the roles that do not decide."""
-        return _ONLY_NAME if self.email_decides else DESCRIPTIVE
-
-    @property
-    def never_empty(self) -> frozenset[Role]:
-        """Return the roles whose empty value counts as absent."""
-        return _NEVER_EMPTY_OR_EMAIL if self.email_decides else NEVER_EMPTY
-
-    @property
-    def username_role(self) -> Role:
-        """Return the role that the user name comes from."""
-        off = self.username_from_email is UsernameFromEmail.OFF
-        return Role.USERNAME if off else Role.EMAIL
+    def __post_init__(self) -> None:
+        from_email = self.username_from_email is not UsernameFromEmail.OFF
+        decides = from_email or self.uid_source is UidSource.EMAIL
+        derived = {
+            "email_decides": decides,
+            "descriptive": _ONLY_NAME if decides else DESCRIPTIVE,
+            "never_empty": _NEVER_EMPTY_OR_EMAIL if decides else NEVER_EMPTY,
+            "username_role": Role.EMAIL if from_email else Role.USERNAME,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def username(self, values: Mapping[Role, str]) -> str | None:
         """Return the user name in these values, None if it is absent. A deciding e-mail is valid already."""

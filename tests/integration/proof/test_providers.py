@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ from tests.support.provider_headers import (
     pomerium_assertion,
 )
 
+NO_SETTINGS: Mapping[str, str] = {}
 SECRET = "of-the-edges-authenticated-route"
 PROOF = f"X-Shim-Proxy-Secret: {SECRET}"
 BY_NAME = {sent.provider: sent for sent in SENDS}
@@ -34,20 +36,24 @@ def decided(
     *fields: str,
     peer: Peer = EDGE,
     path: str = "/api/user",
-    method: str = "GET",
-    **settings: str,
+    settings: Mapping[str, str] = NO_SETTINGS,
 ) -> Decision:
     policy = build_policy(sent.load(**settings), keys=keys())
     now = time.time()
-    decision = decide(head(f"{method} {path} HTTP/1.1", *fields), peer, policy, b"http", now)
+    decision = decide(head(f"GET {path} HTTP/1.1", *fields), peer, policy, b"http", now)
     assert (decision.identity is None) is (decision.outcome.verdict != "authenticated")
     return decision
 
 
 def reason(
-    sent: Sent, *fields: str, peer: Peer = EDGE, path: str = "/api/user", **more: str
+    sent: Sent,
+    *fields: str,
+    peer: Peer = EDGE,
+    path: str = "/api/user",
+    settings: Mapping[str, str] = NO_SETTINGS,
 ) -> str:
-    return str(decided(sent, *fields, peer=peer, path=path, **more).outcome.reason)
+    decision = decided(sent, *fields, peer=peer, path=path, settings=settings)
+    return str(decision.outcome.reason)
 
 
 def test_every_preset_is_tried() -> None:
@@ -82,9 +88,9 @@ def test_a_route_without_authentication_needs_the_proof(sent: Sent) -> None:
     fields = [f for f in sent.fields if "Assertion" not in f] if signed else sent.fields
     expected = sent.without_token if signed else "trusted_peer"
     assert reason(sent, *fields) == expected
-    unproven = reason(sent, *sent.fields, PROXY_SECRET=SECRET)
+    unproven = reason(sent, *sent.fields, settings={"PROXY_SECRET": SECRET})
     assert unproven == "secret_missing"
-    proven = reason(sent, *sent.fields, PROOF, PROXY_SECRET=SECRET)
+    proven = reason(sent, *sent.fields, PROOF, settings={"PROXY_SECRET": SECRET})
     assert proven == ("verified_jwt" if signed else "proxy_secret")
 
 
@@ -147,7 +153,9 @@ def test_the_token_has_an_algorithm_of_the_preset() -> None:
     by_rsa = token({**said, "email": ADMIN}, key=rsa_key())
     header = "X-Pomerium-Jwt-Assertion"
     assert reason(sent, f"{header}: {by_rsa}") == "jwt_invalid"
-    assert reason(sent, f"{header}: {by_rsa}", JWT_ALGORITHMS="RS256") == "verified_jwt"
+    assert (
+        reason(sent, f"{header}: {by_rsa}", settings={"JWT_ALGORITHMS": "RS256"}) == "verified_jwt"
+    )
 
 
 def test_oauth2_proxys_id_token_comes_as_a_bearer_token() -> None:
@@ -170,18 +178,18 @@ def test_oauth2_proxys_id_token_comes_as_a_bearer_token() -> None:
         "JWT_AUDIENCE": "navidrome",
     }
     bearer = f"Authorization: Bearer {token(said)}"
-    decision = decided(sent, *sent.fields, bearer, **settings)
+    decision = decided(sent, *sent.fields, bearer, settings=settings)
     assert decision.identity == sent.identity
     other = (*sent.fields[:1], "X-Auth-Request-Preferred-Username: admin")
-    assert reason(sent, *other, bearer, **settings) == "jwt_claim_mismatch"
-    assert reason(sent, *sent.fields, **settings) == "jwt_missing"
+    assert reason(sent, *other, bearer, settings=settings) == "jwt_claim_mismatch"
+    assert reason(sent, *sent.fields, settings=settings) == "jwt_missing"
 
 
 @pytest.mark.parametrize("name", ["authelia", "oauth2-proxy", "tailscale", "tinyauth"])
 def test_local_part_is_the_name_before_the_at(name: str) -> None:
     sent = BY_NAME[name]
     settings = {"USERNAME_FROM_EMAIL": "local-part", "EMAIL_DOMAINS": "Example.ORG"}
-    identity = decided(sent, *sent.fields, **settings).identity
+    identity = decided(sent, *sent.fields, settings=settings).identity
     assert identity is not None
     uid = sent.identity.uid if name == "oauth2-proxy" else "ada"
     assert (identity.username, identity.uid) == ("ada", uid)
@@ -204,7 +212,7 @@ def test_local_part_is_the_name_before_the_at(name: str) -> None:
         "": "identity_incomplete",
     }.items():
         field = f"{email_field}: {email}"
-        assert reason(sent, *others, field, **settings) in (
+        assert reason(sent, *others, field, settings=settings) in (
             (expected, "no_identity") if not email else (expected,)
         ), email
 
@@ -227,7 +235,9 @@ def test_names_that_look_equal_stay_different() -> None:
     assert [identity and identity.uid for identity in identities] == names
     emails = [f"{name}@example.org" for name in names]
     found = [
-        decided(sent, "Remote-User: x", f"Remote-Email: {email}", UID_SOURCE="email").identity
+        decided(
+            sent, "Remote-User: x", f"Remote-Email: {email}", settings={"UID_SOURCE": "email"}
+        ).identity
         for email in emails
     ]
     assert found == [
@@ -257,7 +267,7 @@ def test_names_that_look_equal_stay_different() -> None:
 def test_the_form_of_a_group_list(form: str, text: str, groups: tuple[str, ...] | None) -> None:
     sent = BY_NAME["authelia"]
     fields = ("Remote-User: ada", f"Remote-Groups: {text}")
-    decision = decided(sent, *fields, GROUPS_FORMAT=form)
+    decision = decided(sent, *fields, settings={"GROUPS_FORMAT": form})
     if groups is None:
         assert str(decision.outcome.reason) == "identity_invalid"
     else:

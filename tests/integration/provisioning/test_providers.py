@@ -29,6 +29,16 @@ async def rebind(world: World, *arguments: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out)
 
 
+async def explained(world: World, user: str) -> dict[str, str]:
+    """Return what `explain` says of the account step of an Authelia user, and the reason."""
+    ask = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", "-H", f"Remote-User: {user}")
+    _, out, err = await run(world, *ask, "--json")
+    assert out, err
+    told = json.loads(out)
+    step = next(step for step in told["steps"] if step["step"] == "account")
+    return {"step": step["result"], "why": step["why"], "reason": told["reason"]}
+
+
 @pytest.mark.parametrize("sent", SENDS, ids=lambda sent: sent.provider)
 async def test_a_user_of_the_provider_gets_one_account(tcp_world: World, sent: Sent) -> None:
     world = tcp_world
@@ -100,6 +110,10 @@ async def test_everybody_is_moved_to_a_provider_without_an_id(tcp_world: World) 
     status, plan = await rebind(world, "--all", "--dry-run")
     assert status == 0
     assert plan["applied"] is False
+    _, out, _ = await run(world, "users", "rebind", "--all", "--dry-run")
+    assert "ada (user name of authelia)" in " ".join(out.split())
+    assert "Nothing was changed" in out
+    assert (await explained(world, "ada"))["reason"] == "identity_conflict"
     assert [(each["account"], each["uid"]) for each in plan["accounts"]] == [
         ("ada", "ada"),
         ("Bob", "Bob"),
@@ -107,6 +121,7 @@ async def test_everybody_is_moved_to_a_provider_without_an_id(tcp_world: World) 
     assert await world.reason(ada) is Reason.IDENTITY_CONFLICT
     assert (await rebind(world, "--all"))[1]["applied"] is False
     assert (await rebind(world, "--all", "--yes"))[1]["applied"] is True
+    assert (await explained(world, "ada"))["step"] == "bound"
     await world.restart()
     assert await world.request(ada) == "ada"
     # A name in another case is another user, and gets nobody's account.
