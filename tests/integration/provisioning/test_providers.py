@@ -202,3 +202,32 @@ async def test_an_account_that_cannot_be_moved_is_named(stand_in_world: World) -
     assert {each["account"]: each["uid"] for each in plan["accounts"] if not each["problem"]} == {
         "eve": "ada@example.com"
     }
+
+
+async def test_a_uid_that_looks_like_a_waiting_one_is_nobody_elses(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start()
+    eve = replace(AUTHENTIK.identity, username="eve", uid="rebind bob")
+    assert await world.request(eve) == "eve"
+    assert await world.request(replace(AUTHENTIK.identity, username="bob", uid="b")) == "bob"
+
+
+async def test_two_accounts_never_get_one_uid(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start()
+    ada = AUTHENTIK.identity
+    for name in ("ada", "bob"):
+        await world.request(replace(ada, username=name, uid=name))
+    await world.request(replace(ada, username="eve", uid="e", email="eve@example.org"))
+    await world.restart(PROVIDER="authelia", UID_SOURCE="email")
+    status, plan = await rebind(world, "--all", "--yes")
+    assert status == 1
+    problems = {each["account"]: each["problem"] for each in plan["accounts"]}
+    assert problems == {
+        "ada": "another account would have the uid ada@example.org too",
+        "bob": "another account would have the uid ada@example.org too",
+        "eve": "",
+    }
+    await world.restart()
+    bound = {each.user_name: each.uid for each in world.accounts.service.bindings.all()}
+    assert bound == {"ada": "ada", "bob": "bob", "eve": "eve@example.org"}
