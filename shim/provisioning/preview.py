@@ -259,8 +259,12 @@ def _policy_step(policy: AccountPolicy, identity: Identity) -> Step:
     groups = ", ".join(identity.groups or ()) or "none"
     if not policy.allows(identity):
         reason = f"none of the groups ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})"
-        paths = [group for group in identity.groups or () if group.startswith("/")]
-        if any(path.rpartition("/")[2] in policy.allowed_groups for path in paths):
+        paths = [
+            group
+            for group in identity.groups or ()
+            if group.startswith("/") and group.rpartition("/")[2] in policy.allowed_groups
+        ]
+        if paths:
             reason += f"; write a group with its whole path, as the provider sends it: {paths[0]}"
         return _rejected("policy", Reason.GROUP_NOT_ALLOWED, reason)
     reason = f"a group ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})" if allowed else ""

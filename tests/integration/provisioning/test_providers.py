@@ -29,13 +29,16 @@ async def rebind(world: World, *arguments: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out)
 
 
-async def explained(world: World, user: str) -> dict[str, str]:
-    """Return what `explain` says of the account step of an Authelia user, and the reason."""
-    ask = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", "-H", f"Remote-User: {user}")
+async def explained(
+    world: World, user: str, *fields: str, step_name: str = "account"
+) -> dict[str, str]:
+    """Return what `explain` says of one step of an Authelia user, and the reason."""
+    headers = [part for line in (f"Remote-User: {user}", *fields) for part in ("-H", line)]
+    ask = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", *headers)
     _, out, err = await run(world, *ask, "--json")
     assert out, err
     told = json.loads(out)
-    step = next(step for step in told["steps"] if step["step"] == "account")
+    step = next(step for step in told["steps"] if step["step"] == step_name)
     return {"step": step["result"], "why": step["why"], "reason": told["reason"]}
 
 
@@ -231,3 +234,11 @@ async def test_two_accounts_never_get_one_uid(stand_in_world: World) -> None:
     await world.restart()
     bound = {each.user_name: each.uid for each in world.accounts.service.bindings.all()}
     assert bound == {"ada": "ada", "bob": "bob", "eve": "eve@example.org"}
+
+
+async def test_explain_names_the_path_of_a_group(stand_in_world: World) -> None:
+    world = stand_in_world
+    await world.start(PROVIDER="authelia", ALLOWED_GROUPS="music")
+    policy = await explained(world, "ada", "Remote-Groups: /home/music", step_name="policy")
+    assert policy["reason"] == "group_not_allowed"
+    assert "with its whole path, as the provider sends it: /home/music" in policy["why"]
