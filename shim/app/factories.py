@@ -13,10 +13,11 @@ from shim.monitors.jwks import JwksConfig
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamAddress
 from shim.settings import Settings
+from shim.settings.identity import identity_rules
 from shim.settings.reserved import reserved_names
 from shim.trust.fields import FieldNames
 from shim.trust.identity import Role
-from shim.trust.jwt import TokenRules
+from shim.trust.jwt import ClaimNames, TokenRules
 from shim.trust.path_zones import Paths
 from shim.trust.peers import Address as IPAddress
 from shim.trust.peers import AddressList, parse_entry
@@ -51,7 +52,7 @@ def build_policy(
         real_ip_proxies=AddressList(map(parse_entry, settings.real_ip_trusted_proxies)),
         paths=Paths(settings.base_path, settings.public_paths),
         names=_names(settings, user_header),
-        groups_separator=settings.groups_separator,
+        rules=identity_rules(settings),
         secrets=tuple(secret.get_secret_value().encode() for secret in settings.proxy_secret),
         tokens=_tokens(settings, keys),
         public_path_proof=None if proof == "none" else Proof(proof),
@@ -134,12 +135,13 @@ def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldName
         Role.JWT: settings.jwt_header,
     }
     return FieldNames(
-        roles,
+        {role: name for role, name in roles.items() if name},
         settings.identity_prefixes,
         settings.reverse_proxy_user_header,
         settings.proxy_secret_header,
         bearer=settings.jwt_bearer,
         percent_names=settings.name_encoding == "percent",
+        email_decides=identity_rules(settings).email_decides,
         restricted=user_header is not None and user_header.obeyed is not True,
         obeyed="" if user_header is None else user_header.other,
     )
@@ -159,15 +161,24 @@ def _tokens(settings: Settings, fetched: tuple[Key, ...]) -> TokenRules | None:
         audiences=frozenset(settings.jwt_audience),
         leeway=settings.jwt_leeway,
         required=settings.jwt_verify == "required",
+        algorithms=frozenset(settings.jwt_algorithms),
+        claims=ClaimNames(
+            username=settings.jwt_username_claim,
+            name=settings.jwt_name_claim,
+            email=settings.jwt_email_claim,
+            groups=settings.jwt_groups_claim,
+            uid=settings.jwt_uid_claim,
+        ),
     )
 
 
 def _required(settings: Settings) -> frozenset[Role]:
     """Return the roles that every identity must have because the policy reads them."""
     required = set()
-    if settings.provisioning:
-        required.add(Role.UID)
-    if settings.allowed_groups or settings.admin_groups or settings.library_groups:
+    if settings.provisioning and settings.uid_source != "username":
+        required.add(Role.EMAIL if settings.uid_source == "email" else Role.UID)
+    granting = settings.allowed_groups or settings.admin_groups or settings.library_groups
+    if granting and settings.missing_groups == "reject":
         required.add(Role.GROUPS)
     return frozenset(required)
 

@@ -420,7 +420,10 @@ class Runtime:
 
         service = self.accounts.service
         return AccountAdministration(
-            lambda operator: running_operations(service, operator), self.admin_actions
+            lambda operator: running_operations(
+                service, self.settings, self.trail.record, operator
+            ),
+            self.admin_actions,
         )
 
     async def _read_control_key(self, accounts: AccountParts) -> None:

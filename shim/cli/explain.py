@@ -78,7 +78,8 @@ def _token_header(settings: Settings, token_file: Path | None) -> list[str]:
         raise typer.BadParameter(
             f"{token_file}: {error.strerror}", param_hint="--token-file"
         ) from None
-    return [f"{settings.jwt_header}: {text.strip()}"]
+    header = f"{settings.jwt_header}: " if settings.jwt_header else "Authorization: Bearer "
+    return [f"{header}{text.strip()}"]
 
 
 def _show(result: dict[str, object]) -> None:

@@ -25,10 +25,10 @@ from shim.trust.names import normalize_name
 
 if TYPE_CHECKING:
     from shim.provisioning.administration import AccountAdministration, AccountList
-    from shim.provisioning.operations import AccountRow, Change, Hold
+    from shim.provisioning.operations import AccountRow, Change, Hold, Rebinding
 
 T = TypeVar("T")
-_STATES = {"active", "denied", "unlinked", "unbound", "reserved", "gone"}
+_STATES = {"active", "denied", "unlinked", "unbound", "reserved", "gone", "waiting"}
 
 users = typer.Typer(
     help="List, sync, link and lock the Navidrome accounts.",
@@ -48,7 +48,7 @@ def list_users(
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only accounts in this state: active, denied, unlinked, unbound, reserved or gone. "
+            help="Only accounts in this state: active, denied, unlinked, waiting, unbound, reserved or gone. "
             "Can be repeated."
         ),
     ] = None,
@@ -138,6 +138,52 @@ def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
         print_json({"account": name, "unlinked": True, "locked": closed})
     else:
         typer.echo(safe(f"{name} is unlinked.{later}"))
+
+
+@users.command()
+def rebind(
+    name: Annotated[str | None, typer.Argument(help="The account's name.")] = None,
+    everyone: Annotated[
+        bool,
+        typer.Option("--all", help="Every account whose uid has another source than the settings."),
+    ] = False,
+    same_source: Annotated[
+        bool,
+        typer.Option(
+            "--same-source",
+            help="With --all: every linked account, since the uids changed and their source did not.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+    ] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bind accounts to the uids that the settings ask for, after a change of the provider."""
+    if (name is None) is not everyone:
+        raise typer.BadParameter("expected one account name, or --all")
+
+    async def work(accounts: AccountAdministration, by: Operator) -> tuple[list[Rebinding], bool]:
+        plans = accounts.rebind_plan(by, name, same_source=same_source)
+        if not as_json:
+            _show_rebindings(plans)
+        possible = [plan for plan in plans if not plan.problem]
+        if dry_run or not possible:
+            return plans, False
+        asks = not yes and not as_json and sys.stdin.isatty()
+        if not (yes or (asks and typer.confirm("Bind these accounts again?"))):
+            return plans, False
+        _report(await accounts.rebind(by, possible, target=name))
+        return plans, True
+
+    plans, applied = _run(work)
+    if as_json:
+        print_json({"accounts": [asdict(plan) for plan in plans], "applied": applied})
+    elif plans:
+        typer.echo("Done." if applied else "Nothing was changed. Use --yes to apply the changes.")
+    if any(plan.problem for plan in plans):
+        raise typer.Exit(1)
 
 
 @users.command()
@@ -274,6 +320,19 @@ def _show_rows(lines: list[AccountRow]) -> None:
         uid = cell(short_uid(row.uid or "", target))
         rows.append((cell(row.account), uid, seen, admin, state))
     print_table(("account", "uid", "last seen", "admin", "state"), rows, target)
+
+
+def _show_rebindings(plans: list[Rebinding]) -> None:
+    if not plans:
+        typer.echo("Nothing to change: every account is bound as the settings ask for.")
+        return
+    rows = []
+    for plan in plans:
+        new = f"{plan.uid} ({plan.uid_source})"
+        if plan.waits:
+            new = "the uid of the next sign-in with this name"
+        rows.append(tuple(map(cell, (plan.account, plan.user_name, plan.problem or new))))
+    print_table(("account", "user name at the provider", "bound to"), rows)
 
 
 def _show_changes(changes: list[Change]) -> None:

@@ -78,8 +78,9 @@ class AccountWriter:
         self._policy = policy
         self._record = record
 
-    async def create(self, new: NewUser, uid: str) -> tuple[User, Intent]:
-        """Create an account, and return it with its intent, which the caller ends by storing the binding.
+    async def create(self, new: NewUser, identity: Identity) -> tuple[User, Intent]:
+        """Create an account for this identity, and return it with its intent, which the caller ends by
+        storing the binding.
 
         If an earlier attempt already created the account, it is found by its id, which is in the intent.
         Raises `NameTaken`, `Unavailable`, `Busy`.
@@ -90,7 +91,8 @@ class AccountWriter:
                 kind=IntentKind.CREATE,
                 navidrome_id=new.id,
                 user_name=new.user_name,
-                uid=uid,
+                uid=identity.uid,
+                uid_source=identity.uid_source,
                 owner=self._bindings.owner,
                 started_at=time.time(),
             )

@@ -5,13 +5,13 @@ The API, the console and the `users` commands use this; `operations.py` does the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shim.audit.admin_actions import AdminActions
 from shim.audit.events import Operator
 from shim.audit.performing import Performed, perform
-from shim.provisioning.operations import AccountRow, Change, Hold, Operations
+from shim.provisioning.operations import AccountRow, Change, Hold, Operations, Rebinding
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,26 @@ class AccountAdministration:
             "users.unlink",
             lambda: operations.unlink(name),
             target=name,
+            gives_right=True,
+        )
+
+    def rebind_plan(
+        self, operator: Operator, name: str | None, *, same_source: bool
+    ) -> list[Rebinding]:
+        """Return how accounts would be bound by `rebind`."""
+        return self._operations(operator).rebind_plan(name, same_source=same_source)
+
+    async def rebind(
+        self, operator: Operator, plans: Sequence[Rebinding], *, target: str | None
+    ) -> Performed[None]:
+        """Bind accounts to their new uids. `target` is the account's name, None for all accounts."""
+        operations = self._operations(operator)
+        return await perform(
+            self._actions,
+            operator,
+            "users.rebind",
+            lambda: operations.rebind(plans),
+            target=target,
             gives_right=True,
         )
 

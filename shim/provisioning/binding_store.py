@@ -215,7 +215,7 @@ class BindingStore:
                 previous = intent_from_row(row)
                 if not self.is_abandoned(previous):
                     raise Busy("another process is at work on this account")
-                if previous.kind is intent.kind and previous.uid == intent.uid:
+                if _is_same_write(previous, intent):
                     found = replace(intent, navidrome_id=previous.navidrome_id)
                 connection.execute(delete(INTENTS).where(INTENTS.c.key == intent.key))
             connection.execute(insert(INTENTS).values(**intent_values(found)))
@@ -436,6 +436,11 @@ class BindingStore:
             self._holds[hold.normalized_name] = hold
 
 
+def _is_same_write(previous: Intent, intent: Intent) -> bool:
+    person = (intent.uid, intent.uid_source)
+    return previous.kind is intent.kind and (previous.uid, previous.uid_source) == person
+
+
 def _differ(previous: Binding, new: Binding | None) -> bool:
     return new is None or replace(new, last_seen=previous.last_seen) != previous
 
@@ -453,7 +458,7 @@ def _read_all_tables(
     bindings = [binding_from_row(row) for row in connection.execute(select(BINDINGS))]
     intents = [intent_from_row(row) for row in connection.execute(select(INTENTS))]
     holds = [
-        NameHold(row.normalized_name, row.navidrome_id, row.uid, row.until)
+        NameHold(row.normalized_name, row.navidrome_id, row.uid, row.until, row.uid_source)
         for row in connection.execute(select(NAME_HOLDS))
     ]
     rules = [
@@ -552,6 +557,7 @@ def _put_hold(connection: Connection, hold: NameHold | None) -> None:
                 normalized_name=hold.normalized_name,
                 navidrome_id=hold.navidrome_id,
                 uid=hold.uid,
+                uid_source=hold.uid_source,
                 until=hold.until,
             )
         )

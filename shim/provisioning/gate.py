@@ -21,7 +21,7 @@ from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFaile
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
 from shim.provisioning.binding_store import Busy, Outdated
 from shim.provisioning.lifecycle import account_keys
-from shim.provisioning.models import AuditContext, BindingState
+from shim.provisioning.models import AuditContext, BindingState, is_person
 from shim.provisioning.policy import is_header_safe
 from shim.provisioning.service import (
     EXTERNAL_ERRORS,
@@ -418,6 +418,7 @@ class ProvisioningGate:
         binding = service.bindings.by_uid(identity.uid)
         if (
             binding is None
+            or not is_person(binding.uid, binding.uid_source, identity)
             or binding.state is not BindingState.ACTIVE
             or not service.directory.current
         ):

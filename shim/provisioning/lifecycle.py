@@ -20,6 +20,7 @@ from shim.audit.events.provisioning import (
     AccountCreated,
     AccountDemotionSkipped,
     AccountLinked,
+    AccountRebound,
     AccountRenamed,
     AccountUnlinked,
     ProvisioningFailed,
@@ -38,11 +39,14 @@ from shim.provisioning.binding_store import BindingStore, Busy, Outdated
 from shim.provisioning.directory import Directory
 from shim.provisioning.models import (
     NOTHING_WRITTEN,
+    REBIND_SOURCE,
     AuditContext,
     Binding,
     BindingState,
     NameHold,
     TokenRule,
+    is_person,
+    waiting_uid,
 )
 from shim.provisioning.policy import (
     AccountPolicy,
@@ -266,8 +270,10 @@ class AccountLifecycle:
         """Return a hold that reserves the name of this binding's account for a while."""
         until = time.time() + self._policy().name_hold_seconds
         # The binding of an unlinked account has no uid: the last person had this name.
-        uid = binding.identity.uid if binding.uid is None else binding.uid
-        return NameHold(binding.normalized_name, binding.navidrome_id, uid, until)
+        uid, source = binding.uid, binding.uid_source
+        if uid is None:
+            uid, source = binding.identity.uid, binding.identity.uid_source
+        return NameHold(binding.normalized_name, binding.navidrome_id, uid, until, source)
 
 
 _RESERVED = "its name is reserved by now, so the shim does not write to it"
@@ -319,13 +325,18 @@ class Provisioner:
         if self._policy().reserves(identity.username):
             raise AccountDenied(Reason.RESERVED_ACCOUNT, "the name is reserved")
         binding = self._bindings.by_uid(uid)
+        if binding is not None and not _is_holder(binding, identity):
+            await self._refresh()
+            binding = self._checked(self._bindings.by_uid(uid), identity)
         if not self._policy().allows(identity):
             if binding is not None:
                 await self._deny(binding, identity, audit_context)
             raise AccountDenied(Reason.GROUP_NOT_ALLOWED, "in no group of SHIM_ALLOWED_GROUPS")
         if binding is None:
             await self._refresh()
-            binding = self._bindings.by_uid(uid)
+            binding = self._checked(self._bindings.by_uid(uid), identity)
+        if binding is None:
+            binding = await self._rebound(identity, audit_context)
         if binding is None:
             return await self._provision_new(identity, uid, audit_context)
         renames = normalize_name(identity.username) != normalize_name(binding.provider_username)
@@ -344,7 +355,37 @@ class Provisioner:
         await self._lifecycle.remove_binding(binding, audit_context)
         return await self._provision_new(identity, uid, audit_context)
 
+    async def _rebound(self, identity: Identity, audit_context: AuditContext) -> Binding | None:
+        """Return the binding that waits for a user with this name after `users rebind`, bound to this uid;
+        None if there is none."""
+        waiting = self._bindings.by_uid(waiting_uid(identity.username))
+        if waiting is None or waiting.uid_source != REBIND_SOURCE:
+            return None
+        uid, source = identity.uid, identity.uid_source
+        known = replace(waiting.identity, uid=uid, uid_source=source)
+        binding = await self._bindings.put(
+            replace(waiting, uid=uid, uid_source=source, identity=known)
+        )
+        audit_fields = audit_context.as_fields()
+        self._record(
+            AccountRebound(
+                time=time.time(), account=binding.user_name, uid_source=source, **audit_fields
+            )
+        )
+        return binding
+
     # rejections
+
+    def _checked(self, binding: Binding | None, identity: Identity) -> Binding | None:
+        """Return the binding of the identity's uid. Raises `AccountDenied` if its uid has another source:
+        then it may belong to another person."""
+        if binding is None or _is_holder(binding, identity):
+            return binding
+        raise AccountDenied(
+            Reason.UID_SOURCE_CHANGED,
+            f"the account {binding.user_name} is bound to this uid of another source "
+            f"({binding.uid_source or 'a header'}; now: {identity.uid_source}). See `users rebind`",
+        )
 
     async def _deny(
         self, binding: Binding, identity: Identity, audit_context: AuditContext
@@ -384,10 +425,14 @@ class Provisioner:
         """Raise `AccountDenied` if the name belongs to another person, or is held for another person."""
         normalized = normalize_name(identity.username)
         holder = self._bindings.by_name(normalized)
-        if holder is not None and holder.uid is not None and holder.uid != identity.uid:
+        if holder is not None and holder.uid is not None and not _is_holder(holder, identity):
             raise AccountDenied(_CONFLICT, f"the name is bound to another uid ({holder.uid})")
         hold = self._bindings.name_hold(normalized)
-        if hold is not None and navidrome_id != hold.navidrome_id and hold.uid != identity.uid:
+        if (
+            hold is not None
+            and navidrome_id != hold.navidrome_id
+            and not is_person(hold.uid, hold.uid_source, identity)
+        ):
             reason = "whose tokens have not ended yet; it is free after SHIM_NAME_REUSE_DELAY_HOURS"
             raise AccountDenied(Reason.NAME_HELD, f"the name was another account's, {reason}")
 
@@ -425,7 +470,7 @@ class Provisioner:
             email=usable_email(identity.email) or "",
             is_admin=self._policy().admin(identity) is True,
         )
-        user, intent = await self._writer.create(new, uid)
+        user, intent = await self._writer.create(new, identity)
         self._directory.put(user)
         binding = await self._bindings.put(
             _binding(identity, uid, user, created_by_shim=True), ends=intent
@@ -539,6 +584,7 @@ class Provisioner:
             raise AccountDenied(_CONFLICT, "another account has the new name") from None
         updated = replace(
             binding,
+            uid_source=identity.uid_source,
             user_name=after.user_name,
             provider_username=identity.username,
             state=BindingState.ACTIVE,
@@ -565,6 +611,10 @@ class Provisioner:
         )
 
 
+def _is_holder(binding: Binding, identity: Identity) -> bool:
+    return is_person(binding.uid, binding.uid_source, identity)
+
+
 def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
     """Return the keys to lock while an account is worked on: its person, and every name involved."""
     keys = [f"name {normalize_name(name)}" for name in user_names]
@@ -585,6 +635,7 @@ def _binding(identity: Identity, uid: str, user: User, *, created_by_shim: bool)
     now = time.time()
     return Binding(
         uid=uid,
+        uid_source=identity.uid_source,
         navidrome_id=user.id,
         user_name=user.user_name,
         provider_username=identity.username,

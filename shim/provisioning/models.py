@@ -15,6 +15,25 @@ from shim.proxy.gate import RequestInfo
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
+# The source of a uid that stands for "the next user with this name", after `users rebind`.
+REBIND_SOURCE = "rebind"
+
+
+def waiting_uid(user_name: str) -> str:
+    """Return the uid of a binding that waits for the user with exactly this name at the provider."""
+    return f"{REBIND_SOURCE} {user_name}"
+
+
+def is_person(uid: str | None, uid_source: str, identity: Identity) -> bool:
+    """Return whether a stored uid is the identity's: equal, and of the same source.
+
+    Without a source, an earlier version stored the uid: it came from a header.
+    """
+    if uid is None or uid != identity.uid:
+        return False
+    current = identity.uid_source
+    return uid_source == current or (not uid_source and current.startswith("header "))
+
 
 class BindingState(StrEnum):
     """`denied`: the policy denies the person. `unlinked`: the account belongs to no person until it is
@@ -44,6 +63,7 @@ class Binding:
 
     id: int = 0
     uid: str | None
+    uid_source: str = ""
     navidrome_id: str
     user_name: str
     provider_username: str
@@ -67,6 +87,7 @@ class Binding:
         return replace(
             self,
             uid=None,
+            uid_source="",
             state=BindingState.UNLINKED,
             lock_pending=True,
             last_written=LastWritten(),
@@ -89,6 +110,7 @@ class Intent:
     navidrome_id: str = ""
     user_name: str = ""
     uid: str | None = None
+    uid_source: str = ""
     created_at: str = ""
     owner: str
     started_at: float
@@ -116,12 +138,14 @@ class NameHold:
     navidrome_id: str
     uid: str | None
     until: float
+    uid_source: str = ""
 
 
 def binding_values(binding: Binding) -> dict[str, object]:
     """Return a binding as the columns of its row, without the row's number."""
     return {
         "uid": binding.uid,
+        "uid_source": binding.uid_source,
         "navidrome_id": binding.navidrome_id,
         "user_name": binding.user_name,
         "normalized_name": binding.normalized_name,
@@ -145,6 +169,7 @@ def binding_from_row(row: Any) -> Binding:
     return Binding(
         id=row.id,
         uid=row.uid,
+        uid_source=row.uid_source,
         navidrome_id=row.navidrome_id,
         user_name=row.user_name,
         provider_username=row.provider_username,
@@ -167,6 +192,7 @@ def intent_values(intent: Intent) -> dict[str, object]:
         "navidrome_id": intent.navidrome_id,
         "user_name": intent.user_name,
         "uid": intent.uid,
+        "uid_source": intent.uid_source,
         "created_at": intent.created_at,
         "owner": intent.owner,
         "started_at": intent.started_at,
@@ -181,6 +207,7 @@ def intent_from_row(row: Any) -> Intent:
         navidrome_id=row.navidrome_id,
         user_name=row.user_name,
         uid=row.uid,
+        uid_source=row.uid_source,
         created_at=row.created_at,
         owner=row.owner,
         started_at=row.started_at,
@@ -190,12 +217,16 @@ def intent_from_row(row: Any) -> Intent:
 def _identity_text(identity: Identity) -> str:
     groups = None if identity.groups is None else list(identity.groups)
     fields = [identity.username, identity.name, identity.email, groups, identity.uid]
+    if identity.uid_source:
+        fields.append(identity.uid_source)
     return json.dumps(fields)
 
 
 def _identity_from_text(text: str) -> Identity:
-    username, name, email, groups, uid = json.loads(text)
-    return Identity(username, name, email, None if groups is None else tuple(groups), uid)
+    # An earlier version stored no source.
+    username, name, email, groups, uid, *source = json.loads(text)
+    groups = None if groups is None else tuple(groups)
+    return Identity(username, name, email, groups, uid, *source)
 
 
 class RequestFields(TypedDict):

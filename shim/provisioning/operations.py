@@ -9,11 +9,14 @@ from working on one account at once. The API and the console use the running shi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from shim.audit.events import Event, Operator
+from shim.audit.events.provisioning import AccountRebound
 from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
@@ -21,14 +24,24 @@ from shim.provisioning.admin import ensure_admin_access
 from shim.provisioning.binding_store import Busy, Outdated
 from shim.provisioning.factory import build_service, own_account
 from shim.provisioning.lifecycle import account_keys
-from shim.provisioning.models import NOTHING_WRITTEN, AuditContext, Binding, BindingState
+from shim.provisioning.models import (
+    NOTHING_WRITTEN,
+    REBIND_SOURCE,
+    AuditContext,
+    Binding,
+    BindingState,
+    is_person,
+    waiting_uid,
+)
 from shim.provisioning.policy import field_changes, last_written
 from shim.provisioning.service import REFRESH_SECONDS, ProvisioningService
 from shim.settings import Settings
+from shim.settings.identity import identity_rules
 from shim.store.database import Database
 from shim.store.errors import StoreError
-from shim.trust.identity import Identity
+from shim.trust.identity import Identity, IdentityRules, Role, parse_value
 from shim.trust.names import normalize_name
+from shim.trust.rejection import RequestRejected
 
 # The number of attempts while the running shim changes the binding at the same time.
 _TRIES = 5
@@ -44,11 +57,11 @@ class UnknownAccount(OperationError):
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """One account. `admin` is None if Navidrome could not be reached; `state` is the binding's, or `unbound`,
-    `reserved` or `gone`. `user`, `display_name`, `email` and `groups` are the identity's, as the provider
-    stated them last; None if no identity is linked. `libraries` are names, for an admin `("all",)`, None if
-    not known. `locked`: every Navidrome token is void, and the password is a random one. Times are in seconds
-    since the epoch."""
+    """One account. `admin` is None if Navidrome could not be reached. `state` is the binding's, or `waiting`
+    (for its user, after `users rebind`), `unbound`, `reserved` or `gone`. `user`, `display_name`, `email` and
+    `groups` are the identity's, as the provider stated them last; None if no identity is linked. `libraries`
+    are names, for an admin `("all",)`, None if not known. `locked`: every Navidrome token is void, and the
+    password is a random one. Times are in seconds since the epoch."""
 
     account: str
     navidrome_id: str
@@ -64,6 +77,7 @@ class AccountRow:
     groups: tuple[str, ...] | None = None
     libraries: tuple[str, ...] | None = None
     first_seen: float | None = None
+    uid_source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,20 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.account}: {self.field}: {self.old} → {self.new}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebinding:
+    """What `users rebind` does with one account. `uid` and `uid_source` are the new ones; `user_name` is the
+    name that its user has at the provider. `waits`: the uid is taken from the next sign-in with this name.
+    `problem` is why the account can't be bound again, empty if it can."""
+
+    account: str
+    user_name: str
+    uid: str = ""
+    uid_source: str = ""
+    waits: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +127,15 @@ class Operations:
         service: ProvisioningService,
         users: tuple[User, ...] | None,
         unavailable_reason: str,
+        rules: IdentityRules,
+        record: Callable[[Event], None],
         operator: Operator,
         *,
         tests_passwords: bool = True,
     ) -> None:
         self._service = service
+        self._rules = rules
+        self._record = record
         self._operator = operator
         self._users = users
         self._tests_passwords = tests_passwords
@@ -164,6 +196,88 @@ class Operations:
         await service.writer.set_libraries(binding.identity, after, audit_context, holder=binding)
         written = last_written(binding.identity, binding.last_written)
         await service.bindings.put(replace(binding, last_written=written))
+
+    def rebind_plan(self, name: str | None, *, same_source: bool) -> list[Rebinding]:
+        """Return how one linked account, or each whose uid has another source than the settings ask for, is
+        bound under these settings. `same_source`: each of the others too."""
+        if name is not None:
+            chosen = [self._linked(name)]
+        else:
+            chosen = [
+                each
+                for each in self._service.bindings.all()
+                if each.uid_source != REBIND_SOURCE and (same_source or not self._is_current(each))
+            ]
+        found = [(each, self._rebinding(each)) for each in chosen if each.uid is not None]
+        kept = {each.uid for each in self._service.bindings.all()} - {each.uid for each in chosen}
+        uses = Counter(plan.uid for _, plan in found if plan.uid)
+        plans = []
+        for binding, plan in found:
+            if (plan.uid, plan.uid_source) == (binding.uid, binding.uid_source):
+                continue
+            if uses[plan.uid] > 1 or plan.uid in kept:
+                plan = replace(plan, problem=f"another account would have the uid {plan.uid} too")
+            plans.append(plan)
+        return sorted(plans, key=lambda plan: normalize_name(plan.account))
+
+    async def rebind(self, plans: Iterable[Rebinding]) -> None:
+        """Carry out these plans, without those that have a problem."""
+        bindings = self._service.bindings
+        for plan in plans:
+            binding = bindings.by_name(normalize_name(plan.account))
+            if plan.problem or binding is None or binding.uid is None:
+                continue
+            identity = replace(
+                binding.identity,
+                username=plan.user_name,
+                uid=plan.uid,
+                uid_source=plan.uid_source,
+            )
+            with _as_operation_error(plan.account):
+                await bindings.put(
+                    replace(
+                        binding,
+                        uid=plan.uid,
+                        uid_source=plan.uid_source,
+                        provider_username=plan.user_name,
+                        identity=identity,
+                    )
+                )
+            if not plan.waits:
+                context = self._context(identity).as_fields()
+                source = plan.uid_source
+                self._record(
+                    AccountRebound(
+                        time=time.time(), account=plan.account, uid_source=source, **context
+                    )
+                )
+        # The running shim refreshes this often: after this wait, the new uids are in force there.
+        await asyncio.sleep(2 * REFRESH_SECONDS)
+
+    def _is_current(self, binding: Binding) -> bool:
+        """Return whether the binding's uid has the source that the settings ask for."""
+        current = Identity("", uid=binding.uid, uid_source=self._rules.uid_source_name)
+        return is_person(binding.uid, binding.uid_source, current)
+
+    def _rebinding(self, binding: Binding) -> Rebinding:
+        rules, account = self._rules, binding.user_name
+        values = {Role.USERNAME: binding.provider_username}
+        remedy = f"use `users unlink {account}`, and let the user sign in"
+        if rules.email_decides:
+            email = _deciding_email(binding.identity.email)
+            if email is None:
+                problem = f"no e-mail is known that can be the user name or the uid: {remedy}"
+                return Rebinding(account, binding.provider_username, problem=problem)
+            values[Role.EMAIL] = email
+        try:
+            identity = rules.identity(values, None)
+        except RequestRejected as rejection:
+            problem = f"{rejection.detail}: {remedy}"
+            return Rebinding(account, binding.provider_username, problem=problem)
+        name = identity.username
+        if identity.uid is None:
+            return Rebinding(account, name, waiting_uid(name), REBIND_SOURCE, waits=True)
+        return Rebinding(account, name, identity.uid, identity.uid_source)
 
     def unlink_plan(self, name: str) -> list[str]:
         """Return the effects of `unlink`, in sentences."""
@@ -318,6 +432,8 @@ class Operations:
 
     def _binding_row(self, binding: Binding, state: str) -> AccountRow:
         identity = binding.identity if binding.uid is not None else None
+        if binding.uid_source == REBIND_SOURCE and state == BindingState.ACTIVE:
+            state = "waiting"
         return AccountRow(
             account=binding.user_name,
             navidrome_id=binding.navidrome_id,
@@ -331,6 +447,7 @@ class Operations:
             email=None if identity is None else identity.email,
             groups=None if identity is None else identity.groups,
             first_seen=binding.first_seen,
+            uid_source=binding.uid_source,
         )
 
     async def _library_names(self) -> dict[int, str]:
@@ -426,19 +543,27 @@ async def operations(
         except NavidromeError as error:
             unavailable_reason = str(error)
         service.directory.replace(users or ())
-        yield Operations(service, users, unavailable_reason, operator)
+        rules = identity_rules(settings)
+        yield Operations(service, users, unavailable_reason, rules, record, operator)
     finally:
         await service.api.close()
         await asyncio.to_thread(database.close)
 
 
-def running_operations(service: ProvisioningService, operator: Operator) -> Operations:
+def running_operations(
+    service: ProvisioningService,
+    settings: Settings,
+    record: Callable[[Event], None],
+    operator: Operator,
+) -> Operations:
     """Return the operations on the running shim's own service."""
-    fault = service.fault
+    fault, users, reason = service.fault, None, ""
     if fault is None:
-        return Operations(service, service.directory.all(), "", operator, tests_passwords=False)
-    reason = f"{fault.detail}. {fault.remedy}" if fault.remedy else fault.detail
-    return Operations(service, None, reason, operator, tests_passwords=False)
+        users = service.directory.all()
+    else:
+        reason = f"{fault.detail}. {fault.remedy}" if fault.remedy else fault.detail
+    rules = identity_rules(settings)
+    return Operations(service, users, reason, rules, record, operator, tests_passwords=False)
 
 
 @contextmanager
@@ -450,3 +575,11 @@ def _as_operation_error(name: str) -> Iterator[None]:
         raise OperationError(f"{name} was deleted in Navidrome meanwhile") from None
     except (Busy, NavidromeError) as error:
         raise OperationError(f"{name}: {error}") from None
+
+
+def _deciding_email(email: str | None) -> str | None:
+    """Return the e-mail address if it can be a user name or a uid, else None."""
+    try:
+        return parse_value(Role.EMAIL, (email or "").encode(), decides=True) or None
+    except RequestRejected:
+        return None

@@ -25,7 +25,7 @@ from shim.provisioning.admin import (
 from shim.provisioning.binding_store import BindingStore
 from shim.provisioning.factory import build_api, own_account
 from shim.provisioning.health import accounts_check, store_check
-from shim.provisioning.models import Binding
+from shim.provisioning.models import REBIND_SOURCE, Binding, is_person, waiting_uid
 from shim.provisioning.policy import AccountPolicy, account_policy, is_header_safe
 from shim.provisioning.reconcile import EmptyPasswords
 from shim.settings import Settings
@@ -260,6 +260,13 @@ def _policy_step(policy: AccountPolicy, identity: Identity) -> Step:
     groups = ", ".join(identity.groups or ()) or "none"
     if not policy.allows(identity):
         reason = f"none of the groups ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})"
+        paths = [
+            group
+            for group in identity.groups or ()
+            if group.startswith("/") and group.rpartition("/")[2] in policy.allowed_groups
+        ]
+        if paths:
+            reason += f"; write a group with its whole path, as the provider sends it: {paths[0]}"
         return _rejected("policy", Reason.GROUP_NOT_ALLOWED, reason)
     reason = f"a group ({groups}) is in SHIM_ALLOWED_GROUPS ({allowed})" if allowed else ""
     return Step(
@@ -291,6 +298,19 @@ async def _binding_step(
         return _rejected("account", Reason.DATABASE_UNCONFIRMED, reason)
     assert identity.uid is not None
     binding = bindings.by_uid(identity.uid)
+    if binding is not None and not is_person(binding.uid, binding.uid_source, identity):
+        reason = (
+            f"the account {binding.user_name} is bound to this uid of another source "
+            f"({binding.uid_source or 'a header'}; now: {identity.uid_source}). See `users rebind`"
+        )
+        return _rejected("account", Reason.UID_SOURCE_CHANGED, reason)
+    if binding is None:
+        waiting = bindings.by_uid(waiting_uid(identity.username))
+        if waiting is not None and waiting.uid_source == REBIND_SOURCE:
+            reason = (
+                f"the account {waiting.user_name} waits for a user with this name (`users rebind`)"
+            )
+            return Step("account", "bound on the first visit", reason, user_name=waiting.user_name)
     if binding is not None:
         return _bound_step(policy, identity, binding, verified=verified)
     return _unbound_step(policy, identity, bindings, admin_access.users)
@@ -323,7 +343,7 @@ def _unbound_step(
         reason = f"the account {holder.user_name} is bound to another uid ({holder.uid})"
         return _rejected("account", Reason.IDENTITY_CONFLICT, reason)
     held = bindings.name_hold(normalized)
-    if held is not None and held.uid != identity.uid:
+    if held is not None and not is_person(held.uid, held.uid_source, identity):
         reason = "the name belonged to another account until recently, and is held for its user"
         return _rejected("account", Reason.NAME_HELD, reason)
     user = own_account_of(users, identity.username)

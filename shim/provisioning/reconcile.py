@@ -236,11 +236,12 @@ class Reconciler:
             await self._bindings.close_intent(intent)
             return
         self._directory.put(user)
-        identity = Identity(intent.user_name, uid=intent.uid)
+        identity = Identity(intent.user_name, uid=intent.uid, uid_source=intent.uid_source)
         now = time.time()
         await self._bindings.put(
             Binding(
                 uid=intent.uid,
+                uid_source=intent.uid_source,
                 navidrome_id=user.id,
                 user_name=user.user_name,
                 provider_username=intent.user_name,

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from shim.settings import endpoints, parsers
 from shim.settings.endpoints import Endpoint, Upstream
 from shim.settings.model import SETTINGS, Setting, Settings
+from shim.settings.providers import DEFAULT_PROVIDER, PRESETS, preset_values
 from shim.settings.sources import FILE_SUFFIX, Catalogue, Fault, Variable, display_value, read
 from shim.settings.validation import conflicts, warnings
 
@@ -75,7 +76,7 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
     Raises `SettingsError` with every fault: unknown names, invalid values, values that contradict each other.
     """
     found, faults = read(environ, env_file, _CATALOGUE)
-    chosen = _chosen(found, faults)
+    chosen = _with_preset(_chosen(found, faults))
     settings = _model(chosen, faults)
     faults += _conflicts(settings, chosen, _invalid_fields(faults))
     if faults:
@@ -117,6 +118,19 @@ def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Var
             )
             faults.append(Fault(other.name, other.origin, display_value(other.text), expected))
     return chosen
+
+
+def _with_preset(chosen: dict[str, Variable]) -> dict[str, Variable]:
+    """Return the variables with those of the provider's preset, where the user has not set them."""
+    provider = chosen.get("provider")
+    if provider is None or provider.text.lower() not in PRESETS.keys() - {DEFAULT_PROVIDER}:
+        return chosen
+    origin = f"{provider.name}={provider.text.lower()}"
+    preset = {
+        field: Variable(_BY_FIELD[field].name, text, origin)
+        for field, text in preset_values(provider.text.lower()).items()
+    }
+    return {**preset, **chosen}
 
 
 def _differ(primary: str, other: str, alias: Alias) -> bool:

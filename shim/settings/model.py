@@ -19,6 +19,7 @@ from shim.health import DEFAULT_CONTROL_LISTEN
 from shim.settings import endpoints, parsers
 from shim.settings.endpoints import Endpoint, Upstream
 from shim.settings.parsers import Mode, reader
+from shim.settings.providers import DEFAULT, DEFAULT_PROVIDER, PRESETS
 
 PREFIX = "SHIM_"
 # Under this name the shim creates an account of its own, where no other is set.
@@ -40,7 +41,9 @@ SECRETS = frozenset(
 Connections = Annotated[int, reader(parsers.count(1, 1_000_000))]
 File = Annotated[Path | None, reader(parsers.readable_file)]
 Flag = Annotated[bool, reader(parsers.flag)]
+Claim = Annotated[str, reader(parsers.claim_name)]
 Header = Annotated[str, reader(parsers.header_name)]
+OptionalHeader = Annotated[str, reader(parsers.optional_header_name)]
 Line = Annotated[str | None, reader(parsers.line)]
 Listen = Annotated[Endpoint, reader(endpoints.endpoint)]
 Names = Annotated[tuple[str, ...], reader(parsers.names)]
@@ -175,17 +178,38 @@ class Settings(BaseSettings):
         reloadable=True,
     )
 
-    identity_prefixes: Annotated[tuple[str, ...], reader(parsers.header_prefixes)] = setting(
-        "X-authentik-",
-        "Prefixes of identity headers, comma-separated. Such headers are removed from every request.",
+    provider: Annotated[str, reader(parsers.one_of(*PRESETS))] = setting(
+        DEFAULT_PROVIDER,
+        f"Identity provider: {', '.join(PRESETS)}. It sets the defaults of the header, claim and token "
+        "settings; the defaults in this list are authentik's. A setting that you make has priority.",
         section="Identity headers",
         reloadable=True,
     )
-    username_header: Header = setting(
-        "X-authentik-username", "Header with the user name.", reloadable=True
+    identity_prefixes: Annotated[tuple[str, ...], reader(parsers.header_prefixes)] = setting(
+        DEFAULT.identity_prefixes,
+        "Prefixes of identity headers, comma-separated. Such headers are removed from every request.",
+        reloadable=True,
     )
-    name_header: Header = setting(
-        "X-authentik-name", "Header with the display name.", reloadable=True
+    username_header: OptionalHeader = setting(
+        DEFAULT.username_header,
+        "Header with the user name; may be the user header. Empty: none.",
+        reloadable=True,
+    )
+    username_from_email: Annotated[
+        Literal["off", "full", "local-part"], reader(parsers.one_of("off", "full", "local-part"))
+    ] = setting(
+        DEFAULT.username_from_email,
+        "Use the e-mail address as the user name: off, full or local-part (the text before the @).",
+        reloadable=True,
+    )
+    email_domains: Annotated[tuple[str, ...], reader(parsers.email_domains)] = setting(
+        "",
+        "Domains that an e-mail must have if it is the user name or the uid, comma-separated, such as "
+        "example.org. Empty: any.",
+        reloadable=True,
+    )
+    name_header: OptionalHeader = setting(
+        DEFAULT.name_header, "Header with the display name. Empty: none.", reloadable=True
     )
     name_encoding: Annotated[
         Literal["auto", "percent"], reader(parsers.one_of("auto", "percent"))
@@ -194,22 +218,46 @@ class Settings(BaseSettings):
         "Encoding of the display name: auto (UTF-8 or RFC 2047 encoded words) or percent.",
         reloadable=True,
     )
-    email_header: Header = setting(
-        "X-authentik-email", "Header with the e-mail address.", reloadable=True
+    email_header: OptionalHeader = setting(
+        DEFAULT.email_header, "Header with the e-mail address. Empty: none.", reloadable=True
     )
-    groups_header: Header = setting(
-        "X-authentik-groups", "Header with the groups.", reloadable=True
+    groups_header: OptionalHeader = setting(
+        DEFAULT.groups_header, "Header with the groups. Empty: none.", reloadable=True
     )
-    groups_separator: Annotated[str, reader(parsers.separator)] = setting(
-        "|", "Separator between two groups.", reloadable=True
-    )
-    uid_header: Header = setting(
-        "X-authentik-uid",
-        "Header with the provider's permanent id of the user (uid).",
+    groups_format: Annotated[
+        Literal["plain", "quoted", "json"], reader(parsers.one_of("plain", "quoted", "json"))
+    ] = setting(
+        "plain",
+        'Form of the groups in the header: plain (a|b), quoted ("a","b") or json (["a", "b"]).',
         reloadable=True,
     )
-    jwt_header: Header = setting(
-        "X-authentik-jwt", "Header with the provider's token.", reloadable=True
+    groups_separator: Annotated[str, reader(parsers.separator)] = setting(
+        DEFAULT.groups_separator, "Separator between two groups.", reloadable=True
+    )
+    missing_groups: Annotated[
+        Literal["reject", "none"], reader(parsers.one_of("reject", "none"))
+    ] = setting(
+        "reject",
+        "If a group setting is in force and an identity comes without the header or claim with the groups: "
+        "reject it, or none (it is in no group). oauth2-proxy and tinyauth send no header for no group.",
+        reloadable=True,
+    )
+    uid_source: Annotated[
+        Literal["header", "username", "email", "claim"],
+        reader(parsers.one_of("header", "username", "email", "claim")),
+    ] = setting(
+        DEFAULT.uid_source,
+        "The uid, to which an account is bound: header (SHIM_UID_HEADER, or the token's uid claim), claim "
+        "(only the token's), username or email. With the last two, renames cannot be followed.",
+        reloadable=True,
+    )
+    uid_header: OptionalHeader = setting(
+        DEFAULT.uid_header,
+        "Header with the provider's permanent id of the user (uid). Empty: none.",
+        reloadable=True,
+    )
+    jwt_header: OptionalHeader = setting(
+        DEFAULT.jwt_header, "Header with the provider's token. Empty: none.", reloadable=True
     )
 
     proxy_secret: Annotated[tuple[SecretStr, ...], reader(parsers.header_secrets)] = setting(
@@ -225,7 +273,7 @@ class Settings(BaseSettings):
         Literal["off", "optional", "required"],
         reader(parsers.one_of("off", "optional", "required")),
     ] = setting(
-        "off",
+        DEFAULT.jwt_verify,
         "Verify the provider's token: off, optional (if the request has one) or required.",
         reloadable=True,
     )
@@ -261,6 +309,26 @@ class Settings(BaseSettings):
         "",
         "Audiences, comma-separated or a JSON list. A token must have one of them.",
         reloadable=True,
+    )
+    jwt_algorithms: Annotated[tuple[str, ...], reader(parsers.algorithms)] = setting(
+        DEFAULT.jwt_algorithms,
+        "Algorithms that a token may have, comma-separated. Each key has one of its own.",
+        reloadable=True,
+    )
+    jwt_username_claim: Claim = setting(
+        DEFAULT.jwt_username_claim, "Claim with the user name. Empty: none.", reloadable=True
+    )
+    jwt_name_claim: Claim = setting(
+        DEFAULT.jwt_name_claim, "Claim with the display name. Empty: none.", reloadable=True
+    )
+    jwt_email_claim: Claim = setting(
+        DEFAULT.jwt_email_claim, "Claim with the e-mail address. Empty: none.", reloadable=True
+    )
+    jwt_groups_claim: Claim = setting(
+        DEFAULT.jwt_groups_claim, "Claim with the list of groups. Empty: none.", reloadable=True
+    )
+    jwt_uid_claim: Claim = setting(
+        DEFAULT.jwt_uid_claim, "Claim with the uid. Empty: none.", reloadable=True
     )
     jwt_leeway: Annotated[float, reader(parsers.seconds(0, 300))] = setting(
         "30", "Allowed difference between the clocks of the provider and the shim.", reloadable=True

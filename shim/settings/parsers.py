@@ -16,6 +16,9 @@ from typing import TypeVar
 from pydantic import PlainValidator, SecretStr
 
 from shim.http1.grammar import TOKEN_PATTERN
+from shim.trust.identity import is_email_domain
+from shim.trust.jwt import ALGORITHMS
+from shim.trust.names import ASCII_LOWER
 from shim.trust.peers import parse_entry
 
 T = TypeVar("T")
@@ -143,6 +146,37 @@ def header_name(text: str) -> str:
             "expected another name: this one is reserved by HTTP, the edge or Navidrome"
         )
     return text
+
+
+def optional_header_name(text: str) -> str:
+    """Parse a header name, or nothing for "none"."""
+    return header_name(text) if text else ""
+
+
+def claim_name(text: str) -> str:
+    """Parse the name of a token's claim, or nothing for "none"."""
+    if not re.fullmatch(r"[!-~]{0,256}", text):
+        raise ValueError("expected the name of a claim: visible ASCII characters without blanks")
+    return text
+
+
+def algorithms(text: str) -> tuple[str, ...]:
+    """Parse names of signature algorithms, comma-separated, at least one."""
+    found = comma_list(text)
+    if not found or not set(found) <= ALGORITHMS:
+        raise ValueError(f"expected some of {', '.join(sorted(ALGORITHMS))}, comma-separated")
+    return found
+
+
+def email_domains(text: str) -> tuple[str, ...]:
+    """Parse domains of e-mail addresses, comma-separated, to lower case."""
+    found = comma_list(text.translate(ASCII_LOWER))
+    for domain in found:
+        if not is_email_domain(domain):
+            raise ValueError(
+                f"expected domains such as example.org, in ASCII (xn--…); {domain!r} is none"
+            )
+    return found
 
 
 def header_prefixes(text: str) -> tuple[str, ...]:

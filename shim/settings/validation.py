@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from shim.settings.endpoints import Endpoint
+from shim.settings.identity import email_decides, has_groups, verifies
 from shim.settings.model import Settings
+from shim.settings.providers import DEFAULT_PROVIDER
 from shim.trust.names import normalize_name
 from shim.trust.peers import NetworkEntry, UnixEntry, parse_entry
 
@@ -49,6 +51,7 @@ def conflicts(settings: Settings) -> Iterator[Conflict]:
     yield from _listening(settings)
     yield from _proof(settings)
     yield from _headers(settings)
+    yield from _identity(settings)
     yield from _groups(settings)
     yield from _bootstrap(settings)
     yield from _audit(settings)
@@ -59,6 +62,7 @@ def warnings(settings: Settings) -> tuple[str, ...]:
     return (
         *_trust_warnings(settings),
         *_path_warnings(settings),
+        *_email_warnings(settings),
         *_group_warnings(settings),
         *_secret_warnings(settings),
         *_unused_settings(settings),
@@ -151,26 +155,100 @@ def _headers(settings: Settings) -> Iterator[Conflict]:
         for other in _HEADERS[index + 1 :]:
             if {field, other} == {"reverse_proxy_user_header", "username_header"}:
                 continue
-            if _normalized(getattr(settings, field)) == _normalized(getattr(settings, other)):
+            name = _normalized(getattr(settings, field))
+            if name and name == _normalized(getattr(settings, other)):
                 yield Conflict((field, other), f"expected another header than SHIM_{other.upper()}")
+
+
+def _identity(settings: Settings) -> Iterator[Conflict]:
+    """Check that the user name and the uid have a source, and that two people cannot have the same."""
+    required = settings.jwt_verify == "required"
+    from_email = settings.username_from_email != "off"
+    email_settings = ("email_header", "jwt_verify", "jwt_email_claim")
+    claimed = required and settings.jwt_username_claim
+    if not from_email and not settings.username_header and not claimed:
+        yield Conflict(
+            ("username_header", "username_from_email", "jwt_verify", "jwt_username_claim"),
+            "expected the header with the user name; or SHIM_USERNAME_FROM_EMAIL; or "
+            "SHIM_JWT_VERIFY=required with SHIM_JWT_USERNAME_CLAIM",
+        )
+    if email_decides(settings) and not (
+        settings.email_header or (required and settings.jwt_email_claim)
+    ):
+        yield Conflict(
+            ("username_from_email" if from_email else "uid_source", *email_settings),
+            "expected SHIM_EMAIL_HEADER too, or SHIM_JWT_VERIFY=required with SHIM_JWT_EMAIL_CLAIM",
+        )
+    if settings.uid_source == "claim" and not (required and settings.jwt_uid_claim):
+        yield Conflict(
+            ("uid_source", "jwt_verify", "jwt_uid_claim"),
+            "expected SHIM_JWT_VERIFY=required and SHIM_JWT_UID_CLAIM too",
+        )
+    if _lacks_uid_header(settings):
+        yield Conflict(
+            (
+                "uid_header",
+                "username_header",
+                "uid_source",
+                "jwt_verify",
+                "provisioning",
+                "provider",
+            ),
+            "expected the header with the provider's permanent id, because provisioning binds accounts to "
+            "it; or SHIM_UID_SOURCE=username or email if the provider has none, or "
+            "SHIM_JWT_VERIFY=required, or SHIM_PROVISIONING=false",
+        )
     if (
-        settings.provisioning
+        settings.username_from_email == "local-part"
+        and settings.uid_source == "username"
+        and len(settings.email_domains) != 1
+    ):
+        yield Conflict(
+            ("username_from_email", "uid_source", "email_domains"),
+            "expected exactly one domain in SHIM_EMAIL_DOMAINS, or another SHIM_UID_SOURCE: ada@one.example "
+            "and ada@two.example would be one user",
+        )
+    if settings.email_domains and not email_decides(settings):
+        yield Conflict(
+            ("email_domains", "username_from_email", "uid_source"),
+            "expected SHIM_USERNAME_FROM_EMAIL or SHIM_UID_SOURCE=email too: else the setting restricts "
+            "nobody",
+        )
+    if verifies(settings) and not settings.jwt_header and not settings.jwt_bearer:
+        yield Conflict(
+            ("jwt_header", "jwt_bearer", "jwt_verify"),
+            "expected the header with the token, or SHIM_JWT_BEARER=true",
+        )
+
+
+def _lacks_uid_header(settings: Settings) -> bool:
+    """Return whether accounts are bound to a uid header that no setting names for this provider."""
+    if not settings.provisioning or settings.uid_source != "header":
+        return False
+    if not settings.uid_header:
+        return settings.jwt_verify != "required" or not settings.jwt_uid_claim
+    # authentik's own uid header is a default, also if the user name comes from another provider.
+    return (
+        settings.provider == DEFAULT_PROVIDER
         and settings.jwt_verify != "required"
         and "uid_header" not in settings.model_fields_set
         and not _normalized(settings.username_header).startswith(_AUTHENTIK_PREFIX)
-    ):
-        yield Conflict(
-            ("username_header", "uid_header", "jwt_verify", "provisioning"),
-            "expected SHIM_UID_HEADER too, the header with the provider's permanent id, because provisioning "
-            "binds accounts to it; or SHIM_JWT_VERIFY=required, or SHIM_PROVISIONING=false",
-        )
+        and settings.username_from_email == "off"
+    )
 
 
 def _groups(settings: Settings) -> Iterator[Conflict]:
     separator = settings.groups_separator
+    plain = settings.groups_format == "plain" and settings.groups_header
     for field in ("allowed_groups", "admin_groups", "library_groups"):
+        if getattr(settings, field) and not has_groups(settings):
+            yield Conflict(
+                (field, "groups_header", "jwt_verify", "jwt_groups_claim", "provider"),
+                f"expected no groups, because SHIM_PROVIDER={settings.provider} sends none; or "
+                "SHIM_GROUPS_HEADER, or a verified token with SHIM_JWT_GROUPS_CLAIM",
+            )
         for group in getattr(settings, field):
-            if separator in group:
+            if plain and separator in group:
                 yield Conflict(
                     (field, "groups_separator"),
                     f"expected groups without SHIM_GROUPS_SEPARATOR in their names; {group!r} never matches",
@@ -226,6 +304,15 @@ def _path_warnings(settings: Settings) -> Iterator[str]:
             )
 
 
+def _email_warnings(settings: Settings) -> Iterator[str]:
+    """Warn if users of several domains compete for one name."""
+    if settings.username_from_email == "local-part" and len(settings.email_domains) != 1:
+        yield (
+            "SHIM_USERNAME_FROM_EMAIL=local-part: ada@one.example and ada@two.example have the same user "
+            "name, and the first one who signs in gets the account. Set SHIM_EMAIL_DOMAINS to one domain."
+        )
+
+
 def _group_warnings(settings: Settings) -> Iterator[str]:
     """Warn if groups from a header grant rights, because the provider joins their names without escaping."""
     granting = [
@@ -233,14 +320,17 @@ def _group_warnings(settings: Settings) -> Iterator[str]:
         for field in ("allowed_groups", "admin_groups", "library_groups")
         if getattr(settings, field)
     ]
-    if granting and settings.jwt_verify != "required":
+    if granting and settings.jwt_verify != "required" and settings.groups_format != "json":
         separator = settings.groups_separator
         group = next(iter(getattr(settings, granting[0].removeprefix("SHIM_").lower())))
         group_name = "x" + separator + group
+        if settings.groups_format == "quoted":
+            group_name = f'x"{separator}"{group}'
         yield (
             f"{' and '.join(granting)}: rights depend on the header {settings.groups_header}. The provider "
             f"joins groups with {separator} and escapes nothing, so a group named {group_name!r} grants them "
-            "too. Let no other user name groups at the provider, or set SHIM_JWT_VERIFY=required."
+            "too. Let no other user name groups at the provider; or, if it signs a token, set "
+            "SHIM_JWT_VERIFY=required."
         )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
     Text,
 )
 
-HEAD = "0005"
+HEAD = "0007"
 
 METADATA = MetaData()
 
@@ -50,6 +50,8 @@ BINDINGS = Table(
     Column("last_written", Text, nullable=False),
     # Incremented with each change, so that no process overwrites a change that it has not read.
     Column("version", Integer, nullable=False, server_default="0"),
+    # Where the uid comes from, in words; empty if an earlier version stored it.
+    Column("uid_source", Text, nullable=False, server_default=""),
 )
 
 # Which Navidrome tokens of an account are void; without a row, none. Rows remain after a binding is removed,
@@ -80,6 +82,7 @@ INTENTS = Table(
     # The process that began the write, and the time.
     Column("owner", Text, nullable=False),
     Column("started_at", Double, nullable=False),
+    Column("uid_source", Text, nullable=False, server_default=""),
 )
 
 # Freed user names. Until old tokens have expired, only the user (`uid`) or account (`navidrome_id`) that had
@@ -91,6 +94,7 @@ NAME_HOLDS = Table(
     Column("navidrome_id", Text, nullable=False),
     Column("uid", Text),
     Column("until", Double, nullable=False),
+    Column("uid_source", Text, nullable=False, server_default=""),
 )
 
 # Results of the tests for empty passwords, for the account's state at `updated_at` (Navidrome's text).

@@ -179,7 +179,7 @@ class FieldNames:
     all other identity headers. `user` is Navidrome's user header, `secret` the header of the shared
     secret.
     `bearer`: the provider's token may also come in `Authorization: Bearer`. `percent_names`: the display
-    name is percent-encoded.
+    name is percent-encoded. `email_decides`: the e-mail address is the user name or the uid.
     `restricted`: only headers on the allow-list pass, and never `obeyed`, the header that Navidrome obeys
     instead of `user`.
     `common_names` maps frequent names, as they are spelled, to their lower case, if they pass.
@@ -195,6 +195,7 @@ class FieldNames:
         "_token_placeholders",
         "bearer",
         "common_names",
+        "email_decides",
         "percent_names",
         "roles",
         "secret",
@@ -210,6 +211,7 @@ class FieldNames:
         *,
         bearer: bool = False,
         percent_names: bool = False,
+        email_decides: bool = False,
         restricted: bool = False,
         obeyed: str = "",
     ) -> None:
@@ -220,6 +222,7 @@ class FieldNames:
         self.secret = secret
         self.bearer = bearer
         self.percent_names = percent_names
+        self.email_decides = email_decides
         self._exact: dict[bytes, tuple[Kind, Role | None]] = {
             name.lower().encode(): (Kind.IDENTITY, role) for role, name in roles.items()
         }
@@ -393,7 +396,7 @@ def _parse_value(role: Role, value: bytes, names: FieldNames) -> str | RequestRe
     try:
         if role is Role.NAME:
             value = decode_name(value, percent=names.percent_names)
-        return parse_value(role, value)
+        return parse_value(role, value, decides=names.email_decides)
     except RequestRejected as rejection:
         # A cached exception would keep the frames in which it was raised, and the objects they hold.
         return RequestRejected(rejection.reason, rejection.detail)

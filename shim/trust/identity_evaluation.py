@@ -12,13 +12,14 @@ from functools import cache, partial
 
 from shim.trust.client_address import PeerInfo
 from shim.trust.fields import Field, Kind
-from shim.trust.identity import DESCRIPTIVE, NEVER_EMPTY, Identity, Role, split_groups
+from shim.trust.identity import Identity, Role
 from shim.trust.names import normalize_name
 from shim.trust.path_zones import PathZone
 from shim.trust.policy import Policy, Proof
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.rejection import RequestRejected
 from shim.trust.token_proof import (
+    MISSING_HINTS,
     DeferredResult,
     VerifiedClaims,
     check_claims_match_headers,
@@ -82,7 +83,7 @@ def _evaluate_trusted(
     secret = policy.public_path_proof is Proof.SECRET and secret_matches(fields, policy)
     claims: dict[Role, str] = {}
     try:
-        claims = _read_claims(fields)
+        claims = _read_claims(fields, policy)
         if not claims:
             if not any(field.value for field in fields if field.kind in IDENTITY_KINDS):
                 # An edge may always send its identity headers, and leave them empty for an anonymous
@@ -106,7 +107,7 @@ def _evaluate_trusted(
     unverified_result = _result_for_trusted_peer(
         policy,
         Reason.JWT_INVALID,
-        _claimed_identity(claims),
+        _claimed_identity(claims, policy),
         "the token was not looked at",
         public=public,
     )
@@ -117,8 +118,12 @@ def _without_token(
     claims: Mapping[Role, str], fields: Sequence[Field], policy: Policy, *, public: bool
 ) -> TrustResult:
     """Return the result of headers without a token."""
-    identity = _claimed_identity(claims)
+    identity = _claimed_identity(claims, policy)
     try:
+        if policy.only_tokens_name_users:
+            # The headers can't be complete: without the token, that is the reason to report.
+            check_secret(fields, policy)
+            _check_token_present(policy)
         identity = _complete_identity(claims, policy)
         check_secret(fields, policy)
         _check_token_present(policy)
@@ -140,33 +145,37 @@ def _with_token(
     """Return the result of headers with a token, which was verified or rejected."""
     if isinstance(verified, RequestRejected):
         return _result_for_trusted_peer(
-            policy, verified.reason, _claimed_identity(claims), verified.detail, public=public
+            policy,
+            verified.reason,
+            _claimed_identity(claims, policy),
+            verified.detail,
+            public=public,
         )
     try:
         check_claims_match_headers(claims, verified, policy)
         _check_not_reserved(verified.identity, policy)
     except RequestRejected as rejection:
         return _result_for_trusted_peer(
-            policy, rejection.reason, _claimed_identity(claims), rejection.detail, public=public
+            policy,
+            rejection.reason,
+            _claimed_identity(claims, policy),
+            rejection.detail,
+            public=public,
         )
     return _result_for_trusted_peer(policy, Reason.VERIFIED_JWT, verified.identity, public=public)
 
 
 def _complete_identity(claims: Mapping[Role, str], policy: Policy) -> Identity:
-    for role in (Role.USERNAME, *sorted(policy.required)):
+    rules = policy.rules
+    for role in (rules.username_role, *sorted(policy.required)):
         if role not in claims:
             name = policy.names.roles.get(role, role.name.lower())
             raise RequestRejected(
-                Reason.IDENTITY_INCOMPLETE, f"an identity was sent without {name}"
+                Reason.IDENTITY_INCOMPLETE,
+                f"an identity was sent without {name}{MISSING_HINTS.get(role, '')}",
             )
     groups = claims.get(Role.GROUPS)
-    return Identity(
-        claims[Role.USERNAME],
-        claims.get(Role.NAME),
-        claims.get(Role.EMAIL),
-        None if groups is None else split_groups(groups, policy.groups_separator),
-        claims.get(Role.UID),
-    )
+    return rules.identity(claims, None if groups is None else rules.split_groups(groups))
 
 
 def _check_token_present(policy: Policy) -> None:
@@ -176,10 +185,10 @@ def _check_token_present(policy: Policy) -> None:
         )
 
 
-def _claimed_identity(claims: Mapping[Role, str]) -> Identity | None:
+def _claimed_identity(claims: Mapping[Role, str], policy: Policy) -> Identity | None:
     """Return the identity that the headers claim, for the log only: it is not trusted."""
-    username = claims.get(Role.USERNAME)
-    return None if username is None else Identity(username, uid=claims.get(Role.UID))
+    username = policy.rules.username(claims)
+    return None if username is None else Identity(username, uid=policy.rules.uid(claims))
 
 
 def _check_not_reserved(identity: Identity, policy: Policy) -> None:
@@ -279,13 +288,14 @@ def _outcome_rows(
     return tuple(rows[zone] for zone in PathZone)
 
 
-def _read_claims(fields: Sequence[Field]) -> dict[Role, str]:
+def _read_claims(fields: Sequence[Field], policy: Policy) -> dict[Role, str]:
     """Read the claims of a trusted peer's fields.
 
     Returns an empty dict if all fields that the policy reads are empty or absent. Beside a claim that is
     not empty, an empty user name, uid or token counts as absent, and so does an unusable display name or
-    e-mail. Raises `RequestRejected`.
+    e-mail. An e-mail that decides is treated like a user name. Raises `RequestRejected`.
     """
+    descriptive, never_empty = policy.rules.descriptive, policy.rules.never_empty
     seen_names: set[bytes] = set()
     claims: dict[Role, str] = {}
     # The edge's own header is read after the client's, and takes precedence if both are present.
@@ -304,7 +314,7 @@ def _read_claims(fields: Sequence[Field]) -> dict[Role, str]:
         if field.role is None:
             continue
         if isinstance(field.parsed_value, RequestRejected):
-            if field.role in DESCRIPTIVE:
+            if field.role in descriptive:
                 continue
             # Create a new exception: a cached one would keep the frames of each time it was raised.
             raise RequestRejected(field.parsed_value.reason, field.parsed_value.detail)
@@ -313,4 +323,4 @@ def _read_claims(fields: Sequence[Field]) -> dict[Role, str]:
             claims[field.role] = field.parsed_value
     if not any(claims.values()):
         return {}
-    return {role: claim for role, claim in claims.items() if claim or role not in NEVER_EMPTY}
+    return {role: claim for role, claim in claims.items() if claim or role not in never_empty}

@@ -37,6 +37,18 @@ _TYPES = ("jwt", "at+jwt")
 _NOT_UNDERSTOOD = ("crit", "b64", "zip", "enc")
 _LATEST = 2.0**53
 _FETCHED = ("RS256", "ES256", "EdDSA")
+ALGORITHMS = frozenset({*_FETCHED, "HS256"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimNames:
+    """The names of the claims that make an identity (OpenID Connect Core §5.1); empty reads none."""
+
+    username: str = "preferred_username"
+    name: str = "name"
+    email: str = "email"
+    groups: str = "groups"
+    uid: str = "sub"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +57,8 @@ class TokenRules:
 
     `keys`: the only accepted keys. `fetched`: some keys come from a key set, which may have changed
     since. `issuer` and one of `audiences`: required claims. `leeway`: clock difference to the provider in
-    seconds that is accepted. `required`: an identity without a token is rejected.
+    seconds that is accepted. `required`: an identity without a token is rejected. `algorithms`: those that
+    a token may have. `claims`: the claims to read.
     """
 
     keys: tuple[Key, ...] = ()
@@ -54,6 +67,8 @@ class TokenRules:
     audiences: frozenset[str]
     leeway: float = 30.0
     required: bool = False
+    algorithms: frozenset[str] = ALGORITHMS
+    claims: ClaimNames = ClaimNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +90,16 @@ class Validity:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The claims of a verified token. None means that the claim is absent."""
+    """The claims of a verified token. None means that the claim is absent. `email_refused`: the token states
+    that the e-mail is not verified."""
 
-    subject: str
+    uid: str | None
     username: str | None
     name: str | None
     email: str | None
     groups: tuple[str, ...] | None
     validity: Validity
+    email_refused: bool = False
 
 
 def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
@@ -209,6 +226,8 @@ def _candidates(header: _Header, rules: TokenRules) -> tuple[Key, ...]:
     match.
     """
     algorithm, kid = header.algorithm, header.kid
+    if not isinstance(algorithm, str) or algorithm not in rules.algorithms:
+        _invalid("the token's algorithm is not one that is accepted")
     named = [key for key in rules.keys if kid is None or key.kid is None or key.kid == kid]
     keys = tuple(key for key in named if key.algorithm == algorithm)
     if not keys:
@@ -231,17 +250,25 @@ def _read(claims: dict[str, object], rules: TokenRules) -> Token:
     if end is None:
         _invalid("the token has no end (exp)")
     start = max((start for start in starts if start is not None), default=-math.inf)
-    subject = _text(claims, "sub")
-    if subject is None:
+    if _text(claims, "sub") is None:
         _invalid("the token has no subject (sub)")
+    names = rules.claims
     return Token(
-        subject,
-        _text(claims, "preferred_username"),
-        _text(claims, "name"),
-        _text(claims, "email"),
-        _texts(claims, "groups"),
+        _text(claims, names.uid),
+        _text(claims, names.username),
+        _text(claims, names.name),
+        _text(claims, names.email),
+        _texts(claims, names.groups),
         Validity(start - rules.leeway, end + rules.leeway),
+        _refuses_email(claims),
     )
+
+
+def _refuses_email(claims: dict[str, object]) -> bool:
+    """Return whether the token states that the e-mail is not verified. Without the claim nothing is stated;
+    some providers send the texts "true" and "false"."""
+    verified = claims.get("email_verified", True)
+    return verified is not True and verified != "true"
 
 
 def _time(claims: dict[str, object], name: str) -> float | None:
@@ -254,14 +281,14 @@ def _time(claims: dict[str, object], name: str) -> float | None:
 
 
 def _text(claims: dict[str, object], name: str) -> str | None:
-    value = claims.get(name)
+    value = claims.get(name) if name else None
     if not (value is None or isinstance(value, str)):
         _invalid(f"{name} is no text")
     return value
 
 
 def _texts(claims: dict[str, object], name: str) -> tuple[str, ...] | None:
-    value = claims.get(name)
+    value = claims.get(name) if name else None
     if value is None:
         return None
     if not isinstance(value, list):

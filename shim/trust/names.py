@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-_TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def normalize_name(name: str) -> str:
     """Return the form that is equal for all names that Navidrome treats as the same."""
-    return name.translate(_TO_LOWER)
+    return name.translate(ASCII_LOWER)

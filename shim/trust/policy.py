@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Self
 
 from shim.trust.fields import FieldNames
-from shim.trust.identity import Identity, Role
+from shim.trust.identity import Identity, IdentityRules, Role, UidSource
 from shim.trust.jwt import TokenRules
 from shim.trust.path_zones import Paths
 from shim.trust.peers import AddressList, Peer
@@ -44,6 +44,7 @@ class Policy:
     `whitelist`: the peers whose identity headers count; an empty list trusts no peer.
     `real_ip_proxies`: proxies before the edge, which are skipped in the search for the client's address.
     `names`: the header names, with their allow-list.
+    `rules`: how the values of a provider become an identity.
     `secrets`: the shared secrets that prove the edge's authenticated route; empty requires none.
     `tokens`: the rules for the provider's tokens; None ignores tokens.
     `required`: roles whose header must be present if an identity is claimed.
@@ -63,7 +64,7 @@ class Policy:
     real_ip_proxies: AddressList = field(default_factory=AddressList)
     paths: Paths = field(default_factory=Paths)
     names: FieldNames = field(default_factory=_default_names)
-    groups_separator: str = "|"
+    rules: IdentityRules = field(default_factory=IdentityRules)
     secrets: tuple[bytes, ...] = ()
     tokens: TokenRules | None = None
     public_path_proof: Proof | None = None
@@ -79,6 +80,14 @@ class Policy:
     user_header_obeyed: bool = True
     audit_available: bool = True
     max_fields: int = 100
+
+    @property
+    def only_tokens_name_users(self) -> bool:
+        """Return whether no header carries the user name or the uid: both come from a required token."""
+        if self.tokens is None or not self.tokens.required:
+            return False
+        roles = self.names.roles
+        return self.rules.uid_source is UidSource.CLAIM or self.rules.username_role not in roles
 
     def trusts(self, peer: Peer) -> bool:
         """Return whether the identity headers of this peer may count."""

@@ -196,6 +196,18 @@ class Reason(StrEnum):
         403,
         "a header that the settings need is missing (the uid or the groups)",
     )
+    EMAIL_NOT_ALLOWED = (
+        "email_not_allowed",
+        Verdict.REJECTED,
+        403,
+        "the e-mail is the user name or the uid, and its domain is not in SHIM_EMAIL_DOMAINS",
+    )
+    EMAIL_NOT_VERIFIED = (
+        "email_not_verified",
+        Verdict.REJECTED,
+        403,
+        "the e-mail is the user name or the uid, and the token says that it is not verified",
+    )
     IDENTITY_REQUIRED = (
         "identity_required",
         Verdict.REJECTED,
@@ -281,6 +293,12 @@ class Reason(StrEnum):
         Verdict.REJECTED,
         403,
         "the account with this name is not linked to this identity, and cannot be",
+    )
+    UID_SOURCE_CHANGED = (
+        "uid_source_changed",
+        Verdict.REJECTED,
+        403,
+        "the account with this uid is bound to a uid of another source; see users rebind",
     )
     RESERVED_ACCOUNT = (
         "reserved_account",

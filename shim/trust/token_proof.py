@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from shim.trust.fields import Field, Kind
-from shim.trust.identity import DESCRIPTIVE, NEVER_EMPTY, Identity, Role, parse_value, split_groups
-from shim.trust.jwt import Token, Validity
+from shim.trust.identity import GroupsFormat, Identity, Role, parse_value, split_groups
+from shim.trust.jwt import ClaimNames, Token, Validity
 from shim.trust.path_zones import PathZone
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
@@ -22,13 +22,9 @@ from shim.trust.rejection import RequestRejected
 
 B = TypeVar("B")
 
-# The claims that the headers are built from (OpenID Connect Core §5.1).
-_CLAIMS = {
-    Role.USERNAME: "preferred_username",
-    Role.NAME: "name",
-    Role.EMAIL: "email",
-    Role.GROUPS: "groups",
-    Role.UID: "sub",
+# What to do about a missing value, for the log.
+MISSING_HINTS = {
+    Role.GROUPS: "; if the provider leaves it out for a user without groups, set SHIM_MISSING_GROUPS=none"
 }
 # Only jwt_invalid is cached; every other failure depends on the clock.
 _PERMANENT_FAILURE = Reason.JWT_INVALID
@@ -166,33 +162,43 @@ def verified_claims(token: Token, policy: Policy) -> VerifiedClaims:
 
     A claim that the token does not have is absent, even if a header has it. Raises `RequestRejected`.
     """
-    joined = None if token.groups is None else policy.groups_separator.join(token.groups)
+    assert policy.tokens is not None
+    rules, names = policy.rules, policy.tokens.claims
+    joined = None if token.groups is None else rules.groups_separator.join(token.groups)
     texts = {
         Role.USERNAME: token.username,
         Role.NAME: token.name,
         Role.EMAIL: token.email,
         Role.GROUPS: joined,
-        Role.UID: token.subject,
+        Role.UID: token.uid,
     }
     claims = {}
     for role, text in texts.items():
-        claim = None if text is None else _claim_text(role, text)
-        if claim is not None and (claim or role not in NEVER_EMPTY):
+        claim = None if text is None else _claim_text(role, text, policy)
+        if claim is not None and (claim or role not in rules.never_empty):
             claims[role] = claim
-    for role in (Role.USERNAME, *sorted(policy.required)):
+    for role in (rules.username_role, *sorted(policy.required)):
         if role not in claims:
-            raise RequestRejected(Reason.IDENTITY_INCOMPLETE, f"the token has no {_CLAIMS[role]}")
+            raise RequestRejected(
+                Reason.IDENTITY_INCOMPLETE,
+                f"the token has no {_claim_name(role, names)}{MISSING_HINTS.get(role, '')}",
+            )
+    if token.email_refused and _email_decides(policy, names):
+        raise RequestRejected(
+            Reason.EMAIL_NOT_VERIFIED,
+            "the token has email_verified: false (authentik's default since 2025.10; a scope mapping there "
+            "can set it)",
+        )
     groups = None
     if token.groups is not None:
         groups = tuple(group for one in token.groups if (group := one.strip()))
-    identity = Identity(
-        claims[Role.USERNAME],
-        claims.get(Role.NAME),
-        claims.get(Role.EMAIL),
-        groups,
-        claims.get(Role.UID),
-    )
-    return VerifiedClaims(identity, claims, token.validity)
+    return VerifiedClaims(rules.identity(claims, groups), claims, token.validity)
+
+
+def _email_decides(policy: Policy, names: ClaimNames) -> bool:
+    """Return whether the e-mail is the user name or the uid, also if a claim setting names it as one."""
+    emails = {"email", names.email}
+    return policy.rules.email_decides or names.username in emails or names.uid in emails
 
 
 def check_claims_match_headers(
@@ -204,33 +210,49 @@ def check_claims_match_headers(
     """
     for role, header in headers.items():
         claim = verified.claims.get(role)
-        if claim is None or claim == header or role in DESCRIPTIVE:
+        if claim is None or claim == header or role in policy.rules.descriptive:
             continue
-        if role is Role.GROUPS and _same_groups(header, claim, policy.groups_separator):
+        if role is Role.GROUPS and _same_groups(header, claim, verified, policy):
             continue
         raise RequestRejected(Reason.JWT_CLAIM_MISMATCH, _mismatch_detail(role, header, claim))
 
 
-def _claim_text(role: Role, text: str) -> str | None:
+def _claim_text(role: Role, text: str, policy: Policy) -> str | None:
     """Return the claim as a header would carry it.
 
     Returns None for a display name or e-mail that no header could carry. Raises `RequestRejected` for any
     other such claim.
     """
     try:
-        return parse_value(role, text.strip(" \t").encode())
+        decides = policy.rules.email_decides
+        return parse_value(role, text.strip(" \t").encode(), decides=decides)
     except UnicodeEncodeError:
         rejection = RequestRejected(
-            Reason.IDENTITY_INVALID, f"the token's {_CLAIMS[role]} is no text"
+            Reason.IDENTITY_INVALID, f"the token's {role.name.lower()} is no text"
         )
     except RequestRejected as error:
         rejection = error
-    if role in DESCRIPTIVE:
+    if role in policy.rules.descriptive:
         return None
     raise rejection
 
 
-def _same_groups(header: str, claim: str, separator: str) -> bool:
+def _claim_name(role: Role, names: ClaimNames) -> str:
+    by_role = {
+        Role.USERNAME: names.username,
+        Role.EMAIL: names.email,
+        Role.GROUPS: names.groups,
+        Role.UID: names.uid,
+    }
+    return by_role[role] or f"claim for the {role.name.lower()}"
+
+
+def _same_groups(header: str, claim: str, verified: VerifiedClaims, policy: Policy) -> bool:
+    rules = policy.rules
+    if rules.groups_format is not GroupsFormat.PLAIN:
+        return set(rules.split_groups(header)) == set(verified.identity.groups or ())
+    # A group whose name contains the separator is two in the header.
+    separator = rules.groups_separator
     return set(split_groups(header, separator)) == set(split_groups(claim, separator))
 
 

@@ -104,6 +104,9 @@ FIELDS: dict[str, Field] = {
     "user": Field("user name at the identity provider, of an identity that was trusted"),
     "claimed_user": Field("user name that the request claimed and that was not trusted"),
     "uid": Field("permanent id of the user at the identity provider"),
+    "uid_source": Field(
+        "source of the uid, in words: a header, a claim, the user name or the e-mail"
+    ),
     "groups": Field("groups of the user at the identity provider", max_length=128),
     "detail": Field("reason or error in words", max_length=400),
     "remedy": Field("what to do", max_length=400),

@@ -80,6 +80,20 @@ class AccountUnlinked(AccountEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRebound(AccountEvent):
+    """An account was bound to another uid of its user, by `users rebind`. `uid_source` is the uid's source,
+    in words."""
+
+    kind: ClassVar[str] = "account_rebound"
+
+    uid_source: str
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLocked(AccountEvent):
     """An account got a random password that its user cannot replace. Its Navidrome tokens are void. `detail`
     is the reason in words."""

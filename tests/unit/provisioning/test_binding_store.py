@@ -100,7 +100,7 @@ async def test_what_is_put_is_found_again_by_everything(
     assert first.name_hold("bob") is not None
 
 
-EVERY_FIELD = Identity("Ada", "Ada Ä", "ada@example.org", ("g|h", "Ä"), "u")
+EVERY_FIELD = Identity("Ada", "Ada Ä", "ada@example.org", ("g|h", "Ä"), "u", "header x-uid")
 
 
 @pytest.mark.parametrize(

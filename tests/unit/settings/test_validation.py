@@ -52,10 +52,10 @@ SECRET = {"SHIM_PROXY_SECRET": "0123456789abcdef"}
         ({"SHIM_UID_HEADER": "X-authentik-email"}, "SHIM_UID_HEADER", "SHIM_EMAIL_HEADER"),
         ({"SHIM_GROUPS_HEADER": "x.authentik.name"}, "SHIM_GROUPS_HEADER", "SHIM_NAME_HEADER"),
         ({"SHIM_NAME_HEADER": "X-authentik-username"}, "SHIM_USERNAME_HEADER", "SHIM_NAME_HEADER"),
-        ({"SHIM_USERNAME_HEADER": "Remote-User"}, "SHIM_USERNAME_HEADER", "SHIM_UID_HEADER"),
+        ({"SHIM_USERNAME_HEADER": "Remote-User"}, "SHIM_UID_HEADER", "SHIM_UID_SOURCE=username"),
         (
             {"SHIM_USERNAME_HEADER": "Remote-User", **JWT, "SHIM_JWT_VERIFY": "optional"},
-            "SHIM_USERNAME_HEADER",
+            "SHIM_UID_HEADER",
             "SHIM_PROVISIONING=false",
         ),
         ({"SHIM_ALLOWED_GROUPS": "family,a|b"}, "SHIM_ALLOWED_GROUPS", "'a|b' never matches"),

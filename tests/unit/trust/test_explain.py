@@ -47,6 +47,7 @@ def test_a_trusted_request_is_told_whole() -> None:
             "email": None,
             "groups": ("a", "b"),
             "uid": None,
+            "uid_source": "",
         },
         "forwarded_headers": told["forwarded_headers"],
         "removed_headers": told["removed_headers"],

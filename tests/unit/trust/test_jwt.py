@@ -63,7 +63,7 @@ def why_not(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Re
 )
 def test_a_token_of_a_key_of_the_set_says_who_is_there(key: Any, algorithm: str, kid: str) -> None:
     found = verified(token(key=key, algorithm=algorithm, kid=kid))
-    assert (found.subject, found.username, found.name) == ("5a1c", "ada", "Ada Lovelace")
+    assert (found.uid, found.username, found.name) == ("5a1c", "ada", "Ada Lovelace")
     assert (found.email, found.groups) == ("ada@example.org", ("family", "admins"))
     assert (found.validity.start, found.validity.end) == (NOW - 40, NOW + 330)
 
