@@ -25,6 +25,7 @@ from starlette.requests import Request
 from shim.audit.store.filters import FilterError
 from shim.audit.store.reader import CursorError, QueryTooSlow, TrailReader
 from shim.control.access import CHANNEL_HEADER, Access
+from shim.control.audit_api import Queries
 from shim.control.pages.accounts import account_pages
 from shim.control.pages.assets import IMMUTABLE, find_asset
 from shim.control.pages.configuration import configuration_pages
@@ -54,8 +55,9 @@ def build_pages(access: Access, services: ControlServices) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(_open_routes(access))
     guarded = APIRouter(dependencies=[Depends(access.authorize)])
-    _add_overview(guarded, access, services)
-    _add_trail(guarded, access, services)
+    queries = None if services.trail is None else Queries(services.trail)
+    _add_overview(guarded, access, services, queries)
+    _add_trail(guarded, access, services, queries)
     for add in (account_pages, explain_pages, configuration_pages):
         add(guarded, access, services)
     app.include_router(guarded)
@@ -94,7 +96,9 @@ async def sign_in_page(
     return response
 
 
-def _add_overview(router: APIRouter, access: Access, services: ControlServices) -> None:
+def _add_overview(
+    router: APIRouter, access: Access, services: ControlServices, queries: Queries | None
+) -> None:
     visitor = Depends(visitor_of(access))
 
     @router.get("/")
@@ -118,7 +122,7 @@ def _add_overview(router: APIRouter, access: Access, services: ControlServices) 
         checks = services.health.checks()
         context: dict[str, Any] = {"checks": checks, "live": f"?range={chosen.name}"}
         try:
-            activity = await read_trail(services, read_activity(chosen, _now()))
+            activity = await read_trail(queries, read_activity(chosen, _now()))
             context |= overview(chosen, activity, checks) | {"trail_fault": ""}
         except TrailFault as fault:
             findings = health_findings(checks)
@@ -127,7 +131,9 @@ def _add_overview(router: APIRouter, access: Access, services: ControlServices) 
         return await page(request, "overview.html", visitor, context)
 
 
-def _add_trail(router: APIRouter, access: Access, services: ControlServices) -> None:
+def _add_trail(
+    router: APIRouter, access: Access, services: ControlServices, queries: Queries | None
+) -> None:
     visitor = Depends(visitor_of(access))
 
     @router.get(ADMIN + "/trail")
@@ -136,7 +142,7 @@ def _add_trail(router: APIRouter, access: Access, services: ControlServices) -> 
         try:
             query = Query.parse(request.query_params.multi_items())
             filters = query.filters(_now())
-            found = await read_trail(services, read_page(filters, query.cursor))
+            found = await read_trail(queries, read_page(filters, query.cursor))
         except (FilterError, CursorError) as error:
             found, fault, status = None, f"{error}", 400
         except TrailFault as error:
@@ -146,7 +152,7 @@ def _add_trail(router: APIRouter, access: Access, services: ControlServices) -> 
     @router.get(ADMIN + "/trail/{event_id}")
     async def show_event(request: Request, event_id: str, visitor: Visitor = visitor) -> Response:
         try:
-            found = await read_trail(services, lambda reader: reader.get(event_id))
+            found = await read_trail(queries, lambda reader: reader.get(event_id))
         except TrailFault as fault:
             raise HTTPException(503, str(fault)) from None
         if found is None:
@@ -159,12 +165,12 @@ class TrailFault(Exception):
     """The trail cannot be read; the message is for the reader of a page."""
 
 
-async def read_trail(services: ControlServices, work: Callable[[TrailReader], T]) -> T:
+async def read_trail(queries: Queries | None, work: Callable[[TrailReader], T]) -> T:
     """Return the result of `work` in the reader's thread. Raises `TrailFault`, and what a filter raises."""
-    if services.trail is None:
+    if queries is None:
         raise TrailFault("SHIM_AUDIT_DATABASE_URL is none, so events are only in the log.")
     try:
-        return await services.trail.in_thread(work)
+        return await queries.run(work)
     except QueryTooSlow:
         raise TrailFault("The query took longer than 2 seconds. Choose a shorter period.") from None
     except StoreError as error:
