@@ -9,7 +9,7 @@ LOCK := env --unset PIP_FIND_LINKS CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip
 	--strip-extras --no-emit-options
 CODE := shim demo tests
 
-.PHONY: help demo run test packages packaging lint format bench docs lock clean
+.PHONY: help demo run test packages packaging lint format bench docs screenshot lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make format  correct the style"
 	@echo "make bench   compare the shim with nginx, HAProxy, Traefik and Caddy"
 	@echo "make docs    generate .env.example, docs/settings.md and the reference of the events"
+	@echo "make screenshot   make the README's picture of the console; needs chromium"
 	@echo "make lock    update the lock files; ARGS=--upgrade for newer packages"
 	@echo "make clean   remove generated files"
 
@@ -32,7 +33,7 @@ run: $(VENV)/run.stamp
 	@$(BIN)/python -m shim serve $(ARGS)
 
 test: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 packages: $(VENV)/dev.stamp
 	@rm -rf dist
@@ -60,6 +61,9 @@ docs: $(VENV)/dev.stamp
 	@$(BIN)/python -m shim.settings.reference markdown > docs/settings.md
 	@$(BIN)/python -m shim.audit.events.schema markdown > docs/events.md
 	@$(BIN)/python -m shim.audit.events.schema json > docs/events.schema.json
+
+screenshot: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.screenshot
 
 # Lock with the oldest Python: its requirements include those of newer versions.
 lock: $(VENV)/dev.stamp

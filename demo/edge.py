@@ -130,8 +130,9 @@ class Edge:
         self, head: _Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         user = parse_qs(urlsplit(head.target).query).get("user")
-        if head.path == "/" and user:
-            where = f"{PREFIX}/start?user={quote(user[0])}&rd=/app/"
+        target = "/app/" if head.path == "/" else head.path
+        if head.path in ("/", "/_shim/") and user:
+            where = f"{PREFIX}/start?user={quote(user[0])}&rd={quote(target)}"
             writer.write(_response("302 Found", ("Location", where)))
             await writer.drain()
         elif head.path.startswith(f"{PREFIX}/"):

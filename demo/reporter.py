@@ -113,7 +113,7 @@ class ConsoleReporter:
         self.console.print(Rule(Text("Try it yourself", "bold"), align="left", style="dim"))
         table = _grid()
         table.add_row("browser", f"{edge}/?user={ALICE.username} (or {names})")
-        table.add_row("control", f"{environment.shim.control_url}/readyz, /metrics")
+        table.add_row("control", f"{environment.shim.control_url}/readyz, /metrics, /admin/")
         self.console.print(table)
         for caption, command in (
             (
@@ -134,7 +134,15 @@ class ConsoleReporter:
             # soft_wrap, so that a copied command is one line.
             self.console.print(Text(f"\n# {caption}", "dim"), soft_wrap=True)
             self.console.print(Text(command), soft_wrap=True)
-        self.console.print(Text("\nEverything runs until Ctrl-C. The shim's log:", "bold"))
+        self.console.print(Text("\nEverything runs until Ctrl-C.", "bold"))
+        console = f"{edge}/_shim/?user={ADMIN.username}"
+        self.console.print(Text(f"\nThe console: {console}", "bold"), soft_wrap=True)
+        self.console.print(
+            Text(
+                "Open this address in a browser on this machine: it signs you in as the admin, and shows "
+                "what was just played.\n\nThe shim's log:"
+            )
+        )
 
     def log(self, entry: LogEntry) -> None:
         """Print one line for each decision and each completed request."""

@@ -19,22 +19,28 @@ Record: TypeAlias = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Words:
     """An event in words. `label` is one or two words, such as the verdict; `title` says what happened,
-    as a sentence without its full stop; `why` is the reason, `remedy` what to do; both can be empty."""
+    as a sentence without its full stop; `why` is the reason, `remedy` what to do, `notes` is more about the
+    event; these can be empty."""
 
     label: str
     title: str
     why: str = ""
     remedy: str = ""
+    notes: str = ""
 
 
 def in_words(record: Record) -> Words:
     """Return the event in words."""
     kind = str(record.get("kind", ""))
     label, template = _KINDS.get(kind, ("event", kind.replace("_", " ")))
-    reason = _reason(record)
+    reason = reason_of(record.get("reason"))
     if kind == "request_decision":
         return Words(
-            str(record.get("verdict")), _requested(record), _why(record, reason), remedy_of(reason)
+            str(record.get("verdict")),
+            _requested(record),
+            _why(record, reason),
+            remedy_of(reason),
+            _notes(record),
         )
     if kind == "account_denied":
         return Words(label, _filled(template, record), _detail(record), remedy_of(reason))
@@ -46,10 +52,9 @@ def in_words(record: Record) -> Words:
     if kind == "navidrome_token_found":
         word = str(record.get("reason", ""))
         return Words(label, _requested(record), _sentence(_TOKENS.get(word, word)))
-    why = " ".join(filter(None, (_detail(record), _changes(record), _notes(record))))
-    return Words(
-        label, _filled(template, record), why, str(record.get("remedy") or _REMEDIES.get(kind, ""))
-    )
+    why = " ".join(filter(None, (_detail(record), _changes(record))))
+    remedy = str(record.get("remedy") or _REMEDIES.get(kind, ""))
+    return Words(label, _filled(template, record), why, remedy, _notes(record))
 
 
 def remedy_of(reason: Reason | None) -> str:
@@ -57,18 +62,14 @@ def remedy_of(reason: Reason | None) -> str:
     return "" if reason is None else _REASON_REMEDIES.get(reason, "")
 
 
-def _reason(record: Record) -> Reason | None:
-    try:
-        return Reason(record.get("reason"))
-    except ValueError:
-        return None
+def reason_of(name: object) -> Reason | None:
+    """Return the reason with this name, None for another name."""
+    return _REASONS.get(str(name))
 
 
 def _failure(name: str) -> tuple[str, str]:
-    try:
-        return _FAILURE_WORDS[Failure(name)]
-    except ValueError:
-        return name.replace("_", " "), ""
+    failure = _FAILURES.get(name)
+    return (name.replace("_", " "), "") if failure is None else _FAILURE_WORDS[failure]
 
 
 def _requested(record: Record) -> str:
@@ -79,8 +80,9 @@ def _requested(record: Record) -> str:
 
 
 def _why(record: Record, reason: Reason | None) -> str:
-    text = str(record.get("reason", "")) if reason is None else reason.text
-    return " ".join(filter(None, (_sentence(text), _notes(record))))
+    name = str(record.get("reason", ""))
+    text = name.replace("_", " ") if reason is None else reason.text
+    return _sentence(text)
 
 
 def _detail(record: Record) -> str:
@@ -121,6 +123,9 @@ def _filled(template: str, record: Record) -> str:
     return template.format_map(_Fields(values))
 
 
+_REASONS: Final = {str(reason): reason for reason in Reason}
+_FAILURES: Final = {str(failure): failure for failure in Failure}
+
 # A label and what happened, with the fields of the record.
 _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "identity_seen": (str(Verdict.AUTHENTICATED), "{user} was here, from {client}"),
@@ -129,6 +134,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "account_denied": ("no account", "{user} got no account"),
     "account_created": ("account", "The account {account} was created for {user}"),
     "account_changed": ("account", "The account {account} was changed"),
+    "account_demotion_skipped": ("account", "The account {account} stays an admin"),
     "account_linked": ("account", "The existing account {account} was linked to {user}"),
     "account_unlinked": ("account", "The account {account} was unlinked from {user}"),
     "account_locked": ("account", "The account {account} was locked"),
@@ -158,13 +164,20 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "started": ("service", "The shim started, version {version}"),
     "stopped": ("service", "The shim stopped ({trigger})"),
     "upstream_up": ("service", "Navidrome responds"),
-    "upstream_down": ("service", "Navidrome does not respond"),
+    "upstream_down": ("service", "Navidrome stopped responding"),
     "name_lookup_failed": ("service", "The host name {host} could not be resolved"),
     "name_resolved": ("service", "The host name {host} was resolved again"),
     "key_set_failed": ("service", "The provider's key set could not be fetched"),
     "key_set_fetched": ("service", "The provider's key set was fetched"),
     "events_dropped": ("trail", "{dropped} events were not stored by {sink}"),
-    "retention_cut": ("trail", "Old events were removed from the trail"),
+    "audit_chain_started": ("trail", "A new chain of the trail began"),
+    "audit_rows_removed": (
+        "trail",
+        "The events {first_index} to {last_index} were removed from the trail ({reason})",
+    ),
+    "audit_database_replaced": ("trail", "The trail's database was replaced by a new one"),
+    "audit_unavailable": ("trail", "Events could not be stored"),
+    "audit_available": ("trail", "Events are stored again, after {down_seconds} seconds"),
 }
 
 _REMEDIES: Final[Mapping[str, str]] = {
@@ -181,6 +194,8 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "name_lookup_failed": "Check the name, and the name server of this machine.",
     "key_set_failed": "Check SHIM_JWKS_URL, and the connection to the provider.",
     "events_dropped": "Check the disk, and the database of the trail.",
+    "audit_database_replaced": "Keep the old file: it has the events before.",
+    "audit_unavailable": "Check the disk, and the database of the trail.",
     "own_account_secured": "If you did not expect this, check who created the account in Navidrome.",
 }
 
@@ -355,6 +370,7 @@ _REASON_REMEDIES: Final[Mapping[Reason, str]] = {
         "See Health on the Overview, or run `navidrome-shim check`: both have the remedy."
     ),
     Reason.STORE_UNAVAILABLE: "Check the disk, and the database that SHIM_DATABASE_URL names.",
+    Reason.AUDIT_UNAVAILABLE: "Check the disk, and the database of the audit trail.",
     Reason.DATABASE_UNCONFIRMED: (
         "Restore the database, or confirm the new one with `navidrome-shim database confirm-new`."
     ),

@@ -1,4 +1,4 @@
-"""The control plane's application: health, metrics, signing in, and the API.
+"""The control plane's application: health, metrics, signing in, the API, and the pages.
 
 The code of accounts and of the trail is loaded only with them.
 
@@ -8,6 +8,7 @@ default.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -69,6 +70,7 @@ def create_app(services: ControlServices, access: Access) -> FastAPI:
     _add_error_handlers(app)
     if services.accounts is not None or services.trail is not None:
         _add_store_error_handlers(app)
+    app.router.default = Pages(access, services)
     app.add_middleware(BodyLimit)
     app.add_middleware(SecurityHeaders)
     return app
@@ -107,6 +109,26 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
         return Response(encode(metrics), media_type=media_type)
 
     return router
+
+
+class Pages:
+    """The application of the pages, for every path that is not in the API. Its code is loaded with the first
+    request, in a thread."""
+
+    def __init__(self, access: Access, services: ControlServices) -> None:
+        self._access = access
+        self._services = services
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is None:
+            self._app = await asyncio.to_thread(self._build)
+        await self._app(scope, receive, send)
+
+    def _build(self) -> ASGIApp:
+        from shim.control.pages.routes import build_pages  # noqa: PLC0415
+
+        return build_pages(self._access, self._services)
 
 
 class BodyLimit:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import RedirectResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from shim.control.access import Access, Caller
+from shim.control.access import CHANNEL_HEADER, Access, Caller
 from shim.control.forms import read_form
 from shim.control.sessions import SESSION_COOKIE, SESSION_SECONDS
 
@@ -17,10 +18,25 @@ def sign_in_routes(access: Access) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     identify = Depends(access.authorize)
 
+    @router.get("/sign-in", dependencies=[Depends(access.check_host)])
+    async def form(request: Request) -> Response:
+        from shim.control.pages.routes import sign_in_page  # noqa: PLC0415 - loads the templates
+
+        if not access.has_sign_in or CHANNEL_HEADER in request.headers:
+            raise HTTPException(404)
+        return await sign_in_page(request, request.query_params.get("next", ""))
+
     @router.post("/sign-in")
     async def sign_in(request: Request) -> Response:
         form = await read_form(request)
-        cookie = await access.sign_in(request, form.get("token", "").strip())
+        try:
+            cookie = await access.sign_in(request, form.get("token", "").strip())
+        except HTTPException as fault:
+            if fault.status_code not in (401, 429) or not accepts_html(request):
+                raise
+            from shim.control.pages.routes import sign_in_page  # noqa: PLC0415
+
+            return await sign_in_page(request, form.get("next", ""), fault)
         response = RedirectResponse(local_path(form.get("next", "")), 303)
         response.set_cookie(
             SESSION_COOKIE,
@@ -42,6 +58,11 @@ def sign_in_routes(access: Access) -> APIRouter:
         return response
 
     return router
+
+
+def accepts_html(request: Request) -> bool:
+    """Return whether the client is a browser that shows a page, and not a program."""
+    return "text/html" in request.headers.get("Accept", "")
 
 
 def local_path(text: str) -> str:

@@ -42,7 +42,7 @@ def event_line(event: StoredEvent) -> EventLine:
         mark=mark_of(event),
         word=words.label,
         title=words.title,
-        detail=" · ".join(filter(None, (words.why.rstrip("."), origin))),
+        detail=" · ".join(filter(None, (words.why.rstrip("."), words.notes.rstrip("."), origin))),
         count=int(record.get("count", 1)),
     )
 

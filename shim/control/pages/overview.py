@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from shim.audit.store.filters import Filters
 from shim.audit.store.reader import Cell, Count, Page, Report, StoredEvent, Summary, TrailReader
-from shim.audit.words import in_words
+from shim.audit.words import in_words, reason_of
 from shim.control.pages.charts import Bar, bar_chart
-from shim.control.pages.events import EventLine, event_lines
+from shim.control.pages.events import EventLine, event_lines, microseconds
 from shim.health import Check, State
 from shim.trust.reasons import Reason
 
@@ -48,13 +48,14 @@ RANGES: Final = (
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something that needs attention. `tone` is `error`, `warning` or `info`; `query` leads to the events in
-    the trail, `anchor` to a part of the page; both can be empty."""
+    the trail, `anchor` to a part of the page; both can be empty. `time` is when it happened last, in µs."""
 
     tone: str
     title: str
     detail: str = ""
     query: str = ""
     anchor: str = ""
+    time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def health_findings(checks: Iterable[Check]) -> list[Finding]:
     return [
         Finding(
             "error" if check.state is State.FAILING else "warning",
-            f"{check.name}: {check.detail}",
+            f"{check.name.replace('_', ' ')}: {check.detail}",
             check.remedy or "",
             anchor="health",
         )
@@ -176,6 +177,7 @@ def _event_findings(activity: Activity, chosen: Range) -> list[Finding]:
                 words.title + often,
                 " ".join(filter(None, (words.why, words.remedy))),
                 _query(activity.report, kind=(kind,)),
+                time=microseconds(events[0].record["time"]),
             )
         )
     return found
@@ -185,7 +187,7 @@ def _rises(summary: Summary) -> list[Finding]:
     """Return a finding if far more requests than before were refused in the newest bucket."""
     found = []
     for verdict, word in (("rejected", "rejected"), ("stripped", "stripped of an identity")):
-        counts = _counts(summary, lambda cell, verdict=verdict: cell.verdict == verdict)
+        counts = _counts(summary, _with_verdict(verdict))
         *before, newest = counts
         usual = sum(before) / max(1, len(before))
         if newest >= _LEAST_RISE and newest > _RISE * max(1.0, usual):
@@ -207,6 +209,7 @@ def _denied(activity: Activity) -> list[Finding]:
             in_words(event.record).title,
             in_words(event.record).why,
             _query(activity.report, user=user),
+            time=microseconds(event.record["time"]),
         )
         for (user, _), event in people.items()
     ]
@@ -277,19 +280,19 @@ def _strips(summary: Summary) -> list[Strip]:
             "authenticated",
             "visits",
             {"verdict": ("authenticated",)},
-            lambda cell: cell.verdict == "authenticated",
+            _with_verdict("authenticated"),
         ),
         (
             "stripped",
             "forwarded without the identity",
             {"verdict": ("stripped",)},
-            lambda cell: cell.verdict == "stripped",
+            _with_verdict("stripped"),
         ),
         (
             "rejected",
             "refused",
             {"verdict": ("rejected",)},
-            lambda cell: cell.verdict == "rejected",
+            _with_verdict("rejected"),
         ),
         (
             "failed",
@@ -299,6 +302,10 @@ def _strips(summary: Summary) -> list[Strip]:
         ),
     )
     return [_strip(summary, *row) for row in rows]
+
+
+def _with_verdict(verdict: str) -> Callable[[Cell], bool]:
+    return lambda cell: cell.verdict == verdict
 
 
 def _strip(
@@ -342,10 +349,8 @@ def _refusals(report: Report) -> list[Row]:
 
 
 def _reason_text(name: str) -> str:
-    try:
-        return Reason(name).text
-    except ValueError:
-        return ""
+    reason = reason_of(name)
+    return "" if reason is None else reason.text
 
 
 def _origins(report: Report) -> list[Row]:

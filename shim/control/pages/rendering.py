@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from starlette.responses import HTMLResponse, Response
 import shim
 from shim.audit.sanitize import escape
 from shim.control.pages.assets import asset_names
+from shim.control.pages.visitor import Visitor
 
 HEADERS: Final = {
     "Content-Security-Policy": (
@@ -37,18 +37,6 @@ HEADERS: Final = {
     "Vary": "Accept-Encoding",
 }
 _COMPRESSED_FROM: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """The reader of a page. `name` is shown, `csrf_token` goes into forms, empty if none is needed.
-    `may_write` and `may_reload` decide which actions are offered; `has_session`: signing out is possible."""
-
-    name: str
-    csrf_token: str = ""
-    may_write: bool = False
-    may_reload: bool = False
-    has_session: bool = False
 
 
 def root_of(request: Request) -> str:
@@ -137,6 +125,6 @@ _PATTERNS: Final = {
 }
 
 
-def number(value: float) -> str:
+def number(value: float) -> Markup:
     """Return a number with thin spaces between thousands."""
-    return f"{value:,}".replace(",", "\u202f")
+    return Markup(f"{value:,}".replace(",", "\u202f"))  # noqa: S704 - digits

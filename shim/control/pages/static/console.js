@@ -46,6 +46,61 @@
     }
   };
 
-  document.addEventListener("DOMContentLoaded", start);
-  document.addEventListener("htmx:after:swap", () => localize(document));
+  // Follow the trail: the server's stream says that there are new events, and the list is loaded again.
+  const follow = (button) => {
+    const rows = document.getElementById("rows");
+    const note = document.getElementById("live-note");
+    let source = null;
+    let timer = null;
+    const stop = (text) => {
+      source?.close();
+      source = null;
+      clearTimeout(timer);
+      timer = null;
+      button.textContent = "Follow new events";
+      button.setAttribute("aria-pressed", "false");
+      note.textContent = text;
+    };
+    const changed = () => {
+      timer ??= setTimeout(() => {
+        timer = null;
+        htmx.trigger(rows, "trail-changed");
+      }, 1000);
+    };
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      if (source) {
+        stop("");
+        return;
+      }
+      source = new EventSource(button.dataset.stream);
+      source.addEventListener("open", () => { note.textContent = "New events appear here as they happen."; });
+      source.addEventListener("message", changed);
+      source.addEventListener("error", () => {
+        // The browser connects again by itself, unless the server refused.
+        if (source?.readyState === EventSource.CLOSED) stop("New events cannot be followed now. Load the page again.");
+      });
+      button.textContent = "Stop following";
+      button.setAttribute("aria-pressed", "true");
+    });
+  };
+
+  const known = new Set();
+  const remember = (mark) => {
+    for (const row of document.querySelectorAll("#rows .event")) {
+      if (mark && !known.has(row.id)) row.classList.add("new");
+      known.add(row.id);
+    }
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    start();
+    remember(false);
+    const button = document.querySelector("button[data-stream]");
+    if (button && globalThis.EventSource && globalThis.htmx) follow(button);
+  });
+  document.addEventListener("htmx:after:swap", () => {
+    localize(document);
+    remember(true);
+  });
 })();

@@ -1,0 +1,230 @@
+"""The pages of accounts: the list, and for each change a page that shows its effects first.
+
+A change needs two requests: GET shows what happens, POST does it. So it works without scripts, and nobody
+changes an account with one click by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import RedirectResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from shim.audit.admin_actions import NotStored
+from shim.audit.events import Operator
+from shim.audit.performing import Performed
+from shim.control.access import Access, Caller
+from shim.control.api import operator_of
+from shim.control.forms import read_form
+from shim.control.pages.rendering import page
+from shim.control.pages.visitor import Visitor, visitor_of
+from shim.control.services import ControlServices
+from shim.navidrome.errors import NavidromeError
+from shim.provisioning.administration import AccountAdministration
+from shim.provisioning.operations import AccountRow, OperationError
+from shim.store.errors import StoreError
+
+_PATH: Final = "/admin/accounts"
+_FAULTS: Final = (OperationError, NavidromeError, StoreError, NotStored)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One account in the list. `mark` is the shape of `state`, `last_seen` is in µs, `actions` are those that
+    are possible."""
+
+    account: str
+    uid: str | None
+    user: str | None
+    mark: str
+    state: str
+    meaning: str
+    empty_password: bool
+    admin: bool | None
+    libraries: str
+    last_seen: int | None
+    actions: tuple[str, ...]
+    query: str
+    name_query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A change of an account. `heading` has a place for its name."""
+
+    heading: str
+    button: str
+    done: str
+
+
+ACTIONS: Final[Mapping[str, Action]] = {
+    "sync": Action(
+        "Update {}", "Write these changes to Navidrome", "{} has the identity's values."
+    ),
+    "lock": Action("Lock {}", "Lock the account", "{} is locked."),
+    "unlock": Action("Unlock {}", "Unlock the account", "{} is unlocked."),
+    "unlink": Action("Unlink {}", "Unlink the account", "{} is unlinked."),
+}
+
+# The state of an account: its shape and what it means.
+_STATES: Final[Mapping[str, tuple[str, str]]] = {
+    "active": ("ok", "linked to this identity"),
+    "denied": ("refused", "linked, but the policy denies this identity"),
+    "unlinked": ("anonymous", "was linked; the next person with this name may claim it"),
+    "unbound": ("anonymous", "exists in Navidrome, linked to nobody"),
+    "reserved": ("info", "the shim's own account, or protected"),
+    "gone": ("warning", "deleted in Navidrome"),
+}
+
+
+def account_pages(router: APIRouter, access: Access, services: ControlServices) -> None:
+    """Add the routes."""
+    visitor = Depends(visitor_of(access))
+    reader, writer = Depends(access.authorize), Depends(access.authorize_write)
+
+    @router.get(_PATH)
+    async def show(
+        request: Request, caller: Caller = reader, visitor: Visitor = visitor
+    ) -> Response:
+        context: dict[str, Any] = {"rows": (), "linked": 0, "fault": "", "done": ""}
+        context["may_write"] = visitor.may_write and services.accounts is not None
+        done = request.query_params.get("done", "")
+        if done in ACTIONS:
+            name = request.query_params.get("account") or "Every linked account"
+            context["done"] = ACTIONS[done].done.format(name)
+        status = 200
+        if services.accounts is None:
+            context["fault"] = "SHIM_PROVISIONING is off: the shim manages no accounts."
+        else:
+            try:
+                found = await services.accounts.accounts(operator_of(caller, "console"))
+                rows = [account_line(row) for row in found.rows]
+                context |= {"rows": rows, "fault": found.problem}
+                context["linked"] = sum(row.uid is not None for row in rows)
+            except _FAULTS as error:
+                context["fault"], status = str(error), 503
+        return await page(request, "accounts.html", visitor, context, status)
+
+    @router.get(_PATH + "/{action}")
+    async def preview(
+        request: Request, action: str, caller: Caller = reader, visitor: Visitor = visitor
+    ) -> Response:
+        accounts = _accounts(services, action)
+        name = request.query_params.get("account") or None
+        context, status = _action_context(action, name), 200
+        try:
+            context |= await _plan(accounts, action, operator_of(caller, "console"), name)
+        except _FAULTS as error:
+            context["fault"], status = str(error), 409
+        return await page(request, "account_action.html", visitor, context, status)
+
+    @router.post(_PATH + "/{action}")
+    async def carry_out(
+        request: Request, action: str, caller: Caller = writer, visitor: Visitor = visitor
+    ) -> Response:
+        accounts = _accounts(services, action)
+        name = (await read_form(request)).get("account") or None
+        operator = operator_of(caller, "console")
+        try:
+            performed = await _perform(accounts, action, operator, name)
+        except _FAULTS as error:
+            context = _action_context(action, name) | {"fault": str(error)}
+            return await page(request, "account_action.html", visitor, context, 409)
+        if performed.note:
+            context = _action_context(action, name)
+            context["plan"], context["note"] = (), performed.note
+            return await page(request, "account_action.html", visitor, context)
+        query = {"done": action, **({"account": name} if name else {})}
+        return RedirectResponse(f"../accounts?{urlencode(query)}", 303)
+
+
+def account_line(row: AccountRow) -> Line:
+    """Return an account as the list shows it."""
+    mark, meaning = _STATES.get(row.state, ("info", ""))
+    state = row.state
+    if row.locked and row.state not in ("reserved", "gone"):
+        mark, state = "refused", "locked" if row.uid is None else f"{row.state}, locked"
+    name = {"account": row.account}
+    return Line(
+        account=row.account,
+        uid=row.uid,
+        user=row.user,
+        mark=mark,
+        state=state,
+        meaning=meaning,
+        empty_password=row.empty_password,
+        admin=row.admin,
+        libraries=", ".join(row.libraries or ()),
+        last_seen=None if row.last_seen is None else round(row.last_seen * 1_000_000),
+        actions=_possible(row),
+        query=urlencode({"user": row.user} if row.user else name),
+        name_query=urlencode(name),
+    )
+
+
+def _possible(row: AccountRow) -> tuple[str, ...]:
+    if row.state == "reserved":
+        return ()
+    found = ["sync"] if row.state == "active" else []
+    if row.state != "gone":
+        found.append("unlock" if row.locked and row.uid is None else "lock")
+    if row.uid is not None:
+        found.append("unlink")
+    return tuple(found)
+
+
+def _accounts(services: ControlServices, action: str) -> AccountAdministration:
+    if action not in ACTIONS or services.accounts is None:
+        raise HTTPException(404)
+    return services.accounts
+
+
+def _action_context(action: str, name: str | None) -> dict[str, Any]:
+    chosen = ACTIONS[action]
+    return {
+        "action": action,
+        "account": name or "",
+        "heading": chosen.heading.format(name or "every linked account"),
+        "button": chosen.button,
+        "plan": (),
+        "changes": (),
+        "fault": "",
+        "note": "",
+    }
+
+
+async def _plan(
+    accounts: AccountAdministration, action: str, operator: Operator, name: str | None
+) -> dict[str, Any]:
+    """Return what the action would do, as values of the template."""
+    if action == "sync":
+        return {"changes": await accounts.sync_plan(operator, name)}
+    account = _required(name)
+    if action == "lock":
+        return {"plan": accounts.lock_plan(operator, account)}
+    if action == "unlink":
+        return {"plan": accounts.unlink_plan(operator, account)}
+    return {
+        "plan": [f"{account} can be used again. Tokens that were issued before the lock stay void."]
+    }
+
+
+async def _perform(
+    accounts: AccountAdministration, action: str, operator: Operator, name: str | None
+) -> Performed[Any]:
+    if action == "sync":
+        return await accounts.sync(operator, name)
+    perform: Callable[[Operator, str], Awaitable[Performed[Any]]] = getattr(accounts, action)
+    return await perform(operator, _required(name))
+
+
+def _required(name: str | None) -> str:
+    if name is None:
+        raise HTTPException(400, "account: expected the name of an account")
+    return name

@@ -1,0 +1,81 @@
+"""The demo after its play, in a thread with an event loop of its own, for tests with a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from demo.environment import Environment, start_environment
+from demo.scenario import run_steps
+from demo.steps import STEPS
+
+
+@dataclass(frozen=True)
+class Played:
+    """The demo after its play. `url` is the console's behind the edge, `local` on the control plane's own
+    listener, both without a slash at the end. `cookies` are those of the admin's session at the edge."""
+
+    environment: Environment
+    url: str
+    local: str
+    cookies: list[Any]
+
+    @property
+    def host(self) -> str:
+        return self.url.partition("//")[2].partition("/")[0]
+
+
+@contextmanager
+def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterator[Played]:
+    """Play the demo and keep it running. `more` sends more requests after the play."""
+    ready, ended = threading.Event(), threading.Event()
+    found: list[Environment | BaseException] = []
+
+    async def play() -> None:
+        async with start_environment() as environment:
+            faults = [step.faults async for step in run_steps(environment, STEPS) if step.faults]
+            assert not faults
+            await asyncio.to_thread(more, environment)
+            found.append(environment)
+            ready.set()
+            await asyncio.to_thread(ended.wait)
+
+    def run() -> None:
+        try:
+            asyncio.run(play())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            found.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(120)
+        environment = found[0]
+        if isinstance(environment, BaseException):
+            raise environment
+        yield Played(
+            environment,
+            f"{environment.edge.url}/_shim",
+            environment.shim.control_url,
+            _sign_in(environment.edge.url),
+        )
+    finally:
+        ended.set()
+        thread.join(60)
+
+
+def _sign_in(edge: str) -> list[Any]:
+    with httpx.Client(trust_env=False, follow_redirects=True) as client:
+        response = client.get(f"{edge}/_shim/?user=admin")
+        assert response.status_code == 200, response.text
+        return [
+            {"name": cookie.name, "value": cookie.value, "url": edge}
+            for cookie in client.cookies.jar
+        ]

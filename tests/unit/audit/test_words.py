@@ -1,0 +1,76 @@
+"""Events in words."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from shim.audit import words
+from shim.audit.events.schema import kinds
+from shim.audit.words import in_words, remedy_of
+from shim.proxy.failures import Failure
+from shim.settings import SETTINGS
+from shim.trust.reasons import Reason, Verdict
+
+STORED = [kind.kind for kind in kinds() if kind.stored]
+REFUSALS = [r for r in Reason if r.verdict in (Verdict.STRIPPED, Verdict.REJECTED)]
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_every_kind_of_event_that_is_stored_has_words(kind: str) -> None:
+    assert kind == "request_decision" or kind in words._KINDS
+    assert in_words({"kind": kind}).label
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_every_refusal_says_what_to_change(reason: Reason) -> None:
+    assert remedy_of(reason).endswith((".", "`."))
+
+
+@pytest.mark.parametrize("failure", list(Failure))
+def test_every_failure_has_words(failure: Failure) -> None:
+    found = in_words({"kind": "request_failed", "reason": str(failure), "method": "GET"})
+    assert found.why.endswith(".")
+    assert str(failure) not in found.why
+
+
+def test_texts_name_only_settings_that_exist() -> None:
+    texts = [*words._REMEDIES.values(), *words._REASON_REMEDIES.values()]
+    named = {name for text in texts for name in re.findall(r"SHIM_[A-Z0-9_]+", text)}
+    assert named
+    assert named <= {setting.name for setting in SETTINGS}
+
+
+def test_a_rejected_request_names_person_request_reason_and_remedy() -> None:
+    found = in_words(
+        {
+            "kind": "request_decision",
+            "verdict": "rejected",
+            "reason": "jwt_expired",
+            "method": "GET",
+            "path": "/app/",
+            "claimed_user": "eve",
+            "notes": ["the token expired 12 s ago"],
+        }
+    )
+    assert found.label == "rejected"
+    assert found.title == "eve: GET /app/"
+    assert found.why == "The token has expired."
+    assert found.notes == "The token expired 12 s ago."
+    assert "SHIM_JWT_LEEWAY" in found.remedy
+
+
+def test_braces_in_a_value_have_no_effect() -> None:
+    record = {"kind": "account_created", "account": "{user.__class__}", "user": "{0}"}
+    assert in_words(record).title == "The account {user.__class__} was created for {0}"
+
+
+def test_a_kind_of_a_newer_shim_is_shown_by_its_name() -> None:
+    assert in_words({"kind": "moon_landed", "detail": "twice"}).title == "moon landed"
+
+
+def test_a_reason_of_a_newer_shim_is_shown_by_its_name() -> None:
+    found = in_words({"kind": "request_decision", "verdict": "rejected", "reason": "too_new"})
+    assert found.why == "Too new."
+    assert not found.remedy
