@@ -14,6 +14,7 @@ from shim.app.readiness import readiness_checks
 from shim.app.tls import CertificateError, build_listener_tls
 from shim.audit.errors import NotifyError
 from shim.cli.configuration import settings_or_exit
+from shim.cli.edge_check import check_edge
 from shim.cli.errors import print_error
 from shim.cli.terminal import cell, console, print_json, print_table, safe
 from shim.health import Check, State, is_ready
@@ -35,20 +36,28 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check the settings, whitelist, Navidrome, database and key set, and show what the shim trusts."""
+    """Check the settings, edge, Navidrome, database and key set, and show what the shim trusts.
+
+    The edge is checked if the shim runs, and its routes if SHIM_PUBLIC_URL is set.
+    """
     settings = settings_or_exit()
     try:
         checks, trusted, accounts = asyncio.run(_probe(settings))
     except CertificateAuthorityError as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
+    edge = check_edge(settings)
+    checks = (*checks, *edge.checks)
     ready = is_ready(checks)
     if as_json:
         result = _as_json(settings, checks, trusted, ready)
         result["accounts"] = [asdict(account) for account in accounts]
+        result["not_checked"] = list(edge.not_checked)
         print_json(result)
     else:
         _show(settings, checks, trusted)
+        for note in edge.not_checked:
+            typer.echo(safe(f"Not checked: {note}"))
         _show_accounts(accounts)
     raise typer.Exit(0 if ready else 1)
 
