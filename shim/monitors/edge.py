@@ -62,7 +62,7 @@ class EdgeMonitor:
         """Remember that an identity of this peer counted."""
         seen, block, now = self._peer(decision), decision.block, self._now()
         seen.accepted = now
-        if block is not None and any(field.kind is _SECRET for field in block.removed):
+        if block is not None and any(f.kind is _SECRET and f.value for f in block.removed):
             seen.secret_unexpected = now
 
     def check(self, policy: Policy) -> Check:

@@ -87,7 +87,7 @@ def _names(fields: tuple[Field, ...], kind: Kind) -> list[str]:
 def _secret(fields: tuple[Field, ...], policy: Policy) -> str:
     """Return whether the shared secret arrived: `absent`, `valid`, `wrong`, or `unexpected` without
     SHIM_PROXY_SECRET."""
-    if not any(field.kind is Kind.SECRET for field in fields):
+    if not any(field.kind is Kind.SECRET and field.value for field in fields):
         return "absent"
     if not policy.secrets:
         return "unexpected"
