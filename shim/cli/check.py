@@ -42,21 +42,22 @@ def check(
     """
     settings = settings_or_exit()
     try:
-        checks, trusted, accounts = asyncio.run(_probe(settings))
+        checks, trusted, accounts, sources_known = asyncio.run(_probe(settings))
     except CertificateAuthorityError as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
     edge = check_edge(settings)
     checks = (*checks, *edge.checks)
+    not_checked = (*_not_checked(settings, sources_known=sources_known), *edge.not_checked)
     ready = is_ready(checks)
     if as_json:
         result = _as_json(settings, checks, trusted, ready)
         result["accounts"] = [asdict(account) for account in accounts]
-        result["not_checked"] = list(edge.not_checked)
+        result["not_checked"] = list(not_checked)
         print_json(result)
     else:
         _show(settings, checks, trusted)
-        for note in edge.not_checked:
+        for note in not_checked:
             typer.echo(safe(f"Not checked: {note}"))
         _show_accounts(accounts)
     raise typer.Exit(0 if ready else 1)
@@ -64,7 +65,9 @@ def check(
 
 async def _probe(
     settings: Settings,
-) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...]]:
+) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...], bool]:
+    """Return the checks, the trusted peers, the outcomes for accounts, and whether Navidrome's list of
+    trusted sources is known."""
     tls = upstream_tls(settings)
     whitelist = build_policy(settings).whitelist
     dns = DnsMonitor(whitelist.hosts, 0)
@@ -88,7 +91,19 @@ async def _probe(
         from shim.provisioning.preview import outcomes  # noqa: PLC0415 - as below
 
         accounts = await outcomes(settings, tls)
-    return checks, whitelist.with_resolved(dns.addresses()).describe(), accounts
+    trusted = whitelist.with_resolved(dns.addresses()).describe()
+    return checks, trusted, accounts, user_header.trusted_sources is not None
+
+
+def _not_checked(settings: Settings, *, sources_known: bool) -> tuple[str, ...]:
+    if sources_known:
+        return ()
+    reason = (
+        "the shim has no access to Navidrome's configuration (yet), or ND_DEVUISHOWCONFIG is false"
+    )
+    if not settings.provisioning:
+        reason = "SHIM_PROVISIONING is false"
+    return (f"if Navidrome trusts more than the shim (ND_EXTAUTH_TRUSTEDSOURCES): {reason}",)
 
 
 async def _user_header(settings: Settings, tls: ssl.SSLContext | None) -> UserHeaderState:
@@ -103,7 +118,7 @@ async def _user_header(settings: Settings, tls: ssl.SSLContext | None) -> UserHe
         lambda: None,
         tls,
     )
-    await monitor.ask()
+    await monitor.start()
     await monitor.close()
     if api is not None:
         await api.close()

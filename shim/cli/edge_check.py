@@ -31,6 +31,8 @@ _KNOWN_ALIASES = frozenset("_.")
 _SIGN_IN = (401, 403, 407)
 _NO_BACKEND = (502, 503, 504)
 _SUBSONIC = "/rest/"
+# In the `Permissions-Policy` of every response of Navidrome.
+_NAVIDROME = "camera=(), microphone=(), usb=()"
 
 _FILES = "See deploy/traefik/, deploy/caddy/ and deploy/nginx/."
 _REMOVE_HEADERS = {
@@ -265,6 +267,12 @@ def read_response(url: str, status: int, headers: Mapping[str, str], body: bytes
     """Return what the response to a probe means. `headers` ignore case."""
     if status == 200 and (arrived := _read_arrived(headers, body)) is not None:
         return arrived
+    if _NAVIDROME in headers.get("Permissions-Policy", "") or b"subsonic-response" in body:
+        return Elsewhere(
+            f"Navidrome or another instance of the shim responded (HTTP {status})",
+            "Let the edge forward to this shim, never to Navidrome itself. If several shims run behind the "
+            "edge, run `check` again, or stop the others for it.",
+        )
     location = headers.get("Location", "")
     if 300 <= status < 400 and location:
         target = urlsplit(urljoin(url, location))
@@ -272,12 +280,6 @@ def read_response(url: str, status: int, headers: Mapping[str, str], body: bytes
             there = f"{target.scheme}://{target.netloc}"
             return Elsewhere(f"it redirects to {there}", f"Set SHIM_PUBLIC_URL to {there}.")
         return SignIn(f"redirect to {target.scheme}://{target.netloc}{target.path}")
-    if b"subsonic-response" in body or headers.get("X-ND-Player-ID") is not None:
-        return Elsewhere(
-            f"Navidrome or another instance of the shim responded (HTTP {status})",
-            "Let the edge forward to this shim, never to Navidrome itself. If several shims run behind the "
-            "edge, run `check` again, or stop the others for it.",
-        )
     if status in _SIGN_IN:
         return SignIn(f"HTTP {status}")
     if status in _NO_BACKEND:

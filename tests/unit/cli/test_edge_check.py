@@ -21,6 +21,7 @@ from shim.proxy.edge_probe import EDGE_PROBE_MARK
 
 URL = "https://music.example.org"
 PROBE = f"{URL}/rest/0123456789abcdef"
+NAVIDROME = {"Permissions_Policy": "autoplay=(), camera=(), microphone=(), usb=()"}
 FINE = Arrived(peer="172.20.0.2", peer_trusted=True, forwarded=True)
 ARRIVED = {
     EDGE_PROBE_MARK: 1,
@@ -80,6 +81,8 @@ def test_a_sign_in_of_the_edge_is_recognized(
         (200, json.dumps({EDGE_PROBE_MARK: 1}), {}, "another server", "users"),
         (502, "", {}, "HTTP 502", "SHIM_LISTEN"),
         (401, '{"subsonic-response":{}}', {}, "Navidrome or another", "never to Navidrome itself"),
+        (404, "404 page not found", NAVIDROME, "Navidrome or another", "never to Navidrome itself"),
+        (302, "", {"Location": "/music/app/", **NAVIDROME}, "Navidrome or another", "to this shim"),
     ],
 )  # fmt: skip
 def test_another_servers_response_is_recognized(
