@@ -32,8 +32,16 @@ from shim.provisioning.models import (
     intent_values,
 )
 from shim.store.database import Database
+from shim.store.device_rows import end_devices
 from shim.store.errors import StoreError, StoreReplaced
-from shim.store.schema import BINDINGS, CHANGE_COUNTERS, INTENTS, NAME_HOLDS, TOKEN_RULES
+from shim.store.schema import (
+    BINDINGS,
+    CHANGE_COUNTERS,
+    DEVICES,
+    INTENTS,
+    NAME_HOLDS,
+    TOKEN_RULES,
+)
 
 T = TypeVar("T")
 
@@ -249,6 +257,7 @@ class BindingStore:
 
         def work(connection: Connection) -> tuple[Binding, int]:
             if binding.id:
+                self._end_devices(connection, binding, rule)
                 stored = _update(connection, binding)
             else:
                 values = binding_values(binding)
@@ -307,6 +316,7 @@ class BindingStore:
         def work(connection: Connection) -> tuple[None, int]:
             for binding in removed:
                 _delete(connection, binding)
+                self._end_devices_of(connection, binding.uid, "removed")
             for binding in names:
                 # A temporary name that no account has: until all are renamed, no two bindings conflict.
                 row = update(BINDINGS).where(*_as_read(binding))
@@ -339,6 +349,7 @@ class BindingStore:
 
         def work(connection: Connection) -> tuple[None, int]:
             _delete(connection, binding)
+            self._end_devices_of(connection, binding.uid, "removed")
             _put_hold(connection, hold)
             return None, increment_version(connection)
 
@@ -389,6 +400,25 @@ class BindingStore:
             if number in self._by_id:
                 self._by_id[number] = replace(self._by_id[number], last_seen=when)
         self._index()
+
+    # devices
+
+    def _end_devices(
+        self, connection: Connection, binding: Binding, rule: TokenRule | None
+    ) -> None:
+        """End the devices of the person who has the account now, if this change locks the account or takes it
+        from the person. The caller updates the binding afterwards."""
+        uid = connection.execute(select(BINDINGS.c.uid).where(BINDINGS.c.id == binding.id)).scalar()
+        if binding.state is BindingState.DENIED:
+            self._end_devices_of(connection, uid, "denied")
+        elif uid != binding.uid:
+            self._end_devices_of(connection, uid, "unlinked")
+        elif rule is not None and rule.locked:
+            self._end_devices_of(connection, uid, "locked")
+
+    def _end_devices_of(self, connection: Connection, uid: str | None, cause: str) -> None:
+        if uid is not None:
+            end_devices(connection, DEVICES.c.uid == uid, self._now(), cause)
 
     # memory
 
