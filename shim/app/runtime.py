@@ -55,6 +55,7 @@ from shim.settings import Endpoint, Settings
 from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
+    from shim.devices.gate import SubsonicDevices
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
 
@@ -105,6 +106,7 @@ class Runtime:
         tls = upstream_tls(settings)
         self._database = _build_database(settings)
         self.accounts = _accounts(settings, self.trail, self._database, tls)
+        self.devices = _devices(settings, self.trail, self._database, self.accounts)
         self.plane = DataPlane(
             build_policy(settings),
             limits,
@@ -112,6 +114,7 @@ class Runtime:
             observer,
             build_upstream_address(settings, tls),
             gate=None if self.accounts is None else self.accounts.gate,
+            devices=self.devices,
             options=Options(
                 support_contact=settings.support_contact or "", tls=build_listener_tls(settings)
             ),
@@ -152,7 +155,8 @@ class Runtime:
         checks = self.policy_updater.checks()
         if self.accounts is None:
             return (*checks, self.empty_server.check())
-        return (*checks, *self.accounts.checks())
+        devices = () if self.devices is None else (self.devices.check(),)
+        return (*checks, *self.accounts.checks(), *devices)
 
     async def reload(self) -> ReloadResult:
         """Reload the settings, as `ConfigReloader.reload` does."""
@@ -246,6 +250,8 @@ class Runtime:
         self.plane.start(asyncio.get_running_loop())
         if self.accounts is not None:
             await self.accounts.gate.start()
+            if self.devices is not None:
+                await self.devices.start()
         else:
             await self.empty_server.probe()
         tasks = [asyncio.create_task(self._serve_control())]
@@ -264,6 +270,8 @@ class Runtime:
             self.plane.stop()
             await self.policy_updater.stop()
             store_deadline = time.monotonic() + self._store_seconds
+            if self.devices is not None:
+                await self.devices.stop()
             if self.accounts is not None:
                 await self.accounts.gate.stop()
             if self._database is not None:
@@ -347,6 +355,17 @@ def _accounts(
     from shim.provisioning.factory import build_accounts  # noqa: PLC0415
 
     return build_accounts(settings, trail.record, database, tls)
+
+
+def _devices(
+    settings: Settings, trail: Trail, database: Database | None, accounts: AccountParts | None
+) -> SubsonicDevices | None:
+    """Build the device passwords, which need the accounts. Returns None without them."""
+    if database is None or accounts is None:
+        return None
+    from shim.devices.factory import build_devices  # noqa: PLC0415
+
+    return build_devices(settings, trail.record, database, accounts.service, trail.count_suppressed)
 
 
 async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -89,6 +89,8 @@ class BindingStore:
         self._holds: dict[str, NameHold] = {}
         self._rules: dict[str, TokenRule] = {}
         self._watcher: Watcher | None = None
+        # Rises with each change in memory.
+        self.version = 0
 
     def watch(self, watcher: Watcher) -> None:
         """Notify `watcher` of changes from now on."""
@@ -443,10 +445,12 @@ class BindingStore:
 
     def _index(self) -> None:
         self._by_uid, self._by_name, self._by_account = {}, {}, {}
+        self.version += 1
         for binding in self._by_id.values():
             self._index_add(binding)
 
     def _index_add(self, binding: Binding) -> None:
+        self.version += 1
         if binding.uid is not None:
             self._by_uid[binding.uid] = binding
         self._by_name[binding.normalized_name] = binding
@@ -455,6 +459,7 @@ class BindingStore:
     def _index_remove(self, number: int) -> None:
         previous = self._by_id.pop(number, None)
         if previous is not None:
+            self.version += 1
             self._by_uid.pop(previous.uid or "", None)
             self._by_name.pop(previous.normalized_name, None)
             self._by_account.pop(previous.navidrome_id, None)

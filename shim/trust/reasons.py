@@ -62,6 +62,12 @@ class Reason(StrEnum):
         200,
         "the provider's token is valid and has this identity",
     )
+    DEVICE_PASSWORD = (
+        "device_password",
+        Verdict.AUTHENTICATED,
+        200,
+        "the request has the password of a device, which a person added",
+    )
     # anonymous
     NO_IDENTITY = (
         "no_identity",
@@ -330,6 +336,31 @@ class Reason(StrEnum):
         Verdict.REJECTED,
         503,
         "an internal error occurred while preparing the account",
+    )
+    # rejected: the credentials of a Subsonic app, with HTTP status 200 as Subsonic has it
+    CREDENTIALS_CONFLICT = (
+        "credentials_conflict",
+        Verdict.REJECTED,
+        200,
+        "a Subsonic request has credentials twice, or an API key beside others",
+    )
+    API_KEY_UNKNOWN = (
+        "api_key_unknown",
+        Verdict.REJECTED,
+        200,
+        "a Subsonic request has an API key that belongs to no device",
+    )
+    DEVICE_SIGN_IN_DUE = (
+        "device_sign_in_due",
+        Verdict.REJECTED,
+        200,
+        "the device's owner was not seen signed in for SHIM_DEVICE_SIGN_IN_DAYS",
+    )
+    TOO_MANY_FAILURES = (
+        "too_many_failures",
+        Verdict.REJECTED,
+        200,
+        "too many sign-ins of Subsonic apps have failed",
     )
     # rejected, while Navidrome obeys another header
     USER_HEADER_MISMATCH = (

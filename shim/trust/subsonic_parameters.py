@@ -62,8 +62,10 @@ class CredentialText:
 
     @property
     def key(self) -> bytes:
-        """Return a text that is equal for equal credentials alone. The three parts have no line end."""
-        return b"%b\n%b\n%b" % (self.query, self.body.replace(b"\n", b"%0A"), self.basic)
+        """Return a text that is equal for equal credentials alone. A query and a header have no line end."""
+        if not self.body and not self.basic:
+            return self.query
+        return b"%b\n%b\n%b" % (self.query, self.basic, self.body)
 
 
 def split_credentials(text: bytes) -> tuple[bytes, bytes]:
@@ -139,6 +141,11 @@ def find_basic(lines: bytes) -> bytes:
     one."""
     found = _BASIC.findall(lines)
     return found[0] if len(found) == 1 else b""
+
+
+def has_authorization(lines: bytes) -> bool:
+    """Return whether header lines have `Authorization`."""
+    return _AUTHORIZATION.search(lines) is not None
 
 
 def without_authorization(lines: bytes) -> bytes:

@@ -94,8 +94,8 @@ class DevicesAvailable(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLoginFailed(CoalescedEvent):
     """A Subsonic app sent wrong credentials. `claimed_user` is the name that it sent, None with an API key;
-    `app` is its own name. `delayed`: the shim rejected the request without asking Navidrome, because there
-    were too many failures before."""
+    `app` is its own name. `reason` is `wrong_credentials` (Navidrome rejected them), `api_key_unknown`, or
+    `too_many_failures` (the shim rejected them unseen, because of the failures before)."""
 
     event: ClassVar[str] = "device_login_failed"
 
@@ -103,7 +103,6 @@ class DeviceLoginFailed(CoalescedEvent):
     claimed_user: str | None = None
     app: str | None = None
     reason: str
-    delayed: bool = False
 
     def __post_init__(self) -> None:
         set_sanitized(
