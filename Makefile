@@ -19,7 +19,7 @@ help:
 	@echo "make lint    check style and types"
 	@echo "make format  correct the style"
 	@echo "make bench   compare the shim with nginx, HAProxy, Traefik and Caddy"
-	@echo "make docs    generate .env.example and docs/settings.md"
+	@echo "make docs    generate .env.example, docs/settings.md and the reference of the events"
 	@echo "make lock    update the lock files; ARGS=--upgrade for newer packages"
 	@echo "make clean   remove generated files"
 
@@ -48,6 +48,8 @@ docs: $(VENV)/dev.stamp
 	@mkdir -p docs
 	@$(BIN)/python -m shim.settings.reference env > .env.example
 	@$(BIN)/python -m shim.settings.reference markdown > docs/settings.md
+	@$(BIN)/python -m shim.audit.events.schema markdown > docs/events.md
+	@$(BIN)/python -m shim.audit.events.schema json > docs/events.schema.json
 
 # Lock with the oldest Python: its requirements include those of newer versions.
 lock: $(VENV)/dev.stamp

@@ -138,7 +138,7 @@ class ConsoleReporter:
 
     def log(self, entry: LogEntry) -> None:
         """Print one line for each decision and each completed request."""
-        match entry.get("event"):
+        match entry.get("kind"):
             case "request_decision":
                 outcome = f"{entry.get('verdict')}, {entry.get('reason')}"
             case "access":

@@ -89,7 +89,7 @@ class Sidecar:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_SECONDS):
                 while (entry := await entries.get()) is not None:
-                    if entry.get("event") == "started":
+                    if entry.get("kind") == "started":
                         self.url = f"http://{entry['listen']}"
                         self.control_url = f"http://{entry['control_listen']}"
                         return
@@ -120,7 +120,7 @@ class Sidecar:
                 raise DecisionNotFound(f"the shim counted {found}, not one request")
             entries_seen = await _entries_of_request(entries)
         decision_entry = next(
-            (one for one in entries_seen if one.get("event") == "request_decision"), {}
+            (one for one in entries_seen if one.get("kind") == "request_decision"), {}
         )
         removed, notes = (_texts(decision_entry.get(name)) for name in ("removed_headers", "notes"))
         account_changes = tuple(change for change in map(_account_change, entries_seen) if change)
@@ -205,7 +205,7 @@ async def _entries_of_request(entries: LogQueue) -> list[LogEntry]:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LOG_SECONDS):
             while (entry := await entries.get()) is not None:
-                if entry.get("event") == "access":
+                if entry.get("kind") == "access":
                     break  # the last that is said of a request
                 entries_seen.append(entry)
     return entries_seen
@@ -216,7 +216,7 @@ def _account_change(entry: LogEntry) -> str:
     if entry.get("trigger") != "request":
         return ""
     account = entry.get("account")
-    match entry.get("event"):
+    match entry.get("kind"):
         case "account_created":
             return f"created the account {account}"
         case "account_linked":

@@ -171,7 +171,7 @@ class PolicyUpdater:
             if name.fault is not None and reported is not bool(addresses):
                 self._record(
                     NameLookupFailed(
-                        time=now, host=name.host, reason=name.fault, addresses=addresses
+                        time=now, host=name.host, detail=name.fault, addresses=addresses
                     )
                 )
                 self._unresolved[name.host] = bool(addresses)
@@ -189,7 +189,7 @@ class PolicyUpdater:
             if first or self._reported_fault is not None:
                 self._record(KeySetFetched(time=now, keys=keys))
         elif state.fault != self._reported_fault or not keys:
-            self._record(KeySetFailed(time=now, reason=state.fault, keys=keys))
+            self._record(KeySetFailed(time=now, detail=state.fault, keys=keys))
         self._reported_fault = state.fault
 
     def update_policy(self, subject: str, *, always: bool = False) -> None:
@@ -218,12 +218,13 @@ class PolicyUpdater:
             PolicyChanged(
                 time=time.time(),
                 subject=subject,
-                number=new.number,
+                policy_number=new.number,
                 added=tuple(sorted(after - before)),
                 removed=tuple(sorted(before - after)),
                 detail="; ".join(
                     self._details(previous, new, user_header, differs=reported[0] != reported[1])
-                ),
+                )
+                or None,
                 needs_attention=new.suspended or not new.user_header_obeyed,
             )
         )

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim.app.policy_updater import PolicyUpdater
 from shim.app.tls import CertificateError, build_listener_tls
-from shim.audit.events import ConfigurationLoaded, Event
-from shim.audit.events.proof import ReloadRejected
+from shim.audit.events import ConfigurationLoaded, Event, ReloadRejected
 from shim.proxy.server import DataPlane
 from shim.settings import Settings, SettingsError, warnings
 from shim.settings.reload import ReloadResult, merge_settings
@@ -77,6 +76,7 @@ class ConfigReloader:
         self._record(
             ConfigurationLoaded(
                 time=time.time(),
+                trigger="start",
                 settings=values,
                 summary=summary(self._settings),
                 warnings=all_warnings,

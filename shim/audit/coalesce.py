@@ -33,7 +33,7 @@ class Coalescer:
         self._window = window
         self._capacity = capacity
         # Both are in the order in which their windows began, which is also the order of their ends.
-        self._by_peer: dict[tuple[str, GroupKey], _Bucket] = {}
+        self._by_peer: dict[tuple[str | None, GroupKey], _Bucket] = {}
         self._by_group: dict[GroupKey, _Bucket] = {}
 
     def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
@@ -43,7 +43,9 @@ class Coalescer:
             out.append(event)
         return out
 
-    def count_suppressed(self, peer: str, group_key: GroupKey, time: float, now: float) -> bool:
+    def count_suppressed(
+        self, peer: str | None, group_key: GroupKey, time: float, now: float
+    ) -> bool:
         """Count one more event of this peer and group key if it would not be written. Return False if it must
         be offered instead. `time` is that of the event."""
         bucket = self._by_peer.get((peer, group_key))

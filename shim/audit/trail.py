@@ -212,7 +212,7 @@ class _Queue:
         if self._unreported:
             unreported, self._unreported = self._unreported, 0
             self._events.append(
-                EventsDropped(time=self._now(), sink=self.sink.name, count=unreported)
+                EventsDropped(time=self._now(), sink=self.sink.name, dropped=unreported)
             )
         await asyncio.sleep(0)  # let other tasks run between two batches
 

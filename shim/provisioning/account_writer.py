@@ -153,7 +153,7 @@ class AccountWriter:
             event = AccountLocked if isinstance(password, Lock) else AccountReadmitted
             now, audit_fields = time.time(), audit_context.as_fields()
             self._record(
-                event(time=now, account=after.user_name, reason=password.why, **audit_fields)
+                event(time=now, account=after.user_name, detail=password.why, **audit_fields)
             )
         return after
 
@@ -301,7 +301,7 @@ class AccountWriter:
                 AccountLocked(
                     time=time.time(),
                     account=user.user_name,
-                    reason="an empty password opened it",
+                    detail="an empty password opened it",
                     **audit_context.as_fields(),
                 )
             )

@@ -282,9 +282,10 @@ class ProvisioningGate:
                     peer=request_info.peer,
                     reason=denied.reason,
                     detail=denied.detail,
-                    name=identity.username,
+                    user=identity.username,
                     uid=identity.uid,
                     groups=identity.groups,
+                    client=request_info.client,
                     request_id=request_info.request_id,
                 )
             )
@@ -393,9 +394,10 @@ class ProvisioningGate:
                 time=time.time(),
                 peer=request_info.peer,
                 detail=detail,
-                name=identity.username,
+                user=identity.username,
                 uid=identity.uid,
                 groups=identity.groups,
+                client=request_info.client,
                 request_id=request_info.request_id,
                 allowed_stale=stale_account is not None,
             )

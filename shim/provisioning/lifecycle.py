@@ -201,7 +201,9 @@ class AccountLifecycle:
         now, audit_fields = time.time(), audit_context.as_fields()
         for each, name in names.items():
             self._record(
-                AccountRenamed(time=now, account=name, previous_name=each.user_name, **audit_fields)
+                AccountRenamed(
+                    time=now, account=name, previous_account=each.user_name, **audit_fields
+                )
             )
         for each in gone:
             self._directory.drop(each.navidrome_id)
@@ -324,13 +326,11 @@ class Provisioner:
             self._record(
                 ProvisioningFailed(
                     time=time.time(),
-                    peer="-"
-                    if audit_context.request_info is None
-                    else audit_context.request_info.peer,
                     detail=str(error),
-                    name=identity.username,
+                    user=identity.username,
                     uid=identity.uid,
                     groups=identity.groups,
+                    **audit_context.request_fields(),
                 )
             )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, TypedDict
 
+from shim.audit.events import Origin
 from shim.proxy.gate import RequestInfo
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
@@ -197,33 +198,63 @@ def _identity_from_text(text: str) -> Identity:
     return Identity(username, name, email, None if groups is None else tuple(groups), uid)
 
 
-class AuditFields(TypedDict):
+class RequestFields(TypedDict):
+    """The fields of an event that name the request which caused it."""
+
+    peer: str | None
+    client: str | None
+    request_id: str | None
+
+
+class AuditFields(RequestFields):
     """The fields of an account's event that state its cause."""
 
     trigger: str
-    name: str | None
+    user: str | None
     uid: str | None
     groups: tuple[str, ...] | None
-    peer: str | None
-    request_id: str | None
+    actor: str | None
+    origin: Origin | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who does an administrative action: `actor` and `origin` as in `AdminAction`."""
+
+    actor: str
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
 class AuditContext:
-    """The cause of a change. `trigger` is that of `AccountEvent`; `request_info` is set for a request."""
+    """The cause of a change. `trigger` is that of `AccountEvent`; `request_info` is set for a request,
+    `operator` for an administrative action."""
 
     trigger: str
     identity: Identity | None = None
     request_info: RequestInfo | None = None
+    operator: Operator | None = None
 
     def as_fields(self) -> AuditFields:
-        """Return the context as fields of an event."""
-        identity, request_info = self.identity, self.request_info
+        """Return the context as fields of an account's event."""
+        identity, operator = self.identity, self.operator
         return {
             "trigger": self.trigger,
-            "name": None if identity is None else identity.username,
+            "user": None if identity is None else identity.username,
             "uid": None if identity is None else identity.uid,
             "groups": None if identity is None else identity.groups,
-            "peer": None if request_info is None else request_info.peer,
-            "request_id": None if request_info is None else request_info.request_id,
+            "actor": None if operator is None else operator.actor,
+            "origin": None if operator is None else operator.origin,
+            **self.request_fields(),
+        }
+
+    def request_fields(self) -> RequestFields:
+        """Return the fields of the request, None without one."""
+        request_info = self.request_info
+        if request_info is None:
+            return {"peer": None, "client": None, "request_id": None}
+        return {
+            "peer": request_info.peer,
+            "client": request_info.client,
+            "request_id": request_info.request_id,
         }

@@ -112,7 +112,7 @@ class Operations:
             user = await service.api.user(binding.navidrome_id)
             if user is None:
                 continue
-            audit_context = AuditContext("command", binding.identity)
+            audit_context = AuditContext("admin_action", binding.identity)
             updater = service.writer
             with _as_operation_error(user.user_name):
                 record, _ = await self._target_state(binding, user)
@@ -214,7 +214,7 @@ class Operations:
             user = await self._service.api.user(self._account(name).id)
             if user is None:
                 raise OperationError(f"{name} was deleted in Navidrome meanwhile")
-            await self._service.lifecycle.lock(user, AuditContext("command"))
+            await self._service.lifecycle.lock(user, AuditContext("admin_action"))
         # The running shim refreshes this often: after this wait, it accepts no token of the account.
         await asyncio.sleep(2 * REFRESH_SECONDS)
 
@@ -224,7 +224,7 @@ class Operations:
         release, bindings = self._service.lifecycle.unlink, self._service.bindings
         for _ in range(_TRIES):
             try:
-                return await release(binding, AuditContext("command", binding.identity))
+                return await release(binding, AuditContext("admin_action", binding.identity))
             except Outdated:
                 await bindings.load()
                 found = bindings.by_account(binding.navidrome_id)

@@ -209,9 +209,7 @@ class Reconciler:
         return now is None or normalize_name(now.user_name) != normalize_name(user.user_name)
 
     def _unreadable(self, name: str, uid: str | None, error: ResponseTooLarge) -> None:
-        self._record(
-            ProvisioningFailed(time=time.time(), peer="-", detail=str(error), name=name, uid=uid)
-        )
+        self._record(ProvisioningFailed(time=time.time(), detail=str(error), user=name, uid=uid))
 
     async def _recover(self, intent: Intent, audit_context: AuditContext) -> None:
         try:

@@ -287,8 +287,8 @@ class ProvisioningService:
                 self._record(
                     ProvisioningReady(
                         time=time.time(),
-                        accounts=len(self.directory.all()),
-                        bindings=len(self.bindings),
+                        account_count=len(self.directory.all()),
+                        binding_count=len(self.bindings),
                     )
                 )
                 self._wake.set()
@@ -402,7 +402,7 @@ class ProvisioningService:
                 if isinstance(error, EXTERNAL_ERRORS)
                 else f"{type(error).__name__}: {error}"
             )
-            self._record(ProvisioningFailed(time=time.time(), peer="-", detail=detail))
+            self._record(ProvisioningFailed(time=time.time(), detail=detail))
 
     async def _prove_store(self, now: float) -> None:
         """Try to write periodically while the last write failed: there may be no other write."""

@@ -43,12 +43,13 @@ class AccountDenied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
-    """Data of a request for the audit trail: the peer's address as text, and the request's id. `verified`: a
-    verified token states the identity."""
+    """Data of a request for the audit trail: the addresses of the peer and the client as text, and the
+    request's id. `verified`: a verified token states the identity."""
 
     peer: str
     request_id: str
     verified: bool = False
+    client: str | None = None
 
 
 class AccountGate(Protocol):

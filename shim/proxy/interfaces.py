@@ -29,7 +29,13 @@ class Observer(Protocol):
         """Record a request that was stripped or rejected. `status` is the status that the client got, if it
         differs from the decision's."""
 
-    def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
+    def identity_used(self, decision: Decision, request_id: str, account: str | None) -> None:
+        """Handle a trusted identity, not more often than needed to know that it is in use. `account` is the
+        name of its account, None if it is not known."""
+
+    def navidrome_token_found(
+        self, decision: Decision, request_id: str, account: str | None = None
+    ) -> None:
         """Record a Navidrome token that was removed, or that came to a protected path without an identity."""
 
     def failed(
@@ -39,6 +45,8 @@ class Observer(Protocol):
         failure: Failure,
         status: int,
         sent: int | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
         """Record a request that got one of the shim's own responses, since Navidrome sent none, or whose
         response broke off after `sent` bytes. `failure` is the reason; `status` is the status that the client
@@ -52,6 +60,8 @@ class Observer(Protocol):
         sent: int,
         seconds: float,
         incomplete: Failure | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
         """Record a response. `sent` is in bytes, as written to the client; `incomplete` is None if the
         response is complete."""

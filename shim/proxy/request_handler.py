@@ -219,6 +219,8 @@ class RequestHandler:
         plane.counters.requests[outcome.index] += 1
         if verdict is _STRIPPED:
             plane.observer.request_decided(decision, self._ensure_request_id())
+        elif verdict is _AUTHENTICATED and id(decision.trust_result) not in plane.identities:
+            self._report_identity(decision)
         upstream = (plane.pool if outcome.path_class is not _INTERNAL else self._pool()).take()
         if upstream is None:
             self._wait(self._connect())
@@ -319,6 +321,12 @@ class RequestHandler:
             plane.counters.requests[self._decision.outcome.index] += 1
             if self._decision.outcome.verdict is _STRIPPED:
                 plane.observer.request_decided(self._decision, self._ensure_request_id())
+        decision = self._decision
+        if (
+            decision.outcome.verdict is _AUTHENTICATED
+            and id(decision.trust_result) not in plane.identities
+        ):
+            self._report_identity(decision)
         await self._connect()
 
     async def _decide(self, found: Decision | PendingVerification, head: bytes) -> Decision:
@@ -361,8 +369,15 @@ class RequestHandler:
         self._connection.enter(PROVISIONING)
         self._set_deadline(plane.limits.upstream_response_timeout)
         verified = decision.outcome.reason is Reason.VERIFIED_JWT
-        peer = decision.source.peer.text
-        future = gate.ensure(identity, RequestInfo(peer, self._ensure_request_id(), verified))
+        peer, block = decision.source.peer.text, decision.block
+        client = None if block is None else block.metadata.client
+        request_info = RequestInfo(
+            peer,
+            self._ensure_request_id(),
+            verified,
+            client=None if client is None else client.decode(),
+        )
+        future = gate.ensure(identity, request_info)
         await self._current().wait_for(future)
         if future.cancelled():
             raise _RequestFailed(Failure.ACCOUNT_UNAVAILABLE)
@@ -475,7 +490,9 @@ class RequestHandler:
         self._form = b""
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
-            plane.observer.navidrome_token_found(decision, self._ensure_request_id())
+            plane.observer.navidrome_token_found(
+                decision, self._ensure_request_id(), self._account_name()
+            )
         plane.counters.requests[decision.outcome.index] += 1
         if decision.outcome.verdict is _STRIPPED and not removed:
             plane.observer.request_decided(decision, self._ensure_request_id())
@@ -703,7 +720,9 @@ class RequestHandler:
         self._decision = decision
         removed = decision.void != before.void or decision.removed_tokens != before.removed_tokens
         if removed or decision.token_without_identity:
-            self._plane.observer.navidrome_token_found(decision, self._ensure_request_id())
+            self._plane.observer.navidrome_token_found(
+                decision, self._ensure_request_id(), self._account_name()
+            )
 
     def _is_valid(self, claims: NavidromeClaims) -> bool:
         gate = self._plane.gate
@@ -1115,7 +1134,13 @@ class RequestHandler:
         self.cancel()
         plane.counters.failed(failure)
         status = failure.status
-        plane.observer.failed(self._decision, self._ensure_request_id(), failure, status)
+        plane.observer.failed(
+            self._decision,
+            self._ensure_request_id(),
+            failure,
+            status,
+            account=self._account_name(),
+        )
         retry_after = 5 if status in (502, 503) else None
         connection.keep_alive = False
         self._respond(status, self._decision, retry_after, failure=failure)
@@ -1214,7 +1239,18 @@ class RequestHandler:
             failure,
             self._response_status,
             self._bytes_sent,
+            account=self._account_name(),
         )
+
+    def _report_identity(self, decision: Decision) -> None:
+        """Report the use of an identity, and remember it until the plane forgets it."""
+        self._plane.remember_identity(decision)
+        self._plane.observer.identity_used(
+            decision, self._ensure_request_id(), self._account_name()
+        )
+
+    def _account_name(self) -> str | None:
+        return None if self._account is None else self._account.user_name.decode()
 
     def _ensure_request_id(self) -> str:
         if not self._request_id:
@@ -1233,4 +1269,5 @@ class RequestHandler:
             self._bytes_sent,
             seconds,
             incomplete,
+            account=self._account_name(),
         )

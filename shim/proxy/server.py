@@ -24,6 +24,8 @@ from shim.proxy.pool import UpstreamAddress, UpstreamPool
 from shim.proxy.request_body import BodyBudget
 from shim.proxy.verification_queue import VerificationQueue
 from shim.trust.cached_decisions import DecisionCache
+from shim.trust.decision import Decision
+from shim.trust.identity_evaluation import TrustResult
 from shim.trust.peers import Peer
 from shim.trust.policy import Policy
 
@@ -37,6 +39,8 @@ _HANG_UP = getattr(select, "POLLRDHUP", 0)
 NEVER = math.inf
 _TLS_REPORT_SECONDS = 60.0
 _TLS_PEERS = 256
+_IDENTITY_SECONDS = 60.0
+_IDENTITIES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,7 @@ class DataPlane:
 
     __slots__ = (
         "_checking",
+        "_identities_until",
         "_revocations",
         "_ticker",
         "_tls_reported",
@@ -80,6 +85,7 @@ class DataPlane:
         "decisions",
         "devices",
         "gate",
+        "identities",
         "limits",
         "now",
         "observer",
@@ -114,6 +120,10 @@ class DataPlane:
         self.devices = devices
         self.now = 0.0
         self.time = time.time()
+        # The results whose identity was reported as used, by their `id`; each is kept, so that the number
+        # belongs to it. A cached decision has the same result for all requests of an identity and a client.
+        self.identities: dict[int, TrustResult] = {}
+        self._identities_until = 0.0
         self.pool = UpstreamPool(self, upstream)
         self.control_pool: UpstreamPool | None = None
         self.control_auth_headers = b""
@@ -179,6 +189,13 @@ class DataPlane:
         reported[peer.text] = self.now
         return True
 
+    def remember_identity(self, decision: Decision) -> None:
+        """Add the decision's identity to `identities`, for at most a minute."""
+        assert decision.trust_result is not None
+        if len(self.identities) >= _IDENTITIES:
+            self.identities.clear()
+        self.identities[id(decision.trust_result)] = decision.trust_result
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the timer."""
         self.now = loop.time()
@@ -196,6 +213,9 @@ class DataPlane:
         """End everything whose deadline is before `now`."""
         self.now = now
         self.time = time.time()
+        if now >= self._identities_until:
+            self.identities.clear()
+            self._identities_until = now + _IDENTITY_SECONDS
         for connection in list(self.connections):
             if connection.deadline < now:
                 connection.expired()

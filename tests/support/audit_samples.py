@@ -15,7 +15,7 @@ def request_decision(
     verdict: Verdict = Verdict.STRIPPED,
     reason: Reason = Reason.UNTRUSTED_PEER,
     request_id: str = "r1",
-    user: str | None = "admin",
+    claimed_user: str | None = "admin",
     removed_headers: tuple[str, ...] = ("x-authentik-username",),
     notes: tuple[str, ...] = (),
 ) -> RequestDecision:
@@ -31,7 +31,7 @@ def request_decision(
         verdict=verdict,
         reason=reason,
         status=200,
-        user=user,
+        claimed_user=claimed_user,
         removed_headers=removed_headers,
         notes=notes,
     )
@@ -62,6 +62,7 @@ def access(*, path: str = "/app/", request_id: str = "r3") -> Access:
         bytes_sent=12,
         duration_seconds=0.0123456789,
         user="ada",
+        path_class=PathClass.PROTECTED,
         verdict=Verdict.AUTHENTICATED,
         reason=Reason.TRUSTED_PEER,
     )

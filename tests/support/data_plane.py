@@ -50,7 +50,17 @@ class RecordingObserver:
     tokens: list[tuple[str, ...]] = field(default_factory=list)
     void: list[tuple[str, ...]] = field(default_factory=list)
 
-    def navidrome_token_found(self, decision: Decision, request_id: str) -> None:
+    used: list[tuple[str, str | None]] = field(default_factory=list)
+
+    def identity_used(self, decision: Decision, request_id: str, account: str | None) -> None:
+        assert request_id
+        assert decision.identity is not None
+        self.used.append((decision.identity.username, account))
+
+    def navidrome_token_found(
+        self, decision: Decision, request_id: str, account: str | None = None
+    ) -> None:
+        del account
         assert request_id
         self.tokens.append(decision.removed_tokens)
         self.void.append(decision.void)
@@ -68,8 +78,10 @@ class RecordingObserver:
         failure: str,
         status: int,
         sent: int | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
-        del decision
+        del decision, account
         if sent is not None:
             self.cut.append((failure, status, sent))
         self.failures.append((failure, status, request_id))
@@ -82,8 +94,10 @@ class RecordingObserver:
         sent: int,
         seconds: float,
         incomplete: Failure | None = None,
+        *,
+        account: str | None = None,
     ) -> None:
-        del decision
+        del decision, account
         if incomplete:
             self.incomplete.append((incomplete, status, sent))
         assert 0 <= seconds < 3600

@@ -40,7 +40,7 @@ class Program:
     async def event(self, name: str, number: int = 1) -> dict[str, Any]:
         """The first event of this name, or a later one, once it is in the log."""
         while True:
-            found = [event for event in self.events if event["event"] == name]
+            found = [event for event in self.events if event["kind"] == name]
             if len(found) >= number:
                 return found[number - 1]
             await self._read()

@@ -87,7 +87,7 @@ class Shim:
                 try:
                     self.lines.append(json.loads(text))
                 except ValueError:
-                    self.lines.append({"event": text.decode("utf-8", "replace")})
+                    self.lines.append({"kind": text.decode("utf-8", "replace")})
                 self._changed.notify_all()
         with self._changed:
             self._ended = True
@@ -126,11 +126,11 @@ class Shim:
         mark = f"{FENCE}{next(_fresh)}"
         self.request(f"GET {mark} HTTP/1.0\r\n\r\n".encode())
         upstream.wait_for(mark)
-        self.wait_for_line(event="access", path=mark)
+        self.wait_for_line(kind="access", path=mark)
         return [
             line
             for line in self.lines
-            if line.get("event") == "request_decision" and line.get("peer") == peer
+            if line.get("kind") == "request_decision" and line.get("peer") == peer
         ]
 
 
@@ -188,7 +188,7 @@ def shim_before(
     )
     running = Shim(process)
     try:
-        started = running.wait_for_line(_START_SECONDS, event="started")
+        started = running.wait_for_line(_START_SECONDS, kind="started")
         host, _, number = str(started["listen"]).rpartition(":")
         running.host = ANYONE if host == "[::]" else host
         running.port = int(number)

@@ -21,7 +21,7 @@ PATIENCE = 10.0
 
 def checks(shim: Shim) -> dict[str, dict[str, str]]:
     """What `/readyz` says of each part."""
-    where = str(shim.wait_for_line(event="started")["control_listen"])
+    where = str(shim.wait_for_line(kind="started")["control_listen"])
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(f"http://{where}/readyz", timeout=PATIENCE) as response:

@@ -1,20 +1,35 @@
 """Audit events: one frozen dataclass per kind.
 
-Events hold plain, bounded values, so that a sink can store them as they are. Each event sanitizes its values
-when it is created; callers need not.
+Events hold plain, bounded and printable values, so that a sink can store and show them as they are. Each
+event sanitizes its values when it is created; callers need not. `field_table.py` has the meaning of each
+field.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
-from enum import IntEnum
-from typing import ClassVar, Self
+import os
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum, StrEnum
+from functools import partial
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, get_type_hints
 
-from shim.audit.sanitize import LogValue, clip, loggable_path
+from shim.audit.events.field_table import FIELDS
+from shim.audit.sanitize import clip, loggable_path, timestamp
 from shim.trust.reasons import PathClass, Reason, Verdict
 
-MAX_ITEMS = 32
+JSON: TypeAlias = str | int | float | bool | list[str]
+Origin: TypeAlias = Literal["console", "api", "command", "signal"]
+ActionResult: TypeAlias = Literal["done", "refused", "failed"]
+
+SCHEMA: Final = 1
+# Two processes of one host differ, and so do two starts of one container, which have the same process id.
+INSTANCE: Final = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
 
 
 class Severity(IntEnum):
@@ -26,12 +41,39 @@ class Severity(IntEnum):
     ERROR = logging.ERROR
 
 
+class Stream(StrEnum):
+    """A stream of the audit trail. A flood of requests cannot remove changes from the trail, because each
+    stream has its own limits."""
+
+    REQUESTS = "requests"
+    CHANGES = "changes"
+
+
+def new_id() -> str:
+    """Return a UUIDv7 (RFC 9562 §5.7). The ids of one process sort by time, to a quarter of a microsecond."""
+    now = time.time_ns()
+    milliseconds, rest = divmod(now, 1_000_000)
+    value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64
+    return str(uuid.UUID(int=value | 0b10 << 62 | secrets.randbits(62)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event at `time` (seconds since the epoch)."""
+    """An event at `time` (seconds since the epoch). `stored`: it belongs into the audit trail, not only into
+    the log."""
 
-    event: ClassVar[str]
+    kind: ClassVar[str]
+    stream: ClassVar[Stream]
+    stored: ClassVar[bool] = True
+
     time: float
+    id: str = field(default_factory=new_id, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, sanitize in _layout(type(self)).sanitizers:
+            value = getattr(self, name)
+            if value is not None and (sanitized := sanitize(value)) is not value:
+                object.__setattr__(self, name, sanitized)
 
     @property
     def severity(self) -> Severity:
@@ -43,13 +85,13 @@ class CoalescedEvent(Event):
     """An event that can occur in floods, so that one event can represent many.
 
     With a `count` above 1 it is a summary of that many events from `first_time` to `last_time`. They share
-    `peer` and `group_key`; the other fields are a sample. `peer` is `MANY` if they had several. The sum of
-    all written `count` values is the number of events.
+    `peer` and `group_key`; the other fields are a sample. `peer` is `MANY` if they had several, and None
+    without a request. The sum of all written `count` values is the number of events.
     """
 
     MANY: ClassVar[str] = "*"
 
-    peer: str
+    peer: str | None = None
     count: int = 1
     first_time: float | None = None
     last_time: float | None = None
@@ -57,50 +99,56 @@ class CoalescedEvent(Event):
     @property
     def group_key(self) -> tuple[str, ...]:
         """What events must share, besides the peer, to be counted together."""
-        return (self.event,)
+        return (self.kind,)
 
     def summary(self, count: int, last_time: float, *, many_peers: bool) -> Self:
         """Return a summary of `count` events, with this one as the first and the sample. The last one was at
         `last_time`."""
-        peer = self.MANY if many_peers else self.peer
         return replace(
-            self, time=last_time, peer=peer, count=count, first_time=self.time, last_time=last_time
+            self,
+            id=new_id(),
+            time=last_time,
+            peer=self.MANY if many_peers else self.peer,
+            count=count,
+            first_time=self.time,
+            last_time=last_time,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestDecision(CoalescedEvent):
-    """The verdict and reason of a request.
+class RequestEvent(CoalescedEvent):
+    """An event about a request. `path` can be the request target; its query is removed. `user` and `uid` are
+    those of the trusted identity, `claimed_user` is the name of one that was not trusted. `device` is the one
+    whose password the request has."""
 
-    `client` is the client's address, None if it is not known. `path` can be the request target; its query is
-    removed. `user` is the trusted user name, or else the claimed one. `removed_headers` has only names.
-    """
-
-    event: ClassVar[str] = "request_decision"
+    stream: ClassVar[Stream] = Stream.REQUESTS
 
     request_id: str
-    peer_trusted: bool
-    client: str | None
     method: str
     path: str
+    client: str | None = None
+    user: str | None = None
+    claimed_user: str | None = None
+    account: str | None = None
+    uid: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    user_agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestDecision(RequestEvent):
+    """A request was stripped or rejected. `removed_headers` has only names."""
+
+    kind: ClassVar[str] = "request_decision"
+
+    peer_trusted: bool
     path_class: PathClass
     verdict: Verdict
     reason: Reason
     status: int
-    user: str | None = None
     removed_headers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        set_sanitized(
-            self,
-            client=clip_optional(self.client),
-            method=clip(self.method, 32),
-            path=loggable_path(self.path),
-            user=clip_optional(self.user),
-            removed_headers=clip_items(self.removed_headers),
-            notes=clip_items(self.notes),
-        )
 
     @property
     def severity(self) -> Severity:
@@ -114,34 +162,19 @@ class RequestDecision(CoalescedEvent):
     @classmethod
     def build_group_key(cls, reason: Reason, path_class: PathClass) -> tuple[str, ...]:
         """Return the group key of an event before it is created."""
-        return (cls.event, reason, path_class)
+        return (cls.kind, reason, path_class)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFailed(CoalescedEvent):
+class RequestFailed(RequestEvent):
     """A request or response failed. `reason` is one of the reasons that `/metrics` counts failures by;
     `status` is what the client got, `bytes_sent` how much of an incomplete response."""
 
-    event: ClassVar[str] = "request_failed"
+    kind: ClassVar[str] = "request_failed"
 
-    request_id: str
-    method: str
-    path: str
     status: int
     reason: str
-    client: str | None = None
-    user: str | None = None
     bytes_sent: int | None = None
-
-    def __post_init__(self) -> None:
-        set_sanitized(
-            self,
-            method=clip(self.method, 32),
-            path=loggable_path(self.path),
-            reason=clip(self.reason),
-            client=clip_optional(self.client),
-            user=clip_optional(self.user),
-        )
 
     @property
     def severity(self) -> Severity:
@@ -150,45 +183,60 @@ class RequestFailed(CoalescedEvent):
 
     @property
     def group_key(self) -> tuple[str, ...]:
-        return (self.event, self.reason)
+        return (self.kind, self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentitySeen(RequestEvent):
+    """An identity was trusted, for the first time after an hour without a request from this client address.
+    `reason` is the proof."""
+
+    kind: ClassVar[str] = "identity_seen"
+
+    path_class: PathClass
+    verdict: Verdict
+    reason: Reason
+
+    @property
+    def group_key(self) -> tuple[str, ...]:
+        return (self.kind, self.uid or self.user or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access(Event):
-    """One request in the access log. `duration_seconds` is the time from the first byte of the request to the
-    last byte of the response. `bytes_sent` counts the bytes to the client. `incomplete` is the reason why the
-    response is not complete."""
+    """One request in the access log, with `SHIM_ACCESS_LOG=true`. It is in the log only."""
 
-    event: ClassVar[str] = "access"
+    kind: ClassVar[str] = "access"
+    stream: ClassVar[Stream] = Stream.REQUESTS
+    stored: ClassVar[bool] = False
 
     request_id: str
     peer: str
     method: str
     path: str
+    path_class: PathClass
+    verdict: Verdict
+    reason: Reason
     status: int
     bytes_sent: int
     duration_seconds: float
     client: str | None = None
     user: str | None = None
+    claimed_user: str | None = None
+    account: str | None = None
+    uid: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    user_agent: str | None = None
     incomplete: str | None = None
-    verdict: Verdict
-    reason: Reason
-
-    def __post_init__(self) -> None:
-        set_sanitized(
-            self,
-            method=clip(self.method, 32),
-            path=loggable_path(self.path),
-            duration_seconds=round(self.duration_seconds, 6),
-            user=clip_optional(self.user),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
     """The shim accepts requests on `listen`, and on `control_listen` for the control plane."""
 
-    event: ClassVar[str] = "started"
+    kind: ClassVar[str] = "started"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     version: str
     listen: str
@@ -200,7 +248,8 @@ class Started(Event):
 class Stopped(Event):
     """The shim accepts no more requests. `trigger` is the name of the signal, or the error."""
 
-    event: ClassVar[str] = "stopped"
+    kind: ClassVar[str] = "stopped"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     trigger: str
     uptime_seconds: float
@@ -209,12 +258,14 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationLoaded(Event):
-    """The settings in force, as `NAME=value`; of a secret only whether it is set. `summary`: who may sign in,
-    who is an admin, which proof is in force."""
+    """The settings in force, after a start or a reload. `changes` are the settings that a reload changed."""
 
-    event: ClassVar[str] = "configuration_loaded"
+    kind: ClassVar[str] = "configuration_loaded"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
+    trigger: str
     settings: tuple[str, ...]
+    changes: tuple[str, ...] = ()
     summary: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -224,10 +275,48 @@ class ConfigurationLoaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamUp(Event):
-    """Navidrome responds. `down_seconds` is the length of the outage, None at the start."""
+class ReloadRejected(Event):
+    """A reload failed because the new settings are invalid. The old ones stay in force."""
 
-    event: ClassVar[str] = "upstream_up"
+    kind: ClassVar[str] = "reload_rejected"
+    stream: ClassVar[Stream] = Stream.CHANGES
+
+    faults: tuple[str, ...]
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminAction(Event):
+    """A person did something through the console, the API or a command. `peer` and `client` are set if it
+    came over HTTP."""
+
+    kind: ClassVar[str] = "admin_action"
+    stream: ClassVar[Stream] = Stream.CHANGES
+
+    action: str
+    actor: str
+    origin: Origin
+    result: ActionResult = "done"
+    target: str | None = None
+    detail: str | None = None
+    changes: tuple[str, ...] = ()
+    peer: str | None = None
+    client: str | None = None
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.INFO if self.result == "done" else Severity.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamUp(Event):
+    """Navidrome responds. `down_seconds` is the length of the outage, absent at the start."""
+
+    kind: ClassVar[str] = "upstream_up"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     upstream: str
     down_seconds: float | None = None
@@ -235,12 +324,13 @@ class UpstreamUp(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamDown(Event):
-    """Navidrome stopped responding. `reason` is the error."""
+    """Navidrome stopped responding. `detail` is the error."""
 
-    event: ClassVar[str] = "upstream_down"
+    kind: ClassVar[str] = "upstream_down"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     upstream: str
-    reason: str
+    detail: str
 
     @property
     def severity(self) -> Severity:
@@ -249,19 +339,17 @@ class UpstreamDown(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyChanged(Event):
-    """A new policy is in force, with `number`.
+    """A new policy is in force. `subject` is the part that changed (`whitelist`, `base_path`, …), `added` and
+    `removed` are its entries, `detail` is the reason in words."""
 
-    `subject` is the part that changed (`whitelist`, `base_path`, …), `added` and `removed` are its entries,
-    `detail` is the reason in words. `needs_attention` marks a change that an operator should check.
-    """
-
-    event: ClassVar[str] = "policy_changed"
+    kind: ClassVar[str] = "policy_changed"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     subject: str
-    number: int
+    policy_number: int
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
-    detail: str = ""
+    detail: str | None = None
     needs_attention: bool = False
 
     @property
@@ -271,47 +359,93 @@ class PolicyChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsDropped(Event):
-    """`sink` did not write `count` events, because it was too slow or failed."""
+    """`sink` did not write `dropped` events, because it was too slow or failed."""
 
-    event: ClassVar[str] = "events_dropped"
+    kind: ClassVar[str] = "events_dropped"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     sink: str
-    count: int
+    dropped: int
 
     @property
     def severity(self) -> Severity:
         return Severity.ERROR
 
 
-def event_fields(event: Event) -> dict[str, LogValue]:
-    """Return the event's fields in their fixed order, without `time` and without those that are None."""
-    values = ((name, getattr(event, name)) for name in _names(type(event)))
-    return {name: value for name, value in values if value is not None}
+def to_record(event: Event) -> dict[str, JSON]:
+    """Return the event as the JSON object that the log and the audit trail have, in the order of `FIELDS` and
+    without the fields that are None."""
+    record: dict[str, JSON] = {
+        "kind": event.kind,
+        "severity": event.severity.name.lower(),
+        "time": timestamp(event.time),
+        "schema": SCHEMA,
+        "id": event.id,
+        "instance": INSTANCE,
+        "stream": event.stream.value,
+    }
+    for name, convert in _layout(type(event)).conversions:
+        value = getattr(event, name)
+        if value is not None:
+            record[name] = value if convert is None else convert(value)
+    return record
 
 
-def clip_optional(text: str | None) -> str | None:
-    return None if text is None else clip(text)
+def field_types(kind: type[Event]) -> dict[str, Any]:
+    """Return the types of the fields of a kind of event, in the order of a record."""
+    hints = get_type_hints(kind)
+    names = {one.name for one in fields(kind)}
+    assert names <= FIELDS.keys(), f"{kind.kind}: describe the fields in FIELDS"
+    return {name: hints[name] for name in FIELDS if name in names}
 
 
-def clip_items(items: tuple[str, ...]) -> tuple[str, ...]:
-    if len(items) > MAX_ITEMS:
-        items = (*items[: MAX_ITEMS - 1], "…")
-    return tuple(clip(item, 128) for item in items)
+class _Layout:
+    """How the values of one kind of event are sanitized and converted."""
+
+    __slots__ = ("conversions", "sanitizers")
+
+    def __init__(self, kind: type[Event]) -> None:
+        self.sanitizers: list[tuple[str, Callable[[Any], object]]] = []
+        self.conversions: list[tuple[str, Callable[[Any], JSON] | None]] = []
+        for name, hint in field_types(kind).items():
+            if name in ("time", "id"):
+                continue
+            limits = FIELDS[name]
+            convert: Callable[[Any], JSON] | None = None
+            if name == "path":
+                self.sanitizers.append((name, loggable_path))
+            elif name in ("first_time", "last_time"):
+                convert = timestamp
+            elif hint in (str, str | None):
+                self.sanitizers.append((name, partial(clip, max_length=limits.max_length)))
+            elif hint in (tuple[str, ...], tuple[str, ...] | None):
+                clip_all = partial(
+                    _clip_items, max_items=limits.max_items, max_length=limits.max_length
+                )
+                self.sanitizers.append((name, clip_all))
+                convert = list
+            elif isinstance(hint, type) and issubclass(hint, StrEnum):
+                convert = str
+            elif hint in (float, float | None):
+                convert = _round
+            self.conversions.append((name, convert))
 
 
-def set_sanitized(event: Event, **values: LogValue) -> None:
-    for name, value in values.items():
-        object.__setattr__(event, name, value)
+_LAYOUTS: dict[type[Event], _Layout] = {}
 
 
-_LAST = ("count", "first_time", "last_time")
-_NAMES: dict[type[Event], tuple[str, ...]] = {}
-
-
-def _names(kind: type[Event]) -> tuple[str, ...]:
-    known = _NAMES.get(kind)
+def _layout(kind: type[Event]) -> _Layout:
+    known = _LAYOUTS.get(kind)
     if known is None:
-        names = [field.name for field in fields(kind) if field.name != "time"]
-        last = [name for name in _LAST if name in names]
-        known = _NAMES[kind] = (*(name for name in names if name not in _LAST), *last)
+        known = _LAYOUTS[kind] = _Layout(kind)
     return known
+
+
+def _round(seconds: float) -> float:
+    return round(seconds, 6)
+
+
+def _clip_items(items: tuple[str, ...], *, max_items: int, max_length: int) -> tuple[str, ...]:
+    if len(items) > max_items:
+        items = (*items[: max_items - 1], "…")
+    return tuple([clip(item, max_length) for item in items])

@@ -5,54 +5,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shim.audit.events import CoalescedEvent, Event, Severity, clip_optional, set_sanitized
-from shim.audit.sanitize import clip
+from shim.audit.events import Event, Origin, RequestEvent, Severity, Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _DeviceEvent(Event):
-    """A change of one device. `actor` made it, through `origin`; `account` is the account's name in
-    Navidrome, if it is known."""
+class DeviceEvent(Event):
+    """A change of one device of the person `uid`. `account` is the account's name in Navidrome, if it is known.
+    `actor` and `origin` are those of the person who made the change; None if the account's change did it."""
+
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     device: str
     device_name: str
     uid: str
     account: str | None = None
-    actor: str
-    origin: str
-
-    def __post_init__(self) -> None:
-        set_sanitized(
-            self,
-            device=clip(self.device),
-            device_name=clip(self.device_name),
-            uid=clip(self.uid),
-            account=clip_optional(self.account),
-            actor=clip(self.actor),
-            origin=clip(self.origin),
-        )
+    actor: str | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceAdded(_DeviceEvent):
+class DeviceAdded(DeviceEvent):
     """A device got a password."""
 
-    event: ClassVar[str] = "device_added"
+    kind: ClassVar[str] = "device_added"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRenamed(_DeviceEvent):
+class DeviceRenamed(DeviceEvent):
     """A device has a new name."""
 
-    event: ClassVar[str] = "device_renamed"
+    kind: ClassVar[str] = "device_renamed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRevoked(_DeviceEvent):
-    """A device's password no longer works. `reason` is one word: by whom, or by which change of the
-    account."""
+class DeviceRevoked(DeviceEvent):
+    """A device's password no longer works. `reason` is who revoked it (`owner`, `console`, `api` or `command`),
+    or what happened to the account (`locked`, `unlinked`, `denied` or `removed`)."""
 
-    event: ClassVar[str] = "device_revoked"
+    kind: ClassVar[str] = "device_revoked"
 
     reason: str
 
@@ -61,18 +51,21 @@ class DeviceRevoked(_DeviceEvent):
 class DeviceKeyRotated(Event):
     """The secrets of all devices were encrypted with another key, whose id is `key_id`."""
 
-    event: ClassVar[str] = "device_key_rotated"
+    kind: ClassVar[str] = "device_key_rotated"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
-    devices: int
+    device_count: int
     key_id: str
     actor: str
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicesUnavailable(Event):
     """Device passwords are refused, for `detail`. Nothing was deleted."""
 
-    event: ClassVar[str] = "devices_unavailable"
+    kind: ClassVar[str] = "devices_unavailable"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     detail: str
     remedy: str | None = None
@@ -84,33 +77,24 @@ class DevicesUnavailable(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicesAvailable(Event):
-    """Device passwords work (again). `devices` is the number of those that are in use."""
+    """Device passwords work again. `device_count` is the number of those that are in use."""
 
-    event: ClassVar[str] = "devices_available"
+    kind: ClassVar[str] = "devices_available"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
-    devices: int
+    device_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceLoginFailed(CoalescedEvent):
-    """A Subsonic app sent wrong credentials. `claimed_user` is the name that it sent, None with an API key;
-    `app` is its own name. `reason` is `wrong_credentials` (Navidrome rejected them), `api_key_unknown`, or
-    `too_many_failures` (the shim rejected them unseen, because of the failures before)."""
+class DeviceLoginFailed(RequestEvent):
+    """A Subsonic app sent wrong credentials. `app` is the app's own name. `reason` is `wrong_credentials`
+    (Navidrome rejected them), `api_key_unknown`, or `too_many_failures` (the shim rejected them unseen, because
+    of the failures before)."""
 
-    event: ClassVar[str] = "device_login_failed"
+    kind: ClassVar[str] = "device_login_failed"
 
-    client: str | None
-    claimed_user: str | None = None
-    app: str | None = None
     reason: str
-
-    def __post_init__(self) -> None:
-        set_sanitized(
-            self,
-            client=clip_optional(self.client),
-            claimed_user=clip_optional(self.claimed_user),
-            app=clip_optional(self.app),
-        )
+    app: str | None = None
 
     @property
     def severity(self) -> Severity:
@@ -118,4 +102,9 @@ class DeviceLoginFailed(CoalescedEvent):
 
     @property
     def group_key(self) -> tuple[str, ...]:
-        return (self.event, self.reason)
+        return self.build_group_key(self.reason)
+
+    @classmethod
+    def build_group_key(cls, reason: str) -> tuple[str, ...]:
+        """Return the group key of an event before it is created."""
+        return (cls.kind, reason)

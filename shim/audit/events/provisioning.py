@@ -9,49 +9,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from shim.audit.events import (
-    CoalescedEvent,
-    Event,
-    Severity,
-    clip_items,
-    clip_optional,
-    set_sanitized,
-)
-from shim.audit.sanitize import clip
+from shim.audit.events import CoalescedEvent, Event, Origin, Severity, Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountEvent(Event):
     """An event about the Navidrome account `account`.
 
-    `trigger`: `request`, `reconcile`, `start` or `command`. `name`, `uid` and `groups` are those of the
-    identity, `peer` and `request_id` those of the request; None without one.
+    `trigger`: `request`, `reconcile`, `start` or `admin_action`. `user`, `uid` and `groups` are those of the
+    identity, `peer`, `client` and `request_id` those of the request, `actor` and `origin` those of the
+    administrative action; None without one.
     """
+
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     account: str
     trigger: str
-    name: str | None = None
+    user: str | None = None
     uid: str | None = None
     groups: tuple[str, ...] | None = None
     peer: str | None = None
+    client: str | None = None
     request_id: str | None = None
-
-    def __post_init__(self) -> None:
-        groups = None if self.groups is None else clip_items(self.groups)
-        set_sanitized(
-            self,
-            account=clip(self.account),
-            name=clip_optional(self.name),
-            uid=clip_optional(self.uid),
-            groups=groups,
-        )
+    actor: str | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountCreated(AccountEvent):
     """An account was created. `notes` lists parts of the identity that were not used, and why."""
 
-    event: ClassVar[str] = "account_created"
+    kind: ClassVar[str] = "account_created"
 
     navidrome_id: str
     admin: bool
@@ -62,13 +50,9 @@ class AccountCreated(AccountEvent):
 class AccountChanged(AccountEvent):
     """An account was changed. Each entry of `changes` is `field: old → new`."""
 
-    event: ClassVar[str] = "account_changed"
+    kind: ClassVar[str] = "account_changed"
 
     changes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        AccountEvent.__post_init__(self)
-        set_sanitized(self, changes=clip_items(self.changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +60,7 @@ class AccountLinked(AccountEvent):
     """An existing account was linked to this identity. `credentials_kept`: its password and tokens were not
     changed. `notes` has more information."""
 
-    event: ClassVar[str] = "account_linked"
+    kind: ClassVar[str] = "account_linked"
 
     navidrome_id: str
     admin: bool
@@ -92,47 +76,43 @@ class AccountLinked(AccountEvent):
 class AccountUnlinked(AccountEvent):
     """An account was unlinked from its identity. Another identity may claim it."""
 
-    event: ClassVar[str] = "account_unlinked"
+    kind: ClassVar[str] = "account_unlinked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLocked(AccountEvent):
-    """An account got a random password that its user cannot replace. Its Navidrome tokens are void. `reason`
+    """An account got a random password that its user cannot replace. Its Navidrome tokens are void. `detail`
     is the reason in words."""
 
-    event: ClassVar[str] = "account_locked"
+    kind: ClassVar[str] = "account_locked"
 
-    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountReadmitted(AccountEvent):
     """An account got a random password that its user can replace. The old password and older tokens are void.
-    `reason` is the reason in words."""
+    `detail` is the reason in words."""
 
-    event: ClassVar[str] = "account_readmitted"
+    kind: ClassVar[str] = "account_readmitted"
 
-    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRenamed(AccountEvent):
     """An account was renamed in Navidrome, not by the shim. `account` is the new name."""
 
-    event: ClassVar[str] = "account_renamed"
+    kind: ClassVar[str] = "account_renamed"
 
-    previous_name: str
-
-    def __post_init__(self) -> None:
-        AccountEvent.__post_init__(self)
-        set_sanitized(self, previous_name=clip(self.previous_name))
+    previous_account: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountBindingRemoved(AccountEvent):
     """An account was deleted in Navidrome, so its binding was removed."""
 
-    event: ClassVar[str] = "account_binding_removed"
+    kind: ClassVar[str] = "account_binding_removed"
 
     @property
     def severity(self) -> Severity:
@@ -143,7 +123,7 @@ class AccountBindingRemoved(AccountEvent):
 class AccountRecreatedByRace(AccountEvent):
     """A write met a deletion and recreated the account without a password. The shim deleted it again."""
 
-    event: ClassVar[str] = "account_recreated_by_race"
+    kind: ClassVar[str] = "account_recreated_by_race"
 
     @property
     def severity(self) -> Severity:
@@ -154,24 +134,16 @@ class AccountRecreatedByRace(AccountEvent):
 class AccountDeniedEvent(CoalescedEvent):
     """An identity gets no account. `reason` is the reason of the decision, `detail` the same in words."""
 
-    event: ClassVar[str] = "account_denied"
+    kind: ClassVar[str] = "account_denied"
+    stream: ClassVar[Stream] = Stream.REQUESTS
 
     reason: str
     detail: str
-    name: str
+    user: str
     uid: str | None
     groups: tuple[str, ...] | None
     request_id: str
-
-    def __post_init__(self) -> None:
-        groups = None if self.groups is None else clip_items(self.groups)
-        set_sanitized(
-            self,
-            detail=clip(self.detail),
-            name=clip(self.name),
-            uid=clip_optional(self.uid),
-            groups=groups,
-        )
+    client: str | None = None
 
     @property
     def severity(self) -> Severity:
@@ -179,32 +151,24 @@ class AccountDeniedEvent(CoalescedEvent):
 
     @property
     def group_key(self) -> tuple[str, ...]:
-        return (self.event, self.reason)
+        return (self.kind, self.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningFailed(CoalescedEvent):
-    """A change to an account failed. `detail` has Navidrome's error. `name` is empty if it concerns no single
-    account; `peer` is `-` without a request."""
+    """A change to an account failed, with Navidrome's error. `user` is absent if it concerns no single
+    account, `peer`, `client` and `request_id` without a request."""
 
-    event: ClassVar[str] = "provisioning_failed"
+    kind: ClassVar[str] = "provisioning_failed"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     detail: str
-    name: str = ""
+    user: str | None = None
     uid: str | None = None
     groups: tuple[str, ...] | None = None
-    request_id: str = ""
+    client: str | None = None
+    request_id: str | None = None
     allowed_stale: bool = False
-
-    def __post_init__(self) -> None:
-        groups = None if self.groups is None else clip_items(self.groups)
-        set_sanitized(
-            self,
-            detail=clip(self.detail, 400),
-            name=clip(self.name),
-            uid=clip_optional(self.uid),
-            groups=groups,
-        )
 
     @property
     def severity(self) -> Severity:
@@ -215,7 +179,8 @@ class ProvisioningFailed(CoalescedEvent):
 class AdminCreated(Event):
     """The shim created its own account. `first`: it is the first account of an empty server."""
 
-    event: ClassVar[str] = "admin_created"
+    kind: ClassVar[str] = "admin_created"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     account: str
     first: bool
@@ -226,7 +191,8 @@ class OwnAccountSecured(Event):
     """An existing Navidrome account with the shim's name, which this database did not create, got a new
     password, and its tokens became void."""
 
-    event: ClassVar[str] = "own_account_secured"
+    kind: ClassVar[str] = "own_account_secured"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     account: str
 
@@ -237,25 +203,24 @@ class OwnAccountSecured(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningReady(Event):
-    """Accounts can be managed. `accounts` and `bindings` are their numbers."""
+    """Accounts can be managed."""
 
-    event: ClassVar[str] = "provisioning_ready"
+    kind: ClassVar[str] = "provisioning_ready"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
-    accounts: int
-    bindings: int
+    account_count: int
+    binding_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningUnavailable(Event):
     """Accounts cannot be managed. `detail` is the reason, `remedy` what to do."""
 
-    event: ClassVar[str] = "provisioning_unavailable"
+    kind: ClassVar[str] = "provisioning_unavailable"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     detail: str
     remedy: str | None = None
-
-    def __post_init__(self) -> None:
-        set_sanitized(self, detail=clip(self.detail, 400))
 
     @property
     def severity(self) -> Severity:
@@ -266,12 +231,10 @@ class ProvisioningUnavailable(Event):
 class EmptyPasswordsFound(Event):
     """An empty password opens these accounts."""
 
-    event: ClassVar[str] = "empty_passwords_found"
+    kind: ClassVar[str] = "empty_passwords_found"
+    stream: ClassVar[Stream] = Stream.CHANGES
 
     accounts: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        set_sanitized(self, accounts=clip_items(self.accounts))
 
     @property
     def severity(self) -> Severity:

@@ -1,7 +1,8 @@
-"""The log: one line per event, in the same form for audit events and for records of libraries.
+"""The log: one line per event, with the record that the audit trail has, and one per record of a library.
 
-JSON for programs, columns for a terminal. Both escape values from clients: no value can end a line, begin a
-new one, or control the terminal. The event loop never waits for the reader of the log.
+JSON for programs, columns for a terminal. Every line has `kind`, `severity` and `time`. Both forms escape
+values from clients: no value can end a line, begin a new one, or control the terminal. The event loop never
+waits for the reader of the log.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal, TypeAlias
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from shim.audit.events import Event, event_fields
+from shim.audit.events import Event, to_record
 from shim.audit.line_writer import LineWriter
 from shim.audit.sanitize import escape, timestamp
 from shim.audit.trail import SinkClosed
@@ -27,6 +28,8 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 # Their lines would repeat ours for each request, and contain the queries that ours omit.
 _SILENT = ("uvicorn.access",)
+# Fields that say nothing to a reader of the terminal.
+_HIDDEN = ("schema", "instance", "stream")
 _QUIET = ("httpx", "httpcore", "asyncio", "alembic", "sqlalchemy")
 
 
@@ -40,7 +43,7 @@ def configure_log(
     console = log_format == "console" or (log_format == "auto" and os.isatty(writer.descriptor))
     render = _console(writer.descriptor) if console else _json
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    tail: list[Processor] = [structlog.processors.format_exc_info, _in_order, render]
+    tail: list[Processor] = [structlog.processors.format_exc_info, _as_record, render]
     structlog.configure(
         processors=[structlog.processors.add_log_level, _stamp, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -56,7 +59,7 @@ def configure_log(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
     )
     _redirect_standard_logging(_LineWriterHandler(writer, formatter), threshold)
-    writer.on_dropped(lambda count: _logger().warning("log_lines_dropped", count=count))
+    writer.on_dropped(lambda count: _logger().warning("log_lines_dropped", dropped=count))
 
 
 class LogSink:
@@ -76,9 +79,7 @@ class LogSink:
                 await asyncio.sleep(0.05)  # a thread makes room
             if self._writer.broken:
                 raise SinkClosed("the reader of the log has closed it")
-            self._log.log(
-                event.severity, event.event, timestamp=timestamp(event.time), **_readable(event)
-            )
+            self._log.log(event.severity, event.kind, **to_record(event))
             if number % 8 == 0:
                 await asyncio.sleep(0)  # so that no request waits for more than eight lines
 
@@ -92,27 +93,25 @@ def _logger() -> FilteringBoundLogger:
     return log
 
 
-def _readable(event: Event) -> dict[str, object]:
-    values: dict[str, object] = dict(event_fields(event))
-    for name in ("first_time", "last_time"):
-        value = values.get(name)
-        if isinstance(value, float):
-            values[name] = timestamp(value)
-    return values
-
-
 def _stamp(_logger: WrappedLogger, _method: str, values: EventDict) -> EventDict:
-    if "timestamp" not in values:
+    if "time" not in values:
         record = values.get("_record")
-        values["timestamp"] = timestamp(
+        values["time"] = timestamp(
             record.created if isinstance(record, logging.LogRecord) else time.time()
         )
     return values
 
 
-def _in_order(_logger: WrappedLogger, _method: str, values: EventDict) -> EventDict:
-    head = {name: values.pop(name) for name in ("event", "level", "timestamp")}
-    return {**head, **values}
+def _as_record(_logger: WrappedLogger, _method: str, values: EventDict) -> EventDict:
+    """Return the values with the names and the order of an event's record. `values` is an event's record
+    already, or the record of a library with its text in `message`."""
+    text, level = values.pop("event"), values.pop("level")
+    if "kind" in values:
+        return values
+    head = {"severity": "error" if level == "critical" else level, "time": values.pop("time")}
+    if "logger" in values:
+        return {"kind": "log_message", **head, **values, "message": text}
+    return {"kind": text, **head, **values}
 
 
 def _json(_logger: WrappedLogger, _method: str, values: EventDict) -> str:
@@ -129,11 +128,19 @@ def _console(descriptor: int) -> Processor:
     )
 
     def render(logger: WrappedLogger, method: str, values: EventDict) -> str:
+        kind = values.pop("kind")
+        shown: EventDict = {
+            "event": values.pop("message", kind),
+            "level": values.pop("severity"),
+            "timestamp": values.pop("time"),
+        }
         for name, value in values.items():
-            text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-            if isinstance(text, str):
-                values[name] = escape(text, allowed="\n" if name == "exception" else "")
-        return str(renderer(logger, method, values))
+            if name not in _HIDDEN:
+                shown[name] = ", ".join(value) if isinstance(value, list) else value
+        for name, value in shown.items():
+            if isinstance(value, str):
+                shown[name] = escape(value, allowed="\n" if name == "exception" else "")
+        return str(renderer(logger, method, shown))
 
     return render
 
@@ -163,7 +170,8 @@ class _LineWriterHandler(logging.Handler):
             self._writer.put(self.format(record))
         except Exception:  # noqa: BLE001 - a library's record that cannot be formatted
             self._writer.put(
-                f'{{"event":"log_record_unreadable","logger":{json.dumps(record.name)}}}'
+                f'{{"kind":"log_record_unreadable","severity":"warning","time":"{timestamp(record.created)}",'
+                f'"logger":{json.dumps(record.name)}}}'
             )
 
 

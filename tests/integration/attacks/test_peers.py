@@ -69,7 +69,7 @@ def nobody_is_believed(shim: Shim, upstream: Recorder) -> None:
             build_request("GET /app/ HTTP/1.1", ADMIN, "Remote-User: admin"), peer
         )
         assert_stripped(shim, upstream, response, peer)
-    said = shim.wait_for_line(event="configuration_loaded")
+    said = shim.wait_for_line(kind="configuration_loaded")
     assert any("WHITELIST" in warning for warning in said["warnings"])
 
 
@@ -108,7 +108,7 @@ def test_whoever_is_not_listed_may_be_rejected(upstream: Recorder, tmp_path: Pat
             assert response.statuses == [403]
             assert response.closed
             shim.wait_for_line(
-                event="request_decision", peer=anyone, reason="untrusted_peer_rejected"
+                kind="request_decision", peer=anyone, reason="untrusted_peer_rejected"
             )
         assert shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE).statuses == [200]
     (received,) = upstream.requested
@@ -152,7 +152,7 @@ def test_a_required_proof_that_is_missing_or_wrong(upstream: Recorder, tmp_path:
         assert shim.request(build_request("GET /app/ HTTP/1.1", ADMIN, sent), EDGE).statuses == [
             200
         ]
-        shim.wait_for_line(event="access", peer=EDGE)
+        shim.wait_for_line(kind="access", peer=EDGE)
         (received,) = upstream.requested
         assert received.values("Remote-User") == ["admin"]
         assert settings["PROXY_SECRET"].encode() not in received.head

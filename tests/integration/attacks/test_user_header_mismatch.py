@@ -53,6 +53,6 @@ def test_an_identity_is_rejected_with_a_reason(shim: Shim, navidrome: StandIn) -
         build_request("GET /app/ HTTP/1.1", "X-authentik-username: admin"), edge
     )
     assert response.status == 503
-    line = shim.wait_for_line(event="request_decision", peer=edge)
+    line = shim.wait_for_line(kind="request_decision", peer=edge)
     assert line["reason"] == "user_header_mismatch"
     assert not navidrome.accounts.by_id

@@ -129,7 +129,7 @@ def test_a_token_of_another_account_does_not_beat_the_identity(
             response = ask(shim, path, **headers, **person("alice"))
             assert response.status_code == 403, (path, headers)
             assert "X-ND-Authorization" not in response.headers
-        noted = shim.wait_for_line(event="navidrome_token_found")
+        noted = shim.wait_for_line(kind="navidrome_token_found")
         # The account was created past the shim: until its users are read again the token is void.
         assert noted["reason"] in {"token_mismatch", "navidrome_token_void"}
         assert noted["user"] == "alice"
@@ -149,7 +149,7 @@ def test_a_token_of_the_accounts_own_passes(navidrome: int, tmp_path: Path) -> N
         response = ask(shim, "/api/song", X_ND_Authorization=f"Bearer {mine}", **person("alice"))
         assert response.status_code == 200
         assert "X-ND-Authorization" in response.headers, "Navidrome took it, and refreshed it"
-        assert not [line for line in shim.lines if line.get("event") == "navidrome_token_found"]
+        assert not [line for line in shim.lines if line.get("kind") == "navidrome_token_found"]
 
 
 def test_groups_are_taken_by_a_reload_for_those_who_are_known_too(
@@ -160,7 +160,7 @@ def test_groups_are_taken_by_a_reload_for_those_who_are_known_too(
             assert page(ask(shim, "/app/", **person(name)))["isAdmin"] is False
         write(tmp_path, ALLOWED_GROUPS="family,admins", ADMIN_GROUPS="admins")
         hang_up(shim)
-        shim.wait_for_line(event="policy_changed", subject="settings")
+        shim.wait_for_line(kind="policy_changed", subject="settings")
         assert page(ask(shim, "/app/", **person("alice", "admins")))["isAdmin"] is True
         assert page(ask(shim, "/app/", **person("bob")))["isAdmin"] is False
         assert ask(shim, "/app/", **person("bob", "others")).status_code == 403

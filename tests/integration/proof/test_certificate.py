@@ -67,7 +67,7 @@ def test_one_that_can_not_be_used_leaves_that_from_before(
         first = shown(shim)
         made.key.write_text("half of a key")
         hang_up(shim)
-        refused = shim.wait_for_line(event="reload_rejected")
+        refused = shim.wait_for_line(kind="reload_rejected")
         assert "expected a certificate chain and its key in PEM" in str(refused["faults"])
         assert "half of a key" not in str(refused)
         assert shown(shim) == first

@@ -35,7 +35,7 @@ def test_a_verified_token_names_the_user_and_goes_no_further(
         assert received.values("Remote-User") == ["ada"]
         assert b"eyJ" not in received.head
         assert issuer.asked == 1
-        (fetched,) = [line for line in shim.lines if line.get("event") == "key_set_fetched"]
+        (fetched,) = [line for line in shim.lines if line.get("kind") == "key_set_fetched"]
         assert "rsa-0 (RS256)" in str(fetched["keys"])
         assert checks(shim)["keys"]["state"] == "ok"
 
@@ -146,7 +146,7 @@ def test_keys_that_rotate_under_load_lose_nobody(
         statuses = [a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), mixed)]
         assert statuses == [200] * 64
         assert issuer.asked == 2
-        changed = shim.wait_for_line(event="policy_changed", subject="keys")
+        changed = shim.wait_for_line(kind="policy_changed", subject="keys")
         assert "rsa-1" in str(changed["added"])
         # The old key goes, and with it every token of its own, remembered or not.
         del issuer.keys["rsa-0"]
@@ -194,8 +194,8 @@ def test_a_key_set_that_is_down_lets_nobody_in_until_it_is_up(
         assert shim.request(carrying(issuer.token()), an_edge()).status == 401
         keys = checks(shim)["keys"]
         assert keys["state"] == "failing" and "503" in keys["detail"]
-        failed = shim.wait_for_line(event="key_set_failed")
-        assert failed["level"] == "error"
+        failed = shim.wait_for_line(kind="key_set_failed")
+        assert failed["severity"] == "error"
         issuer.status = 200
         end = time.monotonic() + _PATIENCE
         while shim.request(carrying(issuer.token()), an_edge()).status != 200:

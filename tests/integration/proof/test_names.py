@@ -54,11 +54,11 @@ def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
         assert all_believed() == ["127.0.0.2"]
         whitelist = checks(shim)["whitelist"]
         assert whitelist["state"] == "warning" and GHOST in whitelist["detail"]
-        assert shim.wait_for_line(event="name_lookup_failed", host=GHOST)["level"] == "error"
+        assert shim.wait_for_line(kind="name_lookup_failed", host=GHOST)["severity"] == "error"
 
         names.answers[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
         eventually(all_believed, ["127.0.0.3", "127.0.0.4"])
-        moved = shim.wait_for_line(event="policy_changed", subject="whitelist")
+        moved = shim.wait_for_line(kind="policy_changed", subject="whitelist")
         assert moved["removed"] == [f"{EDGE}=127.0.0.2"]
         assert set(moved["added"]) == {
             f"{EDGE}={address}" for address in ("127.0.0.3", "127.0.0.4", "::1", "fd00::1")
@@ -69,11 +69,11 @@ def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
         assert all_believed() == ["127.0.0.3", "127.0.0.4"]
         eventually(all_believed, [])
         assert checks(shim)["whitelist"]["state"] == "failing"
-        failed = [ln for ln in shim.lines if ln.get("event") == "name_lookup_failed"]
-        said = [(line["host"], line["level"]) for line in failed]
+        failed = [ln for ln in shim.lines if ln.get("kind") == "name_lookup_failed"]
+        said = [(line["host"], line["severity"]) for line in failed]
         assert said == [(GHOST, "error"), (EDGE, "warning"), (EDGE, "error")]
 
         names.silent = False
         names.answers = {GHOST: ["127.0.0.2"]}  # and the edge's own name is gone
         eventually(all_believed, ["127.0.0.2"])
-        assert shim.wait_for_line(event="name_resolved", host=GHOST)["addresses"] == ["127.0.0.2"]
+        assert shim.wait_for_line(kind="name_resolved", host=GHOST)["addresses"] == ["127.0.0.2"]

@@ -31,7 +31,7 @@ def test_an_old_token_of_another_account_does_not_beat_the_user_header(
         assert b"eyJ" not in received.head
         assert received.target == "/api/user?a=1&b=2"
         assert received.values("Cookie") == ["a=b"]
-        line = shim.wait_for_line(event="navidrome_token_found", peer=peer)
+        line = shim.wait_for_line(kind="navidrome_token_found", peer=peer)
         assert (line["reason"], line["user"]) == ("token_mismatch", "ada")
         assert set(line["locations"]) == {"X-ND-Authorization", "cookie jwt", "query jwt"}
         assert OLD not in json.dumps(shim.lines, default=str)
@@ -43,7 +43,7 @@ def test_one_without_an_identity_passes_and_is_noted(upstream: Recorder, tmp_pat
         shim.request(everywhere("GET /api/user?jwt={} HTTP/1.1"), peer)
         (received,) = upstream.requested
         assert received.head.count(OLD.encode()) == 3
-        line = shim.wait_for_line(event="navidrome_token_found", peer=peer)
+        line = shim.wait_for_line(kind="navidrome_token_found", peer=peer)
         assert line["reason"] == "token_without_identity"
         assert OLD not in json.dumps(shim.lines, default=str)
 
@@ -54,7 +54,7 @@ def test_public_paths_keep_theirs(upstream: Recorder, tmp_path: Path) -> None:
             shim.request(everywhere(line), an_edge())
         assert [one.head.count(OLD.encode()) for one in upstream.requested] == [3, 3]
         shim.decided(someone(), upstream)
-        assert not [line for line in shim.lines if line.get("event") == "navidrome_token_found"]
+        assert not [line for line in shim.lines if line.get("kind") == "navidrome_token_found"]
 
 
 def test_where_an_identity_counts_on_public_paths_no_other_accounts_token_passes_there(
@@ -71,7 +71,7 @@ def test_where_an_identity_counts_on_public_paths_no_other_accounts_token_passes
         assert received.values("Remote-User") == ["ada"]
         assert OLD.encode() not in received.head
         assert received.values("X-Emby-Authorization") == ['MediaBrowser Client="c", Token=""']
-        line = shim.wait_for_line(event="navidrome_token_found", peer=peer)
+        line = shim.wait_for_line(kind="navidrome_token_found", peer=peer)
         assert (line["reason"], line["user"]) == ("token_mismatch", "ada")
         assert "query apikey" in line["locations"]
 

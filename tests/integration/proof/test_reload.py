@@ -58,7 +58,7 @@ def test_a_signal_takes_whitelist_and_secrets_between_two_requests(
             secret = "s3cret-s3cret-s3cret"
             write(tmp_path, REVERSE_PROXY_WHITELIST=f"{OTHER},{ONE}", PROXY_SECRET=secret)
             hang_up(shim)
-            shim.wait_for_line(event="policy_changed", subject="settings")
+            shim.wait_for_line(kind="policy_changed", subject="settings")
             assert user(shim, upstream, ONE) == ["401"]
             assert user(shim, upstream, OTHER, f"X-Shim-Proxy-Secret: {secret}") == ["ada"]
             # A connection that was open before is judged by the new policy, and goes on.
@@ -77,7 +77,7 @@ def test_a_stream_goes_on_through_a_reload(upstream: Recorder, tmp_path: Path) -
             time.sleep(0.01)
         write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER)
         hang_up(shim)
-        shim.wait_for_line(event="policy_changed", subject="settings")
+        shim.wait_for_line(kind="policy_changed", subject="settings")
         client.sendall(b"cd")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         (received,) = [one for one in upstream.requested if one.body]
@@ -98,11 +98,11 @@ def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
             hang_up(shim)
             eventually(
                 lambda before=before: any(
-                    line.get("event") == "reload_rejected" for line in shim.lines[before:]
+                    line.get("kind") == "reload_rejected" for line in shim.lines[before:]
                 ),
                 True,
             )
-            refused = [ln for ln in shim.lines if ln.get("event") == "reload_rejected"][-1]
+            refused = [ln for ln in shim.lines if ln.get("kind") == "reload_rejected"][-1]
             assert said in str(refused["faults"])
             assert user(shim, upstream, ONE) == ["ada"]
             assert user(shim, upstream, OTHER) == []
@@ -110,7 +110,7 @@ def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
 
 def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_path: Path) -> None:
     with running(upstream, tmp_path, **FIRST) as shim:
-        control = str(shim.wait_for_line(event="started")["control_listen"])
+        control = str(shim.wait_for_line(kind="started")["control_listen"])
         settings = {"CONTROL_LISTEN": control}
         done = command(tmp_path, "reload", settings=settings)
         assert (done.returncode, done.stdout) == (0, "reloaded: nothing has changed\n"), done.stderr
@@ -144,7 +144,7 @@ def test_a_file_that_is_gone_takes_no_secret_away(upstream: Recorder, tmp_path: 
         assert user(shim, upstream, ONE) == ["401"]
         (tmp_path / ".env").unlink()
         hang_up(shim)
-        refused = shim.wait_for_line(event="reload_rejected")
+        refused = shim.wait_for_line(kind="reload_rejected")
         assert ".env" in str(refused["faults"])
         assert user(shim, upstream, ONE) == ["401"]
 
@@ -156,7 +156,7 @@ def test_a_name_that_is_new_is_resolved_before_it_is_in_force(
         assert user(shim, upstream, "127.0.0.1") == []
         write(tmp_path, REVERSE_PROXY_WHITELIST="localhost")
         hang_up(shim)
-        changed = shim.wait_for_line(event="policy_changed", subject="settings")
+        changed = shim.wait_for_line(kind="policy_changed", subject="settings")
         assert "localhost=127.0.0.1" in changed["added"]
         assert user(shim, upstream, "127.0.0.1") == ["ada"]
         assert user(shim, upstream, ONE) == []
@@ -168,7 +168,7 @@ def test_where_pages_are_sent_is_taken(upstream: Recorder, tmp_path: Path) -> No
         assert shim.request(build_request(APP, page), OTHER).status == 200
         write(tmp_path, **FIRST, REQUIRE_IDENTITY="true", SIGN_IN_URL="/start")
         hang_up(shim)
-        shim.wait_for_line(event="policy_changed", subject="settings")
+        shim.wait_for_line(kind="policy_changed", subject="settings")
         assert b"\r\nLocation: /start?rd=" in shim.request(build_request(APP, page), OTHER).raw
         write(tmp_path, **FIRST, REQUIRE_IDENTITY="true")
         hang_up(shim)
@@ -190,14 +190,14 @@ def test_another_key_set_is_taken_only_once_it_was_fetched(
         assert user(shim, upstream, ONE, token) == ["ada"]
         write(tmp_path, **FIRST, **issuer.settings(JWKS_URL="http://127.0.0.1:9/jwks"))
         hang_up(shim)
-        refused = shim.wait_for_line(event="reload_rejected")
+        refused = shim.wait_for_line(kind="reload_rejected")
         assert "SHIM_JWKS_URL" in str(refused["faults"])
         assert user(shim, upstream, ONE, token) == ["ada"]
         issuer.keys = {"rsa-1": rsa_key(1)}
         another = issuer.settings(JWKS_URL=f"{issuer.url}?v=2", JWKS_MIN_INTERVAL="1")
         write(tmp_path, **FIRST, **another)
         hang_up(shim)
-        shim.wait_for_line(event="policy_changed", subject="settings")
+        shim.wait_for_line(kind="policy_changed", subject="settings")
         assert user(shim, upstream, ONE, token) == ["401"]
         fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-1')}"
         assert user(shim, upstream, ONE, fresh) == ["ada"]
@@ -217,7 +217,7 @@ def test_without_a_change_the_key_set_is_fetched_again(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
-        control = str(shim.wait_for_line(event="started")["control_listen"])
+        control = str(shim.wait_for_line(kind="started")["control_listen"])
         # Another key under the name of the one before: no token says that it is unknown.
         issuer.keys = {"rsa-0": rsa_key(1)}
         token = f"X-authentik-jwt: {issuer.token()}"
@@ -236,7 +236,7 @@ def test_an_authority_that_is_none_is_said(
         where = {"JWKS_URL": "https://127.0.0.1:9/", "JWKS_CA": str(authority)}
         write(tmp_path, **FIRST, **issuer.settings(**where))
         hang_up(shim)
-        refused = shim.wait_for_line(event="reload_rejected")
+        refused = shim.wait_for_line(kind="reload_rejected")
         assert "SHIM_JWKS_URL" in str(refused["faults"])
         assert "authority.pem contains no certificate" in str(refused["faults"])
         assert user(shim, upstream, ONE) == ["ada"]
@@ -262,8 +262,8 @@ def test_a_signal_that_comes_before_anybody_hears_it_is_done_after_the_start(
         try:
             eventually(lambda: _holds_hang_ups_back(process.pid), True)
             hang_up(shim)
-            shim.wait_for_line(20.0, event="started")
-            said = {"event": "configuration_loaded"}
+            shim.wait_for_line(20.0, kind="started")
+            said = {"kind": "configuration_loaded"}
             eventually(
                 lambda: len([line for line in shim.lines if said.items() <= line.items()]), 2
             )

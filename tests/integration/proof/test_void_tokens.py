@@ -61,12 +61,12 @@ def test_a_token_of_a_person_who_is_denied_opens_nothing(navidrome: int, tmp_pat
                     pass
             except ConnectionResetError:
                 pass
-        line = shim.wait_for_line(event="request_failed", reason="account_revoked")
+        line = shim.wait_for_line(kind="request_failed", reason="account_revoked")
         assert "eyJ" not in str(line)
         ask(shim, "/api/song", **person("bob"))
         for form in (False, True):
             assert not opens(shim, "alice", alice, form=form)
             assert opens(shim, "bob", bob, form=form)
-        shim.wait_for_line(event="navidrome_token_found", reason="navidrome_token_void")
+        shim.wait_for_line(kind="navidrome_token_found", reason="navidrome_token_void")
         bearer = {"X_ND_Authorization": f"Bearer {alice}"}
         assert ask(shim, "/api/song", "127.0.0.1", **bearer).status_code == 401

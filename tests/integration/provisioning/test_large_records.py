@@ -36,7 +36,7 @@ async def test_one_users_large_record_stops_nobody_else(tcp_world: World) -> Non
     assert "shorten it in Navidrome" in refused.detail
     await world.accounts.service.reconcile()
     assert world.accounts.service.bindings.by_uid("uid-of-mallory") is not None
-    assert {event.name for event in world.recorded(ProvisioningFailed)} == {"mallory"}
+    assert {event.user for event in world.recorded(ProvisioningFailed)} == {"mallory"}
     accounts = world.accounts.checks()[1]
     assert (accounts.state, "1 of Navidrome's accounts" in accounts.detail) == (
         State.WARNING,

@@ -47,7 +47,7 @@ def settings(navidrome: StandIn, url: str) -> dict[str, str]:
 
 
 def accounts_made(shim: Shim) -> list[object]:
-    return [line["account"] for line in shim.lines if line.get("event") == "account_created"]
+    return [line["account"] for line in shim.lines if line.get("kind") == "account_created"]
 
 
 def told(shim: Shim) -> str:
@@ -65,7 +65,7 @@ def test_whom_one_process_has_bound_is_known_to_every_other(
     ):
         assert checks(first)["store"]["state"] == checks(second)["store"]["state"] == "ok"
         assert visit(first, "alice").status_code == 200
-        assert first.wait_for_line(event="account_created")["account"] == "alice"
+        assert first.wait_for_line(kind="account_created")["account"] == "alice"
         assert visit(second, "alice").status_code == 200
         assert visit(second, "alice", uid="stranger").status_code == 403
         assert visit(second, "bob").status_code == visit(first, "bob").status_code == 200
@@ -96,7 +96,7 @@ def test_a_shim_that_starts_without_its_database_serves_nobody_until_it_is_there
             assert PASSWORD not in refused.text and "postgresql" not in refused.text
             store = checks(shim)["store"]
             assert store["state"] == "failing" and place in store["detail"]
-            unready = shim.wait_for_line(event="provisioning_unavailable")
+            unready = shim.wait_for_line(kind="provisioning_unavailable")
             assert place in str(unready["detail"]) and "refused" in str(unready["detail"])
             looked = command(tmp_path, "check", "--json", settings=given)
             assert looked.returncode == 1

@@ -21,7 +21,7 @@ async def test_an_account_renamed_in_navidrome_is_followed(world: World) -> None
     assert world.accounts.gate.known(person("alice")) is None
     assert await world.request(person("alice")) == "Alice2"
     assert list(await world.users()) == ["Alice2"]
-    assert [event.previous_name for event in world.recorded(AccountRenamed)] == ["alice"]
+    assert [event.previous_account for event in world.recorded(AccountRenamed)] == ["alice"]
     assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
 
 

@@ -23,7 +23,7 @@ async def test_a_name_that_comes_with_another_uid_is_a_conflict(world: World) ->
     await world.request(person("alice"))
     assert await world.reason(person("ALICE", uid="stranger")) is CONFLICT
     [refused] = world.recorded(AccountDeniedEvent)
-    assert (refused.name, refused.uid, refused.request_id) == ("ALICE", "stranger", "r-1")
+    assert (refused.user, refused.uid, refused.request_id) == ("ALICE", "stranger", "r-1")
     assert await world.request(person("alice")) == "alice"
 
 

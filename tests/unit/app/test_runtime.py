@@ -227,9 +227,7 @@ async def test_navidrome_may_be_down_and_is_used_from_its_first_response_on(tmp_
                 await asked.stop()
             shim.stop()
             assert await shim.ended() == 0
-            told = [
-                e["event"] for e in shim.events if e["event"] in {"upstream_up", "upstream_down"}
-            ]
+            told = [e["kind"] for e in shim.events if e["kind"] in {"upstream_up", "upstream_down"}]
             assert told == ["upstream_down", "upstream_up"]
 
 

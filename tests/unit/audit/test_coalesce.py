@@ -44,7 +44,7 @@ def test_the_rest_is_summed_up_when_the_window_ends() -> None:
     assert coalescer.expired_summaries(1000.0) == []
 
 
-def repeat(coalescer: Coalescer, peer: str, time: float, now: float = 0.0) -> bool:
+def repeat(coalescer: Coalescer, peer: str | None, time: float, now: float = 0.0) -> bool:
     return coalescer.count_suppressed(peer, request_decision().group_key, time, now)
 
 

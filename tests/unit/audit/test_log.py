@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
+from shim.audit.events import INSTANCE
 from shim.audit.line_writer import LineWriter
 from shim.audit.sinks.log import LogFormat, LogLevel, LogSink, configure_log
 from shim.audit.trail import SinkClosed
@@ -70,14 +71,16 @@ def log() -> Iterator[Log]:
 
 
 async def test_an_event_is_one_line_of_json_in_a_fixed_order(log: Log) -> None:
-    await log.configure().write([request_decision(time=1_795_518_123.4567)])
+    event = request_decision(time=1_795_518_123.4567, claimed_user="ada")
+    await log.configure().write([event])
 
     assert log.read() == (
-        '{"event":"request_decision","level":"warning","timestamp":"2026-11-24T11:02:03.456Z",'
-        '"peer":"192.0.2.7","request_id":"r1","peer_trusted":false,"client":"192.0.2.7",'
-        '"method":"GET","path":"/rest/ping","path_class":"public","verdict":"stripped",'
-        '"reason":"untrusted_peer","status":200,"user":"admin",'
-        '"removed_headers":["x-authentik-username"],"notes":[],"count":1}\n'
+        '{"kind":"request_decision","severity":"warning","time":"2026-11-24T11:02:03.456700Z",'
+        f'"schema":1,"id":"{event.id}","instance":"{INSTANCE}","stream":"requests",'
+        '"verdict":"stripped","reason":"untrusted_peer","status":200,"peer":"192.0.2.7",'
+        '"peer_trusted":false,"client":"192.0.2.7","path_class":"public","request_id":"r1","count":1,'
+        '"claimed_user":"ada","method":"GET","path":"/rest/ping",'
+        '"removed_headers":["x-authentik-username"],"notes":[]}\n'
     )
 
 
@@ -85,8 +88,8 @@ async def test_a_summary_says_its_times_as_times(log: Log) -> None:
     await log.configure().write([request_decision(time=0.0).summary(3, 1.5, many_peers=True)])
 
     line = json.loads(log.read())
-    assert line["first_time"] == "1970-01-01T00:00:00.000Z"
-    assert line["last_time"] == line["timestamp"] == "1970-01-01T00:00:01.500Z"
+    assert line["first_time"] == "1970-01-01T00:00:00.000000Z"
+    assert line["last_time"] == line["time"] == "1970-01-01T00:00:01.500000Z"
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -95,7 +98,7 @@ async def test_a_client_can_neither_begin_a_line_nor_speak_to_the_terminal(
 ) -> None:
     event = request_decision(
         path="/x\n{}",
-        user='ada\r\n{"event":"forged"}\x1b[2J\x9b\u202e\u2028',
+        claimed_user='ada\r\n{"kind":"forged"}\x1b[2J\x9b\u202e\u2028',
         notes=("a\nb", "\x1b]0;title\x07"),
     )
 
@@ -105,7 +108,7 @@ async def test_a_client_can_neither_begin_a_line_nor_speak_to_the_terminal(
     assert written.endswith("\n")
     assert written[:-1].isprintable()
     if log_format == "json":
-        assert json.loads(written)["user"] == event.user
+        assert json.loads(written)["claimed_user"] == event.claimed_user
 
 
 async def test_the_console_shows_the_same_fields(log: Log) -> None:
@@ -126,7 +129,7 @@ async def test_auto_is_console_on_a_terminal_and_json_elsewhere(
         configure_log(lines)
         await LogSink(lines).write([access()])
         assert lines.close(5.0)
-        assert os.read(reader, 1 << 16).startswith(b'{"event"') is json_lines
+        assert os.read(reader, 1 << 16).startswith(b'{"kind"') is json_lines
     finally:
         os.close(writer)
         os.close(reader)
@@ -138,7 +141,7 @@ async def test_what_is_below_the_level_is_not_written(log: Log) -> None:
     await sink.write([access(), request_decision()])
     logging.getLogger("uvicorn.error").info("quiet")
 
-    assert [json.loads(line)["event"] for line in log.read().splitlines()] == ["request_decision"]
+    assert [json.loads(line)["kind"] for line in log.read().splitlines()] == ["request_decision"]
 
 
 def test_the_libraries_records_have_the_same_shape(log: Log) -> None:
@@ -147,8 +150,9 @@ def test_the_libraries_records_have_the_same_shape(log: Log) -> None:
     logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "unix:/x\n")
 
     line = json.loads(log.read())
-    assert list(line) == ["event", "level", "timestamp", "logger"]
-    assert line["event"] == "Uvicorn running on unix:/x\n"
+    assert list(line) == ["kind", "severity", "time", "logger", "message"]
+    assert (line["kind"], line["severity"]) == ("log_message", "info")
+    assert line["message"] == "Uvicorn running on unix:/x\n"
     assert line["logger"] == "uvicorn.error"
 
 
@@ -201,7 +205,7 @@ def test_a_record_that_can_not_be_formatted_does_no_harm(log: Log) -> None:
     (ours,) = [one for one in handlers if type(one).__module__ == configure_log.__module__]
     ours.handle(record)
 
-    assert json.loads(log.read())["event"] == "log_record_unreadable"
+    assert json.loads(log.read())["kind"] == "log_record_unreadable"
 
 
 def test_configuring_twice_writes_each_record_once(log: Log) -> None:

@@ -24,8 +24,20 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJpZCI6ImFsLTEifQ.c2lnbmF0dXJl"
         ("*", "*"),
         (f"/share/img/{JWT}", "/share/img/{token}"),
         (f"/share/img/%65yJ{JWT[3:]}", "/share/img/{token}"),
-        (f"/share/s/{JWT}/rest", "/share/s/{token}/rest"),
-        ("/share/eyJshort", "/share/eyJshort"),
+        (f"/share/s/{JWT}/rest", "/share/s/{token}"),
+        ("/share/d/abc", "/share/d/{token}"),
+        ("/share/abc", "/share/{id}"),
+        ("/share/abc/m3u", "/share/{id}/m3u"),
+        ("/music/share/abc", "/music/share/{id}"),
+        ("/%73HARE/abc", "/%73HARE/{id}"),
+        ("/share%2fabc", "/share%2f{id}"),
+        ("/share/%69mg/abc", "/share/img/{token}"),
+        ("/share/img", "/share/{id}"),
+        ("/share/", "/share/"),
+        ("/share//abc", "/share/{id}"),
+        ("/api/share/abc", "/api/share/{id}"),
+        ("/shared/abc", "/shared/abc"),
+        (f"/other/{JWT}", "/other/{token}"),
         ("/a/http://b@c/d", "/a/http://b@c/d"),
     ],
 )
@@ -35,6 +47,7 @@ def test_a_path_is_written_without_what_opens_a_door(target: str, path: str) -> 
 
 @given(st.text())
 @example("/" + "a" * 1000)
+@example("/share/" * 100)
 @example("/" + f"{JWT}/" * 100)
 def test_a_path_is_bounded_and_the_same_when_it_is_cleaned_again(target: str) -> None:
     path = loggable_path(target)
@@ -47,6 +60,7 @@ def test_a_path_is_bounded_and_the_same_when_it_is_cleaned_again(target: str) ->
 def test_a_text_that_was_cut_says_so() -> None:
     assert clip("abcdef", 4) == "abc…"
     assert clip("abcd", 4) == "abcd"
+    assert clip("\x00abc", 8) == r"\u0000a…"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +88,6 @@ def test_escaped_json_says_what_it_said_before(text: str) -> None:
     assert json.loads(line) == {"value": text}
 
 
-def test_times_are_utc_with_milliseconds() -> None:
-    assert timestamp(0) == "1970-01-01T00:00:00.000Z"
-    assert timestamp(1_795_518_123.4567) == "2026-11-24T11:02:03.456Z"
+def test_times_are_utc_with_microseconds() -> None:
+    assert timestamp(0) == "1970-01-01T00:00:00.000000Z"
+    assert timestamp(1_795_518_123.4567) == "2026-11-24T11:02:03.456700Z"

@@ -140,7 +140,7 @@ async def test_what_finds_no_room_is_counted_and_said_in_the_sink_itself() -> No
     assert sink.events == [
         access(request_id="0"),
         access(request_id="1"),
-        EventsDropped(time=7.0, sink="memory", count=3),
+        EventsDropped(time=7.0, sink="memory", dropped=3),
     ]
 
 

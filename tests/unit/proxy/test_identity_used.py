@@ -1,0 +1,83 @@
+"""The data plane reports the identities that are in use, and not each of their requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shim.proxy import server
+from tests.support.data_plane import ANYONE, EDGE, Front, front_before
+from tests.support.http_client import get
+from tests.support.scripted_navidrome import Navidrome
+from tests.unit.proxy.account_gate import Accounts
+
+ADA = "X-authentik-username: ada"
+
+
+async def request(front: Front, navidrome: Navidrome, *lines: str, source: str = EDGE) -> None:
+    async def respond() -> None:
+        upstream, _ = await navidrome.requests()
+        await upstream.send(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        upstream.close()
+
+    response, _ = await asyncio.gather(
+        front.request(get("/app/", *lines), source=source), respond()
+    )
+    assert response.status == 204
+
+
+async def test_repeated_requests_are_reported_once_until_a_minute_passed(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome) as front:
+        for _ in range(2):
+            await request(front, navidrome, ADA)  # the header block is in the cache from now on
+        reported = len(front.recorded.used)
+        for _ in range(3):
+            await request(front, navidrome, ADA)
+        assert len(front.recorded.used) == reported
+        assert set(front.recorded.used) == {("ada", None)}
+
+        front.pass_time(server._IDENTITY_SECONDS)
+        await request(front, navidrome, ADA)
+        assert len(front.recorded.used) == reported + 1
+
+
+async def test_each_client_address_of_an_identity_is_reported(navidrome: Navidrome) -> None:
+    async with front_before(navidrome) as front:
+        for address in ("203.0.113.7", "203.0.113.8"):
+            for _ in range(3):
+                await request(front, navidrome, ADA, f"X-Forwarded-For: {address}")
+        before = len(front.recorded.used)
+        await request(front, navidrome, ADA, "X-Forwarded-For: 203.0.113.9")
+        assert len(front.recorded.used) == before + 1
+
+
+async def test_the_account_is_reported_also_for_a_request_that_waited(
+    navidrome: Navidrome,
+) -> None:
+    accounts = Accounts()
+    async with front_before(navidrome, gate=accounts) as front:
+        await request(front, navidrome, ADA)
+        accounts.superseded.add("bob")
+        response = await front.request(get("/app/", "X-authentik-username: bob"), source=EDGE)
+
+    assert response.status == 403
+    assert front.recorded.used == [("ada", "ada")], "a request that was rejected is no use"
+
+
+async def test_an_identity_without_trust_is_not_reported(navidrome: Navidrome) -> None:
+    async with front_before(navidrome) as front:
+        await request(front, navidrome, ADA, source=ANYONE)
+        await request(front, navidrome)
+        assert front.recorded.used == []
+
+
+async def test_the_memory_of_reported_identities_is_bounded(
+    navidrome: Navidrome,
+) -> None:
+    async with front_before(navidrome) as front:
+        await request(front, navidrome, ADA)
+        (result,) = front.plane.identities.values()
+        front.plane.identities |= dict.fromkeys(range(server._IDENTITIES - 1), result)
+        await request(front, navidrome, "X-authentik-username: bob")
+        assert len(front.plane.identities) == 1
