@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from shim.audit.events import Event
 from shim.audit.events.devices import DeviceLoginFailed
+from shim.audit.observer import request_fields
 from shim.devices.guessing import Guess, GuessLimiter, account_key, client_key
 from shim.devices.service import DeviceService, LoadedDevice
 from shim.devices.verification import find_device
@@ -139,7 +140,9 @@ class SubsonicDevices:
         name = account_key(match.account.user_name)
         self._guesses.succeeded(name, client_key(client), time.monotonic())
 
-    def begin_attempt(self, foreign: Foreign, decision: Decision) -> Attempt | DeviceRefused | None:
+    def begin_attempt(
+        self, foreign: Foreign, decision: Decision, request_id: Callable[[], str]
+    ) -> Attempt | DeviceRefused | None:
         account = foreign.account
         if not account:
             return None
@@ -149,7 +152,7 @@ class SubsonicDevices:
         guess = self._guesses.begin(account, client, now)
         if guess is None:
             return replace(_TOO_MANY, user=foreign.user)
-        return _Attempt(self, guess, decision, foreign.user)
+        return _Attempt(self, guess, decision, foreign.user, request_id)
 
     # one request
 
@@ -243,10 +246,12 @@ class SubsonicDevices:
 
     # failures
 
-    def attempt_failed(self, guess: Guess, decision: Decision, user: bytes) -> None:
+    def attempt_failed(
+        self, guess: Guess, decision: Decision, user: bytes, request_id: str
+    ) -> None:
         """Count a response of Navidrome that says that the credentials are wrong."""
         self._guesses.failed(guess.account, guess.client, time.monotonic())
-        self._report(decision, user, "wrong_credentials")
+        self._report(decision, user, "wrong_credentials", request_id)
 
     def attempt_succeeded(self, guess: Guess) -> None:
         """Note a response that needs right credentials."""
@@ -256,25 +261,18 @@ class SubsonicDevices:
         """Let the next request of this client through, if there were too many failures."""
         self._guesses.end(guess)
 
-    def refused(self, decision: Decision, refused: DeviceRefused) -> None:
+    def refused(self, decision: Decision, refused: DeviceRefused, request_id: str) -> None:
         if refused.reason in (Reason.API_KEY_UNKNOWN, Reason.TOO_MANY_FAILURES):
-            self._report(decision, refused.user, str(refused.reason))
+            self._report(decision, refused.user, str(refused.reason), request_id)
 
-    def _report(self, decision: Decision, user: bytes, reason: str) -> None:
+    def _report(self, decision: Decision, user: bytes, reason: str, request_id: str) -> None:
         now, peer = self._now(), decision.source.peer.text
-        if self._suppressed(peer, (DeviceLoginFailed.event, reason), now):
+        if self._suppressed(peer, DeviceLoginFailed.build_group_key(reason), now):
             return
-        client, app = _client(decision), first_parameter(b"c", _query(decision))
-        self._record(
-            DeviceLoginFailed(
-                time=now,
-                peer=peer,
-                client=None if client is None else client.decode("ascii", "replace"),
-                claimed_user=_shown(user) or None,
-                app=_shown(app) or None,
-                reason=reason,
-            )
-        )
+        fields = request_fields(decision, request_id, now)
+        fields["claimed_user"] = _shown(user) or None
+        app = first_parameter(b"c", _query(decision))
+        self._record(DeviceLoginFailed(time=now, **fields, reason=reason, app=_shown(app) or None))
 
     # in the background
 
@@ -332,19 +330,25 @@ def devices_check(service: DeviceService, store_fault: str | None = None) -> Che
 class _Attempt:
     """Implements `Attempt`."""
 
-    __slots__ = ("_decision", "_ended", "_gate", "_guess", "_user")
+    __slots__ = ("_decision", "_ended", "_gate", "_guess", "_request_id", "_user")
 
     def __init__(
-        self, gate: SubsonicDevices, guess: Guess, decision: Decision, user: bytes
+        self,
+        gate: SubsonicDevices,
+        guess: Guess,
+        decision: Decision,
+        user: bytes,
+        request_id: Callable[[], str],
     ) -> None:
         self._gate = gate
         self._guess = guess
         self._decision = decision
         self._user = user
+        self._request_id = request_id
         self._ended = False
 
     def failed(self) -> None:
-        self._gate.attempt_failed(self._guess, self._decision, self._user)
+        self._gate.attempt_failed(self._guess, self._decision, self._user, self._request_id())
 
     def succeeded(self) -> None:
         self._gate.attempt_succeeded(self._guess)

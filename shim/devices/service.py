@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from shim.audit.events import Event
+from shim.audit.events import Event, Origin
 from shim.audit.events.devices import (
     DeviceAdded,
     DeviceKeyRotated,
@@ -73,13 +73,10 @@ class LoadedDevice:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who changes a device: `name` as the audit trail has it, `origin` is `console`, `api` or `command`."""
+    """Who changes a device, as the audit trail has it."""
 
     name: str
-    origin: str
-
-
-_SHIM = Actor("shim", "account")
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +298,13 @@ class DeviceService:
         except KeyFault as error:
             raise DeviceError(f"The key was not replaced: {error}.") from None
         self._record(
-            DeviceKeyRotated(time=self._now(), devices=count, key_id=keys.current, actor=actor.name)
+            DeviceKeyRotated(
+                time=self._now(),
+                device_count=count,
+                key_id=keys.current,
+                actor=actor.name,
+                origin=actor.origin,
+            )
         )
         await self.refresh()
         return count
@@ -367,7 +370,7 @@ class DeviceService:
                 DeviceRevoked(
                     time=self._now(),
                     reason=device.revoked_by,
-                    **_event_fields(device, _SHIM, None),
+                    **_event_fields(device, None, None),
                 )
             )
 
@@ -382,7 +385,7 @@ class DeviceService:
         if fault is not None and fault != self.fault:
             self._record(DevicesUnavailable(time=self._now(), detail=fault, remedy=_KEY_REMEDY))
         elif fault is None and self.fault is not None:
-            self._record(DevicesAvailable(time=self._now(), devices=len(self._loaded)))
+            self._record(DevicesAvailable(time=self._now(), device_count=len(self._loaded)))
         self.fault = fault
 
     async def _keys_for_a_new_secret(self) -> Keyring:
@@ -492,18 +495,18 @@ class _EventFields(TypedDict):
     device_name: str
     uid: str
     account: str | None
-    actor: str
-    origin: str
+    actor: str | None
+    origin: Origin | None
 
 
-def _event_fields(device: Device, actor: Actor, account: str | None) -> _EventFields:
+def _event_fields(device: Device, actor: Actor | None, account: str | None) -> _EventFields:
     return {
         "device": device.id,
         "device_name": device.name,
         "uid": device.uid,
         "account": account,
-        "actor": actor.name,
-        "origin": actor.origin,
+        "actor": None if actor is None else actor.name,
+        "origin": None if actor is None else actor.origin,
     }
 
 

@@ -6,6 +6,7 @@ not depend on the devices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -91,11 +92,13 @@ class DeviceGate(Protocol):
     def record_use(self, match: DeviceMatch, decision: Decision, app: bytes) -> None:
         """Record that a request of this device, whose name is `app`, is sent."""
 
-    def refused(self, decision: Decision, refused: DeviceRefused) -> None:
+    def refused(self, decision: Decision, refused: DeviceRefused, request_id: str) -> None:
         """Record credentials that the shim refused by itself."""
 
-    def begin_attempt(self, foreign: Foreign, decision: Decision) -> Attempt | DeviceRefused | None:
-        """Count a request whose credentials are passed on to Navidrome.
+    def begin_attempt(
+        self, foreign: Foreign, decision: Decision, request_id: Callable[[], str]
+    ) -> Attempt | DeviceRefused | None:
+        """Count a request whose credentials are passed on to Navidrome. `request_id` returns its id.
 
         Returns None if its response need not be looked at, and a refusal after too many failures.
         """

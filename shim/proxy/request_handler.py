@@ -18,7 +18,7 @@ from shim.http1.framing import CHUNKED, NO_BODY
 from shim.proxy.device_gate import DeviceMatch, DeviceRefused, Foreign, NoMatch
 from shim.proxy.error_responses import error_response, token_info
 from shim.proxy.failures import Failure
-from shim.proxy.gate import Account, AccountDenied, RequestInfo
+from shim.proxy.gate import Account, AccountDenied, AccountGate, RequestInfo
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
 from shim.proxy.retry import is_retryable
@@ -197,15 +197,11 @@ class RequestHandler:
                     self._wait(self._serve(decision, head))
                     return
             else:
-                if plane.devices is not None and self._is_subsonic(decision):
-                    if not self._start_subsonic(decision, head):
-                        return
-                    decision = self._decision
-                    outcome = decision.outcome
-                    verdict = outcome.verdict
-                if decision.has_navidrome_tokens and not gate.users_listed:
-                    self._wait(self._serve(decision, head))
+                if not self._start_without_identity(decision, head, gate):
                     return
+                decision = self._decision
+                outcome = decision.outcome
+                verdict = outcome.verdict
         line = decision.request_line
         assert line is not None
         connection = self._connection
@@ -227,8 +223,20 @@ class RequestHandler:
         else:
             self._forward(upstream)
 
-    def _start_subsonic(self, decision: Decision, head: bytes) -> bool:
+    def _start_without_identity(self, decision: Decision, head: bytes, gate: AccountGate) -> bool:
         """Look for the password of a device. Return whether the request goes on at once."""
+        if (
+            self._plane.devices is not None
+            and self._is_subsonic(decision)
+            and not self._start_subsonic(decision, head)
+        ):
+            return False
+        if self._decision.has_navidrome_tokens and not gate.users_listed:
+            self._wait(self._serve(decision, head))
+            return False
+        return True
+
+    def _start_subsonic(self, decision: Decision, head: bytes) -> bool:
         found = self._identify()
         if found is _NOT_LISTED:
             self._wait(self._serve(decision, head))
@@ -568,7 +576,7 @@ class RequestHandler:
         if not isinstance(found, Foreign):
             return body if found is None else found
         if checked:
-            attempt = devices.begin_attempt(found, decision)
+            attempt = devices.begin_attempt(found, decision, self._ensure_request_id)
             if isinstance(attempt, DeviceRefused):
                 return attempt
             if attempt is not None:
@@ -599,7 +607,7 @@ class RequestHandler:
         """Send a Subsonic error for credentials that the shim refuses."""
         plane, decision = self._plane, self._decision
         assert plane.devices is not None
-        plane.devices.refused(decision, refused)
+        plane.devices.refused(decision, refused, self._ensure_request_id())
         self._reject_after_all(RequestRejected(refused.reason, refused.detail))
 
     def _asks_for_token_info(self) -> bool:

@@ -10,8 +10,9 @@ from shim.audit.events import Event, Origin, RequestEvent, Severity, Stream
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceEvent(Event):
-    """A change of one device of the person `uid`. `account` is the account's name in Navidrome, if it is known.
-    `actor` and `origin` are those of the person who made the change; None if the account's change did it."""
+    """A change of one device of the person `uid`. `account` is the account's name in Navidrome, if it is
+    known. `actor` and `origin` are those of the person who made the change; None if a change of the account
+    did it."""
 
     stream: ClassVar[Stream] = Stream.CHANGES
 
@@ -39,8 +40,8 @@ class DeviceRenamed(DeviceEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRevoked(DeviceEvent):
-    """A device's password no longer works. `reason` is who revoked it (`owner`, `console`, `api` or `command`),
-    or what happened to the account (`locked`, `unlinked`, `denied` or `removed`)."""
+    """A device's password no longer works. `reason` is who revoked it (`owner`, `console`, `api` or
+    `command`), or what happened to the account (`locked`, `unlinked`, `denied` or `removed`)."""
 
     kind: ClassVar[str] = "device_revoked"
 
@@ -88,8 +89,8 @@ class DevicesAvailable(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLoginFailed(RequestEvent):
     """A Subsonic app sent wrong credentials. `app` is the app's own name. `reason` is `wrong_credentials`
-    (Navidrome rejected them), `api_key_unknown`, or `too_many_failures` (the shim rejected them unseen, because
-    of the failures before)."""
+    (Navidrome rejected them), `api_key_unknown`, or `too_many_failures` (the shim rejected them unseen,
+    because of the failures before)."""
 
     kind: ClassVar[str] = "device_login_failed"
 
