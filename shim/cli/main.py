@@ -11,6 +11,7 @@ import shim
 from shim.cli.check import check
 from shim.cli.configuration import EnvFile
 from shim.cli.database import database
+from shim.cli.devices import devices
 from shim.cli.explain import explain
 from shim.cli.health import health as ask_health
 from shim.cli.reload import reload
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.add_typer(users, name="users")
+app.add_typer(devices, name="devices")
 app.add_typer(database, name="database")
 app.command()(serve)
 app.command()(check)

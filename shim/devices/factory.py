@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 from shim.audit.events import Event
-from shim.devices.gate import SubsonicDevices
+from shim.devices.gate import SubsonicDevices, devices_check
 from shim.devices.keys import KeySource
 from shim.devices.service import DeviceService
+from shim.health import Check, State
 from shim.provisioning.accounts import AccountLookup
 from shim.provisioning.service import ProvisioningService
 from shim.settings import Settings
 from shim.store.database import Database
+from shim.store.errors import StoreError
 
 KEY_FILE = "device.key"
 
@@ -29,6 +32,26 @@ def build_device_service(
 ) -> DeviceService:
     """Build the service, without any I/O. `database` is opened and closed by the caller."""
     return DeviceService(database, key_source(settings, database), record)
+
+
+async def check_devices(settings: Settings) -> Check:
+    """Return the check of device passwords for the command `check`, which changes nothing."""
+    database = Database(settings.database_url.get_secret_value())
+    try:
+        service = build_device_service(settings, lambda _: None, database)
+        if database.file is not None and not database.file.exists():
+            fault = service.key_problem
+            if fault is not None:
+                return Check("devices", State.WARNING, fault, service.remedy)
+            return Check("devices", State.OK, "no device passwords yet")
+        if not await asyncio.to_thread(database.is_current):
+            return Check("devices", State.OK, "the database was not opened yet")
+        await service.load()
+        return devices_check(service)
+    except StoreError as error:
+        return devices_check(service, str(error))
+    finally:
+        await asyncio.to_thread(database.close)
 
 
 def build_devices(

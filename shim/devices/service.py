@@ -401,6 +401,11 @@ class DeviceService:
             raise DeviceError(f"No device can be added: {error}.") from None
 
     @property
+    def key_problem(self) -> str | None:
+        """Return why the key can't be used, None if it can, or if none was needed yet."""
+        return self._source.problem()
+
+    @property
     def remedy(self) -> str:
         """Return what to do about `fault`."""
         return _KEY_REMEDY
