@@ -217,10 +217,9 @@ class SubsonicDevices:
             return _FOREIGN
         if not isinstance(account, Account):
             return _NOT_LISTED
-        if self._sign_in_seconds:
-            seen = self._accounts.last_seen(device.uid)
-            if seen is None or seen + self._sign_in_seconds <= now:
-                return _SIGN_IN_DUE
+        limit = self._sign_in_seconds
+        if limit and not self._accounts.is_seen_since(device.uid, now - limit):
+            return _SIGN_IN_DUE
         identity = self._accounts.identity_of(device.uid)
         match = loaded.match
         if (

@@ -15,6 +15,8 @@ ACCOUNT_CAUSES = frozenset({"locked", "unlinked", "denied", "removed"})
 # Without letters and digits that look alike (i, l, o, 0, 1); lower case is easier to type on a phone.
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 _GROUPS = 7
+# Persian and many pictures need these two, which have no look of their own.
+_JOINERS = {0x200C: None, 0x200D: None}
 _GROUP = 4
 
 
@@ -80,7 +82,7 @@ def valid_name(text: str) -> str:
         raise DeviceError("A device needs a name, for example: Phone.")
     if len(name) > MAX_NAME:
         raise DeviceError(f"The device's name has more than {MAX_NAME} characters.")
-    for character in name:
+    for character in name.translate(_JOINERS):
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             raise DeviceError(
                 f"The device's name has a character that can't be shown (U+{ord(character):04X})."

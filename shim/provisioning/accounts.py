@@ -82,10 +82,13 @@ class AccountLookup:
         binding = self._service.bindings.by_uid(uid)
         return None if binding is None else binding.identity
 
-    def last_seen(self, uid: str) -> float | None:
-        """Return when the person was last seen signed in, in seconds since the epoch."""
+    def is_seen_since(self, uid: str, since: float) -> bool:
+        """Return whether the person was seen signed in since this time, in seconds since the epoch."""
         binding = self._service.bindings.by_uid(uid)
-        return None if binding is None else binding.last_seen
+        if binding is None:
+            return False
+        # The time of the last visits is stored later.
+        return binding.last_seen > since or self._service.cache.is_seen(uid)
 
     def _usable(self, uid: str) -> Binding | None:
         bindings = self._service.bindings
