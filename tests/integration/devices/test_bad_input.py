@@ -63,9 +63,9 @@ async def test_bodies_that_are_too_long(front: Music) -> None:
 
 async def test_a_large_form_with_the_password_in_it(front: Music) -> None:
     secret = (await front.add("uid-alice")).secret
-    songs = "&".join(f"songId=song{number:022}" for number in range(20_000))
+    songs = "&".join(f"songId=song{number:022}" for number in range(9_900))
     body = f"u=alice&p={secret}&v=1.16.1&c=x&f=json&name=Many&{songs}".encode()
-    assert len(body) > 600_000
+    assert len(body) > 300_000
     response = await front.client.post(
         "/rest/ping",
         content=body,
