@@ -69,8 +69,8 @@ class _Collected:
         return len(self.data) <= self.limit
 
     def split(self, most: int) -> tuple[int, bytes, dict[bytes, bytes], bytes] | None:
-        """Return status, head, header fields by their lower-case name, and the decoded body of at most `most`
-        bytes. None if it can't be decoded or is longer."""
+        """Return status, head, header fields by their lower-case name, and the decoded body; of one that is
+        longer than `most` bytes, the first `most` + 1. None if it can't be decoded."""
         head, end, body = bytes(self.data).partition(b"\r\n\r\n")
         status = _STATUS.match(head)
         if not end or status is None:
@@ -99,7 +99,7 @@ def _decompress(coding: bytes, body: bytes, most: int) -> bytes | None:
                 body = zlib.decompressobj(-15).decompress(body, most + 1)
             except zlib.error:
                 return None
-    return body if len(body) <= most else None
+    return body[: most + 1]
 
 
 class OutcomeTap:
@@ -136,9 +136,11 @@ class OutcomeTap:
     def _judge(self, collected: _Collected) -> None:
         found = collected.split(_MAX_ERROR_BYTES)
         if found is None:
-            self._long(collected)
             return
         status, _, fields, body = found
+        if len(body) > _MAX_ERROR_BYTES:
+            self._long(collected)
+            return
         media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if self._head_only:
             length = fields.get(b"content-length", b"")
@@ -184,7 +186,7 @@ class ExtensionTap:
             return bytes(collected.data)
         status, head, _, body = found
         changed = with_extension(body)
-        if status != 200 or changed == body:
+        if status != 200 or changed == body or len(body) > _MAX_LIST_BYTES:
             return bytes(collected.data)
         lines = [
             line

@@ -61,7 +61,7 @@ class Music:
         return await self.client.get("/app/", headers=headers)
 
     async def rest(
-        self, call: str, headers: Mapping[str, str] | None = None, **parameters: str
+        self, call: str, headers: Mapping[str, str] | None = None, /, **parameters: str
     ) -> httpx.Response:
         """Send a Subsonic request with its parameters in the query."""
         return await self.client.get(

@@ -45,14 +45,14 @@ async def test_basic_counts_where_no_other_credentials_are_present(
 ) -> None:
     basic = base64.b64encode(f"alice:{device.secret}".encode()).decode()
     edge = base64.b64encode(b"edge:password of the edge").decode()
-    alone = await any_music.rest("ping", headers={"Authorization": f"Basic {basic}"})
+    alone = await any_music.rest("ping", {"Authorization": f"Basic {basic}"})
     assert error_of(alone) is None
     beside = await any_music.rest(
-        "ping", headers={"Authorization": f"Basic {edge}"}, u="alice", **token(device.secret, "a")
+        "ping", {"Authorization": f"Basic {edge}"}, u="alice", **token(device.secret, "a")
     )
     assert error_of(beside) is None
     other = await any_music.rest(
-        "ping", headers={"Authorization": f"Basic {basic}"}, u="alice", **token("wrong", "a")
+        "ping", {"Authorization": f"Basic {basic}"}, u="alice", **token("wrong", "a")
     )
     assert error_of(other) == 40
 
@@ -107,11 +107,11 @@ async def test_token_info_and_the_extension(any_music: Music, device: NewDevice)
     called = await any_music.rest("tokenInfo", apiKey=device.secret, f="jsonp", callback="app.on")
     assert called.text.startswith('app.on({"subsonic-response"')
     for headers in ({}, {"Accept-Encoding": "identity"}):
-        listed = await any_music.rest("getOpenSubsonicExtensions", headers=headers)
+        listed = await any_music.rest("getOpenSubsonicExtensions", headers)
         assert {"name": "apiKeyAuthentication", "versions": [1]} in envelope(listed)[
             "openSubsonicExtensions"
         ]
-        as_xml = await any_music.rest("getOpenSubsonicExtensions.view", headers=headers, f="xml")
+        as_xml = await any_music.rest("getOpenSubsonicExtensions.view", headers, f="xml")
         assert (
             '<openSubsonicExtensions name="apiKeyAuthentication"><versions>1</versions>'
             in as_xml.text
