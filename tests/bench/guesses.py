@@ -99,12 +99,16 @@ async def _rounds(
         await _until_accepted(client, each)
     before = _resident_bytes(pid)
     alone = await _ask(client, (device, native), options.seconds / 2)
+    cpu = _cpu_seconds(pid)
     async with _guessing(options, port) as report:
         beside = await _ask(client, (device, native), options.seconds)
+    cpu = _cpu_seconds(pid) - cpu
+    guesses = int(report[0].partition(" requests in")[0].split()[-1])
     rate = float(report[0].partition("Requests/sec:")[2].split()[0])
     p99_alone, p99_beside = (_quantile(times, 0.99) for times in (alone[0], beside[0]))
     return {
         "guesses_a_second": round(rate),
+        "shim_cpu_us_per_guess": round(cpu / guesses * 1e6, 1),
         "p50_alone_ms": round(_quantile(alone[0], 0.5) * 1e3, 2),
         "p99_alone_ms": round(p99_alone * 1e3, 2),
         "p50_beside_ms": round(_quantile(beside[0], 0.5) * 1e3, 2),
@@ -211,6 +215,12 @@ async def _wait_for(url: str, client: httpx.AsyncClient) -> None:
 
 def _quantile(times: list[float], share: float) -> float:
     return statistics.quantiles(times, n=100)[round(share * 100) - 1]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident_bytes(pid: int) -> int:
