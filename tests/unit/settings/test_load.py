@@ -159,7 +159,10 @@ def test_an_env_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
 
 class TestSecrets:
     NAMES: ClassVar = tuple(each.name for each in SETTINGS if each.secret)
-    TEXT: ClassVar = {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim"}
+    TEXT: ClassVar = {
+        "SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim",
+        "SHIM_DEVICE_KEY": "5ec7e7" * 10 + "5ec7",
+    }
 
     @pytest.mark.parametrize("name", NAMES)
     def test_a_secret_may_be_a_files_content_without_its_line_end(
@@ -222,6 +225,7 @@ class TestSecrets:
             {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:p@/hunter2@db/shim"},
             {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:p@db?hunter2@db/shim"},
             {"SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2/shim"},
+            {"SHIM_DEVICE_KEY": "hunter2"},
             {"SHIM_UPSTREAM": "http://shim:hunter2@navidrome:4533"},
             {"SHIM_UPSTREAM": "http://shim:p@hunter2/@navidrome"},
             {"SHIM_JWKS_URL": "https://shim:hunter2@auth.example.org/jwks/"},
@@ -237,7 +241,7 @@ class TestSecrets:
         environ = {name: self.TEXT.get(name, "hunter2hunter2") for name in self.NAMES}
         settings = load(environ)
         for text in (repr(settings), str(settings), str(settings.public())):
-            assert "hunter2" not in text
+            assert "hunter2" not in text and "5ec7e7" not in text
         assert settings.public()["SHIM_DATABASE_URL"] == "postgresql+psycopg://***@db/shim"
         assert settings.public()["SHIM_PROXY_SECRET"] == "***"
 
