@@ -371,12 +371,23 @@ class Reason(StrEnum):
     )
 
 
+# Rejected with an error in a response of status 200, as Subsonic has it.
+SUBSONIC_REASONS = frozenset(
+    {
+        Reason.CREDENTIALS_CONFLICT,
+        Reason.API_KEY_UNKNOWN,
+        Reason.DEVICE_SIGN_IN_DUE,
+        Reason.TOO_MANY_FAILURES,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One row of the table of all possible outcomes.
 
     `status` is the response status of a rejected request; it is 200 for any other outcome, for which
-    Navidrome sends the response. `index` is the position of the row in `OUTCOMES`: counters are a list of
+    Navidrome sends the response, and for `SUBSONIC_REASONS`. `index` is the position of the row in `OUTCOMES`: counters are a list of
     integers.
     """
 
