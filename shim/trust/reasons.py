@@ -387,8 +387,8 @@ class Outcome:
     """One row of the table of all possible outcomes.
 
     `status` is the response status of a rejected request; it is 200 for any other outcome, for which
-    Navidrome sends the response, and for `SUBSONIC_REASONS`. `index` is the position of the row in `OUTCOMES`: counters are a list of
-    integers.
+    Navidrome sends the response, and for `SUBSONIC_REASONS`. `index` is the position of the row in
+    `OUTCOMES`: counters are a list of integers.
     """
 
     index: int
