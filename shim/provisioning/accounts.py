@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from shim.navidrome.models import User
 from shim.provisioning.models import Binding, BindingState
-from shim.provisioning.policy import is_header_safe
+from shim.provisioning.policy import AccountPolicy, is_header_safe
 from shim.provisioning.service import ProvisioningService
 from shim.proxy.gate import Account
 from shim.trust.identity import Identity
@@ -29,6 +30,8 @@ class AccountLookup:
 
     def __init__(self, service: ProvisioningService) -> None:
         self._service = service
+        # The last result for each person, with what it depends on.
+        self._named: dict[str, tuple[int, User, AccountPolicy, Account | None]] = {}
 
     @property
     def generation(self) -> int:
@@ -69,13 +72,24 @@ class AccountLookup:
         if service.fault is not None or not (listed or directory.current):
             return UNLISTED
         user = directory.by_id(binding.navidrome_id)
-        if user is None or not is_header_safe(user.user_name):
+        if user is None:
             return None
-        if directory.by_name(user.user_name) is not user:
+        # The rest depends on the user, the other names and the policy alone.
+        version, policy, known = directory.version, service.policy, self._named.get(uid)
+        if known is not None and known[0] == version and known[1] is user and known[2] is policy:
+            return known[3]
+        account = self._named_account(user)
+        self._named[uid] = (version, user, policy, account)
+        return account
+
+    def _named_account(self, user: User) -> Account | None:
+        """Return the account by its name, None if the user header can't name it or may not."""
+        directory, name = self._service.directory, user.user_name
+        if not is_header_safe(name) or self._service.policy.reserves(name):
+            return None
+        if directory.by_name(name) is not user:
             return None  # Navidrome would take the name for another account's
-        if service.policy.reserves(user.user_name):
-            return None
-        return Account(user.user_name.encode(), user.id)
+        return Account(name.encode(), user.id)
 
     def identity_of(self, uid: str) -> Identity | None:
         """Return the person's last identity."""
