@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
 from shim.http1.framing import CHUNKED, NO_BODY
 from shim.proxy.counters import FASTEST
-from shim.proxy.error_responses import error_response
+from shim.proxy.device_gate import DeviceMatch, DeviceRefused, Foreign, NoMatch
+from shim.proxy.error_responses import error_response, token_info
 from shim.proxy.failures import Failure
-from shim.proxy.gate import Account, AccountDenied, RequestInfo
+from shim.proxy.gate import Account, AccountDenied, AccountGate, RequestInfo
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
 from shim.proxy.retry import is_retryable
 from shim.proxy.server import NEVER
-from shim.proxy.sign_in import sign_in_location
+from shim.proxy.sign_in import public_address, sign_in_location
 from shim.proxy.slow_path import SlowPath, suspend
 from shim.proxy.states import (
     BUFFERING_FORM,
@@ -35,12 +36,21 @@ from shim.proxy.states import (
     TUNNEL,
     VERIFYING,
 )
+from shim.proxy.subsonic_responses import ExtensionTap, OutcomeTap, Tap
 from shim.proxy.upstream import Upstream
 from shim.trust.cached_decisions import PendingVerification
 from shim.trust.decision import USER_BODY_BYTES, Decision, reject, user_body_too_large
 from shim.trust.navidrome_tokens import NavidromeClaims, filter_form
+from shim.trust.path_zones import PathZone
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.rejection import RequestRejected
+from shim.trust.subsonic_parameters import (
+    ConflictingParameters,
+    CredentialText,
+    find_basic,
+    first_parameter,
+    split_credentials,
+)
 
 if TYPE_CHECKING:
     from shim.proxy.client_connection import ClientConnection
@@ -57,6 +67,11 @@ _MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
 _INTERNAL = PathClass.INTERNAL
 _UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
+_PROTECTED, _PUBLIC = PathZone.PROTECTED, PathZone.PUBLIC
+_NOT_LISTED = NoMatch.NOT_LISTED
+# Calls of the Subsonic API, as Navidrome routes them.
+_TOKEN_INFO = frozenset({b"tokenInfo", b"tokenInfo.view"})
+_EXTENSION_LISTS = frozenset({b"getOpenSubsonicExtensions", b"getOpenSubsonicExtensions.view"})
 
 
 class _RequestFailed(Exception):
@@ -65,6 +80,14 @@ class _RequestFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+class _Refused(Exception):
+    """Ends the slow path because of the credentials of an app."""
+
+    def __init__(self, refused: DeviceRefused) -> None:
+        super().__init__(refused.detail)
+        self.refused = refused
 
 
 class _Denied(Exception):
@@ -93,6 +116,8 @@ class RequestHandler:
         "_connection",
         "_decision",
         "_decoder",
+        "_device",
+        "_form",
         "_measured",
         "_plane",
         "_request_id",
@@ -100,6 +125,7 @@ class RequestHandler:
         "_response_status",
         "_retried",
         "_slow_path",
+        "_tap",
         "_transport",
         "_unfinished",
         "_upload_paused",
@@ -121,6 +147,9 @@ class RequestHandler:
         self._transport = connection.transport
         self._decision: Decision
         self._account: Account | None = None
+        self._device: DeviceMatch | None = None  # whose password the request has
+        self._form = b""  # of a Subsonic request, while it may need a response of the shim
+        self._tap: Tap | None = None  # sees the response
         self._request_id = ""
         self._slow_path: SlowPath | None = None
         self._arrived = arrived
@@ -171,9 +200,12 @@ class RequestHandler:
                 if self._account is None and outcome.path_class is not _INTERNAL:
                     self._wait(self._serve(decision, head))
                     return
-            elif decision.has_navidrome_tokens and not gate.users_listed:
-                self._wait(self._serve(decision, head))
-                return
+            else:
+                if not self._start_without_identity(decision, head, gate):
+                    return
+                decision = self._decision
+                outcome = decision.outcome
+                verdict = outcome.verdict
         line = decision.request_line
         assert line is not None
         connection = self._connection
@@ -194,6 +226,32 @@ class RequestHandler:
             self._wait(self._connect())
         else:
             self._forward(upstream)
+
+    def _start_without_identity(self, decision: Decision, head: bytes, gate: AccountGate) -> bool:
+        """Look for the password of a device. Return whether the request goes on at once."""
+        if (
+            self._plane.devices is not None
+            and self._is_subsonic(decision)
+            and not self._start_subsonic(decision, head)
+        ):
+            return False
+        if self._decision.has_navidrome_tokens and not gate.users_listed:
+            self._wait(self._serve(decision, head))
+            return False
+        return True
+
+    def _start_subsonic(self, decision: Decision, head: bytes) -> bool:
+        found = self._identify()
+        if found is _NOT_LISTED:
+            self._wait(self._serve(decision, head))
+            return False
+        if isinstance(found, DeviceRefused):
+            self._refuse(found)
+            return False
+        if self._device is not None and self._asks_for_token_info():
+            self._send_token_info()
+            return False
+        return True
 
     def start_verification(self, pending: PendingVerification, head: bytes) -> None:
         """Decide once the token was verified."""
@@ -227,6 +285,8 @@ class RequestHandler:
             )
         except RequestRejected as rejection:
             self._reject_after_all(rejection)
+        except _Refused as error:
+            self._refuse(error.refused)
 
     async def _serve(self, found: Decision | PendingVerification, head: bytes) -> None:
         """Run all steps of a request that has to wait."""
@@ -238,7 +298,20 @@ class RequestHandler:
         self._accept(decision)
         plane = self._plane
         gate, identity = plane.gate, decision.identity
-        if gate is not None and verdict is _AUTHENTICATED:
+        subsonic = (
+            plane.devices is not None
+            and verdict is not _AUTHENTICATED
+            and self._is_subsonic(decision)
+        )
+        if subsonic and not decision.form:
+            await self._identify_device()
+            if self._device is not None and self._asks_for_token_info():
+                self._send_token_info()
+                return
+            decision = self._decision
+        if self._device is not None:
+            pass
+        elif gate is not None and verdict is _AUTHENTICATED:
             assert identity is not None
             self._account = gate.known(identity)
             if self._account is None and decision.outcome.path_class is not _INTERNAL:
@@ -248,14 +321,21 @@ class RequestHandler:
         if decision.has_navidrome_tokens:
             self._check_tokens()
         if self._needs_body():
-            await self._buffer_body()
+            await self._buffer_body(subsonic=subsonic)
+            if self._device is not None and self._asks_for_token_info():
+                self._send_token_info()
+                return
             if not self._is_unchanged():
                 await self._provision_again()
         else:
             plane.counters.requests[self._decision.outcome.index] += 1
-            if verdict is _STRIPPED:
-                plane.observer.request_decided(decision, self._ensure_request_id())
-        if verdict is _AUTHENTICATED and id(decision.trust_result) not in plane.identities:
+            if self._decision.outcome.verdict is _STRIPPED:
+                plane.observer.request_decided(self._decision, self._ensure_request_id())
+        decision = self._decision
+        if (
+            decision.outcome.verdict is _AUTHENTICATED
+            and id(decision.trust_result) not in plane.identities
+        ):
             self._report_identity(decision)
         await self._connect()
 
@@ -318,6 +398,9 @@ class RequestHandler:
 
     async def _provision_again(self) -> None:
         """Ask the gate again for a request that waited, since its account may have changed meanwhile."""
+        if self._device is not None:
+            await self._check_device_again(self._device)
+            return
         gate, identity, claims = self._plane.gate, self._decision.identity, self._decision.claims
         assert gate is not None
         if claims and not self._may_continue():
@@ -339,6 +422,9 @@ class RequestHandler:
         """Return whether a request that waited may be sent as it is: an account may have been revoked, or
         Navidrome may be another instance, without users."""
         gate, decision = self._plane.gate, self._decision
+        if self._device is not None:
+            devices = self._plane.devices
+            return devices is not None and devices.is_current(self._device)
         if gate is None or (self._account is None and not decision.claims):
             return True
         if decision.claims and not self._may_continue():
@@ -372,9 +458,9 @@ class RequestHandler:
         with_body = block.metadata.length not in (NO_BODY, 0)
         return decision.form or (decision.writes_users and with_body)
 
-    async def _buffer_body(self) -> None:
-        """Read the body. Remove from a form the Navidrome tokens that are void or belong to another
-        account."""
+    async def _buffer_body(self, *, subsonic: bool) -> None:
+        """Read the body. Remove from a form the Navidrome tokens that are void or belong to another account;
+        `subsonic`: it may have the password of a device, which is removed too."""
         plane, connection, block = self._plane, self._connection, self._decision.block
         assert block is not None
         metadata = block.metadata
@@ -407,8 +493,12 @@ class RequestHandler:
         except ChunkedError as error:
             raise RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)) from None
         body, removed, claims = buffer.take(), False, tuple[NavidromeClaims, ...]()
-        if self._decision.form:
+        if subsonic:
+            self._form = body
+            body = await self._identify_device(body)
+        if self._decision.form and self._device is None:
             body, removed, claims = await self._filter_form(body)
+        self._form = b""
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
             plane.observer.navidrome_token_found(
@@ -435,6 +525,119 @@ class RequestHandler:
             return filtered
         await self._list_users()
         return filter_form(body, self._accepts)
+
+    # devices
+
+    def _is_subsonic(self, decision: Decision) -> bool:
+        """Return whether an app may sign in with this request: through a trusted peer, below `/rest/`."""
+        line = decision.request_line
+        assert line is not None
+        zone = line.zone
+        return (
+            decision.source.trusted
+            and (zone is _PUBLIC or zone is _PROTECTED)
+            and line.path.startswith(self._plane.decisions.policy.paths.subsonic)
+            and not decision.upgrade
+        )
+
+    def _identify(self, body: bytes = b"", *, listed: bool = False) -> object:
+        """Look for the password of a device, in a form's body too. On a match the decision is replaced, and
+        `_device` and `_account` are set.
+
+        `listed`: Navidrome's users were listed after the request arrived. Returns a `DeviceRefused`, or
+        `NOT_LISTED`; else the text of the body without credentials.
+        """
+        plane, decision = self._plane, self._decision
+        devices, line, block = plane.devices, decision.request_line, decision.block
+        assert devices is not None and line is not None and block is not None
+        target, path = line.target, line.path
+        query = target[len(path) + 1 :]
+        in_body, other_body = b"", body
+        try:
+            in_query, other_query = split_credentials(query) if query else (b"", b"")
+            if body:
+                in_body, other_body = split_credentials(body)
+        except ConflictingParameters as error:
+            return DeviceRefused(Reason.CREDENTIALS_CONFLICT, str(error))
+        basic = b"" if in_query or in_body else find_basic(block.forward)
+        policy, found = plane.decisions.policy, None
+        # Navidrome checks no credentials for that call.
+        checked = path[len(policy.paths.subsonic) :] not in _EXTENSION_LISTS
+        if not checked and line.method != b"HEAD":
+            self._tap = ExtensionTap()
+        if not (in_query or in_body or basic):
+            return body
+        credentials = CredentialText(in_query, in_body, basic)
+        if not policy.suspended and policy.user_header_obeyed:
+            found = devices.identify(credentials, block.metadata.client, listed=listed)
+        if isinstance(found, DeviceMatch):
+            self._device, self._account = found, found.account
+            self._decision = decision.with_device(found.identity, other_query)
+            if devices.use_is_due(found):
+                devices.record_use(found, decision, first_parameter(b"c", query, body))
+            return other_body
+        if not isinstance(found, Foreign):
+            return body if found is None else found
+        if checked:
+            attempt = devices.begin_attempt(found, decision, self._ensure_request_id)
+            if isinstance(attempt, DeviceRefused):
+                return attempt
+            if attempt is not None:
+                self._tap = OutcomeTap(attempt, head_only=line.method == b"HEAD")
+        return body
+
+    async def _identify_device(self, body: bytes = b"") -> bytes:
+        """Look for the password of a device, once Navidrome's users are listed. Return the body to send."""
+        found = self._identify(body, listed=self._users_listed)
+        if found is _NOT_LISTED:
+            await self._list_users()
+            found = self._identify(body, listed=True)
+        if isinstance(found, DeviceRefused):
+            raise _Refused(found)
+        if not isinstance(found, bytes):
+            raise _RequestFailed(Failure.ACCOUNT_UNAVAILABLE)
+        return found
+
+    async def _check_device_again(self, device: DeviceMatch) -> None:
+        """Check a device whose request waited: it may be revoked, and its account may have another name."""
+        devices = self._plane.devices
+        assert devices is not None
+        await self._list_users()
+        if not devices.is_current(device, listed=True):
+            raise _RequestFailed(Failure.ACCOUNT_REVOKED)
+
+    def _refuse(self, refused: DeviceRefused) -> None:
+        """Send a Subsonic error for credentials that the shim refuses."""
+        plane, decision = self._plane, self._decision
+        assert plane.devices is not None
+        plane.devices.refused(decision, refused, self._ensure_request_id())
+        self._reject_after_all(RequestRejected(refused.reason, refused.detail))
+
+    def _asks_for_token_info(self) -> bool:
+        line = self._decision.request_line
+        assert line is not None
+        return line.path[len(self._plane.decisions.policy.paths.subsonic) :] in _TOKEN_INFO
+
+    def _send_token_info(self) -> None:
+        """Send the name of the device's account, which Navidrome can't: it knows no API keys."""
+        plane, connection, decision = self._plane, self._connection, self._decision
+        line, account = decision.request_line, self._account
+        assert line is not None and account is not None
+        self.cancel()
+        plane.counters.requests[decision.outcome.index] += 1
+        complete = decision.block is not None and decision.block.metadata.length in (NO_BODY, 0)
+        keep_alive = connection.keep_alive and decision.keep_alive and complete
+        connection.keep_alive = keep_alive
+        response = token_info(
+            line.target,
+            account.user_name.decode(),
+            self._ensure_request_id(),
+            form=self._form,
+            keep_alive=keep_alive,
+        )
+        if line.method == b"HEAD":
+            response = response[: response.index(b"\r\n\r\n") + 4]
+        self._send_response(200, response, keep_alive=keep_alive)
 
     def form_received(self, data: bytes) -> None:
         """Buffer a piece of the form."""
@@ -486,6 +689,9 @@ class RequestHandler:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
         slow_path, self._slow_path = self._slow_path, None
         if slow_path is not None:
             slow_path.cancel()
@@ -558,6 +764,10 @@ class RequestHandler:
         gate, decision, account = self._plane.gate, self._decision, self._account
         if gate is None:
             return True
+        if self._device is not None:
+            devices = self._plane.devices
+            if devices is None or not devices.is_active(self._device):
+                return False
         if account is not None:
             identity = decision.identity
             uid = None if identity is None else identity.uid
@@ -814,11 +1024,16 @@ class RequestHandler:
 
     def send(self, data: bytes) -> None:
         """Write to the client."""
+        if self._tap is not None:
+            data = self._tap.feed(data)
         self._bytes_sent += len(data)
         self._transport.write(data)
 
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
         """Write to the client, without joining the pieces."""
+        if self._tap is not None:
+            self.send(b"".join(pieces))
+            return
         self._bytes_sent += len(pieces[0]) + len(pieces[1])
         self._transport.writelines(pieces)
 
@@ -853,6 +1068,12 @@ class RequestHandler:
         """Handle the end of a complete response."""
         self.upstream = None
         connection = self._connection
+        tap = self._tap
+        if tap is not None:
+            self._tap = None
+            last = tap.finish()
+            if last:
+                self.send(last)
         if self._plane.observer.logs_access:
             self._log_access()
         if not connection.keep_alive:
@@ -889,6 +1110,9 @@ class RequestHandler:
         """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
         connection = self._connection
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
         if connection.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
@@ -995,7 +1219,21 @@ class RequestHandler:
             contact=plane.options.support_contact,
             sign_out=plane.options.sign_out_url,
             keep_alive=keep_alive,
+            form=self._form,
+            address=self._sign_in_address(decision),
         )
+        self._send_response(status, response, keep_alive=keep_alive)
+
+    def _sign_in_address(self, decision: Decision) -> str:
+        """Return where the owner of a device signs in, empty if that is not what the response says."""
+        if decision.outcome.reason is not Reason.DEVICE_SIGN_IN_DUE:
+            return ""
+        block, base = decision.block, self._plane.decisions.policy.paths.base
+        return "" if block is None else public_address(block, base)
+
+    def _send_response(self, status: int, response: bytes, *, keep_alive: bool) -> None:
+        """Send a complete response of the shim, and end the request."""
+        connection, plane = self._connection, self._plane
         self._response_lines = b""
         self._response_status = status
         self.response_begun = True
