@@ -11,9 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -23,14 +24,12 @@ from demo.outpost import COOKIE, Outpost, OutpostOptions
 from tests.e2e import parts
 from tests.e2e.conftest import EDGES, NGINX, USERS
 from tests.e2e.parts import ROOT, SECRET, Behind, shim
+from tests.support.certificates import make_certificates
 
 EDGE_NAMES = ["traefik", "caddy", NGINX]
 PATHS = "/rest/, /share/, /jellyfin/"
 SOURCES_NOT_CHECKED = (
     "if Navidrome trusts more than the shim (ND_EXTAUTH_TRUSTEDSOURCES): SHIM_PROVISIONING is false"
-)
-CADDY_EXACT = "\n\t".join(
-    f"request_header -X-Authentik-{name}" for name in ("Username", "Groups", "Uid", "Name", "Email")
 )
 _TRAEFIK_ROUTE = "middlewares: [navidrome-no-identity]\n      service: navidrome-shim"
 _CADDY_ROUTE = "\t\timport no-identity\n\t\treverse_proxy {$NAVIDROME_SHIM"
@@ -43,12 +42,17 @@ _NO_IDENTITY = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """An edge, the shim and a stand-in, and the settings of the shim without their prefix."""
+    """An edge, the shim and a stand-in, and the settings of the shim without their prefix.
+
+    `authority` is the file of a CA for the command.
+    """
 
     url: str
+    listen: str
     outpost: Outpost
     folder: Path
     settings: dict[str, str]
+    authority: Path | None = None
 
     def check(self, **settings: str) -> tuple[int, dict[str, dict[str, str]], list[str]]:
         """Run `check --json`: its exit code, its checks, and what it did not check."""
@@ -57,6 +61,7 @@ class Site:
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": str(ROOT),
             **{f"SHIM_{name}": value for name, value in given.items() if value},
+            **({"SSL_CERT_FILE": str(self.authority)} if self.authority else {}),
         }
         done = subprocess.run(
             [sys.executable, "-m", "shim", "check", "--json"],
@@ -106,7 +111,7 @@ def site_with(
                 "DATABASE_URL": f"sqlite:///{folder}/shim.db",
                 **{name.removeprefix("SHIM_"): value for name, value in given.items()},
             }
-            yield Site(url, outpost, folder, control)
+            yield Site(url, urlsplit(before.url).netloc, outpost, folder, control)
 
 
 def changed(
@@ -200,7 +205,6 @@ def test_a_public_route_that_keeps_identity_headers_is_found(
     ("edge", "file", "change"),
     [
         ("traefik", "traefik/traefik.yml", ("aliasHeadersStrategy: delete", "aliasHeadersStrategy: keep")),
-        ("caddy", "caddy/Caddyfile", ("request_header -*authentik*", CADDY_EXACT)),
         pytest.param(
             "nginx",
             "nginx/navidrome.conf.template",
@@ -223,6 +227,18 @@ def test_an_edge_that_keeps_aliases_is_found(
     assert "x_authentik_username" in checks["edge_aliases"]["detail"].lower()
     assert f"deploy/{edge}/" in checks["edge_aliases"]["remedy"]
     assert checks["edge_headers"]["state"] == "ok"
+
+
+def test_aliases_that_no_program_is_known_to_accept_are_named_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Caddy deletes names with `_` and `.` by itself.
+    exact = "request_header -X-Authentik-*"
+    changed(monkeypatch, tmp_path, FILES["caddy"], ("request_header -*authentik*", exact))
+    with site_with(tmp_path, "caddy") as site:
+        _, checks, _ = site.check()
+    assert checks["edge_aliases"]["state"] == "ok"
+    assert "| ~ arrive, and the shim removes them" in checks["edge_aliases"]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -296,6 +312,25 @@ def test_a_url_that_leads_elsewhere_is_found(tmp_path: Path) -> None:
             assert detail in checks["public_url"]["detail"]
             assert "edge_headers" not in checks
             assert "no request reached this shim" in not_checked[1]
+
+
+def test_a_certificate_that_is_not_verified_is_named_and_ssl_cert_file_has_its_ca(
+    tmp_path: Path,
+) -> None:
+    certificates = make_certificates(tmp_path)
+    listener = {
+        "SHIM_TLS_CERT": str(certificates.certificate),
+        "SHIM_TLS_KEY": str(certificates.key),
+    }
+    with site_with(tmp_path, "caddy", **listener) as site:
+        shim_url = f"https://{site.listen}"  # past the edge, which has no certificate
+        _, checks, _ = site.check(PUBLIC_URL=shim_url)
+        assert checks["public_url"]["state"] == "warning"
+        assert "SSL_CERT_FILE" in checks["public_url"]["remedy"]
+        _, checks, _ = replace(site, authority=certificates.authority).check(PUBLIC_URL=shim_url)
+        assert checks["public_url"]["state"] == "ok"
+        # Nothing removes headers before the shim.
+        assert checks["edge_headers"]["state"] == "warning"
 
 
 def test_without_a_running_shim_it_says_what_it_did_not_check(tmp_path: Path) -> None:
