@@ -1,4 +1,4 @@
-"""A self-made authority and a certificate of 127.0.0.1, for the tests that speak TLS."""
+"""A test certificate authority and a certificate for 127.0.0.1, for tests with TLS."""
 
 from __future__ import annotations
 

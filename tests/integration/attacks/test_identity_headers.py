@@ -8,7 +8,7 @@ from tests.support.recorder import Recorder
 from tests.support.shim_process import (
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     assert_stripped,
     build_request,
@@ -211,7 +211,7 @@ def test_empty_identity_headers_name_nobody(front: Shim, upstream: Recorder, val
     assert front.request(build_request("GET /app/ HTTP/1.1", *fields), edge).statuses == [200]
     assert front.decided(edge, upstream) == []
     (received,) = upstream.requested
-    assert_names_nobody(received)
+    assert_no_identity(received)
     upstream.clear()
     edge = an_edge()
     response = front.request(build_request("GET /app/ HTTP/1.1", *fields, ADMIN), edge)
@@ -255,4 +255,4 @@ def test_a_request_without_a_claim_passes_and_names_nobody(front: Shim, upstream
         assert front.request(build_request("GET /app/ HTTP/1.1"), peer).statuses == [200]
         assert front.decided(peer, upstream) == []
     for received in upstream.requested:
-        assert_names_nobody(received)
+        assert_no_identity(received)

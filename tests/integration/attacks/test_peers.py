@@ -14,7 +14,7 @@ from tests.support.shim_process import (
     EDGE,
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     assert_stripped,
     build_request,
@@ -97,7 +97,7 @@ def test_a_mapped_address_is_the_address_that_it_maps(upstream: Recorder, tmp_pa
     believed, stripped = upstream.requested
     assert believed.values("Remote-User") == ["admin"]
     assert believed.values("X-Real-IP") == ["127.0.0.2"]
-    assert_names_nobody(stripped)
+    assert_no_identity(stripped)
 
 
 def test_whoever_is_not_listed_may_be_rejected(upstream: Recorder, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_peer_that_is_gone_is_not_one_on_the_unix_socket(tmp_path: Path) -> No
                 client.sendall(text)
         shim.decided(ANYONE, upstream)
         for received in upstream.requested:
-            assert_names_nobody(received)
+            assert_no_identity(received)
         assert all(b"Remote-User" not in torn for torn in upstream.torn)
 
 

@@ -12,7 +12,7 @@ from tests.support.shim_process import (
     HOST,
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     build_request,
     someone,
@@ -192,7 +192,7 @@ def test_chunks_arrive_framed_again_without_extensions_and_trailers(
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.body == b"hello"
-    assert_names_nobody(received)
+    assert_no_identity(received)
     assert upstream.torn == []
 
 
@@ -221,7 +221,7 @@ def test_a_pipelined_second_request_is_judged_by_itself(front: Shim, upstream: R
     response = front.request(first + SECOND + last, anyone)
     assert response.statuses == [200, 200, 200]
     for received in upstream.requested:
-        assert_names_nobody(received)
+        assert_no_identity(received)
         assert received.values("X-Real-IP") == [anyone]
     assert [line["reason"] for line in front.decided(anyone, upstream)] == ["untrusted_peer"]
 

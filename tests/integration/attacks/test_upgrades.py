@@ -9,7 +9,7 @@ from tests.support.shim_process import (
     HOST,
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     read_to_the_end,
     someone,
@@ -74,7 +74,7 @@ def test_not_one_byte_goes_upstream_before_navidromes_101(
         while b"echo late" not in response:
             response += client.recv(65536)
     (received,) = upstream.requested
-    assert_names_nobody(received)
+    assert_no_identity(received)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_offer_of_h2c_or_anything_else_is_ignored_and_what_follows_is_a_reque
         "/rest/getUsers?v=1&c=smuggled",
     ]
     for received in upstream.requested:
-        assert_names_nobody(received)
+        assert_no_identity(received)
         for name in ("Upgrade", "HTTP2-Settings", "Connection"):
             assert received.values(name) == []
 

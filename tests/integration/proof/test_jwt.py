@@ -34,7 +34,7 @@ def test_a_verified_token_names_the_user_and_goes_no_further(
         (received,) = upstream.requested
         assert received.values("Remote-User") == ["ada"]
         assert b"eyJ" not in received.head
-        assert issuer.asked == 1
+        assert issuer.requests == 1
         (fetched,) = [line for line in shim.lines if line.get("kind") == "key_set_fetched"]
         assert "rsa-0 (RS256)" in str(fetched["keys"])
         assert checks(shim)["keys"]["state"] == "ok"
@@ -88,7 +88,7 @@ def test_each_forged_token_is_rejected_and_never_written_down(
             assert text.encode() not in response.raw
             assert text not in json.dumps(shim.lines, default=str), name
         assert upstream.requested == []
-        assert issuer.asked == 1, "none of them is worth a fetch"
+        assert issuer.requests == 1, "none of them is worth a fetch"
 
 
 def test_headers_that_say_something_else_than_the_token(
@@ -145,7 +145,7 @@ def test_keys_that_rotate_under_load_lose_nobody(
         mixed = [text for pair in zip(new, old * 4, strict=True) for text in pair]
         statuses = [a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), mixed)]
         assert statuses == [200] * 64
-        assert issuer.asked == 2
+        assert issuer.requests == 2
         changed = shim.wait_for_line(kind="policy_changed", subject="keys")
         assert "rsa-1" in str(changed["added"])
         # The old key goes, and with it every token of its own, remembered or not.
@@ -182,7 +182,7 @@ def test_forged_key_names_make_no_storm(
             assert shim.request(carrying(forged), peer).status == 401
             if number % 30 == 0:
                 assert shim.request(carrying(honest), peer).status == 200
-        assert issuer.asked == 2, "one at the start, one for all of them"
+        assert issuer.requests == 2, "one at the start, one for all of them"
         assert shim.wait_for_line(reason="jwt_unknown_key")
 
 
@@ -204,9 +204,9 @@ def test_a_key_set_that_is_down_lets_nobody_in_until_it_is_up(
         assert checks(shim)["keys"]["state"] == "ok"
         # Away again: what was fetched counts on.
         issuer.status = 503
-        before = issuer.asked
+        before = issuer.requests
         unknown = token(claims(iat=None, exp=2_000_000_000), key=rsa_key(1), kid="unknown")
-        while issuer.asked == before:
+        while issuer.requests == before:
             assert shim.request(carrying(unknown), an_edge()).status == 401
             assert time.monotonic() < end
         assert shim.request(carrying(issuer.token()), an_edge()).status == 200

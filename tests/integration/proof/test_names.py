@@ -33,7 +33,7 @@ def names(tmp_path: Path) -> Iterator[NameServer]:
 def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
     upstream: Recorder, names: NameServer, tmp_path: Path
 ) -> None:
-    names.answers = {EDGE: ["127.0.0.2"]}
+    names.records = {EDGE: ["127.0.0.2"]}
     settings = {
         "REVERSE_PROXY_WHITELIST": f"{EDGE},{GHOST}",
         "DNS_REFRESH_SECONDS": "1",
@@ -56,7 +56,7 @@ def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
         assert whitelist["state"] == "warning" and GHOST in whitelist["detail"]
         assert shim.wait_for_line(kind="name_lookup_failed", host=GHOST)["severity"] == "error"
 
-        names.answers[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
+        names.records[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
         eventually(all_believed, ["127.0.0.3", "127.0.0.4"])
         moved = shim.wait_for_line(kind="policy_changed", subject="whitelist")
         assert moved["removed"] == [f"{EDGE}=127.0.0.2"]
@@ -74,6 +74,6 @@ def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
         assert said == [(GHOST, "error"), (EDGE, "warning"), (EDGE, "error")]
 
         names.silent = False
-        names.answers = {GHOST: ["127.0.0.2"]}  # and the edge's own name is gone
+        names.records = {GHOST: ["127.0.0.2"]}  # and the edge's own name is gone
         eventually(all_believed, ["127.0.0.2"])
         assert shim.wait_for_line(kind="name_resolved", host=GHOST)["addresses"] == ["127.0.0.2"]

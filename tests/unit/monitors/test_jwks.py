@@ -11,7 +11,7 @@ import pytest
 
 from shim.monitors.jwks import MAX_WAITERS, JwksConfig, JwksMonitor
 from tests.support.certificates import make_certificates
-from tests.support.jwks_server import answer, jwks_server
+from tests.support.jwks_server import build_response, jwks_server
 from tests.support.jwt_minting import jwk, key_set, rsa_key
 from tests.support.pauses import note_pauses
 
@@ -35,7 +35,7 @@ def kids(watch: JwksMonitor) -> list[str | None]:
 
 async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
     told: list[list[str | None]] = []
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
         watch.on_change = lambda: told.append(kids(watch))
         assert (kids(watch), watch.state.fault) == ([], "not fetched yet")
@@ -44,7 +44,7 @@ async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
         assert watch.state.fault is None
         await watch.fetch()
         assert told == [["one"]], "the same set is no news"
-        end.body = answer(TWO)
+        end.body = build_response(TWO)
         await watch.fetch()
         assert told == [["one"], ["one", "two"]]
 
@@ -52,18 +52,18 @@ async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
 @pytest.mark.parametrize(
     ("says", "fault"),
     [
-        (answer(b"<html>sign in</html>", "text/html"), "text/html"),
-        (answer(ONE, "text/html"), "text/html"),
-        (answer(ONE, "text/plain"), "text/plain"),
-        (answer(b"<html>sign in</html>"), "no JSON"),
-        (answer(b"[]"), "no key set"),
-        (answer(b'{"keys": []}'), "the key set is empty"),
-        (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
-        (answer(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
-        (answer(ONE, status="500 Oops"), "500"),
-        (answer(ONE, status="404 Not Found"), "404"),
-        (answer(b" " * 5000 + ONE), "more than"),
-        (answer(gzip.compress(ONE), "application/json", "200 OK", "Content-Encoding: gzip"), "compr"),
+        (build_response(b"<html>sign in</html>", "text/html"), "text/html"),
+        (build_response(ONE, "text/html"), "text/html"),
+        (build_response(ONE, "text/plain"), "text/plain"),
+        (build_response(b"<html>sign in</html>"), "no JSON"),
+        (build_response(b"[]"), "no key set"),
+        (build_response(b'{"keys": []}'), "the key set is empty"),
+        (build_response(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
+        (build_response(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
+        (build_response(ONE, status="500 Oops"), "500"),
+        (build_response(ONE, status="404 Not Found"), "404"),
+        (build_response(b" " * 5000 + ONE), "more than"),
+        (build_response(gzip.compress(ONE), "application/json", "200 OK", "Content-Encoding: gzip"), "compr"),
         (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{", "peer"),
         (b"nonsense\r\n\r\n", "Error"),
         (b"", "disconnected"),
@@ -76,14 +76,14 @@ async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
 async def test_a_response_that_is_no_key_set_changes_nothing_but_is_said(
     says: bytes, fault: str
 ) -> None:
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, max_bytes=4096))
         await watch.fetch()
         end.body = says
         await watch.fetch()
         assert kids(watch) == ["one"]
         assert fault in str(watch.state.fault)
-        end.body = answer(TWO)
+        end.body = build_response(TWO)
         await watch.fetch()
         assert kids(watch) == ["one", "two"] and watch.state.fault is None
 
@@ -130,12 +130,12 @@ async def test_nobody_there() -> None:
 async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
     clock = Clock()
     told: list[tuple[list[str | None], bool]] = []
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, max_age=100.0), clock=clock)
         watch.on_change = lambda: told.append((kids(watch), watch.state.fault is None))
         assert watch.state.age == math.inf
         await watch.fetch()
-        end.body = answer(b"", status="503 Away")
+        end.body = build_response(b"", status="503 Away")
         for passed in (50, 50):
             clock.now += passed
             await watch.fetch()
@@ -144,7 +144,7 @@ async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
         clock.now += 1
         await watch.fetch()
         assert watch.keys == ()
-        end.body = answer(ONE)
+        end.body = build_response(ONE)
         await watch.fetch()
         assert kids(watch) == ["one"]
     assert told == [(["one"], True), (["one"], False), ([], False), (["one"], True)]
@@ -152,7 +152,7 @@ async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
 
 async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
     clock = Clock()
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0), clock=clock)
         await watch.fetch()
         end.hold.clear()
@@ -162,7 +162,7 @@ async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
         waited[0].cancel()
         await asyncio.sleep(0)
         assert not any(each.done() for each in waited[1:]), "who leaves is no harm to the others"
-        end.body = answer(TWO)
+        end.body = build_response(TWO)
         end.hold.set()
         await asyncio.gather(*waited[1:])
         assert end.requests == 2
@@ -180,7 +180,7 @@ async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
 
 async def test_what_came_is_in_force_before_anybody_who_waits_goes_on() -> None:
     order: list[str] = []
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
         watch.on_change = lambda: order.append("told")
         waiter = watch.request_refresh()
@@ -194,11 +194,13 @@ async def test_what_came_is_in_force_before_anybody_who_waits_goes_on() -> None:
 async def test_it_is_fetched_again_and_again_and_soon_while_there_is_no_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with jwks_server(answer(b"", status="503 Away")) as end:
+    async with jwks_server(build_response(b"", status="503 Away")) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0))
         await watch.fetch()
         pauses = note_pauses(monkeypatch, "shim.monitors.jwks", 3)
-        answers = iter([answer(ONE), answer(b"", status="503 Away"), answer(ONE)])
+        answers = iter(
+            [build_response(ONE), build_response(b"", status="503 Away"), build_response(ONE)]
+        )
         watch.on_change = lambda: setattr(end, "body", next(answers, b""))
         end.body = next(answers)
         with pytest.raises(asyncio.CancelledError):
@@ -208,7 +210,7 @@ async def test_it_is_fetched_again_and_again_and_soon_while_there_is_no_key(
 
 async def test_tls_is_verified(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
-    async with jwks_server(answer(ONE), certificates.server()) as end:
+    async with jwks_server(build_response(ONE), certificates.server()) as end:
         distrusting = JwksMonitor(JwksConfig(url=end.url))
         await distrusting.fetch()
         assert distrusting.keys == () and "certificate" in str(distrusting.state.fault).lower()
@@ -228,7 +230,7 @@ async def test_an_authority_that_was_renewed_in_its_place_counts_once_it_is_read
     ours.mkdir()
     others.mkdir()
     certificates, authority = make_certificates(ours), make_certificates(others).authority
-    async with jwks_server(answer(ONE), certificates.server()) as end:
+    async with jwks_server(build_response(ONE), certificates.server()) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, ca=str(authority)))
         await watch.fetch()
         authority.write_bytes(certificates.authority.read_bytes())
@@ -252,7 +254,7 @@ async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
 async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
         await watch.fetch()
         assert kids(watch) == ["one"]
@@ -263,7 +265,7 @@ async def test_closing_ends_a_fetch_that_is_under_way() -> None:
         watch = JwksMonitor(JwksConfig(url=end.url, timeout=60.0))
         waiter = watch.request_refresh()
         assert waiter is not None
-        await end.until_asked(1)
+        await end.wait_for_requests(1)
         await watch.close()
         await asyncio.wait({waiter}, timeout=5.0)
         assert waiter.cancelled()

@@ -50,9 +50,9 @@ class Accounts:
         )
 
     def ensure(
-        self, identity: Identity, asker: RequestInfo
+        self, identity: Identity, request_info: RequestInfo
     ) -> asyncio.Future[Account | AccountDenied]:
-        del asker
+        del request_info
         future: asyncio.Future[Account | AccountDenied] = asyncio.get_running_loop().create_future()
         future.set_result(
             self.known(identity) or AccountDenied(Reason.GROUP_NOT_ALLOWED, "the account is locked")

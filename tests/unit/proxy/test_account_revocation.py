@@ -318,11 +318,11 @@ async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navi
             assert (await client.read_response()).status == 408
         await served.send(OK)
         await trusted.read_response()
-        gone = await front.client()
-        await gone.send(head, bytes(50))
+        closed_client = await front.client()
+        await closed_client.send(head, bytes(50))
         await front.wait_until_idle()
         assert front.plane.body_budget.used == 50
-        gone.close()
+        closed_client.close()
         await front.wait_until_idle()
         assert front.plane.body_budget.used == 0
 
@@ -641,7 +641,7 @@ async def test_bodies_for_the_user_api_are_limited(
         if provisioning:
             assert navidrome.count == 1
         else:
-            await served.gone()
+            await served.wait_closed()
             assert b"x" not in served.received[served.received.index(b"\r\n\r\n") + 4 :]
 
 

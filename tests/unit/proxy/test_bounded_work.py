@@ -183,7 +183,7 @@ async def test_a_client_that_leaves_amid_its_tiny_chunks_is_dropped(
     await client.send(b"1\r\na\r\n" * 20_000)
     client.reset()
     await front.until_no_client()
-    await served.gone()
+    await served.wait_closed()
 
 
 async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
@@ -221,7 +221,7 @@ async def test_a_response_has_to_be_waited_for_before_64_kb_are_sent_ahead(
     response = await client.read_response()
     assert (response.status, response.get("connection")) == (400, "close")
     assert front.recorded.failures == [("sent_ahead", 400, response.get("x-request-id"))]
-    await served.gone()
+    await served.wait_closed()
 
 
 async def test_what_is_sent_ahead_of_a_response_that_began_ends_it_with_a_reset(
@@ -235,7 +235,7 @@ async def test_what_is_sent_ahead_of_a_response_that_began_ends_it_with_a_reset(
     with pytest.raises(ConnectionError):
         await client.send(*[bytes(1 << 14)] * 64)
     await front.until_no_client()
-    await served.gone()
+    await served.wait_closed()
     assert [word for word, *_ in front.recorded.failures] == ["sent_ahead"]
 
 
@@ -246,7 +246,7 @@ async def test_heads_sent_in_one_piece_count_as_sent_ahead(
     await client.send(get("/1", "X: " + "x" * 7000).encode() * 30)
     served, _ = await navidrome.requests()
     assert (await client.read_response()).status == 400
-    await served.gone()
+    await served.wait_closed()
 
 
 async def _paused_upload(front: Front, navidrome: Navidrome) -> Client:
@@ -309,7 +309,7 @@ async def test_a_client_that_leaves_while_its_account_is_awaited_is_noticed(
         client = await front.client(EDGE)
         lines = ("X-authentik-username: alice", "X-authentik-uid: u1", "Content-Length: 1000000")
         await client.send(build_request("POST", "/api/x", *lines).encode())
-        future = await gate.question()
+        future = await gate.next_request()
         while not front.reading_paused:
             await client.send(bytes(1 << 14))
         await client.send(bytes(1 << 14))

@@ -15,7 +15,7 @@ from tests.support.http_client import build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.slow_gate import SlowGate
-from tests.support.slow_reader import answer_that_waits
+from tests.support.slow_reader import send_response_partly_read
 from tests.support.socket_ends import until
 
 LIMITS = limits_with(
@@ -106,7 +106,7 @@ async def test_a_body_without_progress_is_a_408(
     front.pass_time(21)
     response = await client.read_response()
     assert response.status == 408
-    await served.gone()
+    await served.wait_closed()
     assert front.recorded.failures == [("body_timeout", 408, response.get("x-request-id"))]
 
 
@@ -122,7 +122,7 @@ async def test_a_response_that_does_not_begin_is_a_504(front: Front, navidrome: 
     assert front.recorded.failures == [
         ("upstream_response_timeout", 504, response.get("x-request-id"))
     ]
-    await served.gone()
+    await served.wait_closed()
 
 
 async def test_a_response_that_has_begun_may_take_for_ever(
@@ -162,7 +162,7 @@ async def test_the_end_of_a_response_waits_longer_for_a_slow_reader_than_for_one
         client = await front.client(receive_buffer=4096)
         await client.send(b"GET /track HTTP/1.0\r\nHost: h\r\n\r\n")
         served, _ = await navidrome.requests()
-        left = await answer_that_waits(front, client, served)
+        left = await send_response_partly_read(front, client, served)
         front.pass_time(3)
         assert len(await client.read_to_end()) == left
 

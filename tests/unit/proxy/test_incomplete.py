@@ -12,7 +12,7 @@ from tests.support.data_plane import Front, front_before
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import Navidrome, Served
-from tests.support.slow_reader import answer_that_waits
+from tests.support.slow_reader import send_response_partly_read
 from tests.support.socket_ends import until
 
 SIZE = 3_000_000
@@ -121,7 +121,7 @@ async def test_a_client_that_does_not_take_the_end_of_a_response_has_a_line(
         line = "Connection: close" if close else "Accept: */*"
         await client.send(get("/rest/stream", line).encode())
         served, _ = await navidrome.requests()
-        await answer_that_waits(front, client, served)
+        await send_response_partly_read(front, client, served)
         front.pass_time(31)
         await front.until_no_client()
         assert [(word, status) for word, status, _ in front.recorded.cut] == [("send_timeout", 200)]
@@ -135,7 +135,7 @@ async def test_a_client_that_resets_with_the_end_of_a_response_unread_has_a_line
         client = await front.client(receive_buffer=4096)
         await client.send(get("/rest/stream").encode())
         served, _ = await navidrome.requests()
-        await answer_that_waits(front, client, served)
+        await send_response_partly_read(front, client, served)
         client.reset()
         await front.until_no_client()
         assert [word for word, *_ in front.recorded.cut] == ["client_left"]

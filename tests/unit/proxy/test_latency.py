@@ -76,7 +76,7 @@ async def test_the_wait_for_an_account_is_the_shims_share(
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
         await client.send(get("/app/", "X-authentik-username: alice").encode())
-        future = await gate.question()
+        future = await gate.next_request()
         assert counted(front) == {}
         clock.now += 2
         gate.ready["alice"] = Account(b"alice")

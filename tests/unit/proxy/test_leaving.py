@@ -16,7 +16,7 @@ from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
 from tests.support.slow_gate import SlowGate
-from tests.support.slow_reader import answer_that_waits
+from tests.support.slow_reader import send_response_partly_read
 from tests.support.socket_ends import until
 
 SIGNED_IN = ("X-authentik-username: alice", "X-authentik-uid: u1")
@@ -36,7 +36,7 @@ async def test_leaving_while_the_response_is_awaited_drops_the_request(
     await client.send(get().encode())
     served, _ = await navidrome.requests()
     client.reset() if reset else client.finish()
-    await served.gone()
+    await served.wait_closed()
     await front.until_no_client()
     assert front.counters.upstream_connections == 0
 
@@ -51,7 +51,7 @@ async def test_leaving_within_the_response_drops_it_and_never_ends_it_cleanly(
     await client.read_response_head()
     await client.read_exactly(4)
     client.finish()
-    await served.gone()
+    await served.wait_closed()
     await client.read_to_reset()
     assert front.counters.streams_open == 0
 
@@ -64,7 +64,7 @@ async def test_leaving_within_the_body_drops_the_request(
     served, _ = await navidrome.requests()
     await served.read_exactly(4)
     client.finish()
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_connections == 0
 
 
@@ -74,7 +74,7 @@ async def test_leaving_while_the_account_is_awaited_cancels_the_question(
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         client.finish()
         await front.until_no_client()
         assert future.cancelled()
@@ -102,14 +102,14 @@ async def test_an_account_that_comes_too_late_sends_nothing(navidrome: Navidrome
         """Its futures can't be cancelled, as those of a flight that others wait for too."""
 
         def ensure(
-            self, identity: Identity, asker: RequestInfo
+            self, identity: Identity, request_info: RequestInfo
         ) -> asyncio.Future[Account | AccountDenied]:
-            return _Deaf(super().ensure(identity, asker))  # type: ignore[return-value]
+            return _Deaf(super().ensure(identity, request_info))  # type: ignore[return-value]
 
     gate = DeafGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         client.finish()
         await front.until_no_client()
         future.set_result(Account(b"alice"))
@@ -132,10 +132,10 @@ async def test_the_account_decides_the_name_and_its_response_the_rest(navidrome:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         await front.wait_until_idle()
         assert navidrome.count == 0, "nothing is sent before the account is ready"
-        gate.answer(future, "Älice".encode())
+        gate.respond(future, "Älice".encode())
         served, head = await navidrome.requests()
         assert head.count(b"\r\nRemote-User: ") == 1
         assert b"\r\nRemote-User: \xc3\x84lice\r\n" in head
@@ -153,12 +153,12 @@ async def test_an_account_that_is_forgotten_while_connecting_is_asked_for_again(
     async with front_before(navidrome, gate=gate) as front:
         await signed_in(front)
         # Another Navidrome may answer at the same address by now: the account is ready, yet not known.
-        (await gate.question()).set_result(Account(b"alice"))
-        again = await gate.question()
+        (await gate.next_request()).set_result(Account(b"alice"))
+        again = await gate.next_request()
         served = await navidrome.accepted()
         await front.wait_until_idle()
         assert bytes(served.received) == b""
-        gate.answer(again)
+        gate.respond(again)
         assert b"\r\nRemote-User: alice\r\n" in await served.head()
 
 
@@ -175,7 +175,7 @@ async def test_a_rejected_account_is_answered_and_counted(
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        (await gate.question()).set_result(refusal)
+        (await gate.next_request()).set_result(refusal)
         response = await client.read_response()
         assert (response.status, response.get("retry-after")) == (status, retry_after)
         assert front.recorded.decided_as == [(refusal.reason, gate.request_infos[0].request_id)]
@@ -191,7 +191,7 @@ async def test_a_body_waits_for_the_account_and_arrives_whole(navidrome: Navidro
         body = bytes(range(256)) * 64
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {len(body)}").encode()
         await client.send(head + body[:100], body[100:])
-        gate.answer(await gate.question())
+        gate.respond(await gate.next_request())
         served, _ = await navidrome.requests()
         assert await served.read_exactly(len(body)) == body
 
@@ -200,9 +200,9 @@ async def test_the_policy_may_change_while_the_account_is_awaited(navidrome: Nav
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         front.plane.apply_policy(policy(number=1, suspended=True))
-        gate.answer(future)
+        gate.respond(future)
         served, head = await navidrome.requests()
         assert b"Remote-User: alice" in head, "it goes on as it was decided"
         await served.send(OK)
@@ -232,10 +232,10 @@ async def test_what_is_sent_ahead_is_kept_up_to_its_bound_and_read_on_later(
         client = await front.client(EDGE)
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 20}").encode()
         await client.send(head)
-        future = await gate.question()
+        future = await gate.next_request()
         sent = await _send_until_paused(front, client)
         assert KEPT < sent < 2 * KEPT
-        gate.answer(future)
+        gate.respond(future)
         served, _ = await navidrome.requests()
         rest = asyncio.create_task(client.send(bytes((1 << 20) - sent)))
         assert await served.read_exactly(1 << 20) == bytes(1 << 20)
@@ -256,10 +256,10 @@ async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_n
         client = await front.client(EDGE)
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 40}").encode()
         await client.send(head)
-        future = await gate.question()
+        future = await gate.next_request()
         await client.send(*(bytes(50_000) for _ in range(12)))
         await front.wait_until_idle()
-        gate.answer(future)
+        gate.respond(future)
         await navidrome.accepted()
         await front.wait_until_idle()
         await _send_until_paused(front, client)
@@ -273,7 +273,7 @@ async def test_requests_that_nobody_reads_the_responses_of_are_not_piled_up(
         client = await front.client(receive_buffer=4096)
         await client.send(get("/cover").encode())
         served, _ = await navidrome.requests()
-        await answer_that_waits(front, client, served)
+        await send_response_partly_read(front, client, served)
         # The response is whole, and not out; the client sends ahead without end.
         with pytest.raises(ConnectionError):
             await client.send(*[bytes(1 << 12)] * 4096)
@@ -292,7 +292,7 @@ async def _read_at_last(front: Front, navidrome: Navidrome) -> None:
     client = await front.client(receive_buffer=4096)
     await client.send(get("/cover").encode())
     served, _ = await navidrome.requests()
-    left = await answer_that_waits(front, client, served)
+    left = await send_response_partly_read(front, client, served)
     heads = [get(f"/{number}", "X: " + "x" * 8000).encode() for number in range(7)]
     await client.send(*heads)
     await front.wait_until_idle()

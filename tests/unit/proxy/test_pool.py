@@ -23,7 +23,7 @@ from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on
 from tests.support.socket_ends import until
 
 
-async def one_answer(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
+async def one_response(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
     """A connection that has carried one exchange."""
     client = await front.client()
     await client.send(get().encode())
@@ -34,7 +34,7 @@ async def one_answer(front: Front, navidrome: Navidrome, response: bytes = OK) -
 
 
 async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     assert (front.counters.upstream_connections, front.counters.upstream_idle) == (1, 1)
     for _ in range(3):
         client = await front.client()
@@ -60,8 +60,8 @@ async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) ->
 async def test_a_connection_that_closes_or_has_bytes_left_over_is_not_used_again(
     front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
-    served = await one_answer(front, navidrome, response)
-    await served.gone()
+    served = await one_response(front, navidrome, response)
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
     client = await front.client()
     await client.send(get().encode())
@@ -80,23 +80,23 @@ async def test_the_body_of_a_response_to_head_does_not_become_the_next_response(
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")
     await client.read_response("HEAD")
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
 async def test_bytes_on_a_pooled_connection_close_it(front: Front, navidrome: Navidrome) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     await served.send(OK)
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_connections == 0
 
 
 async def test_a_pooled_connection_that_navidrome_ends_is_forgotten(
     front: Front, navidrome: Navidrome
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     served.finish()
-    await served.gone()
+    await served.wait_closed()
     client = await front.client()
     await client.send(build_request("POST", "/api/x", "Content-Length: 1").encode() + b"x")
     again, _ = await navidrome.requests()
@@ -105,11 +105,11 @@ async def test_a_pooled_connection_that_navidrome_ends_is_forgotten(
 
 
 async def test_one_that_was_idle_too_long_is_closed(front: Front, navidrome: Navidrome) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     front.pass_time(29)
     assert front.counters.upstream_idle == 1
     front.pass_time(2)
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
@@ -122,7 +122,7 @@ async def test_an_early_response_ends_both_connections(front: Front, navidrome: 
     assert (response.status, response.get("connection"), response.body) == (413, "close", b"no")
     await client.send(b" more!")
     assert await client.read_to_end() == b""
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
@@ -138,7 +138,7 @@ async def test_a_request_that_still_waits_in_the_buffer_is_not_sent_whole(
     await client.send(b"0\r\n\r\n")
     await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
     assert (await client.read_response()).status == 413
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
@@ -204,15 +204,15 @@ async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Nav
 
 
 async def test_up_and_down_are_told_once_per_change() -> None:
-    async with navidrome_on_a_socket() as gone:
-        port = gone.address.port
-        async with front_before(gone) as front:
-            await gone.stop_listening()
+    async with navidrome_on_a_socket() as wait_closed:
+        port = wait_closed.address.port
+        async with front_before(wait_closed) as front:
+            await wait_closed.stop_listening()
             for _ in range(3):
                 response = await front.request(get())
                 assert (response.status, response.get("retry-after")) == (502, "5")
             async with navidrome_on_a_socket(port=port) as back:
-                first = await one_answer(front, back)
+                first = await one_response(front, back)
                 for _ in range(2):
                     client = await front.client()
                     await client.send(get().encode())
@@ -252,7 +252,7 @@ _REPEATED = [
 async def test_what_met_a_stale_connection_is_repeated_once_where_that_changes_nothing(
     front: Front, navidrome: Navidrome, method: str, target: str, repeated: bool
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(build_request(method, target).encode())
     head = await served.head()
@@ -274,7 +274,7 @@ async def test_what_met_a_stale_connection_is_repeated_once_where_that_changes_n
 async def test_a_get_with_a_body_is_not_repeated(
     front: Front, navidrome: Navidrome, framing: str
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(build_request("GET", "/", framing).encode())
     await served.head()
@@ -286,7 +286,7 @@ async def test_a_get_with_a_body_is_not_repeated(
 async def test_nothing_is_repeated_once_a_byte_of_the_response_was_seen(
     front: Front, navidrome: Navidrome
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(get().encode())
     await served.head()
@@ -310,7 +310,7 @@ async def test_nothing_is_repeated_over_a_connection_that_was_new(
 async def test_what_is_repeated_is_repeated_with_its_response_whole(
     front: Front, navidrome: Navidrome
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(get("/1").encode() + get("/2").encode())
     await served.head()

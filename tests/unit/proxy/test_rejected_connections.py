@@ -108,10 +108,10 @@ async def test_what_was_sent_ahead_of_an_account_that_is_rejected_is_served(
     async with front_before(navidrome, by=SECRETS, gate=gate) as front:
         client = await front.client(EDGE)
         await client.send((GOOD + GOOD).encode())
-        first = await gate.question()
+        first = await gate.next_request()
         first.set_result(AccountDenied(Reason.GROUP_NOT_ALLOWED, "no group of hers may in"))
         assert (await client.read_response()).status == 403
-        gate.answer(await gate.question())
+        gate.respond(await gate.next_request())
         end, _ = await navidrome.requests()
         await end.send(OK)
         assert (await client.read_response()).status == 200

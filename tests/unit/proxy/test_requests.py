@@ -335,7 +335,7 @@ async def test_a_bad_chunked_body_is_rejected_and_its_request_dropped(
     served, _ = await navidrome.requests()
     await client.send(body)
     assert (await client.read_response()).status == 400
-    await served.gone()
+    await served.wait_closed()
     assert b"0\r\n\r\n" not in bytes(served.received), "Navidrome never sees the body end"
 
 

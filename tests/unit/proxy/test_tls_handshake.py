@@ -18,7 +18,7 @@ from tests.support.socket_ends import turns, until
 PATIENT = limits_with(request_header_timeout=60.0)
 
 
-async def gone(client: Client) -> None:
+async def wait_closed(client: Client) -> None:
     """The shim ends this connection, and says nothing on it that is not TLS."""
     try:
         left = await client.read_to_end()
@@ -37,7 +37,7 @@ async def test_who_never_begins_is_counted_and_let_go(
     limits = limits_with(request_header_timeout=0.1)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
         client = await front.client(EDGE)
-        await gone(client)
+        await wait_closed(client)
         await counted(front, 0)
         assert not front.state.connections
 
@@ -51,7 +51,7 @@ async def test_what_is_no_tls_is_never_answered_as_if_it_were_http(
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
         client = await front.client(EDGE)
         await client.send(sent)
-        await gone(client)
+        await wait_closed(client)
         await counted(front, 0)
         assert navidrome.count == 0
         assert front.recorded.decided_as == []
@@ -75,7 +75,7 @@ async def test_untrusted_peers_who_never_begin_leave_room_for_the_edge(
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
         strangers = [await front.client(ANYONE) for _ in range(4)]
         await counted(front, 4)
-        await gone(await front.client(ANYONE))
+        await wait_closed(await front.client(ANYONE))
         assert front.counters.clients_rejected == 1
         await counted(front, 4)
         await _served(front, navidrome, certificates, EDGE)
@@ -107,7 +107,7 @@ async def test_a_server_that_stops_does_not_wait_for_them(
         await turns(later)
         for connection in list(front.state.connections):
             connection.shutdown()
-        await gone(client)
+        await wait_closed(client)
         await counted(front, 0)
 
 
@@ -126,7 +126,7 @@ async def test_another_certificate_is_shown_from_the_next_handshake_on(
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
         await _served(front, navidrome, certificates, EDGE)
         front.plane.apply_options(Options())
-        await gone(await front.client(EDGE))
+        await wait_closed(await front.client(EDGE))
         front.plane.apply_options(Options(tls=certificates.server()))
         await _served(front, navidrome, certificates, EDGE)
 

@@ -60,7 +60,7 @@ async def test_nothing_behind_the_head_goes_on_before_the_101(
     await served.send(b"\r\n\r\n" * 50_000)
     assert await client.read_exactly(200_000) == b"\r\n\r\n" * 50_000
     client.close()
-    await served.gone()
+    await served.wait_closed()
     await front.until_no_client()
     assert front.counters.tunnels_open == 0
 
@@ -93,7 +93,7 @@ async def test_any_other_response_ends_both_connections_and_what_was_left_over_i
     assert (got.status, got.get("connection")) == (status, "close")
     await client.send(smuggled)
     assert await client.read_to_end() == b""
-    await served.gone()
+    await served.wait_closed()
     assert bytes(served.received) == head
     assert navidrome.count == 1
 
@@ -166,7 +166,7 @@ async def test_a_tunnel_outlives_every_deadline_but_that_of_a_stalled_reader(
         await served.read_until(b"more")
         await _fill(front, client)
         front.pass_time(21)
-        await served.gone()
+        await served.wait_closed()
         await front.until_no_client()
 
 

@@ -171,7 +171,7 @@ async def test_a_response_that_is_none_becomes_a_502_and_its_connection_ends(
     await served.send(response)
     got = await client.read_response()
     assert (got.status, got.get("retry-after")) == (502, "5")
-    await served.gone()
+    await served.wait_closed()
     assert [(word, status) for word, status, _ in front.recorded.failures] == [
         ("upstream_response_malformed", 502)
     ]
@@ -260,7 +260,7 @@ async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidr
         assert await client.chunk() == event
     assert front.counters.streams_open == 1
     client.close()
-    await served.gone()
+    await served.wait_closed()
     await front.until_no_client()
     assert front.counters.streams_open == 0
 
