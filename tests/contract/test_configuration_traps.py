@@ -9,7 +9,7 @@ from shim.navidrome.errors import NotAuthenticated
 from shim.navidrome.session import HeaderSession
 from shim.navidrome.transport import Transport
 from shim.settings import Upstream
-from tests.support.navidrome_client import ADMIN, ANYONE, EDGE, NavidromeClient
+from tests.support.navidrome_client import ADMIN, EDGE, UNTRUSTED, NavidromeClient
 
 PING = "/rest/ping?v=1.16.1&c=x&f=json"
 
@@ -28,7 +28,7 @@ def test_the_configuration_is_for_admins_alone(client: NavidromeClient) -> None:
     client.create(name)
     assert client.request("GET", "/api/config/config", name).status == 403
     assert client.request("GET", "/api/config/config", None).status == 401
-    assert client.request("GET", "/api/config/config", source=ANYONE).status == 401
+    assert client.request("GET", "/api/config/config", source=UNTRUSTED).status == 401
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_configuration_is_for_admins_alone(client: NavidromeClient) -> None:
         ("Remote-User", EDGE, 40),
         ("remote-user", EDGE, 40),
         ("X-WebAuth-User", EDGE, 10),
-        ("Remote-User", ANYONE, 10),
+        ("Remote-User", UNTRUSTED, 10),
     ],
 )
 def test_a_ping_tells_whether_the_user_header_is_obeyed_and_creates_nobody(

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support.navidrome_client import ANYONE, NavidromeClient
+from tests.support.navidrome_client import UNTRUSTED, NavidromeClient
 
 QUERY = "v=1.16.1&c=x&f=json"
 
@@ -111,7 +111,7 @@ def test_a_share_plays_for_anyone_and_its_page_makes_the_header_s_account(
     assert info is not None
     track = json.loads(json.loads(info[1]))["tracks"][0]["id"]
     played = client.request(
-        "GET", f"/share/s/{track}", None, source=ANYONE, headers={"Range": "bytes=0-3"}
+        "GET", f"/share/s/{track}", None, source=UNTRUSTED, headers={"Range": "bytes=0-3"}
     )
     assert (played.status, played.body) == (206, b"RIFF")
     assert client.request("GET", f"/share/s/{track}x", None).status == 400

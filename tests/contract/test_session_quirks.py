@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.support.navidrome_client import ANYONE, EDGE, NavidromeClient
+from tests.support.navidrome_client import EDGE, UNTRUSTED, NavidromeClient
 
 
 @pytest.mark.parametrize("prefix", ["Bearer ", "bEaReRx", "BEARER\t"])
@@ -53,7 +53,7 @@ def test_a_token_outlives_a_rename_and_becomes_whoever_has_the_name_next(
     client.request("PUT", f"/api/user/{account_id}", body={"userName": f"{name}-renamed"})
     assert client.request("GET", "/api/song", None, headers=headers).status == 401
     client.create(name, isAdmin=True)
-    assert client.request("GET", "/api/user", None, headers=headers, source=ANYONE).status == 200
+    assert client.request("GET", "/api/user", None, headers=headers, source=UNTRUSTED).status == 200
 
 
 def test_subsonic_tokens_end_with_the_password(client: NavidromeClient) -> None:
@@ -74,7 +74,7 @@ def test_the_page_carries_a_subsonic_token_that_opens_and_no_session_token(
     auth = json.loads(json.loads(found[1]))["auth"]
     assert sorted(auth) == ["id", "isAdmin", "name", "subsonicSalt", "subsonicToken", "username"]
     query = f"u={name}&t={auth['subsonicToken']}&s={auth['subsonicSalt']}"
-    pinged = client.request("GET", f"/rest/ping?v=1&c=x&f=json&{query}", None, source=ANYONE)
+    pinged = client.request("GET", f"/rest/ping?v=1&c=x&f=json&{query}", None, source=UNTRUSTED)
     assert pinged.json()["subsonic-response"]["status"] == "ok"
 
 

@@ -15,7 +15,7 @@ from shim.trust.decision import decide
 from shim.trust.navidrome_tokens import NavidromeClaims, filter_form, read_claims
 from shim.trust.peers import AddressList, parse_entry, parse_peer
 from shim.trust.policy import Policy
-from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, ANYONE, EDGE, NavidromeClient
+from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, EDGE, UNTRUSTED, NavidromeClient
 from tests.support.real_navidrome import real_navidrome
 
 _POLICY = Policy(whitelist=AddressList([parse_entry(EDGE)]))
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NavidromeClient
 
 def _opens(port: int, request: bytes) -> bool:
     """Whether Navidrome takes the request for somebody's."""
-    with socket.create_connection(("127.0.0.1", port), 10, (ANYONE, 0)) as client:
+    with socket.create_connection(("127.0.0.1", port), 10, (UNTRUSTED, 0)) as client:
         client.sendall(request)
         received = b"".join(iter(lambda: client.recv(65536), b""))
     status, _, body = received.partition(b"\r\n\r\n")
@@ -51,7 +51,7 @@ def _head(target: str, field: str, method: str = "GET") -> bytes:
 
 
 def _without_tokens(head: bytes) -> bytes:
-    decision = decide(head, parse_peer(ANYONE), _POLICY)
+    decision = decide(head, parse_peer(UNTRUSTED), _POLICY)
     told = decision.without_void_tokens(lambda _: False).render_head()
     return told.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
@@ -112,7 +112,7 @@ def test_a_token_opens_in_a_form_below_rest_and_is_removed_there(
     for sent in (body, rest):
         fields = f"Content-Type: {content_type}\r\nContent-Length: {len(sent)}"
         head = _head("/rest/ping", fields, method)
-        assert decide(head, parse_peer(ANYONE), _POLICY).form
+        assert decide(head, parse_peer(UNTRUSTED), _POLICY).form
         outcomes.append(_opens(server.port, head + sent))
     assert outcomes[1] is False
     if method == "POST":

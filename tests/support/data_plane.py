@@ -32,7 +32,7 @@ from tests.support.scripted_navidrome import Navidrome
 from tests.support.socket_ends import PATIENCE, PlainWire, StreamWire, until
 
 EDGE = "127.0.0.2"
-ANYONE = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Front:
 
     async def client(
         self,
-        source: str = ANYONE,
+        source: str = UNTRUSTED,
         *,
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
@@ -176,7 +176,7 @@ class Front:
         self._clients.append(client)
         return client
 
-    async def request(self, head: str, *, source: str = ANYONE, method: str = "GET") -> Response:
+    async def request(self, head: str, *, source: str = UNTRUSTED, method: str = "GET") -> Response:
         """Send a request over a new connection."""
         client = await self.client(source)
         try:
@@ -283,8 +283,8 @@ async def front_before(
     state = ServerState()
 
     def connection() -> ClientConnection | TlsHandshake:
-        made = ClientConnection if tls is None else TlsHandshake
-        return made(cast("Any", None), state, {"plane": plane}, loop)
+        protocol = ClientConnection if tls is None else TlsHandshake
+        return protocol(cast("Any", None), state, {"plane": plane}, loop)
 
     if path is None:
         listener = socket.socket()

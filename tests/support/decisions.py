@@ -16,7 +16,7 @@ from shim.trust.policy import Policy
 from shim.trust.reasons import Verdict
 
 EDGE = parse_peer("127.0.0.2")
-ANYONE = parse_peer("127.0.0.1")
+UNTRUSTED = parse_peer("127.0.0.1")
 HOST = "music.example.com"
 ADA = "X-authentik-username: ada"
 
@@ -46,16 +46,16 @@ def decided(
     fresh = decide(head, peer, policy, scheme)
     if head.find(b"\r\n\r\n") == len(head) - 4:  # a connection passes on nothing else
         for _ in range(_TIMES):
-            remembered = cached(cache_for(policy), head, peer, scheme)
-            assert explained(remembered) == explained(fresh)
+            cached_decision = cached(cache_for(policy), head, peer, scheme)
+            assert explained(cached_decision) == explained(fresh)
     return fresh
 
 
-def cached(memory: DecisionCache, head: bytes, peer: Peer, scheme: bytes = b"http") -> Decision:
+def cached(cache: DecisionCache, head: bytes, peer: Peer, scheme: bytes = b"http") -> Decision:
     """Return the cache's result for a head that ends in its only empty line."""
     line, _, text = head[:-2].partition(b"\r\n")
-    standing = memory.connection_context(peer, scheme)
-    return memory.decide(line, text, standing, memory.cached_headers(text, standing))
+    standing = cache.connection_context(peer, scheme)
+    return cache.decide(line, text, standing, cache.cached_headers(text, standing))
 
 
 @lru_cache(maxsize=64)

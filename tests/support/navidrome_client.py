@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 EDGE = "127.0.0.2"
-ANYONE = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 ADMIN = "navidrome-shim"
 ADMIN_PASSWORD = "s3cret-one"
 

@@ -99,7 +99,7 @@ class RealServer:
                 [self._binary], env=environment, stdout=log, stderr=log
             )
         try:
-            await self._answers()
+            await self._responds()
         except BaseException:
             await self.stop()
             raise
@@ -115,7 +115,7 @@ class RealServer:
     async def empty(self) -> None:
         shutil.rmtree(self._folder / "data", ignore_errors=True)
 
-    async def _answers(self) -> None:
+    async def _responds(self) -> None:
         async with build_client(self.upstream) as client:
             async with asyncio.timeout(_START_SECONDS):
                 while True:

@@ -43,7 +43,7 @@ def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterato
     ready, ended = threading.Event(), threading.Event()
     found: list[Environment | BaseException] = []
 
-    async def play() -> None:
+    async def run_scenario() -> None:
         async with start_environment() as environment:
             faults = [step.faults async for step in run_steps(environment, STEPS) if step.faults]
             assert not faults
@@ -54,7 +54,7 @@ def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterato
 
     def run() -> None:
         try:
-            asyncio.run(play())
+            asyncio.run(run_scenario())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             found.append(error)
             ready.set()

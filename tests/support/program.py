@@ -142,13 +142,13 @@ class ScriptedNavidrome:
         self._redirect = (
             f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
         )
-        self._questions: asyncio.Queue[tuple[Served, bytes]] = asyncio.Queue()
+        self._client_requests: asyncio.Queue[tuple[Served, bytes]] = asyncio.Queue()
         self._tasks = {asyncio.create_task(self._accept())}
 
     async def next(self) -> tuple[Served, bytes]:
         """The next connection that carries a client's request, and the request's head."""
         async with asyncio.timeout(PATIENCE):
-            return await self._questions.get()
+            return await self._client_requests.get()
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -166,7 +166,7 @@ class ScriptedNavidrome:
                 await served.send(_UNKNOWN_USER)
             else:
                 await served.send(OK if b" /app/ " in head else self._redirect)
-        self._questions.put_nowait((served, head))
+        self._client_requests.put_nowait((served, head))
 
 
 def _is_the_shims(head: bytes) -> bool:

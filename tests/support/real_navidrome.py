@@ -72,13 +72,13 @@ def _wait_for(server: subprocess.Popen[bytes], where: str, log: Path) -> None:
     # A request over HTTP for the state of the scan would already create the first account.
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        if _SCANNED in log.read_bytes() and _answers(where):
+        if _SCANNED in log.read_bytes() and _responds(where):
             return
         time.sleep(0.05)
     raise AssertionError(f"Navidrome did not start:\n{log.read_text('utf-8', 'replace')[-2000:]}")
 
 
-def _answers(where: str) -> bool:
+def _responds(where: str) -> bool:
     """Whether Navidrome responds at `host:port` or `unix:/path`."""
     path = where.removeprefix("unix:")
     connection = http.client.HTTPConnection("localhost" if path != where else where, timeout=2)

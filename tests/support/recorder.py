@@ -139,8 +139,8 @@ def _respond_to_the_shim(received: Received, base_path: str) -> bytes:
     web_app = f"{base_path}app/"
     if received.target.startswith(f"{base_path}rest/ping?"):
         # It accepts every user header, and has no accounts.
-        said = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
-        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
+        payload = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(payload), payload)
     if received.target.startswith(web_app):
         return _RESPONSE
     return f"HTTP/1.1 302 Found\r\nLocation: {web_app}\r\nContent-Length: 0\r\n\r\n".encode()

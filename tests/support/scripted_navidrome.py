@@ -118,16 +118,16 @@ async def navidrome_with_tls(
     """On TLS, over TCP or a Unix socket at `path`."""
     navidrome: Navidrome
 
-    async def made(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         navidrome.created(Served(StreamWire(reader, writer)))
         await writer.wait_closed()
 
     if path is None:
-        listening = await asyncio.start_server(made, "127.0.0.1", 0, ssl=server)
+        listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server)
         host, port = listening.sockets[0].getsockname()
         navidrome = Navidrome(UpstreamAddress(host, port, None, client))
     else:
-        listening = await asyncio.start_unix_server(made, str(path), ssl=server)
+        listening = await asyncio.start_unix_server(accept, str(path), ssl=server)
         navidrome = Navidrome(UpstreamAddress("127.0.0.1", 0, str(path), client))
     try:
         yield navidrome

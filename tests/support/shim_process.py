@@ -25,7 +25,7 @@ from tests.support.event_schema import faults_of_line
 from tests.support.recorder import FENCE, Received, Recorder
 
 EDGE = "127.0.0.2"
-ANYONE = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 HOST = "music.example.com"
 TRUSTED = "127.0.0.2,127.2.0.0/16"
 
@@ -112,7 +112,7 @@ class Shim:
         assert line is not None, (fields, self.lines)
         return line
 
-    def request(self, data: bytes, source: str = ANYONE) -> Response:
+    def request(self, data: bytes, source: str = UNTRUSTED) -> Response:
         """Send these bytes from an address, and read until the shim closes the connection."""
         with self.connect(source) as client:
             client.sendall(data)
@@ -197,7 +197,7 @@ def shim_before(
     try:
         started = running.wait_for_line(_START_SECONDS, kind="started")
         host, _, number = str(started["listen"]).rpartition(":")
-        running.host = ANYONE if host == "[::]" else host
+        running.host = UNTRUSTED if host == "[::]" else host
         running.port = int(number)
         yield running
         assert not running.faults, running.faults

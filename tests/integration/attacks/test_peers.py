@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.recorder import Recorder, recorder
 from tests.support.shim_process import (
-    ANYONE,
     EDGE,
+    UNTRUSTED,
     Shim,
     an_edge,
     assert_no_identity,
@@ -32,7 +32,7 @@ def test_the_edge_is_trusted_and_anyone_is_not(front: Shim, upstream: Recorder) 
     assert believed.values("Remote-User") == ["admin"]
     upstream.clear()
     assert_stripped(
-        front, upstream, front.request(build_request("GET /app/ HTTP/1.1", ADMIN)), ANYONE
+        front, upstream, front.request(build_request("GET /app/ HTTP/1.1", ADMIN)), UNTRUSTED
     )
 
 
@@ -63,7 +63,7 @@ def test_a_forwarded_address_that_names_the_trusted_proxy(
 
 
 def nobody_is_believed(shim: Shim, upstream: Recorder) -> None:
-    for peer in (EDGE, ANYONE):
+    for peer in (EDGE, UNTRUSTED):
         upstream.clear()
         response = shim.request(
             build_request("GET /app/ HTTP/1.1", ADMIN, "Remote-User: admin"), peer
@@ -91,9 +91,9 @@ def test_a_mapped_address_is_the_address_that_it_maps(upstream: Recorder, tmp_pa
     settings = {"LISTEN": "[::]:0", "REVERSE_PROXY_WHITELIST": "127.0.0.2"}
     with shim_before(upstream.port, tmp_path, **settings) as shim:
         shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE)
-        response = shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), ANYONE)
+        response = shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), UNTRUSTED)
         assert response.statuses == [200]
-        assert [line["reason"] for line in shim.decided(ANYONE, upstream)] == ["untrusted_peer"]
+        assert [line["reason"] for line in shim.decided(UNTRUSTED, upstream)] == ["untrusted_peer"]
     believed, stripped = upstream.requested
     assert believed.values("Remote-User") == ["admin"]
     assert believed.values("X-Real-IP") == ["127.0.0.2"]
@@ -123,10 +123,10 @@ def test_a_peer_that_is_gone_is_not_one_on_the_unix_socket(tmp_path: Path) -> No
     ):
         text = build_request("POST /api/user HTTP/1.1", ADMIN, "Content-Length: 2", body=b"{}")
         for _ in range(50):
-            with socket.create_connection((shim.host, shim.port), 10, (ANYONE, 0)) as client:
+            with socket.create_connection((shim.host, shim.port), 10, (UNTRUSTED, 0)) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.sendall(text)
-        shim.decided(ANYONE, upstream)
+        shim.decided(UNTRUSTED, upstream)
         for received in upstream.requested:
             assert_no_identity(received)
         assert all(b"Remote-User" not in torn for torn in upstream.torn)

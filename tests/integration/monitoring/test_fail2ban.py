@@ -12,7 +12,7 @@ import pytest
 
 from shim.trust.reasons import Reason, Verdict
 from tests.support.recorder import Recorder
-from tests.support.shim_process import ANYONE, EDGE, Line, Shim, build_request, shim_before
+from tests.support.shim_process import EDGE, UNTRUSTED, Line, Shim, build_request, shim_before
 
 pytestmark = pytest.mark.binary("fail2ban-regex")
 
@@ -86,8 +86,8 @@ def test_a_request_without_a_readable_client_does_not_ban_the_edge(
 
 def test_a_peer_that_is_not_trusted_is_never_banned(upstream: Recorder, tmp_path: Path) -> None:
     with shim_before(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
-        attack(shim, "203.0.113.9", ALIAS, source=ANYONE)
-        attack(shim, "203.0.113.9", source=ANYONE, path="/rest/..%2fapp/")
+        attack(shim, "203.0.113.9", ALIAS, source=UNTRUSTED)
+        attack(shim, "203.0.113.9", source=UNTRUSTED, path="/rest/..%2fapp/")
         line = shim.wait_for_line(kind="request_decision", reason="ambiguous_target")
         assert line["peer_trusted"] is False
         lines = list(shim.lines)

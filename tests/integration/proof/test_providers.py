@@ -13,7 +13,7 @@ from shim.settings.providers import PRESETS
 from shim.trust.decision import Decision, decide
 from shim.trust.identity import Identity
 from shim.trust.peers import Peer
-from tests.support.decisions import ANYONE, EDGE, head
+from tests.support.decisions import EDGE, UNTRUSTED, head
 from tests.support.jwt_minting import rsa_key, token
 from tests.support.provider_headers import (
     SENDS,
@@ -79,7 +79,7 @@ def test_the_takeover_fails(sent: Sent) -> None:
     assert reason(sent, *sent.fields, path="/share/x") == "public_path"
     assert reason(sent, *sent.fields, path="/restx") == "public_path"
     assert reason(sent, *sent.fields, path="/re%C5%BFt/x") == "non_ascii_path"
-    assert reason(sent, *sent.fields, peer=ANYONE) == "untrusted_peer"
+    assert reason(sent, *sent.fields, peer=UNTRUSTED) == "untrusted_peer"
 
 
 @each_provider

@@ -13,7 +13,7 @@ from shim.trust.jwks import read_key_set
 from shim.trust.jwt import TokenRules
 from shim.trust.policy import Policy
 from shim.trust.reasons import Verdict
-from tests.support.decisions import ANYONE, EDGE, head, trusting
+from tests.support.decisions import EDGE, UNTRUSTED, head, trusting
 from tests.support.jwt_minting import AUDIENCE, ISSUER, NOW, claims, jwk, key_set, rsa_key, token
 
 TEXT = (Path(__file__).parents[3] / "docs/threat-model.md").read_text()
@@ -47,7 +47,7 @@ EXPIRED = f"X-authentik-jwt: {token(claims(exp=NOW - 60))}"
 ATTACKS = [
     ("the command above", EDGE, REST, ADMIN),
     ("the same on `/share/`", EDGE, "GET /share/x HTTP/1.1", ADMIN),
-    ("a neighbor requests", ANYONE, API, ADMIN),
+    ("a neighbor requests", UNTRUSTED, API, ADMIN),
     ("the name arrives through", EDGE, API, ADMIN),
     ("the same, with a forged", EDGE, API, (*ADMIN, FORGED)),
     ("the same, with the attacker's own", EDGE, API, (*ADMIN, EXPIRED)),

@@ -13,7 +13,7 @@ from shim.audit.observer import TrailObserver
 from shim.audit.trail import Trail
 from shim.trust.decision import Decision
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ADA, ANYONE, decided, head
+from tests.support.decisions import ADA, UNTRUSTED, decided, head
 
 FORGED = "GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-username: ada\r\nX_authentik_uid: 1\r\n\r\n"
 
@@ -171,7 +171,7 @@ async def test_a_claimed_name_is_not_the_user() -> None:
     sink = RecordingSink()
     trail = Trail([sink])
     observer = TrailObserver(trail, "upstream")
-    observer.request_decided(decided(FORGED.encode(), ANYONE), "0" * 16)
+    observer.request_decided(decided(FORGED.encode(), UNTRUSTED), "0" * 16)
     await trail.close()
 
     (event,) = sink.events

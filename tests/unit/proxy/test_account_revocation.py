@@ -9,7 +9,7 @@ import pytest
 from shim.proxy.gate import AccountDenied
 from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, Served
@@ -35,7 +35,7 @@ async def received(navidrome: Navidrome, served: Served | None = None) -> tuple[
     return served, await served.head()
 
 
-@pytest.mark.parametrize("source", [EDGE, ANYONE])
+@pytest.mark.parametrize("source", [EDGE, UNTRUSTED])
 @pytest.mark.parametrize("path", ["/rest/ping", "/api/song", "/share/x", "/jellyfin/items", "/x"])
 @pytest.mark.parametrize(
     ("query", "field"),
@@ -122,7 +122,7 @@ async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) ->
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
         assert not any(front.recorded.void), "it is not judged before"
@@ -161,7 +161,7 @@ async def test_requests_without_a_token_do_not_wait_for_the_users(navidrome: Nav
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         await client.send(get("/api/song").encode())
         served, _ = await navidrome.requests()
         await served.send(OK)
@@ -179,7 +179,7 @@ async def test_a_token_in_a_form_waits_with_what_was_sent_behind_it(
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         body = f"u=ada&jwt={ADA}".encode()
         await form(client, body)
         await until(lambda: len(accounts.listings) == 1)
@@ -205,7 +205,7 @@ async def test_a_client_that_leaves_while_users_are_listed_ends_the_wait(
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
         client.close()
@@ -508,7 +508,7 @@ async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome:
         assert accounts.changes == 4
 
 
-@pytest.mark.parametrize("source", [EDGE, ANYONE])
+@pytest.mark.parametrize("source", [EDGE, UNTRUSTED])
 async def test_a_request_that_nobody_signed_in_for_changes_no_users(
     navidrome: Navidrome, source: str
 ) -> None:

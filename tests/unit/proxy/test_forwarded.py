@@ -8,7 +8,7 @@ import pytest
 
 from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy
-from tests.support.data_plane import ANYONE, EDGE, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, front_before, policy
 from tests.support.http_client import get
 from tests.support.scripted_navidrome import Navidrome
 
@@ -46,12 +46,12 @@ async def forwarded(
 
 
 async def test_anyone_is_told_of_as_the_socket_says(navidrome: Navidrome) -> None:
-    assert await forwarded(navidrome, ANYONE, *CLAIMED) == {
-        "x-forwarded-for": ANYONE,
+    assert await forwarded(navidrome, UNTRUSTED, *CLAIMED) == {
+        "x-forwarded-for": UNTRUSTED,
         "x-forwarded-proto": "http",
         "x-forwarded-host": "music.test",
-        "forwarded": f'for={ANYONE};proto=http;host="music.test"',
-        "x-real-ip": ANYONE,
+        "forwarded": f'for={UNTRUSTED};proto=http;host="music.test"',
+        "x-real-ip": UNTRUSTED,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shim.proxy import server
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before
 from tests.support.http_client import get
 from tests.support.scripted_navidrome import Navidrome
 from tests.unit.proxy.account_gate import Accounts
@@ -67,7 +67,7 @@ async def test_the_account_is_reported_also_for_a_request_that_waited(
 
 async def test_an_identity_without_trust_is_not_reported(navidrome: Navidrome) -> None:
     async with front_before(navidrome) as front:
-        await request(front, navidrome, ADA, source=ANYONE)
+        await request(front, navidrome, ADA, source=UNTRUSTED)
         await request(front, navidrome)
         assert front.recorded.used == []
 

@@ -204,10 +204,10 @@ async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Nav
 
 
 async def test_up_and_down_are_told_once_per_change() -> None:
-    async with navidrome_on_a_socket() as wait_closed:
-        port = wait_closed.address.port
-        async with front_before(wait_closed) as front:
-            await wait_closed.stop_listening()
+    async with navidrome_on_a_socket() as stopped:
+        port = stopped.address.port
+        async with front_before(stopped) as front:
+            await stopped.stop_listening()
             for _ in range(3):
                 response = await front.request(get())
                 assert (response.status, response.get("retry-after")) == (502, "5")

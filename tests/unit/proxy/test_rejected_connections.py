@@ -8,7 +8,7 @@ import pytest
 
 from shim.proxy.gate import AccountDenied
 from shim.trust.reasons import Reason
-from tests.support.data_plane import ANYONE, EDGE, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
@@ -63,7 +63,7 @@ async def test_it_lasts_after_a_rejection(navidrome: Navidrome, head: str, metho
         (get("/app//x", ALICE), EDGE),
         (get("/app/", ALICE, "Connection: Upgrade", "Upgrade: websocket",
              "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13"), EDGE),
-        (get("/_shim/"), ANYONE),
+        (get("/_shim/"), UNTRUSTED),
     ],
     ids=["Connection: close", "HTTP/1.0", "a body to come", "chunks to come", "a header twice", "an alias",
          "an ambiguous target", "an upgrade", "a peer that is not listed"],

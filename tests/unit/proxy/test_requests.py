@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shim.trust.reasons import Reason
-from tests.support.data_plane import ANYONE, EDGE, Front
+from tests.support.data_plane import EDGE, UNTRUSTED, Front
 from tests.support.http_client import build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.socket_ends import cuts
@@ -378,10 +378,10 @@ async def test_tls_handshakes_on_the_plain_port_are_logged_once_a_minute_for_eac
         assert await client.read_to_end() == b""
         return len(front.recorded.decided_as)
 
-    assert [await shake_hands(ANYONE) for _ in range(3)] == [1, 1, 1]
+    assert [await shake_hands(UNTRUSTED) for _ in range(3)] == [1, 1, 1]
     assert await shake_hands(EDGE) == 2
     front.pass_time(59)
-    assert await shake_hands(ANYONE) == 2
+    assert await shake_hands(UNTRUSTED) == 2
     front.pass_time(2)
-    assert await shake_hands(ANYONE) == 3
+    assert await shake_hands(UNTRUSTED) == 3
     assert sum(front.counters.requests) == 6

@@ -9,7 +9,7 @@ import pytest
 
 from shim.proxy.server import Options
 from tests.support.certificates import Certificates
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
@@ -73,9 +73,9 @@ async def test_untrusted_peers_who_never_begin_leave_room_for_the_edge(
 ) -> None:
     limits = limits_with(request_header_timeout=60.0, max_connections=8)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
-        strangers = [await front.client(ANYONE) for _ in range(4)]
+        strangers = [await front.client(UNTRUSTED) for _ in range(4)]
         await counted(front, 4)
-        await wait_closed(await front.client(ANYONE))
+        await wait_closed(await front.client(UNTRUSTED))
         assert front.counters.clients_rejected == 1
         await counted(front, 4)
         await _served(front, navidrome, certificates, EDGE)
@@ -87,7 +87,7 @@ async def test_a_connection_takes_the_place_of_its_handshake(
 ) -> None:
     limits = limits_with(request_header_timeout=60.0, max_connections=2)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
-        for source in (ANYONE, EDGE):  # of two, a stranger may have one
+        for source in (UNTRUSTED, EDGE):  # of two, a stranger may have one
             await _served(front, navidrome, certificates, source)
             await counted(front, 0)
         handshake = await front.client(EDGE)
