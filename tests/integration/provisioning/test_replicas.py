@@ -13,7 +13,7 @@ from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.world import PATIENT, VERIFIED, World, person, until
-from tests.unit.trust.test_token_proof import asked, by_token
+from tests.unit.trust.test_token_proof import decide_on, by_token
 
 
 async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: World) -> None:
@@ -139,7 +139,7 @@ async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
     any_store_world: World,
 ) -> None:
     first = any_store_world
-    identity = asked(by_token()).identity
+    identity = decide_on(by_token()).identity
     assert identity is not None
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:

@@ -18,13 +18,13 @@ from shim.provisioning.models import (
     intent_values,
 )
 from shim.trust.identity import Identity
-from tests.unit.trust.test_token_proof import EVERYTHING, OPTIONAL, asked, by_token
+from tests.unit.trust.test_token_proof import EVERYTHING, OPTIONAL, decide_on, by_token
 
 
 def identities() -> dict[str, Identity]:
     """One of each kind that a request can have."""
-    by_headers = asked(*EVERYTHING, policy=OPTIONAL).identity
-    verified = asked(by_token()).identity
+    by_headers = decide_on(*EVERYTHING, policy=OPTIONAL).identity
+    verified = decide_on(by_token()).identity
     assert by_headers is not None and verified is not None
     return {
         "headers": by_headers,
