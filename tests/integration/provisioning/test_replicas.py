@@ -13,7 +13,7 @@ from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.world import PATIENT, VERIFIED, World, person, until
-from tests.unit.trust.test_token_proof import decide_on, by_token
+from tests.unit.trust.test_token_proof import by_token, decide_on
 
 
 async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: World) -> None:
