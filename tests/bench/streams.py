@@ -1,7 +1,8 @@
-"""`python -m tests.bench.streams`: what a thousand open event streams cost, and whether anyone else notices.
+"""`python -m tests.bench.streams`: the cost of a thousand open event streams, and their effect on
+other clients.
 
-Opens them through a proxy, waits for the first event of each, and reports memory per stream and how fast
-requests on fresh connections are answered before and after.
+Opens them through a proxy, waits for the first event of each, and reports memory per stream and how
+fast requests on new connections are served before and after.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ async def _open(through: Proxy, number: int) -> Stream:
 
 
 async def _probe(through: Proxy) -> list[float]:
-    """Microseconds from connecting to the whole answer, for one request after the other."""
+    """Microseconds from connecting to the complete response, for one request after the other."""
     return [await _probe_once(through, number) for number in range(_PROBES)]
 
 

@@ -221,12 +221,12 @@ class Simulation:
         """End the fault, and reconcile on these shims, on all where none is named."""
         self.break_the_api(None)
         for shim in shims or self.shims:
-            ground = shim.world.accounts.service
-            ground.api._transport.breaker.succeeded()
+            account_service = shim.world.accounts.service
+            account_service.api._transport.breaker.succeeded()
             async with asyncio.timeout(20):
-                while await ground.ensure_ready() is None:  # noqa: ASYNC110
+                while await account_service.ensure_ready() is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-                await ground.reconcile()
+                await account_service.reconcile()
 
     async def restart(self) -> None:
         for shim in self.shims:

@@ -61,12 +61,12 @@ async def test_results_from_before_a_failure_are_kept(
     for number in range(6):
         await world.create(f"user{number}")
     api = world.accounts.service.api
-    asked: list[str] = []
+    probes: list[str] = []
     real = api.opens_without_password
 
     async def fails_at_the_fourth(user_name: str) -> bool:
-        asked.append(user_name)
-        if len(asked) == 4:
+        probes.append(user_name)
+        if len(probes) == 4:
             raise Unavailable("away")
         return await real(user_name)
 
@@ -74,4 +74,4 @@ async def test_results_from_before_a_failure_are_kept(
     with pytest.raises(Unavailable):
         await world.accounts.service.reconcile()
     await world.accounts.service.reconcile()
-    assert len(set(asked)) == 6 and len(asked) == 7
+    assert len(set(probes)) == 6 and len(probes) == 7

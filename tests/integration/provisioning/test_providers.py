@@ -34,12 +34,12 @@ async def explained(
 ) -> dict[str, str]:
     """The text of one step of `explain` for an Authelia user, and the reason."""
     headers = [part for line in (f"Remote-User: {user}", *fields) for part in ("-H", line)]
-    ask = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", *headers)
-    _, out, err = await run(world, *ask, "--json")
+    explain_arguments = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", *headers)
+    _, out, err = await run(world, *explain_arguments, "--json")
     assert out, err
-    told = json.loads(out)
-    step = next(step for step in told["steps"] if step["step"] == step_name)
-    return {"step": step["result"], "why": step["why"], "reason": told["reason"]}
+    explanation = json.loads(out)
+    step = next(step for step in explanation["steps"] if step["step"] == step_name)
+    return {"step": step["result"], "why": step["why"], "reason": explanation["reason"]}
 
 
 @pytest.mark.parametrize("sent", SENDS, ids=lambda sent: sent.provider)

@@ -167,7 +167,7 @@ async def test_while_the_database_is_down_only_known_users_are_served(
     world = stand_in_world
     world.database_url = postgresql_url
     await world.start(ALLOWED_GROUPS="music")
-    gate, ground = world.accounts.gate, world.accounts.service
+    gate, account_service = world.accounts.gate, world.accounts.service
     assert await world.request(person("alice", "music")) == "alice"
     postgresql.stop()
     try:
@@ -182,7 +182,7 @@ async def test_while_the_database_is_down_only_known_users_are_served(
     finally:
         postgresql.start()
     await until(lambda: world.accounts.checks()[0].state is State.OK)
-    assert ground.fault is None
+    assert account_service.fault is None
     assert await world.request(person("bob", "music")) == "bob"
     assert PASSWORD not in repr(world.events)
 
@@ -197,17 +197,17 @@ async def test_an_account_that_could_not_be_bound_is_bound_once_the_database_is_
     create = api.create
 
     async def cut(new: object, password: str) -> str:
-        made = await create(new, password)  # type: ignore[arg-type]
+        created_user = await create(new, password)  # type: ignore[arg-type]
         await asyncio.to_thread(postgresql.stop)
-        return made
+        return created_user
 
     api.create = cut  # type: ignore[method-assign]
     try:
         assert isinstance(await world.request(person("alice")), AccountDenied)
         api.create = create  # type: ignore[method-assign]
-        made = await world.user("alice")
+        created_user = await world.user("alice")
     finally:
         postgresql.start()
     assert await world.request(person("alice")) == "alice"
-    assert (await world.user("alice"))["id"] == made["id"]
-    assert world.accounts.service.bindings.by_account(made["id"]) is not None
+    assert (await world.user("alice"))["id"] == created_user["id"]
+    assert world.accounts.service.bindings.by_account(created_user["id"]) is not None

@@ -58,11 +58,11 @@ async def test_a_request_is_held_while_navidrome_restarts(
     await world.request(person("alice"))
     await world.server.stop()
     await until(lambda: world.accounts.gate.known(person("alice")) is None)
-    asked = [asyncio.create_task(world.request(person(name))) for name in ("alice", "new")]
+    pending = [asyncio.create_task(world.request(person(name))) for name in ("alice", "new")]
     await until(lambda: bool(world.recorded(ProvisioningUnavailable)))
-    assert not any(task.done() for task in asked)
+    assert not any(task.done() for task in pending)
     await world.server.start()
-    assert await asyncio.gather(*asked) == ["alice", "new"]
+    assert await asyncio.gather(*pending) == ["alice", "new"]
     assert not world.recorded(ProvisioningFailed)
 
 
