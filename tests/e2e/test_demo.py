@@ -89,7 +89,7 @@ def test_every_step_passes(once: Once) -> None:
 def test_each_step_shows_the_decision_and_the_forwarded_headers(once: Once) -> None:
     text = _scenes(once)
     assert len(text) == len(STEPS)
-    takeover = text["Without the shim: a stranger is the admin"]
+    takeover = text["Without the shim: an attacker is the admin"]
     assert "X-authentik-username: admin shim none" in takeover
     assert "Navidrome got X-authentik-username: admin response 200 Subsonic: ok" in takeover
     closed = text["With the shim: the same request has no identity"]

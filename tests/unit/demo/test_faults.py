@@ -78,12 +78,12 @@ def test_a_step_that_meets_every_expectation_has_no_faults() -> None:
         ({"seen_identity": None}, "Navidrome saw no request, not no identity"),
         (
             {"response": Response(500, "Subsonic: error 40, no")},
-            "the answer's status is 500, not 200",
+            "the response's status is 500, not 200",
         ),
-        ({"response": Response(200, "Subsonic: ok")}, "the answer does not say 'error 40'"),
+        ({"response": Response(200, "Subsonic: ok")}, "the response does not contain 'error 40'"),
         (
             {"response": Response(200, "error 40, dear admin")},
-            "the answer says 'admin'",
+            "the response contains 'admin'",
         ),
         (
             {"accounts": (("mallory", AccountState("mallory")), EXPECTATION.accounts[1])},
@@ -154,7 +154,7 @@ def test_every_field_that_normalizes_to_an_identity_is_found() -> None:
         (
             "text/html",
             b'<title>T</title>\n  window.__APP_CONFIG__ = "{}"\n',
-            "page “T”, nobody logged in",
+            "page “T”, no user logged in",
         ),
         ("text/plain", b"Share not found", "Share not found"),
         (
