@@ -118,7 +118,7 @@ def _round(
     under, poured = flooded(through.port)
     cpu = through.process.cpu_seconds() - before
     if set(poured.statuses) != {401}:
-        raise LoadFailed(f"the flood was answered with {poured.statuses}, not with 401 alone")
+        raise LoadFailed(f"the responses to the flood were {poured.statuses}, not with 401 alone")
     refused = poured.statuses[401]
     return Noticed(
         algorithm=forger.algorithm,

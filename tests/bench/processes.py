@@ -98,7 +98,7 @@ class Running:
         )
 
     def log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-1500:].strip() or "it said nothing"
+        return self._log.read_text(errors="replace")[-1500:].strip() or "its log is empty"
 
     def stop(self) -> None:
         """Asks it to end and, after five seconds, makes it."""

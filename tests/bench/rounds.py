@@ -36,7 +36,7 @@ class Measurement:
 
 
 def check_job(proxy: Proxy, seconds: float = 20.0) -> None:
-    """Waits until the proxy forwards requests correctly.  Raises LoadFailed if it never does.
+    """Waits until the proxy forwards requests correctly. Raises LoadFailed if it never does.
 
     Listening is not enough: Traefik responds 404 before it has read its routes, others 502 or 503
     at first.
@@ -81,11 +81,11 @@ def _fault(proxy: Proxy) -> str | None:
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as fault:
-        return f"does not answer: {fault!r}"
+        return f"does not respond: {fault!r}"
     finally:
         connection.close()
     if response.status != 200:
-        return f"answers {response.status}: {body[:300]!r}"
+        return f"responds {response.status}: {body[:300]!r}"
     seen: dict[str, str] = json.loads(body)
     if "127.0.0.1" not in seen["for"] or "192.168.7." not in seen["for"]:
         return f"does not append to X-Forwarded-For: {seen['for']!r}"

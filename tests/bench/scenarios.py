@@ -1,6 +1,6 @@
 """The load's requests, their concurrency, and the goals.
 
-Data only.  All paths are of the protected class, so that a proxy that authenticates does all of its
+Data only. All paths are of the protected class, so that a proxy that authenticates does all of its
 work.
 """
 

@@ -119,7 +119,7 @@ async def _open(through: Proxy, number: int) -> Stream:
     writer.write(f"GET /api/events?n={number} HTTP/1.1\r\n{block}".encode())
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     if b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise LoadFailed(f"{through.name} answers {head[:300]!r} to stream {number}")
+        raise LoadFailed(f"{through.name} responds {head[:300]!r} to stream {number}")
     await asyncio.wait_for(reader.readuntil(b"\n\n"), 30)
     return reader, writer
 
@@ -138,7 +138,7 @@ async def _probe_once(through: Proxy, number: int) -> float:
     taken = time.perf_counter() - start
     writer.close()
     if not response.startswith(b"HTTP/1.1 200 "):
-        raise LoadFailed(f"{through.name} answers {response[:300]!r}")
+        raise LoadFailed(f"{through.name} responds {response[:300]!r}")
     return taken * 1e6
 
 

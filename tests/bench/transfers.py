@@ -139,7 +139,7 @@ async def _download(through: Proxy, size: int, rate: float, crc: int) -> None:
         writer.write(head.encode())
         response = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in response.split(b"\r\n", 1)[0]:
-            raise LoadFailed(f"{through.name} answers {response[:300]!r}")
+            raise LoadFailed(f"{through.name} responds {response[:300]!r}")
         pace, seen, taken = Pace(rate), 0, 0
         while taken < size:
             await asyncio.sleep(pace.delay(taken))
@@ -168,7 +168,7 @@ async def _upload(through: Proxy, size: int, rate: float, crc: int) -> None:
             await writer.drain()
         response = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in response.split(b"\r\n", 1)[0]:
-            raise LoadFailed(f"{through.name} answers {response[:300]!r}")
+            raise LoadFailed(f"{through.name} responds {response[:300]!r}")
         output: dict[str, int] = json.loads(await reader.readuntil(b"}"))
     finally:
         writer.close()

@@ -2,8 +2,8 @@
 
     python -m tests.bench.worst_inputs [--check] [PART…]
 
-A head is measured as the data plane has it: decided, and answered where it is rejected. `--check` makes an
-input above the goal exit code 1. `PART` selects the inputs whose name contains it.
+A head is measured as the data plane has it: decided, with the response where it is rejected.
+`--check` makes an input above the goal exit code 1. `PART` selects the inputs whose name contains it.
 """
 
 from __future__ import annotations

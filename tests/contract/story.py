@@ -56,7 +56,7 @@ FORMS = {
 ID = r"[0-9A-Za-z]{22}"
 NEW_EACH_TIME = {"time", "token", "salt", "subsonic_token"}
 BUFFERED = 2048
-"""Bytes that Go's net/http gives a length; a longer answer goes out in chunks."""
+"""Bytes that Go's net/http gives a length; a longer response is chunked."""
 
 _NAMED = re.compile(rf"\{{(\w+)\}}|(?<![0-9A-Za-z])({ID})(?![0-9A-Za-z])")
 

@@ -51,7 +51,7 @@ Edge = Callable[[Path, Behind], AbstractContextManager[str]]
 class Scene:
     """The running parts.
 
-    url: the edge's.  shim_url, control: the shim's, its control plane as `host:port`; "" without
+    url: the edge's. shim_url, control: the shim's, its control plane as `host:port`; "" without
     one.
     """
 

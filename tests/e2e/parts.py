@@ -34,7 +34,7 @@ _ROUTED_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """The upstreams of an edge.  URLs without a slash at their end.
+    """The upstreams of an edge. URLs without a slash at their end.
 
     secret: the shared secret that the edge adds, "" for none.
     """

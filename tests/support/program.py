@@ -134,7 +134,7 @@ async def program(
 class ScriptedNavidrome:
     """The clients' requests through the shim.
 
-    The shim's own requests are answered here: there is nothing but the web app, below `location`.
+    The shim's own requests get a fixed response: there is nothing but the web app, below `location`.
     """
 
     def __init__(self, navidrome: Navidrome, location: str = "/app/") -> None:

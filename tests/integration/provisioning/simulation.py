@@ -47,7 +47,7 @@ _numbers = itertools.count(1)
 @dataclass(frozen=True, slots=True)
 class Response:
     """The response to a request for the web app. `account_id`, `name` and `admin` are those of the account
-    that Navidrome logged in, where the status is 200. `text`: what the page of another status says."""
+    that Navidrome logged in, where the status is 200. `text`: the page of another status."""
 
     status: int
     account_id: str = ""

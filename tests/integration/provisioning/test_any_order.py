@@ -347,7 +347,7 @@ class AnyOrder(RuleBasedStateMachine):
             bound = bindings.by_uid(uid)
             assert bound is not None, f"{uid} was let in without a binding"
             assert bound.navidrome_id == account_id, f"{uid} was let into an account not theirs"
-            assert bound.state == "active", f"{uid} was let in, and is said to be {bound.state}"
+            assert bound.state == "active", f"{uid} has access, and its binding is {bound.state}"
             assert self._allows(identity), "let in without an allowed group"
             assert response.admin == self._wants_admin(identity), "the right of an admin is wrong"
         self._note_password(account_id, strict=strict)

@@ -97,7 +97,7 @@ async def test_while_the_api_fails_no_request_uses_a_possibly_stale_name(
     for name in PEOPLE:
         await world.request(person(name))
     world.stand_in.breaks(READS)
-    assert await world.request(person("alice", "more")) == "alice", "nobody can have changed a name"
+    assert await world.request(person("alice", "more")) == "alice", "no name can have changed"
     world.accounts.gate.users_may_have_changed()
     assert isinstance(await world.request(person("alice")), AccountDenied)
     assert isinstance(await world.request(person("alice", "more")), AccountDenied)

@@ -30,7 +30,7 @@ async def test_a_user_bound_by_one_shim_is_known_to_the_other_at_once(
         assert len(first.recorded(AccountCreated)) == 3
         assert not second.recorded(AccountCreated)
         assert not second.recorded(ProvisioningFailed)
-        assert not second.recorded(AccountLocked), "nobody's password was touched"
+        assert not second.recorded(AccountLocked), "no password was changed"
 
 
 @pytest.mark.usefixtures("patient_store")

@@ -295,7 +295,7 @@ async def test_a_host_name_whose_address_changes_is_updated(
     def trusted() -> list[bool]:
         return [plane.decisions.policy.trusts(peer) for peer in listed]
 
-    assert trusted() == [False, False], "nobody, before the name is known"
+    assert trusted() == [False, False], "no peer, before the name is resolved"
     await enforcement.names.resolve()
     enforcement.update_policy("start")
     assert trusted() == [True, False]

@@ -47,7 +47,7 @@ class Unwell(Health):
 
 
 async def no_reload(_operator: Operator) -> Performed[ReloadResult]:
-    raise AssertionError("nobody asked for a reload")
+    raise AssertionError("no reload was requested")
 
 
 async def explain_nothing(_request: ExplainedRequest) -> dict[str, object]:

@@ -66,7 +66,7 @@ async def test_a_changed_address_replaces_the_old_one(name_server: NameServer) -
     name_server.results_by_name = {"edge": ["192.0.2.1"]}
     watch = DnsMonitor(("edge",), 300)
     assert await watch.resolve()
-    assert not await watch.resolve(), "the same answer is no change"
+    assert not await watch.resolve(), "the same result is no change"
     name_server.results_by_name = {"edge": ["192.0.2.9"]}
     assert await watch.resolve()
     assert found(watch) == {"192.0.2.9"}

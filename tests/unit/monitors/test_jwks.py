@@ -182,13 +182,13 @@ async def test_fetched_keys_are_used_before_waiting_requests_continue() -> None:
     order: list[str] = []
     async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
-        watch.on_change = lambda: order.append("told")
+        watch.on_change = lambda: order.append("reported")
         waiter = watch.request_refresh()
         assert waiter is not None
         waiter.add_done_callback(lambda _: order.append("waiter"))
         await waiter
         await asyncio.sleep(0)
-    assert order == ["told", "waiter"]
+    assert order == ["reported", "waiter"]
 
 
 async def test_it_is_fetched_periodically_and_sooner_while_there_is_no_key(

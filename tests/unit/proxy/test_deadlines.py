@@ -194,7 +194,7 @@ async def test_closing_a_connection_has_a_deadline(front: Front) -> None:
     response = await client.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
     assert response.status == 501
     assert await client.read_to_end() == b""
-    assert front.counters.client_connections == 1, "it may read its answer in peace"
+    assert front.counters.client_connections == 1, "it can read its response"
     front.pass_time(3)
     await front.until_no_client()
 

@@ -88,7 +88,7 @@ async def test_a_request_is_rejected_at_once_where_no_refresh_is_possible(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
-        assert (await front.request(HEAD, source=EDGE)).status == 401, "nobody fetches"
+        assert (await front.request(HEAD, source=EDGE)).status == 401, "no fetch is started"
         ready(front).willing = False
         assert (await front.request(HEAD, source=EDGE)).status == 401
 

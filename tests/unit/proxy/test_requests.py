@@ -92,7 +92,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
     served, first = await navidrome.requests()
     assert first.startswith(b"GET /0 ")
     await front.wait_until_idle()
-    assert bytes(served.received) == first, "the second request waits for the first one's answer"
+    assert bytes(served.received) == first, "the second request waits for the first one's response"
     await served.send(OK)
     assert (await served.head()).startswith(b"POST /body ")
     assert await served.read_exactly(3) == b"abc"
@@ -288,7 +288,7 @@ async def test_a_client_that_expects_100_continue_gets_it_from_the_shim(
     assert (await client.read_response_head())[0] == 100
     await client.send(body)
     served, head = await navidrome.requests()
-    assert b"Expect" not in head, "it was answered here"
+    assert b"Expect" not in head, "the shim has responded"
     assert await served.read_exactly(len(body)) == body
     await served.send(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
     assert (await client.read_response()).status == 200, "Navidrome's own 100 is not a second one"

@@ -181,7 +181,7 @@ async def _fill(front: Front, client: Client) -> None:
         if front.reading_paused:
             return
         await client.send(bytes(1 << 16))
-    raise AssertionError("the shim reads on, though nobody takes what it read")
+    raise AssertionError("the shim continues to read, though its data is not read")
 
 
 async def test_buffered_data_does_not_resume_a_paused_tunnel(tmp_path: Path) -> None:
