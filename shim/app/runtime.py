@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from shim.audit.store.reader import TrailReader
     from shim.audit.store.writer import TrailStore
     from shim.control.live import LiveTrail
+    from shim.devices.gate import SubsonicDevices
     from shim.provisioning.administration import AccountAdministration
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
@@ -127,6 +128,7 @@ class Runtime:
         tls = upstream_tls(settings)
         self._database = _build_database(settings)
         self.accounts = _accounts(settings, self.trail, self._database, tls)
+        self.devices = _devices(settings, self.trail, self._database, self.accounts)
         self.plane = DataPlane(
             build_policy(settings),
             limits,
@@ -134,6 +136,7 @@ class Runtime:
             observer,
             build_upstream_address(settings, tls),
             gate=None if self.accounts is None else self.accounts.gate,
+            devices=self.devices,
             options=Options(
                 support_contact=settings.support_contact or "", tls=build_listener_tls(settings)
             ),
@@ -182,7 +185,8 @@ class Runtime:
             checks = (*checks, self._audit.check())
         if self.accounts is None:
             return (*checks, self.empty_server.check())
-        return (*checks, *self.accounts.checks())
+        devices = () if self.devices is None else (self.devices.check(),)
+        return (*checks, *self.accounts.checks(), *devices)
 
     def _build_audit_keeper(self, store: TrailStore | None) -> AuditKeeper | None:
         if store is None:
@@ -304,8 +308,7 @@ class Runtime:
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
+    async def _start_components(self) -> None:
         if self._audit is not None:
             await self._audit.start()
         self.trail.start()
@@ -315,10 +318,16 @@ class Runtime:
             self._live = LiveTrail(self._trail_reader)
         await self.policy_updater.start()
         self.plane.start(asyncio.get_running_loop())
-        if self.accounts is not None:
-            await self.accounts.gate.start()
-        else:
+        if self.accounts is None:
             await self.empty_server.probe()
+            return
+        await self.accounts.gate.start()
+        if self.devices is not None:
+            await self.devices.start()
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        await self._start_components()
         tasks = [asyncio.create_task(self._serve_control())]
         if self.accounts is None:
             tasks.append(asyncio.create_task(self.empty_server.run(EMPTY_WATCH_SECONDS)))
@@ -337,6 +346,8 @@ class Runtime:
             self.plane.stop()
             await self.policy_updater.stop()
             store_deadline = time.monotonic() + self._store_seconds
+            if self.devices is not None:
+                await self.devices.stop()
             if self.accounts is not None:
                 await self.accounts.gate.stop()
             if self._database is not None:
@@ -502,6 +513,17 @@ def _accounts(
     from shim.provisioning.factory import build_accounts  # noqa: PLC0415
 
     return build_accounts(settings, trail.record, database, tls)
+
+
+def _devices(
+    settings: Settings, trail: Trail, database: Database | None, accounts: AccountParts | None
+) -> SubsonicDevices | None:
+    """Build the device passwords, which need the accounts. Returns None without them."""
+    if database is None or accounts is None:
+        return None
+    from shim.devices.factory import build_devices  # noqa: PLC0415
+
+    return build_devices(settings, trail.record, database, accounts.service, trail.count_suppressed)
 
 
 async def _unused_app(scope: Scope, receive: Receive, send: Send) -> None:

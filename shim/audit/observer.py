@@ -47,8 +47,8 @@ class TrailObserver:
         self._upstream = upstream
         self._now = now
         self._down_since: float | None = None
-        # The time of the last use, by identity and client address, the oldest use first.
-        self._last_used: dict[tuple[str, str | None], float] = {}
+        # The time of the last use, by identity, device and client address, the oldest use first.
+        self._last_used: dict[tuple[str, str, str | None], float] = {}
         self.logs_access = logs_access
 
     def request_decided(
@@ -62,7 +62,7 @@ class TrailObserver:
         self._trail.record(
             RequestDecision(
                 time=now,
-                **_request_fields(decision, request_id, now),
+                **request_fields(decision, request_id, now),
                 peer_trusted=decision.source.trusted,
                 path_class=outcome.path_class,
                 verdict=outcome.verdict,
@@ -78,7 +78,8 @@ class TrailObserver:
         identity, now, last_used = decision.identity, self._now(), self._last_used
         if identity is None:
             return
-        key = (identity.uid or identity.username, _client(decision))
+        device = "" if decision.device is None else decision.device.id
+        key = (identity.uid or identity.username, device, _client(decision))
         previous = last_used.pop(key, None)
         oldest = next(iter(last_used), None)
         if oldest is not None and (
@@ -92,7 +93,7 @@ class TrailObserver:
         self._trail.record(
             IdentitySeen(
                 time=now,
-                **_request_fields(decision, request_id, now),
+                **request_fields(decision, request_id, now),
                 path_class=outcome.path_class,
                 verdict=outcome.verdict,
                 reason=outcome.reason,
@@ -113,7 +114,7 @@ class TrailObserver:
                 self._trail.record(
                     NavidromeTokenFound(
                         time=now,
-                        **_request_fields(decision, request_id, now),
+                        **request_fields(decision, request_id, now),
                         reason=reason,
                         locations=locations,
                         account=account,
@@ -135,7 +136,7 @@ class TrailObserver:
         self._trail.record(
             RequestFailed(
                 time=now,
-                **_request_fields(decision, request_id, now),
+                **request_fields(decision, request_id, now),
                 status=status,
                 reason=str(failure),
                 bytes_sent=sent,
@@ -159,7 +160,7 @@ class TrailObserver:
         self._trail.record(
             Access(
                 time=now,
-                **_request_fields(decision, request_id, now),
+                **request_fields(decision, request_id, now),
                 status=status,
                 bytes_sent=sent,
                 account=account,
@@ -187,7 +188,7 @@ class TrailObserver:
             )
 
 
-class _RequestFields(TypedDict):
+class RequestFields(TypedDict):
     request_id: str
     peer: str
     client: str | None
@@ -196,10 +197,12 @@ class _RequestFields(TypedDict):
     user: str | None
     claimed_user: str | None
     uid: str | None
+    device: str | None
+    device_name: str | None
     user_agent: str | None
 
 
-def _request_fields(decision: Decision, request_id: str, now: float) -> _RequestFields:
+def request_fields(decision: Decision, request_id: str, now: float) -> RequestFields:
     """Return the fields that every event about a request has."""
     method, target = decision.requested
     identity = _trusted_identity(decision, now)
@@ -212,6 +215,8 @@ def _request_fields(decision: Decision, request_id: str, now: float) -> _Request
         "user": None if identity is None else identity.username,
         "claimed_user": _claimed_name(decision) if identity is None else None,
         "uid": None if identity is None else identity.uid,
+        "device": None if decision.device is None else decision.device.id,
+        "device_name": None if decision.device is None else decision.device.name,
         "user_agent": _user_agent(decision),
     }
 

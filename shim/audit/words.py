@@ -145,6 +145,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
         "account",
         "The deleted account {account} was created again by a write",
     ),
+    "account_rebound": ("account", "The account {account} was bound to another id of {user}"),
     "provisioning_failed": ("account", "A change to an account failed"),
     "admin_created": ("account", "The shim created its own account {account}"),
     "own_account_secured": (
@@ -157,6 +158,13 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "provisioning_unavailable": ("service", "Accounts cannot be managed"),
     "empty_passwords_found": ("account", "An empty password opens {accounts}"),
+    "device_added": ("device", "{account} got a password for the device {device_name}"),
+    "device_renamed": ("device", "A device of {account} is now named {device_name}"),
+    "device_revoked": ("device", "The device {device_name} of {account} was revoked ({reason})"),
+    "device_key_rotated": ("device", "{device_count} device passwords got a new key"),
+    "device_login_failed": ("device", "Wrong credentials of an app, from {client} ({reason})"),
+    "devices_available": ("device", "Device passwords work again"),
+    "devices_unavailable": ("device", "Device passwords are refused"),
     "admin_action": ("action", "{actor}: {action} {target}, {result}"),
     "configuration_loaded": ("settings", "The settings are in force"),
     "reload_rejected": ("settings", "A reload was rejected: the old settings stay in force"),
@@ -189,6 +197,11 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "account_recreated_by_race": "Check that the account no longer exists in Navidrome.",
     "provisioning_failed": "Check Navidrome and its log. The shim tries again with the next request.",
     "empty_passwords_found": "Set a password for each of these accounts in Navidrome, or lock them.",
+    "account_rebound": "If you did not expect this, lock the account, and see who ran the command.",
+    "device_login_failed": (
+        "If the person says that an app does not connect, check its user name and password. Many failures "
+        "from one address are somebody who guesses: block the address at the edge."
+    ),
     "reload_rejected": "Correct the settings that are named, then reload again.",
     "upstream_down": "Check that Navidrome runs, and SHIM_UPSTREAM.",
     "name_lookup_failed": "Check the name, and the name server of this machine.",
@@ -302,6 +315,30 @@ _REASON_REMEDIES: Final[Mapping[Reason, str]] = {
     Reason.IDENTITY_INCOMPLETE: (
         "Make the edge forward the uid and the groups too (authResponseHeaders in Traefik, copy_headers in "
         "Caddy)."
+    ),
+    Reason.EMAIL_NOT_ALLOWED: (
+        "If this person may sign in, add the domain of the e-mail to SHIM_EMAIL_DOMAINS."
+    ),
+    Reason.EMAIL_NOT_VERIFIED: (
+        "Let the person confirm the e-mail at the identity provider. authentik says of every e-mail that it "
+        "is not verified until its scope mapping for e-mail is changed."
+    ),
+    Reason.UID_SOURCE_CHANGED: (
+        "After a change of the provider, run `navidrome-shim users rebind --all --dry-run`, then without "
+        "--dry-run."
+    ),
+    Reason.CREDENTIALS_CONFLICT: (
+        "Let the app send one kind of credentials: an API key, or user name and password, and each once."
+    ),
+    Reason.API_KEY_UNKNOWN: (
+        "If the app belongs to one of your users, it needs the password of a new device. Otherwise no change "
+        "is needed."
+    ),
+    Reason.DEVICE_SIGN_IN_DUE: (
+        "The person must sign in once with a browser. SHIM_DEVICE_SIGN_IN_DAYS sets how often."
+    ),
+    Reason.TOO_MANY_FAILURES: (
+        "No change is needed: the limit ends by itself. If an app has an old password, correct it there."
     ),
     Reason.IDENTITY_REQUIRED: (
         "The person must sign in at the identity provider. If the edge does not ask for it, check its router "

@@ -144,9 +144,10 @@ async def _accounts(settings: Settings, tls: ssl.SSLContext | None) -> tuple[Che
         await empty.close()
         return (empty.check(),)
     # Import late: the database code is large, and only this command needs it.
+    from shim.devices.factory import check_devices  # noqa: PLC0415
     from shim.provisioning.preview import check_accounts  # noqa: PLC0415
 
-    return await check_accounts(settings, tls)
+    return (*await check_accounts(settings, tls), await check_devices(settings))
 
 
 def _trail(settings: Settings) -> tuple[Check, ...]:

@@ -12,6 +12,7 @@ from shim.cli.audit import audit
 from shim.cli.check import check
 from shim.cli.configuration import EnvFile
 from shim.cli.database import database
+from shim.cli.devices import devices
 from shim.cli.explain import explain
 from shim.cli.health import health as ask_health
 from shim.cli.notify import notify
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(users, name="users")
 app.add_typer(audit, name="audit")
+app.add_typer(devices, name="devices")
 app.add_typer(database, name="database")
 app.add_typer(notify, name="notify")
 app.command()(serve)

@@ -51,11 +51,17 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class Readmission:
-    """A new random password that is stored nowhere, and that the account's owner may replace without knowing
-    it; `why`: a sentence for the audit trail."""
+    """A new random password that is stored nowhere (see `new_password`); `why`: a sentence for the audit
+    trail."""
 
     why: str
-    password: str = field(default_factory=generated_password, repr=False)
+    password: str = field(repr=False)
+
+
+def new_password(policy: AccountPolicy) -> str:
+    """Return a new random password for an account that is in use. Its owner may replace it without knowing
+    it, unless only device passwords are allowed."""
+    return locking_password() if policy.only_device_passwords else generated_password()
 
 
 class AccountWriter:
@@ -103,7 +109,7 @@ class AccountWriter:
                 return found, intent
             new = NewUser(intent.navidrome_id, new.user_name, new.name, new.email, new.is_admin)
         try:
-            created_id = await self._api.create(new, generated_password())
+            created_id = await self._api.create(new, new_password(self._policy()))
         except ApiError:
             await self._bindings.close_intent(intent)
             raise
@@ -281,7 +287,7 @@ class AccountWriter:
         """
         opened = not had_password and await self._api.opens_without_password(user.user_name)
         if opened:
-            after = await self._api.write(user, {}, generated_password())
+            after = await self._api.write(user, {}, new_password(self._policy()))
             rule = self._bindings.rule_of(user.id) or TokenRule(user.id)
             await self._bindings.put_rule(replace(rule, void_before=after.read_at))
         if (opened or had_password) and user.created_at != created_at:

@@ -32,8 +32,16 @@ from shim.provisioning.models import (
     intent_values,
 )
 from shim.store.database import Database
+from shim.store.device_rows import end_devices
 from shim.store.errors import StoreError, StoreReplaced
-from shim.store.schema import BINDINGS, CHANGE_COUNTERS, INTENTS, NAME_HOLDS, TOKEN_RULES
+from shim.store.schema import (
+    BINDINGS,
+    CHANGE_COUNTERS,
+    DEVICES,
+    INTENTS,
+    NAME_HOLDS,
+    TOKEN_RULES,
+)
 
 T = TypeVar("T")
 
@@ -81,6 +89,8 @@ class BindingStore:
         self._holds: dict[str, NameHold] = {}
         self._rules: dict[str, TokenRule] = {}
         self._watcher: Watcher | None = None
+        # Rises with each change in memory.
+        self.version = 0
 
     def watch(self, watcher: Watcher) -> None:
         """Notify `watcher` of changes from now on."""
@@ -249,6 +259,7 @@ class BindingStore:
 
         def work(connection: Connection) -> tuple[Binding, int]:
             if binding.id:
+                self._end_devices(connection, binding, rule)
                 stored = _update(connection, binding)
             else:
                 values = binding_values(binding)
@@ -307,6 +318,7 @@ class BindingStore:
         def work(connection: Connection) -> tuple[None, int]:
             for binding in removed:
                 _delete(connection, binding)
+                self._end_devices_of(connection, binding.uid, "removed")
             for binding in names:
                 # A temporary name that no account has: until all are renamed, no two bindings conflict.
                 row = update(BINDINGS).where(*_matches_read_version(binding))
@@ -339,6 +351,7 @@ class BindingStore:
 
         def work(connection: Connection) -> tuple[None, int]:
             _delete(connection, binding)
+            self._end_devices_of(connection, binding.uid, "removed")
             _put_hold(connection, hold)
             return None, increment_version(connection)
 
@@ -390,6 +403,25 @@ class BindingStore:
                 self._by_id[number] = replace(self._by_id[number], last_seen=when)
         self._index()
 
+    # devices
+
+    def _end_devices(
+        self, connection: Connection, binding: Binding, rule: TokenRule | None
+    ) -> None:
+        """End the devices of the person who has the account now, if this change locks the account or takes it
+        from the person. The caller updates the binding afterwards."""
+        uid = connection.execute(select(BINDINGS.c.uid).where(BINDINGS.c.id == binding.id)).scalar()
+        if binding.state is BindingState.DENIED:
+            self._end_devices_of(connection, uid, "denied")
+        elif uid != binding.uid:
+            self._end_devices_of(connection, uid, "unlinked")
+        elif rule is not None and rule.locked:
+            self._end_devices_of(connection, uid, "locked")
+
+    def _end_devices_of(self, connection: Connection, uid: str | None, cause: str) -> None:
+        if uid is not None:
+            end_devices(connection, DEVICES.c.uid == uid, self._now(), cause)
+
     # memory
 
     def _note_users_version(self, version: int) -> None:
@@ -413,10 +445,12 @@ class BindingStore:
 
     def _index(self) -> None:
         self._by_uid, self._by_name, self._by_account = {}, {}, {}
+        self.version += 1
         for binding in self._by_id.values():
             self._index_add(binding)
 
     def _index_add(self, binding: Binding) -> None:
+        self.version += 1
         if binding.uid is not None:
             self._by_uid[binding.uid] = binding
         self._by_name[binding.normalized_name] = binding
@@ -425,6 +459,7 @@ class BindingStore:
     def _index_remove(self, number: int) -> None:
         previous = self._by_id.pop(number, None)
         if previous is not None:
+            self.version += 1
             self._by_uid.pop(previous.uid or "", None)
             self._by_name.pop(previous.normalized_name, None)
             self._by_account.pop(previous.navidrome_id, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -23,6 +24,10 @@ class Directory:
         self._reading = asyncio.Lock()
         self._users: dict[str, User] = {}
         self._by_name: dict[str, User] = {}
+        # How many users have a name that is equal without ASCII case.
+        self._name_counts: Counter[str] = Counter()
+        # Rises whenever a name may belong to another user.
+        self.version = 0
         self.libraries: tuple[Library, ...] = ()
         # The number of requests sent that can change users, and how many of them the last list includes.
         self.changes = 0
@@ -81,26 +86,35 @@ class Directory:
         """Replace the list."""
         self._users = {user.id: user for user in users}
         self._by_name = {}
+        self._name_counts = Counter()
+        self.version += 1
         for user in self._users.values():
             # If two names differ in case alone, Navidrome finds the first.
             self._by_name.setdefault(normalize_name(user.user_name), user)
+            self._name_counts[normalize_name(user.user_name)] += 1
 
     def put(self, user: User) -> None:
         """Store one user, as just read or written."""
+        version, previous = self.version, self._users.get(user.id)
         self.drop(user.id)
         self._note(user.id, user)
         self._users[user.id] = user
         self._by_name.setdefault(normalize_name(user.user_name), user)
+        self._name_counts[normalize_name(user.user_name)] += 1
+        renamed = previous is None or previous.user_name != user.user_name
+        self.version = version + renamed
 
     def drop(self, user_id: str) -> None:
         """Remove one user."""
         self._note(user_id, None)
         previous = self._users.pop(user_id, None)
-        if (
-            previous is not None
-            and self._by_name.get(normalize_name(previous.user_name)) is previous
-        ):
-            del self._by_name[normalize_name(previous.user_name)]
+        if previous is None:
+            return
+        name = normalize_name(previous.user_name)
+        self.version += 1
+        self._name_counts[name] -= 1
+        if self._by_name.get(name) is previous:
+            del self._by_name[name]
 
     def _note(self, user_id: str, user: User | None) -> None:
         if self._written is not None:
@@ -113,6 +127,20 @@ class Directory:
     def by_name(self, user_name: str) -> User | None:
         """Return the user that Navidrome finds by this name."""
         return self._by_name.get(normalize_name(user_name))
+
+    def find(self, user_name: str) -> User | None:
+        """Return the user with exactly this name, or else the only one whose name is equal without ASCII
+        case."""
+        name = normalize_name(user_name)
+        first = self._by_name.get(name)
+        if first is None or first.user_name == user_name or self._name_counts[name] == 1:
+            return first
+        return next((each for each in self._users.values() if each.user_name == user_name), None)
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether no user is known, for example because Navidrome was not reached yet."""
+        return not self._users
 
     def all(self) -> tuple[User, ...]:
         """Return every user."""

@@ -246,6 +246,11 @@ class ProvisioningGate:
                 seen[known.binding] = now
         return seen
 
+    def is_seen(self, uid: str) -> bool:
+        """Return whether this person was looked up since the last time was stored."""
+        known = self._known.get(uid)
+        return known is not None and known.seen
+
     async def start(self) -> None:
         """Try once to become ready, and keep trying in the background."""
         loop = asyncio.get_running_loop()

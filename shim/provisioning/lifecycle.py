@@ -34,6 +34,7 @@ from shim.provisioning.account_writer import (
     Lock,
     Readmission,
     new_id,
+    new_password,
 )
 from shim.provisioning.binding_store import BindingStore, Busy, Outdated
 from shim.provisioning.directory import Directory
@@ -517,7 +518,7 @@ class Provisioner:
         claims_admin = user.is_admin
         password = None
         if existing is not None or not await self._keeps_password(user, identity):
-            password = Readmission("it was linked to a user")
+            password = Readmission("it was linked to a user", new_password(self._policy()))
             await self._bindings.put_rule(self._bindings.locked_rule(user.id))
         try:
             after = await self._writer.change(
@@ -552,7 +553,10 @@ class Provisioner:
     async def _keeps_password(self, user: User, identity: Identity) -> bool:
         """Return whether an account that was never bound keeps its password and its tokens when it is
         bound."""
-        if self._bindings.is_locked(user.id) or self._policy().grants_admin(user, identity):
+        policy = self._policy()
+        if policy.only_device_passwords or policy.grants_admin(user, identity):
+            return False
+        if self._bindings.is_locked(user.id):
             return False
         return not await self._api.opens_without_password(user.user_name)
 
@@ -607,7 +611,10 @@ class Provisioner:
             return None
         refused = binding.state is BindingState.DENIED
         return Readmission(
-            "the policy allows the person again" if refused else "its person came back after a lock"
+            "the policy allows the person again"
+            if refused
+            else "its person came back after a lock",
+            new_password(self._policy()),
         )
 
 

@@ -31,7 +31,8 @@ class AccountPolicy:
 
     `own_name`: the account that the shim uses. `reserved`: folded names of the accounts that no identity may
     have. `name_hold_seconds`: how long a freed name is held. `fail_open`: known accounts pass without an
-    update while Navidrome's API fails.
+    update while Navidrome's API fails. `only_device_passwords`: the owner of an account may set no password
+    in Navidrome, so that Subsonic apps need a device password.
     """
 
     own_name: str = DEFAULT_ADMIN_USERNAME
@@ -43,6 +44,7 @@ class AccountPolicy:
     link_existing: Literal["none", "users", "all"] = "users"
     name_hold_seconds: float = 48 * 3600.0
     fail_open: bool = False
+    only_device_passwords: bool = False
 
     def allows(self, identity: Identity) -> bool:
         """Return whether the identity is in a group that is allowed."""
@@ -122,6 +124,7 @@ def account_policy(settings: Settings) -> AccountPolicy:
         link_existing=settings.link_existing,
         name_hold_seconds=settings.name_reuse_delay_hours * 3600.0,
         fail_open=settings.provisioning_fail_mode == "open",
+        only_device_passwords=settings.subsonic_passwords == "devices",
     )
 
 

@@ -88,6 +88,9 @@ class CacheListener(Protocol):
     def drain_last_seen(self) -> dict[int, float]:
         """Return the bindings that were looked up since the last call, and when."""
 
+    def is_seen(self, uid: str) -> bool:
+        """Return whether this person was looked up since the last time was stored."""
+
 
 class ProvisioningService:
     """Makes provisioning ready and keeps it ready. `open_liveness` opens the connection whose end shows that
@@ -446,6 +449,9 @@ class _NoListener:
 
     def drain_last_seen(self) -> dict[int, float]:
         return {}
+
+    def is_seen(self, uid: str) -> bool:  # noqa: ARG002
+        return False
 
 
 class _NoAdminAccess(NavidromeError):

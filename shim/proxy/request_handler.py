@@ -14,17 +14,18 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
+from shim.http1.chunked import ChunkedError
 from shim.http1.framing import CHUNKED, NO_BODY
 from shim.proxy.counters import FASTEST
-from shim.proxy.error_responses import error_response
+from shim.proxy.device_gate import DeviceMatch, DeviceRefused
+from shim.proxy.error_responses import error_response, token_info
 from shim.proxy.failures import Failure
-from shim.proxy.gate import Account, AccountDenied, RequestInfo
+from shim.proxy.gate import Account, AccountDenied, AccountGate, RequestInfo
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.request_body import BodyBuffer, BodyTooLarge, BufferFull
 from shim.proxy.retry import is_retryable
 from shim.proxy.server import NEVER
-from shim.proxy.sign_in import sign_in_location
+from shim.proxy.sign_in import public_address, sign_in_location
 from shim.proxy.slow_path import SlowPath, suspend
 from shim.proxy.states import (
     BUFFERING_FORM,
@@ -35,6 +36,14 @@ from shim.proxy.states import (
     TUNNEL,
     VERIFYING,
 )
+from shim.proxy.subsonic_responses import Tap
+from shim.proxy.subsonic_sign_in import (
+    SignInResult,
+    accepts_devices,
+    requests_token_info,
+    sign_in,
+)
+from shim.proxy.upload import CONTINUE, Upload
 from shim.proxy.upstream import Upstream
 from shim.trust.cached_decisions import PendingVerification
 from shim.trust.decision import USER_BODY_BYTES, Decision, reject, user_body_too_large
@@ -45,13 +54,6 @@ from shim.trust.rejection import RequestRejected
 if TYPE_CHECKING:
     from shim.proxy.client_connection import ClientConnection
 
-_UNLIMITED = -1
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# The number of chunks of a request's body that are decoded as they arrive, and in one turn of the event loop.
-# The first number costs about as much as a request, the second a few times that.
-_CHUNKS_AT_ONCE = 32
-_CHUNKS_PER_TURN = 256
-_PIECE = 16384  # bytes that are decoded in one turn
 _MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 # Enum members are slow to look up, so those that each request uses are module constants.
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
@@ -65,6 +67,14 @@ class _RequestFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+class _Refused(Exception):
+    """Ends the slow path because of the credentials of an app."""
+
+    def __init__(self, refused: DeviceRefused) -> None:
+        super().__init__(refused.detail)
+        self.refused = refused
 
 
 class _Denied(Exception):
@@ -81,18 +91,18 @@ class RequestHandler:
     `upstream` is the connection to Navidrome while the request has one. `request_sent`: the whole request was
     sent to Navidrome. `response_begun`: bytes of the response were written. `http10`: the request is
     HTTP/1.0. `no_body`: its response has no body, since it is a HEAD request. `upgrading`: it requests a
-    WebSocket.
+    WebSocket. `upload_paused`: Navidrome does not read the body.
     """
 
     __slots__ = (
         "_account",
         "_arrived",
-        "_body_remaining",
         "_buffer",
         "_bytes_sent",
         "_connection",
         "_decision",
-        "_decoder",
+        "_device",
+        "_form",
         "_measured",
         "_plane",
         "_request_id",
@@ -100,9 +110,10 @@ class RequestHandler:
         "_response_status",
         "_retried",
         "_slow_path",
+        "_tap",
         "_transport",
         "_unfinished",
-        "_upload_paused",
+        "_upload",
         "_user_write",
         "_users_listed",
         "http10",
@@ -110,6 +121,7 @@ class RequestHandler:
         "request_sent",
         "response_begun",
         "upgrading",
+        "upload_paused",
         "upstream",
     )
 
@@ -121,6 +133,9 @@ class RequestHandler:
         self._transport = connection.transport
         self._decision: Decision
         self._account: Account | None = None
+        self._device: DeviceMatch | None = None  # whose password the request has
+        self._form = b""  # of a Subsonic request, while it may need a response of the shim
+        self._tap: Tap | None = None  # sees the response
         self._request_id = ""
         self._slow_path: SlowPath | None = None
         self._arrived = arrived
@@ -132,9 +147,8 @@ class RequestHandler:
         self._user_write: tuple[str, ...] | None = None
         self._users_listed = False  # since the request arrived
         self._buffer: BodyBuffer | None  # set if a body is buffered
-        self._decoder: ChunkedDecoder
-        self._body_remaining: int
-        self._upload_paused = False
+        self._upload: Upload | None = None  # set once the body is forwarded
+        self.upload_paused = False
         self._response_lines: bytes  # set once the response has begun
         self._response_status: int
         self._bytes_sent = 0
@@ -171,9 +185,12 @@ class RequestHandler:
                 if self._account is None and outcome.path_class is not _INTERNAL:
                     self._wait(self._serve(decision, head))
                     return
-            elif decision.has_navidrome_tokens and not gate.users_listed:
-                self._wait(self._serve(decision, head))
-                return
+            else:
+                if not self._start_without_identity(decision, head, gate):
+                    return
+                decision = self._decision
+                outcome = decision.outcome
+                verdict = outcome.verdict
         line = decision.request_line
         assert line is not None
         connection = self._connection
@@ -194,6 +211,28 @@ class RequestHandler:
             self._wait(self._connect())
         else:
             self._forward(upstream)
+
+    def _start_without_identity(self, decision: Decision, head: bytes, gate: AccountGate) -> bool:
+        """Look for the password of a device. Return whether the request goes on at once."""
+        if self._accepts_devices(decision) and not self._start_sign_in(decision, head):
+            return False
+        if self._decision.has_navidrome_tokens and not gate.users_listed:
+            self._wait(self._serve(decision, head))
+            return False
+        return True
+
+    def _start_sign_in(self, decision: Decision, head: bytes) -> bool:
+        result = self._sign_in()
+        if result.needs_list:
+            self._wait(self._serve(decision, head))
+            return False
+        if result.refused is not None:
+            self._refuse(result.refused)
+            return False
+        if self._requests_token_info():
+            self._send_token_info()
+            return False
+        return True
 
     def start_verification(self, pending: PendingVerification, head: bytes) -> None:
         """Decide once the token was verified."""
@@ -227,6 +266,8 @@ class RequestHandler:
             )
         except RequestRejected as rejection:
             self._reject_after_all(rejection)
+        except _Refused as error:
+            self._refuse(error.refused)
 
     async def _serve(self, found: Decision | PendingVerification, head: bytes) -> None:
         """Run all steps of a request that has to wait."""
@@ -238,7 +279,16 @@ class RequestHandler:
         self._accept(decision)
         plane = self._plane
         gate, identity = plane.gate, decision.identity
-        if gate is not None and verdict is _AUTHENTICATED:
+        signs_in = verdict is not _AUTHENTICATED and self._accepts_devices(decision)
+        if signs_in and not decision.form:
+            await self._sign_in_listed()
+            if self._requests_token_info():
+                self._send_token_info()
+                return
+            decision = self._decision
+        if self._device is not None:
+            pass
+        elif gate is not None and verdict is _AUTHENTICATED:
             assert identity is not None
             self._account = gate.known(identity)
             if self._account is None and decision.outcome.path_class is not _INTERNAL:
@@ -248,14 +298,21 @@ class RequestHandler:
         if decision.has_navidrome_tokens:
             self._check_tokens()
         if self._needs_body():
-            await self._buffer_body()
+            await self._buffer_body(signs_in=signs_in)
+            if self._requests_token_info():
+                self._send_token_info()
+                return
             if not self._is_unchanged():
                 await self._provision_again()
         else:
             plane.counters.requests[self._decision.outcome.index] += 1
-            if verdict is _STRIPPED:
-                plane.observer.request_decided(decision, self._ensure_request_id())
-        if verdict is _AUTHENTICATED and id(decision.trust_result) not in plane.identities:
+            if self._decision.outcome.verdict is _STRIPPED:
+                plane.observer.request_decided(self._decision, self._ensure_request_id())
+        decision = self._decision
+        if (
+            decision.outcome.verdict is _AUTHENTICATED
+            and id(decision.trust_result) not in plane.identities
+        ):
             self._report_identity(decision)
         await self._connect()
 
@@ -274,7 +331,7 @@ class RequestHandler:
             if future is None:
                 return found
             self._connection.enter(FETCHING_JWKS)
-            self._set_deadline(self._plane.limits.upstream_response_timeout)
+            self.set_deadline(self._plane.limits.upstream_response_timeout)
             await self._current().wait_for(future)
             refreshed = True
             found = self._connection.evaluate(head)
@@ -284,7 +341,7 @@ class RequestHandler:
     ) -> Decision | PendingVerification:
         connection, plane = self._connection, self._plane
         connection.enter(VERIFYING)
-        self._set_deadline(plane.limits.upstream_response_timeout)
+        self.set_deadline(plane.limits.upstream_response_timeout)
         plane.verification_queue.enqueue(self._current())
         await suspend()
         if connection.context() is pending.context:
@@ -297,7 +354,7 @@ class RequestHandler:
         gate, identity = plane.gate, decision.identity
         assert gate is not None and identity is not None
         self._connection.enter(PROVISIONING)
-        self._set_deadline(plane.limits.upstream_response_timeout)
+        self.set_deadline(plane.limits.upstream_response_timeout)
         verified = decision.outcome.reason is Reason.VERIFIED_JWT
         peer, block = decision.source.peer.text, decision.block
         client = None if block is None else block.metadata.client
@@ -318,6 +375,9 @@ class RequestHandler:
 
     async def _provision_again(self) -> None:
         """Ask the gate again for a request that waited, since its account may have changed meanwhile."""
+        if self._device is not None:
+            await self._check_device_again(self._device)
+            return
         gate, identity, claims = self._plane.gate, self._decision.identity, self._decision.claims
         assert gate is not None
         if claims and not self._may_continue():
@@ -339,6 +399,9 @@ class RequestHandler:
         """Return whether a request that waited may be sent as it is: an account may have been revoked, or
         Navidrome may be another instance, without users."""
         gate, decision = self._plane.gate, self._decision
+        if self._device is not None:
+            devices = self._plane.devices
+            return devices is not None and devices.is_current(self._device)
         if gate is None or (self._account is None and not decision.claims):
             return True
         if decision.claims and not self._may_continue():
@@ -352,7 +415,7 @@ class RequestHandler:
         gate = self._plane.gate
         assert gate is not None
         self._connection.enter(PROVISIONING)
-        self._set_deadline(self._plane.limits.upstream_response_timeout)
+        self.set_deadline(self._plane.limits.upstream_response_timeout)
         future = gate.list_users()
         await self._current().wait_for(future)
         if future.cancelled():
@@ -372,15 +435,15 @@ class RequestHandler:
         with_body = block.metadata.length not in (NO_BODY, 0)
         return decision.form or (decision.writes_users and with_body)
 
-    async def _buffer_body(self) -> None:
-        """Read the body. Remove from a form the Navidrome tokens that are void or belong to another
-        account."""
+    async def _buffer_body(self, *, signs_in: bool) -> None:
+        """Read the body. Remove from a form the Navidrome tokens that are void or belong to another account;
+        `signs_in`: it may have the password of a device, which is removed too."""
         plane, connection, block = self._plane, self._connection, self._decision.block
         assert block is not None
         metadata = block.metadata
         self._measure()  # the wait for the body is the client's share
         connection.enter(BUFFERING_FORM)
-        self._set_deadline(plane.limits.form_timeout)
+        self.set_deadline(plane.limits.form_timeout)
         limit = plane.limits.form_bytes
         if self._decision.writes_users:
             limit = min(limit, USER_BODY_BYTES)
@@ -391,7 +454,7 @@ class RequestHandler:
             self._unfinished = True
             data = connection.take_buffer()
             if metadata.expect_continue and not data and not self.http10:
-                self._transport.write(_CONTINUE)
+                self._transport.write(CONTINUE)
             connection.resume_reading()
             rest = buffer.feed(data)
             while not buffer.done:
@@ -407,8 +470,12 @@ class RequestHandler:
         except ChunkedError as error:
             raise RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)) from None
         body, removed, claims = buffer.take(), False, tuple[NavidromeClaims, ...]()
-        if self._decision.form:
+        if signs_in:
+            self._form = body
+            body = await self._sign_in_listed(body)
+        if self._decision.form and self._device is None:
             body, removed, claims = await self._filter_form(body)
+        self._form = b""
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
             plane.observer.navidrome_token_found(
@@ -436,6 +503,84 @@ class RequestHandler:
         await self._list_users()
         return filter_form(body, self._accepts)
 
+    # devices
+
+    def _accepts_devices(self, decision: Decision) -> bool:
+        plane = self._plane
+        return plane.devices is not None and accepts_devices(decision, plane.decisions.policy.paths)
+
+    def _sign_in(self, body: bytes = b"", *, listed: bool = False) -> SignInResult:
+        """Look for the password of a device, in a form's body too, and use it."""
+        plane = self._plane
+        assert plane.devices is not None
+        result = sign_in(
+            plane.devices,
+            plane.decisions.policy,
+            self._decision,
+            self._ensure_request_id,
+            body,
+            listed=listed,
+        )
+        self._decision = result.decision
+        if result.tap is not None:
+            self._tap = result.tap
+        if result.device is not None:
+            self._device, self._account = result.device, result.device.account
+        return result
+
+    async def _sign_in_listed(self, body: bytes = b"") -> bytes:
+        """Look for the password of a device, once Navidrome's users are listed. Return the body to send."""
+        result = self._sign_in(body, listed=self._users_listed)
+        if result.needs_list:
+            await self._list_users()
+            result = self._sign_in(body, listed=True)
+        if result.refused is not None:
+            raise _Refused(result.refused)
+        if result.needs_list:
+            raise _RequestFailed(Failure.ACCOUNT_UNAVAILABLE)
+        return result.body
+
+    async def _check_device_again(self, device: DeviceMatch) -> None:
+        """Check a device whose request waited: it may be revoked, and its account may have another name."""
+        devices = self._plane.devices
+        assert devices is not None
+        await self._list_users()
+        if not devices.is_current(device, listed=True):
+            raise _RequestFailed(Failure.ACCOUNT_REVOKED)
+
+    def _refuse(self, refused: DeviceRefused) -> None:
+        """Send a Subsonic error for credentials that the shim refuses."""
+        plane, decision = self._plane, self._decision
+        assert plane.devices is not None
+        plane.devices.refused(decision, refused, self._ensure_request_id())
+        self._reject_after_all(RequestRejected(refused.reason, refused.detail))
+
+    def _requests_token_info(self) -> bool:
+        return self._device is not None and requests_token_info(
+            self._decision, self._plane.decisions.policy.paths
+        )
+
+    def _send_token_info(self) -> None:
+        """Send the name of the device's account, which Navidrome can't: it knows no API keys."""
+        plane, connection, decision = self._plane, self._connection, self._decision
+        line, account = decision.request_line, self._account
+        assert line is not None and account is not None
+        self.cancel()
+        plane.counters.requests[decision.outcome.index] += 1
+        complete = decision.block is not None and decision.block.metadata.length in (NO_BODY, 0)
+        keep_alive = connection.keep_alive and decision.keep_alive and complete
+        connection.keep_alive = keep_alive
+        response = token_info(
+            line.target,
+            account.user_name.decode(),
+            self._ensure_request_id(),
+            form=self._form,
+            keep_alive=keep_alive,
+        )
+        if line.method == b"HEAD":
+            response = response[: response.index(b"\r\n\r\n") + 4]
+        self._send_response(200, response, keep_alive=keep_alive)
+
     def form_received(self, data: bytes) -> None:
         """Buffer a piece of the form."""
         self._current().resume(data)
@@ -457,7 +602,7 @@ class RequestHandler:
 
     async def _wait_for_connection(self, pool: UpstreamPool) -> Upstream:
         self._connection.enter(CONNECTING)
-        self._set_deadline(self._plane.limits.upstream_connect_timeout)
+        self.set_deadline(self._plane.limits.upstream_connect_timeout)
         if not pool.acquire(self):
             raise _RequestFailed(Failure.POOL_EXHAUSTED)
         try:
@@ -478,7 +623,8 @@ class RequestHandler:
         assert self._slow_path is not None
         return self._slow_path
 
-    def _set_deadline(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
+        """Set the deadline of the connection's state, in seconds from now."""
         self._connection.deadline = self._plane.now + seconds
 
     def cancel(self) -> None:
@@ -486,6 +632,9 @@ class RequestHandler:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
         slow_path, self._slow_path = self._slow_path, None
         if slow_path is not None:
             slow_path.cancel()
@@ -558,6 +707,10 @@ class RequestHandler:
         gate, decision, account = self._plane.gate, self._decision, self._account
         if gate is None:
             return True
+        if self._device is not None:
+            devices = self._plane.devices
+            if devices is None or not devices.is_active(self._device):
+                return False
         if account is not None:
             identity = decision.identity
             uid = None if identity is None else identity.uid
@@ -620,7 +773,9 @@ class RequestHandler:
                 else:
                     connection.resume_reading()
             return
-        self._begin_upload(length, expect_continue=block.metadata.expect_continue)
+        max_bytes = USER_BODY_BYTES if decision.writes_users else None
+        self._upload = Upload(self, connection, plane.limits, length, max_bytes)
+        self._upload.begin(expect_continue=block.metadata.expect_continue)
 
     def _announce_user_write(self, upstream: Upstream) -> bool:
         """Announce a request that can change users. Return whether it may be sent; if not, the request has
@@ -644,97 +799,29 @@ class RequestHandler:
         gate.users_may_have_changed()
         return True
 
-    def _begin_upload(self, length: int, *, expect_continue: bool) -> None:
-        connection = self._connection
-        if length == CHUNKED:
-            self._decoder = ChunkedDecoder()
-            self._body_remaining = USER_BODY_BYTES if self._decision.writes_users else _UNLIMITED
-        else:
-            self._body_remaining = length
-        self._set_deadline(self._plane.limits.request_body_timeout)
-        if expect_continue and not connection.read_buffer and not self.http10:
-            self._transport.write(_CONTINUE)
-        data = connection.take_buffer()
-        connection.resume_reading()
-        if data:
-            self.upload(data)  # may pause reading again
-
-    @property
-    def _is_chunked(self) -> bool:
-        block = self._decision.block
-        return block is not None and block.metadata.length == CHUNKED
-
     def upload(self, data: bytes) -> None:
-        """Send a piece of the request's body to Navidrome, and buffer the bytes that follow the body."""
-        upstream, connection = self.upstream, self._connection
-        assert upstream is not None
-        remainder = b""
-        self._set_deadline(self._plane.limits.request_body_timeout)
-        if self._is_chunked:
-            used = 0 if connection.queued else self._decode(data, _CHUNKS_AT_ONCE)
-            if used < 0:
-                return
-            remainder = data[used:]
-            if remainder and not self.request_sent:
-                connection.read_buffer += remainder
-                connection.pause_reading()
-                connection.enqueue()
-                return
-        else:
-            remaining = self._body_remaining - len(data)
-            if remaining < 0:
-                data, remainder = data[:remaining], data[remaining:]
-            self._body_remaining = max(0, remaining)
-            upstream.write(data)
-            self.request_sent = remaining <= 0
-        if self.request_sent:
-            self._upload_ends()
-            if remainder:
-                connection.buffer_data(remainder)
+        """Forward a piece of the body."""
+        assert self._upload is not None
+        self._upload.receive(data)
 
     def upload_buffered(self) -> None:
-        """Decode the next buffered chunks, in one turn of the event loop."""
-        connection, limits = self._connection, self._plane.limits
-        self._set_deadline(limits.request_body_timeout)
-        used = self._decode(bytes(connection.read_buffer[:_PIECE]), _CHUNKS_PER_TURN)
-        if used < 0:
-            return
-        del connection.read_buffer[:used]
-        if self.request_sent:
-            self._upload_ends()
-        elif connection.read_buffer:
-            connection.enqueue()
-            return
-        if not self._upload_paused:
-            connection.resume_reading()
-        if self.request_sent and len(connection.read_buffer) > limits.max_buffered_bytes:
-            connection.over_read_limit()
+        """Forward the next buffered chunks of the body."""
+        assert self._upload is not None
+        self._upload.decode_buffered()
 
-    def _decode(self, data: bytes, max_lines: int) -> int:
-        """Send the chunks of `data`, joined into one. Return how many bytes were read, -1 if the request is
-        rejected for its coding."""
-        assert self.upstream is not None
-        try:
-            pieces, used = self._decoder.feed(data, max_lines)
-        except ChunkedError as error:
-            self._reject_body(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
-            return -1
-        if self._body_remaining != _UNLIMITED:
-            self._body_remaining -= sum(map(len, pieces))
-            if self._body_remaining < 0:
-                self._reject_body(user_body_too_large())
-                return -1
-        self.request_sent = self._decoder.done
-        self.upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
-        return used
+    def body_sent(self) -> None:
+        """Note that the last byte of the body is written."""
+        self.request_sent = True
 
-    def _upload_ends(self) -> None:
+    def await_response(self) -> None:
+        """Set the deadline after the last byte of the body."""
         if self.response_begun:
             self._connection.deadline = NEVER
         else:
-            self._set_deadline(self._plane.limits.upstream_response_timeout)
+            self.set_deadline(self._plane.limits.upstream_response_timeout)
 
-    def _reject_body(self, rejection: RequestRejected) -> None:
+    def reject_body(self, rejection: RequestRejected) -> None:
+        """Reject a request for its body; if its response has begun, close the connection."""
         if self.response_begun:
             self._connection.abort()
         else:
@@ -742,21 +829,21 @@ class RequestHandler:
 
     def pause_upload(self) -> None:
         """Pause the request body, since Navidrome does not read."""
-        self._upload_paused = True
+        self.upload_paused = True
         self._connection.pause_reading()
-        self._set_deadline(self._plane.limits.send_timeout)
+        self.set_deadline(self._plane.limits.send_timeout)
 
     def resume_upload(self) -> None:
         """Resume the request body, since Navidrome reads again."""
         connection, limits = self._connection, self._plane.limits
-        self._upload_paused = False
+        self.upload_paused = False
         connection.resume_reading()
         if connection.read_paused:
             return
         if connection.state is FORWARDING and not self.request_sent:
-            self._set_deadline(limits.request_body_timeout)
+            self.set_deadline(limits.request_body_timeout)
         elif connection.state is FORWARDING and not self.response_begun:
-            self._set_deadline(limits.upstream_response_timeout)
+            self.set_deadline(limits.upstream_response_timeout)
         else:
             connection.deadline = NEVER
 
@@ -814,11 +901,16 @@ class RequestHandler:
 
     def send(self, data: bytes) -> None:
         """Write to the client."""
+        if self._tap is not None:
+            data = self._tap.feed(data)
         self._bytes_sent += len(data)
         self._transport.write(data)
 
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
         """Write to the client, without joining the pieces."""
+        if self._tap is not None:
+            self.send(b"".join(pieces))
+            return
         self._bytes_sent += len(pieces[0]) + len(pieces[1])
         self._transport.writelines(pieces)
 
@@ -853,6 +945,12 @@ class RequestHandler:
         """Handle the end of a complete response."""
         self.upstream = None
         connection = self._connection
+        tap = self._tap
+        if tap is not None:
+            self._tap = None
+            last = tap.finish()
+            if last:
+                self.send(last)
         if self._plane.observer.logs_access:
             self._log_access()
         if not connection.keep_alive:
@@ -889,6 +987,9 @@ class RequestHandler:
         """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
         connection = self._connection
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
         if connection.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
@@ -995,7 +1096,21 @@ class RequestHandler:
             contact=plane.options.support_contact,
             sign_out=plane.options.sign_out_url,
             keep_alive=keep_alive,
+            form=self._form,
+            address=self._sign_in_address(decision),
         )
+        self._send_response(status, response, keep_alive=keep_alive)
+
+    def _sign_in_address(self, decision: Decision) -> str:
+        """Return where the owner of a device signs in, empty if that is not what the response says."""
+        if decision.outcome.reason is not Reason.DEVICE_SIGN_IN_DUE:
+            return ""
+        block, base = decision.block, self._plane.decisions.policy.paths.base
+        return "" if block is None else public_address(block, base)
+
+    def _send_response(self, status: int, response: bytes, *, keep_alive: bool) -> None:
+        """Send a complete response of the shim, and end the request."""
+        connection, plane = self._connection, self._plane
         self._response_lines = b""
         self._response_status = status
         self.response_begun = True

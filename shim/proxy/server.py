@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from shim.proxy.counters import Counters
+from shim.proxy.device_gate import DeviceGate
 from shim.proxy.gate import AccountGate
 from shim.proxy.interfaces import HasDeadlines, KeyFetcher, Observer, Paused
 from shim.proxy.limits import Limits
@@ -64,10 +65,10 @@ class DataPlane:
 
     `decisions` serves the policy in force. `options` are the values that a reload replaces. `pool` connects
     to Navidrome; `control_pool` connects to the control plane, with `control_auth_headers` on each request,
-    and is None before `connect_control`. `gate` is None without provisioning. As of the last tick, `now` is
-    the event loop's time in seconds, and `time` the seconds since the epoch. `paused` are the connections on
-    which reading is paused, the next to be polled for a hang-up first. `body_budget` is for bodies that are
-    buffered before they are sent.
+    and is None before `connect_control`. `gate` is None without provisioning; then `devices` is None too. As
+    of the last tick, `now` is the event loop's time in seconds, and `time` the seconds since the epoch.
+    `paused` are the connections on which reading is paused, the next to be polled for a hang-up first.
+    `body_budget` is for bodies that are buffered before they are sent.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class DataPlane:
         "control_pool",
         "counters",
         "decisions",
+        "devices",
         "gate",
         "identities",
         "limits",
@@ -104,6 +106,7 @@ class DataPlane:
         upstream: UpstreamAddress,
         *,
         gate: AccountGate | None = None,
+        devices: DeviceGate | None = None,
         options: Options | None = None,
         verification_queue: VerificationQueue | None = None,
     ) -> None:
@@ -114,6 +117,7 @@ class DataPlane:
         self.counters = counters
         self.observer = observer
         self.gate = gate
+        self.devices = devices
         self.now = 0.0
         self.time = time.time()
         # The results whose identity was reported as used, by their `id`; each is kept, so that the number
@@ -132,7 +136,7 @@ class DataPlane:
         self.body_budget = BodyBudget(limits.buffered_bytes)
         self._ticker: asyncio.TimerHandle | None = None
         self._tls_reported: dict[str, float] = {}  # last log time, by address
-        self._revocations = 0 if gate is None else gate.revocations
+        self._revocations = self._count_revocations()
         self._checking: list[HasDeadlines] = []
 
     def connect_control(
@@ -221,13 +225,18 @@ class DataPlane:
             pool.sweep(now)
         if self.paused:
             self._end_hung_up()
-        gate = self.gate
-        if gate is not None and gate.revocations != self._revocations:
-            self._revocations = gate.revocations
+        revocations = self._count_revocations()
+        if revocations != self._revocations:
+            self._revocations = revocations
             idle = not self._checking
             self._checking = list(self.connections)
             if idle:
                 self._check_accounts()
+
+    def _count_revocations(self) -> int:
+        """Return how often an account or a device was revoked."""
+        accounts = 0 if self.gate is None else self.gate.revocations
+        return accounts + (0 if self.devices is None else self.devices.revocations)
 
     def _check_accounts(self) -> None:
         """Cancel requests whose accounts were revoked, some connections in each turn of the event loop."""

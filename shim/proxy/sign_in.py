@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
+from shim.trust.block import HeaderBlock
 from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths
 from shim.trust.reasons import Reason
@@ -49,6 +50,12 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
     if return_url is None:
         return None
     return f"{address}{'&' if '?' in address else '?'}rd={quote(return_url, safe='')}"
+
+
+def public_address(block: HeaderBlock, base: bytes) -> str:
+    """Return the web address of the music server as the request's sender has it, empty if it is unknown.
+    `base` is the base path."""
+    return _return_url(_fields(block.forward), base) or ""
 
 
 def _fields(lines: bytes) -> dict[bytes, list[bytes]]:

@@ -31,6 +31,7 @@ SECRETS = frozenset(
         "bootstrap_admin_password",
         "control_token",
         "database_url",
+        "device_key",
         "jwt_hs256_secret",
         "navidrome_admin_password",
         "notify_urls",
@@ -439,6 +440,25 @@ class Settings(BaseSettings):
         None,
         "Contact to show on the 403 page.",
         example="admin@example.org",
+    )
+
+    subsonic_passwords: Annotated[
+        Literal["navidrome", "devices"], reader(parsers.one_of("navidrome", "devices"))
+    ] = setting(
+        "navidrome",
+        "Passwords of Subsonic apps: navidrome (those set in Navidrome work beside device passwords) or "
+        "devices (an account gets a random password when it is created or linked, so that only device "
+        "passwords work).",
+        section="Subsonic apps",
+    )
+    device_key: Annotated[SecretStr | None, reader(parsers.device_key)] = setting(
+        None,
+        "Key that encrypts the device passwords, 64 hexadecimal digits; to replace it: NEW,OLD. None: a file "
+        "`device.key` beside the SQLite database. Required for device passwords with PostgreSQL.",
+    )
+    device_sign_in_days: Annotated[int, reader(parsers.count(0, 3650))] = setting(
+        "90",
+        "Days after which a device stops working if its owner was not seen signed in; 0: never.",
     )
 
     database_url: Annotated[SecretStr, reader(parsers.database_url)] = setting(

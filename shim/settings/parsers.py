@@ -28,6 +28,7 @@ MASK = "***"
 # RFC 9110 §5.6.2
 _TOKEN = re.compile(TOKEN_PATTERN.decode())
 # SQLAlchemy ends the password at the first @. After a second one, the rest of the password would be the host.
+_DEVICE_KEY = re.compile(r"[0-9A-Fa-f]{64}|[A-Za-z0-9+/_-]{43}=?")
 _SQLITE = re.compile(r"sqlite:///[^/]|sqlite:////[^/]|sqlite://$")
 _POSTGRESQL = re.compile(
     r"postgresql\+psycopg://(?=\S)([^:/@?]*(:[^@]*)?@)?"
@@ -397,6 +398,18 @@ def bearer_token(text: str) -> SecretStr:
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
         raise ValueError(
             "expected a token of letters, digits and -._~+/ (openssl rand -hex 32 makes one)"
+        )
+    return SecretStr(text)
+
+
+def device_key(text: str) -> SecretStr:
+    """Parse keys of 32 bytes, the current one first: hexadecimal or base64, separated by commas or line
+    ends."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    words = [word for word in re.split(r"[\s,]+", "\n".join(lines)) if word]
+    if not words or not all(map(_DEVICE_KEY.fullmatch, words)):
+        raise ValueError(
+            "expected 64 hexadecimal digits (openssl rand -hex 32 makes them); to replace a key: NEW,OLD"
         )
     return SecretStr(text)
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     Double,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -104,6 +105,30 @@ PASSWORD_TESTS = Table(
     Column("navidrome_id", Text, primary_key=True),
     Column("updated_at", Text, nullable=False),
     Column("empty", Boolean, nullable=False),
+)
+
+# Passwords of Subsonic apps. A revoked one keeps its row for a while, without its secret.
+DEVICES = Table(
+    "devices",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    # The person: the uid of the binding.
+    Column("uid", Text, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    # Seconds since the epoch; NULL for never.
+    Column("created", Double, nullable=False),
+    Column("expires", Double),
+    Column("revoked", Double),
+    # Why it was revoked, a word; empty before that.
+    Column("revoked_by", Text, nullable=False),
+    # Last use: time, client address, and the app's name (`c`).
+    Column("last_used", Double),
+    Column("last_client", Text, nullable=False),
+    Column("last_app", Text, nullable=False),
+    # The secret with AES-256-GCM, and which key encrypted it. The associated data are `id` and `uid`.
+    Column("key_id", Text, nullable=False),
+    Column("nonce", LargeBinary, nullable=False),
+    Column("secret", LargeBinary, nullable=False),
 )
 
 # Counters that are incremented with each change, so that other processes notice it.

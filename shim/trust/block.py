@@ -32,12 +32,14 @@ class HeaderBlock:
     `forward`: the lines for Navidrome, each with its line end, without the user header.
     `proof`: the token that the trust result depends on, if a path needs one.
     `hop_by_hop`: the fields that the client's `Connection` lists and that are not forwarded.
+    `carries_credentials`: whether it has Navidrome tokens or `Authorization`; None until that was read.
     """
 
     metadata: RequestMetadata
     forward: bytes
     proof: TokenProof[TrustResult] | None = None
     hop_by_hop: tuple[Field, ...] = ()
+    carries_credentials: bool | None = None
 
     @property
     def removed(self) -> tuple[Field, ...]:

@@ -30,6 +30,7 @@ from shim.trust.policy import Policy
 from shim.trust.reasons import Outcome, PathClass, Reason, Verdict, outcome
 from shim.trust.rejection import RequestRejected
 from shim.trust.request_metadata import RequestMetadata, extract_token, read_metadata
+from shim.trust.subsonic_parameters import has_authorization, without_authorization
 from shim.trust.token_proof import TokenProof, VerifiedClaims, Verify, verified_claims
 
 _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -37,6 +38,12 @@ _HANDSHAKE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 _AUTHENTICATED = Verdict.AUTHENTICATED
 _REJECTED = Verdict.REJECTED
 _PROTECTED = PathZone.PROTECTED
+_DEVICE_OUTCOMES = {
+    protected: outcome(
+        Reason.DEVICE_PASSWORD, PathClass.PROTECTED if protected else PathClass.PUBLIC
+    )
+    for protected in (True, False)
+}
 # With this status, the receiver may disagree with the sender on the request and on the bytes after it.
 _AMBIGUOUS_STATUS = 400
 _ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#@ ]+/")
@@ -49,6 +56,15 @@ USER_BODY_BYTES = 65536
 # one.
 _FORM_METHODS = frozenset({b"POST", b"PUT", b"PATCH"})
 _FORM_TYPE = re.compile(rb"(?im)^content-type:[^\r\n]*x-www-form-urlencoded")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """The person of a device, whose password a request has. `id` and `name` are the device's."""
+
+    id: str
+    name: str
+    trust_result: TrustResult
 
 
 @dataclass(slots=True)
@@ -70,6 +86,7 @@ class Decision:
     of the remaining tokens.
     `form`: the body is a form that may carry such a token too, and is not read yet.
     `to_user_api`: the request is a write to Navidrome's user API.
+    `device`: the device whose password the request has, if the reason is `device_password`.
     """
 
     outcome: Outcome
@@ -88,6 +105,7 @@ class Decision:
     removed_tokens: tuple[str, ...] = ()
     claims: tuple[NavidromeClaims, ...] = ()
     request_line_text: bytes = b""
+    device: DeviceIdentity | None = None
 
     @property
     def requested(self) -> tuple[bytes, bytes]:
@@ -165,6 +183,40 @@ class Decision:
             claims=found.accepted,
         )
         return decision, found.removed
+
+    def with_device(self, device: DeviceIdentity, query: bytes) -> Decision:
+        """Return the decision on a request that has the password of this device: it is authenticated as its
+        person.
+
+        `query` replaces the query: it has no credentials. Those in the headers are removed too, and with them
+        every Navidrome token.
+        """
+        line, block = self.request_line, self.block
+        assert line is not None and block is not None
+        path = line.path
+        # Without a query the target is the same object as the path.
+        target = b"%b?%b" % (path, query) if query else path
+        if block.carries_credentials is None:
+            block.carries_credentials = bool(block.metadata.tokens) or has_authorization(
+                block.forward
+            )
+        if block.carries_credentials:
+            block = _without_credentials(block)
+        return Decision(
+            _DEVICE_OUTCOMES[line.zone is _PROTECTED],
+            self.source,
+            RequestLine(line.method, target, path, line.version, line.zone, line.hosts),
+            block,
+            self.keep_alive,
+            self.upgrade,
+            "",
+            device.trust_result,
+            subsonic=True,
+            form=self.form,
+            to_user_api=self.to_user_api,
+            void=self.void,
+            device=device,
+        )
 
     def with_form(
         self, length: int, claims: tuple[NavidromeClaims, ...], *, void: bool
@@ -305,6 +357,20 @@ class Decision:
                 f"{', '.join(self.token_locations)}: a Navidrome token on a protected path, and no identity"
             )
         return tuple(notes)
+
+
+def _without_credentials(block: HeaderBlock) -> HeaderBlock:
+    """Return the block without its Navidrome tokens and `Authorization`."""
+    tokens = block.metadata.tokens
+    # The lines of the tokens come first.
+    forward = block.forward[sum(len(field.wire) for field in tokens) :]
+    return replace(
+        block,
+        metadata=replace(block.metadata, tokens=()),
+        forward=without_authorization(forward),
+        hop_by_hop=(*block.hop_by_hop, *tokens),
+        carries_credentials=False,
+    )
 
 
 def decide(

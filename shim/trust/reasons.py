@@ -62,6 +62,12 @@ class Reason(StrEnum):
         200,
         "the provider's token is valid and has this identity",
     )
+    DEVICE_PASSWORD = (
+        "device_password",
+        Verdict.AUTHENTICATED,
+        200,
+        "the request has the password of a device, which a person added",
+    )
     # anonymous
     NO_IDENTITY = (
         "no_identity",
@@ -352,6 +358,31 @@ class Reason(StrEnum):
         503,
         "an internal error occurred while preparing the account",
     )
+    # rejected: the credentials of a Subsonic app, with HTTP status 200 as Subsonic has it
+    CREDENTIALS_CONFLICT = (
+        "credentials_conflict",
+        Verdict.REJECTED,
+        200,
+        "a Subsonic request has credentials twice, or an API key beside others",
+    )
+    API_KEY_UNKNOWN = (
+        "api_key_unknown",
+        Verdict.REJECTED,
+        200,
+        "a Subsonic request has an API key that belongs to no device",
+    )
+    DEVICE_SIGN_IN_DUE = (
+        "device_sign_in_due",
+        Verdict.REJECTED,
+        200,
+        "the device's owner was not seen signed in for SHIM_DEVICE_SIGN_IN_DAYS",
+    )
+    TOO_MANY_FAILURES = (
+        "too_many_failures",
+        Verdict.REJECTED,
+        200,
+        "too many sign-ins of Subsonic apps have failed",
+    )
     # rejected, while Navidrome obeys another header
     USER_HEADER_MISMATCH = (
         "user_header_mismatch",
@@ -368,13 +399,24 @@ class Reason(StrEnum):
     )
 
 
+# Rejected with an error in a response of status 200, as Subsonic has it.
+SUBSONIC_REASONS = frozenset(
+    {
+        Reason.CREDENTIALS_CONFLICT,
+        Reason.API_KEY_UNKNOWN,
+        Reason.DEVICE_SIGN_IN_DUE,
+        Reason.TOO_MANY_FAILURES,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One row of the table of all possible outcomes.
 
     `status` is the response status of a rejected request; it is 200 for any other outcome, for which
-    Navidrome sends the response. `index` is the position of the row in `OUTCOMES`: counters are a list of
-    integers.
+    Navidrome sends the response, and for `SUBSONIC_REASONS`. `index` is the position of the row in
+    `OUTCOMES`: counters are a list of integers.
     """
 
     index: int

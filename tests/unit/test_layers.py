@@ -23,6 +23,15 @@ BELOW = {
     "navidrome": {"settings", "trust"},
     "audit": {"health", "proxy", "settings", "store", "trust"},
     "monitors": {"health", "navidrome", "settings", "trust"},
+    "devices": {
+        "audit",
+        "health",
+        "provisioning",
+        "proxy",
+        "settings",
+        "store",
+        "trust",
+    },
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
     "control": {
         "audit",
@@ -37,6 +46,7 @@ BELOW = {
     "app": {
         "audit",
         "control",
+        "devices",
         "health",
         "monitors",
         "navidrome",
@@ -50,6 +60,7 @@ BELOW = {
         "app",
         "audit",
         "control",
+        "devices",
         "health",
         "monitors",
         "navidrome",

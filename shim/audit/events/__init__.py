@@ -128,7 +128,8 @@ class CoalescedEvent(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEvent(CoalescedEvent):
     """An event about a request. `path` can be the request target; its query is removed. `user` and `uid` are
-    those of the trusted identity, `claimed_user` is the name of one that was not trusted."""
+    those of the trusted identity, `claimed_user` is the name of one that was not trusted. `device` is the one
+    whose password the request has."""
 
     stream: ClassVar[Stream] = Stream.REQUESTS
 
@@ -140,6 +141,8 @@ class RequestEvent(CoalescedEvent):
     claimed_user: str | None = None
     account: str | None = None
     uid: str | None = None
+    device: str | None = None
+    device_name: str | None = None
     user_agent: str | None = None
 
 
@@ -232,6 +235,8 @@ class Access(Event):
     claimed_user: str | None = None
     account: str | None = None
     uid: str | None = None
+    device: str | None = None
+    device_name: str | None = None
     user_agent: str | None = None
     incomplete: str | None = None
 

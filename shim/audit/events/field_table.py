@@ -67,6 +67,8 @@ FIELDS: dict[str, Field] = {
     "credentials_kept": Field("whether password and tokens of the account were not changed"),
     "allowed_stale": Field("whether the request used the account as it was last stored"),
     "first": Field("whether this is the first account of the server"),
+    "device": Field("id of the device whose password was used or changed"),
+    "device_count": Field("number of device passwords in use"),
     # the process and what it depends on
     "version": Field("version of the shim"),
     "listen": Field("address of the data plane"),
@@ -92,7 +94,7 @@ FIELDS: dict[str, Field] = {
     "chain": Field("number of the chain of hashes; only once it is stored"),
     "database": Field("id of the audit database"),
     "checked_stream": Field("stream of the trail that the event is about"),
-    "key_id": Field("id of the key of the hashes; absent without a key"),
+    "key_id": Field("public id of a key: of the hashes of the trail, or of the device passwords"),
     "first_index": Field("index of the first row"),
     "last_index": Field("index of the last row"),
     "last_hash": Field("hash of the last row, in hexadecimal"),
@@ -103,6 +105,8 @@ FIELDS: dict[str, Field] = {
     "accounts": Field("names of Navidrome accounts"),
     "user": Field("user name at the identity provider, of an identity that was trusted"),
     "claimed_user": Field("user name that the request claimed and that was not trusted"),
+    "device_name": Field("name that the person gave the device"),
+    "app": Field("name that the Subsonic app gave itself"),
     "uid": Field("permanent id of the user at the identity provider"),
     "uid_source": Field(
         "source of the uid, in words: a header, a claim, the user name or the e-mail"

@@ -167,12 +167,12 @@ async def test_the_cache_of_last_uses_is_bounded_and_expires_after_an_hour(
     observer = TrailObserver(Trail([]), "upstream", now=clock)
     for host in range(9):
         observer.identity_used(from_client(f"203.0.113.{host}"), "0" * 16, None)
-    assert {client for _, client in observer._last_used} == {"203.0.113.7", "203.0.113.8"}
+    assert {client for *_, client in observer._last_used} == {"203.0.113.7", "203.0.113.8"}
 
     clock.now += 4000.0
     for host in (1, 1, 1):
         observer.identity_used(from_client(f"203.0.113.{host}"), "0" * 16, None)
-    assert {client for _, client in observer._last_used} == {"203.0.113.1"}
+    assert {client for *_, client in observer._last_used} == {"203.0.113.1"}
 
 
 async def test_a_claimed_name_is_not_reported_as_the_user() -> None:

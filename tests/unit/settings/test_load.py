@@ -163,6 +163,7 @@ class TestSecrets:
     TEXT: ClassVar = {
         "SHIM_AUDIT_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/trail",
         "SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim",
+        "SHIM_DEVICE_KEY": "5ec7e7" * 10 + "5ec7",
         "SHIM_NOTIFY_URLS": "ntfys://hunter2hunter2@ntfy.example.org/topic",
     }
 
@@ -232,6 +233,7 @@ class TestSecrets:
             {"SHIM_NOTIFY_URLS": "ntfys://hunter2@h/ä"},
             {"SHIM_AUDIT_DATABASE_URL": "postgres://shim:hunter2@db/shim"},
             {"SHIM_AUDIT_KEY": "hunter2 hunter2"},
+            {"SHIM_DEVICE_KEY": "hunter2"},
             {"SHIM_UPSTREAM": "http://shim:hunter2@navidrome:4533"},
             {"SHIM_UPSTREAM": "http://shim:p@hunter2/@navidrome"},
             {"SHIM_JWKS_URL": "https://shim:hunter2@auth.example.org/jwks/"},
@@ -247,7 +249,7 @@ class TestSecrets:
         environ = {name: self.TEXT.get(name, "hunter2hunter2") for name in self.NAMES}
         settings = load(environ)
         for text in (repr(settings), str(settings), str(settings.public())):
-            assert "hunter2" not in text
+            assert "hunter2" not in text and "5ec7e7" not in text
         assert settings.public()["SHIM_DATABASE_URL"] == "postgresql+psycopg://***@db/shim"
         assert settings.public()["SHIM_PROXY_SECRET"] == "***"
 

@@ -32,6 +32,7 @@ from tests.support.audit_samples import request_decision
 from tests.support.event_schema import faults
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.trail_records import KEYS
+from tests.support.world import until
 
 Make = Callable[..., TrailStore]
 
@@ -206,13 +207,9 @@ async def test_the_trail_counts_losses_and_stores_their_number_after_recovery(
     trail.start()
     for _ in range(25):
         trail.record(up())
-    await asyncio.sleep(0.1)
-    assert store.check().detail == "disk full: events are only in the log"
+    await until(lambda: store.check().detail == "disk full: events are only in the log")
     away.clear()
-    for _ in range(100):
-        await asyncio.sleep(0.05)
-        if store.check().state is State.OK:
-            break
+    await until(lambda: store.check().state is State.OK)
     await trail.close()
     kinds = [e.record["kind"] for e in stored(store_url)]
     assert kinds.count("upstream_up") == 10

@@ -1,0 +1,1 @@
+"""Device passwords: a revocable password for one Subsonic app."""

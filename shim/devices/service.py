@@ -1,0 +1,555 @@
+"""Add, list, rename and revoke the devices of people, and replace the key. The one interface to devices.
+
+All devices are in memory, every change is in the store first. Changes of other processes arrive by `refresh`,
+which queries one number. A device whose secret can't be decrypted is refused, and nothing is deleted: with
+the right key it works again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from shim.audit.events import Event, Origin
+from shim.audit.events.devices import (
+    DeviceAdded,
+    DeviceKeyRotated,
+    DeviceRenamed,
+    DeviceRevoked,
+    DevicesAvailable,
+    DevicesUnavailable,
+)
+from shim.devices.keys import KeyFault, Keyring, KeySource, Sealed
+from shim.devices.models import (
+    ACCOUNT_CAUSES,
+    MAX_DEVICES,
+    Device,
+    DeviceError,
+    NewDevice,
+    new_device_id,
+    new_secret,
+    valid_name,
+)
+from shim.store.database import Database
+from shim.store.device_rows import devices_version, end_devices, increment_devices
+from shim.store.schema import BINDINGS, DEVICES, TOKEN_RULES
+
+# How long the row of a revoked device is kept for the list.
+_KEEP_REVOKED_SECONDS = 90 * 86400.0
+_KEY_REMEDY = (
+    "Put the key back that encrypted them (from the backup of the database's folder), or revoke these "
+    "devices and add them again."
+)
+
+
+class LoadedDevice:
+    """An active device in memory, with its secret.
+
+    `alive` is False once it was revoked. `used` is the last use that is not stored yet: time in seconds since
+    the epoch, client address and app.
+    """
+
+    __slots__ = ("alive", "device", "match", "sealed", "secret", "used")
+
+    def __init__(self, device: Device, sealed: Sealed, secret: bytes) -> None:
+        self.device = device
+        self.sealed = sealed
+        self.secret = secret
+        self.alive = True
+        self.used: tuple[float, str, str] | None = None
+        # What the data plane sends with a request of this device; its owner keeps it here.
+        self.match: object | None = None
+
+    def __repr__(self) -> str:
+        return f"LoadedDevice({self.device!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who changes a device, as the audit trail has it."""
+
+    name: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """The rows of the store, decrypted as far as the keys allow."""
+
+    version: int
+    devices: dict[str, Device]
+    loaded: dict[str, LoadedDevice]
+    refused: int
+    keys: Keyring | None
+    fault: str | None
+
+
+class DeviceService:
+    """The devices of all people. `record` receives events; `now` returns seconds since the epoch.
+
+    `fault` states why some or all devices are refused, None if all of them work.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        keys: KeySource,
+        record: Callable[[Event], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.database = database
+        self._source = keys
+        self._record = record
+        self._now = now
+        self._keys: Keyring | None = None
+        self._version = -1
+        self._devices: dict[str, Device] = {}
+        self._loaded: dict[str, LoadedDevice] = {}
+        self._by_uid: dict[str, list[LoadedDevice]] = {}
+        self._by_secret: dict[bytes, LoadedDevice] = {}
+        self._digest_key = secrets.token_bytes(32)
+        self.refused = 0
+        self.fault: str | None = None
+        self.generation = 0
+        """Rises with each change of the active devices."""
+        self.revocations = 0
+        """Rises whenever a device ends."""
+
+    # look-ups without I/O
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    @property
+    def loaded(self) -> bool:
+        """Return whether the devices were read from the store."""
+        return self._version >= 0
+
+    def active(self, uid: str) -> list[LoadedDevice]:
+        """Return a person's devices whose secrets are known, the last used first."""
+        return self._by_uid.get(uid, [])
+
+    def by_secret(self, secret: bytes) -> LoadedDevice | None:
+        """Return the device with this secret. The look-up is by a keyed digest, so that its time shows
+        nothing of other secrets."""
+        return self._by_secret.get(self._digest(secret))
+
+    def by_id(self, device_id: str) -> LoadedDevice | None:
+        """Return an active device."""
+        return self._loaded.get(device_id)
+
+    def devices(self, uid: str | None = None) -> tuple[Device, ...]:
+        """Return the devices of a person, or of all people, with those that were revoked lately; the newest
+        first."""
+        found = (self._with_use(each) for each in self._devices.values())
+        return tuple(
+            sorted(
+                (each for each in found if uid is None or each.uid == uid),
+                key=lambda each: each.created,
+                reverse=True,
+            )
+        )
+
+    def _with_use(self, device: Device) -> Device:
+        loaded = self._loaded.get(device.id)
+        if loaded is None or loaded.used is None:
+            return device
+        used, client, app = loaded.used
+        return replace(device, last_used=used, last_client=client, last_app=app)
+
+    def _digest(self, secret: bytes) -> bytes:
+        return hashlib.blake2b(secret[:1024], key=self._digest_key, digest_size=16).digest()
+
+    # changes
+
+    async def add(
+        self,
+        uid: str,
+        name: str,
+        actor: Actor,
+        *,
+        expires: float | None = None,
+        account: str | None = None,
+    ) -> NewDevice:
+        """Add a device for the person `uid`, and return it with its secret, which is stored encrypted only.
+
+        `expires` is in seconds since the epoch. `account` is the account's name for the audit trail. Raises
+        `DeviceError` if the name is not allowed, the person has no usable account or too many devices, or
+        without a key; `StoreError`.
+        """
+        name, now = valid_name(name), self._now()
+        if expires is not None and expires <= now:
+            raise DeviceError("The device's expiry is in the past.")
+        keys = await self._keys_for_a_new_secret()
+        secret = new_secret()
+        device = Device(id=new_device_id(), uid=uid, name=name, created=now, expires=expires)
+        sealed = keys.encrypt(secret, device.id, uid)
+
+        def work(connection: Connection) -> int:
+            _check_person(connection, uid)
+            _forget_old(connection, now)
+            active = connection.execute(
+                select(func.count())
+                .select_from(DEVICES)
+                .where(
+                    DEVICES.c.uid == uid,
+                    DEVICES.c.revoked.is_(None),
+                    DEVICES.c.expires.is_(None) | (DEVICES.c.expires > now),
+                )
+            ).scalar_one()
+            if active >= MAX_DEVICES:
+                raise DeviceError(f"There are {MAX_DEVICES} devices already: revoke one first.")
+            connection.execute(insert(DEVICES).values(**_row(device, sealed)))
+            return increment_devices(connection)
+
+        await self.database.write_async(work)
+        self._record(DeviceAdded(time=now, **_event_fields(device, actor, account)))
+        await self.refresh()
+        return NewDevice(device, secret)
+
+    async def revoke(
+        self, device_id: str, actor: Actor, *, uid: str | None = None, account: str | None = None
+    ) -> Device:
+        """Revoke a device; its secret is deleted. With `uid`, only a device of this person.
+
+        Raises `DeviceError` if there is no such device in use, and `StoreError`.
+        """
+        now, cause = self._now(), "owner" if uid is not None else actor.origin
+        condition = DEVICES.c.id == device_id
+        if uid is not None:
+            condition &= DEVICES.c.uid == uid
+
+        def work(connection: Connection) -> Device:
+            row = connection.execute(select(DEVICES).where(condition)).first()
+            if row is None or not end_devices(connection, condition, now, cause):
+                raise DeviceError("There is no such device in use.")
+            return _device(row)
+
+        device = await self.database.write_async(work)
+        # At once, and not after the store was read again.
+        self._end(device_id)
+        self._record(DeviceRevoked(time=now, reason=cause, **_event_fields(device, actor, account)))
+        await self.refresh()
+        return replace(device, revoked=now, revoked_by=cause)
+
+    async def rename(
+        self,
+        device_id: str,
+        name: str,
+        actor: Actor,
+        *,
+        uid: str | None = None,
+        account: str | None = None,
+    ) -> Device:
+        """Give a device another name. With `uid`, only a device of this person. Raises as `revoke` does."""
+        name, now = valid_name(name), self._now()
+        condition = (DEVICES.c.id == device_id) & DEVICES.c.revoked.is_(None)
+        if uid is not None:
+            condition &= DEVICES.c.uid == uid
+
+        def work(connection: Connection) -> Device:
+            row = connection.execute(select(DEVICES).where(condition)).first()
+            if row is None:
+                raise DeviceError("There is no such device in use.")
+            connection.execute(update(DEVICES).where(condition).values(name=name))
+            increment_devices(connection)
+            return replace(_device(row), name=name)
+
+        device = await self.database.write_async(work)
+        self._record(DeviceRenamed(time=now, **_event_fields(device, actor, account)))
+        await self.refresh()
+        return device
+
+    async def rotate_key(self, actor: Actor) -> int:
+        """Encrypt all secrets with another key: a new one in the key file, or the first one of
+        SHIM_DEVICE_KEY. Return how many there were.
+
+        The old key is removed from the file once nothing is encrypted with it; a rotation that was
+        interrupted continues. Raises `DeviceError` and `StoreError`; then every secret can still be
+        decrypted.
+        """
+        try:
+            # More than one key: a setting that names the new one, or a rotation that was interrupted.
+            keys = self._source.load() if self._source.has_old_keys else self._source.add_new_key()
+        except KeyFault as error:
+            raise DeviceError(f"The key was not replaced: {error}.") from None
+
+        def work(connection: Connection) -> int:
+            rows = connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all()
+            for row in rows:
+                secret = keys.decrypt(_sealed(row), row.id, row.uid).decode()
+                sealed = keys.encrypt(secret, row.id, row.uid)
+                connection.execute(
+                    update(DEVICES).where(DEVICES.c.id == row.id).values(**_sealed_values(sealed))
+                )
+            increment_devices(connection)
+            return len(rows)
+
+        try:
+            count = await self.database.write_async(work)
+            self._source.drop_old_keys()
+        except KeyFault as error:
+            raise DeviceError(f"The key was not replaced: {error}.") from None
+        self._record(
+            DeviceKeyRotated(
+                time=self._now(),
+                device_count=count,
+                key_id=keys.current,
+                actor=actor.name,
+                origin=actor.origin,
+            )
+        )
+        await self.refresh()
+        return count
+
+    # the store
+
+    async def refresh(self) -> None:
+        """Read the devices again if they were changed. Raises `StoreError`."""
+        version = await self.database.read_async(devices_version)
+        if version != self._version:
+            await self.load()
+
+    async def load(self) -> None:
+        """Read all devices, and decrypt the secrets that are not known yet. Raises `StoreError`."""
+        known = self._loaded
+        contents = await self.database.read_async(
+            lambda connection: _read(connection, self._source, known)
+        )
+        before = self._loaded
+        self._version, self._keys = contents.version, contents.keys
+        self._devices, self._loaded = contents.devices, contents.loaded
+        self._index()
+        self.refused = contents.refused
+        for device_id, loaded in before.items():
+            if self._loaded.get(device_id) is not loaded:
+                loaded.alive = False
+                self._record_end(self._devices.get(device_id))
+        if before.keys() - self._loaded.keys():
+            self.revocations += 1
+        self._report(contents.fault)
+
+    async def store_uses(self) -> None:
+        """Store when the devices were last used. Raises `StoreError`."""
+        uses = {
+            device_id: loaded.used
+            for device_id, loaded in self._loaded.items()
+            if loaded.used is not None
+        }
+        if not uses:
+            return
+        await self.database.write_async(lambda connection: _store_uses(connection, uses))
+        for device_id, used in uses.items():
+            loaded, device = self._loaded.get(device_id), self._devices.get(device_id)
+            if device is not None:
+                when, client, app = used
+                self._devices[device_id] = replace(
+                    device, last_used=when, last_client=client, last_app=app
+                )
+            if loaded is not None and loaded.used == used:
+                loaded.used = None
+
+    def _end(self, device_id: str) -> None:
+        loaded = self._loaded.pop(device_id, None)
+        if loaded is not None:
+            loaded.alive = False
+            self.revocations += 1
+            self._index()
+
+    def _record_end(self, device: Device | None) -> None:
+        """Record that a change of the account ended a device; `revoke` records what a person did."""
+        if device is not None and device.revoked_by in ACCOUNT_CAUSES:
+            self._record(
+                DeviceRevoked(
+                    time=self._now(),
+                    reason=device.revoked_by,
+                    **_event_fields(device, None, None),
+                )
+            )
+
+    def _index(self) -> None:
+        self.generation += 1
+        self._by_uid = {}
+        for loaded in sorted(self._loaded.values(), key=_last_use, reverse=True):
+            self._by_uid.setdefault(loaded.device.uid, []).append(loaded)
+        self._by_secret = {self._digest(each.secret): each for each in self._loaded.values()}
+
+    def _report(self, fault: str | None) -> None:
+        if fault is not None and fault != self.fault:
+            self._record(DevicesUnavailable(time=self._now(), detail=fault, remedy=_KEY_REMEDY))
+        elif fault is None and self.fault is not None:
+            self._record(DevicesAvailable(time=self._now(), device_count=len(self._loaded)))
+        self.fault = fault
+
+    async def _keys_for_a_new_secret(self) -> Keyring:
+        if not self.loaded:
+            await self.load()
+        if self.fault is not None and self._keys is None:
+            raise DeviceError(f"No device can be added: {self.fault}.")
+        try:
+            if self._source.can_create and not self._loaded:
+                return self._source.create()
+            return self._source.load()
+        except KeyFault as error:
+            raise DeviceError(f"No device can be added: {error}.") from None
+
+    @property
+    def key_problem(self) -> str | None:
+        """Return why the key can't be used, None if it can, or if none was needed yet."""
+        return self._source.problem()
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do about `fault`."""
+        return _KEY_REMEDY
+
+
+def command_actor() -> Actor:
+    """Return who runs a command on this machine."""
+    import getpass  # noqa: PLC0415
+
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = str(os.getuid())
+    return Actor(f"command:{name}", "command")
+
+
+def _read(
+    connection: Connection, source: KeySource, known: Mapping[str, LoadedDevice]
+) -> _Contents:
+    """Read everything in one snapshot. Secrets that were decrypted before are not decrypted again."""
+    version = devices_version(connection)
+    rows = connection.execute(select(DEVICES)).all()
+    keys, fault, refused = None, None, 0
+    devices, loaded = {}, {}
+    for row in rows:
+        device, sealed = _device(row), _sealed(row)
+        devices[device.id] = device
+        if device.revoked is not None:
+            continue
+        before = known.get(device.id)
+        if before is not None and before.sealed == sealed:
+            before.device = device
+            loaded[device.id] = before
+            continue
+        try:
+            if keys is None and fault is None:
+                keys = source.load()
+            if keys is not None:
+                secret = keys.decrypt(sealed, device.id, device.uid)
+                loaded[device.id] = LoadedDevice(device, sealed, secret)
+                continue
+        except KeyFault as error:
+            fault = str(error)
+        refused += 1
+    if fault is not None:
+        fault = f"{refused} device passwords are refused: {fault}"
+    elif not loaded:
+        fault = source.problem()
+    return _Contents(version, devices, loaded, refused, keys, fault)
+
+
+def _check_person(connection: Connection, uid: str) -> None:
+    """Raise `DeviceError` unless the person has an account that is neither locked nor denied."""
+    row = connection.execute(
+        select(BINDINGS.c.navidrome_id, BINDINGS.c.state).where(BINDINGS.c.uid == uid)
+    ).first()
+    if row is None:
+        raise DeviceError("The person has no linked account: sign in to the music server first.")
+    locked = connection.execute(
+        select(TOKEN_RULES.c.locked).where(TOKEN_RULES.c.navidrome_id == row.navidrome_id)
+    ).scalar()
+    if row.state != "active" or locked:
+        raise DeviceError("The person's account is locked.")
+
+
+def _forget_old(connection: Connection, now: float) -> None:
+    old = (DEVICES.c.revoked < now - _KEEP_REVOKED_SECONDS) | (
+        DEVICES.c.expires < now - _KEEP_REVOKED_SECONDS
+    )
+    connection.execute(delete(DEVICES).where(old))
+
+
+def _store_uses(connection: Connection, uses: Mapping[str, tuple[float, str, str]]) -> None:
+    for device_id, (used, client, app) in uses.items():
+        # Another shim may have stored a later use.
+        later = (DEVICES.c.last_used.is_(None)) | (DEVICES.c.last_used < used)
+        connection.execute(
+            update(DEVICES)
+            .where(DEVICES.c.id == device_id, later)
+            .values(last_used=used, last_client=client, last_app=app)
+        )
+
+
+def _last_use(loaded: LoadedDevice) -> float:
+    if loaded.used is not None:
+        return loaded.used[0]
+    return loaded.device.last_used or loaded.device.created
+
+
+class _EventFields(TypedDict):
+    device: str
+    device_name: str
+    uid: str
+    account: str | None
+    actor: str | None
+    origin: Origin | None
+
+
+def _event_fields(device: Device, actor: Actor | None, account: str | None) -> _EventFields:
+    return {
+        "device": device.id,
+        "device_name": device.name,
+        "uid": device.uid,
+        "account": account,
+        "actor": None if actor is None else actor.name,
+        "origin": None if actor is None else actor.origin,
+    }
+
+
+def _row(device: Device, sealed: Sealed) -> dict[str, object]:
+    return {
+        "id": device.id,
+        "uid": device.uid,
+        "name": device.name,
+        "created": device.created,
+        "expires": device.expires,
+        "revoked": device.revoked,
+        "revoked_by": device.revoked_by,
+        "last_used": device.last_used,
+        "last_client": device.last_client,
+        "last_app": device.last_app,
+        **_sealed_values(sealed),
+    }
+
+
+def _sealed_values(sealed: Sealed) -> dict[str, object]:
+    return {"key_id": sealed.key_id, "nonce": sealed.nonce, "secret": sealed.data}
+
+
+def _device(row: Any) -> Device:
+    names = (
+        "id",
+        "uid",
+        "name",
+        "created",
+        "expires",
+        "revoked",
+        "revoked_by",
+        "last_used",
+        "last_client",
+        "last_app",
+    )
+    return Device(**{name: getattr(row, name) for name in names})
+
+
+def _sealed(row: Any) -> Sealed:
+    return Sealed(row.key_id, bytes(row.nonce), bytes(row.secret))

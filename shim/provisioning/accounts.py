@@ -1,0 +1,115 @@
+"""Look up whose account a name is, without an identity: for the devices of people.
+
+Look-ups only, without I/O: nothing here counts as a visit of the person, and nothing is written to Navidrome.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from shim.navidrome.models import User
+from shim.provisioning.models import Binding, BindingState
+from shim.provisioning.policy import AccountPolicy, is_header_safe
+from shim.provisioning.service import ProvisioningService
+from shim.proxy.gate import Account
+from shim.trust.identity import Identity
+from shim.trust.names import normalize_name
+
+
+class Unlisted(Enum):
+    """Navidrome's users must be listed before an account may be named."""
+
+    UNLISTED = auto()
+
+
+UNLISTED = Unlisted.UNLISTED
+
+
+class AccountLookup:
+    """The accounts of one service."""
+
+    def __init__(self, service: ProvisioningService) -> None:
+        self._service = service
+        # The last result for each person, with what it depends on.
+        self._named: dict[str, tuple[int, User, AccountPolicy, Account | None]] = {}
+
+    @property
+    def generation(self) -> int:
+        """Return a number that rises whenever a name may belong to another person."""
+        return self._service.directory.version + self._service.bindings.version
+
+    def person_of(self, name: bytes) -> str | None:
+        """Return the uid of the person whose account has this name, None if there is none.
+
+        The name is the one in Navidrome: exactly, or else the only one that is equal without ASCII case.
+        """
+        try:
+            text = name.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        service = self._service
+        user = service.directory.find(text)
+        if user is not None:
+            binding = service.bindings.by_account(user.id)
+        elif service.directory.is_empty:
+            # Navidrome was not reached yet. The name alone lets nobody in: `of_person` waits for the list.
+            binding = service.bindings.by_name(normalize_name(text))
+        else:
+            return None
+        return None if binding is None else binding.uid
+
+    def of_person(self, uid: str, *, listed: bool) -> Account | Unlisted | None:
+        """Return the person's account if it may be used now.
+
+        None if the person has none, or if it is locked, denied, reserved or deleted. `UNLISTED` while
+        Navidrome's users must be listed first; `listed` states that they were, after the request arrived.
+        """
+        service = self._service
+        binding = self._usable(uid)
+        if binding is None:
+            return None
+        directory = service.directory
+        if service.fault is not None or not (listed or directory.current):
+            return UNLISTED
+        user = directory.by_id(binding.navidrome_id)
+        if user is None:
+            return None
+        # The rest depends on the user, the other names and the policy alone.
+        version, policy, known = directory.version, service.policy, self._named.get(uid)
+        if known is not None and known[0] == version and known[1] is user and known[2] is policy:
+            return known[3]
+        account = self._named_account(user)
+        self._named[uid] = (version, user, policy, account)
+        return account
+
+    def _named_account(self, user: User) -> Account | None:
+        """Return the account by its name, None if the user header can't name it or may not."""
+        directory, name = self._service.directory, user.user_name
+        if not is_header_safe(name) or self._service.policy.reserves(name):
+            return None
+        if directory.by_name(name) is not user:
+            return None  # Navidrome would take the name for another account's
+        return Account(name.encode(), user.id)
+
+    def identity_of(self, uid: str) -> Identity | None:
+        """Return the person's last identity."""
+        binding = self._service.bindings.by_uid(uid)
+        return None if binding is None else binding.identity
+
+    def is_seen_since(self, uid: str, since: float) -> bool:
+        """Return whether the person was seen signed in since this time, in seconds since the epoch."""
+        binding = self._service.bindings.by_uid(uid)
+        if binding is None:
+            return False
+        # The time of the last visits is stored later.
+        return binding.last_seen > since or self._service.cache.is_seen(uid)
+
+    def _usable(self, uid: str) -> Binding | None:
+        bindings = self._service.bindings
+        binding = bindings.by_uid(uid)
+        if binding is None or bindings.is_locked(binding.navidrome_id):
+            return None
+        active = binding.state is BindingState.ACTIVE and self._service.policy.allows(
+            binding.identity
+        )
+        return binding if active else None

@@ -1,0 +1,216 @@
+"""Read and change short Subsonic responses on their way to the client.
+
+A tap gets the bytes of one response as they are written, and returns those to write. It keeps a short
+response only: a longer one passes. `OutcomeTap` tells whether Navidrome took the credentials; `ExtensionTap`
+adds the extension for API keys to Navidrome's list.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Protocol
+
+from shim.http1.chunked import ChunkedDecoder, ChunkedError
+from shim.proxy.device_gate import Attempt
+
+# The bytes of a body that is an error, and of the list of extensions.
+_MAX_ERROR_BYTES = 1024
+_MAX_LIST_BYTES = 65536
+_MAX_HEAD_BYTES = 65536
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d\d\d)")
+_FIELD = re.compile(rb"(?m)^([A-Za-z0-9-]+): *([^\r\n]*)\r$")
+_WRONG_CREDENTIALS = re.compile(rb'<error code="40"|"error":\{"code":40[,}]')
+_OK = re.compile(rb'<subsonic-response [^>]*\bstatus="ok"|"subsonic-response":\{"status":"ok"')
+_TEXT_TYPES = (b"application/xml", b"text/xml", b"application/json", b"application/javascript")
+_EXTENSION = b"apiKeyAuthentication"
+_XML_EXTENSION = (
+    b'<openSubsonicExtensions name="%b"><versions>1</versions></openSubsonicExtensions>'
+    % _EXTENSION
+)
+_JSON_EXTENSION = b'{"name":"%b","versions":[1]}' % _EXTENSION
+_JSON_LIST = re.compile(rb'"openSubsonicExtensions":\[(\]?)')
+_XML_END = b"</subsonic-response>"
+
+
+class Tap(Protocol):
+    """Gets the bytes of a response."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes, and return those to write now."""
+
+    def finish(self) -> bytes:
+        """Return the last bytes to write: the response is complete."""
+
+    def abandon(self) -> None:
+        """Handle a response that does not become complete."""
+
+
+class _Collected:
+    """The first bytes of a response as they are written to the client: head and body."""
+
+    __slots__ = ("_head_complete", "_most", "data", "limit")
+
+    def __init__(self, most: int) -> None:
+        self.data = bytearray()
+        self._most = most
+        self._head_complete = False
+        # Until the head is complete. Chunks add a few bytes to each piece.
+        self.limit = _MAX_HEAD_BYTES
+
+    def add(self, data: bytes) -> bool:
+        """Keep the bytes. Return whether the response is still short."""
+        self.data += data
+        if not self._head_complete:
+            end = self.data.find(b"\r\n\r\n")
+            if end >= 0:
+                self._head_complete = True
+                self.limit = end + 4 + 2 * self._most
+        return len(self.data) <= self.limit
+
+    def split(self, most: int) -> tuple[int, bytes, dict[bytes, bytes], bytes] | None:
+        """Return status, head, header fields by their lower-case name, and the decoded body; of one that is
+        longer than `most` bytes, the first `most` + 1. None if it can't be decoded."""
+        head, end, body = bytes(self.data).partition(b"\r\n\r\n")
+        status = _STATUS.match(head)
+        if not end or status is None:
+            return None
+        fields = {name.lower(): value for name, value in _FIELD.findall(head + b"\r")}
+        if fields.get(b"transfer-encoding", b"").lower() == b"chunked":
+            try:
+                decoder = ChunkedDecoder()
+                pieces, _ = decoder.feed(body)
+            except ChunkedError:
+                return None
+            body = b"".join(pieces)
+        decoded = _decompress(fields.get(b"content-encoding", b"").lower(), body, most)
+        return None if decoded is None else (int(status[1]), head, fields, decoded)
+
+
+def _decompress(coding: bytes, body: bytes, most: int) -> bytes | None:
+    if coding not in (b"", b"identity", b"gzip", b"deflate"):
+        return None
+    if coding in (b"gzip", b"deflate") and body:
+        try:
+            decoder = zlib.decompressobj(47)
+            body = decoder.decompress(body, most + 1)
+        except zlib.error:
+            try:
+                body = zlib.decompressobj(-15).decompress(body, most + 1)
+            except zlib.error:
+                return None
+    return body[: most + 1]
+
+
+class OutcomeTap:
+    """Tells an attempt whether Navidrome took its credentials. `head_only`: the response to a HEAD request,
+    in which a short text counts as a failure: its length tells a guesser as much as the text."""
+
+    __slots__ = ("_attempt", "_collected", "_head_only")
+
+    def __init__(self, attempt: Attempt, *, head_only: bool) -> None:
+        self._attempt = attempt
+        self._head_only = head_only
+        self._collected: _Collected | None = _Collected(_MAX_ERROR_BYTES)
+
+    def feed(self, data: bytes) -> bytes:
+        collected = self._collected
+        if collected is not None and not collected.add(data):
+            self._collected = None
+            self._long(collected)
+        return data
+
+    def _long(self, collected: _Collected) -> None:
+        status = _STATUS.match(collected.data)
+        if status is not None and status[1] in (b"200", b"206"):
+            self._attempt.succeeded()
+        self._attempt.ended()
+
+    def finish(self) -> bytes:
+        collected, self._collected = self._collected, None
+        if collected is not None:
+            self._judge(collected)
+            self._attempt.ended()
+        return b""
+
+    def _judge(self, collected: _Collected) -> None:
+        found = collected.split(_MAX_ERROR_BYTES)
+        if found is None:
+            return
+        status, _, fields, body = found
+        if len(body) > _MAX_ERROR_BYTES:
+            self._long(collected)
+            return
+        media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if self._head_only:
+            length = fields.get(b"content-length", b"")
+            if media_type in _TEXT_TYPES and length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
+                self._attempt.failed()
+            return
+        if media_type not in _TEXT_TYPES:
+            if status in (200, 206) and body and not media_type.startswith(b"text/"):
+                self._attempt.succeeded()
+        elif _WRONG_CREDENTIALS.search(body):
+            self._attempt.failed()
+        elif status == 200 and _OK.search(body):
+            self._attempt.succeeded()
+
+    def abandon(self) -> None:
+        self._collected = None
+        self._attempt.ended()
+
+
+class ExtensionTap:
+    """Adds the extension `apiKeyAuthentication` to Navidrome's list of extensions."""
+
+    __slots__ = ("_collected",)
+
+    def __init__(self) -> None:
+        self._collected: _Collected | None = _Collected(_MAX_LIST_BYTES)
+
+    def feed(self, data: bytes) -> bytes:
+        collected = self._collected
+        if collected is None:
+            return data
+        if collected.add(data):
+            return b""
+        self._collected = None
+        return bytes(collected.data)
+
+    def finish(self) -> bytes:
+        collected, self._collected = self._collected, None
+        if collected is None:
+            return b""
+        found = collected.split(_MAX_LIST_BYTES)
+        if found is None:
+            return bytes(collected.data)
+        status, head, _, body = found
+        changed = with_extension(body)
+        if status != 200 or changed == body or len(body) > _MAX_LIST_BYTES:
+            return bytes(collected.data)
+        lines = [
+            line
+            for line in head.split(b"\r\n")
+            if line.partition(b":")[0].lower()
+            not in (b"content-length", b"content-encoding", b"transfer-encoding")
+        ]
+        lines.append(b"Content-Length: %d" % len(changed))
+        return b"\r\n".join(lines) + b"\r\n\r\n" + changed
+
+    def abandon(self) -> None:
+        self._collected = None
+
+
+def with_extension(body: bytes) -> bytes:
+    """Return a list of extensions in XML, JSON or JSONP with the one for API keys; any other text as it
+    is."""
+    if _EXTENSION in body:
+        return body
+    found = _JSON_LIST.search(body)
+    if found is not None:
+        start = body[: found.start(1)]
+        comma = b"" if found[1] else b","
+        return start + _JSON_EXTENSION + comma + body[found.start(1) :]
+    if _OK.search(body) and body.endswith(_XML_END):
+        return body[: -len(_XML_END)] + _XML_EXTENSION + _XML_END
+    return body

@@ -1,0 +1,1 @@
+"""Device passwords, with the whole shim before a Navidrome."""

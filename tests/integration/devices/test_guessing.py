@@ -1,0 +1,138 @@
+"""Wrong credentials are counted and delayed; verified devices never are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.integration.devices.conftest import Music, error_of, shim_before, token
+from tests.support.world import World
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guessed(any_world: World) -> AsyncIterator[Music]:
+    """A shim that takes the client's address from the edge, so that each test is a client of its own."""
+    async with shim_before(any_world) as started:
+        await started.sign_in("alice")
+        await any_world.create("dave", "right")
+        yield started
+
+
+def _from(address: str) -> dict[str, str]:
+    return {"X-Forwarded-For": address}
+
+
+def _answered_by(response: httpx.Response) -> str:
+    """Return who sent a response: only the shim's own have a request id."""
+    return "shim" if "x-request-id" in response.headers else "navidrome"
+
+
+async def _guess(
+    music: Music,
+    address: str,
+    times: int,
+    headers: Mapping[str, str] | None = None,
+    **parameters: str,
+) -> list[str]:
+    """Send wrong credentials, and return who answered."""
+    answered = []
+    for number in range(times):
+        credentials = {"u": "dave", **token(f"wrong {number}", "s"), **parameters}
+        response = await music.rest("ping", {**_from(address), **(headers or {})}, **credentials)
+        answered.append(_answered_by(response))
+    return answered
+
+
+_TEN = ["navidrome"] * 10
+
+
+async def test_after_ten_failures_the_shim_answers_itself(guessed: Music) -> None:
+    client = "192.0.2.1"
+    assert await _guess(guessed, client, 11) == [*_TEN, "shim"]
+    # Even the right password waits, and another client does not.
+    right = {"u": "dave", **token("right", "s")}
+    assert error_of(await guessed.rest("ping", _from(client), **right)) == 40
+    assert error_of(await guessed.rest("ping", _from("192.0.2.2"), **right)) is None
+    await asyncio.sleep(1.1)
+    assert error_of(await guessed.rest("ping", _from(client), **right)) is None
+    # From now on this client is not limited for this account.
+    assert await _guess(guessed, client, 15) == ["navidrome"] * 15
+    assert error_of(await guessed.rest("ping", _from(client), **right)) is None
+    failed = guessed.logged(kind="device_login_failed", reason="wrong_credentials")
+    assert failed and failed[0]["claimed_user"] == "dave" and failed[0]["app"] == "test"
+
+
+async def test_a_device_is_never_delayed(guessed: Music) -> None:
+    client = "192.0.2.3"
+    device = await guessed.add("uid-alice")
+    assert await _guess(guessed, client, 11, u="alice") == [*_TEN, "shim"]
+    for salt in ("a", "b", "c"):
+        response = await guessed.rest(
+            "ping", _from(client), u="alice", **token(device.secret, salt)
+        )
+        assert error_of(response) is None
+
+
+async def test_every_format_and_coding_of_error_40_is_recognised(guessed: Music) -> None:
+    for number, (format_, coding) in enumerate(
+        [("json", "gzip"), ("xml", "gzip"), ("xml", "identity"), ("jsonp", "deflate")]
+    ):
+        client = f"192.0.2.{10 + number}"
+        headers = {"Accept-Encoding": coding}
+        answered = await _guess(guessed, client, 11, headers, f=format_, callback="a")
+        assert answered == [*_TEN, "shim"], (format_, coding)
+
+
+async def test_a_form_and_head_count_too(guessed: Music) -> None:
+    answered = [
+        _answered_by(
+            await guessed.post(
+                "ping", {"u": "dave", "p": f"wrong {attempt}"}, **_from("192.0.2.20")
+            )
+        )
+        for attempt in range(11)
+    ]
+    assert answered == [*_TEN, "shim"]
+    answered = [
+        _answered_by(
+            await guessed.client.head(
+                f"/rest/ping?u=dave&p=wrong{attempt}&v=1.16.1&c=x", headers=_from("192.0.2.21")
+            )
+        )
+        for attempt in range(11)
+    ]
+    assert answered == [*_TEN, "shim"]
+
+
+async def test_a_call_that_needs_no_credentials_makes_no_client_exempt(guessed: Music) -> None:
+    client = "192.0.2.30"
+    for call in ("getOpenSubsonicExtensions", "getOpenSubsonicExtensions.view", "nothing"):
+        await guessed.rest(call, _from(client), u="dave", p="wrong")
+    await guessed.client.get("/rest/ping?u=dave&p=wrong", headers=_from(client))  # error 10
+    assert await _guess(guessed, client, 11) == [*_TEN, "shim"]
+
+
+async def test_unknown_api_keys_are_delayed_for_the_client(guessed: Music) -> None:
+    client = "192.0.2.40"
+    codes = [
+        error_of(await guessed.rest("ping", _from(client), apiKey=f"unknown {number}"))
+        for number in range(31)
+    ]
+    assert codes == [44] * 30 + [40]
+
+
+async def test_other_accounts_of_one_client_share_a_limit(guessed: Music) -> None:
+    network = "2001:db8:1:2::"
+    answered = [
+        _answered_by(
+            await guessed.rest("ping", _from(f"{network}{number:x}"), u=f"user{number}", p="wrong")
+        )
+        for number in range(1, 32)
+    ]
+    assert answered == ["navidrome"] * 30 + ["shim"]

@@ -1,0 +1,327 @@
+"""Devices are added, listed, renamed and revoked, in a real database; their secrets are encrypted."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, insert, select, update
+
+from shim.audit.events import Event
+from shim.audit.events.devices import (
+    DeviceAdded,
+    DeviceKeyRotated,
+    DeviceRenamed,
+    DeviceRevoked,
+    DevicesAvailable,
+    DevicesUnavailable,
+)
+from shim.devices.keys import KeySource
+from shim.devices.models import MAX_DEVICES, DeviceError, new_secret
+from shim.devices.service import Actor, DeviceService
+from shim.store.database import Database
+from shim.store.device_rows import end_devices
+from shim.store.schema import BINDINGS, DEVICES, TOKEN_RULES
+
+ACTOR = Actor("console:root", "console")
+KEY = "11" * 32
+OTHER = "22" * 32
+
+
+class Home:
+    """A database with people, and the services over it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.key_file = folder / "device.key"
+        self.events: list[Event] = []
+        self.now = time.time()
+        self._open: list[Database] = []
+        database = self.database()
+        database.open()
+        database.write(
+            lambda connection: connection.execute(
+                insert(BINDINGS), [_binding(1, "uid-alice", "alice"), _binding(2, "uid-bob", "bob")]
+            )
+        )
+
+    def database(self) -> Database:
+        self._open.append(Database(self.url))
+        return self._open[-1]
+
+    async def service(self, key: str | None = None, *, load: bool = True) -> DeviceService:
+        source = KeySource(key, self.key_file)
+        service = DeviceService(self.database(), source, self.events.append, lambda: self.now)
+        if load:
+            await service.load()
+        return service
+
+    def kinds(self) -> list[type[Event]]:
+        return [type(event) for event in self.events]
+
+    def close(self) -> None:
+        for database in self._open:
+            database.close()
+
+
+def _binding(number: int, uid: str, name: str) -> dict[str, object]:
+    return {
+        "id": number,
+        "uid": uid,
+        "navidrome_id": f"id-{name}",
+        "user_name": name,
+        "normalized_name": name,
+        "provider_username": name,
+        "created_by_shim": True,
+        "state": "active",
+        "lock_pending": False,
+        "first_seen": 0.0,
+        "last_seen": 0.0,
+        "identity": "[]",
+        "last_written": "{}",
+        "version": 0,
+    }
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+    url = f"sqlite:///{tmp_path}/shim.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    home = Home(url, tmp_path)
+    yield home
+    home.close()
+
+
+async def test_a_device_is_added_with_a_secret_that_is_stored_encrypted(home: Home) -> None:
+    service = await home.service()
+    new = await service.add("uid-alice", " Phone ", ACTOR, account="alice")
+    assert new.device.name == "Phone" and new.secret not in repr(new)
+    assert re.fullmatch(r"([a-hj-km-np-z2-9]{4}-){6}[a-hj-km-np-z2-9]{4}", new.secret)
+    (loaded,) = service.active("uid-alice")
+    assert loaded.secret == new.secret.encode() and service.by_secret(loaded.secret) is loaded
+    assert service.active("uid-bob") == [] and service.by_secret(b"other") is None
+    row = service.database.read(lambda connection: connection.execute(select(DEVICES)).one())
+    assert new.secret.encode() not in bytes(row.secret) and len(row.nonce) == 12
+    assert home.key_file.stat().st_mode & 0o777 == 0o600
+    (event,) = home.events
+    assert isinstance(event, DeviceAdded) and new.secret not in repr(event)
+    assert (event.device, event.account, event.actor) == (new.device.id, "alice", "console:root")
+
+
+async def test_secrets_differ_and_have_128_bits_at_least() -> None:
+    assert len({new_secret() for _ in range(200)}) == 200
+    assert 31**28 > 2**128
+
+
+async def test_another_process_sees_a_change(home: Home) -> None:
+    one, two = await home.service(), await home.service()
+    new = await one.add("uid-alice", "Phone", ACTOR)
+    await two.refresh()
+    (loaded,) = two.active("uid-alice")
+    assert loaded.secret == new.secret.encode()
+    before = two.revocations
+    await one.revoke(new.device.id, ACTOR)
+    await two.refresh()
+    assert not loaded.alive and two.active("uid-alice") == [] and two.revocations > before
+
+
+async def test_a_revoked_device_loses_its_secret_and_stays_in_the_list(home: Home) -> None:
+    service = await home.service()
+    new = await service.add("uid-alice", "Phone", ACTOR)
+    (loaded,) = service.active("uid-alice")
+    revoked = await service.revoke(new.device.id, ACTOR, uid="uid-alice")
+    assert not loaded.alive and revoked.revoked_by == "owner"
+    (listed,) = service.devices("uid-alice")
+    assert listed.revoked == home.now and service.devices("uid-bob") == ()
+    row = service.database.read(lambda connection: connection.execute(select(DEVICES)).one())
+    assert bytes(row.secret) == b""
+    with pytest.raises(DeviceError):
+        await service.revoke(new.device.id, ACTOR)
+    assert home.kinds() == [DeviceAdded, DeviceRevoked]
+    home.now += 91 * 86400
+    await service.add("uid-alice", "New", ACTOR)
+    assert [device.name for device in service.devices()] == ["New"]
+
+
+async def test_a_person_has_twenty_devices_at_most(home: Home) -> None:
+    service = await home.service(KEY)
+    first = await service.add("uid-alice", "0", ACTOR, expires=home.now + 60)
+    for number in range(1, MAX_DEVICES):
+        await service.add("uid-alice", str(number), ACTOR)
+    with pytest.raises(DeviceError, match="20 devices"):
+        await service.add("uid-alice", "21", ACTOR)
+    await service.add("uid-bob", "Phone", ACTOR)
+    home.now += 61  # one has expired
+    assert not first.device.is_active(home.now)
+    await service.add("uid-alice", "21", ACTOR)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "a\x1b[31m", "safe\u202egnp", "zero\u200bwidth"]
+)
+async def test_a_name_that_is_not_shown_as_itself_is_refused(home: Home, name: str) -> None:
+    service = await home.service(KEY)
+    with pytest.raises(DeviceError):
+        await service.add("uid-alice", name, ACTOR)
+    assert service.devices() == ()
+
+
+async def test_names_in_any_script_are_kept(home: Home) -> None:
+    service = await home.service(KEY)
+    for name in ("x" * 64, "Küche <b>&amp;", "电话", "📱 phone", "گوشی\u200cها"):
+        home.now += 1
+        new = await service.add("uid-alice", name, ACTOR)
+        await service.rename(new.device.id, f"{name[:60]}!", ACTOR, uid="uid-alice")
+        assert service.devices()[0].name == f"{name[:60]}!"
+    assert DeviceRenamed in home.kinds()
+
+
+@pytest.mark.parametrize("why", ["nobody", "denied", "locked"])
+async def test_without_a_usable_account_no_device_is_added(home: Home, why: str) -> None:
+    service = await home.service(KEY)
+    uid = "uid-of-nobody" if why == "nobody" else "uid-alice"
+    if why == "denied":
+        service.database.write(lambda c: c.execute(update(BINDINGS).values(state="denied")))
+    if why == "locked":
+        rule = {"navidrome_id": "id-alice", "locked": True, "void_before": 0.0}
+        service.database.write(lambda c: c.execute(insert(TOKEN_RULES).values(**rule)))
+    with pytest.raises(DeviceError):
+        await service.add(uid, "Phone", ACTOR)
+
+
+async def test_what_ends_with_the_account_is_recorded(home: Home) -> None:
+    service = await home.service(KEY)
+    await service.add("uid-alice", "Phone", ACTOR)
+    service.database.write(
+        lambda connection: end_devices(connection, DEVICES.c.uid == "uid-alice", 7.0, "locked")
+    )
+    await service.refresh()
+    event = home.events[-1]
+    assert isinstance(event, DeviceRevoked) and event.reason == "locked" and event.actor is None
+
+
+def _change(change: dict[str, str], connection: Connection) -> None:
+    connection.execute(update(DEVICES).values(**change))
+
+
+async def test_the_last_use_is_stored(home: Home) -> None:
+    service = await home.service(KEY)
+    await service.add("uid-alice", "Phone", ACTOR)
+    (loaded,) = service.active("uid-alice")
+    loaded.used = (home.now + 5, "192.0.2.7", "Symfonium")
+    assert service.devices()[0].last_app == "Symfonium"
+    await service.store_uses()
+    other = await home.service(KEY)
+    (listed,) = other.devices()
+    assert (listed.last_used, listed.last_client) == (home.now + 5, "192.0.2.7")
+
+
+# the key
+
+
+async def test_a_row_under_another_id_or_person_is_worthless(home: Home) -> None:
+    service = await home.service(KEY)
+    await service.add("uid-alice", "Phone", ACTOR)
+    for change in ({"uid": "uid-bob"}, {"id": "0" * 16}):
+        service.database.write(partial(_change, change))
+        other = await home.service(KEY)
+        assert len(other) == 0 and other.refused == 1
+        assert other.fault is not None and "changed" in other.fault
+        service.database.write(lambda c: c.execute(update(DEVICES).values(uid="uid-alice")))
+
+
+@pytest.mark.parametrize("fault", ["missing", "unreadable", "empty", "binary", "short", "other"])
+async def test_a_key_that_is_lost_refuses_devices_and_deletes_nothing(
+    home: Home, fault: str
+) -> None:
+    service = await home.service()
+    new = await service.add("uid-alice", "Phone", ACTOR)
+    good = home.key_file.read_bytes()
+    contents = {"empty": b"", "binary": b"\xff\x00", "short": b"abcd\n", "other": OTHER.encode()}
+    if fault == "missing":
+        home.key_file.unlink()
+    elif fault == "unreadable":
+        home.key_file.unlink()
+        home.key_file.mkdir()
+    else:
+        home.key_file.write_bytes(contents[fault])
+    home.events.clear()
+    lost = await home.service()
+    assert lost.fault is not None and lost.refused == 1 and len(lost) == 0
+    assert lost.active("uid-alice") == [] and lost.by_secret(new.secret.encode()) is None
+    assert home.kinds() == [DevicesUnavailable]
+    if fault != "other":
+        with pytest.raises(DeviceError, match="key"):
+            await lost.add("uid-alice", "New", ACTOR)
+        assert str(home.key_file) in lost.fault
+    if fault == "unreadable":
+        home.key_file.rmdir()
+    home.key_file.write_bytes(good)
+    await lost.load()
+    assert lost.by_secret(new.secret.encode()) is not None
+    assert home.kinds()[-1] is DevicesAvailable
+
+
+async def test_postgresql_needs_a_key_in_the_settings(home: Home) -> None:
+    service = DeviceService(home.database(), KeySource(None, None), home.events.append)
+    await service.load()
+    assert service.fault is None  # nobody has a device
+    with pytest.raises(DeviceError, match="SHIM_DEVICE_KEY"):
+        await service.add("uid-alice", "Phone", ACTOR)
+
+
+async def test_the_key_file_is_rotated(home: Home) -> None:
+    service = await home.service()
+    new = await service.add("uid-alice", "Phone", ACTOR)
+    running = await home.service()
+    before = home.key_file.read_text()
+    assert await service.rotate_key(ACTOR) == 1
+    after = home.key_file.read_text()
+    assert before.splitlines()[1] not in after and len(after.splitlines()) == 2
+    assert home.key_file.stat().st_mode & 0o777 == 0o600
+    await running.refresh()
+    for each in (service, running, await home.service()):
+        assert each.fault is None and each.by_secret(new.secret.encode()) is not None
+    assert isinstance(home.events[-1], DeviceKeyRotated)
+
+
+async def test_an_interrupted_rotation_continues(home: Home) -> None:
+    service = await home.service()
+    new = await service.add("uid-alice", "Phone", ACTOR)
+    KeySource(None, home.key_file).add_new_key()  # and then the process ends
+    assert (await home.service()).by_secret(new.secret.encode()) is not None
+    await (await home.service()).rotate_key(ACTOR)
+    assert len(home.key_file.read_text().splitlines()) == 2
+    assert (await home.service()).by_secret(new.secret.encode()) is not None
+
+
+async def test_a_key_in_the_settings_is_rotated(home: Home) -> None:
+    new = await (await home.service(KEY)).add("uid-alice", "Phone", ACTOR)
+    with pytest.raises(DeviceError, match="NEW,OLD"):
+        await (await home.service(KEY)).rotate_key(ACTOR)
+    both = await home.service(f"{OTHER},{KEY}")
+    await both.rotate_key(ACTOR)
+    assert (await home.service(OTHER)).by_secret(new.secret.encode()) is not None
+    assert (await home.service(KEY)).fault is not None
+
+
+async def test_a_rotation_without_the_old_key_changes_nothing(home: Home) -> None:
+    new = await (await home.service(KEY)).add("uid-alice", "Phone", ACTOR)
+    with pytest.raises(DeviceError):
+        await (await home.service(f"{OTHER},{'33' * 32}")).rotate_key(ACTOR)
+    assert (await home.service(KEY)).by_secret(new.secret.encode()) is not None
+
+
+async def test_two_processes_create_one_key(home: Home) -> None:
+    one, two = await home.service(), await home.service()
+    first = await one.add("uid-alice", "Phone", ACTOR)
+    second = await two.add("uid-bob", "Phone", ACTOR)
+    await one.refresh()
+    for new in (first, second):
+        assert one.by_secret(new.secret.encode()) is not None
