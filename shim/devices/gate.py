@@ -182,7 +182,7 @@ class SubsonicDevices:
             return self._verify_api_key(key, found.api_key, client, listed=listed)
         if not found.u or not (found.p or found.t):
             return _FOREIGN
-        uid = self._accounts.person_of(found.u)
+        uid = None if found.too_long else self._accounts.person_of(found.u)
         device = None if uid is None else find_device(found, self.service.active(uid))
         if device is None:
             # Navidrome does not read `Authorization` there.
