@@ -186,6 +186,8 @@ def test_this_machine_may_be_asked_for_by_loopback(host: str) -> None:
         "localhost.evil.example",
         "192.0.2.1:4535",
         "[2001:db8::1]:4535",
+        "[::1]evil.example",
+        "[127.0.0.1].evil.example:4535",
         "2130706433",
         "",
         None,
