@@ -550,6 +550,7 @@ class RequestHandler:
         plane, decision = self._plane, self._decision
         devices, line, block = plane.devices, decision.request_line, decision.block
         assert devices is not None and line is not None and block is not None
+        self._drop_tap()  # of an earlier look, before Navidrome's users were listed
         target, path = line.target, line.path
         query = target[len(path) + 1 :]
         in_body, other_body = b"", body
@@ -585,6 +586,11 @@ class RequestHandler:
             if attempt is not None:
                 self._tap = OutcomeTap(attempt, head_only=line.method == b"HEAD")
         return body
+
+    def _drop_tap(self) -> None:
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
 
     async def _identify_device(self, body: bytes = b"") -> bytes:
         """Look for the password of a device, once Navidrome's users are listed. Return the body to send."""
@@ -689,9 +695,7 @@ class RequestHandler:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+        self._drop_tap()
         slow_path, self._slow_path = self._slow_path, None
         if slow_path is not None:
             slow_path.cancel()
@@ -1110,9 +1114,7 @@ class RequestHandler:
         """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
         connection = self._connection
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+        self._drop_tap()
         if connection.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from shim.devices.guessing import MAX_AT_ONCE
 from tests.integration.devices.conftest import Music, error_of, shim_before, token
 from tests.support.world import World
 
@@ -162,3 +163,21 @@ async def test_other_accounts_of_one_client_share_a_limit(guessed: Music) -> Non
         for number in range(1, 32)
     ]
     assert answered == ["navidrome"] * 30 + ["shim"]
+
+
+async def test_guesses_at_once_are_limited_too(guessed: Music) -> None:
+    first = await asyncio.gather(
+        *(
+            guessed.rest("ping", _from("192.0.2.50"), u="dave", p=f"wrong {number}")
+            for number in range(100)
+        )
+    )
+    answered = [_answered_by(response) for response in first]
+    assert 1 <= answered.count("navidrome") <= MAX_AT_ONCE + 10
+    right = await asyncio.gather(
+        *(
+            guessed.rest("ping", _from("192.0.2.51"), u="dave", p="right")
+            for _ in range(MAX_AT_ONCE)
+        )
+    )
+    assert {error_of(response) for response in right} == {None}
