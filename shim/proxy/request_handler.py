@@ -59,6 +59,7 @@ _MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 # Enum members are slow to look up, so those that each request uses are module constants.
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
 _INTERNAL = PathClass.INTERNAL
+_INTERNAL_BODY_BYTES = 65536  # the control plane takes less
 _UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
 
 
@@ -176,10 +177,12 @@ class RequestHandler:
                 self.reject(decision)
             return
         gate = plane.gate
+        if (gate is not None and (decision.form or decision.to_user_api)) or (
+            outcome.path_class is _INTERNAL and self._has_body()
+        ):
+            self._wait(self._serve(decision, head))
+            return
         if gate is not None:
-            if decision.form or decision.to_user_api:
-                self._wait(self._serve(decision, head))
-                return
             if verdict is _AUTHENTICATED:
                 identity = decision.identity
                 assert identity is not None
@@ -305,7 +308,7 @@ class RequestHandler:
             if self._requests_token_info():
                 self._send_token_info()
                 return
-            if not self._is_unchanged():
+            if decision.outcome.path_class is not _INTERNAL and not self._is_unchanged():
                 await self._provision_again()
         else:
             plane.counters.requests[self._decision.outcome.index] += 1
@@ -431,12 +434,17 @@ class RequestHandler:
     def _needs_body(self) -> bool:
         """Return whether the body is read before the request is sent: a form may carry a Navidrome token, and
         for a change of users Navidrome checks the sender at the head, but applies the change at the end of
-        the body."""
-        decision, block = self._decision, self._decision.block
-        if self._plane.gate is None or block is None:
+        the body. The shim's own pages have few connections, which a slow sender must not occupy."""
+        decision = self._decision
+        if decision.outcome.path_class is _INTERNAL:
+            return self._has_body()
+        if self._plane.gate is None:
             return False
-        with_body = block.metadata.length not in (NO_BODY, 0)
-        return decision.form or (decision.writes_users and with_body)
+        return decision.form or (decision.writes_users and self._has_body())
+
+    def _has_body(self) -> bool:
+        block = self._decision.block
+        return block is not None and block.metadata.length not in (NO_BODY, 0)
 
     async def _buffer_body(self, *, signs_in: bool) -> None:
         """Read the body. Remove from a form the Navidrome tokens that are void or belong to another account;
@@ -450,6 +458,8 @@ class RequestHandler:
         limit = plane.limits.form_bytes
         if self._decision.writes_users:
             limit = min(limit, USER_BODY_BYTES)
+        elif self._decision.outcome.path_class is _INTERNAL:
+            limit = min(limit, _INTERNAL_BODY_BYTES)
         share = plane.body_budget.share(metadata.client, trusted=self._decision.source.trusted)
         try:
             buffer = BodyBuffer(metadata.length, limit, share)
@@ -466,7 +476,7 @@ class RequestHandler:
             if self._decision.writes_users:
                 raise user_body_too_large() from None
             raise RequestRejected(
-                Reason.BODY_TOO_LARGE, f"the form has more than {limit} bytes"
+                Reason.BODY_TOO_LARGE, f"the body has more than {limit} bytes"
             ) from None
         except BufferFull:
             raise _RequestFailed(Failure.BUFFER_FULL) from None

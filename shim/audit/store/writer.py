@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -108,18 +108,14 @@ class TrailStore:
     async def store(self, event: Event) -> None:
         """Store this event before others that wait, and return once it is on disk. Raises `StoreError`. If
         the trail passes it later too, it is not stored twice."""
-        try:
-            async with asyncio.timeout(ACTION_SECONDS):
-                await self.write([event])
-        except TimeoutError:
-            error = StoreError(f"{self.display_url}: no response for {ACTION_SECONDS:.0f} s")
-            self._failed(error)
-            raise error from None
+        await self._soon(self.write([event]))
 
     async def prove_writable(self) -> None:
         """Write an unchanged value. Raises `StoreError`."""
         same = update(META).where(META.c.name == "version").values(value=META.c.value)
-        await self._run(lambda: self._write(lambda connection: connection.execute(same)))
+        await self._soon(
+            self._run(lambda: self._write(lambda connection: connection.execute(same)))
+        )
 
     async def apply_retention(self, limits: Mapping[Stream, Limits], reason: str = "") -> int:
         """Remove the rows beyond the limits in small transactions, and return their number. `reason` is that
@@ -186,6 +182,16 @@ class TrailStore:
         self.fault = None
         self._last_success = time.monotonic()
         return done
+
+    async def _soon(self, work: Awaitable[object]) -> None:
+        """Wait for `work`, at most `ACTION_SECONDS`. Raises `StoreError`."""
+        try:
+            async with asyncio.timeout(ACTION_SECONDS):
+                await work
+        except TimeoutError:
+            error = StoreError(f"{self.display_url}: no response for {ACTION_SECONDS:.0f} s")
+            self._failed(error)
+            raise error from None
 
     def _failed(self, error: StoreError) -> None:
         self.fault = str(error)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from shim.control.protocol import MAX_CONNECTIONS
 from tests.support.recorder import Recorder
 from tests.support.shim_process import Shim, an_edge, assert_rejected, build_request, someone
 
 SETTINGS = {"ADMIN_GROUPS": "admins", "PROXY_SECRET": "swordfish-swordfish"}
 SECRET = "X-Shim-Proxy-Secret: swordfish-swordfish"
 ADMIN = ("X-authentik-username: ada", "X-authentik-groups: users|admins", SECRET)
+FORM = ("Content-Type: application/x-www-form-urlencoded", "Content-Length: 10")
 USER = ("X-authentik-username: eve", "X-authentik-groups: users", SECRET)
 
 
@@ -95,3 +97,20 @@ def test_a_query_is_not_part_of_the_control_planes_path(front: Shim, upstream: R
     response = front.request(build_request("GET /_shim?metrics HTTP/1.1", *ADMIN), an_edge())
     assert b"shim_requests_total" not in response.raw
     assert not upstream.requested
+
+
+def test_unfinished_requests_of_one_person_do_not_keep_others_out(front: Shim) -> None:
+    unfinished = []
+    for _ in range(MAX_CONNECTIONS + 10):
+        client = front.connect(an_edge())
+        client.sendall(build_request("POST /_shim/api/reload HTTP/1.1", *ADMIN, *FORM) + b"half")
+        unfinished.append(client)
+    response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), an_edge())
+    assert response.statuses == [200]
+    for client in unfinished:
+        client.close()
+
+
+def test_a_long_body_does_not_reach_the_pages(front: Shim) -> None:
+    request = build_request("POST /_shim/api/reload HTTP/1.1", *ADMIN, "Content-Length: 100000")
+    assert front.request(request, an_edge()).statuses == [413]

@@ -264,6 +264,25 @@ async def test_an_action_that_grants_a_right_is_refused_while_storing_is_impossi
     assert logged == [lock]
 
 
+async def test_an_action_waits_no_longer_than_its_answer_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "audit.db"
+    store = sqlite_store(file)
+    await store.write([up()])
+    monkeypatch.setattr(module, "ACTION_SECONDS", 0.2)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        actions = AdminActions(store, lambda _: None)
+        with pytest.raises(NotStored, match="no response for"):
+            await actions.require()
+        assert "no response for" in str(await actions.record(action()))
+    finally:
+        other.close()
+        await store.close()
+
+
 async def test_without_a_database_actions_are_in_the_log_only() -> None:
     logged: list[Event] = []
     actions = AdminActions(None, logged.append)
