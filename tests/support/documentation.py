@@ -21,8 +21,17 @@ SHELLS = ("sh", "bash")
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _PROGRAM = "navidrome-shim"
 _IMAGE = "navidrome-auth-shim"
-# Options of `docker compose`, `docker run` and `kubectl` that take a value.
-_WITH_VALUE = {"--file", "--network", "--env", "--env-file", "--namespace", "--container", "--name"}
+# Options of `docker compose` and `docker run` that take a value.
+_WITH_VALUE = {
+    "--entrypoint",
+    "--env",
+    "--env-file",
+    "--file",
+    "--name",
+    "--network",
+    "--user",
+    "--volume",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ def shim_arguments(words: list[str]) -> list[str] | None:
         return None
     if words[:2] == ["docker", "run"]:
         rest = _after_options(words[2:])
-        return rest[1:] if rest[:1] == [_IMAGE] else None
+        return rest[1:] if rest[:1] == [_IMAGE] and "--entrypoint" not in words else None
     if words[0] == "kubectl":
         return shim_arguments(words[words.index("--") + 1 :]) if "--" in words else None
     return words[1:] if Path(words[0]).name == _PROGRAM else None
