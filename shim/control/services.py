@@ -26,8 +26,9 @@ class ControlServices:
     """The parts that the API and the pages show and use.
 
     `settings` returns the settings in force, `pending_restart` the names of those whose new value waits for a
-    restart. `reload` reads the settings again. `explain` raises `InvalidRequest`. `accounts` is None without
-    provisioning, `trail` and `live` if the events are only in the log.
+    restart. `reload` reads the settings again. `explain` raises `InvalidRequest`. `start_edge_probe` returns
+    a one-time path below a public prefix, and raises ValueError for another one; None without a data plane.
+    `accounts` is None without provisioning, `trail` and `live` if the events are only in the log.
     """
 
     health: HealthSource
@@ -36,6 +37,7 @@ class ControlServices:
     pending_restart: Callable[[], tuple[str, ...]]
     reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]]
     explain: Callable[[ExplainedRequest], Awaitable[dict[str, object]]]
+    start_edge_probe: Callable[[str], str] | None = None
     accounts: AccountAdministration | None = None
     trail: TrailReader | None = None
     live: LiveTrail | None = None

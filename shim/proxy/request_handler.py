@@ -18,6 +18,7 @@ from shim.http1.chunked import ChunkedError
 from shim.http1.framing import CHUNKED, NO_BODY
 from shim.proxy.counters import FASTEST
 from shim.proxy.device_gate import DeviceMatch, DeviceRefused
+from shim.proxy.edge_probe import edge_probe_response
 from shim.proxy.error_responses import error_response, token_info
 from shim.proxy.failures import Failure
 from shim.proxy.gate import Account, AccountDenied, AccountGate, RequestInfo
@@ -166,6 +167,8 @@ class RequestHandler:
         outcome = decision.outcome
         self._decision = decision
         verdict = outcome.verdict
+        if plane.edge_probe is not None and self._respond_to_probe(decision):
+            return
         if verdict is _REJECTED:
             if outcome.reason is _UNKNOWN_KEY:
                 self._wait(self._serve(decision, head))
@@ -1122,6 +1125,29 @@ class RequestHandler:
             connection.enter_keep_alive()
         else:
             connection.send_and_close(response)
+
+    def _respond_to_probe(self, decision: Decision) -> bool:
+        """Respond to the request of `navidrome-shim check`, if it is this one. Return whether it is.
+
+        It is not logged as stripped, because the check sends identity headers on purpose.
+        """
+        plane, connection = self._plane, self._connection
+        probe = plane.edge_probe
+        if probe is None or not probe.matches(decision, plane.now):
+            return False
+        plane.edge_probe = None
+        plane.counters.requests[decision.outcome.index] += 1
+        response = edge_probe_response(decision, plane.decisions.policy)
+        self._measure()
+        connection.keep_alive = False
+        self._response_lines = b""
+        self._response_status = 200
+        self.response_begun = True
+        self._bytes_sent = len(response)
+        if plane.observer.logs_access:
+            self._log_access()
+        connection.send_and_close(response)
+        return True
 
     # metrics and the log
 

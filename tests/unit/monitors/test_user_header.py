@@ -116,7 +116,9 @@ async def test_a_configuration_that_was_read_by_header_needs_no_probe() -> None:
         assert pings(server) == 0
         check = user_header_check(settings_of(server), monitor.state)
         assert check.state is State.WARNING
-        assert "127.0.0.0/8" in check.detail and "192.0.2.1" not in check.detail
+        assert "obeys Remote-User from 127.0.0.0/8, 192.0.2.1/32: any client" in check.detail
+        assert check.remedy is not None
+        assert "only the shim's address 127.0.0.1/32" in check.remedy
     await server.stop()
 
 
@@ -170,3 +172,23 @@ async def test_a_restart_makes_it_unknown_at_once_and_is_asked_about_again() -> 
 )
 def test_sources_that_trust_more_than_one_address(sources: str, wide: tuple[str, ...]) -> None:
     assert beyond_the_shim(sources) == wide
+
+
+@pytest.mark.parametrize(
+    ("sources", "own", "others"),
+    [
+        ("172.20.0.5/32", "172.20.0.5", ()),
+        ("172.20.0.5/32,172.20.0.9/32", "172.20.0.5", ("172.20.0.9/32",)),
+        ("172.20.0.0/16,172.20.0.9/32", "172.20.0.5", ("172.20.0.0/16", "172.20.0.9/32")),
+        # Navidrome sees the shim under another address.
+        ("192.168.1.1/32,172.20.0.9/32", "172.20.0.5", ()),
+        ("127.0.0.1/32,::1/128", "127.0.0.1", ()),
+        ("@,172.20.0.9/32", "@", ()),
+        ("fd00::5/128,fd00::9/128", "fd00::5", ("fd00::9/128",)),
+        ("172.20.0.5/32,172.20.0.9/32", "", ()),
+    ],
+)
+def test_sources_beside_the_shims_own_address(
+    sources: str, own: str, others: tuple[str, ...]
+) -> None:
+    assert beyond_the_shim(sources, own) == others

@@ -389,7 +389,7 @@ def test_connection_options_neither_remove_nor_keep_an_identity(option: str) -> 
         (("x-shim-proxy-SECRET: mackerel",), Reason.PROXY_SECRET, 200),
         (("X-Shim-Proxy-Secret: swordfish ",), Reason.PROXY_SECRET, 200),
         ((), Reason.SECRET_MISSING, 401),
-        (("X-Shim-Proxy-Secret:",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret:",), Reason.SECRET_MISSING, 401),
         (("X-Shim-Proxy-Secret: Swordfish",), Reason.SECRET_MISMATCH, 401),
         (("X-Shim-Proxy-Secret: swordfis",), Reason.SECRET_MISMATCH, 401),
         (("X-Shim-Proxy-Secret: swordfish,mackerel",), Reason.SECRET_MISMATCH, 401),
