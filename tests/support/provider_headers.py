@@ -50,7 +50,7 @@ def keys() -> tuple[Key, ...]:
 def pomerium_assertion(**changes: object) -> str:
     """The assertion that Pomerium signs for ada, valid now, with these claims changed."""
     now = int(time.time())
-    said = {
+    entries = {
         "iss": HOST,
         "aud": HOST,
         "jti": "2c0a",
@@ -64,13 +64,13 @@ def pomerium_assertion(**changes: object) -> str:
         "name": "Ada Lövelace",
         **changes,
     }
-    return token(said, key=ec_key(), algorithm="ES256", kid="ec-0")
+    return token(entries, key=ec_key(), algorithm="ES256", kid="ec-0")
 
 
 def access_assertion(**changes: object) -> str:
     """The assertion that Cloudflare Access signs for ada, valid now, with these claims changed."""
     now = int(time.time())
-    said = {
+    entries = {
         "aud": ["aud-tag"],
         "email": "ada@example.org",
         "exp": now + 300,
@@ -83,7 +83,7 @@ def access_assertion(**changes: object) -> str:
         "country": "DE",
         **changes,
     }
-    return token(said)
+    return token(entries)
 
 
 def _token_settings(issuer: str, audience: str) -> dict[str, str]:

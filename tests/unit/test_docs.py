@@ -118,7 +118,7 @@ def test_pages_name_only_settings_that_exist(page: Path) -> None:
 
 
 @pages
-def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+def test_links_point_to_existing_files_and_headings(page: Path) -> None:
     for link in links(page):
         url = urlsplit(link)
         if url.scheme:
