@@ -32,7 +32,6 @@ from tests.support.documentation import (
     PAGES,
     ROOT,
     SHELLS,
-    Block,
     anchors,
     block_commands,
     blocks,
@@ -283,20 +282,13 @@ YAML_BLOCKS = [
     for b in blocks(page)
     if b.language == "yaml"
 ]
-_ASSIGNMENT = re.compile(r"(?:SHIM|ND)_[A-Z0-9_]+=")
-
-
-def _is_settings(block: Block) -> bool:
-    lines = block.text.strip().splitlines()
-    assigned = block.language in SHELLS and all(map(_ASSIGNMENT.match, lines))
-    return assigned and any(line.startswith("SHIM_") for line in lines)
-
-
+# A line of a settings file, also in a here-document, or an option of `docker run`.
+_ASSIGNMENT = re.compile(r"^ *(?:--env )?(SHIM_[A-Z0-9_]+=.*?) *\\?$", re.MULTILINE)
 SETTINGS_BLOCKS = [
-    pytest.param(b.text.splitlines(), id=f"{page.relative_to(ROOT)}:{b.line}")
+    pytest.param(_ASSIGNMENT.findall(b.text), id=f"{page.relative_to(ROOT)}:{b.line}")
     for page in PAGES
     for b in blocks(page)
-    if _is_settings(b)
+    if b.language in SHELLS and _ASSIGNMENT.search(b.text)
 ]
 
 
@@ -316,7 +308,7 @@ def test_yaml_block_is_valid(text: str) -> None:
 @pytest.mark.parametrize("lines", SETTINGS_BLOCKS)
 def test_settings_block_is_accepted_by_the_shim(lines: list[str], tmp_path: Path) -> None:
     file = tmp_path / ".env"
-    file.write_text("".join(f"{_filled_in(line)}\n" for line in lines if line[:5] == "SHIM_"))
+    file.write_text("".join(f"{_filled_in(line)}\n" for line in lines))
     load({}, file)  # raises SettingsError for a fault
 
 
