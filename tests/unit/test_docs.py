@@ -319,6 +319,12 @@ def _filled_in(line: str) -> str:
     )
 
 
+@pages
+def test_sign_out_url_is_absolute_as_navidrome_requires(page: Path) -> None:
+    for value in re.findall(r"ND_EXTAUTH_LOGOUTURL[=:] ?([^\s`|]+)", page.read_text()):
+        assert value.startswith("https://"), value
+
+
 def _block_with(page: Path, text: str) -> str:
     [found] = [b.text for b in blocks(page) if text in b.text]
     return found
