@@ -195,9 +195,7 @@ def _probe(settings: Settings, public_url: str, control: httpx.Client) -> dict[s
     headers = dict.fromkeys(_identity_headers(settings), _VALUE)
     aliases = dict.fromkeys(_aliases(settings), _VALUE)
     results: dict[str, RouteResults] = {}
-    with httpx.Client(
-        verify=ssl.create_default_context(), timeout=_TIMEOUT, trust_env=False
-    ) as client:
+    with httpx.Client(verify=_certificates(), timeout=_TIMEOUT, trust_env=False) as client:
         for prefix in settings.public_paths:
             first = _send(client, origin, _probe_path(control, prefix), headers)
             second = None
@@ -207,6 +205,13 @@ def _probe(settings: Settings, public_url: str, control: httpx.Client) -> dict[s
             if isinstance(first, Elsewhere) and not first.connected:
                 break
     return results
+
+
+def _certificates() -> ssl.SSLContext:
+    """Return a context with the usual CAs, those of the system, and those in SSL_CERT_FILE."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
 
 
 def _identity_headers(settings: Settings) -> list[str]:

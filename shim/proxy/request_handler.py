@@ -516,6 +516,7 @@ class RequestHandler:
         """Look for the password of a device, in a form's body too, and use it."""
         plane = self._plane
         assert plane.devices is not None
+        self._drop_tap()  # of an earlier look, before Navidrome's users were listed
         result = sign_in(
             plane.devices,
             plane.decisions.policy,
@@ -530,6 +531,11 @@ class RequestHandler:
         if result.device is not None:
             self._device, self._account = result.device, result.device.account
         return result
+
+    def _drop_tap(self) -> None:
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
 
     async def _sign_in_listed(self, body: bytes = b"") -> bytes:
         """Look for the password of a device, once Navidrome's users are listed. Return the body to send."""
@@ -635,9 +641,7 @@ class RequestHandler:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+        self._drop_tap()
         slow_path, self._slow_path = self._slow_path, None
         if slow_path is not None:
             slow_path.cancel()
@@ -990,9 +994,7 @@ class RequestHandler:
         """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
         connection = self._connection
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+        self._drop_tap()
         if connection.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)

@@ -77,6 +77,11 @@ class Scene:
             timeout=20,
         )
 
+    @property
+    def received(self) -> list[SeenRequest]:
+        """The requests that Navidrome received through the edge, without the shim's own probes."""
+        return [seen for seen in self.stand_in.seen if seen.values("X-Forwarded-For")]
+
     def last_seen(self, target: str) -> SeenRequest:
         """The last request for a target that reached Navidrome."""
         return next(seen for seen in reversed(self.stand_in.seen) if seen.target == target)

@@ -120,11 +120,11 @@ def test_a_path_in_another_case_is_treated_as_the_edge_treats_it(edge_alone: Sce
     with edge_alone.client() as anonymous:
         response = anonymous.get("/REST/ping?v=1&c=x", headers=CLAIMS)
     if edge_alone.edge == "caddy":  # It matches paths case-insensitively.
-        [seen] = edge_alone.stand_in.seen
+        [seen] = edge_alone.received
         assert all("forged" not in value for _, value in seen.headers)
     else:
         assert response.status_code == httpx.codes.FOUND
-        assert not edge_alone.stand_in.seen
+        assert not edge_alone.received
 
 
 def test_the_outposts_users_have_different_ids() -> None:

@@ -48,7 +48,7 @@ def test_with_the_shim_the_limit_applies_whatever_address_is_claimed(
     limit = scene.stand_in.options.login_limit
     assert responses[:limit] == [httpx.codes.UNAUTHORIZED] * limit
     assert responses[limit:] == [httpx.codes.TOO_MANY_REQUESTS] * (GUESSES - limit)
-    assert {tuple(seen.values("X-Real-IP")) for seen in scene.stand_in.seen} == {(source,)}
+    assert {tuple(seen.values("X-Real-IP")) for seen in scene.received} == {(source,)}
 
 
 def test_one_attacker_does_not_lock_out_others(scene: Scene) -> None:

@@ -45,7 +45,7 @@ async def player(scene: Scene) -> AsyncIterator[AsyncConnection]:
 
 async def test_it_logs_in(app: AsyncConnection, scene: Scene) -> None:
     assert await app.ping()
-    for seen in scene.stand_in.seen:
+    for seen in scene.received:
         assert identity_fields(seen.headers) == []
 
 

@@ -98,15 +98,15 @@ def test_a_client_that_bypasses_the_edge_has_no_identity(scene: Scene, header: s
         assert (
             direct_client.get("/api/user", headers=claims).status_code == httpx.codes.UNAUTHORIZED
         )
-    assert len(scene.stand_in.seen) == 3
-    for seen in scene.stand_in.seen:
+    assert len(scene.received) == 3
+    for seen in scene.received:
         assert identity_fields(seen.headers) == []
         assert seen.values("X-Real-IP") == ["127.0.0.9"]
 
 
 def identities_seen(scene: Scene) -> list[tuple[str, list[tuple[str, str]]]]:
     """The target of each request that reached Navidrome, with its fields that may be an identity."""
-    return [(seen.target, identity_fields(seen.headers)) for seen in scene.stand_in.seen]
+    return [(seen.target, identity_fields(seen.headers)) for seen in scene.received]
 
 
 def identity_fields(headers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:

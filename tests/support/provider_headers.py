@@ -47,6 +47,10 @@ def keys() -> tuple[Key, ...]:
     return read_key_set(key_set(jwk(rsa_key(), "rsa-0"), jwk(ec_key(), "ec-0")))
 
 
+# Longer than a run of all tests: the assertions of the tables are signed when the module is loaded.
+_VALID_SECONDS = 86_400
+
+
 def pomerium_assertion(**changes: object) -> str:
     """The assertion that Pomerium signs for ada, valid now, with these claims changed."""
     now = int(time.time())
@@ -55,7 +59,7 @@ def pomerium_assertion(**changes: object) -> str:
         "aud": HOST,
         "jti": "2c0a",
         "iat": now,
-        "exp": now + 300,
+        "exp": now + _VALID_SECONDS,
         "sub": "idp-7",
         "user": "idp-7",
         "email": "ada@example.org",
@@ -73,7 +77,7 @@ def access_assertion(**changes: object) -> str:
     entries = {
         "aud": ["aud-tag"],
         "email": "ada@example.org",
-        "exp": now + 300,
+        "exp": now + _VALID_SECONDS,
         "iat": now,
         "nbf": now,
         "iss": ISSUER,

@@ -174,5 +174,15 @@ def test_serving_loads_no_terminal_library(tmp_path: Path) -> None:
     assert "Cannot assign requested address" in ran.stderr
     modules = (tmp_path / "modules").read_text().split()
     assert {"shim.app.runtime", "sqlalchemy", "jwt", "httpx", "structlog"} <= set(modules)
-    unused = ("rich", "pygments", "httpx._main", "attr", "difflib", "typer", "alembic", "apprise")
+    unused = (
+        "rich",
+        "pygments",
+        "httpx._main",
+        "attr",
+        "difflib",
+        "typer",
+        "alembic",
+        "apprise",
+        "sqlalchemy.dialects.postgresql",
+    )
     assert not [name for name in modules if name in unused or name.partition(".")[0] in unused]

@@ -186,6 +186,8 @@ def test_loopback_host_names_are_allowed_on_this_machine(host: str) -> None:
         "localhost.evil.example",
         "192.0.2.1:4535",
         "[2001:db8::1]:4535",
+        "[::1]evil.example",
+        "[127.0.0.1].evil.example:4535",
         "2130706433",
         "",
         None,

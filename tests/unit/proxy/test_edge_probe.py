@@ -10,7 +10,7 @@ import pytest
 from shim.proxy.edge_probe import EDGE_PROBE_MARK, EDGE_PROBE_SECONDS
 from shim.trust.path_zones import Paths
 from shim.trust.policy import Policy, Proof
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before, policy
 from tests.support.http_client import Response, build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome
 
@@ -62,8 +62,12 @@ async def test_it_names_what_arrived_and_shows_no_value(navidrome: Navidrome) ->
 async def test_an_untrusted_peer_is_named(navidrome: Navidrome) -> None:
     async with front_before(navidrome) as front:
         head = get(path_of(front), ALICE, "X-Forwarded-For: 192.0.2.7")
-        found = findings(await front.request(head, source=ANYONE))
-        assert (found["peer"], found["peer_trusted"], found["forwarded"]) == (ANYONE, False, True)
+        found = findings(await front.request(head, source=UNTRUSTED))
+        assert (found["peer"], found["peer_trusted"], found["forwarded"]) == (
+            UNTRUSTED,
+            False,
+            True,
+        )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ async def test_an_untrusted_peer_is_named(navidrome: Navidrome) -> None:
 )
 async def test_it_responds_whatever_the_policy_decides(navidrome: Navidrome, rules: Policy) -> None:
     async with front_before(navidrome, by=rules) as front:
-        for source in (ANYONE, EDGE):
+        for source in (UNTRUSTED, EDGE):
             found = findings(await front.request(get(path_of(front), ALICE), source=source))
             assert found["identity_headers"] == ["X-authentik-username"]
 

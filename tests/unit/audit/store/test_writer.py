@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import make_url, text
+from sqlalchemy import inspect, make_url, text
 
 from shim.audit.admin_actions import AdminActions, NotStored
 from shim.audit.events import AdminAction, Event, Stopped, Stream, UpstreamUp
@@ -91,6 +91,22 @@ async def test_events_are_stored_in_their_streams_with_their_records(
     assert found.record["chain"] == 1
     assert found.record["stream"] == "requests"
     assert found.record["reason"] == str(request.reason)
+
+
+async def test_indexes_leave_out_rows_without_the_value(make: Make) -> None:
+    store = make()
+    await store.open()
+    name = "postgresql" if store._database._url.get_backend_name() == "postgresql" else "sqlite"
+    found = store._database.read(
+        lambda connection: {
+            str(index["name"]): index.get("dialect_options", {})
+            for index in inspect(connection).get_indexes(
+                "audit_requests", schema="shim_audit" if name == "postgresql" else None
+            )
+        }
+    )
+    assert f"{name}_where" in found["audit_requests_user"]
+    assert f"{name}_where" not in found["audit_requests_kind"]
 
 
 async def test_events_for_the_log_only_are_not_stored(make: Make, store_url: str) -> None:
