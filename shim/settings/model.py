@@ -520,7 +520,7 @@ class Settings(BaseSettings):
     notify_kinds: Names = setting(
         "account_created,account_linked,account_unlinked,account_locked,account_readmitted,admin_action,"
         "admin_created,own_account_secured",
-        "Kinds of events to notify of, whatever their severity, comma-separated; see docs/operating.md.",
+        "Kinds of events to notify of, whatever their severity, comma-separated; see docs/operations.md.",
     )
     notify_severity: Annotated[
         Literal["info", "warning", "error", "none"],
