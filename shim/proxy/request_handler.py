@@ -570,6 +570,8 @@ class RequestHandler:
         credentials = CredentialText(in_query, in_body, basic)
         if not policy.suspended and policy.user_header_obeyed:
             found = devices.identify(credentials, block.metadata.client, listed=listed)
+        if isinstance(found, DeviceMatch) and not policy.audit_available:
+            return DeviceRefused(Reason.AUDIT_UNAVAILABLE, "the audit trail cannot be written")
         if isinstance(found, DeviceMatch):
             self._device, self._account = found, found.account
             self._decision = decision.with_device(found.identity, other_query)
@@ -1229,7 +1231,7 @@ class RequestHandler:
         if decision.outcome.reason is not Reason.DEVICE_SIGN_IN_DUE:
             return ""
         block, base = decision.block, self._plane.decisions.policy.paths.base
-        return "" if block is None else public_address(block, base)
+        return "" if block is None else public_address(block.forward, base)
 
     def _send_response(self, status: int, response: bytes, *, keep_alive: bool) -> None:
         """Send a complete response of the shim, and end the request."""

@@ -511,7 +511,7 @@ class Settings(BaseSettings):
     )
     notify_kinds: Names = setting(
         "account_created,account_linked,account_unlinked,account_locked,account_readmitted,admin_action,"
-        "admin_created,own_account_secured",
+        "admin_created,device_added,own_account_secured",
         "Kinds of events to notify of, whatever their severity, comma-separated; see docs/operating.md.",
     )
     notify_severity: Annotated[

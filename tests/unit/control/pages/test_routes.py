@@ -33,7 +33,14 @@ from tests.unit.control.test_app import FINE, SECRET, TOKEN, Health
 ADMIN = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", ADMIN_HEADER: "1"}
 HTML = {"Accept": "text/html"}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-PAGES = ("/admin/", "/admin/trail", "/admin/accounts", "/admin/explain", "/admin/configuration")
+PAGES = (
+    "/admin/",
+    "/admin/trail",
+    "/admin/accounts",
+    "/admin/devices",
+    "/admin/explain",
+    "/admin/configuration",
+)
 WRITES = (
     "/admin/accounts/sync",
     "/admin/accounts/lock",
@@ -195,7 +202,7 @@ async def test_pages_need_a_sign_in_which_leads_back(console: Console, path: str
     assert (await console.ask(path, BEARER)).status_code == 200
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/", "/sign-in"])
+@pytest.mark.parametrize("path", [*PAGES, "/api/devices", "/metrics", "/sign-in"])
 async def test_a_person_who_is_no_administrator_gets_404(console: Console, path: str) -> None:
     person = {CHANNEL_HEADER: SECRET, USER_HEADER: "eve"}
     assert (await console.ask(path, person)).status_code == 404
@@ -218,9 +225,10 @@ async def test_without_a_token_only_this_machine_reads_and_there_is_no_sign_in()
     assert (await console.ask("/sign-in")).status_code == 404
 
 
-async def test_the_root_leads_to_the_console_on_both_mounts(console: Console) -> None:
+async def test_the_root_leads_to_the_console_on_the_listener(console: Console) -> None:
     assert (await console.ask("/", BEARER)).headers["location"] == "/admin/"
-    assert (await console.ask("/", ADMIN)).headers["location"] == "/_shim/admin/"
+    assert (await console.ask("/")).headers["location"] == "./sign-in?next=%2F"
+    assert (await console.ask("/without-slash", ADMIN)).headers["location"] == "/_shim/"
 
 
 async def test_a_sign_in_with_the_token_and_signing_out(console: Console) -> None:
