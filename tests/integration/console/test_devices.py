@@ -21,7 +21,7 @@ NAME = "<img src=x onerror=alert(1)> phone"
 @pytest.fixture(params=[True, False], ids=["with scripts", "without scripts"])
 def person(request: pytest.FixtureRequest, browser: Browser, played: Played) -> Iterator[Page]:
     """The own page of somebody who is no administrator."""
-    cookies = played.cookies_of("bert")
+    cookies = played.cookies_of("alice")
     with watched(browser, played.host, cookies=cookies, scripts=request.param) as found:
         found.page.goto(f"{played.url}/")
         yield found.page
@@ -61,7 +61,7 @@ def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
     server, user, password = (
         page.locator(f"#{each}").inner_text() for each in ("server", "user", "secret")
     )
-    assert (server, user) == (played.environment.edge.url, "bert")
+    assert (server, user) == (played.environment.edge.url, "alice")
     expect(page.get_by_role("img", name="QR code of the password")).to_be_visible()
     assert use(server, user, password)
     assert not use(server, user, password[:-1] + ("a" if password[-1] != "a" else "b"))
@@ -81,7 +81,7 @@ def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
 
 
 def test_the_button_copies_the_password(browser: Browser, played: Played) -> None:
-    with watched(browser, played.host, cookies=played.cookies_of("bert")) as found:
+    with watched(browser, played.host, cookies=played.cookies_of("alice")) as found:
         page = found.page
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.goto(f"{played.url}/")
@@ -96,16 +96,16 @@ def test_the_button_copies_the_password(browser: Browser, played: Played) -> Non
 def test_an_administrator_revokes_the_device_of_somebody_else(
     browser: Browser, played: Played
 ) -> None:
-    with watched(browser, played.host, cookies=played.cookies_of("bert")) as theirs:
+    with watched(browser, played.host, cookies=played.cookies_of("alice")) as theirs:
         theirs.page.goto(f"{played.url}/")
         theirs.page.get_by_label("Name").fill("Lost phone")
         theirs.page.get_by_role("button", name="Add the device").click()
         password = theirs.page.locator("#secret").inner_text()
-    assert use(played.environment.edge.url, "bert", password)
+    assert use(played.environment.edge.url, "alice", password)
     with watched(browser, played.host, cookies=played.cookies) as found:
         page = found.page
         page.goto(f"{played.url}/admin/accounts")
-        page.get_by_role("row", name="bert").get_by_role("link", name="Devices").click()
+        page.get_by_role("row", name="alice").get_by_role("link", name="Devices").click()
         expect(page.get_by_role("button", name="Add")).to_have_count(0)
         page.get_by_role("row").filter(has_text="Lost phone").get_by_role(
             "link", name="Revoke"
@@ -114,4 +114,4 @@ def test_an_administrator_revokes_the_device_of_somebody_else(
         expect(page.get_by_role("status")).to_contain_text("revoked")
         page.goto(f"{played.url}/admin/trail?kind=admin_action")
         expect(page.locator(".event").first).to_contain_text("device.revoke")
-    assert not use(played.environment.edge.url, "bert", password)
+    assert not use(played.environment.edge.url, "alice", password)

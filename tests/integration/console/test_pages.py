@@ -69,7 +69,7 @@ def open_first(action: str) -> Callable[[Page], None]:
 
 
 # The pages of a person who is no administrator, and has an account.
-PERSON = "bert"
+PERSON = "alice"
 OWN_PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "own page": ("/", click()),
     "own page without an account": ("/?user=dirk", click()),
