@@ -1,5 +1,5 @@
-"""What a person tries the shim against when there is no Navidrome and no edge at hand.
+"""A demo and test environment for the shim that needs no Navidrome and no edge.
 
-A stand-in Navidrome (`demo.navidrome`) and a scripted edge. Nothing that `serve` runs is
-imported from here: the demo stands beside the runtime, and may import it, never the other way.
+A stand-in Navidrome (`demo.navidrome`) and a scripted edge. The runtime imports nothing from here;
+the demo may import the runtime.
 """

@@ -1,4 +1,4 @@
-"""`make demo` or `python -m demo`: run the scenarios, then keep everything up to try by hand."""
+"""`make demo` or `python -m demo`: run the scenario, then keep everything running to try by hand."""
 
 from __future__ import annotations
 

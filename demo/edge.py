@@ -1,9 +1,8 @@
 """A scripted edge: what Traefik with authentik's forward auth does, as far as the demo needs it.
 
-One request a connection, so that no message has to be framed: the head is read and rewritten, and from
-then on bytes are only copied. Its routes are those of the usual guide, the open ones with their hole:
-whatever a client claims on `/rest/` and `/share/` passes. Nothing here is fit to stand before anything
-but a demo.
+One request per connection, so that no message has to be framed: the head is read and rewritten,
+then bytes are only copied. Its routes are those of the usual guide, the open ones with their
+weakness: any claimed identity on `/rest/` and `/share/` is forwarded. For the demo only.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ IDENTITY_PREFIX: Final = "x-authentik-"
 
 _COPIED: Final = 64 * 1024
 _SECONDS: Final = 10.0
-# Set again for who stands behind, never passed on.
+# Set again for the upstream, never forwarded.
 _HOP: Final = frozenset(
     {"connection", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 )
@@ -32,7 +31,7 @@ _HOP: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A request's head. The fields are as they were spelt, in order."""
+    """A request's head. The fields keep their spelling and order."""
 
     method: str
     target: str
@@ -49,10 +48,10 @@ class _Head:
 class Edge:
     """An edge that listens from `start` to `stop`; an async context manager.
 
-    before: `http://host:port` of what it stands before.
+    before: `http://host:port` of its upstream.
     outpost: `http://host:port` of the provider's outpost.
-    address: the loopback address that it speaks from.
-    port: where it listens on 127.0.0.1; 0 is any free one.
+    address: the loopback address that it connects from.
+    port: its port on 127.0.0.1; 0 is any free one.
     """
 
     def __init__(self, before: str, outpost: str, *, address: str, port: int = 0) -> None:
@@ -68,7 +67,7 @@ class Edge:
         )
 
     async def start(self) -> None:
-        """Listen. Raises `OSError` if the port can't be had."""
+        """Listen. Raises `OSError` if the port is not available."""
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self._port, limit=_COPIED
         )
@@ -145,7 +144,7 @@ class Edge:
     async def _authenticate(
         self, head: _Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Ask the outpost who this is; it says so in headers, or sends him to sign in."""
+        """Request authentication from the outpost: its identity headers, or a redirect to sign in."""
         text = await self._outpost_headers.get(
             f"{self._outpost.geturl()}{PREFIX}/auth/traefik",
             headers={
@@ -161,7 +160,7 @@ class Edge:
             writer.write(_response(status, *([("Location", location)] if location else [])))
             await writer.drain()
             return
-        # By exact name, as Traefik does: an alias (`X_authentik_username`) passes.
+        # By exact name, like Traefik: an alias (`X_authentik_username`) is forwarded.
         forwarded = [f for f in head.fields if not f[0].lower().startswith(IDENTITY_PREFIX)]
         given = [
             (name.decode("latin-1"), value.decode("latin-1"))
@@ -196,7 +195,8 @@ class Edge:
                 asyncio.create_task(_copy(reader, sending)),
                 asyncio.create_task(_copy(behind, writer)),
             }
-            # Whoever ends first ends both: the answer is whole, or the client has left.
+            # The first side that ends closes both: the response is complete, or the client has
+            # disconnected.
             try:
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             finally:

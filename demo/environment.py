@@ -1,7 +1,7 @@
-"""Everything that the demo runs, on loopback alone, and the folder where it keeps what it stores.
+"""Everything that the demo runs, on loopback only, and the folder of its data.
 
-Two edges: one before the shim, and one as the usual guide has it, directly before a Navidrome that
-believes it. What is started here is ended here, whatever happens.
+Two edges: one in front of the shim, and one as in the usual guide, directly in front of a Navidrome
+that trusts it. Everything that is started here is stopped here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from demo.outpost import Outpost, OutpostOptions, OutpostUser
 from demo.sidecar import Sidecar, sidecar
 
 EDGE_ADDRESS: Final = "127.0.0.2"
-NEIGHBOUR: Final = "127.0.0.3"
+LOCAL_CLIENT: Final = "127.0.0.3"
 HOME: Final = "127.0.0.10"
 PHONE: Final = "127.0.0.20"
 OUTSIDER: Final = "127.0.0.66"
-ADDRESSES: Final = (EDGE_ADDRESS, NEIGHBOUR, HOME, PHONE, OUTSIDER)
+ADDRESSES: Final = (EDGE_ADDRESS, LOCAL_CLIENT, HOME, PHONE, OUTSIDER)
 
 USER_HEADER: Final = "Remote-User"
 CLAIM: Final = "X-authentik-username"
@@ -45,11 +45,11 @@ SUPPORT_CONTACT: Final = ALICE.email
 
 
 class EnvironmentFailed(Exception):
-    """This machine can't give the play; says why."""
+    """The demo cannot run on this machine; the message has the reason."""
 
 
 class EntryPoint(Enum):
-    """Where a request is sent. The value is how the play calls it."""
+    """The destination of a request. The value is its name in the scenario."""
 
     EDGE = "the edge"
     BARE_EDGE = "the edge, with no shim behind it"
@@ -58,7 +58,7 @@ class EntryPoint(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the parts listen on 127.0.0.1; 0 is any free port."""
+    """The ports of the parts on 127.0.0.1; 0 is any free port."""
 
     edge: int = 0
     bare_edge: int = 0
@@ -72,7 +72,7 @@ WELL_KNOWN: Final = Ports(edge=4580, bare_edge=4581, navidrome=4583, shim=4584, 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The parts while they run. `bare_navidrome` is the one that has no shim before it."""
+    """The running parts. `bare_navidrome` is the one without a shim."""
 
     outpost: Outpost
     navidrome: StandIn
@@ -82,7 +82,7 @@ class Environment:
     bare_edge: Edge
 
     def url(self, entry_point: EntryPoint) -> str:
-        """Where a request for that door goes; no slash at its end."""
+        """The URL of this entry point; no slash at its end."""
         match entry_point:
             case EntryPoint.EDGE:
                 return self.edge.url
@@ -92,7 +92,7 @@ class Environment:
                 return self.shim.url
 
     def navidrome_behind(self, entry_point: EntryPoint) -> StandIn:
-        """The Navidrome that a request by that door gets to."""
+        """The Navidrome behind this entry point."""
         return self.bare_navidrome if entry_point is EntryPoint.BARE_EDGE else self.navidrome
 
 
@@ -126,8 +126,8 @@ async def start_environment(ports: Ports | None = None) -> AsyncIterator[Environ
 def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> dict[str, str]:
     """The settings of the demo's shim, by their names in the environment.
 
-    The provider's token is asked for, so its word is enough for a new name (`SHIM_FOLLOW_RENAMES` is
-    `jwt` where nothing else is said), and accounts are looked after, as by default.
+    The provider's token is required, so it is sufficient for a new name (`SHIM_FOLLOW_RENAMES` is
+    `jwt` by default), and accounts are provisioned, as by default.
     """
     return {
         "SHIM_LISTEN": f"127.0.0.1:{ports.shim}",
@@ -141,8 +141,8 @@ def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> di
         "SHIM_JWT_AUDIENCE": outpost.options.client_id,
         "SHIM_ALLOWED_GROUPS": "family,admins",
         "SHIM_ADMIN_GROUPS": "admins",
-        "SHIM_LINK_EXISTING": "all",  # the admin's own account is there already
-        "SHIM_BOOTSTRAP_ADMIN": ADMIN.username,  # as whom the shim creates its own account
+        "SHIM_LINK_EXISTING": "all",  # the admin's own account exists already
+        "SHIM_BOOTSTRAP_ADMIN": ADMIN.username,  # the account that the shim uses to create its own
         "SHIM_SUPPORT_CONTACT": SUPPORT_CONTACT,
         "SHIM_DATABASE_URL": f"sqlite:///{folder}/shim.db",
         "SHIM_LOG_FORMAT": "json",
@@ -152,7 +152,7 @@ def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> di
 
 
 def free_ports(ports: Ports) -> Ports:
-    """These ports, with 0 in place of each that somebody else has."""
+    """These ports, with 0 in place of each that is in use."""
     return Ports(
         edge=_free(ports.edge),
         bare_edge=_free(ports.bare_edge),

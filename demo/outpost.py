@@ -1,7 +1,7 @@
-"""A stand-in for authentik's outpost: the forward-auth answers that an edge gets to see.
+"""A stand-in for authentik's outpost: the forward-auth responses that an edge receives.
 
-Its answers are authentik's where an edge or the shim can tell, and nothing more: there are no
-passwords, and `/outpost.goauthentik.io/start?user=NAME` signs in whom it is told to.
+Its responses are authentik's where an edge or the shim can see a difference, and nothing more:
+there are no passwords, and `/outpost.goauthentik.io/start?user=NAME` signs in any known user.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _STOP_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class OutpostUser:
-    """A user as the identity provider knows him.
+    """A user of the identity provider.
 
-    username: also the id by which `start?user=` finds him.
-    uid: stable for a user and opaque; made as authentik makes it, from who he was first, where none is
+    username: also the id for `start?user=`.
+    uid: stable for a user and opaque; derived like authentik's from the first name, where none is
         given: `dataclasses.replace` renames a user.
     additional_headers: authentik's `additionalHeaders` attribute, sent beside the twelve.
     """
@@ -61,12 +61,12 @@ class OutpostUser:
 
 @dataclass(frozen=True, slots=True)
 class OutpostOptions:
-    """How the provider is set up.
+    """The configuration of the provider.
 
-    users: who can sign in.
+    users: users who can sign in.
     open_paths: the provider's unauthenticated paths, regular expressions, searched in the path.
     slug: the application's; client_id: the provider's, the audience of its tokens.
-    token_seconds: how long a token holds, counted from signing in.
+    token_seconds: lifetime of a token, counted from signing in.
     """
 
     users: tuple[OutpostUser, ...] = ()
@@ -77,7 +77,7 @@ class OutpostOptions:
 
 
 class Outpost:
-    """An outpost that listens in a thread of its own from `start` to `stop`; a context manager.
+    """An outpost that listens in its own thread from `start` to `stop`; a context manager.
 
     options: see `OutpostOptions`.
     listen: `host:port`; port 0 is any free one.
@@ -98,7 +98,7 @@ class Outpost:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen; requests are taken from now on. Raises `OSError` if the address can't be had."""
+        """Listen. Raises `OSError` if the address is not available."""
         host, _, port = self._listen.rpartition(":")
         bound = socket.create_server((host, int(port)), backlog=128)
         self._url = f"http://{host}:{bound.getsockname()[1]}"
@@ -141,14 +141,14 @@ class Outpost:
         return f"{self._url}/application/o/{self.options.slug}/"
 
     def sign_in(self, username: str) -> str:
-        """Open a session for a user, and give the value of its cookie `COOKIE`.
+        """Open a session for a user, and return the value of its cookie `COOKIE`.
 
-        Raises `KeyError` for a user whom the provider does not know.
+        Raises `KeyError` for an unknown user.
         """
         return self.admit(self._users[username])
 
     def admit(self, user: OutpostUser) -> str:
-        """The same for a user as he is given here, whether or not he can sign in by himself."""
+        """The same for any user, even one who is not in the options."""
         session = secrets.token_urlsafe(32)
         self._sessions[session] = (user, self.token(user, session))
         return session
@@ -191,7 +191,7 @@ class Outpost:
             ]
         )
 
-    # The edge asks with the client's headers, and says in X-Forwarded-* what the client asked for.
+    # The edge sends the client's headers, and the original request in X-Forwarded-*.
     async def _authenticate_forwarded(self, request: Request) -> Response:
         scheme, host, target = (
             request.headers.get(f"X-Forwarded-{what}", "") for what in ("Proto", "Host", "Uri")
@@ -204,7 +204,7 @@ class Outpost:
         wanted = quote(f"{scheme}://{host}{target}", safe="")
         return RedirectResponse(f"{scheme}://{host}{PREFIX}/start?rd={wanted}", 302)
 
-    # nginx's auth_request knows no redirect: it wants a 401, and sends people away by itself.
+    # nginx's auth_request supports no redirect: it requires a 401, and redirects by itself.
     async def _authenticate_nginx(self, request: Request) -> Response:
         wanted = urlsplit(request.headers.get("X-Original-URL", ""))
         return self._allowed(request, wanted.path) or Response(status_code=401)
@@ -218,7 +218,7 @@ class Outpost:
         return None
 
     def _identity_headers(self, user: OutpostUser, token: str) -> Iterable[tuple[str, str]]:
-        # Spelt as Go's net/http writes them, whatever authentik's source says.
+        # Spelt as Go's net/http writes them, not as in authentik's source.
         yield "X-Authentik-Username", user.username
         yield "X-Authentik-Groups", "|".join(user.groups)
         yield "X-Authentik-Entitlements", "|".join(user.entitlements)
@@ -235,13 +235,13 @@ class Outpost:
 
     async def _start(self, request: Request) -> Response:
         back = urlsplit(request.query_params.get("rd", "/"))
-        # The path alone: the stand-in sends nobody to another host.
+        # The path alone: the stand-in redirects to no other host.
         target = "/" + back.path.lstrip("/") + (f"?{back.query}" if back.query else "")
         name = request.query_params.get("user")
         if name is None:
             return HTMLResponse(self._choice(target))
         if name not in self._users:
-            return HTMLResponse("nobody of that name", 404)
+            return HTMLResponse("no user of that name", 404)
         response = RedirectResponse(target, 302)
         response.set_cookie(COOKIE, self.sign_in(name), path="/", httponly=True, samesite="lax")
         return response

@@ -1,6 +1,6 @@
-"""How the play is told: on a terminal in colours, elsewhere as plain text, in 80 columns.
+"""The demo's output: on a terminal in colours, elsewhere as plain text, in 80 columns.
 
-Whatever a client or a server sent is escaped, and is never read as markup.
+Data of clients and servers is escaped, and never interpreted as markup.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from demo.environment import (
     CLAIM,
     DIRK,
     EDGE_ADDRESS,
-    NEIGHBOUR,
+    LOCAL_CLIENT,
     EntryPoint,
     Environment,
 )
@@ -45,14 +45,14 @@ _PROOF: Final = re.compile(r"(?<=[?&][ts]=)[^&]+")
 
 
 class ConsoleReporter:
-    """Tells on a console. console: None for standard output."""
+    """Prints to a console. console: None for standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.console.width = min(self.console.width, _WIDTH)
 
     def opening(self, environment: Environment) -> None:
-        """Who plays, and where."""
+        """The participants and their addresses."""
         table = _grid()
         table.add_row(
             "the edge",
@@ -71,7 +71,7 @@ class ConsoleReporter:
         self.console.print(table)
 
     def step(self, number: int, result: StepResult) -> None:
-        """Print one scene: the request, the decision, the headers at Navidrome, the response."""
+        """Print one step: the request, the decision, the headers at Navidrome, the response."""
         step, response = result.step, result.response
         self.console.print()
         self.console.print(Rule(Text(f"{number}. {step.title}", "bold"), align="left", style="dim"))
@@ -91,7 +91,7 @@ class ConsoleReporter:
         self.console.print(table)
 
     def summary(self, results: Sequence[StepResult]) -> None:
-        """Print whether every scene passed."""
+        """Print whether every step passed."""
         wrong = [number for number, one in enumerate(results, 1) if one.faults]
         self.console.print()
         if wrong:
@@ -123,7 +123,7 @@ class ConsoleReporter:
             ("and with the shim", f"curl -H '{CLAIM}: admin' \\\n  '{edge}{TAKEOVER}'"),
             (
                 "bypass the edge, from an address that is not on the whitelist",
-                f"curl --interface {NEIGHBOUR} -H '{CLAIM}: admin' \\\n  {shim}/api/user",
+                f"curl --interface {LOCAL_CLIENT} -H '{CLAIM}: admin' \\\n  {shim}/api/user",
             ),
             (
                 "use the edge's address, without the provider's token",
@@ -191,7 +191,7 @@ def _decision_text(decision: ShimDecision) -> Text:
     return text
 
 
-# Removed from every request, as RFC 9110 §7.6.1 asks for, or because they are the edge's own.
+# Removed from every request, as RFC 9110 §7.6.1 requires, or because they are the edge's own.
 _EVERY_HOP: Final = frozenset({"connection", "upgrade", "keep-alive"})
 
 

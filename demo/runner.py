@@ -1,4 +1,4 @@
-"""The demo from curtain to curtain: the stage, the play, and the time after it until a signal."""
+"""The demo's run: the environment, the scenario, and the time after it until a signal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoFailed(Exception):
-    """The demo could not be played to its end; says why."""
+    """The demo could not be completed; the message has the reason."""
 
 
 def run(*, once: bool, reporter: ConsoleReporter, steps: Sequence[Step] = STEPS) -> bool:
-    """Play the demo, then stay until a signal comes, or leave at `once`.
+    """Run the scenario, then wait for a signal, or end at `once`.
 
-    Whether every scene went as it must; everything that was started has ended then. A signal during the
-    play ends it. Raises `NotPlayed`.
+    Returns whether every step passed; everything that was started has ended then. A signal during
+    the scenario ends it. Raises `NotPlayed`.
     """
     try:
         return asyncio.run(_run(once, reporter, steps))
@@ -59,9 +59,9 @@ async def _run(once: bool, reporter: ConsoleReporter, steps: Sequence[Step]) -> 
 
 
 async def _start_environment(parts: AsyncExitStack, once: bool) -> Environment:
-    """The stage, at addresses that are the same each time where it stays and they are free."""
+    """The environment, at the default ports where it keeps running and they are free."""
     if not once:
-        with contextlib.suppress(NotStarted, OSError):  # another demo was quicker
+        with contextlib.suppress(NotStarted, OSError):  # another demo was faster
             return await parts.enter_async_context(start_environment(free_ports(WELL_KNOWN)))
     return await parts.enter_async_context(start_environment())
 
@@ -71,7 +71,7 @@ def _cancel_at_a_signal() -> None:
     assert task is not None
 
     def cancel() -> None:
-        if not task.cancelling():  # another signal does not keep the first from cleaning up
+        if not task.cancelling():  # another signal does not stop the cleanup
             task.cancel()
 
     for number in _SIGNALS:

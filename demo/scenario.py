@@ -1,7 +1,7 @@
-"""The play: a scene is what somebody asks and what must be true then; `play` finds out whether it is.
+"""A scenario: each step is a request and its expectation; `play` runs it and compares.
 
-Nothing here knows a particular scene (`play_scenes`) or how one is shown (`play_told`). What the shim
-decided comes from the shim, what Navidrome saw from the stand-in; nothing is taken for granted.
+Independent of the concrete steps (`steps`) and of the output (`reporter`). The shim's decision is
+read from the shim, the forwarded request from the stand-in.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _SUBSONIC_FIELDS: Final = frozenset({"status", "version", "type", "serverVersion
 class RequestSpec:
     """One request.
 
-    who: how the asker is called. address: where he asks from.
-    door: where he sends it. signed_in: whose session at the provider he has, None for no session.
-    form: what he enters in Navidrome's form of his own account, which sends the whole account; `{id}` in
+    actor: the client's name in the output. address: its source address.
+    entry_point: its destination. signed_in: the user of its session at the provider, None for no session.
+    form: changes in Navidrome's form of the own account, which sends the whole account; `{id}` in
         the target is its id.
     """
 
@@ -65,12 +65,12 @@ Accounts = tuple[tuple[str, AccountState | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What must be true of a scene.
+    """The expectation of a step.
 
-    reason: the shim's, None where no shim is asked; its verdict belongs to it.
-    navidrome: every field in which Navidrome sees an identity; None: the request never gets there.
-    status, says, says_not: of the answer, as `Answer.told` puts it.
-    accounts: what Navidrome has of these afterwards.
+    reason: the shim's, None without a shim; its verdict follows from it.
+    navidrome: every field in which Navidrome sees an identity; None: the request is not forwarded.
+    status, contains, excludes: of the response's summary.
+    accounts: these accounts in Navidrome afterwards.
     """
 
     reason: Reason | None
@@ -83,7 +83,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One scene: its title, a sentence on why it is played, what is asked, and what must be true."""
+    """One step: its title, a sentence on its purpose, the request, and its expectation."""
 
     title: str
     explanation: str
@@ -93,7 +93,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back. `told` is what it says, in a form that can be read on a few lines."""
+    """A response. `summary` describes it in a few lines."""
 
     status: int
     summary: str
@@ -101,10 +101,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What happened in a scene. `faults` is what was not as it must be, a sentence each.
+    """The result of a step. `faults` are the unmet expectations, a sentence each.
 
-    decided: None where no shim was asked. saw: as `Must.navidrome`.
-    accounts: those that the scene names, as they are.
+    decision: None without a shim. seen_identity: as in `Expectation.navidrome`.
+    accounts: those that the step names, as they are.
     """
 
     step: Step
@@ -116,7 +116,7 @@ class StepResult:
 
 
 async def run_steps(environment: Environment, steps: Iterable[Step]) -> AsyncIterator[StepResult]:
-    """Play scenes one after the other."""
+    """Run the steps one after the other."""
     for step in steps:
         yield await _run_step(environment, step)
 
@@ -134,8 +134,8 @@ async def _run_step(environment: Environment, step: Step) -> StepResult:
         else:
             response, decision = await environment.shim.send_and_follow(pending)
     except (httpx.HTTPError, DecisionNotFound) as error:
-        response = Response(0, f"none that can be told: {str(error) or type(error).__name__}")
-    # The shim looks after Navidrome by itself, so not everything that it sees is the asker's.
+        response = Response(0, f"none: {str(error) or type(error).__name__}")
+    # The shim itself sends requests to Navidrome, so not every request is the client's.
     sent = (request.method, target)
     seen_identity = next(
         (one for one in reversed(server.seen) if (one.method, one.target) == sent), None
@@ -168,7 +168,7 @@ async def _send(environment: Environment, request: RequestSpec, body: str) -> Re
 
 
 def faults(result: StepResult) -> Iterable[str]:
-    """What was not as it must be."""
+    """Return the unmet expectations."""
     expected, decision, response = result.step.expected, result.decision, result.response
     if expected.reason is not None and (decision is None or decision.reason is not expected.reason):
         found = "nothing" if decision is None else f"{decision.verdict} ({decision.reason})"
@@ -181,14 +181,14 @@ def faults(result: StepResult) -> Iterable[str]:
             f"{_format_fields(expected.navidrome)}"
         )
     if response.status != expected.status:
-        yield f"the answer's status is {response.status}, not {expected.status}"
+        yield f"the response's status is {response.status}, not {expected.status}"
     yield from (
-        f"the answer does not say {text!r}"
+        f"the response does not contain {text!r}"
         for text in expected.contains
         if text not in response.summary
     )
     yield from (
-        f"the answer says {text!r}" for text in expected.excludes if text in response.summary
+        f"the response contains {text!r}" for text in expected.excludes if text in response.summary
     )
     for (name, found_account), (_, wanted) in zip(result.accounts, expected.accounts, strict=True):
         if found_account != wanted:
@@ -196,7 +196,7 @@ def faults(result: StepResult) -> Iterable[str]:
 
 
 def identity_fields(headers: Fields) -> Fields:
-    """The fields in which Navidrome, or anything that folds names, could see an identity."""
+    """The fields in which Navidrome, or any normalizing parser, could read an identity."""
     normalized_fields = (
         (name, value, re.sub(r"[^a-z0-9]", "-", name.lower())) for name, value in headers
     )
@@ -208,7 +208,7 @@ def identity_fields(headers: Fields) -> Fields:
 
 
 def read_response(response: httpx.Response) -> Response:
-    """An answer, put in words by its kind."""
+    """The description of a response by its kind."""
     kind = response.headers.get("Content-Type", "").partition(";")[0]
     match kind:
         case "application/json":
@@ -249,7 +249,7 @@ def _summarize_page(page: str) -> str:
         return f"{summary}: {html.unescape(contains.group(1))}" if contains else summary
     auth = json.loads(json.loads(config.group(1))).get("auth")
     if not auth:
-        return f"{summary}, nobody logged in"
+        return f"{summary}, no user logged in"
     kind = "an admin" if auth["isAdmin"] else "a regular user"
     return f"{summary}, logged in as {auth['username']} ({auth['name']}), {kind}"
 

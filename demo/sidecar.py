@@ -1,7 +1,7 @@
-"""The shim of the demo: `navidrome-shim serve` as a process of its own, and what it says of itself.
+"""The demo's shim: `navidrome-shim serve` as a process, and the events of its log.
 
-It is started as a person starts it, with the settings of the demo and nothing else: no variable of
-the user's environment and no `.env` reaches it. What it decided is read from its own metrics and log.
+It is started with the settings of the demo and nothing else: no variable of the user's environment
+and no `.env` reaches it. Its decisions are read from its metrics and log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shim.trust.reasons import PathClass, Reason, Verdict
 
 LogEntry: TypeAlias = Mapping[str, object]
 LogQueue: TypeAlias = "asyncio.Queue[LogEntry | None]"
-Asked = TypeVar("Asked")
+Result = TypeVar("Result")
 _Outcome: TypeAlias = tuple[Verdict, Reason, PathClass]
 
 _START_SECONDS: Final = 30.0
@@ -36,20 +36,20 @@ _OUTPUT_LINES: Final = 20
 
 
 class NotStarted(Exception):
-    """The shim did not start; says what it said."""
+    """The shim did not start; the message has its output."""
 
 
 class DecisionNotFound(Exception):
-    """What the shim decided of a request can't be told; says why."""
+    """The shim's decision on a request is not known; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShimDecision:
-    """What the shim decided of a request.
+    """The shim's decision on a request.
 
-    removed: the headers that it took away, where its log tells them (`stripped` and `rejected`).
-    notes: what its log says besides.
-    did: what it did to the asker's account at Navidrome, in words.
+    removed: the removed headers, where its log has them (`stripped` and `rejected`).
+    notes: further details of its log.
+    account_changes: its changes of the user's account in Navidrome, in words.
     """
 
     verdict: Verdict
@@ -61,7 +61,7 @@ class ShimDecision:
 
 
 class Sidecar:
-    """A shim that runs. `url` and `control_url` have no slash at their end."""
+    """A running shim. `url` and `control_url` have no slash at their end."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.url = self.control_url = ""
@@ -70,7 +70,7 @@ class Sidecar:
         self._output: list[str] = []
 
     async def read_log(self) -> None:
-        """Hand every line of the log to whoever listens, until the process ends."""
+        """Pass every line of the log to the listeners, until the process ends."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             text = line.decode("utf-8", "replace").rstrip()
@@ -81,7 +81,7 @@ class Sidecar:
             if isinstance(entry, dict):
                 self._publish(entry)
             elif len(self._output) < _OUTPUT_LINES:
-                self._output.append(text)  # a fault of the settings, or of Python itself
+                self._output.append(text)  # an error of the settings, or of Python itself
         self._publish(None)
 
     async def begin(self, entries: LogQueue) -> None:
@@ -105,10 +105,10 @@ class Sidecar:
         finally:
             self._listeners.remove(queue)
 
-    async def send_and_follow(self, pending: Awaitable[Asked]) -> tuple[Asked, ShimDecision]:
-        """Let one request be made, and tell what the shim decided of it.
+    async def send_and_follow(self, pending: Awaitable[Result]) -> tuple[Result, ShimDecision]:
+        """Run one request, and return its result with the shim's decision.
 
-        Raises `Unfollowed` if it did not decide exactly one request meanwhile.
+        Raises `DecisionNotFound` if it did not decide exactly one request meanwhile.
         """
         with self.log_entries() as entries:
             before = await self._counts()
@@ -159,7 +159,7 @@ async def sidecar(folder: Path, settings: Mapping[str, str]) -> AsyncIterator[Si
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         limit=_LINE_BYTES,
-        start_new_session=True,  # a Ctrl-C is the demo's, which then ends it
+        start_new_session=True,  # a Ctrl-C is for the demo, which then ends it
     )
     running = Sidecar(process)
     with running.log_entries() as entries:
@@ -176,11 +176,11 @@ async def sidecar(folder: Path, settings: Mapping[str, str]) -> AsyncIterator[Si
 
 
 def environment(folder: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """Everything that the shim's process gets to know of where it runs."""
+    """The environment of the shim's process."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(folder),
-        "PYTHONPATH": str(Path(shim.__file__).parents[1]),  # also where it is not installed
+        "PYTHONPATH": str(Path(shim.__file__).parents[1]),  # also without an installation
         "PYTHONUTF8": "1",
         **settings,
     }
@@ -200,19 +200,19 @@ async def _end(process: asyncio.subprocess.Process, reading: asyncio.Task[None])
 
 
 async def _entries_of_request(entries: LogQueue) -> list[LogEntry]:
-    """What the log says until the request that was just answered is told of."""
+    """The log up to the events of the request that was just completed."""
     entries_seen: list[LogEntry] = []
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LOG_SECONDS):
             while (entry := await entries.get()) is not None:
                 if entry.get("kind") == "access":
-                    break  # the last that is said of a request
+                    break  # the last event of a request
                 entries_seen.append(entry)
     return entries_seen
 
 
 def _account_change(entry: LogEntry) -> str:
-    """What an event says of a request's account, in words; empty for what is none of it."""
+    """The description of an event about a request's account; empty for other events."""
     if entry.get("trigger") != "request":
         return ""
     account = entry.get("account")

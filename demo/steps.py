@@ -1,4 +1,4 @@
-"""The scenes of the demo, in order, as plain data."""
+"""The steps of the demo's scenario, in order, as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demo.environment import (
     CLAIM,
     DIRK,
     HOME,
-    NEIGHBOUR,
+    LOCAL_CLIENT,
     OUTSIDER,
     PASSWORD,
     PHONE,
@@ -55,10 +55,10 @@ TAKEOVER: Final = "/rest/getUsers?v=1.16.1&c=curl&f=json"
 
 STEPS: Final = (
     Step(
-        "Without the shim: a stranger is the admin",
+        "Without the shim: an attacker is the admin",
         "Most guides leave /rest/ open at the edge, because apps cannot sign in on a web page. "
         "Navidrome trusts the edge's address, so one header is enough.",
-        RequestSpec("a stranger", OUTSIDER, EntryPoint.BARE_EDGE, TAKEOVER, _CLAIMS_ADMIN),
+        RequestSpec("an attacker", OUTSIDER, EntryPoint.BARE_EDGE, TAKEOVER, _CLAIMS_ADMIN),
         Expectation(
             None,
             _CLAIMS_ADMIN,
@@ -69,7 +69,7 @@ STEPS: Final = (
     Step(
         "With the shim: the same request has no identity",
         "The edge does not authenticate /rest/, so no identity counts there.",
-        RequestSpec("a stranger", OUTSIDER, EntryPoint.EDGE, TAKEOVER, _CLAIMS_ADMIN),
+        RequestSpec("an attacker", OUTSIDER, EntryPoint.EDGE, TAKEOVER, _CLAIMS_ADMIN),
         Expectation(
             Reason.PUBLIC_PATH, _NO_IDENTITY, 200, contains=("error",), excludes=("admin",)
         ),
@@ -101,14 +101,16 @@ STEPS: Final = (
     Step(
         "A neighbor on the same network bypasses the edge",
         "The neighbor's address is not on the whitelist, so the shim removes the identity.",
-        RequestSpec("a neighbor", NEIGHBOUR, EntryPoint.SHIM, "/api/user", _CLAIMS_ADMIN),
+        RequestSpec("a neighbor", LOCAL_CLIENT, EntryPoint.SHIM, "/api/user", _CLAIMS_ADMIN),
         Expectation(Reason.UNTRUSTED_PEER, _NO_IDENTITY, 401, contains=("Not authenticated",)),
     ),
     Step(
         "The neighbor sends Navidrome's own user header",
         "Only the shim sets this header. It removes the client's.",
-        RequestSpec("a neighbor", NEIGHBOUR, EntryPoint.SHIM, "/app/", ((USER_HEADER, "admin"),)),
-        Expectation(Reason.UNTRUSTED_PEER, _NO_IDENTITY, 200, contains=("nobody logged in",)),
+        RequestSpec(
+            "a neighbor", LOCAL_CLIENT, EntryPoint.SHIM, "/app/", ((USER_HEADER, "admin"),)
+        ),
+        Expectation(Reason.UNTRUSTED_PEER, _NO_IDENTITY, 200, contains=("no user logged in",)),
     ),
     Step(
         "A signed-in user tries to become the admin",
@@ -128,20 +130,20 @@ STEPS: Final = (
         "A friend opens a shared link",
         "Shared links are for visitors without an account.",
         RequestSpec("a friend", OUTSIDER, EntryPoint.EDGE, f"/share/{SHARE_ID}"),
-        Expectation(Reason.NO_IDENTITY, _NO_IDENTITY, 200, contains=("nobody logged in",)),
+        Expectation(Reason.NO_IDENTITY, _NO_IDENTITY, 200, contains=("no user logged in",)),
     ),
     Step(
         "A shared link creates no account",
         "On a share page Navidrome creates an account for any name in the user header, and returns "
         "its token. The shim sends no name there.",
         RequestSpec(
-            "a stranger", OUTSIDER, EntryPoint.EDGE, f"/share/{SHARE_ID}", ((CLAIM, "mallory"),)
+            "an attacker", OUTSIDER, EntryPoint.EDGE, f"/share/{SHARE_ID}", ((CLAIM, "mallory"),)
         ),
         Expectation(
             Reason.PUBLIC_PATH,
             _NO_IDENTITY,
             200,
-            contains=("nobody logged in",),
+            contains=("no user logged in",),
             accounts=(("mallory", None),),
         ),
     ),

@@ -1,4 +1,6 @@
-"""What every test can count on: no settings of the machine, the programs that a test names, and stores."""
+"""Shared fixtures: no settings from the machine, skipping of tests whose program is missing, and
+databases.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ check_all_events()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose program is not on this machine; on CI it has to be there."""
+    """Skip a test whose program is not installed; fail in CI."""
     for marker in item.iter_markers("binary"):
         name = str(marker.args[0])
         if shutil.which(name) is None:
@@ -40,7 +42,7 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """A PostgreSQL that runs. Whoever stops it starts it again."""
+    """A running PostgreSQL. A test that stops it starts it again."""
     found = programs()
     if found is None:
         _lacks("PostgreSQL's server")

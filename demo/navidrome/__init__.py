@@ -1,8 +1,8 @@
-"""A stand-in Navidrome: its answers, its routes and its traps, in memory, with no music.
+"""A stand-in Navidrome: its responses, routes and quirks, in memory, without music files.
 
-`tests/contract` holds it to a recording of the real server and, where a binary is named, holds
-the real server to the same recording. A behaviour belongs here only if the real one shows it;
-what is for tests alone (`seen`, `Fault`, the WebSocket's echo) says so where it is.
+`tests/contract` compares it with a recording of the real server and, where a binary is available,
+compares the real server with the same recording. A behaviour belongs here only if the real one has
+it; features for tests only (`seen`, `Fault`, the WebSocket's echo) are marked as such.
 """
 
 from demo.navidrome.accounts import Account, Accounts, Library

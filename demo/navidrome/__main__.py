@@ -1,6 +1,6 @@
 """`python -m demo.navidrome [LISTEN [TRUSTED [BASE_PATH]]]`: a stand-in to try by hand.
 
-Prints where it listens, on one line, and stays until it is interrupted.
+Prints its address on one line, and runs until it is interrupted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The accounts of a stand-in Navidrome: a table whose writes have the real one's traps.
+"""The accounts of a stand-in Navidrome: a table whose writes have the real one's quirks.
 
-Nothing here knows HTTP or who is asking. `put` is Navidrome's `userRepository.Put`: every column
-is written, an id that is not there is made, and no name is checked.
+Independent of HTTP and of the client. `put` is Navidrome's `userRepository.Put`: every column is
+written, an unknown id is created, and no name is checked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class AccountFields:
-    """What a `POST` or `PUT` says of an account. What it left out has Go's zero value."""
+    """The fields of an account in a `POST` or `PUT`. A missing one has Go's zero value."""
 
     id: str = ""
     user_name: str = ""
@@ -47,7 +47,7 @@ class AccountFields:
 
 @dataclass(slots=True)
 class Account:
-    """One row. The password is in clear: Subsonic's token scheme needs it."""
+    """One row. The password is in clear: Subsonic's token scheme requires it."""
 
     id: str
     user_name: str = ""
@@ -65,7 +65,7 @@ class Account:
 
 @dataclass(slots=True)
 class Accounts:
-    """All accounts, in the order of their making. `by_id` holds each under its own id."""
+    """All accounts, in the order of their creation. `by_id` holds each under its own id."""
 
     libraries: tuple[Library, ...]
     clock: Callable[[], float]
@@ -78,7 +78,7 @@ class Accounts:
         return next((a for a in self.by_id.values() if ascii_lower(a.user_name) == wanted), None)
 
     def put(self, fields: AccountFields) -> Account:
-        """Write every column; make the account if the id is new or not given at all."""
+        """Write every column; create the account if the id is new or missing."""
         now = time_text(self.clock())
         account = self.by_id.get(fields.id) if fields.id else None
         created = account is None
@@ -103,7 +103,7 @@ class Accounts:
         return account
 
     def delete(self, account_id: str) -> None:
-        """Remove an account; one that is gone already is no error."""
+        """Remove an account; a missing one is no error."""
         self.by_id.pop(account_id, None)
 
     def log_in(self, account: Account) -> None:
@@ -138,24 +138,24 @@ class Accounts:
         }
         libraries = self.libraries_for(account)
         if libraries:
-            # The user query selects no statistics: they show as zeros here.
+            # The user query selects no statistics: they are zeros here.
             shown["libraries"] = [library_json(library) for library in libraries]
         return shown
 
     def snapshot(self) -> bytes:
-        """Everything that the API shows of all accounts, to compare two moments by."""
+        """Everything that the API shows of all accounts, to compare two states."""
         return json_bytes([self.as_json(account) for account in self.by_id.values()])
 
 
 def ascii_lower(name: str) -> str:
-    """A name as SQLite's `NOCASE` sees it: `A`-`Z` lowered, everything else as it is."""
+    """A name as SQLite's `NOCASE` compares it: `A`-`Z` lowered, everything else unchanged."""
     return "".join(c.lower() if "A" <= c <= "Z" else c for c in name)
 
 
 def library_json(
     library: Library, *, scanned_at: str = ZERO_TIME, totals: Iterable[tuple[str, Json]] = ()
 ) -> dict[str, Json]:
-    """A library as the API shows it, with the statistics that are given."""
+    """A library as the API shows it, with the given statistics."""
     shown: dict[str, Json] = {
         "id": library.id,
         "name": library.name,

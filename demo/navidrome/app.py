@@ -1,8 +1,8 @@
-"""From a request to its answer: mounts, middlewares, and what no route matches.
+"""From a request to its response: mounts, middlewares, and unmatched routes.
 
-Routing is on the escaped path as it came (chi's `RawPath`): `/rest/../api/user` is a Subsonic
-request and `/%72est/ping` is none. Middlewares run only where a route matched, so a 405 from no
-route is bare.
+Routing is on the escaped path as received (chi's `RawPath`): `/rest/../api/user` is a Subsonic
+request and `/%72est/ping` is not. Middlewares run only where a route matched, so a 405 without a
+route has no headers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _ALWAYS: Final = (
 )
 
 
-async def answer(state: State, request: Request) -> Response:
-    """Answer one request whose path still has the base path before it."""
+async def respond(state: State, request: Request) -> Response:
+    """Respond to one request whose path still includes the base path."""
     mount, below = _mounted(state.options.base_path, request.path)
     if mount == "other" and request.method != "GET":
         return Response(405, (("Allow", "GET"),))
@@ -69,7 +69,7 @@ def _login_routes(state: State, request: Request) -> Response:
 
 
 def _mounted(base_path: str, path: str) -> tuple[str, str]:
-    """The mount that a path is under and the rest of it, or "other" and all of it."""
+    """The mount of a path and the rest of it, or "other" and all of it."""
     if path.startswith(base_path + "/"):
         name, slash, remainder = path[len(base_path) + 1 :].partition("/")
         if name in {"app", "share", "api", "rest", "auth", "jellyfin"}:

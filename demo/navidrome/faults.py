@@ -1,4 +1,4 @@
-"""A switch for tests: ways in which a Navidrome can fail to answer. The real one has no such."""
+"""Fault injection for tests. The real Navidrome has no such feature."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """What is answered instead."""
+    """The fault instead of the response."""
 
     SERVER_ERROR = "server_error"
     """500 with a JSON error."""
     HTML = "html"
     """200 with a page, as a captive portal or a sign-in page would."""
     TRUNCATED_JSON = "truncated_json"
-    """The true answer's first half, its length put right: JSON that does not parse."""
+    """The first half of the real response with a matching length: invalid JSON."""
     CUT = "cut"
-    """The true answer's first half under its whole length, then the connection is closed."""
+    """The first half of the real response with its full length, then a close."""
     REDIRECT = "redirect"
     """302 to somewhere else."""
     HANG = "hang"
@@ -27,14 +27,14 @@ class FaultKind(StrEnum):
 
 @dataclass(slots=True)
 class Fault:
-    """A fault and the requests that it hits.
+    """A fault and the requests that it affects.
 
-    prefixes: path prefixes below the base path that are hit.
-    methods: methods that are hit; empty: all.
-    skip: so many requests that would be hit pass first.
-    times: so many are hit, then no more; None: all.
-    carried_out: the request is carried out all the same, and only its answer is lost. Always so
-        for the two kinds that need the true answer.
+    prefixes: path prefixes below the base path.
+    methods: methods; empty: all.
+    skip: the number of matching requests that are not affected first.
+    times: the number of affected requests after that; None: all.
+    carried_out: the request is carried out, and only its response is lost. Always so
+        for the two kinds that need the real response.
     """
 
     kind: FaultKind
@@ -45,7 +45,7 @@ class Fault:
     carried_out: bool = False
 
     def hits(self, method: str, path: str) -> bool:
-        """Whether this request is hit; counts it."""
+        """Return whether this request is affected; counts it."""
         if not path.startswith(self.prefixes) or (self.methods and method not in self.methods):
             return False
         if self.skip > 0:

@@ -1,7 +1,7 @@
-"""`/jellyfin/…`: the login, who is logged in, and the WebSocket.
+"""`/jellyfin/…`: the login, the current user, and the WebSocket.
 
-The router below the mount is case-blind, the mount is not. Unlike the real one, the socket asks
-for no credentials and sends every message but `KeepAlive` back, for tests of tunnels.
+The router below the mount is case-insensitive, the mount is not. Unlike the real one, the socket
+requires no credentials and echoes every message but `KeepAlive`, for tests of tunnels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from demo.navidrome.accounts import Account
 from demo.navidrome.goform import Json
 from demo.navidrome.request import Request
-from demo.navidrome.responses import Response, json_answer, text_error
+from demo.navidrome.responses import Response, json_response, text_error
 from demo.navidrome.state import State
 
 SOCKET = "/jellyfin/socket"
@@ -28,14 +28,14 @@ def jellyfin(state: State, request: Request) -> Response:
     """The public server information, the login and its account; 401 for the rest."""
     path = request.path.lower()
     if path == "/system/info/public":
-        return json_answer({"ServerName": "Navidrome", "ProductName": "Jellyfin Server"})
+        return json_response({"ServerName": "Navidrome", "ProductName": "Jellyfin Server"})
     if path == "/socket":
         return text_error(400, "Bad Request", [("Sec-Websocket-Version", "13")])
     if path == "/users/authenticatebyname" and request.method == "POST":
         return _authenticate(state, request)
     account = _account(state, request)
     if account is not None and path == "/users/me" and request.method == "GET":
-        return json_answer(_user(account))
+        return json_response(_user(account))
     return Response(401)
 
 
@@ -52,12 +52,14 @@ def _authenticate(state: State, request: Request) -> Response:
     if not password or account is None or account.password != password:
         return text_error(401, "Unauthorized")
     state.accounts.log_in(account)
-    return json_answer({"User": _user(account), "AccessToken": state.tokens.issue(account)})
+    return json_response({"User": _user(account), "AccessToken": state.tokens.issue(account)})
 
 
 def _account(state: State, request: Request) -> Account | None:
-    """The account that the token of a header names, by its user name alone. Not all places where the
-    real one finds a token are read."""
+    """The account that the token of a header names, by its user name alone.
+
+    Only some of the locations where the real one finds a token are read.
+    """
     token = next(filter(None, map(request.header, _TOKEN_HEADERS)), "")
     claims = state.tokens.read(token) if token else None
     return None if claims is None else state.accounts.find(claims.subject)
@@ -76,7 +78,7 @@ def is_socket(base_path: str, path: str) -> bool:
 
 
 async def jellyfin_socket(receive: Receive, send: Send) -> None:
-    """`/jellyfin/socket`: a first message, then an answer to each until the client leaves."""
+    """`/jellyfin/socket`: a first message, then a response to each until the client disconnects."""
     message = await receive()
     if message["type"] != "websocket.connect":
         return

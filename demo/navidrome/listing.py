@@ -1,4 +1,4 @@
-"""A list as react-admin asks for it: `_sort`, `_order`, `_start`, `_end` (deluan/rest)."""
+"""A list for react-admin's parameters: `_sort`, `_order`, `_start`, `_end` (deluan/rest)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Row = dict[str, Json]
 
 
 def page_of(rows: Sequence[Row], query: Params) -> tuple[list[Row], int]:
-    """The rows that a query asks for, and how many there are without its range.
+    """The rows of a query, and how many there are without its range.
 
-    An unknown sort field is passed over. Without a range, or with an empty one, all are given.
+    An unknown sort field is ignored. Without a range, or with an empty one, all are returned.
     """
     ordered = list(rows)
     key = _camel(query.first("_sort"))
@@ -34,7 +34,7 @@ def _camel(name: str) -> str:
 
 
 def _sort_key(value: Json) -> tuple[int, float, str]:
-    # SQLite's order: nothing first, then numbers, then texts.
+    # SQLite's order: NULL first, then numbers, then texts.
     if value is None:
         return (0, 0.0, "")
     if isinstance(value, int | float):

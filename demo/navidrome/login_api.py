@@ -10,7 +10,7 @@ from demo.navidrome.accounts import Account, AccountFields
 from demo.navidrome.goform import Json, time_text
 from demo.navidrome.login_limit import claimed_address
 from demo.navidrome.request import Request
-from demo.navidrome.responses import Response, json_answer, json_error, text_error
+from demo.navidrome.responses import Response, json_error, json_response, text_error
 from demo.navidrome.state import State
 
 
@@ -46,7 +46,7 @@ def create_admin(state: State, request: Request) -> Response:
 
 
 def login_data(account: Account) -> dict[str, Json]:
-    """Who was logged in, with a Subsonic token that holds until the password changes."""
+    """The user who was logged in, with a Subsonic token that is valid until the password changes."""
     salt = secrets.token_hex(3)
     return {
         "id": account.id,
@@ -70,11 +70,11 @@ def _log_in(state: State, user_name: str, password: str) -> Response:
     state.accounts.log_in(account)
     data = login_data(account)
     data["token"] = state.tokens.issue(account)
-    return json_answer(data)
+    return json_response(data)
 
 
 def _credentials(request: Request) -> tuple[str, str] | None:
-    # Go decodes into a map of strings: another kind of value anywhere fails the whole body.
+    # Go decodes into a map of strings: any other type of value fails the whole body.
     try:
         body: object = json.loads(request.body)
     except ValueError:

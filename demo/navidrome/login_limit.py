@@ -1,7 +1,7 @@
 """The login limit, and the address it is counted by: the one the client claims.
 
-chi's `middleware.RealIP` believes these headers from anybody, which is the hole that whoever
-stands before Navidrome has to close. The counting is go-chi/httprate's sliding window.
+chi's `middleware.RealIP` trusts these headers from any peer, which is the weakness that a proxy in
+front of Navidrome has to close. The counting is go-chi/httprate's sliding window.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LoginLimit:
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def admits(self, address: str) -> bool:
-        """Count one login from an address, unless it is one too many."""
+        """Count one login from an address, unless it exceeds the limit."""
         if self.limit <= 0:
             return True
         key = _counted_as(address)

@@ -1,7 +1,7 @@
-"""Bytes to play and to look at, made as they are asked for: a WAV tone and a JPEG cover.
+"""Generated media: a WAV tone and a JPEG cover.
 
-Both are pure functions of their parameters, so that any slice of a file of any size costs only
-the slice: a track of a gigabyte takes no memory.
+Both are pure functions of their parameters, so that any slice of a file of any size costs only the
+slice: a track of a gigabyte needs no memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Tone:
 
     @property
     def size(self) -> int:
-        """Bytes of the file, head and all."""
+        """The size of the file in bytes, with its head."""
         return _WAV_HEADER + self.seconds * _BYTES_PER_SECOND
 
     def slice(self, start: int, end: int) -> bytes:

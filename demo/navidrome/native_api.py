@@ -1,6 +1,6 @@
-"""`/api/…`: who is asking, and which call it is.
+"""`/api/…`: authentication, and the routing of calls.
 
-A token speaks before the header (`server.Authenticator`): a stale one of another user wins.
+A token takes precedence over the header (`server.Authenticator`): a stale one of another user wins.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from demo.navidrome.listing import Row, page_of
 from demo.navidrome.request import Request
 from demo.navidrome.responses import (
     Response,
-    json_answer,
     json_error,
+    json_response,
     method_not_allowed,
     not_found,
     text_error,
@@ -31,13 +31,13 @@ _ADMINS_ONLY: Final = "Access denied: admin privileges required"
 
 
 async def native_api(state: State, request: Request) -> Response:
-    """Answer a request below `/api`; the path begins with what follows it."""
+    """Respond to a request below `/api`; the path begins with what follows it."""
     parts = [part for part in request.path.split("/") if part]
     if parts[:1] == ["translation"] and len(parts) == 1:
         # The one public route.
         if request.method != "GET":
             return method_not_allowed()
-        return json_answer([], headers=[("X-Total-Count", "0")])
+        return json_response([], headers=[("X-Total-Count", "0")])
     if not parts or parts[0] not in {
         "user",
         "song",
@@ -104,7 +104,7 @@ async def _users(state: State, caller: Account, request: Request, remainder: lis
 
 
 def _configuration(state: State, caller: Account) -> Response:
-    """`GET /api/config/*`: the settings in force, as far as the stand-in has them."""
+    """`GET /api/config/*`: the current settings, as far as the stand-in has them."""
     options = state.options
     if not caller.is_admin:
         return text_error(403, _ADMINS_ONLY)
@@ -118,7 +118,7 @@ def _configuration(state: State, caller: Account) -> Response:
         "EnableUserEditing": options.enable_user_editing,
         "ExtAuth": external,
     }
-    return json_answer({"id": "config", "configFile": "", "config": config})
+    return json_response({"id": "config", "configFile": "", "config": config})
 
 
 def _libraries(state: State, caller: Account, request: Request, remainder: list[str]) -> Response:
@@ -129,10 +129,12 @@ def _libraries(state: State, caller: Account, request: Request, remainder: list[
     rows = [user_api.library_shown(state, library.id) for library in state.accounts.libraries]
     if not remainder:
         shown, total = page_of(rows, request.query)
-        return json_answer(shown, headers=[("X-Total-Count", str(total))])
+        return json_response(shown, headers=[("X-Total-Count", str(total))])
     found = [row for row in rows if str(row["id"]) == remainder[0]]
     return (
-        json_answer(found[0]) if found else json_error(404, f"library(id:{remainder[0]}) not found")
+        json_response(found[0])
+        if found
+        else json_error(404, f"library(id:{remainder[0]}) not found")
     )
 
 
@@ -142,9 +144,11 @@ def _songs(state: State, caller: Account, request: Request, remainder: list[str]
     rows = [_song_json(song) for song in state.catalogue.within(caller.libraries)]
     if not remainder:
         shown, total = page_of(rows, request.query)
-        return json_answer(shown, headers=[("X-Total-Count", str(total))])
+        return json_response(shown, headers=[("X-Total-Count", str(total))])
     found = [row for row in rows if row["id"] == remainder[0]]
-    return json_answer(found[0]) if found else json_error(404, f"song(id:{remainder[0]}) not found")
+    return (
+        json_response(found[0]) if found else json_error(404, f"song(id:{remainder[0]}) not found")
+    )
 
 
 def _song_json(song: Song) -> Row:
@@ -182,10 +186,10 @@ def _shares(state: State, caller: Account, request: Request, remainder: list[str
             if caller.is_admin or share.owner_id == caller.id
         ]
         shown, total = page_of(rows, request.query)
-        return json_answer(shown, headers=[("X-Total-Count", str(total))])
+        return json_response(shown, headers=[("X-Total-Count", str(total))])
     if request.method == "DELETE" and len(remainder) == 1:
         state.shares.pop(remainder[0], None)
-        return json_answer({})
+        return json_response({})
     return method_not_allowed()
 
 
@@ -207,11 +211,11 @@ def _make_share(state: State, caller: Account, request: Request) -> Response:
         owner_id=caller.id,
     )
     state.shares[share.id] = share
-    return json_answer({"id": share.id})
+    return json_response({"id": share.id})
 
 
 def _events(state: State) -> Response:
-    """`GET /api/events`: one event at once, then a keep-alive each so many seconds."""
+    """`GET /api/events`: one event at once, then periodic keep-alives."""
     headers = (
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache, no-transform"),

@@ -1,7 +1,4 @@
-"""How a stand-in is set up: Navidrome's own options, by its defaults, and what tests turn.
-
-Plain values only; each is read once, by the part it is for.
-"""
+"""The configuration of a stand-in: Navidrome's own options with its defaults, and options for tests."""
 
 from __future__ import annotations
 
@@ -24,11 +21,11 @@ class StandInOptions:
     enable_user_editing: `EnableUserEditing`.
     jellyfin: whether `/jellyfin/` is mounted (off by default in the real one).
     events_every: seconds between two keep-alive events.
-    racy_names: seconds between the check that a name is free and the writing of it. The real
-        server's are far enough apart for `RaCe` and `rAcE` to be both made; 0 never yields.
+    racy_names: seconds between the check that a name is free and the write. The real server's
+        delay lets `RaCe` and `rAcE` both be created; 0 never yields.
     cover_bytes: size of every cover.
-    seen_limit: how many of the last requests `StandIn.seen` keeps.
-    libraries: the music libraries there are.
+    seen_limit: how many of the last requests `StandIn.seen` holds.
+    libraries: the music libraries.
     """
 
     trusted_sources: str = "127.0.0.1/32"

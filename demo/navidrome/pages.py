@@ -1,7 +1,7 @@
-"""The pages: `/app/…`, which logs the header's user in, and `/share/…`, which anyone may see.
+"""The pages: `/app/…`, which logs the header's user in, and `/share/…`, which is public.
 
 Both carry `window.__APP_CONFIG__`, a JSON text within a JavaScript string, with `auth` in it where
-a header named a user. Asking for a page is enough to make an account, whatever the method.
+a header named a user. Any request for a page creates the account, whatever the method.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PAGE: Final = """<!DOCTYPE html>
   <body>
     <noscript>You need to enable JavaScript to run this app.</noscript>
     <h1>Navidrome (stand-in)</h1>
-    <p id="who">Nobody is logged in: no user header came from a trusted address. A real Navidrome
+    <p id="who">No user is logged in: no user header came from a trusted address. A real Navidrome
     shows its login form here.</p>
     <dl id="root"></dl>
     <script>
@@ -78,7 +78,7 @@ _PAGE: Final = """<!DOCTYPE html>
 
 
 def app(state: State, request: Request) -> Response:
-    """`/app` and what is below it: the page, its assets, 404."""
+    """`/app` and its sub-paths: the page, its assets, 404."""
     name = request.path.removeprefix("/")
     return _page(state, request) if not name else asset(name) or not_found()
 

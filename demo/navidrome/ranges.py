@@ -1,6 +1,6 @@
-"""A file served as Go's `http.ServeContent` does: ranges, conditions, and their refusals.
+"""A file served like Go's `http.ServeContent`: ranges, conditions, and their errors.
 
-Values in, an `Answer` out. The rules are RFC 9110 §13 and §14 as net/http's fs.go reads them.
+Values in, a `Response` out. The rules are RFC 9110 §13 and §14 as net/http's fs.go implements them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BOUNDARY = "3d6b6a416f9b5e9d9fd0a5a7d9a6e4a1b2c3d4e5f60718293a4b5c6d7e8f"
 
 
 class InvalidRangeError(ValueError):
-    """A `Range` that can't be read or, with `past_end`, lies wholly beyond the file."""
+    """A `Range` that is malformed or, with `past_end`, lies completely beyond the file."""
 
     def __init__(self, *, past_end: bool) -> None:
         super().__init__("invalid range: failed to overlap" if past_end else "invalid range")
@@ -26,7 +26,7 @@ class InvalidRangeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes `start` up to `end`, the latter not among them."""
+    """Bytes `start` to `end`, exclusive."""
 
     start: int
     end: int
@@ -37,7 +37,7 @@ class ByteRange:
 
 
 def serve_tone(request: Request, tone: Tone, headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    """The whole of a tone, the ranges asked for, or why not."""
+    """The whole tone, the requested ranges, or an error."""
     if request.header("If-Modified-Since") == LAST_MODIFIED:
         return Response(304, headers)
     size = tone.size
@@ -92,7 +92,7 @@ def _byte_range(spec: str, size: int) -> ByteRange | None:
     if not first:
         if not last:
             raise InvalidRangeError(past_end=False)
-        # A suffix: the last so many bytes.
+        # A suffix: the last bytes of this number.
         return ByteRange(size - min(int(last), size), size)
     start = int(first)
     if start >= size:

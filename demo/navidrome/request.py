@@ -1,6 +1,6 @@
-"""A request as the stand-in's handlers see it, and the record of it that tests see.
+"""A request as the stand-in's handlers use it, and its record for tests.
 
-Only reading: what a header, a cookie or a parameter says, in the way Go's net/http reads it.
+Headers, cookies and parameters are parsed like Go's net/http does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ HeaderPairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class SeenRequest:
-    """One request that the stand-in got to see. For tests and the demo; Navidrome has no such.
+    """One received request. For tests and the demo; Navidrome has no such feature.
 
-    target: the request line's, escaped as it came, with its query.
-    headers: names as they were spelt, in order, repeated ones apart.
+    target: the request line's, escaped as received, with its query.
+    headers: names with their spelling, in order, repeated ones separate.
     peer: the socket's peer, an address or `@`.
     """
 
@@ -47,11 +47,11 @@ class Params:
         return [value for key, value in self.pairs if key == name]
 
     def first(self, name: str) -> str:
-        """The first value of a parameter, "" if it is not there."""
+        """The first value of a parameter, "" if it is missing."""
         return next((value for key, value in self.pairs if key == name), "")
 
     def number(self, name: str) -> int:
-        """A parameter as a number, 0 if it is none (`strconv.Atoi`, its error passed over)."""
+        """A parameter as a number, 0 if it is not a number (`strconv.Atoi`, its error ignored)."""
         text = self.first(name)
         digits = text[1:] if text[:1] in {"+", "-"} else text
         return int(text) if digits.isascii() and digits.isdigit() else 0
@@ -59,11 +59,11 @@ class Params:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was read whole.
+    """A complete request.
 
-    path: escaped as it came, below the base path; routing is on this one.
+    path: escaped as received, below the base path; routing is on this one.
     peer: the socket's peer, an address or `@`.
-    trusted: whether that peer may name a user by header.
+    trusted: whether that peer may send the user header.
     """
 
     method: str
@@ -75,7 +75,7 @@ class Request:
     trusted: bool
 
     def header(self, name: str) -> str:
-        """The first value of a header, "" if it is not there (`Header.Get`)."""
+        """The first value of a header, "" if it is missing (`Header.Get`)."""
         lowered = name.lower()
         return next((value for key, value in self.headers if key.lower() == lowered), "")
 

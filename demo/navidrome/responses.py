@@ -1,7 +1,7 @@
-"""Answers as Go's net/http, chi and deluan/rest frame them. Values; nothing here sends.
+"""Responses as Go's net/http, chi and deluan/rest frame them. Values; nothing here sends.
 
-A body of bytes goes out with a length up to Go's 2048-byte buffer and in chunks beyond it, unless
-the answer sets a length of its own; an iterator goes out in chunks unless a length is given.
+A body of bytes is sent with a length up to Go's 2048-byte buffer and in chunks beyond it, unless
+the response sets its own length; an iterator is sent in chunks unless a length is given.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ HeaderPairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer to a request."""
+    """A response to a request."""
 
     status: int = 200
     headers: HeaderPairs = ()
     body: bytes | AsyncGenerator[bytes, None] = b""
 
     def adding(self, *headers: tuple[str, str]) -> Response:
-        """The same answer with more headers before its own."""
+        """The same response with more headers before its own."""
         return replace(self, headers=(*headers, *self.headers))
 
 
-def json_answer(
+def json_response(
     value: Json, status: int = 200, headers: Iterable[tuple[str, str]] = ()
 ) -> Response:
     """`rest.RespondWithJSON`."""
@@ -39,7 +39,7 @@ def json_answer(
 
 def json_error(status: int, message: str) -> Response:
     """`rest.RespondWithError`."""
-    return json_answer({"error": message}, status)
+    return json_response({"error": message}, status)
 
 
 def text_error(status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
@@ -49,12 +49,12 @@ def text_error(status: int, message: str, headers: Iterable[tuple[str, str]] = (
 
 
 def not_found() -> Response:
-    """The answer of chi where no route matches."""
+    """The response of chi where no route matches."""
     return text_error(404, "404 page not found")
 
 
 def method_not_allowed() -> Response:
-    """The answer of chi where a route matches and its method does not: no body at all."""
+    """The response of chi where a route matches and its method does not: no body."""
     return Response(405)
 
 

@@ -1,6 +1,6 @@
-"""The stand-in as an ASGI application: reads a request whole, records it, sends its answer.
+"""The stand-in as an ASGI application: reads a complete request, records it, sends its response.
 
-Faults are played here, since they are about the sending and not about what is answered.
+Faults are injected here, since they affect the sending and not the content.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from email.utils import formatdate
 from typing import Any, Final
 
-from demo.navidrome.app import answer
+from demo.navidrome.app import respond
 from demo.navidrome.faults import Fault, FaultKind
 from demo.navidrome.jellyfin import jellyfin_socket
 from demo.navidrome.request import HeaderPairs, Params, Request, SeenRequest
@@ -24,7 +24,7 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-_BODY_KEPT: Final = 16 * 1024 * 1024
+_BODY_RECORDED: Final = 16 * 1024 * 1024
 """Bytes of a body that are kept; what is beyond is read and dropped."""
 _RESPONSE_NEEDED: Final = {FaultKind.TRUNCATED_JSON, FaultKind.CUT}
 
@@ -33,7 +33,7 @@ class Serving:
     """The ASGI application over one state.
 
     seen: the last requests, oldest first.
-    fault: the fault in force, None where all is well.
+    fault: the current fault, None for none.
     """
 
     def __init__(self, state: State) -> None:
@@ -67,14 +67,14 @@ class Serving:
         if fault is not None and fault.hits(request.method, below):
             await self._fail(fault, request, scope, receive, send)
             return
-        await _send(await answer(self.state, request), request.method, receive, send)
+        await _send(await respond(self.state, request), request.method, receive, send)
 
     async def _fail(
         self, fault: Fault, request: Request, scope: Scope, receive: Receive, send: Send
     ) -> None:
         disconnected = Response()
         if fault.carried_out or fault.kind in _RESPONSE_NEEDED:
-            disconnected = await answer(self.state, request)
+            disconnected = await respond(self.state, request)
         whole = disconnected.body if isinstance(disconnected.body, bytes) else b""
         half = whole[: len(whole) // 2]
         match fault.kind:
@@ -101,10 +101,12 @@ class Serving:
         return None
 
     async def _hang(self, fault: Fault, scope: Scope, receive: Receive) -> None:
-        gone = asyncio.ensure_future(_disconnected(receive))
-        while self.fault is fault and not gone.done() and not self.state.closing.is_set():
-            await asyncio.wait({gone}, timeout=0.02)
-        gone.cancel()
+        client_disconnect = asyncio.ensure_future(_disconnected(receive))
+        while (
+            self.fault is fault and not client_disconnect.done() and not self.state.closing.is_set()
+        ):
+            await asyncio.wait({client_disconnect}, timeout=0.02)
+        client_disconnect.cancel()
         await _hang_up(scope, receive)
 
 
@@ -122,13 +124,13 @@ def _seen(scope: Scope) -> SeenRequest:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """A request's body, None if the client left before its end."""
+    """A request's body, None if the client disconnected before its end."""
     buffered = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        if len(buffered) < _BODY_KEPT:
+        if len(buffered) < _BODY_RECORDED:
             buffered += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(buffered)
@@ -148,31 +150,31 @@ async def _send(reply: Response, method: str, receive: Receive, send: Send) -> N
         return
     await send(_start(reply))
     if method != "HEAD":
-        gone = asyncio.ensure_future(_disconnected(receive))
+        client_disconnect = asyncio.ensure_future(_disconnected(receive))
         try:
-            async for piece in _until(body, gone):
+            async for piece in _until(body, client_disconnect):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-            if gone.done():
+            if client_disconnect.done():
                 return
         finally:
-            gone.cancel()
+            client_disconnect.cancel()
             await body.aclose()
     await send({"type": "http.response.body", "body": b""})
 
 
 async def _until(
-    pieces: AsyncGenerator[bytes, None], gone: asyncio.Future[bytes | None]
+    pieces: AsyncGenerator[bytes, None], client_disconnect: asyncio.Future[bytes | None]
 ) -> AsyncGenerator[bytes, None]:
-    """The pieces of a body, as long as the client is there to take them."""
+    """The pieces of a body, until the client disconnects."""
     while True:
         following: asyncio.Future[bytes | None] = asyncio.ensure_future(anext(pieces, None))
         try:
-            await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({following, client_disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if gone.done() or not following.done():
+            if client_disconnect.done() or not following.done():
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
-        if gone.done():
+        if client_disconnect.done():
             return
         piece = following.result()
         if piece is None:
@@ -187,7 +189,7 @@ async def _disconnected(receive: Receive) -> bytes | None:
 
 
 async def _hang_up(scope: Scope, receive: Receive) -> None:
-    """Close the connection behind what was written, and wait until it is gone."""
+    """Close the connection after the written data, and wait until it is closed."""
     details: WireDetails = scope["extensions"][EXTENSION]
     details.transport.close()
     await _disconnected(receive)

@@ -1,7 +1,4 @@
-"""The music of a stand-in: a fixed catalogue of seven songs, and what more a test adds.
-
-Frozen values and look-ups by id. What a song sounds like is `media`'s.
-"""
+"""The music of a stand-in: a fixed catalogue of seven songs, and the songs that a test adds."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class Song:
 
     @property
     def id(self) -> str:
-        """The same in every stand-in, so that a demo can name it."""
+        """The same in every stand-in, so that a demo can refer to it."""
         return _stable_id("song", self.artist, self.album, self.title)
 
     @property
@@ -60,7 +57,7 @@ def _default_songs() -> list[Song]:
 
 @dataclass(slots=True)
 class Catalogue:
-    """All songs. Every look-up is cut to the libraries that the asker has."""
+    """All songs. Every look-up is limited to the user's libraries."""
 
     songs: list[Song] = field(default_factory=_default_songs)
 

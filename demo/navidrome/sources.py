@@ -1,7 +1,7 @@
-"""Navidrome's list of trusted sources, with its silent refusals.
+"""Navidrome's list of trusted sources, with its silent failures.
 
-The rule is `validateIPAgainstList` in Navidrome's server/auth.go and nothing more lenient: what
-does not parse as Go's `net.ParseCIDR` wants it never matches, and nobody is told.
+The rule is `validateIPAgainstList` in Navidrome's server/auth.go and no more lenient: an entry that
+Go's `net.ParseCIDR` rejects never matches, without an error.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class TrustedSources:
-    """Who may name a user by header."""
+    """The peers that may send the user header."""
 
     networks: tuple[Network, ...]
     unix_peers: bool
 
     @classmethod
     def parse(cls, page_of: str) -> TrustedSources:
-        """Read a list as written in `ND_EXTAUTH_TRUSTEDSOURCES`; what is malformed is dropped."""
+        """Parse a list as written in `ND_EXTAUTH_TRUSTEDSOURCES`; malformed entries are dropped."""
         entries = page_of.split(",")
         networks = tuple(net for net in map(_cidr, entries) if net is not None)
         return cls(networks, UNIX_PEER in entries)
 
     def trusts(self, peer: str) -> bool:
-        """Whether the socket's peer, an address or `@`, is on the list."""
+        """Return whether the socket's peer, an address or `@`, is on the list."""
         if peer == UNIX_PEER:
             return self.unix_peers
         try:
@@ -43,7 +43,8 @@ class TrustedSources:
 
 
 def _cidr(entry: str) -> Network | None:
-    # A bare address has no length and is no CIDR; a netmask ("/255.0.0.0") is none to Go either.
+    # A bare address has no length and is not a CIDR; a netmask ("/255.0.0.0") is not one for Go
+    # either.
     _, slash, length = entry.partition("/")
     if not slash or not length.isascii() or not length.isdigit():
         return None

@@ -1,6 +1,6 @@
-"""Starting and stopping a stand-in Navidrome: on the running loop, or in a thread of its own.
+"""Starting and stopping a stand-in Navidrome: on the running event loop, or in its own thread.
 
-The sockets are bound here, so that port 0 has become a number before anyone asks for it.
+The sockets are bound here, so that port 0 is replaced by a number before it is read.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _STOP_SECONDS = 5.0
 
 
 class StandIn:
-    """A stand-in Navidrome that can be started, stopped and started again with what it knew.
+    """A stand-in Navidrome that can be started, stopped and restarted with its data.
 
     options: see `StandInOptions`.
-    clock: Unix seconds; tests give their own to let tokens expire.
+    clock: Unix seconds; tests pass their own to let tokens expire.
 
     Usable as an async context manager. Everything but `start` and `stop` may be called from any
     thread.
@@ -56,7 +56,7 @@ class StandIn:
     async def start(self, listen: str = "127.0.0.1:0") -> None:
         """Listen on `host:port`, `[v6]:port` or `unix:/path`; port 0 is any free one.
 
-        Raises `OSError` if the address can't be had.
+        Raises `OSError` if the address is not available.
         """
         config = Config(
             self._serving,
@@ -88,7 +88,7 @@ class StandIn:
             self._listen = f"{host}:{name[1]}"
 
     async def stop(self) -> None:
-        """Close the socket and every connection at once; what was known stays known."""
+        """Close the socket and every connection at once; the data remains."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -96,7 +96,7 @@ class StandIn:
         self.state.closing.set()
         for connection in list(self._uvicorn.connections):
             connection.transport.abort()
-        # Answers end by themselves once their client is gone.
+        # Responses end by themselves once their client has disconnected.
         if self._uvicorn.tasks:
             await asyncio.wait(list(self._uvicorn.tasks), timeout=_STOP_SECONDS)
         if self._listen.startswith("unix:"):
@@ -116,7 +116,7 @@ class StandIn:
 
     @property
     def listen(self) -> str:
-        """Where it listens, in the form that `start` takes, the port filled in."""
+        """Its address, in the form that `start` accepts, with the real port."""
         return self._listen
 
     @property
@@ -132,17 +132,17 @@ class StandIn:
 
     @property
     def accounts(self) -> Accounts:
-        """The accounts, to look into and to prepare."""
+        """The accounts, to read and to prepare."""
         return self.state.accounts
 
     @property
     def seen(self) -> deque[SeenRequest]:
-        """The last requests that it got to see, oldest first; `clear()` forgets them."""
+        """The last received requests, oldest first; `clear()` removes them."""
         return self._serving.seen
 
     @property
     def fault(self) -> Fault | None:
-        """The fault that is played, None for none."""
+        """The injected fault, None for none."""
         return self._serving.fault
 
     @fault.setter
@@ -188,7 +188,7 @@ class StandInThread:
         self._thread = threading.Thread(target=self._run, name="stand-in", daemon=True)
 
     def start(self) -> StandIn:
-        """Start, and return once it listens. Raises `OSError` if the address can't be had."""
+        """Start, and return once it listens. Raises `OSError` if the address is not available."""
         self._thread.start()
         if not self._started.wait(_START_SECONDS):
             raise TimeoutError(f"the stand-in did not start within {_START_SECONDS} s")
@@ -244,7 +244,7 @@ def _bind(listen: str) -> socket.socket:
         family, address = socket.AF_INET6, (host.strip("[]"), int(port))
     else:
         family, address = socket.AF_INET, (host, int(port))
-    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    # asyncio disables Nagle's algorithm only where the protocol is named.
     protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
     listener = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:

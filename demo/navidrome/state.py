@@ -1,6 +1,6 @@
-"""Everything that a stand-in remembers, and who a request is by it.
+"""The state of a stand-in, and the authentication of requests by it.
 
-The parts of the state know nothing of each other; the routes find them here.
+The parts of the state are independent of each other; the routes find them here.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Playlist:
 
 @dataclass(slots=True)
 class State:
-    """A stand-in's memory.
+    """A stand-in's state.
 
-    players: (account id, client, user agent) to the id that its cookie carries.
+    players: (account id, client, user agent) to the id in its cookie.
     listeners: one queue for each open event stream.
-    closing: set when the stand-in stops; every endless answer ends then.
+    closing: set when the stand-in stops; every endless response ends then.
     """
 
     options: StandInOptions
@@ -65,7 +65,7 @@ class State:
 
     @classmethod
     def empty(cls, options: StandInOptions, clock: Callable[[], float] = time.time) -> State:
-        """A fresh server: no accounts, the default music."""
+        """A new server: no accounts, the default music."""
         return cls(
             options=options,
             clock=clock,
@@ -76,11 +76,11 @@ class State:
         )
 
     def header_user(self, request: Request) -> str:
-        """The name in the user header, "" where it is not believed (`UsernameFromExtAuthHeader`)."""
+        """The name in the user header, "" if the peer is untrusted (`UsernameFromExtAuthHeader`)."""
         return request.header(self.options.user_header) if request.trusted else ""
 
     def session(self, request: Request) -> Claims | None:
-        """The claims of the token that a request carries, if it is a good one."""
+        """The claims of a request's token, if it is valid."""
         token = carried_token(request)
         return self.tokens.read(token) if token else None
 
@@ -90,9 +90,9 @@ class State:
         return self.players.setdefault(key, new_id())
 
     def log_in_by_header(self, request: Request) -> Account | None:
-        """Log the header's user in, making the account if there is none (`handleLoginFromHeaders`).
+        """Log the header's user in, creating the account if there is none (`handleLoginFromHeaders`).
 
-        The first account of an empty server becomes admin, whoever that is.
+        The first account of an empty server becomes admin.
         """
         name = self.header_user(request)
         if not name:

@@ -1,7 +1,6 @@
-"""`/rest/…`: who is asking by Subsonic's rules, and the answer's envelope.
+"""`/rest/…`: authentication by Subsonic's rules, and the response's envelope.
 
-The user header replaces `u`, `p`, `t` and `s` altogether: with it only `v` and `c` are asked for.
-The calls themselves are `subsonic_calls`'.
+The user header replaces `u`, `p`, `t` and `s`: with it only `v` and `c` are required.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _CALLBACK = re.compile(r"[a-zA-Z_$][a-zA-Z0-9_$.]*")
 
 
 def subsonic(state: State, request: Request) -> Response:
-    """Answer a request below `/rest`, whatever its method; the path begins with what follows."""
+    """Respond to a request below `/rest`, whatever its method; the path begins with what follows."""
     name = request.path.removeprefix("/").removesuffix(".view")
     params = request.form()
     if name == "getOpenSubsonicExtensions":
@@ -54,7 +53,7 @@ def _authenticated(state: State, request: Request, params: Params) -> Account:
 
 
 def _proves(state: State, account: Account, params: Params) -> bool:
-    # `validateCredentials`: the first of jwt, p and t that is there decides.
+    # `validateCredentials`: the first of jwt, p and t that is present decides.
     token, password, digest = (params.first(name) for name in ("jwt", "p", "t"))
     if token:
         claims = state.tokens.read(token)

@@ -1,6 +1,6 @@
-"""The Subsonic calls of a stand-in: what a music app needs to log in, browse and play.
+"""The Subsonic calls of a stand-in that a music app needs to log in, browse and play.
 
-One function a call, in a table by its name. Many change things by `GET`, as in the protocol.
+One function per call, in a table by its name. Many change data by `GET`, as in the protocol.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COPIED = 8192
 
 
 class SubsonicError(Exception):
-    """A refusal by its Subsonic code."""
+    """An error by its Subsonic code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ def get_user(state: State, caller: Account, _request: Request, params: Params) -
 
 
 def get_users(state: State, caller: Account, _request: Request, _params: Params) -> Payload:
-    """For admins; lists the asker alone, as the real one does."""
+    """For admins; lists only the requesting user, like the real one."""
     if not caller.is_admin:
         raise SubsonicError(50, "User is not authorized for the given operation")
     return {"users": {"user": [_user_json(state, caller)]}}
@@ -124,7 +124,7 @@ def download(state: State, caller: Account, request: Request, params: Params) ->
 
 
 def get_cover_art(state: State, _caller: Account, request: Request, params: Params) -> Response:
-    """A cover for every id that there is, in chunks, as `io.Copy` writes one."""
+    """A cover for every id, in chunks, as `io.Copy` writes one."""
     wanted = params.first("id").partition("-")[2] or params.first("id")
     if not state.catalogue.by_id(wanted.partition("_")[0]):
         raise SubsonicError(70, "Artwork not found")
@@ -148,7 +148,7 @@ def scrobble(state: State, caller: Account, _request: Request, params: Params) -
 
 
 def create_playlist(state: State, caller: Account, _request: Request, params: Params) -> Payload:
-    """Another one each time, by `GET` too."""
+    """A new playlist each time, by `GET` too."""
     if not params.first("name"):
         raise SubsonicError(0, "Internal Server Error: required parameter name is missing")
     created = Playlist(

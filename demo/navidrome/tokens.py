@@ -1,7 +1,7 @@
-"""Navidrome's session tokens: where it looks for one, what is in it, how long it lives.
+"""Navidrome's session tokens: their locations, claims and lifetime.
 
 A token names an account by its *user name* and is checked against nothing else, so it outlives a
-rename and a deletion and speaks for whoever has that name next (`UsernameFromToken`).
+rename and a deletion and is valid for the next account of that name (`UsernameFromToken`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ISSUER = "ND"
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """A token's claims. `user_id` and `is_admin` are carried, and never asked for."""
+    """A token's claims. `user_id` and `is_admin` are included, and never checked."""
 
     subject: str
     issued_at: int
@@ -31,9 +31,9 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Issues and reads tokens with a key of its own.
+    """Issues and verifies tokens with its own key.
 
-    timeout: seconds that a token lives from its last refresh.
+    timeout: the lifetime of a token in seconds from its last refresh.
     clock: Unix seconds.
     """
 
@@ -47,7 +47,7 @@ class Tokens:
         return self.refresh(Claims(account.user_name, now, account.id, account.is_admin))
 
     def refresh(self, claims: Claims) -> str:
-        """The same claims with a new end."""
+        """The same claims with a new expiry."""
         payload: dict[str, str | int | bool] = {
             "exp": int(self.clock() + self.timeout),
             "iat": claims.issued_at,
@@ -60,7 +60,7 @@ class Tokens:
         return jwt.encode(payload, self.key, algorithm="HS256")
 
     def read(self, token: str) -> Claims | None:
-        """A token's claims, or None if it is none, is another's, or has expired."""
+        """A token's claims, or None if it is malformed, has another key, or has expired."""
         try:
             payload = jwt.decode(
                 token,
@@ -85,8 +85,9 @@ class Tokens:
 def carried_token(request: Request) -> str:
     """The token of a request: of its header, else its cookie `jwt`, else its query; "" if none.
 
-    The header's seventh character may be anything, and its first six are `bearer` in any case.
-    Only an *empty* place gives way to the next: junk in one hides a good token in another.
+    The header's seventh character may be anything, and its first six are `bearer` in any case. Only
+    an *empty* location falls back to the next: an invalid token in one hides a valid one in
+    another.
     """
     header = request.header(AUTHORIZATION)
     if len(header) > 7 and header[:6].upper() == "BEARER":

@@ -1,6 +1,6 @@
-"""`/api/user…`: the account rules of Navidrome's `userRepository`, one function a call.
+"""`/api/user…`: the account rules of Navidrome's `userRepository`, one function per call.
 
-The asker is known here, and what he may; the table and its traps are `accounts`'.
+The requesting user and its rights are known here; the table and its quirks are in `accounts`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from demo.navidrome.accounts import (
 from demo.navidrome.goform import ZERO_TIME, Json, is_time
 from demo.navidrome.listing import page_of
 from demo.navidrome.request import Params, Request
-from demo.navidrome.responses import Response, json_answer, json_error, text_error
+from demo.navidrome.responses import Response, json_error, json_response, text_error
 from demo.navidrome.songs import RELEASED
 from demo.navidrome.state import State
 
@@ -41,7 +41,7 @@ _PREFIX_FILTERS = {"name": "name", "user_name": "user_name", "email": "email"}
 
 
 def list_users(state: State, caller: Account, query: Params) -> Response:
-    """`GET /api/user`. `userName` is no filter, and is passed over."""
+    """`GET /api/user`. `userName` is not a filter, and is ignored."""
     if not caller.is_admin:
         return json_error(403, "Error reading user: Permission denied")
     accounts = list(state.accounts.by_id.values())
@@ -54,17 +54,17 @@ def list_users(state: State, caller: Account, query: Params) -> Response:
         prefix = query.first(parameter).lower()
         accounts = [a for a in accounts if getattr(a, attribute).lower().startswith(prefix)]
     shown, total = page_of([state.accounts.as_json(a) for a in accounts], query)
-    return json_answer(shown, headers=[("X-Total-Count", str(total))])
+    return json_response(shown, headers=[("X-Total-Count", str(total))])
 
 
 def read_user(state: State, caller: Account, account_id: str) -> Response:
-    """`GET /api/user/{id}`: one's own, or any for an admin."""
+    """`GET /api/user/{id}`: the own one, or any for an admin."""
     if not caller.is_admin and caller.id != account_id:
         return json_error(403, f"Reading user(id:{account_id}): Permission denied")
     account = state.accounts.by_id.get(account_id)
     if account is None:
         return json_error(404, f"user(id:{account_id}) not found")
-    return json_answer(state.accounts.as_json(account))
+    return json_response(state.accounts.as_json(account))
 
 
 async def create_user(state: State, caller: Account, request: Request) -> Response:
@@ -78,19 +78,19 @@ async def create_user(state: State, caller: Account, request: Request) -> Respon
         return _invalid("userName", "ra.validation.unique")
     if state.options.racy_names:
         await pause_before_writing(state.options.racy_names)
-        # What is left to stop two at once is the table's own constraint, which heeds case.
+        # Only the table's own constraint prevents two at once, and it is case-sensitive.
         if any(a.user_name == fields.user_name for a in state.accounts.by_id.values()):
             return _invalid("userName", "ra.validation.unique")
-    return json_answer({"id": state.accounts.put(fields).id})
+    return json_response({"id": state.accounts.put(fields).id})
 
 
 async def pause_before_writing(seconds: float) -> None:
-    """Let other requests run between the check of a name and the writing of it."""
+    """Let other requests run between the check of a name and its write."""
     await asyncio.sleep(seconds)
 
 
 def update_user(state: State, caller: Account, account_id: str, request: Request) -> Response:
-    """`PUT /api/user/{id}`: every column is written, and an unknown id is made."""
+    """`PUT /api/user/{id}`: every column is written, and an unknown id is created."""
     fields = _fields(request.body)
     if fields is None:
         return json_error(422, "Invalid request payload")
@@ -101,7 +101,7 @@ def update_user(state: State, caller: Account, account_id: str, request: Request
         fields = replace(fields, is_admin=False, user_name=caller.user_name)
     errors = _password_errors(fields, caller)
     if errors:
-        return json_answer({"errors": errors}, 400)
+        return json_response({"errors": errors}, 400)
     if _taken(state, fields):
         return _invalid("userName", "ra.validation.unique")
     state.accounts.put(fields)
@@ -109,28 +109,28 @@ def update_user(state: State, caller: Account, account_id: str, request: Request
 
 
 def delete_user(state: State, caller: Account, account_id: str) -> Response:
-    """`DELETE /api/user/{id}`; one who is gone is deleted again."""
+    """`DELETE /api/user/{id}`; a deleted one can be deleted again."""
     if not caller.is_admin:
         return json_error(403, f"Deleting user(id:{account_id}): Permission denied")
     state.accounts.delete(account_id)
-    return json_answer({})
+    return json_response({})
 
 
 def user_libraries(state: State, account_id: str) -> Response:
-    """`GET /api/user/{id}/library`, for admins alone (the route asks)."""
+    """`GET /api/user/{id}/library`, for admins only (checked by the route)."""
     account = state.accounts.by_id.get(account_id)
     if account is None:
         return text_error(404, "User not found")
     libraries = state.accounts.libraries_for(account)
     listing: list[Json] = [library_shown(state, library.id) for library in libraries]
-    response = json_answer(listing)
+    response = json_response(listing)
     # `json.Encoder` ends with a line feed, `json.Marshal` does not.
     body = response.body if isinstance(response.body, bytes) else b""
     return replace(response, body=body + b"\n")
 
 
 def set_user_libraries(state: State, account_id: str, request: Request) -> Response:
-    """`PUT /api/user/{id}/library`: not for admins, at least one, and each must be there."""
+    """`PUT /api/user/{id}/library`: not for admins, at least one, and each must exist."""
     ids = _library_ids(request.body)
     if ids is None:
         return text_error(400, "Invalid request body")
@@ -170,8 +170,8 @@ def _taken(state: State, fields: AccountFields) -> bool:
 
 
 def _password_errors(fields: AccountFields, caller: Account) -> dict[str, Json]:
-    # `validatePasswordChange`: an admin sets another's freely; one's own needs the current one,
-    # except where it was generated.
+    # `validatePasswordChange`: an admin sets another's freely; the own one requires the current
+    # password, except where it was generated.
     if caller.is_admin and fields.id != caller.id:
         return {}
     errors: dict[str, Json] = {}
@@ -188,7 +188,7 @@ def _password_errors(fields: AccountFields, caller: Account) -> dict[str, Json]:
 
 
 def _invalid(field: str, reason: str) -> Response:
-    return json_answer({"errors": {field: reason}}, 400)
+    return json_response({"errors": {field: reason}}, 400)
 
 
 def _forbidden(reason: str) -> Response:
@@ -207,7 +207,7 @@ def _library_ids(body: bytes) -> list[int] | None:
 
 
 def _fields(body: bytes) -> AccountFields | None:
-    """A body as Go decodes it: keys in any case, unknown ones passed over; None if it can't be."""
+    """A body as Go decodes it: keys in any case, unknown ones ignored; None if it is invalid."""
     try:
         parsed: object = json.loads(body)
     except ValueError:

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, made to treat the wire as Go's net/http does where tests can tell.
+"""uvicorn's HTTP protocol with the behaviour of Go's net/http, where tests can see a difference.
 
-Headers are kept as they were spelt; an `Upgrade` that no route takes is passed over, so that what
-follows the head is the next request (uvicorn would drop it).
+Headers keep their spelling; an `Upgrade` that no route accepts is ignored, so that the data after
+the head is the next request (uvicorn would drop it).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ EXTENSION: Final = "stand_in"
 
 @dataclass(slots=True)
 class WireDetails:
-    """What an ASGI scope leaves out, given in `scope["extensions"]["stand_in"]`."""
+    """Data that an ASGI scope lacks, in `scope["extensions"]["stand_in"]`."""
 
     transport: asyncio.Transport
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 class Wire(HttpToolsProtocol):
-    """One connection. `base_path` is where the WebSocket's route is looked for."""
+    """One connection. `base_path` is the prefix of the WebSocket's route."""
 
     base_path: ClassVar[str] = ""
 
     def on_message_begin(self) -> None:
-        """Start a request with room for its headers' spelling."""
+        """Start a request with storage for its headers' spelling."""
         super().on_message_begin()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         self.details = WireDetails(self.transport)
         scope["extensions"] = {EXTENSION: self.details}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header as it came, blanks at the value's end aside (Go drops them)."""
+        """Store a header as received, without blanks around the value (Go drops them)."""
         self.details.headers.append((name, value.strip(b" \t")))
         super().on_header(name, value)
 
@@ -48,7 +48,7 @@ class Wire(HttpToolsProtocol):
         return is_socket(self.base_path, path) and super()._should_upgrade()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, going on behind the head of an upgrade that no route takes."""
+        """Parse received data, continuing after the head of an upgrade that no route accepts."""
         self._unset_keepalive_if_required()
         while data:
             try:

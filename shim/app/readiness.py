@@ -110,7 +110,7 @@ def _base_path(settings: Settings, upstream: UpstreamMonitor) -> Check:
 
 def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
     """Return whether Navidrome obeys the user header, and which other addresses it trusts."""
-    ours = settings.reverse_proxy_user_header
+    ours, own = settings.reverse_proxy_user_header, _as_source(state.own_address)
     if state.obeyed is None:
         return Check(
             "user_header",
@@ -134,18 +134,26 @@ def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
             State.FAILING,
             f"Navidrome does not obey {ours} from the shim: identities are rejected, and only allowed "
             "headers are forwarded",
-            "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address as a CIDR (172.20.0.5/32; @ on "
-            f"a Unix socket) and ND_EXTAUTH_USERHEADER to {ours}; then restart Navidrome.",
+            f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address {own} and "
+            f"ND_EXTAUTH_USERHEADER to {ours}; then restart Navidrome.",
         )
-    wide = beyond_the_shim(state.trusted_sources or "")
+    wide = beyond_the_shim(state.trusted_sources or "", state.own_address)
     if wide:
         return Check(
             "user_header",
             State.WARNING,
             f"Navidrome obeys {ours} from {', '.join(wide)}: any client there can use any user name",
-            "Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to only the shim's address, as a /32 or /128.",
+            f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to only the shim's address {own} (of several shims, "
+            "to only theirs).",
         )
     return Check("user_header", State.OK, f"Navidrome obeys {ours}")
+
+
+def _as_source(address: str) -> str:
+    """Return the address as an entry of ND_EXTAUTH_TRUSTEDSOURCES."""
+    if not address:
+        return "as a CIDR (172.20.0.5/32; @ on a Unix socket)"
+    return address if address == "@" else f"{address}/{128 if ':' in address else 32}"
 
 
 def _keys(settings: Settings, state: JwksState) -> Check:

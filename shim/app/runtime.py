@@ -54,6 +54,7 @@ from shim.control.metrics import Sources, build_registry
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
 from shim.control.services import ControlServices
 from shim.health import Check
+from shim.monitors.edge import EdgeMonitor
 from shim.monitors.empty_server import EmptyServerMonitor
 from shim.navidrome.transport import upstream_tls
 from shim.proxy.client_connection import ClientConnection
@@ -124,8 +125,12 @@ class Runtime:
         self.trail = Trail(sink for sink in sinks if sink is not None)
         self.admin_actions = AdminActions(store, self.trail.record)
         self._trail_reader = _build_trail_reader(settings)
+        self.edge = EdgeMonitor()
         observer = TrailObserver(
-            self.trail, str(settings.upstream), logs_access=settings.access_log
+            self.trail,
+            str(settings.upstream),
+            logs_access=settings.access_log,
+            watch=self.edge,
         )
         limits, self._limit_note = _within_descriptors(build_limits(settings))
         tls = upstream_tls(settings)
@@ -181,7 +186,8 @@ class Runtime:
 
     def checks(self) -> tuple[Check, ...]:
         """Return the state of all components for `/readyz`."""
-        checks = self.policy_updater.checks()
+        edge = self.edge.check(self.plane.decisions.policy)
+        checks = (*self.policy_updater.checks(), edge)
         if self._notify is not None:
             checks = (*checks, self._notify.check())
         if self._audit is not None:
@@ -228,6 +234,12 @@ class Runtime:
     async def explain(self, request: ExplainedRequest) -> dict[str, object]:
         """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
         return await explain(request, self._reloader.settings, self.plane.decisions.policy)
+
+    def start_edge_probe(self, prefix: str) -> str:
+        """Return the path of a new edge probe. Raises ValueError if the prefix is not public."""
+        if prefix not in self._reloader.settings.public_paths:
+            raise ValueError("expected a prefix of SHIM_PUBLIC_PATHS")
+        return self.plane.start_edge_probe(prefix).target.decode()
 
     def serve(self) -> None:
         """Listen, and serve until a stop signal. Raises OSError if it cannot listen."""
@@ -399,6 +411,7 @@ class Runtime:
             reload=self.reload,
             explain=self.explain,
             sign_out_url=lambda: sign_out_url(self._reloader.settings),
+            start_edge_probe=self.start_edge_probe,
             accounts=self._administration(),
             devices=self._device_administration(),
             people=self._people(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from shim.audit.events import (
     Access,
@@ -31,9 +31,19 @@ _MAX_USER_AGENT = 1024  # bytes to decode; the event clips the text
 _USER_AGENT = re.compile(rb"(?im)^user-agent:[ \t]*([^\r\n]*)")
 
 
+class DecisionWatch(Protocol):
+    """Sees decisions beside the trail. No method may block or raise."""
+
+    def decided(self, decision: Decision) -> None:
+        """A request was stripped or rejected."""
+
+    def identity_used(self, decision: Decision) -> None:
+        """An identity was trusted; called once a minute for each one that is in use."""
+
+
 class TrailObserver:
     """Records events of the data plane. `upstream` is Navidrome's address in the settings; `logs_access`
-    enables the access log."""
+    enables the access log; `watch` sees the decisions too."""
 
     def __init__(
         self,
@@ -42,8 +52,10 @@ class TrailObserver:
         *,
         logs_access: bool = False,
         now: Callable[[], float] = time.time,
+        watch: DecisionWatch | None = None,
     ) -> None:
         self._trail = trail
+        self._watch = watch
         self._upstream = upstream
         self._now = now
         self._down_since: float | None = None
@@ -55,6 +67,8 @@ class TrailObserver:
         self, decision: Decision, request_id: str, status: int | None = None
     ) -> None:
         """A request was stripped or rejected; the client got `status`, by default the decision's."""
+        if self._watch is not None:
+            self._watch.decided(decision)
         outcome, now = decision.outcome, self._now()
         group_key = RequestDecision.build_group_key(outcome.reason, outcome.path_class)
         if self._trail.count_suppressed(decision.source.peer.text, group_key, now):
@@ -78,6 +92,8 @@ class TrailObserver:
         identity, now, last_used = decision.identity, self._now(), self._last_used
         if identity is None:
             return
+        if self._watch is not None and decision.device is None:
+            self._watch.identity_used(decision)
         device = "" if decision.device is None else decision.device.id
         key = (identity.uid or identity.username, device, _client(decision))
         previous = last_used.pop(key, None)

@@ -14,6 +14,7 @@ from shim.app.readiness import readiness_checks
 from shim.app.tls import CertificateError, build_listener_tls
 from shim.audit.errors import NotifyError
 from shim.cli.configuration import settings_or_exit
+from shim.cli.edge_check import check_edge
 from shim.cli.errors import print_error
 from shim.cli.terminal import cell, console, print_json, print_table, safe
 from shim.health import Check, State, is_ready
@@ -35,27 +36,38 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.FAILING: "red"}
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check the settings, whitelist, Navidrome, database and key set, and show what the shim trusts."""
+    """Check the settings, edge, Navidrome, database and key set, and show what the shim trusts.
+
+    The edge is checked if the shim runs, and its routes if SHIM_PUBLIC_URL is set.
+    """
     settings = settings_or_exit()
     try:
-        checks, trusted, accounts = asyncio.run(_probe(settings))
+        checks, trusted, accounts, sources_known = asyncio.run(_probe(settings))
     except CertificateAuthorityError as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
+    edge = check_edge(settings)
+    checks = (*checks, *edge.checks)
+    not_checked = (*_not_checked(settings, sources_known=sources_known), *edge.not_checked)
     ready = is_ready(checks)
     if as_json:
         result = _as_json(settings, checks, trusted, ready)
         result["accounts"] = [asdict(account) for account in accounts]
+        result["not_checked"] = list(not_checked)
         print_json(result)
     else:
         _show(settings, checks, trusted)
+        for note in not_checked:
+            typer.echo(safe(f"Not checked: {note}"))
         _show_accounts(accounts)
     raise typer.Exit(0 if ready else 1)
 
 
 async def _probe(
     settings: Settings,
-) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...]]:
+) -> tuple[tuple[Check, ...], tuple[str, ...], tuple[AccountOutcome, ...], bool]:
+    """Return the checks, the trusted peers, the outcomes for accounts, and whether Navidrome's list of
+    trusted sources is known."""
     tls = upstream_tls(settings)
     whitelist = build_policy(settings).whitelist
     dns = DnsMonitor(whitelist.hosts, 0)
@@ -79,7 +91,19 @@ async def _probe(
         from shim.provisioning.preview import outcomes  # noqa: PLC0415 - as below
 
         accounts = await outcomes(settings, tls)
-    return checks, whitelist.with_resolved(dns.addresses()).describe(), accounts
+    trusted = whitelist.with_resolved(dns.addresses()).describe()
+    return checks, trusted, accounts, user_header.trusted_sources is not None
+
+
+def _not_checked(settings: Settings, *, sources_known: bool) -> tuple[str, ...]:
+    if sources_known:
+        return ()
+    reason = (
+        "the shim has no access to Navidrome's configuration (yet), or ND_DEVUISHOWCONFIG is false"
+    )
+    if not settings.provisioning:
+        reason = "SHIM_PROVISIONING is false"
+    return (f"if Navidrome trusts more than the shim (ND_EXTAUTH_TRUSTEDSOURCES): {reason}",)
 
 
 async def _user_header(settings: Settings, tls: ssl.SSLContext | None) -> UserHeaderState:
@@ -94,7 +118,7 @@ async def _user_header(settings: Settings, tls: ssl.SSLContext | None) -> UserHe
         lambda: None,
         tls,
     )
-    await monitor.ask()
+    await monitor.start()
     await monitor.close()
     if api is not None:
         await api.close()

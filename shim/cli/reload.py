@@ -6,10 +6,10 @@ import httpx
 import typer
 
 from shim.cli.configuration import settings_or_exit
+from shim.cli.control_client import control_client
 from shim.cli.errors import print_error
 from shim.cli.terminal import safe
 from shim.settings import Settings
-from shim.settings.reload import COMMAND_HEADER
 
 # Both are read only at the start.
 _RESTART_HINT = (
@@ -45,18 +45,9 @@ def reload() -> None:
 
 
 def _post_reload(settings: Settings) -> httpx.Response:
-    where, token = settings.control_listen, settings.control_token
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where.host, where.host) or "localhost"
-    authority = f"[{host}]:{where.port}" if ":" in host else f"{host}:{where.port}"
-    headers = {COMMAND_HEADER: "reload"}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token.get_secret_value()}"
-    transport = httpx.HTTPTransport(uds=where.path)
     # Longer than the timeouts for name servers and the provider.
-    timeout = 15.0
-    with httpx.Client(transport=transport, timeout=timeout, headers=headers) as client:
-        url = "http://localhost/api/reload" if where.path else f"http://{authority}/api/reload"
-        return client.post(url)
+    with control_client(settings, "reload", timeout=15.0) as client:
+        return client.post("/api/reload")
 
 
 def _faults(response: httpx.Response) -> list[str]:

@@ -40,6 +40,12 @@ class ExplainBody(Body):
     with_secret: Annotated[bool, Field(description="Add the first of SHIM_PROXY_SECRET.")] = False
 
 
+class EdgeProbeBody(Body):
+    """A request for a path that shows what the edge does."""
+
+    prefix: Annotated[str, Field(description="A prefix of SHIM_PUBLIC_PATHS.", max_length=200)]
+
+
 def operator_of(caller: Caller, origin: Origin = "api") -> Operator:
     """Return who does an administrative action, for the trail."""
     return Operator(caller.actor, origin, client=caller.client or None)
@@ -71,6 +77,19 @@ def api_routes(access: Access, services: ControlServices) -> APIRouter:
             return JSONResponse({"faults": list(outcome.faults), **note}, 409)
         changed, waiting = list(outcome.changed), list(outcome.pending_restart)
         return JSONResponse({"changed": changed, "pending_restart": waiting, **note})
+
+    @router.post(
+        "/edge-probe",
+        summary="A path for one GET within 30 seconds: the response names the headers that arrived",
+        dependencies=[may_reload],
+    )
+    async def edge_probe(body: EdgeProbeBody) -> Response:
+        if services.start_edge_probe is None:
+            raise HTTPException(404)
+        try:
+            return JSONResponse({"path": services.start_edge_probe(body.prefix)})
+        except ValueError as error:
+            raise HTTPException(400, f"prefix: {error}") from None
 
     @router.get("/config", summary="The settings in force, with their sources; secrets are masked")
     async def config() -> Response:

@@ -28,9 +28,10 @@ class ControlServices:
     """The parts that the API and the pages show and use.
 
     `settings` returns the settings in force, `pending_restart` the names of those whose new value waits for a
-    restart. `reload` reads the settings again. `explain` raises `InvalidRequest`. `sign_out_url` returns
-    where a person signs out, empty if that is unknown. `accounts`, `devices` and `people` are None without
-    provisioning, `trail` and `live` if the events are only in the log.
+    restart. `reload` reads the settings again. `explain` raises `InvalidRequest`. `start_edge_probe` returns
+    a one-time path below a public prefix, and raises ValueError for another one; None without a data plane.
+    `sign_out_url` returns where a person signs out, empty if that is unknown. `accounts`, `devices` and
+    `people` are None without provisioning, `trail` and `live` if the events are only in the log.
     """
 
     health: HealthSource
@@ -39,6 +40,7 @@ class ControlServices:
     pending_restart: Callable[[], tuple[str, ...]]
     reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]]
     explain: Callable[[ExplainedRequest], Awaitable[dict[str, object]]]
+    start_edge_probe: Callable[[str], str] | None = None
     sign_out_url: Callable[[], str] = str
     accounts: AccountAdministration | None = None
     devices: DeviceAdministration | None = None

@@ -20,6 +20,7 @@ from dataclasses import replace
 from shim.audit.events import Event
 from shim.audit.events.devices import DeviceLoginFailed
 from shim.audit.observer import request_fields
+from shim.audit.sanitize import clip
 from shim.devices.guessing import Guess, GuessLimiter, account_key, client_key
 from shim.devices.service import DeviceService, LoadedDevice
 from shim.devices.verification import find_device
@@ -183,7 +184,7 @@ class SubsonicDevices:
             return self._verify_api_key(key, found.api_key, client, listed=listed)
         if not found.u or not (found.p or found.t):
             return _FOREIGN
-        uid = self._accounts.person_of(found.u)
+        uid = None if found.too_long else self._accounts.person_of(found.u)
         device = None if uid is None else find_device(found, self.service.active(uid))
         if device is None:
             # Navidrome does not read `Authorization` there.
@@ -376,7 +377,8 @@ def _query(decision: Decision) -> bytes:
 
 
 def _shown(text: bytes) -> str:
-    return text[:64].decode("utf-8", "replace")
+    # Without control characters: PostgreSQL stores no NUL.
+    return clip(text[:64].decode("utf-8", "replace"), 64)
 
 
 _TOO_MANY = DeviceRefused(Reason.TOO_MANY_FAILURES, "too many sign-ins of this client have failed")

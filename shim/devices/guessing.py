@@ -2,14 +2,15 @@
 
 Pure but for the state that it keeps: times are passed in, in seconds of any monotonic clock. Failures are
 counted for an account and a client together, and for a client alone. After too many, one request at a time is
-let through after a pause that doubles with each failure. A client that once succeeded for an account is not
+let through after a pause that doubles with each failure. Before that, requests that are checked at once are
+limited too, since each of them may be a failure. A client that once succeeded for an account is not
 limited for it. Everything is bounded: the entry that was used longest ago is dropped first.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -24,6 +25,8 @@ _NOTED_SECONDS = 3600.0
 _MAX_ENTRIES = 8192
 _MAX_SUCCESSES = 16384
 _MAX_ACCOUNT_BYTES = 64
+# Requests that are checked at once while none has failed lately: an app with the right password sends many.
+MAX_AT_ONCE = 32
 
 
 class _Failures:
@@ -47,6 +50,10 @@ class _Failures:
             self.level = 0
         return len(times) >= self.limit or now < self.pause_until
 
+    def left(self) -> int:
+        """Return how many more failures are allowed, at least 1."""
+        return max(1, self.limit - len(self.times)) if self.times else MAX_AT_ONCE
+
     def add(self, now: float) -> None:
         """Count a failure; from the limit on, each one doubles the pause."""
         self.times.append(now)
@@ -59,11 +66,12 @@ class _Failures:
 
 @dataclass(slots=True)
 class Guess:
-    """One request whose credentials are checked by somebody else."""
+    """One request whose credentials are checked by somebody else. `keys`: what it counts for meanwhile."""
 
     account: bytes
     client: bytes
     probes: tuple[_Failures, ...]
+    keys: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class GuessLimiter:
@@ -72,22 +80,27 @@ class GuessLimiter:
     def __init__(self) -> None:
         self._failures: OrderedDict[tuple[bytes, bytes], _Failures] = OrderedDict()
         self._successes: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
+        self._running: Counter[tuple[bytes, bytes]] = Counter()
 
     def begin(self, account: bytes, client: bytes, now: float) -> Guess | None:
         """Return the guess if the request may be checked, None if it is refused."""
         if self._is_exempt(account, client, now):
             return Guess(account, client, ())
-        exceeded = []
-        for key in ((account, client), (b"", client)):
+        exceeded, keys, running = [], ((account, client), (b"", client)), self._running
+        for key in keys:
             failures = self._failures.get(key)
             if failures is None or not failures.exceeded(now):
+                if running[key] >= (MAX_AT_ONCE if failures is None else failures.left()):
+                    return None
                 continue
             if now < failures.pause_until or failures.probing:
                 return None
             exceeded.append(failures)
         for failures in exceeded:
             failures.probing = True
-        return Guess(account, client, tuple(exceeded))
+        for key in keys:
+            running[key] += 1
+        return Guess(account, client, tuple(exceeded), keys)
 
     def may_try(self, client: bytes, now: float) -> bool:
         """Return whether credentials that name no account may be checked for this client."""
@@ -119,9 +132,13 @@ class GuessLimiter:
         """End a guess, whatever its result was."""
         for failures in guess.probes:
             failures.probing = False
+        for key in guess.keys:
+            self._running[key] -= 1
+            if not self._running[key]:
+                del self._running[key]
 
     def __len__(self) -> int:
-        return len(self._failures) + len(self._successes)
+        return len(self._failures) + len(self._successes) + len(self._running)
 
     def _is_exempt(self, account: bytes, client: bytes, now: float) -> bool:
         noted = self._successes.get((account, client))

@@ -44,6 +44,9 @@ from shim.store.schema import BINDINGS, DEVICES, TOKEN_RULES
 
 # How long the row of a revoked device is kept for the list.
 _KEEP_REVOKED_SECONDS = 90 * 86400.0
+# The ended devices of one person that are kept at most, so that nobody fills store and memory by adding and
+# revoking.
+_KEEP_ENDED = 20
 _KEY_REMEDY = (
     "Put the key back that encrypted them (from the backup of the database's folder), or revoke these "
     "devices and add them again."
@@ -193,7 +196,7 @@ class DeviceService:
             _check_person(connection, uid)
             if connection.execute(select(DEVICES.c.id).where(DEVICES.c.id == device.id)).first():
                 raise DeviceExists("This device was added already.")
-            _forget_old(connection, now)
+            _forget_old(connection, uid, now)
             active = connection.execute(
                 select(func.count())
                 .select_from(DEVICES)
@@ -331,7 +334,9 @@ class DeviceService:
         )
         before = self._loaded
         self._version, self._keys = contents.version, contents.keys
-        self._devices, self._loaded = contents.devices, contents.loaded
+        self._devices = contents.devices
+        # A device that was revoked here while the store was read has ended.
+        self._loaded = {name: each for name, each in contents.loaded.items() if each.alive}
         self._index()
         self.refused = contents.refused
         for device_id, loaded in before.items():
@@ -466,11 +471,20 @@ def _check_person(connection: Connection, uid: str) -> None:
         raise DeviceError("The person's account is locked.")
 
 
-def _forget_old(connection: Connection, now: float) -> None:
+def _forget_old(connection: Connection, uid: str, now: float) -> None:
+    """Delete the devices that ended long ago, and all but the last ended ones of this person."""
     old = (DEVICES.c.revoked < now - _KEEP_REVOKED_SECONDS) | (
         DEVICES.c.expires < now - _KEEP_REVOKED_SECONDS
     )
     connection.execute(delete(DEVICES).where(old))
+    ended = (
+        select(DEVICES.c.id)
+        .where(DEVICES.c.uid == uid, DEVICES.c.revoked.is_not(None) | (DEVICES.c.expires <= now))
+        .order_by(func.coalesce(DEVICES.c.revoked, DEVICES.c.expires).desc())
+    )
+    beyond = connection.execute(ended).scalars().all()[_KEEP_ENDED:]
+    if beyond:
+        connection.execute(delete(DEVICES).where(DEVICES.c.id.in_(beyond)))
 
 
 def _store_uses(connection: Connection, uses: Mapping[str, tuple[float, str, str]]) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
 from shim.navidrome.api import obeys
@@ -23,6 +23,7 @@ from shim.navidrome.models import ExternalAuthentication
 from shim.navidrome.transport import Transport
 from shim.settings import Settings
 from shim.trust.known_headers import USER_HEADERS
+from shim.trust.peers import Address
 
 # Reads Navidrome's settings. Returns None if Navidrome does not show them.
 Configuration: TypeAlias = Callable[[], Awaitable[ExternalAuthentication | None]]
@@ -43,12 +44,15 @@ class UserHeaderState:
     `other`: the header that Navidrome obeys instead, "" if none is known.
     `trusted_sources`: Navidrome's `ExtAuth.TrustedSources`, None if they are not known.
     `detail`: why the state is not known, in words.
+    `own_address`: the address from which the shim connects to Navidrome, `@` over a Unix socket, "" if it is
+    not known. Navidrome sees another one if there is a proxy or NAT in between.
     """
 
     obeyed: bool | None
     other: str = ""
     trusted_sources: str | None = None
     detail: str = ""
+    own_address: str = field(default="", compare=False)
 
 
 class UserHeaderWatch:
@@ -117,7 +121,8 @@ class UserHeaderWatch:
         presence = self._presence
         state = await self._ask()
         if self._presence is presence:  # otherwise Navidrome restarted meanwhile
-            self.state = state
+            own = "" if presence is None else presence.own_address
+            self.state = replace(state, own_address=own)
         return self.state != before
 
     async def close(self) -> None:
@@ -189,11 +194,29 @@ class UserHeaderWatch:
         return ""
 
 
-def beyond_the_shim(trusted_sources: str) -> tuple[str, ...]:
-    """Return the entries of `ExtAuth.TrustedSources` that trust more than one address."""
-    found = []
+def beyond_the_shim(trusted_sources: str, own_address: str = "") -> tuple[str, ...]:
+    """Return the entries of `ExtAuth.TrustedSources` that trust more than the shim.
+
+    Those are networks of more than one address, and other addresses than the shim's if the list has
+    `own_address`. Without it, what Navidrome sees as the shim's address is not known.
+    """
+    networks: list[tuple[str, IPv4Network | IPv6Network]] = []
     for entry in trusted_sources.split(","):
         with contextlib.suppress(ValueError):
-            if "/" in entry and ipaddress.ip_network(entry, strict=False).num_addresses > 1:
-                found.append(entry)
-    return tuple(found)
+            if "/" in entry:
+                networks.append((entry, ip_network(entry, strict=False)))
+    try:
+        own = ip_address(own_address)
+    except ValueError:  # not known, or a Unix socket
+        own = None
+    listed = own is not None and any(own in network for _, network in networks)
+    return tuple(
+        entry
+        for entry, network in networks
+        if network.num_addresses > 1 or (listed and not _is_same(own, network.network_address))
+    )
+
+
+def _is_same(own: Address | None, other: Address) -> bool:
+    """Return whether both are the same host: all loopback addresses are."""
+    return own == other or (own is not None and own.is_loopback and other.is_loopback)

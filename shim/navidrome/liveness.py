@@ -35,6 +35,12 @@ class LivenessConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's class has another base
         self._send()
 
+    @property
+    def own_address(self) -> str:
+        """Return the address from which this connection comes, `@` on a Unix socket."""
+        name = self._transport.get_extra_info("sockname")
+        return str(name[0]) if isinstance(name, tuple) else "@"
+
     def data_received(self, data: bytes) -> None:
         head = data.partition(b"\r\n\r\n")[0].lower()
         if head.startswith(b"http/1.0") or b"\r\nconnection: close" in head:

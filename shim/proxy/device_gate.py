@@ -46,9 +46,8 @@ class Foreign:
 
 
 class NoMatch(Enum):
-    """The request is not one of a device, or not yet."""
+    """Why no device was found."""
 
-    ABSENT = auto()  # it has no credentials
     NOT_LISTED = auto()  # it may be one of a device: wait until Navidrome's users are listed
 
 

@@ -14,10 +14,11 @@ from collections.abc import Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
+from shim.http1.chunked import ChunkedError
 from shim.http1.framing import CHUNKED, NO_BODY
 from shim.proxy.counters import FASTEST
-from shim.proxy.device_gate import DeviceMatch, DeviceRefused, Foreign, NoMatch
+from shim.proxy.device_gate import DeviceMatch, DeviceRefused
+from shim.proxy.edge_probe import edge_probe_response
 from shim.proxy.error_responses import error_response, token_info
 from shim.proxy.failures import Failure
 from shim.proxy.gate import Account, AccountDenied, AccountGate, RequestInfo
@@ -36,42 +37,29 @@ from shim.proxy.states import (
     TUNNEL,
     VERIFYING,
 )
-from shim.proxy.subsonic_responses import ExtensionTap, OutcomeTap, Tap
+from shim.proxy.subsonic_responses import Tap
+from shim.proxy.subsonic_sign_in import (
+    SignInResult,
+    accepts_devices,
+    requests_token_info,
+    sign_in,
+)
+from shim.proxy.upload import CONTINUE, Upload
 from shim.proxy.upstream import Upstream
 from shim.trust.cached_decisions import PendingVerification
 from shim.trust.decision import USER_BODY_BYTES, Decision, reject, user_body_too_large
 from shim.trust.navidrome_tokens import NavidromeClaims, filter_form
-from shim.trust.path_zones import PathZone
 from shim.trust.reasons import PathClass, Reason, Verdict
 from shim.trust.rejection import RequestRejected
-from shim.trust.subsonic_parameters import (
-    ConflictingParameters,
-    CredentialText,
-    find_basic,
-    first_parameter,
-    split_credentials,
-)
 
 if TYPE_CHECKING:
     from shim.proxy.client_connection import ClientConnection
 
-_UNLIMITED = -1
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# The number of chunks of a request's body that are decoded as they arrive, and in one turn of the event loop.
-# The first number costs about as much as a request, the second a few times that.
-_CHUNKS_AT_ONCE = 32
-_CHUNKS_PER_TURN = 256
-_PIECE = 16384  # bytes that are decoded in one turn
 _MEDIA = re.compile(rb"(?im)^content-type:[ \t]*(?:audio|video)/")
 # Enum members are slow to look up, so those that each request uses are module constants.
 _AUTHENTICATED, _STRIPPED, _REJECTED = Verdict.AUTHENTICATED, Verdict.STRIPPED, Verdict.REJECTED
 _INTERNAL = PathClass.INTERNAL
 _UNKNOWN_KEY = Reason.JWT_UNKNOWN_KEY
-_PROTECTED, _PUBLIC = PathZone.PROTECTED, PathZone.PUBLIC
-_NOT_LISTED = NoMatch.NOT_LISTED
-# Calls of the Subsonic API, as Navidrome routes them.
-_TOKEN_INFO = frozenset({b"tokenInfo", b"tokenInfo.view"})
-_EXTENSION_LISTS = frozenset({b"getOpenSubsonicExtensions", b"getOpenSubsonicExtensions.view"})
 
 
 class _RequestFailed(Exception):
@@ -104,18 +92,16 @@ class RequestHandler:
     `upstream` is the connection to Navidrome while the request has one. `request_sent`: the whole request was
     sent to Navidrome. `response_begun`: bytes of the response were written. `http10`: the request is
     HTTP/1.0. `no_body`: its response has no body, since it is a HEAD request. `upgrading`: it requests a
-    WebSocket.
+    WebSocket. `upload_paused`: Navidrome does not read the body.
     """
 
     __slots__ = (
         "_account",
         "_arrived",
-        "_body_remaining",
         "_buffer",
         "_bytes_sent",
         "_connection",
         "_decision",
-        "_decoder",
         "_device",
         "_form",
         "_measured",
@@ -128,7 +114,7 @@ class RequestHandler:
         "_tap",
         "_transport",
         "_unfinished",
-        "_upload_paused",
+        "_upload",
         "_user_write",
         "_users_listed",
         "http10",
@@ -136,6 +122,7 @@ class RequestHandler:
         "request_sent",
         "response_begun",
         "upgrading",
+        "upload_paused",
         "upstream",
     )
 
@@ -161,9 +148,8 @@ class RequestHandler:
         self._user_write: tuple[str, ...] | None = None
         self._users_listed = False  # since the request arrived
         self._buffer: BodyBuffer | None  # set if a body is buffered
-        self._decoder: ChunkedDecoder
-        self._body_remaining: int
-        self._upload_paused = False
+        self._upload: Upload | None = None  # set once the body is forwarded
+        self.upload_paused = False
         self._response_lines: bytes  # set once the response has begun
         self._response_status: int
         self._bytes_sent = 0
@@ -181,6 +167,8 @@ class RequestHandler:
         outcome = decision.outcome
         self._decision = decision
         verdict = outcome.verdict
+        if plane.edge_probe is not None and self._respond_to_probe(decision):
+            return
         if verdict is _REJECTED:
             if outcome.reason is _UNKNOWN_KEY:
                 self._wait(self._serve(decision, head))
@@ -229,26 +217,22 @@ class RequestHandler:
 
     def _start_without_identity(self, decision: Decision, head: bytes, gate: AccountGate) -> bool:
         """Look for the password of a device. Return whether the request goes on at once."""
-        if (
-            self._plane.devices is not None
-            and self._is_subsonic(decision)
-            and not self._start_subsonic(decision, head)
-        ):
+        if self._accepts_devices(decision) and not self._start_sign_in(decision, head):
             return False
         if self._decision.has_navidrome_tokens and not gate.users_listed:
             self._wait(self._serve(decision, head))
             return False
         return True
 
-    def _start_subsonic(self, decision: Decision, head: bytes) -> bool:
-        found = self._identify()
-        if found is _NOT_LISTED:
+    def _start_sign_in(self, decision: Decision, head: bytes) -> bool:
+        result = self._sign_in()
+        if result.needs_list:
             self._wait(self._serve(decision, head))
             return False
-        if isinstance(found, DeviceRefused):
-            self._refuse(found)
+        if result.refused is not None:
+            self._refuse(result.refused)
             return False
-        if self._device is not None and self._asks_for_token_info():
+        if self._requests_token_info():
             self._send_token_info()
             return False
         return True
@@ -298,14 +282,10 @@ class RequestHandler:
         self._accept(decision)
         plane = self._plane
         gate, identity = plane.gate, decision.identity
-        subsonic = (
-            plane.devices is not None
-            and verdict is not _AUTHENTICATED
-            and self._is_subsonic(decision)
-        )
-        if subsonic and not decision.form:
-            await self._identify_device()
-            if self._device is not None and self._asks_for_token_info():
+        signs_in = verdict is not _AUTHENTICATED and self._accepts_devices(decision)
+        if signs_in and not decision.form:
+            await self._sign_in_listed()
+            if self._requests_token_info():
                 self._send_token_info()
                 return
             decision = self._decision
@@ -321,8 +301,8 @@ class RequestHandler:
         if decision.has_navidrome_tokens:
             self._check_tokens()
         if self._needs_body():
-            await self._buffer_body(subsonic=subsonic)
-            if self._device is not None and self._asks_for_token_info():
+            await self._buffer_body(signs_in=signs_in)
+            if self._requests_token_info():
                 self._send_token_info()
                 return
             if not self._is_unchanged():
@@ -354,7 +334,7 @@ class RequestHandler:
             if future is None:
                 return found
             self._connection.enter(FETCHING_JWKS)
-            self._set_deadline(self._plane.limits.upstream_response_timeout)
+            self.set_deadline(self._plane.limits.upstream_response_timeout)
             await self._current().wait_for(future)
             refreshed = True
             found = self._connection.evaluate(head)
@@ -364,7 +344,7 @@ class RequestHandler:
     ) -> Decision | PendingVerification:
         connection, plane = self._connection, self._plane
         connection.enter(VERIFYING)
-        self._set_deadline(plane.limits.upstream_response_timeout)
+        self.set_deadline(plane.limits.upstream_response_timeout)
         plane.verification_queue.enqueue(self._current())
         await suspend()
         if connection.context() is pending.context:
@@ -377,7 +357,7 @@ class RequestHandler:
         gate, identity = plane.gate, decision.identity
         assert gate is not None and identity is not None
         self._connection.enter(PROVISIONING)
-        self._set_deadline(plane.limits.upstream_response_timeout)
+        self.set_deadline(plane.limits.upstream_response_timeout)
         verified = decision.outcome.reason is Reason.VERIFIED_JWT
         peer, block = decision.source.peer.text, decision.block
         client = None if block is None else block.metadata.client
@@ -438,7 +418,7 @@ class RequestHandler:
         gate = self._plane.gate
         assert gate is not None
         self._connection.enter(PROVISIONING)
-        self._set_deadline(self._plane.limits.upstream_response_timeout)
+        self.set_deadline(self._plane.limits.upstream_response_timeout)
         future = gate.list_users()
         await self._current().wait_for(future)
         if future.cancelled():
@@ -458,15 +438,15 @@ class RequestHandler:
         with_body = block.metadata.length not in (NO_BODY, 0)
         return decision.form or (decision.writes_users and with_body)
 
-    async def _buffer_body(self, *, subsonic: bool) -> None:
+    async def _buffer_body(self, *, signs_in: bool) -> None:
         """Read the body. Remove from a form the Navidrome tokens that are void or belong to another account;
-        `subsonic`: it may have the password of a device, which is removed too."""
+        `signs_in`: it may have the password of a device, which is removed too."""
         plane, connection, block = self._plane, self._connection, self._decision.block
         assert block is not None
         metadata = block.metadata
         self._measure()  # the wait for the body is the client's share
         connection.enter(BUFFERING_FORM)
-        self._set_deadline(plane.limits.form_timeout)
+        self.set_deadline(plane.limits.form_timeout)
         limit = plane.limits.form_bytes
         if self._decision.writes_users:
             limit = min(limit, USER_BODY_BYTES)
@@ -477,7 +457,7 @@ class RequestHandler:
             self._unfinished = True
             data = connection.take_buffer()
             if metadata.expect_continue and not data and not self.http10:
-                self._transport.write(_CONTINUE)
+                self._transport.write(CONTINUE)
             connection.resume_reading()
             rest = buffer.feed(data)
             while not buffer.done:
@@ -493,9 +473,9 @@ class RequestHandler:
         except ChunkedError as error:
             raise RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)) from None
         body, removed, claims = buffer.take(), False, tuple[NavidromeClaims, ...]()
-        if subsonic:
+        if signs_in:
             self._form = body
-            body = await self._identify_device(body)
+            body = await self._sign_in_listed(body)
         if self._decision.form and self._device is None:
             body, removed, claims = await self._filter_form(body)
         self._form = b""
@@ -528,77 +508,46 @@ class RequestHandler:
 
     # devices
 
-    def _is_subsonic(self, decision: Decision) -> bool:
-        """Return whether an app may sign in with this request: through a trusted peer, below `/rest/`."""
-        line = decision.request_line
-        assert line is not None
-        zone = line.zone
-        return (
-            decision.source.trusted
-            and (zone is _PUBLIC or zone is _PROTECTED)
-            and line.path.startswith(self._plane.decisions.policy.paths.subsonic)
-            and not decision.upgrade
+    def _accepts_devices(self, decision: Decision) -> bool:
+        plane = self._plane
+        return plane.devices is not None and accepts_devices(decision, plane.decisions.policy.paths)
+
+    def _sign_in(self, body: bytes = b"", *, listed: bool = False) -> SignInResult:
+        """Look for the password of a device, in a form's body too, and use it."""
+        plane = self._plane
+        assert plane.devices is not None
+        self._drop_tap()  # of an earlier look, before Navidrome's users were listed
+        result = sign_in(
+            plane.devices,
+            plane.decisions.policy,
+            self._decision,
+            self._ensure_request_id,
+            body,
+            listed=listed,
         )
+        self._decision = result.decision
+        if result.tap is not None:
+            self._tap = result.tap
+        if result.device is not None:
+            self._device, self._account = result.device, result.device.account
+        return result
 
-    def _identify(self, body: bytes = b"", *, listed: bool = False) -> object:
-        """Look for the password of a device, in a form's body too. On a match the decision is replaced, and
-        `_device` and `_account` are set.
+    def _drop_tap(self) -> None:
+        if self._tap is not None:
+            self._tap.abandon()
+            self._tap = None
 
-        `listed`: Navidrome's users were listed after the request arrived. Returns a `DeviceRefused`, or
-        `NOT_LISTED`; else the text of the body without credentials.
-        """
-        plane, decision = self._plane, self._decision
-        devices, line, block = plane.devices, decision.request_line, decision.block
-        assert devices is not None and line is not None and block is not None
-        target, path = line.target, line.path
-        query = target[len(path) + 1 :]
-        in_body, other_body = b"", body
-        try:
-            in_query, other_query = split_credentials(query) if query else (b"", b"")
-            if body:
-                in_body, other_body = split_credentials(body)
-        except ConflictingParameters as error:
-            return DeviceRefused(Reason.CREDENTIALS_CONFLICT, str(error))
-        basic = b"" if in_query or in_body else find_basic(block.forward)
-        policy, found = plane.decisions.policy, None
-        # Navidrome checks no credentials for that call.
-        checked = path[len(policy.paths.subsonic) :] not in _EXTENSION_LISTS
-        if not checked and line.method != b"HEAD":
-            self._tap = ExtensionTap()
-        if not (in_query or in_body or basic):
-            return body
-        credentials = CredentialText(in_query, in_body, basic)
-        if not policy.suspended and policy.user_header_obeyed:
-            found = devices.identify(credentials, block.metadata.client, listed=listed)
-        if isinstance(found, DeviceMatch) and not policy.audit_available:
-            return DeviceRefused(Reason.AUDIT_UNAVAILABLE, "the audit trail cannot be written")
-        if isinstance(found, DeviceMatch):
-            self._device, self._account = found, found.account
-            self._decision = decision.with_device(found.identity, other_query)
-            if devices.use_is_due(found):
-                devices.record_use(found, decision, first_parameter(b"c", query, body))
-            return other_body
-        if not isinstance(found, Foreign):
-            return body if found is None else found
-        if checked:
-            attempt = devices.begin_attempt(found, decision, self._ensure_request_id)
-            if isinstance(attempt, DeviceRefused):
-                return attempt
-            if attempt is not None:
-                self._tap = OutcomeTap(attempt, head_only=line.method == b"HEAD")
-        return body
-
-    async def _identify_device(self, body: bytes = b"") -> bytes:
+    async def _sign_in_listed(self, body: bytes = b"") -> bytes:
         """Look for the password of a device, once Navidrome's users are listed. Return the body to send."""
-        found = self._identify(body, listed=self._users_listed)
-        if found is _NOT_LISTED:
+        result = self._sign_in(body, listed=self._users_listed)
+        if result.needs_list:
             await self._list_users()
-            found = self._identify(body, listed=True)
-        if isinstance(found, DeviceRefused):
-            raise _Refused(found)
-        if not isinstance(found, bytes):
+            result = self._sign_in(body, listed=True)
+        if result.refused is not None:
+            raise _Refused(result.refused)
+        if result.needs_list:
             raise _RequestFailed(Failure.ACCOUNT_UNAVAILABLE)
-        return found
+        return result.body
 
     async def _check_device_again(self, device: DeviceMatch) -> None:
         """Check a device whose request waited: it may be revoked, and its account may have another name."""
@@ -615,10 +564,10 @@ class RequestHandler:
         plane.devices.refused(decision, refused, self._ensure_request_id())
         self._reject_after_all(RequestRejected(refused.reason, refused.detail))
 
-    def _asks_for_token_info(self) -> bool:
-        line = self._decision.request_line
-        assert line is not None
-        return line.path[len(self._plane.decisions.policy.paths.subsonic) :] in _TOKEN_INFO
+    def _requests_token_info(self) -> bool:
+        return self._device is not None and requests_token_info(
+            self._decision, self._plane.decisions.policy.paths
+        )
 
     def _send_token_info(self) -> None:
         """Send the name of the device's account, which Navidrome can't: it knows no API keys."""
@@ -662,7 +611,7 @@ class RequestHandler:
 
     async def _wait_for_connection(self, pool: UpstreamPool) -> Upstream:
         self._connection.enter(CONNECTING)
-        self._set_deadline(self._plane.limits.upstream_connect_timeout)
+        self.set_deadline(self._plane.limits.upstream_connect_timeout)
         if not pool.acquire(self):
             raise _RequestFailed(Failure.POOL_EXHAUSTED)
         try:
@@ -683,7 +632,8 @@ class RequestHandler:
         assert self._slow_path is not None
         return self._slow_path
 
-    def _set_deadline(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
+        """Set the deadline of the connection's state, in seconds from now."""
         self._connection.deadline = self._plane.now + seconds
 
     def cancel(self) -> None:
@@ -691,9 +641,7 @@ class RequestHandler:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+        self._drop_tap()
         slow_path, self._slow_path = self._slow_path, None
         if slow_path is not None:
             slow_path.cancel()
@@ -832,7 +780,9 @@ class RequestHandler:
                 else:
                     connection.resume_reading()
             return
-        self._begin_upload(length, expect_continue=block.metadata.expect_continue)
+        max_bytes = USER_BODY_BYTES if decision.writes_users else None
+        self._upload = Upload(self, connection, plane.limits, length, max_bytes)
+        self._upload.begin(expect_continue=block.metadata.expect_continue)
 
     def _announce_user_write(self, upstream: Upstream) -> bool:
         """Announce a request that can change users. Return whether it may be sent; if not, the request has
@@ -856,97 +806,29 @@ class RequestHandler:
         gate.users_may_have_changed()
         return True
 
-    def _begin_upload(self, length: int, *, expect_continue: bool) -> None:
-        connection = self._connection
-        if length == CHUNKED:
-            self._decoder = ChunkedDecoder()
-            self._body_remaining = USER_BODY_BYTES if self._decision.writes_users else _UNLIMITED
-        else:
-            self._body_remaining = length
-        self._set_deadline(self._plane.limits.request_body_timeout)
-        if expect_continue and not connection.read_buffer and not self.http10:
-            self._transport.write(_CONTINUE)
-        data = connection.take_buffer()
-        connection.resume_reading()
-        if data:
-            self.upload(data)  # may pause reading again
-
-    @property
-    def _is_chunked(self) -> bool:
-        block = self._decision.block
-        return block is not None and block.metadata.length == CHUNKED
-
     def upload(self, data: bytes) -> None:
-        """Send a piece of the request's body to Navidrome, and buffer the bytes that follow the body."""
-        upstream, connection = self.upstream, self._connection
-        assert upstream is not None
-        remainder = b""
-        self._set_deadline(self._plane.limits.request_body_timeout)
-        if self._is_chunked:
-            used = 0 if connection.queued else self._decode(data, _CHUNKS_AT_ONCE)
-            if used < 0:
-                return
-            remainder = data[used:]
-            if remainder and not self.request_sent:
-                connection.read_buffer += remainder
-                connection.pause_reading()
-                connection.enqueue()
-                return
-        else:
-            remaining = self._body_remaining - len(data)
-            if remaining < 0:
-                data, remainder = data[:remaining], data[remaining:]
-            self._body_remaining = max(0, remaining)
-            upstream.write(data)
-            self.request_sent = remaining <= 0
-        if self.request_sent:
-            self._upload_ends()
-            if remainder:
-                connection.buffer_data(remainder)
+        """Forward a piece of the body."""
+        assert self._upload is not None
+        self._upload.receive(data)
 
     def upload_buffered(self) -> None:
-        """Decode the next buffered chunks, in one turn of the event loop."""
-        connection, limits = self._connection, self._plane.limits
-        self._set_deadline(limits.request_body_timeout)
-        used = self._decode(bytes(connection.read_buffer[:_PIECE]), _CHUNKS_PER_TURN)
-        if used < 0:
-            return
-        del connection.read_buffer[:used]
-        if self.request_sent:
-            self._upload_ends()
-        elif connection.read_buffer:
-            connection.enqueue()
-            return
-        if not self._upload_paused:
-            connection.resume_reading()
-        if self.request_sent and len(connection.read_buffer) > limits.max_buffered_bytes:
-            connection.over_read_limit()
+        """Forward the next buffered chunks of the body."""
+        assert self._upload is not None
+        self._upload.decode_buffered()
 
-    def _decode(self, data: bytes, max_lines: int) -> int:
-        """Send the chunks of `data`, joined into one. Return how many bytes were read, -1 if the request is
-        rejected for its coding."""
-        assert self.upstream is not None
-        try:
-            pieces, used = self._decoder.feed(data, max_lines)
-        except ChunkedError as error:
-            self._reject_body(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
-            return -1
-        if self._body_remaining != _UNLIMITED:
-            self._body_remaining -= sum(map(len, pieces))
-            if self._body_remaining < 0:
-                self._reject_body(user_body_too_large())
-                return -1
-        self.request_sent = self._decoder.done
-        self.upstream.write(encode_chunk(pieces) + (LAST_CHUNK if self.request_sent else b""))
-        return used
+    def body_sent(self) -> None:
+        """Note that the last byte of the body is written."""
+        self.request_sent = True
 
-    def _upload_ends(self) -> None:
+    def await_response(self) -> None:
+        """Set the deadline after the last byte of the body."""
         if self.response_begun:
             self._connection.deadline = NEVER
         else:
-            self._set_deadline(self._plane.limits.upstream_response_timeout)
+            self.set_deadline(self._plane.limits.upstream_response_timeout)
 
-    def _reject_body(self, rejection: RequestRejected) -> None:
+    def reject_body(self, rejection: RequestRejected) -> None:
+        """Reject a request for its body; if its response has begun, close the connection."""
         if self.response_begun:
             self._connection.abort()
         else:
@@ -954,21 +836,21 @@ class RequestHandler:
 
     def pause_upload(self) -> None:
         """Pause the request body, since Navidrome does not read."""
-        self._upload_paused = True
+        self.upload_paused = True
         self._connection.pause_reading()
-        self._set_deadline(self._plane.limits.send_timeout)
+        self.set_deadline(self._plane.limits.send_timeout)
 
     def resume_upload(self) -> None:
         """Resume the request body, since Navidrome reads again."""
         connection, limits = self._connection, self._plane.limits
-        self._upload_paused = False
+        self.upload_paused = False
         connection.resume_reading()
         if connection.read_paused:
             return
         if connection.state is FORWARDING and not self.request_sent:
-            self._set_deadline(limits.request_body_timeout)
+            self.set_deadline(limits.request_body_timeout)
         elif connection.state is FORWARDING and not self.response_begun:
-            self._set_deadline(limits.upstream_response_timeout)
+            self.set_deadline(limits.upstream_response_timeout)
         else:
             connection.deadline = NEVER
 
@@ -1112,9 +994,7 @@ class RequestHandler:
         """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
         connection = self._connection
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+        self._drop_tap()
         if connection.state is not TUNNEL:
             if self._plane.observer.logs_access:
                 self._log_access(Failure.UPSTREAM_RESPONSE_TRUNCATED)
@@ -1247,6 +1127,29 @@ class RequestHandler:
             connection.enter_keep_alive()
         else:
             connection.send_and_close(response)
+
+    def _respond_to_probe(self, decision: Decision) -> bool:
+        """Respond to the request of `navidrome-shim check`, if it is this one. Return whether it is.
+
+        It is not logged as stripped, because the check sends identity headers on purpose.
+        """
+        plane, connection = self._plane, self._connection
+        probe = plane.edge_probe
+        if probe is None or not probe.matches(decision, plane.now):
+            return False
+        plane.edge_probe = None
+        plane.counters.requests[decision.outcome.index] += 1
+        response = edge_probe_response(decision, plane.decisions.policy)
+        self._measure()
+        connection.keep_alive = False
+        self._response_lines = b""
+        self._response_status = 200
+        self.response_begun = True
+        self._bytes_sent = len(response)
+        if plane.observer.logs_access:
+            self._log_access()
+        connection.send_and_close(response)
+        return True
 
     # metrics and the log
 

@@ -17,6 +17,7 @@ from itertools import islice
 
 from shim.proxy.counters import Counters
 from shim.proxy.device_gate import DeviceGate
+from shim.proxy.edge_probe import EdgeProbe
 from shim.proxy.gate import AccountGate
 from shim.proxy.interfaces import HasDeadlines, KeyFetcher, Observer, Paused
 from shim.proxy.limits import Limits
@@ -84,6 +85,7 @@ class DataPlane:
         "counters",
         "decisions",
         "devices",
+        "edge_probe",
         "gate",
         "identities",
         "limits",
@@ -118,6 +120,7 @@ class DataPlane:
         self.observer = observer
         self.gate = gate
         self.devices = devices
+        self.edge_probe: EdgeProbe | None = None
         self.now = 0.0
         self.time = time.time()
         # The results whose identity was reported as used, by their `id`; each is kept, so that the number
@@ -196,6 +199,13 @@ class DataPlane:
             self.identities.clear()
         self.identities[id(decision.trust_result)] = decision.trust_result
 
+    def start_edge_probe(self, prefix: str) -> EdgeProbe:
+        """Return a random path below this public prefix. The shim responds to one request for it with the
+        names of the headers that arrived. A new probe replaces the last one."""
+        base = self.decisions.policy.paths.base
+        self.edge_probe = probe = EdgeProbe.create(base, prefix, self.now)
+        return probe
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the timer."""
         self.now = loop.time()
@@ -223,6 +233,8 @@ class DataPlane:
                 connection.send_timed_out()
         for pool in self._pools():
             pool.sweep(now)
+        if self.edge_probe is not None and self.edge_probe.deadline < now:
+            self.edge_probe = None
         if self.paused:
             self._end_hung_up()
         revocations = self._count_revocations()

@@ -103,8 +103,11 @@ def _decompress(coding: bytes, body: bytes, most: int) -> bytes | None:
 
 
 class OutcomeTap:
-    """Tells an attempt whether Navidrome took its credentials. `head_only`: the response to a HEAD request,
-    in which a short text counts as a failure: its length tells a guesser as much as the text."""
+    """Tells an attempt whether Navidrome took its credentials, by the first bytes of the response.
+
+    `head_only`: the response to a HEAD request, in which a short text counts as a failure, and JSONP of any
+    length: its length tells a guesser as much as the text.
+    """
 
     __slots__ = ("_attempt", "_collected", "_head_only")
 
@@ -121,9 +124,7 @@ class OutcomeTap:
         return data
 
     def _long(self, collected: _Collected) -> None:
-        status = _STATUS.match(collected.data)
-        if status is not None and status[1] in (b"200", b"206"):
-            self._attempt.succeeded()
+        self._judge(collected)
         self._attempt.ended()
 
     def finish(self) -> bytes:
@@ -134,17 +135,17 @@ class OutcomeTap:
         return b""
 
     def _judge(self, collected: _Collected) -> None:
+        """Judge a response by its first bytes."""
         found = collected.split(_MAX_ERROR_BYTES)
         if found is None:
             return
         status, _, fields, body = found
-        if len(body) > _MAX_ERROR_BYTES:
-            self._long(collected)
-            return
         media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        script = media_type == b"application/javascript"
         if self._head_only:
             length = fields.get(b"content-length", b"")
-            if media_type in _TEXT_TYPES and length.isdigit() and int(length) <= _MAX_ERROR_BYTES:
+            short = length.isdigit() and int(length) <= _MAX_ERROR_BYTES
+            if media_type in _TEXT_TYPES and (short or script):
                 self._attempt.failed()
             return
         if media_type not in _TEXT_TYPES:
@@ -154,6 +155,9 @@ class OutcomeTap:
             self._attempt.failed()
         elif status == 200 and _OK.search(body):
             self._attempt.succeeded()
+        elif script and len(body) > _MAX_ERROR_BYTES:
+            # A callback that is this long hides the rest, which may be an error.
+            self._attempt.failed()
 
     def abandon(self) -> None:
         self._collected = None

@@ -137,6 +137,13 @@ def web_address(text: str) -> str:
     return text
 
 
+def public_address(text: str) -> str:
+    """Parse the URL of the web app, without its last slash."""
+    if "?" in text or "#" in text:
+        raise ValueError("expected an address without ? and #")
+    return web_address(text).rstrip("/")
+
+
 def sign_in_address(text: str) -> str:
     """Parse a URL, or a path on the host of the request."""
     if "#" in text:  # the return URL would become part of the fragment, which no server gets

@@ -135,6 +135,14 @@ class Settings(BaseSettings):
         "Navidrome's user header. ND_EXTAUTH_USERHEADER and ND_REVERSEPROXYUSERHEADER are read too.",
     )
 
+    public_url: Annotated[str | None, reader(endpoints.public_address)] = setting(
+        None,
+        "URL at which users open Navidrome through the edge. `navidrome-shim check` sends requests to it and "
+        "finds faults of the edge; the shim itself does not use it.",
+        example="https://music.example.org",
+        reloadable=True,
+    )
+
     reverse_proxy_whitelist: Annotated[tuple[str, ...], reader(parsers.peers)] = setting(
         "",
         "Trusted peers, comma-separated: IPs, CIDRs, host names, @ (Unix-socket peers). Empty: nobody.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -49,6 +50,7 @@ class Conflict:
 def conflicts(settings: Settings) -> Iterator[Conflict]:
     """Yield the contradictions that stop the start although each value is valid."""
     yield from _listening(settings)
+    yield from _public_url(settings)
     yield from _proof(settings)
     yield from _headers(settings)
     yield from _identity(settings)
@@ -253,6 +255,15 @@ def _groups(settings: Settings) -> Iterator[Conflict]:
                     (field, "groups_separator"),
                     f"expected groups without SHIM_GROUPS_SEPARATOR in their names; {group!r} never matches",
                 )
+
+
+def _public_url(settings: Settings) -> Iterator[Conflict]:
+    path = urlsplit(settings.public_url or "").path
+    if path and path != settings.base_path:
+        yield Conflict(
+            ("public_url", "base_path"),
+            "expected a URL without a path, or with the path in SHIM_BASE_PATH",
+        )
 
 
 def _bootstrap(settings: Settings) -> Iterator[Conflict]:

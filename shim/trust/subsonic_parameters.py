@@ -28,7 +28,11 @@ _NAMES = (b"u", b"p", b"t", b"s", b"apiKey", b"jwt")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _BASIC = re.compile(rb"(?im)^authorization: *basic +([^\r\n]*)\r\n")
 _AUTHORIZATION = re.compile(rb"(?im)^authorization:[^\r\n]*\r\n")
-_MAX_VALUE = 1024  # bytes of a decoded value; no name, password or salt is longer
+MAX_VALUE = (
+    1024  # bytes of a decoded value; no name, password or salt of a device's request is longer
+)
+# A longer value is cut here before it is decoded, and then is still longer than `MAX_VALUE`.
+_CUT = 3 * MAX_VALUE + 3
 _MAX_BASIC = 4096
 _PERCENT, _PLUS, _SEMICOLON = b"%+;"
 
@@ -38,7 +42,8 @@ class ConflictingParameters(Exception):
 
 
 class Parameters(NamedTuple):
-    """The decoded credentials of a request; empty bytes where one is absent or empty."""
+    """The decoded credentials of a request; empty bytes where one is absent or empty. Values that are longer
+    than `MAX_VALUE` may be cut: Navidrome reads them, but no device has them."""
 
     u: bytes = b""
     p: bytes = b""
@@ -46,6 +51,11 @@ class Parameters(NamedTuple):
     s: bytes = b""
     api_key: bytes = b""
     jwt: bytes = b""
+
+    @property
+    def too_long(self) -> bool:
+        """Return whether a value is longer than those of any device."""
+        return max(map(len, self)) > MAX_VALUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +97,7 @@ def split_credentials(text: bytes) -> tuple[bytes, bytes]:
 def read_parameters(query: bytes, body: bytes = b"") -> Parameters | None:
     """Decode the credentials of a query and of a form, as `split_credentials` returns them.
 
-    Returns None if Navidrome rejects one of them because it can't be decoded, or if a value is longer than
-    any credential. Raises `ConflictingParameters`.
+    Returns None if Navidrome rejects one of them because it can't be decoded. Raises `ConflictingParameters`.
     """
     values = _values(query)
     if values is None:
@@ -115,13 +124,14 @@ def _values(text: bytes) -> dict[bytes, bytes] | None:
     for part in text.split(b"&")[1:]:
         name, _, value = part.partition(b"=")
         if not plain:
-            readable = readable and not _BAD_ESCAPE.search(value)
+            if len(value) > _CUT:
+                value = value[:_CUT]  # may end within an escape
+            else:
+                readable = readable and not _BAD_ESCAPE.search(value)
             name, value = unquote_to_bytes(name), unquote_to_bytes(value.replace(b"+", b" "))
         if name in values:
             raise ConflictingParameters(f"{name.decode()} is repeated")
         values[name] = value
-        if len(value) > _MAX_VALUE:
-            readable = False
     # Go rejects a query with a ";" or an invalid escape.
     return values if readable else None
 
@@ -160,6 +170,6 @@ def first_parameter(name: bytes, query: bytes, body: bytes = b"") -> bytes:
     encoded = b"".join(b"(?:%c|%%%02x|%%%02X)" % (byte, byte, byte) for byte in name)
     for text in (body, query):
         found = re.search(rb"&%b=([^&]*)" % encoded, b"&" + text)
-        if found is not None and len(found[1]) <= 3 * _MAX_VALUE:
+        if found is not None and len(found[1]) <= 3 * MAX_VALUE:
             return unquote_to_bytes(found[1].replace(b"+", b" "))
     return b""

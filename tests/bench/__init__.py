@@ -1,1 +1,1 @@
-"""What the shim costs, measured beside the proxies that people know."""
+"""The cost of the shim, measured beside well-known proxies."""

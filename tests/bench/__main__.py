@@ -19,8 +19,8 @@ from tests.bench.load import LoadFailed
 from tests.bench.origin import origin
 from tests.bench.processes import MissingBinary, StartFailed, find_binary, split_cores
 from tests.bench.proxies import FEATURES, RIVALS, UnknownProxy, check_name, proxy
-from tests.bench.report import judge, render, summarize, write_json
-from tests.bench.rounds import Measurement, play
+from tests.bench.report import check_goals, render, summarize, write_json
+from tests.bench.rounds import Measurement, run_rounds
 from tests.bench.scenarios import SCENARIOS, Scenario
 
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("interrupted; everything that was started has ended")
         return 130
     summaries = summarize(measurements)
-    outcomes = judge(summaries)
+    outcomes = check_goals(summaries)
     Console(width=None if sys.stdout.isatty() else 120).print(
         render(_scenarios(options), summaries, outcomes)
     )
@@ -76,7 +76,7 @@ def _measure(options: argparse.Namespace, console: Console) -> list[Measurement]
             stack.enter_context(proxy(name, upstream, folder, cores.proxy)) for name in names
         ]
         with console.status("warming up") as status:
-            for measurement in play(
+            for measurement in run_rounds(
                 proxies, scenarios, options.rounds, options.seconds, cores, folder
             ):
                 measurements.append(measurement)

@@ -1,10 +1,14 @@
-"""The upstream of `streams` and `transfers`: endless events and very large bodies, in one small process.
+"""The upstream of `streams` and `transfers`: endless events and very large bodies, in one small
+process.
 
-`python -m tests.bench.body_origin PORT`. It answers three targets and everything else with a short JSON:
+`python -m tests.bench.body_origin PORT`. It serves three targets and everything else with a short
+JSON:
 
-- `GET /api/events`: server-sent events, one at once and then one every 15 seconds, as Navidrome does;
+- `GET /api/events`: server-sent events, one at once and then one every 15 seconds, as Navidrome
+does;
 - `GET /api/track?bytes=N`: N bytes of the pattern;
-- `POST /api/upload?rate=R`: reads the body at R MB/s (0: as fast as it comes), answers its length and CRC-32.
+- `POST /api/upload?rate=R`: reads the body at R MB/s (0: without a limit), returns its length and
+CRC-32.
 """
 
 from __future__ import annotations
@@ -56,12 +60,12 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            await _answer(head, reader, writer)
+            await _respond(head, reader, writer)
             await writer.drain()
     writer.close()
 
 
-async def _answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _respond(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     target = urlsplit(head.split(b" ", 2)[1].decode())
     query = parse_qs(target.query)
     match target.path:

@@ -1,7 +1,7 @@
-"""The header blocks that the load carries: a house full of browsers behind Traefik and authentik.
+"""The header blocks of the load: several browsers behind Traefik and authentik.
 
-Nothing here knows a proxy or a scenario. A block has the fields, names and sizes of a real request that
-Traefik passed on after authentik had let it in: 22 fields, 12 of them authentik's, a token of about 1.2 kB.
+A block has the fields, names and sizes of a real request that Traefik forwarded after authentik had
+authenticated it: 22 fields, 12 of them authentik's, a token of about 1.2 kB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 BROWSERS = 40
 PEOPLE = 8
 
-# What a verifying proxy is told; every token below is really signed with it.
+# The settings of a verifying proxy; every token below is really signed with it.
 JWT_SECRET = "bench-only-client-secret-of-the-provider"
 JWT_ISSUER = "https://auth.example.org/application/o/navidrome/"
 JWT_AUDIENCE = "bench0nlyC1ientIdOfTheProvider"
@@ -38,7 +38,7 @@ _EXPIRES = 4_000_000_000
 
 
 def username(browser: int) -> str:
-    """The name of the person who sits at this browser."""
+    """The name of the user of this browser."""
     return f"listener-{browser % PEOPLE}"
 
 

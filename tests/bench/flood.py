@@ -1,8 +1,8 @@
-"""`python -m tests.bench.flood`: what an honest listener notices of a flood of forged tokens.
+"""`python -m tests.bench.flood`: the effect of a flood of forged tokens on another client.
 
-One client asks, one request after the other, while another peer sends so many requests a second, each with
-another forged token. Reported beside each other: alone; with the same flood sent to the origin instead, since
-the load shares its core with it; and with the flood at the shim.
+One client sends requests one after the other, while another peer sends a number of requests per
+second, each with another forged token. Reported side by side: alone; with the same flood sent to
+the origin instead, since the load shares its core with it; and with the flood at the shim.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from tests.bench.rounds import check_job
 from tests.bench.scenarios import SCENARIOS
 
 P99_LIMIT = 3.0
-_KEPT = 0.95  # of the rate that was asked for
+_MIN_RATE = 0.95  # of the requested rate
 _HONEST = SCENARIOS["single"]
 _REST_MS = (
-    2  # a person's apps ask now and then; without it the honest one would be a load of its own
+    2  # an app sends a request now and then; without it the client would be a load of its own
 )
 
 
@@ -50,12 +50,12 @@ class Noticed:
     p50_flooded: float
     p99_flooded: float
     refused: float
-    cpu_us: float  # of the shim, for each refused request, the honest ones' share taken off
+    cpu_us: float  # of the shim, for each rejected request, without the client's share
     busy: float  # share of its core
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: within the limit. 1: not, or something went wrong. 2: cannot start."""
+    """0: within the limit. 1: not, or something failed. 2: cannot start."""
     options = _parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
@@ -118,7 +118,7 @@ def _round(
     under, poured = flooded(through.port)
     cpu = through.process.cpu_seconds() - before
     if set(poured.statuses) != {401}:
-        raise LoadFailed(f"the flood was answered with {poured.statuses}, not with 401 alone")
+        raise LoadFailed(f"the responses to the flood were {poured.statuses}, not with 401 alone")
     refused = poured.statuses[401]
     return Noticed(
         algorithm=forger.algorithm,
@@ -143,9 +143,9 @@ def _ratio(rounds: Sequence[Noticed], algorithm: str) -> float:
 
 
 def _reached(rounds: Sequence[Noticed], algorithm: str, rate: int) -> bool:
-    """Whether as many were refused as were to be sent, and the honest one hardly noticed."""
+    """Whether as many were rejected as were to be sent, and the client was hardly affected."""
     refused = statistics.median(one.refused for one in rounds if one.algorithm == algorithm)
-    return refused > _KEPT * rate and _ratio(rounds, algorithm) < P99_LIMIT
+    return refused > _MIN_RATE * rate and _ratio(rounds, algorithm) < P99_LIMIT
 
 
 def _table(rounds: Sequence[Noticed], rate: int) -> Table:

@@ -1,7 +1,7 @@
-"""Requests with forged tokens, no two alike, made faster than anybody could judge them.
+"""Requests with forged tokens, no two alike, generated faster than a server can verify them.
 
-All but the signature is as the provider would have it: issuer, audience, times and the key's name are right,
-and the headers agree with the claims. So nothing but the signature gives a token away.
+All but the signature is as the provider would send it: issuer, audience, times and the key id are
+right, and the headers match the claims. So only the signature shows that a token is forged.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does; a second one is not heard."""
+    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does; a second one is ignored."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(_number: int, _frame: FrameType | None) -> None:

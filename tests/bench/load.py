@@ -1,6 +1,6 @@
-"""One run of wrk against one port: what is sent is written as a Lua script, what came of it is read back.
+"""One run of wrk against one port: requests are written as a Lua script, and results parsed.
 
-No proxy and no table here. A run in which anything but whole 200 answers came back is no result.
+A run with any response but complete 200s has no result.
 """
 
 from __future__ import annotations

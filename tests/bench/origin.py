@@ -1,7 +1,7 @@
-"""The upstream of the benchmark: an nginx that plays Navidrome's answers as fast as can be.
+"""The upstream of the benchmark: an nginx that returns Navidrome's responses as fast as possible.
 
-Its answers have the fields of Navidrome's own (11 on a page of songs), and values in them that differ from
-answer to answer, so that a proxy wins nothing by remembering response heads.
+Its responses have the fields of Navidrome's own (11 on a page of songs), and values in them that
+differ from response to response, so that a proxy gains nothing by caching response heads.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ _SONG = json.dumps(
 
 @contextmanager
 def origin(folder: Path, cores: frozenset[int]) -> Iterator[int]:
-    """Runs it and gives its port on 127.0.0.1."""
+    """Runs it and returns its port on 127.0.0.1."""
     nginx = find_binary("nginx", "the Debian package nginx")
     port, accounts = free_port(), free_port()
     _write_files(folder / "files")

@@ -1,8 +1,8 @@
-"""A steady flood: so many requests a second, evenly, from a process of its own.
+"""A steady flood: a number of requests per second, evenly, from its own process.
 
-`python -m tests.bench.pouring PORT RATE CONNECTIONS ALGORITHM` pours until its standard input ends, and then
-says in one line of JSON what was answered. wrk can't be told a rate: it sends as fast as it is answered,
-which is another question.
+`python -m tests.bench.pouring PORT RATE CONNECTIONS ALGORITHM` sends until its standard input ends,
+and then prints the responses in one line of JSON. wrk has no rate: it sends as fast as it gets
+responses, which measures something else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from tests.bench.load import LoadFailed
 
 @dataclass(slots=True)
 class Poured:
-    """What came of it: answers by their status, and the seconds in which they came. Filled in at the end."""
+    """The result: responses by their status, and the seconds in which they came.
+
+    Filled in at the end.
+    """
 
     statuses: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -36,7 +39,7 @@ class Poured:
 def pouring(
     forger: Forger, port: int, rate: int, connections: int, cores: frozenset[int]
 ) -> Iterator[Poured]:
-    """Pours at 127.0.0.1:`port` while the block runs. Raises LoadFailed where it ended by itself."""
+    """Sends to 127.0.0.1:`port` while the block runs. Raises LoadFailed if it ended by itself."""
     poured = Poured()
     command = [sys.executable, "-m", "tests.bench.pouring", str(port), str(rate), str(connections)]
     before = os.sched_getaffinity(0)
@@ -52,19 +55,19 @@ def pouring(
         os.sched_setaffinity(0, before)
     try:
         yield poured
-        said, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=20)
     finally:
         process.kill()
         process.wait()
     if process.returncode != 0:
         raise LoadFailed(f"the flood ended with {process.returncode}")
-    report = json.loads(said)
+    report = json.loads(output)
     poured.statuses = {int(status): count for status, count in report["statuses"].items()}
     poured.seconds = report["seconds"]
 
 
 class _Flood:
-    """One request under way on each connection."""
+    """One request in progress on each connection."""
 
     def __init__(self, port: int, connections: int, forger: Forger) -> None:
         self._port = port
@@ -84,7 +87,7 @@ class _Flood:
                 connection.sendall(next(self._requests))
                 self._busy.add(connection)
                 sent += 1
-            # Where no connection is idle an answer is waited for, else the next request's turn.
+            # If no connection is idle, wait for a response, else for the next request's time.
             rest = max(0.0, start + (sent + 1) / rate - time.perf_counter())
             waited: list[int | socket.socket] = [0, *self._busy]
             ready, _, _ = select.select(waited, [], [], rest if self._idle else 1.0)
@@ -107,7 +110,8 @@ class _Flood:
 
 
 def main() -> None:
-    # On the load's core the honest client and the origin come first, or their waiting would be measured.
+    # On the load's core the measured client and the origin have priority, or their waiting would be
+    # measured.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     port, rate, connections, algorithm = sys.argv[1:]
     flood = _Flood(int(port), int(connections), Forger(algorithm))

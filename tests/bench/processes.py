@@ -1,6 +1,6 @@
-"""Processes that the benchmark starts: where they run, what they cost, and how they end.
+"""Processes that the benchmark starts: their cores, their cost, and their end.
 
-Each is ended by its own id, whatever happens; nothing here knows what a proxy is.
+Each is ended by its own id.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class MissingBinary(Exception):
 
 
 class StartFailed(Exception):
-    """A process that ended, or never answered on its port."""
+    """A process that ended, or never accepted a connection on its port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Where things run: the proxy has a core of its own, the load and the origin share what is left."""
+    """CPU assignment: the proxy has a core of its own, the load and the origin share the others."""
 
     proxy: frozenset[int]
     rest: frozenset[int]
@@ -98,7 +98,7 @@ class Running:
         )
 
     def log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-1500:].strip() or "it said nothing"
+        return self._log.read_text(errors="replace")[-1500:].strip() or "its log is empty"
 
     def stop(self) -> None:
         """Asks it to end and, after five seconds, makes it."""

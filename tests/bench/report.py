@@ -1,4 +1,4 @@
-"""From measurements to what is read: medians, goals, a table and a JSON file.
+"""From measurements to a report: medians, goals, a table and a JSON file.
 
 Pure until `write_json`: nothing here measures.
 """
@@ -38,7 +38,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A goal held against what was measured."""
+    """A goal compared with the measurement."""
 
     proxy: str
     goal: Goal
@@ -57,7 +57,7 @@ def summarize(measurements: Sequence[Measurement]) -> list[Summary]:
     return [_summary(scenario, proxy, group) for (scenario, proxy), group in grouped.items()]
 
 
-def judge(summaries: Sequence[Summary]) -> list[Outcome]:
+def check_goals(summaries: Sequence[Summary]) -> list[Outcome]:
     """Every goal for every variant of the shim; those whose rival was not measured are left out."""
     figures = {(summary.scenario, summary.proxy): summary for summary in summaries}
     outcomes: list[Outcome] = []

@@ -1,6 +1,6 @@
-"""Interleaved rounds: every proxy meets every scenario once a round, in an order that turns.
+"""Interleaved rounds: every proxy runs every scenario once a round, in a rotating order.
 
-What one meeting gave is a Measurement; nothing is averaged here.
+The result of one run is a Measurement; nothing is averaged here.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class Measurement:
 
 
 def check_job(proxy: Proxy, seconds: float = 20.0) -> None:
-    """Waits until the proxy does what it is measured for. Raises LoadFailed if it never does.
+    """Waits until the proxy forwards requests correctly. Raises LoadFailed if it never does.
 
-    To listen is not enough: Traefik answers 404 before it has read its routes, others 502 or 503 at first.
+    Listening is not enough: Traefik responds 404 before it has read its routes, others 502 or 503
+    at first.
     """
     deadline = time.monotonic() + seconds
     while (fault := _fault(proxy)) is not None:
@@ -47,7 +48,7 @@ def check_job(proxy: Proxy, seconds: float = 20.0) -> None:
         time.sleep(0.2)
 
 
-def play(
+def run_rounds(
     proxies: Sequence[Proxy],
     scenarios: Sequence[Scenario],
     rounds: int,
@@ -69,7 +70,7 @@ def play(
 
 
 def _fault(proxy: Proxy) -> str | None:
-    """What is wrong with the way one request comes out at the origin."""
+    """The faults of one request as it arrives at the origin."""
     fields = dict(
         line.split(": ", 1)
         for line in header_block(3, None, proxy.extra_fields).strip().split("\r\n")
@@ -80,11 +81,11 @@ def _fault(proxy: Proxy) -> str | None:
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as fault:
-        return f"does not answer: {fault!r}"
+        return f"does not respond: {fault!r}"
     finally:
         connection.close()
     if response.status != 200:
-        return f"answers {response.status}: {body[:300]!r}"
+        return f"responds {response.status}: {body[:300]!r}"
     seen: dict[str, str] = json.loads(body)
     if "127.0.0.1" not in seen["for"] or "192.168.7." not in seen["for"]:
         return f"does not append to X-Forwarded-For: {seen['for']!r}"
@@ -99,7 +100,7 @@ def _measure(
     before = proxy.process.cpu_seconds()
     result = run_load(scenario, _script(folder, proxy, scenario), proxy.port, seconds, cores.rest)
     cpu = proxy.process.cpu_seconds() - before
-    # A transfer under way at the end has cost something too, so transfers are counted by their bytes.
+    # A transfer in progress at the end has a cost too, so transfers are counted by their bytes.
     count = (
         result.body_and_head_bytes / scenario.transfer_bytes
         if scenario.transfer_bytes

@@ -1,6 +1,7 @@
-"""What is asked, how often at once, and what counts as reached.
+"""The load's requests, their concurrency, and the goals.
 
-Data only. All paths are of the protected class, so that a proxy that authenticates does all of its work.
+Data only. All paths are of the protected class, so that a proxy that authenticates does all of its
+work.
 """
 
 from __future__ import annotations

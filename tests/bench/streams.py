@@ -1,7 +1,8 @@
-"""`python -m tests.bench.streams`: what a thousand open event streams cost, and whether anyone else notices.
+"""`python -m tests.bench.streams`: the cost of a thousand open event streams, and their effect on
+other clients.
 
-Opens them through a proxy, waits for the first event of each, and reports memory per stream and how fast
-requests on fresh connections are answered before and after.
+Opens them through a proxy, waits for the first event of each, and reports memory per stream and how
+fast requests on new connections are served before and after.
 """
 
 from __future__ import annotations
@@ -118,13 +119,13 @@ async def _open(through: Proxy, number: int) -> Stream:
     writer.write(f"GET /api/events?n={number} HTTP/1.1\r\n{block}".encode())
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     if b" 200 " not in head.split(b"\r\n", 1)[0]:
-        raise LoadFailed(f"{through.name} answers {head[:300]!r} to stream {number}")
+        raise LoadFailed(f"{through.name} responds {head[:300]!r} to stream {number}")
     await asyncio.wait_for(reader.readuntil(b"\n\n"), 30)
     return reader, writer
 
 
 async def _probe(through: Proxy) -> list[float]:
-    """Microseconds from connecting to the whole answer, for one request after the other."""
+    """Microseconds from connecting to the complete response, for one request after the other."""
     return [await _probe_once(through, number) for number in range(_PROBES)]
 
 
@@ -137,7 +138,7 @@ async def _probe_once(through: Proxy, number: int) -> float:
     taken = time.perf_counter() - start
     writer.close()
     if not response.startswith(b"HTTP/1.1 200 "):
-        raise LoadFailed(f"{through.name} answers {response[:300]!r}")
+        raise LoadFailed(f"{through.name} responds {response[:300]!r}")
     return taken * 1e6
 
 

@@ -1,7 +1,7 @@
-"""`python -m tests.bench.transfers`: does a very large body grow the shim's memory?
+"""`python -m tests.bench.transfers`: whether a very large body grows the shim's memory.
 
-1 GB up and 1 GB down, each once as fast as it goes and once with a slow reader at the far end; what arrives
-is compared by length and CRC-32, and resident memory is read every 20 ms.
+1 GB up and 1 GB down, each once at full speed and once with a slow reader at the far end; the
+received data is compared by length and CRC-32, and resident memory is read every 20 ms.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GROWTH_LIMIT_MB = 16.0
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One body that went through."""
+    """One transferred body."""
 
     proxy: str
     what: str
@@ -47,7 +47,7 @@ class Transfer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all stayed within the limit. 1: one did not, or a body arrived changed. 2: cannot start."""
+    """0: all within the limit. 1: one was not, or a body was changed. 2: cannot start."""
     options = _parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
@@ -139,7 +139,7 @@ async def _download(through: Proxy, size: int, rate: float, crc: int) -> None:
         writer.write(head.encode())
         response = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in response.split(b"\r\n", 1)[0]:
-            raise LoadFailed(f"{through.name} answers {response[:300]!r}")
+            raise LoadFailed(f"{through.name} responds {response[:300]!r}")
         pace, seen, taken = Pace(rate), 0, 0
         while taken < size:
             await asyncio.sleep(pace.delay(taken))
@@ -168,12 +168,12 @@ async def _upload(through: Proxy, size: int, rate: float, crc: int) -> None:
             await writer.drain()
         response = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in response.split(b"\r\n", 1)[0]:
-            raise LoadFailed(f"{through.name} answers {response[:300]!r}")
-        said: dict[str, int] = json.loads(await reader.readuntil(b"}"))
+            raise LoadFailed(f"{through.name} responds {response[:300]!r}")
+        output: dict[str, int] = json.loads(await reader.readuntil(b"}"))
     finally:
         writer.close()
-    if (said["bytes"], said["crc32"]) != (size, crc):
-        raise LoadFailed(f"{through.name}: {said} arrived, not {size} bytes with CRC-32 {crc}")
+    if (output["bytes"], output["crc32"]) != (size, crc):
+        raise LoadFailed(f"{through.name}: {output} arrived, not {size} bytes with CRC-32 {crc}")
 
 
 def _table(transfers: Sequence[Transfer], megabytes: int) -> Table:

@@ -2,8 +2,8 @@
 
     python -m tests.bench.worst_inputs [--check] [PART…]
 
-A head is measured as the data plane has it: decided, and answered where it is rejected. `--check` makes an
-input above the goal exit code 1. `PART` selects the inputs whose name contains it.
+A head is measured as the data plane has it: decided, with the response where it is rejected.
+`--check` makes an input above the goal exit code 1. `PART` selects the inputs whose name contains it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def lines(line: bytes, count: int = 98) -> bytes:
 
 _TWO_HOSTS = b"Host: i\r\n"
 
-# Request heads by name. Each is sent by the trusted peer and by another one.
+# Request heads by name. Each is sent by the trusted peer and by an untrusted one.
 HEADS: dict[str, bytes] = {
     "query of bad escapes, rejected": get(fill(b"%=%&", b"/rest/x?"), _TWO_HOSTS),
     "query of parameters, rejected": get(fill(b"f=&", b"/rest/x?"), _TWO_HOSTS),
@@ -179,7 +179,7 @@ TOKENS: dict[str, bytes] = {
         b"/api/x", _IDENTITY, field(b"X-ND-Authorization", fill(b"W1tb", b"Bearer AAAA.", b".AAAA"))
     ),
 }
-# Heads that want a page and have no identity: sent to sign in.
+# Heads that request a page and have no identity: redirected to sign in.
 PAGES: Mapping[str, bytes] = {
     "page: cookie of semicolons": get(b"/", _BROWSER, field(b"Cookie", fill(b"shim-signing-i;"))),
     "page: cookies of cookies": get(b"/", _BROWSER, b"Cookie: a\r\n" * 96),

@@ -1,4 +1,6 @@
-"""The two servers that the traps are shown on: the stand-in, and the real one where it is named."""
+"""The two servers that the quirks are tested on: the stand-in, and the real one where it is
+configured.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tests.support.real_navidrome import real_navidrome
 def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[NavidromeClient]:
-    """A server with one admin; tests take names of their own, since they share it."""
+    """A server with one admin; tests use names of their own, since they share it."""
     if request.param == "stand-in":
         with StandInThread(StandInOptions(trusted_sources=f"{EDGE}/32")) as stand_in:
             yield _with_admin(stand_in.port)

@@ -1,8 +1,8 @@
-"""The recorded story: its exchanges, told again to a server, each answer held to the recorded one.
+"""The recorded exchanges, replayed to a server; each response is compared with the recorded one.
 
-Names in braces stand for values of the recording's run; each is bound where it first appears and
-must be the same value from there on. Where a server may differ from the recording, and why, is
-all in the tables at the head of this file.
+Names in braces are placeholders for values of the recording; each is bound where it first appears
+and must have the same value from there on. The tables at the head of this file list where a server
+may differ from the recording, and why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 RECORDING = Path(__file__).with_name("navidrome-0.63.json")
 
 LIBRARY_TOTALS = {
-    # What the music adds up to: the recording had FLAC files with tags, the tests have tones.
+    # Totals of the music: the recording had FLAC files with tags, the tests have tones.
     "totalSongs",
     "totalAlbums",
     "totalArtists",
@@ -27,16 +27,16 @@ LIBRARY_TOTALS = {
     "totalDuration",
 }
 OF_THE_INSTALLATION = {
-    # Where the music lies, and what a build calls itself.
+    # The location of the music, and the version of a build.
     "path",
     "serverVersion",
 }
 LITERALS = {
-    # Literal values of the recording's music and build, and the names that they get here.
+    # Literal values of the recording's music and build, and their placeholders.
     "3607873": "{stream_size}",
     "audio/flac": "{stream_type}",
     '"c45ff91782f1ba42.300.false.q75"': "{cover_tag}",
-    # Within XML, where `OF_THE_INSTALLATION` does not reach.
+    # Within XML, which `OF_THE_INSTALLATION` does not cover.
     'serverVersion="dev"': 'serverVersion="{server_version}"',
 }
 BODY_OF_THE_INSTALLATION = re.compile(r"/app|/share/\{share_id\}|/rest/getCoverArt")
@@ -56,24 +56,24 @@ FORMS = {
 ID = r"[0-9A-Za-z]{22}"
 NEW_EACH_TIME = {"time", "token", "salt", "subsonic_token"}
 BUFFERED = 2048
-"""Bytes that Go's net/http gives a length; a longer answer goes out in chunks."""
+"""Bytes that Go's net/http gives a length; a longer response is chunked."""
 
 _NAMED = re.compile(rf"\{{(\w+)\}}|(?<![0-9A-Za-z])({ID})(?![0-9A-Za-z])")
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and the answer that was recorded."""
+    """One request and the recorded response."""
 
     number: int
     what: str
     request: dict[str, Any]
-    answer: dict[str, Any]
+    recorded_response: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a server answered."""
+    """A server's response."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -85,9 +85,9 @@ class Received:
 
 @dataclass(slots=True)
 class Story:
-    """The telling of the story to one server, and what its names stand for by now.
+    """A replay to one server, and the values of its placeholders so far.
 
-    differences: where an answer was not the recorded one, in words.
+    differences: descriptions of responses that were not the recorded ones.
     """
 
     host: str
@@ -98,8 +98,8 @@ class Story:
     differences: list[str] = field(default_factory=list)
     _free: bool = False
 
-    def tell(self, exchange: Exchange) -> None:
-        """Send one request and compare the answer."""
+    def replay(self, exchange: Exchange) -> None:
+        """Send one request and compare the response."""
         received = self._send(exchange.request)
         before = len(self.differences)
         self._compare(exchange, received)
@@ -115,19 +115,19 @@ class Story:
         )
         body = request.get("body")
         raw = body if isinstance(body, str) else json.dumps(body) if body is not None else ""
-        content = self._told(raw, request).encode()
+        content = self._substituted(raw, request).encode()
         headers = request.get("headers") or []
         try:
             connection.putrequest(
                 request["method"],
-                self._told(request["path"], request),
+                self._substituted(request["path"], request),
                 skip_host=True,
                 skip_accept_encoding=True,
             )
             connection.putheader("Host", "music.example.com")
             connection.putheader("User-Agent", "contract")
             for name, value in headers:
-                connection.putheader(name, self._told(value, request))
+                connection.putheader(name, self._substituted(value, request))
             if body is not None:
                 if not any(name == "Content-Type" for name, _ in headers):
                     connection.putheader("Content-Type", "application/json")
@@ -138,14 +138,14 @@ class Story:
         finally:
             connection.close()
 
-    def _told(self, text: str, request: dict[str, Any]) -> str:
+    def _substituted(self, text: str, request: dict[str, Any]) -> str:
         def value(found: re.Match[str]) -> str:
             name = found[1]
             if name == "time":
                 return "2026-01-02T03:04:05Z"
             if name == "token":
-                # The recording calls every session token {token}. It is the one of the account
-                # that the request names, else of whoever logged in last.
+                # The recording names every session token {token}. It is the token of the account
+                # that the request names, else of the last login.
                 user = re.search(r"[?&]u=([^&]+)", request["path"])
                 return self.tokens[user[1] if user else self.last_login]
             return self.names[name]
@@ -153,7 +153,7 @@ class Story:
         return re.sub(r"\{(\w+)\}", value, text)
 
     def _remember(self, exchange: Exchange, received: Received) -> None:
-        recorded = exchange.answer.get("json")
+        recorded = exchange.recorded_response.get("json")
         if isinstance(recorded, dict) and "token" in recorded:
             payload = json.loads(received.body)
             self.last_login = payload["username"]
@@ -162,7 +162,7 @@ class Story:
             self.names["song_id"] = json.loads(received.body)[0]["id"]
 
     def _compare(self, exchange: Exchange, received: Received) -> None:
-        recorded = exchange.answer
+        recorded = exchange.recorded_response
         self._free = False
         self._expect("status", recorded["status"], received.status)
         if "json" in recorded:
@@ -223,7 +223,7 @@ class Story:
             self._expect(where, recorded, shown)
 
     def _aligned(self, rows: list[Any]) -> list[Any]:
-        # A list without _sort has no order: the real server gives it by its ids, which are random.
+        # A list without _sort has no order: the real server orders it by its ids, which are random.
         return sorted(rows, key=lambda row: str(row.get("userName", "")))
 
     def _member(self, where: str, key: str, recorded: object, shown: object) -> None:

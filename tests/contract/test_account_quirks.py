@@ -1,4 +1,4 @@
-"""Navidrome's traps around accounts that the recording does not show, on both servers."""
+"""Navidrome's quirks with accounts that the recording does not cover, on both servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.navidrome_client import ADMIN, NavidromeClient
 
 
-def test_a_put_to_an_unknown_id_makes_an_account_that_an_empty_password_opens(
+def test_a_put_to_an_unknown_id_creates_an_account_with_an_empty_password(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -15,7 +15,7 @@ def test_a_put_to_an_unknown_id_makes_an_account_that_an_empty_password_opens(
     assert client.subsonic_opens(name, "")
 
 
-def test_a_put_to_a_deleted_admin_raises_an_admin_with_an_empty_password(
+def test_a_put_to_a_deleted_admin_recreates_the_admin_with_an_empty_password(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -29,7 +29,7 @@ def test_a_put_to_a_deleted_admin_raises_an_admin_with_an_empty_password(
     assert not client.subsonic_opens(name, "pw")
 
 
-def test_an_account_made_without_a_password_has_an_empty_one(client: NavidromeClient) -> None:
+def test_an_account_created_without_a_password_has_an_empty_one(client: NavidromeClient) -> None:
     name = client.new_name()
     client.request("POST", "/api/user", body={"userName": name})
     assert client.subsonic_opens(name, "")
@@ -38,21 +38,21 @@ def test_an_account_made_without_a_password_has_an_empty_one(client: NavidromeCl
 def test_a_post_with_the_id_of_an_account_overwrites_it(client: NavidromeClient) -> None:
     name = client.new_name()
     account_id = client.create(name, email="a@example.com")
-    made = client.request(
+    created = client.request(
         "POST", "/api/user", body={"id": account_id, "userName": name, "name": "N"}
     )
-    assert made.json() == {"id": account_id}
+    assert created.json() == {"id": account_id}
     assert client.read(account_id)["email"] == ""
     assert client.subsonic_opens(name, "pw")
 
 
 @pytest.mark.parametrize("wrap", ["  {}", "{}\n", "{}'\"<b>", "{} \U0001f3b5", "{}" + "x" * 3000])
-def test_names_are_not_checked(client: NavidromeClient, wrap: str) -> None:
+def test_names_are_not_validated(client: NavidromeClient, wrap: str) -> None:
     name = wrap.format(client.new_name())
     assert client.read(client.create(name))["userName"] == name
 
 
-def test_names_compare_without_case_for_ascii_alone(client: NavidromeClient) -> None:
+def test_names_compare_case_insensitively_for_ascii_only(client: NavidromeClient) -> None:
     name = client.new_name()
     client.create(f"{name}\u00e9")
     again = client.request("POST", "/api/user", body={"userName": f"{name.upper()}\u00e9"})
@@ -60,7 +60,7 @@ def test_names_compare_without_case_for_ascii_alone(client: NavidromeClient) -> 
     client.create(f"{name}\u00c9")
 
 
-def test_what_was_read_and_written_back_stays_as_it_was(client: NavidromeClient) -> None:
+def test_a_record_that_is_written_back_is_unchanged(client: NavidromeClient) -> None:
     account_id = client.create(client.new_name(), email="a@example.com")
     before = client.read(account_id)
     client.request("PUT", f"/api/user/{account_id}", body=before)
@@ -70,7 +70,7 @@ def test_what_was_read_and_written_back_stays_as_it_was(client: NavidromeClient)
     assert after == before
 
 
-def test_a_regular_user_can_write_his_own_creation_time(client: NavidromeClient) -> None:
+def test_a_regular_user_can_write_the_creation_time(client: NavidromeClient) -> None:
     name = client.new_name()
     account_id = client.create(name)
     written = {"userName": name, "createdAt": "2001-02-03T04:05:06Z"}
@@ -78,30 +78,30 @@ def test_a_regular_user_can_write_his_own_creation_time(client: NavidromeClient)
     assert client.read(account_id)["createdAt"].startswith("2001-02-03T04:05:06")
 
 
-def test_a_form_of_another_site_makes_an_admin(client: NavidromeClient) -> None:
+def test_a_cross_site_form_creates_an_admin(client: NavidromeClient) -> None:
     name = client.new_name()
     headers = {"Content-Type": "text/plain", "Origin": "https://evil.example"}
     body = f'{{"userName":"{name}","isAdmin":true,"password":"x"}}'
-    made = client.request("POST", "/api/user", headers=headers, body=body)
-    assert made.status == 200
-    assert client.read(made.json()["id"])["isAdmin"] is True
+    created = client.request("POST", "/api/user", headers=headers, body=body)
+    assert created.status == 200
+    assert client.read(created.json()["id"])["isAdmin"] is True
 
 
-def test_keys_are_taken_in_any_case(client: NavidromeClient) -> None:
+def test_json_keys_are_accepted_in_any_case(client: NavidromeClient) -> None:
     name = client.new_name()
-    made = client.request("POST", "/api/user", body={"USERNAME": name, "PassWord": "pw"})
-    assert client.read(made.json()["id"])["userName"] == name
+    created = client.request("POST", "/api/user", body={"USERNAME": name, "PassWord": "pw"})
+    assert client.read(created.json()["id"])["userName"] == name
 
 
 @pytest.mark.parametrize(
     "body", ['{"userName": 1}', '{"isAdmin": "yes"}', "[]", '{"createdAt": "now"}', ""]
 )
-def test_a_body_of_another_shape_is_rejected(client: NavidromeClient, body: str) -> None:
+def test_a_body_of_another_type_is_rejected(client: NavidromeClient, body: str) -> None:
     refused = client.request("POST", "/api/user", body=body)
     assert (refused.status, refused.json()) == (422, {"error": "Invalid request payload"})
 
 
-def test_a_list_is_filtered_by_the_beginning_of_a_name_and_by_id(client: NavidromeClient) -> None:
+def test_a_list_is_filtered_by_name_prefix_and_by_id(client: NavidromeClient) -> None:
     name = client.new_name()
     account_id = client.create(f"{name}-list", name=f"{name} Listed")
     client.create(f"{name}-other", name="Other")
@@ -110,7 +110,7 @@ def test_a_list_is_filtered_by_the_beginning_of_a_name_and_by_id(client: Navidro
     assert [row["id"] for row in by_name] == [row["id"] for row in by_id] == [account_id]
 
 
-def test_a_list_is_filtered_by_columns_under_the_names_of_the_table(
+def test_a_list_is_filtered_by_columns_with_the_names_of_the_table(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -123,22 +123,24 @@ def test_a_list_is_filtered_by_columns_under_the_names_of_the_table(
     assert client.request("GET", "/api/user?password=x").json() == []
 
 
-def test_without_a_range_all_are_listed(client: NavidromeClient) -> None:
+def test_without_a_range_every_user_is_listed(client: NavidromeClient) -> None:
     client.create(client.new_name())
     for query in ("", "?_start=0&_end=0", "?_sort=nonsense"):
         listed = client.request("GET", f"/api/user{query}")
         assert len(listed.json()) == int(listed.headers["x-total-count"])
 
 
-def test_libraries_need_an_account_and_a_list(client: NavidromeClient) -> None:
-    gone = client.request("PUT", "/api/user/none/library", body={"libraryIds": [1]})
-    assert (gone.status, gone.body) == (404, b"User not found\n")
+def test_libraries_require_an_account_and_a_list(client: NavidromeClient) -> None:
+    missing = client.request("PUT", "/api/user/none/library", body={"libraryIds": [1]})
+    assert (missing.status, missing.body) == (404, b"User not found\n")
     account_id = client.create(client.new_name())
     refused = client.request("PUT", f"/api/user/{account_id}/library", body='{"libraryIds":["1"]}')
     assert (refused.status, refused.body) == (400, b"Invalid request body\n")
 
 
-def test_the_header_names_nobody_on_the_api_whom_a_page_would_make(client: NavidromeClient) -> None:
+def test_the_user_header_creates_an_account_on_a_page_but_not_on_the_api(
+    client: NavidromeClient,
+) -> None:
     name = client.new_name()
     assert client.request("GET", "/api/song", name).status == 401
     assert b'"code":40' in client.request("GET", "/rest/ping?v=1&c=x&f=json", name).body
@@ -146,7 +148,7 @@ def test_the_header_names_nobody_on_the_api_whom_a_page_would_make(client: Navid
     assert client.request("GET", "/api/song", name).status == 200
 
 
-def test_the_owner_of_a_page_made_account_sets_a_password_without_knowing_one(
+def test_the_owner_of_an_account_created_by_a_page_sets_a_password_without_the_old_one(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -157,7 +159,7 @@ def test_the_owner_of_a_page_made_account_sets_a_password_without_knowing_one(
     assert client.subsonic_opens(name, "mine")
 
 
-def test_the_admin_must_know_his_own_password_to_change_it(client: NavidromeClient) -> None:
+def test_an_admin_needs_the_old_password_to_change_it(client: NavidromeClient) -> None:
     me = client.request("GET", f"/api/user?user_name={ADMIN}").json()[0]
     refused = client.request("PUT", f"/api/user/{me['id']}", body={**me, "password": "new"})
     assert refused.json() == {"errors": {"currentPassword": "ra.validation.passwordDoesNotMatch"}}

@@ -1,4 +1,4 @@
-"""How a server tells which user header it obeys and whom it trusts, on both servers."""
+"""How a server reports its user header and trusted sources, on both servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shim.navidrome.errors import NotAuthenticated
 from shim.navidrome.session import HeaderSession
 from shim.navidrome.transport import Transport
 from shim.settings import Upstream
-from tests.support.navidrome_client import ADMIN, ANYONE, EDGE, NavidromeClient
+from tests.support.navidrome_client import ADMIN, EDGE, UNTRUSTED, NavidromeClient
 
 PING = "/rest/ping?v=1.16.1&c=x&f=json"
 
@@ -23,12 +23,12 @@ def test_the_configuration_names_the_user_header_and_the_trusted_sources(
     assert (external["UserHeader"], external["TrustedSources"]) == ("Remote-User", f"{EDGE}/32")
 
 
-def test_the_configuration_is_for_admins_alone(client: NavidromeClient) -> None:
+def test_the_configuration_is_for_admins_only(client: NavidromeClient) -> None:
     name = client.new_name()
     client.create(name)
     assert client.request("GET", "/api/config/config", name).status == 403
     assert client.request("GET", "/api/config/config", None).status == 401
-    assert client.request("GET", "/api/config/config", source=ANYONE).status == 401
+    assert client.request("GET", "/api/config/config", source=UNTRUSTED).status == 401
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,10 @@ def test_the_configuration_is_for_admins_alone(client: NavidromeClient) -> None:
         ("Remote-User", EDGE, 40),
         ("remote-user", EDGE, 40),
         ("X-WebAuth-User", EDGE, 10),
-        ("Remote-User", ANYONE, 10),
+        ("Remote-User", UNTRUSTED, 10),
     ],
 )
-def test_a_ping_tells_whether_the_user_header_is_obeyed_and_creates_nobody(
+def test_a_ping_shows_whether_the_user_header_is_accepted_and_creates_no_user(
     client: NavidromeClient, header: str, source: str, code: int
 ) -> None:
     name = client.new_name()
@@ -50,7 +50,7 @@ def test_a_ping_tells_whether_the_user_header_is_obeyed_and_creates_nobody(
 
 
 async def test_the_shim_reads_the_configuration_and_the_probe(client: NavidromeClient) -> None:
-    # Requests of this test come from an address that is not trusted.
+    # Requests of this test come from an untrusted address.
     transport = Transport(Upstream("http", "127.0.0.1", client.port))
     api = Navidrome(transport, HeaderSession("Remote-User", ADMIN), "Remote-User")
     assert not await obeys(transport, "Remote-User", "X-WebAuth-User")
@@ -59,7 +59,7 @@ async def test_the_shim_reads_the_configuration_and_the_probe(client: NavidromeC
     await api.close()
 
 
-def test_a_list_is_read_in_pages_with_its_whole_number_beside_each(client: NavidromeClient) -> None:
+def test_a_list_is_read_in_pages_with_its_total_in_each(client: NavidromeClient) -> None:
     for _ in range(5):
         client.create(client.new_name())
     whole = client.request("GET", "/api/user?_sort=id").json()

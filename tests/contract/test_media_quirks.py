@@ -1,4 +1,4 @@
-"""Streams, covers, shares and Subsonic calls as the recording does not show them, on both."""
+"""Streams, covers, shares and Subsonic calls that the recording does not cover, on both servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support.navidrome_client import ANYONE, NavidromeClient
+from tests.support.navidrome_client import UNTRUSTED, NavidromeClient
 
 QUERY = "v=1.16.1&c=x&f=json"
 
@@ -29,7 +29,7 @@ def _song(client: NavidromeClient) -> str:
         ("", 200, None),
     ],
 )
-def test_ranges_are_read_as_go_reads_them(
+def test_ranges_are_parsed_like_gos(
     client: NavidromeClient, wanted: str, status: int, length: int | None
 ) -> None:
     target = f"/rest/stream?{QUERY}&id={_song(client)}"
@@ -38,7 +38,7 @@ def test_ranges_are_read_as_go_reads_them(
     assert (reply.status, len(reply.body)) == (status, length or len(whole.body))
 
 
-def test_a_range_is_a_slice_of_the_whole(client: NavidromeClient) -> None:
+def test_a_range_is_that_part_of_the_whole(client: NavidromeClient) -> None:
     target = f"/rest/download?{QUERY}&id={_song(client)}"
     whole = client.request("GET", target).body
     for start, end in ((0, 50), (40, 48), (1001, 200_000), (len(whole) - 7, len(whole))):
@@ -56,7 +56,7 @@ def test_two_ranges_come_in_parts(client: NavidromeClient) -> None:
     assert parts == [b"RIFF\r\n", b"WAVE\r\n"]
 
 
-def test_a_range_of_another_version_is_passed_over(client: NavidromeClient) -> None:
+def test_a_range_of_another_version_is_ignored(client: NavidromeClient) -> None:
     target = f"/rest/stream?{QUERY}&id={_song(client)}"
     other = {"Range": "bytes=0-3", "If-Range": "Wed, 01 Jan 2020 00:00:00 GMT"}
     assert client.request("GET", target, headers=other).status == 200
@@ -64,7 +64,7 @@ def test_a_range_of_another_version_is_passed_over(client: NavidromeClient) -> N
     assert client.request("GET", target, headers=same).status == 206
 
 
-def test_a_cover_that_the_client_has_is_not_sent_again(client: NavidromeClient) -> None:
+def test_a_cover_in_the_clients_cache_is_not_sent_again(client: NavidromeClient) -> None:
     target = f"/rest/getCoverArt?{QUERY}&id={_song(client)}&size=300"
     cover = client.request("GET", target)
     assert cover.headers["content-type"] == "image/jpeg"
@@ -72,7 +72,7 @@ def test_a_cover_that_the_client_has_is_not_sent_again(client: NavidromeClient) 
     assert (again.status, again.body) == (304, b"")
 
 
-def test_a_get_makes_another_playlist_each_time(client: NavidromeClient) -> None:
+def test_each_get_creates_another_playlist(client: NavidromeClient) -> None:
     name = client.new_name()
     client.create(name)
     for _ in range(2):
@@ -82,7 +82,9 @@ def test_a_get_makes_another_playlist_each_time(client: NavidromeClient) -> None
     assert names == ["mine", "mine"]
 
 
-def test_subsonic_lists_users_to_admins_and_only_themselves(client: NavidromeClient) -> None:
+def test_subsonic_lists_every_user_to_admins_and_only_the_own_one_to_others(
+    client: NavidromeClient,
+) -> None:
     name = client.new_name()
     client.create(name)
     refused = client.request("GET", f"/rest/getUsers?{QUERY}", name).json()["subsonic-response"]
@@ -94,30 +96,30 @@ def test_subsonic_lists_users_to_admins_and_only_themselves(client: NavidromeCli
     assert [user["username"] for user in listed["users"]["user"]] == ["navidrome-shim"]
 
 
-def test_a_song_that_is_not_there_is_a_subsonic_error(client: NavidromeClient) -> None:
+def test_a_missing_song_is_a_subsonic_error(client: NavidromeClient) -> None:
     for call in ("getSong", "stream"):
         reply = client.request("GET", f"/rest/{call}?{QUERY}&id=none")
         assert (reply.status, reply.json()["subsonic-response"]["error"]["code"]) == (200, 70)
 
 
-def test_a_share_plays_for_anyone_and_its_page_makes_the_header_s_account(
+def test_a_share_plays_without_sign_in_and_its_page_creates_the_headers_account(
     client: NavidromeClient,
 ) -> None:
-    made = client.request("POST", "/api/share", body={"resourceIds": _song(client)}).json()
+    created = client.request("POST", "/api/share", body={"resourceIds": _song(client)}).json()
     name = client.new_name()
-    page = client.request("GET", f"/share/{made['id']}", name).body.decode()
+    page = client.request("GET", f"/share/{created['id']}", name).body.decode()
     assert client.request("GET", "/api/song", name).status == 200
     info = re.search(r"__SHARE_INFO__ = (\".*\")", page)
     assert info is not None
     track = json.loads(json.loads(info[1]))["tracks"][0]["id"]
     played = client.request(
-        "GET", f"/share/s/{track}", None, source=ANYONE, headers={"Range": "bytes=0-3"}
+        "GET", f"/share/s/{track}", None, source=UNTRUSTED, headers={"Range": "bytes=0-3"}
     )
     assert (played.status, played.body) == (206, b"RIFF")
     assert client.request("GET", f"/share/s/{track}x", None).status == 400
 
 
-def test_events_begin_at_once_and_carry_a_name(client: NavidromeClient) -> None:
+def test_events_start_at_once_and_have_a_name(client: NavidromeClient) -> None:
     import http.client
 
     connection = http.client.HTTPConnection(

@@ -1,4 +1,4 @@
-"""Tokens, the login limit and routing as the recording does not show them, on both servers."""
+"""Tokens, the login limit and routing that the recording does not cover, on both servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.support.navidrome_client import ANYONE, EDGE, NavidromeClient
+from tests.support.navidrome_client import EDGE, UNTRUSTED, NavidromeClient
 
 
 @pytest.mark.parametrize("prefix", ["Bearer ", "bEaReRx", "BEARER\t"])
@@ -33,7 +33,7 @@ def test_a_token_is_found_in_an_escaped_query_and_in_a_quoted_cookie(
     )
 
 
-def test_an_empty_place_gives_way_to_the_next_and_junk_gives_way_to_the_user_header(
+def test_an_empty_location_is_skipped_and_an_invalid_token_falls_back_to_the_user_header(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -44,7 +44,7 @@ def test_an_empty_place_gives_way_to_the_next_and_junk_gives_way_to_the_user_hea
         assert client.request("GET", "/api/user", headers=given).status == status, header
 
 
-def test_a_token_outlives_a_rename_and_becomes_whoever_has_the_name_next(
+def test_a_token_outlives_a_rename_and_belongs_to_the_next_user_of_the_name(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -53,7 +53,7 @@ def test_a_token_outlives_a_rename_and_becomes_whoever_has_the_name_next(
     client.request("PUT", f"/api/user/{account_id}", body={"userName": f"{name}-renamed"})
     assert client.request("GET", "/api/song", None, headers=headers).status == 401
     client.create(name, isAdmin=True)
-    assert client.request("GET", "/api/user", None, headers=headers, source=ANYONE).status == 200
+    assert client.request("GET", "/api/user", None, headers=headers, source=UNTRUSTED).status == 200
 
 
 def test_subsonic_tokens_end_with_the_password(client: NavidromeClient) -> None:
@@ -64,7 +64,7 @@ def test_subsonic_tokens_end_with_the_password(client: NavidromeClient) -> None:
     assert not client.subsonic_opens(name, "pw")
 
 
-def test_the_page_carries_a_subsonic_token_that_opens_and_no_session_token(
+def test_the_page_contains_a_valid_subsonic_token_and_no_session_token(
     client: NavidromeClient,
 ) -> None:
     name = client.new_name()
@@ -74,11 +74,11 @@ def test_the_page_carries_a_subsonic_token_that_opens_and_no_session_token(
     auth = json.loads(json.loads(found[1]))["auth"]
     assert sorted(auth) == ["id", "isAdmin", "name", "subsonicSalt", "subsonicToken", "username"]
     query = f"u={name}&t={auth['subsonicToken']}&s={auth['subsonicSalt']}"
-    pinged = client.request("GET", f"/rest/ping?v=1&c=x&f=json&{query}", None, source=ANYONE)
+    pinged = client.request("GET", f"/rest/ping?v=1&c=x&f=json&{query}", None, source=UNTRUSTED)
     assert pinged.json()["subsonic-response"]["status"] == "ok"
 
 
-def test_the_login_limit_bites_until_another_address_is_claimed(client: NavidromeClient) -> None:
+def test_the_login_limit_applies_until_another_address_is_claimed(client: NavidromeClient) -> None:
     wrong = {"username": "nobody", "password": "x"}
 
     def guess(header: str, address: str) -> int:
@@ -109,7 +109,7 @@ def test_routing_is_on_the_escaped_path(client: NavidromeClient, target: str, st
     assert client.request("GET", target).status == status
 
 
-def test_bytes_after_an_upgrade_that_no_route_takes_are_the_next_request(
+def test_bytes_after_an_upgrade_that_no_route_accepts_are_the_next_request(
     client: NavidromeClient,
 ) -> None:
     upgrade = (
@@ -123,12 +123,12 @@ def test_bytes_after_an_upgrade_that_no_route_takes_are_the_next_request(
     address = ("127.0.0.1", client.port)
     with socket.create_connection(address, timeout=10, source_address=(EDGE, 0)) as connection:
         connection.sendall((upgrade + smuggled).encode())
-        answered = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answered.count(b"HTTP/1.1 200 OK") == 2
-    assert b'"userName":"navidrome-shim"' in answered
+        responses = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert responses.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"userName":"navidrome-shim"' in responses
 
 
-def test_a_client_id_comes_back_as_a_cookie(client: NavidromeClient) -> None:
+def test_a_client_id_is_returned_as_a_cookie(client: NavidromeClient) -> None:
     reply = client.request("GET", "/api/keepalive/x", headers={"X-ND-Client-Unique-Id": "abc"})
     assert reply.body == b'{"response":"ok", "id":"keepalive"}'
     assert reply.headers["set-cookie"] == (

@@ -1,6 +1,6 @@
-"""Where the real Navidrome reads a token of its own, and that the shim's decision removes it there.
+"""Where the real Navidrome reads its own tokens, and that the shim's decision removes them there.
 
-The stand-in's Jellyfin takes no tokens, so this runs on the real one alone.
+The stand-in's Jellyfin API accepts no tokens, so this runs on the real one alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shim.trust.decision import decide
 from shim.trust.navidrome_tokens import NavidromeClaims, filter_form, read_claims
 from shim.trust.peers import AddressList, parse_entry, parse_peer
 from shim.trust.policy import Policy
-from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, ANYONE, EDGE, NavidromeClient
+from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, EDGE, UNTRUSTED, NavidromeClient
 from tests.support.real_navidrome import real_navidrome
 
 _POLICY = Policy(whitelist=AddressList([parse_entry(EDGE)]))
@@ -37,8 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NavidromeClient
 
 
 def _opens(port: int, request: bytes) -> bool:
-    """Whether Navidrome takes the request for somebody's."""
-    with socket.create_connection(("127.0.0.1", port), 10, (ANYONE, 0)) as client:
+    """Return whether Navidrome authenticates the request."""
+    with socket.create_connection(("127.0.0.1", port), 10, (UNTRUSTED, 0)) as client:
         client.sendall(request)
         received = b"".join(iter(lambda: client.recv(65536), b""))
     status, _, body = received.partition(b"\r\n\r\n")
@@ -51,9 +51,9 @@ def _head(target: str, field: str, method: str = "GET") -> bytes:
 
 
 def _without_tokens(head: bytes) -> bytes:
-    decision = decide(head, parse_peer(ANYONE), _POLICY)
-    told = decision.without_void_tokens(lambda _: False).render_head()
-    return told.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    decision = decide(head, parse_peer(UNTRUSTED), _POLICY)
+    rendered = decision.without_void_tokens(lambda _: False).render_head()
+    return rendered.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def _without_tokens(head: bytes) -> bytes:
         (JELLYFIN + "?ap%C4%B0key={t}", "A: b"),
     ],
 )
-def test_a_token_opens_in_this_place_and_is_removed_there(
+def test_a_token_is_accepted_in_this_location_and_removed_there(
     server: NavidromeClient, target: str, field: str
 ) -> None:
     name = server.new_name()
@@ -100,7 +100,7 @@ def test_a_token_opens_in_this_place_and_is_removed_there(
     ["application/x-www-form-urlencoded", "APPL\u0130CATION/x-www-form-urlencoded;a=b"],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_a_token_opens_in_a_form_below_rest_and_is_removed_there(
+def test_a_token_is_accepted_in_a_form_below_rest_and_removed_there(
     server: NavidromeClient, content_type: str, method: str
 ) -> None:
     name = server.new_name()
@@ -112,7 +112,7 @@ def test_a_token_opens_in_a_form_below_rest_and_is_removed_there(
     for sent in (body, rest):
         fields = f"Content-Type: {content_type}\r\nContent-Length: {len(sent)}"
         head = _head("/rest/ping", fields, method)
-        assert decide(head, parse_peer(ANYONE), _POLICY).form
+        assert decide(head, parse_peer(UNTRUSTED), _POLICY).form
         outcomes.append(_opens(server.port, head + sent))
     assert outcomes[1] is False
     if method == "POST":

@@ -1,1 +1,1 @@
-"""Real edges before the real shim: what a person gets who copies the files of `deploy/`."""
+"""Real edges in front of the real shim, with the files of `deploy/`."""

@@ -1,4 +1,4 @@
-"""Reading compose files as Docker Compose does: its tags, and `${NAME:-default}` filled in."""
+"""Read compose files like Docker Compose: its tags, and `${NAME:-default}` filled in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<default>[^}]*))?
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with Compose's `!override` and `!reset`, which say how files are merged."""
+    """YAML with Compose's `!override` and `!reset`, which define how files are merged."""
 
 
 def _untagged(loader: _Loader, _tag: str, node: yaml.Node) -> Any:

@@ -1,6 +1,6 @@
-"""The scenes: an edge, an outpost, the shim or no shim, and a stand-in Navidrome with accounts.
+"""The environments: an edge, an outpost, the shim or no shim, and a stand-in Navidrome with accounts.
 
-Each is set up once, at its first use; a test sees only the requests that came since it began.
+Each is started once, at its first use; a test sees only the requests since its start.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ USERS = (
 OPEN_PATH = "/ping"
 LOOPBACK = "127.0.0.1"
 
-# The others come as packages of Python.
+# The others come as Python packages.
 NGINX = pytest.param("nginx", marks=pytest.mark.binary("nginx"))
 Edge = Callable[[Path, Behind], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that runs.
+    """The running parts.
 
-    url: the edge's. shim_url, control: the shim's, its control plane as `host:port`; "" without one.
+    url: the edge's. shim_url, control: the shim's, its control plane as `host:port`; "" without
+    one.
     """
 
     edge: str
@@ -64,9 +65,9 @@ class Scene:
     def client(
         self, user: str | None = None, *, source: str = LOOPBACK, to: str = ""
     ) -> httpx.Client:
-        """A browser: signed in as a user or not at all, at a loopback address, asking the edge.
+        """A browser: signed in as a user or not, at a loopback address, with the edge as its server.
 
-        to: another URL to ask, past the edge.
+        to: another base URL, which bypasses the edge.
         """
         return httpx.Client(
             base_url=to or self.url,
@@ -75,6 +76,11 @@ class Scene:
             trust_env=False,
             timeout=20,
         )
+
+    @property
+    def received(self) -> list[SeenRequest]:
+        """The requests that Navidrome received through the edge, without the shim's own probes."""
+        return [seen for seen in self.stand_in.seen if seen.values("X-Forwarded-For")]
 
     def last_seen(self, target: str) -> SeenRequest:
         """The last request for a target that reached Navidrome."""
@@ -85,7 +91,7 @@ class Scene:
 def set_scene(
     folder: Path, edge: str, *, with_shim: bool, secret: str = "", user_header: str = "Remote-User"
 ) -> Iterator[Scene]:
-    """Start the parts of a scene and end them. `edge` is a name in `EDGES`."""
+    """Start the parts of an environment and end them. `edge` is a name in `EDGES`."""
     options = StandInOptions(user_header=user_header, login_window=3600)
     provider = OutpostOptions(users=USERS, open_paths=(rf"^{OPEN_PATH}$",))
     with StandInThread(options) as stand_in, Outpost(provider) as outpost:
@@ -126,7 +132,10 @@ EDGES: dict[str, Edge] = {
 def standing_scene(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    """The shim behind each edge. The edges that we ship send the shared secret, the guide's none."""
+    """The shim behind each edge.
+
+    The edges of `deploy/` send the shared secret, the guide's sends none.
+    """
     edge: str = request.param
     secret = "" if edge == "guide" else SECRET
     with set_scene(tmp_path_factory.mktemp(edge), edge, with_shim=True, secret=secret) as scene:
@@ -135,7 +144,7 @@ def standing_scene(
 
 @pytest.fixture(scope="session")
 def standing_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """What the guide built: its Traefik, and directly behind it a Navidrome that believes it."""
+    """The guide's setup: its Traefik, and directly behind it a Navidrome that trusts it."""
     with set_scene(
         tmp_path_factory.mktemp("bare"),
         "guide",
@@ -149,7 +158,7 @@ def standing_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 def standing_edge(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    """An edge that we ship with nothing behind it but Navidrome, which shows what leaves the edge."""
+    """An edge of `deploy/` directly in front of Navidrome, which shows what the edge forwards."""
     edge: str = request.param
     with set_scene(tmp_path_factory.mktemp("edge"), edge, with_shim=False, secret=SECRET) as scene:
         yield scene

@@ -1,6 +1,6 @@
-"""As much of Docker's Engine API as Traefik asks, about one container with labels.
+"""As much of Docker's Engine API as Traefik uses, with one container with labels.
 
-So that the labels in `deploy/compose/` are read by Traefik itself, on a machine without Docker.
+So that Traefik itself reads the labels in `deploy/compose/`, on a machine without Docker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ID: Final = "5e1f" * 16
 
 @contextmanager
 def engine(labels: dict[str, str], network: str) -> Iterator[str]:
-    """An engine with one running container, at 127.0.0.1 on a network; gives its `tcp://` URL."""
+    """An engine with one running container, at 127.0.0.1 on a network; returns its `tcp://` URL."""
     name = "/navidrome-shim-1"
     networks = {"Networks": {network: {"IPAddress": "127.0.0.1", "NetworkID": "edge"}}}
     listed = {
@@ -52,7 +52,7 @@ def engine(labels: dict[str, str], network: str) -> Iterator[str]:
             path = self.path.partition("?")[0]
             if path.startswith("/v1."):
                 path = path[path.index("/", 1) :]
-            if path == "/events":  # Nothing ever happens.
+            if path == "/events":  # There are no events.
                 self._begin(200)
                 stopping.wait()
                 return
@@ -62,7 +62,7 @@ def engine(labels: dict[str, str], network: str) -> Iterator[str]:
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
         def _begin(self, status: int, length: int | None = None) -> None:
             self.send_response(status)

@@ -1,4 +1,4 @@
-"""Traefik, Caddy, nginx and the shim, each started as a person starts it, from the files he copies.
+"""Traefik, Caddy, nginx and the shim, each started as a user starts it, with the files of `deploy/`.
 
 Only what differs from site to site is changed: addresses, ports, folders, and no certificates.
 """
@@ -34,7 +34,7 @@ _ROUTED_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What an edge stands before. URLs without a slash at their end.
+    """The upstreams of an edge. URLs without a slash at their end.
 
     secret: the shared secret that the edge adds, "" for none.
     """
@@ -54,7 +54,7 @@ class Shim:
 
 @contextmanager
 def traefik(folder: Path, behind: Behind) -> Iterator[str]:
-    """Traefik with `deploy/traefik/`; gives its URL."""
+    """Traefik with `deploy/traefik/`; returns its URL."""
     port, redirecting = free_port(), free_port()
     static = _static(port, redirecting, folder)
     with _traefik(folder, static, port, behind) as url:
@@ -63,7 +63,9 @@ def traefik(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def traefik_behind_a_cdn(folder: Path, behind: Behind) -> Iterator[str]:
-    """Traefik with `deploy/traefik/` that takes the word of a CDN at `CDN`; gives its URL."""
+    """Traefik with `deploy/traefik/` that trusts the forwarded headers of a CDN at `CDN`; returns its
+    URL.
+    """
     port, redirecting = free_port(), free_port()
     static = _changed(
         _static(port, redirecting, folder),
@@ -78,7 +80,7 @@ def traefik_behind_a_cdn(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def traefik_of_the_full_stack(folder: Path, behind: Behind, authentik_host: str) -> Iterator[str]:
-    """Traefik with the files that `deploy/compose/full/` mounts; gives its URL."""
+    """Traefik with the files that `deploy/compose/full/` mounts; returns its URL."""
     dynamic = folder / "dynamic"
     dynamic.mkdir()
     (dynamic / "navidrome.yml").write_text((DEPLOY / "traefik/dynamic/navidrome.yml").read_text())
@@ -94,7 +96,7 @@ def traefik_of_the_full_stack(folder: Path, behind: Behind, authentik_host: str)
 
 @contextmanager
 def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
-    """Traefik with the labels of `deploy/compose/add-on.yml`; gives its URL."""
+    """Traefik with the labels of `deploy/compose/add-on.yml`; returns its URL."""
     port, redirecting = free_port(), free_port()
     compose = read(
         DEPLOY / "compose/add-on.yml",
@@ -121,7 +123,7 @@ def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def traefik_by_ingress_routes(folder: Path, behind: Behind) -> Iterator[str]:
-    """Traefik with the IngressRoutes of `deploy/kubernetes/`; gives its URL."""
+    """Traefik with the IngressRoutes of `deploy/kubernetes/`; returns its URL."""
     dynamic = folder / "dynamic"
     dynamic.mkdir()
     (dynamic / "kubernetes.yml").write_text(
@@ -138,7 +140,7 @@ def traefik_by_ingress_routes(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def guides_traefik(folder: Path, behind: Behind) -> Iterator[str]:
-    """Traefik with the guide's own routers, holes and all; gives its URL."""
+    """Traefik with the guide's own routers, including their weakness; returns its URL."""
     port = free_port()
     static = _changed(
         (GUIDE / "traefik.yml").read_text(),
@@ -153,10 +155,10 @@ def guides_traefik(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def caddy(folder: Path, behind: Behind) -> Iterator[str]:
-    """Caddy with `deploy/caddy/`; gives its URL."""
+    """Caddy with `deploy/caddy/`; returns its URL."""
     port = free_port()
     config = folder / "Caddyfile"
-    # The loopback alone, and no control socket.
+    # Loopback only, and no control socket.
     config.write_text(
         _changed(
             (DEPLOY / "caddy/Caddyfile").read_text(),
@@ -178,7 +180,7 @@ def caddy(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def nginx(folder: Path, behind: Behind) -> Iterator[str]:
-    """nginx with `deploy/nginx/`; gives its URL."""
+    """nginx with `deploy/nginx/`; returns its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     text = _changed(
@@ -191,7 +193,7 @@ def nginx(folder: Path, behind: Behind) -> Iterator[str]:
             "set $navidrome_url https://${NAVIDROME_HOST};": f"set $navidrome_url {url};",
         },
     )
-    # As envsubst does in nginx's image.
+    # Like envsubst in nginx's image.
     filled_in = Template(text).safe_substitute(
         NAVIDROME_HOST="127.0.0.1",
         NAVIDROME_SHIM=behind.navidrome.removeprefix("http://"),
@@ -213,9 +215,9 @@ def nginx(folder: Path, behind: Behind) -> Iterator[str]:
 
 @contextmanager
 def shim(folder: Path, navidrome: str, **settings: str) -> Iterator[Shim]:
-    """`navidrome-shim serve` before a Navidrome, believing 127.0.0.1.
+    """`navidrome-shim serve` with a Navidrome, trusting 127.0.0.1.
 
-    settings: more of them, or others, by their names in the environment.
+    settings: additional or different ones, by their names in the environment.
     """
     port, control = free_port(), f"127.0.0.1:{free_port()}"
     env = {
@@ -262,7 +264,7 @@ def _static(port: int, redirecting: int, folder: Path) -> str:
 
 
 def _routed(url: str) -> str:
-    """Wait until the outpost answers by an edge: Traefik listens before it has read its routers."""
+    """Wait until the outpost responds through an edge: Traefik listens before it has read its routers."""
     deadline = time.monotonic() + _ROUTED_SECONDS
     while time.monotonic() < deadline:
         response = httpx.get(f"{url}/outpost.goauthentik.io/start", trust_env=False, verify=False)

@@ -1,6 +1,6 @@
-"""Programs that the tests start: on a free port, with an environment of their own, to their end.
+"""Programs that the tests start: on a free port, with their own environment, until the test ends.
 
-Each is ended by its own id, whatever happens. Nothing here knows what a program is for.
+Each is ended by its process id.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LOG_SHOWN = 3000
 
 
 class NotStarted(Exception):
-    """A program that ended, or did not listen in time; says what it logged."""
+    """A program that ended, or did not listen in time; the message has its log."""
 
 
 def beside_python(name: str) -> str:
-    """The path of a program, first of all beside the interpreter, where its package put it."""
+    """The path of a program, searched beside the interpreter first, where its package installs it."""
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     found = shutil.which(name, path=places)
     if found is None:
@@ -34,7 +34,7 @@ def beside_python(name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which nobody listens."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -47,7 +47,7 @@ def running(
 ) -> Iterator[None]:
     """Run a program in a folder until the block ends; the block begins once its port is open.
 
-    env: what it gets beside PATH and HOME, which is the folder.
+    env: its environment beside PATH and HOME, which is the folder.
     Raises `NotStarted`.
     """
     log = folder / f"{Path(command[0]).name}.log"
@@ -71,16 +71,16 @@ def _await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise NotStarted(f"{log.stem} ended with {process.returncode}: {_said(log)}")
+            raise NotStarted(f"{log.stem} ended with {process.returncode}: {_log_of(log)}")
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise NotStarted(f"{log.stem} does not listen on port {port}: {_said(log)}")
+    raise NotStarted(f"{log.stem} does not listen on port {port}: {_log_of(log)}")
 
 
-def _said(log: Path) -> str:
+def _log_of(log: Path) -> str:
     return log.read_text(errors="replace")[-_LOG_SHOWN:] or "it logged nothing"
 
 

@@ -1,4 +1,4 @@
-"""A first visit through the real edges to an empty Navidrome: the account behind the name, and its owner."""
+"""First requests through the real edges to an empty Navidrome: the account, and its owner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KATE = OutpostUser("kate", "Kate", "kate@example.org", ("family",))
 
 @contextmanager
 def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str, Outpost]]:
-    """An edge and a shim that looks after the accounts of a Navidrome; the URLs of both, the provider."""
+    """An edge and a shim that provisions the accounts of a Navidrome; the URLs of both, the provider."""
     settings = {
         "SHIM_PROVISIONING": "true",
         "SHIM_PROXY_SECRET": SECRET,
@@ -49,7 +49,7 @@ def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str
 
 @contextmanager
 def set_home(folder: Path, edge: str) -> Iterator[Scene]:
-    """The same before a stand-in in which there is nobody yet."""
+    """The same with a stand-in without accounts."""
     with (
         StandInThread(StandInOptions()) as stand_in,
         new_home(folder, edge, stand_in.url) as (url, shim_url, outpost),
@@ -67,7 +67,7 @@ def home(
 
 
 @pytest.mark.parametrize("user", [ALICE, BOSS, JOERG], ids=lambda user: user.username)
-def test_a_first_visit_ends_in_the_web_apps_page_for_the_right_account(
+def test_a_first_request_through_an_edge_gets_the_page_for_the_right_account(
     home: Scene, user: OutpostUser
 ) -> None:
     is_admin = ADMIN_GROUP in user.groups
@@ -81,14 +81,14 @@ def test_a_first_visit_ends_in_the_web_apps_page_for_the_right_account(
     assert (account["email"], account["isAdmin"]) == (user.email, is_admin)
 
 
-def test_the_first_visitor_of_an_empty_navidrome_is_no_admin(tmp_path: Path) -> None:
+def test_the_first_user_of_an_empty_navidrome_is_not_admin(tmp_path: Path) -> None:
     with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
         assert auth_of(browser.get("/app/"))["isAdmin"] is False
         admins = {name: account["isAdmin"] for name, account in accounts_of(fresh).items()}
     assert admins == {SHIMS_ACCOUNT: True, "alice": False}
 
 
-def test_nobody_but_the_shim_makes_the_first_admin(tmp_path: Path) -> None:
+def test_only_the_shim_creates_the_first_admin(tmp_path: Path) -> None:
     mine = {"username": "mine", "password": "mine"}
     with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
         response = browser.post("/auth/createAdmin", json=mine)
@@ -96,7 +96,7 @@ def test_nobody_but_the_shim_makes_the_first_admin(tmp_path: Path) -> None:
         assert "mine" not in accounts_of(fresh)
 
 
-def test_who_is_in_no_group_that_may_in_is_told_whom_to_ask_and_gets_no_account(
+def test_a_user_without_an_allowed_group_gets_the_support_contact_and_no_account(
     home: Scene,
 ) -> None:
     with home.client(GUEST.username) as browser:
@@ -111,7 +111,7 @@ def test_who_is_in_no_group_that_may_in_is_told_whom_to_ask_and_gets_no_account(
     assert GUEST.username not in text
 
 
-async def test_the_owner_sets_a_password_without_knowing_the_generated_one_and_her_app_plays(
+async def test_the_owner_sets_a_password_without_the_generated_one_and_uses_an_app(
     home: Scene,
 ) -> None:
     with home.client(KATE.username) as browser:
@@ -120,7 +120,7 @@ async def test_the_owner_sets_a_password_without_knowing_the_generated_one_and_h
         async with app_of(home) as app:
             with pytest.raises(CredentialError):
                 await app.get_artists()
-        # As the web app sends it: the whole record, the new password, and no current one.
+        # Like the web app: the whole record, the new password, and no current one.
         saved = browser.put(
             f"/api/user/{own_id}",
             json={**record, "changePassword": True, "password": CHOSEN},
@@ -128,25 +128,25 @@ async def test_the_owner_sets_a_password_without_knowing_the_generated_one_and_h
         )
         assert saved.status_code == httpx.codes.OK, saved.text
         browser.get("/app/")
-    assert record["email"] == KATE.email  # the account is the shim's, not one that Navidrome made
+    assert record["email"] == KATE.email  # the account was created by the shim and not by Navidrome
     assert {**saved.json(), **_MOVING} == {**record, **_MOVING}
     async with app_of(home) as app:
         assert await app.ping()
         [album] = await app.get_album_list2("alphabeticalByName", size=1)
         song = (await app.get_album(album.id)).song[0]
         async with await app.stream(song.id, tformat="raw") as response:
-            heard = await response.read()
-    whole = asked_directly(home, f"/rest/stream?v=1.16.1&c=x&id={song.id}", KATE.username)
-    assert len(heard) > 0
-    assert hashlib.sha256(heard).digest() == hashlib.sha256(whole.content).digest()
+            received = await response.read()
+    whole = request_directly(home, f"/rest/stream?v=1.16.1&c=x&id={song.id}", KATE.username)
+    assert len(received) > 0
+    assert hashlib.sha256(received).digest() == hashlib.sha256(whole.content).digest()
 
 
-# Fields that Navidrome itself moves on.
+# Fields that Navidrome itself changes.
 _MOVING = {"updatedAt": "", "lastAccessAt": ""}
 
 
 def auth_of(page: httpx.Response) -> dict[str, Any]:
-    """Who is logged in by the web app's page."""
+    """The signed-in user of the web app's page."""
     text = page.text.partition("__APP_CONFIG__")[2].partition("=")[2].strip()
     auth: dict[str, Any] = json.loads(json.JSONDecoder().raw_decode(text)[0])["auth"]
     return auth
@@ -154,19 +154,19 @@ def auth_of(page: httpx.Response) -> dict[str, Any]:
 
 def accounts_of(scene: Scene) -> dict[str, dict[str, Any]]:
     """Navidrome's accounts by name, as its API shows them."""
-    listed = asked_directly(scene, "/api/user", SHIMS_ACCOUNT).json()
+    listed = request_directly(scene, "/api/user", SHIMS_ACCOUNT).json()
     return {account["userName"]: account for account in listed}
 
 
-def asked_directly(scene: Scene, target: str, user: str) -> httpx.Response:
-    """What Navidrome answers to the shim's address."""
+def request_directly(scene: Scene, target: str, user: str) -> httpx.Response:
+    """Navidrome's response to a request from the shim's address."""
     url = scene.stand_in.url + target
     return httpx.get(url, headers={"Remote-User": user}, trust_env=False)
 
 
 @asynccontextmanager
 async def app_of(scene: Scene) -> AsyncIterator[AsyncConnection]:
-    """The owner's app, which knows the edge's address, her name and the password that she chose."""
+    """The owner's app, with the edge's address, her name and the password that she set."""
     edge = urlsplit(scene.url)
     app = AsyncConnection(f"http://{edge.hostname}", KATE.username, CHOSEN, edge.port, use_get=True)
     try:

@@ -61,7 +61,7 @@ def on_the_network_of_navidrome(services: dict[str, Any]) -> set[str]:
     return {name for name, service in services.items() if networks & set(service["networks"])}
 
 
-def test_full_stack_lets_the_shim_alone_reach_navidrome() -> None:
+def test_full_stack_lets_only_the_shim_reach_navidrome() -> None:
     whole = full()
     services = whole["services"]
     assert on_the_network_of_navidrome(services) == {"navidrome", "navidrome-shim"}
@@ -71,7 +71,7 @@ def test_full_stack_lets_the_shim_alone_reach_navidrome() -> None:
     assert services["navidrome"]["environment"]["ND_EXTAUTH_TRUSTEDSOURCES"] == f"{address}/32"
 
 
-def test_unix_socket_is_shared_by_the_shim_and_navidrome_alone() -> None:
+def test_unix_socket_is_shared_by_the_shim_and_navidrome_only() -> None:
     services = unix_socket()["services"]
     socket = services["navidrome"]["environment"]["ND_ADDRESS"]
     assert services["navidrome-shim"]["environment"]["SHIM_UPSTREAM"] == socket
@@ -86,14 +86,14 @@ def test_unix_socket_is_shared_by_the_shim_and_navidrome_alone() -> None:
 
 
 @pytest.mark.parametrize("path", FILES[:2], ids=lambda path: path.name)
-def test_sign_out_button_leads_to_the_provider(path: Path) -> None:
+def test_sign_out_button_links_to_the_provider(path: Path) -> None:
     services = compose.read(path, REQUIRED)["services"]
     # Navidrome does not start with a relative URL.
     url = f"https://{HOSTS[0]}/outpost.goauthentik.io/sign_out"
     assert services["navidrome"]["environment"]["ND_EXTAUTH_LOGOUTURL"] == url
 
 
-def test_only_traefik_authentik_and_the_shim_know_the_secrets_that_they_need() -> None:
+def test_only_traefik_authentik_and_the_shim_have_the_secrets_that_they_need() -> None:
     services = full()["services"]
     holders = {
         secret: {name for name, s in services.items() if REQUIRED[secret] in environment(s)}
@@ -116,20 +116,20 @@ def environment(service: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize(
     "service", ["navidrome-shim", "traefik", "navidrome"], ids=lambda service: service
 )
-def test_full_stack_gives_its_services_as_little_as_they_need(service: str) -> None:
+def test_full_stack_gives_its_services_minimal_privileges(service: str) -> None:
     defined = full()["services"][service]
     assert defined["cap_drop"] == ["ALL"]
     assert defined["security_opt"] == ["no-new-privileges:true"]
     assert defined.get("cap_add", []) == (["NET_BIND_SERVICE"] if service == "traefik" else [])
     assert defined.get("read_only", False) == (service != "navidrome")
-    # Whoever has Docker's socket is root on the machine.
+    # Access to Docker's socket is root on the machine.
     mounted = [str(volume) for s in full()["services"].values() for volume in s.get("volumes", ())]
     assert mounted
     assert not any("docker.sock" in volume for volume in mounted)
 
 
 @pytest.mark.parametrize("with_socket", [False, True])
-def test_the_full_stacks_settings_are_settings(tmp_path: Path, with_socket: bool) -> None:
+def test_the_full_stacks_settings_are_valid(tmp_path: Path, with_socket: bool) -> None:
     env = dict(full()["services"]["navidrome-shim"]["environment"])
     if with_socket:
         env |= unix_socket()["services"]["navidrome-shim"]["environment"]
@@ -146,7 +146,7 @@ def test_the_full_stacks_settings_are_settings(tmp_path: Path, with_socket: bool
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_traefik_of_the_full_stack_leads_to_both_hosts(tmp_path: Path) -> None:
+def test_traefik_of_the_full_stack_routes_both_hosts(tmp_path: Path) -> None:
     with (
         Outpost() as outpost,
         traefik_of_the_full_stack(tmp_path, Behind(outpost.url, outpost.url), HOSTS[1]) as url,
@@ -207,7 +207,7 @@ def test_setup_asks_for_the_host_names_and_writes_every_required_value(setup: Se
     ]
 
 
-def test_setup_makes_new_secrets_each_time(setup: Setup) -> None:
+def test_setup_creates_new_secrets_each_time(setup: Setup) -> None:
     setup.run(*HOSTS)
     first = setup.values()
     setup.file.unlink()
@@ -228,7 +228,7 @@ def test_setup_run_twice_changes_nothing(setup: Setup) -> None:
     assert setup.file.read_bytes() == before
 
 
-def test_setup_keeps_an_existing_file_and_says_what_is_missing(setup: Setup) -> None:
+def test_setup_keeps_an_existing_file_and_lists_missing_values(setup: Setup) -> None:
     setup.file.write_text("NAVIDROME_HOST=music.example.org\nPG_PASS=\n")
     done = setup.run(*HOSTS)
     assert done.returncode == 1
@@ -251,7 +251,7 @@ def test_setup_keeps_an_existing_file_and_says_what_is_missing(setup: Setup) -> 
         ((), "no answer"),
     ],
 )
-def test_setup_rejects_a_value_and_writes_nothing(
+def test_setup_rejects_an_invalid_value_and_writes_nothing(
     setup: Setup, arguments: tuple[str, ...], expected: str
 ) -> None:
     done = setup.run(*arguments)
@@ -290,18 +290,18 @@ def entries(name: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_blueprint_makes_the_application_its_provider_and_its_group_bindings() -> None:
-    made = entries("navidrome.yaml")
-    [provider] = made["authentik_providers_proxy.proxyprovider"]
+def test_blueprint_creates_the_application_its_provider_and_its_group_bindings() -> None:
+    entries_by_model = entries("navidrome.yaml")
+    [provider] = entries_by_model["authentik_providers_proxy.proxyprovider"]
     assert provider["attrs"]["mode"] == "forward_single"
     assert provider["attrs"]["skip_path_regex"] == ""
     assert str(provider["attrs"]["external_host"]) == "Format ['https://%s', 'Env NAVIDROME_HOST']"
-    [application] = made["authentik_core.application"]
+    [application] = entries_by_model["authentik_core.application"]
     assert application["attrs"]["provider"] == f"KeyOf {provider['id']}"
-    groups = {group["id"]: group for group in made["authentik_core.group"]}
+    groups = {group["id"]: group for group in entries_by_model["authentik_core.group"]}
     # authentik applies blueprints again and again; `created` keeps the members.
     assert {group["state"] for group in groups.values()} == {"created"}
-    bindings = made["authentik_policies.policybinding"]
+    bindings = entries_by_model["authentik_policies.policybinding"]
     assert {str(b["identifiers"]["group"]) for b in bindings} == {f"KeyOf {id_}" for id_ in groups}
     assert {str(b["identifiers"]["target"]) for b in bindings} == {f"KeyOf {application['id']}"}
     allowed = full()["services"]["navidrome-shim"]["environment"]["SHIM_ALLOWED_GROUPS"].split(",")

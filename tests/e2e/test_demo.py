@@ -1,4 +1,4 @@
-"""`python -m demo`, as a person starts it: what it shows, how it ends, what it leaves behind."""
+"""`python -m demo`, as a user starts it: its output, its end, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from demo.steps import STEPS
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "demo"]
 _SECONDS = 90
-# What a user of the shim may have around him, and what would stop a shim that saw it.
+# Variables that a user of the shim may have in the environment, which would stop a shim that read
+# them.
 HOSTILE = {
     "SHIM_LISTEN": "nowhere",
     "SHIM_REVERSE_PROXY_WHITELIST": "0.0.0.0/0",
@@ -32,8 +33,8 @@ HOSTILE = {
     "COLUMNS": "80",
 }
 
-# The demo with another play.
-_WITH_SCENE = """
+# The demo with another scenario.
+_WITH_STEP = """
 import sys
 from dataclasses import replace
 import typer
@@ -48,16 +49,16 @@ typer.run(demo)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Surroundings that must not matter; what is stored goes below the folder."""
+    """An environment that must have no effect; what is stored goes below the folder."""
     (folder / ".env").write_text("SHIM_UPSTREAM=nonsense\nSHIM_UNTRUSTED_PEERS=reject\n")
-    kept = (folder / "kept").resolve()
-    kept.mkdir()
+    store_folder = (folder / "kept").resolve()
+    store_folder.mkdir()
     path = os.environ.get("PATH", os.defpath)
-    return {**HOSTILE, "PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": str(kept)}
+    return {**HOSTILE, "PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": str(store_folder)}
 
 
 def stored(folder: Path) -> list[Path]:
-    """What is still there of what it stored."""
+    """The stored files that remain."""
     return list((folder / "kept").iterdir())
 
 
@@ -79,16 +80,16 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Completed
 Once = tuple["subprocess.CompletedProcess[str]", Path]
 
 
-def test_every_scene_goes_as_it_must(once: Once) -> None:
+def test_every_step_passes(once: Once) -> None:
     ended, _ = once
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.rstrip().endswith(f"All {len(STEPS)} scenes passed.")
 
 
-def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
+def test_each_step_shows_the_decision_and_the_forwarded_headers(once: Once) -> None:
     text = _scenes(once)
     assert len(text) == len(STEPS)
-    takeover = text["Without the shim: a stranger is the admin"]
+    takeover = text["Without the shim: an attacker is the admin"]
     assert "X-authentik-username: admin shim none" in takeover
     assert "Navidrome got X-authentik-username: admin response 200 Subsonic: ok" in takeover
     closed = text["With the shim: the same request has no identity"]
@@ -106,7 +107,7 @@ def test_each_scene_shows_what_was_decided_and_seen(once: Once) -> None:
     assert "Navidrome got no request response 400" in alias
 
 
-def test_the_scenes_of_accounts_show_what_became_of_each(once: Once) -> None:
+def test_the_steps_about_accounts_show_each_result(once: Once) -> None:
     text = _scenes(once)
     first = text["Carla visits for the first time"]
     assert "created the account carla.berg Navidrome got Remote-User: carla.berg" in first
@@ -132,17 +133,17 @@ def test_a_new_account_gets_a_chosen_password_and_a_linked_one_keeps_its_own(onc
     assert "response 200 Subsonic: ok" in text["Alice's phone signs in with her Subsonic password"]
 
 
-def test_it_is_plain_text_of_80_columns_where_there_is_no_terminal(once: Once) -> None:
+def test_without_a_terminal_it_is_plain_text_of_80_columns(once: Once) -> None:
     assert "\x1b" not in once[0].stdout
     assert max(map(len, once[0].stdout.splitlines())) <= 80
 
 
-def test_nothing_is_left_behind_after_the_play(once: Once) -> None:
+def test_no_files_or_processes_remain_after_the_scenario(once: Once) -> None:
     assert stored(once[1]) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_it_stays_to_be_tried_by_hand_until_a_signal(tmp_path: Path, number: int) -> None:
+def test_it_keeps_running_until_a_signal(tmp_path: Path, number: int) -> None:
     with _staying(tmp_path) as (process, lines):
         text = _read_until(lines, "Everything runs until Ctrl-C")
         command = re.search(
@@ -164,9 +165,9 @@ def test_it_stays_to_be_tried_by_hand_until_a_signal(tmp_path: Path, number: int
             assert probe.connect_ex(("127.0.0.1", httpx.URL(url).port or 0)) != 0
 
 
-def test_a_signal_during_the_play_ends_everything_and_says_so(tmp_path: Path) -> None:
-    change = 'request=replace(alice.request, target="/api/events")'  # whose answer has no end
-    with _staying(tmp_path, _with_scene(change)) as (process, lines):
+def test_a_signal_during_the_scenario_ends_everything_with_a_message(tmp_path: Path) -> None:
+    change = 'request=replace(alice.request, target="/api/events")'  # its response has no end
+    with _staying(tmp_path, _with_step(change)) as (process, lines):
         _read_until(lines, "for contrast")
         process.terminate()
         assert "ended by a signal before the play was over" in _read_until(lines, "signal")
@@ -174,9 +175,9 @@ def test_a_signal_during_the_play_ends_everything_and_says_so(tmp_path: Path) ->
     assert stored(tmp_path) == []
 
 
-def test_a_scene_that_goes_wrong_is_named_and_fails_the_demo(tmp_path: Path) -> None:
+def test_a_failed_step_is_named_and_fails_the_demo(tmp_path: Path) -> None:
     change = 'expected=replace(alice.expected, navidrome=(("Remote-User", "bert"),))'
-    with _staying(tmp_path, _with_scene(change, "--once")) as (process, lines):
+    with _staying(tmp_path, _with_step(change, "--once")) as (process, lines):
         text = _read_until(lines, "FAILED: 1 of 1 scenes are wrong: 1.")
         assert process.wait(_SECONDS) == 1
     assert "Navidrome saw Remote-User: alice, not Remote-User: bert" in _flat(text)
@@ -193,8 +194,8 @@ def test_serve_does_not_import_the_demo() -> None:
     assert ended.stdout.strip() == "[]"
 
 
-def _with_scene(change: str, *options: str) -> list[str]:
-    code = _WITH_SCENE.format(change=change, options=list(options))
+def _with_step(change: str, *options: str) -> list[str]:
+    code = _WITH_STEP.format(change=change, options=list(options))
     return [sys.executable, "-c", code]
 
 
@@ -232,7 +233,7 @@ def _read_until(lines: Iterator[str], wanted: str) -> str:
 
 
 def _scenes(once: Once) -> dict[str, str]:
-    """What is told of each scene, by its title."""
+    """The output of each step, by its title."""
     scenes = re.split(r"^\d+\. ", once[0].stdout, flags=re.MULTILINE)[1:]
     return {text.partition(" ─")[0]: _flat(text) for text in scenes}
 

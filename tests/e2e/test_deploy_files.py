@@ -1,4 +1,6 @@
-"""The files of `deploy/` agree with the project, with each other and with what authentik sends."""
+"""The files of `deploy/` are consistent with the project, with each other and with authentik's
+headers.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _TEMPLATE = re.compile(r"\{\{-?(.*?)\}\}")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, each a word and what follows, lines joined."""
+    """The Dockerfile's instructions, each a keyword and its argument, lines joined."""
     text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = text.replace("\\\n", " ").splitlines()
     return [(line.split()[0], line.split(None, 1)[1].strip()) for line in lines if line.strip()]
@@ -43,7 +45,7 @@ def add_on(**env: str) -> dict[str, Any]:
     return compose.read(ADD_ON, {"NAVIDROME_HOST": "music.example.org", **env})
 
 
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+def test_files_that_the_image_copies_exist_and_are_not_ignored() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"]
     copied = [
         source
@@ -57,12 +59,12 @@ def test_what_the_image_copies_is_there_and_not_ignored() -> None:
         assert source in allowed
 
 
-def test_the_image_gives_the_memory_of_a_peak_back() -> None:
+def test_the_image_returns_the_memory_of_a_peak() -> None:
     env = " ".join(rest for word, rest in last_stage() if word == "ENV").split()
     assert "MALLOC_MMAP_THRESHOLD_=65536" in env
 
 
-def test_the_image_is_of_hashed_packages_alone() -> None:
+def test_the_image_has_only_packages_with_hashes() -> None:
     commands = [
         shlex.split(command)
         for word, rest in instructions()
@@ -85,7 +87,7 @@ def test_the_image_is_of_hashed_packages_alone() -> None:
     assert pins <= set(re.findall(r"^([\w-]+==\S+) ", whole, re.MULTILINE))
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     users = [rest for word, rest in last_stage() if word == "USER"]
     assert len(users) == 1
     assert FIXED_USER.fullmatch(users[0])
@@ -93,12 +95,19 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     assert [rest for word, rest in last_stage() if word == "CMD"] == ['["serve"]']
 
 
-def test_the_image_keeps_its_store_where_its_user_may_write() -> None:
+def test_the_image_stores_its_data_where_its_user_can_write() -> None:
     [user] = [rest for word, rest in last_stage() if word == "USER"]
     owner, _, group = user.partition(":")
-    [made] = [rest for word, rest in last_stage() if word == "RUN" and " /data" in rest]
-    assert shlex.split(made)[:6] == ["install", "--directory", "--owner", owner, "--group", group]
-    assert made.endswith(" /data")
+    [data_command] = [rest for word, rest in last_stage() if word == "RUN" and " /data" in rest]
+    assert shlex.split(data_command)[:6] == [
+        "install",
+        "--directory",
+        "--owner",
+        owner,
+        "--group",
+        group,
+    ]
+    assert data_command.endswith(" /data")
     # The default of SHIM_DATABASE_URL is a file in the working folder.
     assert [rest for word, rest in last_stage() if word == "WORKDIR"] == ["/data"]
 
@@ -120,7 +129,7 @@ def add_on_check() -> list[str]:
 
 
 def healthy(check: list[str], control: str) -> bool:
-    """What a health check says of a control plane."""
+    """The result of a health check for a control plane."""
     assert check == ["navidrome-shim", "health"]
     env = {"SHIM_CONTROL_LISTEN": control, "PATH": os.environ.get("PATH", os.defpath)}
     done = subprocess.run(
@@ -134,14 +143,14 @@ def healthy(check: list[str], control: str) -> bool:
 
 
 @pytest.mark.parametrize("check", [image_check, add_on_check])
-def test_a_health_check_tells_a_shim_that_is_up_from_one_that_is_not(
+def test_a_health_check_distinguishes_a_running_shim_from_a_stopped_one(
     scene: Scene, check: Any
 ) -> None:
     assert healthy(check(), scene.control)
     assert not healthy(check(), f"127.0.0.1:{free_port()}")
 
 
-def test_the_add_on_gives_the_shim_as_little_as_it_needs() -> None:
+def test_the_add_on_gives_the_shim_minimal_privileges() -> None:
     shim = add_on()["services"]["navidrome-shim"]
     assert shim["read_only"] is True
     assert shim["cap_drop"] == ["ALL"]
@@ -149,7 +158,7 @@ def test_the_add_on_gives_the_shim_as_little_as_it_needs() -> None:
     assert not {"ports", "privileged", "user", "network_mode", "cap_add"} & shim.keys()
 
 
-def test_the_add_on_lets_the_shim_alone_reach_navidrome() -> None:
+def test_the_add_on_lets_only_the_shim_reach_navidrome() -> None:
     whole = add_on()
     shim, navidrome = whole["services"]["navidrome-shim"], whole["services"]["navidrome"]
     assert list(navidrome["networks"]) == ["navidrome-only"]
@@ -167,7 +176,7 @@ def test_the_add_on_lets_the_shim_alone_reach_navidrome() -> None:
 def test_settings_in_composes_env_file_reach_the_shim() -> None:
     shim = add_on()["services"]["navidrome-shim"]
     assert shim["env_file"] == [{"path": ".env", "required": False}]
-    # `environment` wins over the file: it names no setting that a person would put there.
+    # `environment` overrides the file: it names no setting that a user would put there.
     assert set(shim["environment"]) == {
         "SHIM_UPSTREAM",
         "SHIM_REVERSE_PROXY_WHITELIST",
@@ -192,7 +201,7 @@ def test_the_health_check_loads_little() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_add_ons_settings_are_settings(tmp_path: Path) -> None:
+def test_the_add_ons_settings_are_valid(tmp_path: Path) -> None:
     environment = add_on(EDGE_HOST="127.0.0.1")["services"]["navidrome-shim"]["environment"]
     env = {name: str(value) for name, value in environment.items() if value is not None}
     assert set(environment) - set(env) == {"SHIM_PROXY_SECRET"}
@@ -208,7 +217,7 @@ def test_the_add_ons_settings_are_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_hadolint_finds_no_fault_in_the_dockerfile() -> None:
+def test_hadolint_reports_no_fault_in_the_dockerfile() -> None:
     command = [beside_python("hadolint"), str(DEPLOY / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -223,7 +232,7 @@ def file_provider() -> dict[str, Any]:
     return parsed["http"]  # type: ignore[no-any-return]
 
 
-def test_the_labels_say_what_the_file_says() -> None:
+def test_the_labels_match_the_file() -> None:
     labels = compose.labels(add_on()["services"]["navidrome-shim"])
     http = file_provider()
     for name, router in http["routers"].items():
@@ -231,17 +240,17 @@ def test_the_labels_say_what_the_file_says() -> None:
         assert labels[f"{prefix}.priority"] == str(router["priority"])
         assert labels[f"{prefix}.middlewares"] == ",".join(router["middlewares"])
         assert labels[f"{prefix}.service"] == router["service"]
-        said = re.findall(r"PathPrefix\(`([^`]*)`\)", router["rule"])
-        assert re.findall(r"PathPrefix\(`([^`]*)`\)", labels[f"{prefix}.rule"]) == said
+        prefixes = re.findall(r"PathPrefix\(`([^`]*)`\)", router["rule"])
+        assert re.findall(r"PathPrefix\(`([^`]*)`\)", labels[f"{prefix}.rule"]) == prefixes
     prefix = "traefik.http.middlewares.navidrome-no-identity.headers.customrequestheaders."
     removed = http["middlewares"]["navidrome-no-identity"]["headers"]["customRequestHeaders"]
     assert {k.removeprefix(prefix): v for k, v in labels.items() if k.startswith(prefix)} == removed
     assert set(removed) == {*NAMES, "Remote-User", "X-Shim-Proxy-Secret"}
-    asked = http["middlewares"]["navidrome-authentik"]["forwardAuth"]
+    forward_auth = http["middlewares"]["navidrome-authentik"]["forwardAuth"]
     prefix = "traefik.http.middlewares.navidrome-authentik.forwardauth."
     for name in ("authResponseHeadersRegex", "maxResponseBodySize"):
-        assert labels[prefix + name.lower()] == str(asked[name])
-    assert asked["trustForwardHeader"] is False
+        assert labels[prefix + name.lower()] == str(forward_auth[name])
+    assert forward_auth["trustForwardHeader"] is False
     assert labels[prefix + "trustforwardheader"] == "false"
 
 
@@ -281,7 +290,8 @@ def _routers_of(document: dict[str, Any]) -> dict[str, int]:
 
 
 def test_no_two_routers_have_the_same_priority() -> None:
-    # Traefik leaves open which of two equals is asked first, and another one at the next start.
+    # Traefik does not define which of two equal routers is used, and may change it at the next
+    # start.
     found = routers()
     paths = [200, 150, 140, 130, 100, 50]
     assert {place: sorted(those.values(), reverse=True) for place, those in found.items()} == {
@@ -292,13 +302,13 @@ def test_no_two_routers_have_the_same_priority() -> None:
     }
 
 
-def test_every_router_has_a_priority_of_its_own_in_its_definition() -> None:
+def test_every_router_has_a_unique_priority_in_its_definition() -> None:
     labels = compose.labels(add_on()["services"]["navidrome-shim"])
     rules = {name for name in labels if re.fullmatch(r"traefik\.http\.routers\.[\w-]+\.rule", name)}
     assert len(rules) == len(routers()["compose/add-on.yml"])
 
 
-def test_every_entry_point_deletes_aliases() -> None:
+def test_every_entry_point_removes_aliases() -> None:
     static = yaml.safe_load((DEPLOY / "traefik/traefik.yml").read_text())
     for entry_point in static["entryPoints"].values():
         assert entry_point["http"]["aliasHeadersStrategy"] == "delete"

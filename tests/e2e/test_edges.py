@@ -1,6 +1,6 @@
-"""What leaves the edges that we ship, seen by a Navidrome directly behind them.
+"""What the edges of `deploy/` forward, seen by a Navidrome directly behind them.
 
-These hold the files in `deploy/` alone, so that the shim's own care hides no fault in them.
+These test the files in `deploy/` alone, so that the shim's own checks hide no fault in them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLAIMS = {
 
 
 def names_of_an_identity(scene: Scene, target: str) -> set[str]:
-    """Which fields that could be an identity, or the secret, reached Navidrome."""
+    """The fields that could be an identity, or the secret, which reached Navidrome."""
     folded = {name.lower() for name, _ in scene.last_seen(target).headers}
     return {n for n in folded if any(word in n for word in ("authentik", "remote", "secret"))}
 
@@ -54,17 +54,18 @@ def names_of_an_identity(scene: Scene, target: str) -> set[str]:
         "/app/favicon.ico",
     ],
 )
-def test_nothing_that_an_untrusted_peer_claims_leaves_the_edge(
+def test_no_claimed_identity_of_an_untrusted_peer_is_forwarded(
     edge_alone: Scene, target: str
 ) -> None:
-    with edge_alone.client() as stranger:
-        stranger.get(target, headers=CLAIMS)
-    # The route of open paths is the authenticated one: its secret says that the edge asked.
+    with edge_alone.client() as anonymous:
+        anonymous.get(target, headers=CLAIMS)
+    # The route of open paths is the authenticated one: its secret shows that the request came
+    # through the edge.
     expected = {"x-shim-proxy-secret"} if target == OPEN_PATH else set()
     assert names_of_an_identity(edge_alone, target) == expected
 
 
-def test_what_authentik_says_replaces_what_the_client_says(edge_alone: Scene) -> None:
+def test_authentiks_headers_replace_the_clients(edge_alone: Scene) -> None:
     with edge_alone.client("alice") as alice:
         alice.get("/app/", headers=CLAIMS)
     seen = edge_alone.last_seen("/app/")
@@ -83,14 +84,14 @@ def test_what_authentik_says_replaces_what_the_client_says(edge_alone: Scene) ->
     assert seen.values("X-Shim-Proxy-Secret") == [SECRET]
 
 
-def test_the_secret_never_goes_where_the_edge_does_not_authenticate(edge_alone: Scene) -> None:
+def test_the_secret_is_not_sent_where_the_edge_does_not_authenticate(edge_alone: Scene) -> None:
     with edge_alone.client("alice") as alice:
         for target in ("/rest/ping?v=1&c=x", "/share/nothing"):
             alice.get(target)
             assert names_of_an_identity(edge_alone, target) == set()
 
 
-def test_what_connection_names_stays(edge_alone: Scene) -> None:
+def test_headers_listed_in_connection_are_still_forwarded(edge_alone: Scene) -> None:
     named = "close, X-Authentik-Username, X-Authentik-Groups, X-Shim-Proxy-Secret"
     with edge_alone.client("alice") as alice:
         alice.get("/app/", headers={"Connection": named})
@@ -101,9 +102,7 @@ def test_what_connection_names_stays(edge_alone: Scene) -> None:
 
 
 @pytest.mark.parametrize("target", ["/app/", "/rest/ping?v=1&c=x"])
-def test_what_the_client_says_about_forwarding_does_not_leave_the_edge(
-    edge_alone: Scene, target: str
-) -> None:
+def test_the_clients_forwarding_headers_are_not_forwarded(edge_alone: Scene, target: str) -> None:
     claims = {
         "X-Forwarded-For": "203.0.113.7",
         "X-Forwarded-Proto": "gopher",
@@ -117,18 +116,18 @@ def test_what_the_client_says_about_forwarding_does_not_leave_the_edge(
     assert seen.values("X-Forwarded-Host") == [edge_alone.url.removeprefix("http://")]
 
 
-def test_a_path_in_other_case_is_treated_as_the_edge_treats_it(edge_alone: Scene) -> None:
-    with edge_alone.client() as stranger:
-        response = stranger.get("/REST/ping?v=1&c=x", headers=CLAIMS)
-    if edge_alone.edge == "caddy":  # It matches paths without case.
-        [seen] = edge_alone.stand_in.seen
+def test_a_path_in_another_case_is_treated_as_the_edge_treats_it(edge_alone: Scene) -> None:
+    with edge_alone.client() as anonymous:
+        response = anonymous.get("/REST/ping?v=1&c=x", headers=CLAIMS)
+    if edge_alone.edge == "caddy":  # It matches paths case-insensitively.
+        [seen] = edge_alone.received
         assert all("forged" not in value for _, value in seen.headers)
     else:
         assert response.status_code == httpx.codes.FOUND
-        assert not edge_alone.stand_in.seen
+        assert not edge_alone.received
 
 
-def test_the_outposts_users_have_ids_of_their_own() -> None:
+def test_the_outposts_users_have_different_ids() -> None:
     assert len({user.uid for user in USERS}) == len(USERS)
     assert OutpostUser("alice", "Another Name").uid == USERS[0].uid
     assert replace(USERS[0], username="alison").uid == USERS[0].uid

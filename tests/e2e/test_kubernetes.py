@@ -38,7 +38,7 @@ def test_object_follows_the_schema_of_kubernetes(each: dict[str, Any], version: 
 
 
 @pytest.mark.parametrize("folder", [*FOLDERS, "example"])
-def test_kustomization_lists_every_file_and_none_that_is_missing(folder: str) -> None:
+def test_kustomization_lists_every_existing_file(folder: str) -> None:
     text = (FOLDER / folder / "kustomization.yaml").read_text()
     kustomization = yaml.safe_load(text)
     listed = set(kustomization["resources"])
@@ -85,7 +85,7 @@ def test_navidrome_listens_on_a_socket_that_only_the_shim_has() -> None:
 
 
 @pytest.mark.parametrize("each", PODS, ids=identify)
-def test_containers_have_as_little_privilege_as_they_need(each: dict[str, Any]) -> None:
+def test_containers_have_minimal_privileges(each: dict[str, Any]) -> None:
     spec = each["spec"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -99,7 +99,7 @@ def test_containers_have_as_little_privilege_as_they_need(each: dict[str, Any]) 
         assert {"requests", "limits"} == set(container["resources"])
 
 
-def test_network_policy_lets_traefik_alone_reach_the_shim() -> None:
+def test_network_policy_lets_only_traefik_reach_the_shim() -> None:
     policy = named("base", "NetworkPolicy", "navidrome")["spec"]
     labels = named("base", "Deployment", "navidrome")["spec"]["template"]["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
@@ -122,7 +122,7 @@ def test_the_whitelist_is_the_name_of_traefiks_pods() -> None:
 
 
 @pytest.mark.parametrize("with_postgresql", [False, True])
-def test_the_settings_are_settings(tmp_path: Path, with_postgresql: bool) -> None:
+def test_the_settings_are_valid(tmp_path: Path, with_postgresql: bool) -> None:
     env = dict(named("base", "ConfigMap", "navidrome-shim")["data"])
     mounts = {env["SHIM_PROXY_SECRET_FILE"]: ("secret", "a-secret-of-the-test-0123456789abcdef")}
     if with_postgresql:
@@ -148,7 +148,7 @@ def test_the_settings_are_settings(tmp_path: Path, with_postgresql: bool) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_secrets_are_mounted_where_the_settings_look_for_them() -> None:
+def test_secrets_are_mounted_where_the_settings_expect_them() -> None:
     [sidecar] = pod()["initContainers"]
     mounts = {mount["name"]: mount["mountPath"] for mount in sidecar["volumeMounts"]}
     settings = named("base", "ConfigMap", "navidrome-shim")["data"]
@@ -161,20 +161,20 @@ def test_secrets_are_mounted_where_the_settings_look_for_them() -> None:
     assert more["SHIM_DATABASE_URL_FILE"] == f"{mount['mountPath']}/url"
 
 
-def test_ingress_routes_say_what_the_file_says() -> None:
+def test_ingress_routes_match_the_file() -> None:
     http = file_provider()
     shim, authentik = (
         named("base", "IngressRoute", name)["spec"]["routes"]
         for name in ("navidrome", "navidrome-outpost")
     )
-    said = {
+    routes = {
         route["priority"]: (
             re.findall(r"PathPrefix\(`([^`]*)`\)", route["match"]),
             [one["name"] for one in route["middlewares"]],
         )
         for route in [*shim, *authentik]
     }
-    assert said == {
+    assert routes == {
         router["priority"]: (
             re.findall(r"PathPrefix\(`([^`]*)`\)", router["rule"]),
             router["middlewares"],
@@ -187,9 +187,9 @@ def test_ingress_routes_say_what_the_file_says() -> None:
     # Traefik follows no reference into another namespace, so there are two.
     assert {m["metadata"]["namespace"] for m in removing} == {"navidrome", "authentik"}
     assert all(m["spec"]["headers"] == removed for m in removing)
-    asked = named("base", "Middleware", "navidrome-authentik")["spec"]["forwardAuth"]
+    forward_auth = named("base", "Middleware", "navidrome-authentik")["spec"]["forwardAuth"]
     expected = http["middlewares"]["navidrome-authentik"]["forwardAuth"]
-    assert {**asked, "address": ""} == {**expected, "address": ""}
+    assert {**forward_auth, "address": ""} == {**expected, "address": ""}
 
 
 def make_secrets(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -230,7 +230,7 @@ def test_make_secrets_run_twice_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "proxy-secret.yaml").read_bytes() == before
 
 
-def test_make_secrets_keeps_an_existing_file_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_make_secrets_keeps_an_existing_file_and_lists_missing_values(tmp_path: Path) -> None:
     (tmp_path / "database-secret.yaml").write_text("stringData:\n  password: x\n")
     done = make_secrets(tmp_path, "postgresql")
     assert done.returncode == 1

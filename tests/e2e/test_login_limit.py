@@ -1,7 +1,6 @@
-"""Guessing passwords from one address that claims to be another each time.
+"""Password guessing from one address that claims another one for each attempt.
 
-Navidrome counts by the address that a request claims. Each test guesses from an address of its
-own, since what was counted stays counted.
+Navidrome counts by the claimed address. Each test uses its own address, since counts persist.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ CLAIMS = ("True-Client-IP", "X-Real-IP", "X-Forwarded-For", "CF-Connecting-IP", 
 
 
 def statuses(client: httpx.Client, *headers: str) -> list[int]:
-    """What each guess is answered with; before each, another address is claimed."""
+    """The responses to the attempts; each attempt claims another address."""
     return [
         client.post(
             "/auth/login",
@@ -27,7 +26,7 @@ def statuses(client: httpx.Client, *headers: str) -> list[int]:
     ]
 
 
-def test_without_the_shim_the_limit_never_bites(guide_without_shim: Scene) -> None:
+def test_without_the_shim_the_limit_never_applies(guide_without_shim: Scene) -> None:
     guide = guide_without_shim
     with guide.client("alice", source="127.0.0.40") as client:
         assert statuses(client, "True-Client-IP") == [httpx.codes.UNAUTHORIZED] * GUESSES
@@ -41,7 +40,7 @@ def test_without_the_shim_the_limit_never_bites(guide_without_shim: Scene) -> No
         ("127.0.0.59", ()),
     ],
 )
-def test_with_the_shim_the_limit_bites_whatever_is_claimed(
+def test_with_the_shim_the_limit_applies_whatever_address_is_claimed(
     scene: Scene, source: str, headers: tuple[str, ...]
 ) -> None:
     with scene.client("alice", source=source) as client:
@@ -49,17 +48,17 @@ def test_with_the_shim_the_limit_bites_whatever_is_claimed(
     limit = scene.stand_in.options.login_limit
     assert responses[:limit] == [httpx.codes.UNAUTHORIZED] * limit
     assert responses[limit:] == [httpx.codes.TOO_MANY_REQUESTS] * (GUESSES - limit)
-    assert {tuple(seen.values("X-Real-IP")) for seen in scene.stand_in.seen} == {(source,)}
+    assert {tuple(seen.values("X-Real-IP")) for seen in scene.received} == {(source,)}
 
 
-def test_one_guesser_does_not_lock_the_others_out(scene: Scene) -> None:
+def test_one_attacker_does_not_lock_out_others(scene: Scene) -> None:
     with scene.client("alice", source="127.0.0.60") as guesser:
         statuses(guesser)
     with scene.client("alice", source="127.0.0.61") as other:
         assert statuses(other)[0] == httpx.codes.UNAUTHORIZED
 
 
-def test_past_the_edge_the_limit_bites_too(scene: Scene) -> None:
+def test_the_limit_applies_to_clients_that_bypass_the_edge(scene: Scene) -> None:
     with scene.client(source="127.0.0.62", to=scene.shim_url) as client:
         responses = statuses(client, *CLAIMS)
     assert responses[-1] == httpx.codes.TOO_MANY_REQUESTS

@@ -1,4 +1,4 @@
-"""What the edges that we ship leave open reaches Navidrome without a session, and without an identity."""
+"""Requests on the open routes of the edges reach Navidrome without a session, and without an identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ICONS = (
 
 @pytest.fixture
 def shipped(scene: Scene) -> Scene:
-    """The shim behind an edge that we ship."""
+    """The shim behind an edge of `deploy/`."""
     if scene.edge == "guide":
         pytest.skip("not an edge that we ship")
     return scene
@@ -31,18 +31,18 @@ def shipped(scene: Scene) -> Scene:
 @pytest.mark.parametrize(
     "target", ["/app/manifest.webmanifest", "/jellyfin/System/Info/Public", *ICONS]
 )
-def test_what_browsers_and_apps_fetch_without_a_session_reaches_navidrome(
+def test_requests_of_browsers_and_apps_without_a_session_reach_navidrome(
     shipped: Scene, target: str
 ) -> None:
-    with shipped.client() as stranger:
-        response = stranger.get(target, headers=CLAIMS, follow_redirects=False)
+    with shipped.client() as anonymous:
+        response = anonymous.get(target, headers=CLAIMS, follow_redirects=False)
     assert not response.is_redirect
     if target not in ICONS:  # which the stand-in lacks
         assert response.status_code == httpx.codes.OK
     assert identity_fields(shipped.last_seen(target).headers) == []
 
 
-def test_a_jellyfin_app_opens_its_web_socket(shipped: Scene) -> None:
+def test_a_jellyfin_app_can_open_its_websocket(shipped: Scene) -> None:
     url = shipped.url.replace("http", "ws", 1) + "/jellyfin/socket?api_key=x"
     with connect(url, proxy=None, open_timeout=10) as socket:
         assert "ForceKeepAlive" in str(socket.recv(timeout=10))
@@ -50,7 +50,7 @@ def test_a_jellyfin_app_opens_its_web_socket(shipped: Scene) -> None:
         assert socket.recv(timeout=10) == "hello"
 
 
-def test_long_headers_pass(shipped: Scene) -> None:
+def test_long_headers_are_forwarded(shipped: Scene) -> None:
     for target in ("/rest/ping?v=1&c=x", "/app/"):
         with shipped.client("alice") as alice:
             response = alice.get(target, headers={"X-Long": "x" * 40_000})

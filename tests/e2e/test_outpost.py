@@ -1,4 +1,4 @@
-"""The stand-in outpost answers as authentik does: its headers, its tokens, its rejections."""
+"""The stand-in outpost responds like authentik: its headers, its tokens, its rejections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZOE = OutpostUser(
     ("app user",),
     additional_headers=(("X-Extra", "from an attribute"),),
 )
-ASKED = {
+ORIGINAL_REQUEST = {
     "X-Forwarded-Proto": "https",
     "X-Forwarded-Host": "music.example.org",
     "X-Forwarded-Uri": "/app/?a=b",
@@ -33,11 +33,14 @@ def outpost() -> Iterator[Outpost]:
         yield started
 
 
-def ask(
+def auth_request(
     outpost: Outpost, path: str = TRAEFIK, *, session: str = "", **headers: str
 ) -> httpx.Response:
-    """Ask as an edge does; `headers` with `_` for `-`, beside or instead of the usual ones."""
-    given = {**ASKED, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    """Send an edge's auth request; `headers` with `_` for `-`, beside or instead of the default ones."""
+    given = {
+        **ORIGINAL_REQUEST,
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
     if session:
         given["Cookie"] = f"{COOKIE}={session}"
     return httpx.get(outpost.url + path, headers=given, trust_env=False)
@@ -46,7 +49,7 @@ def ask(
 @pytest.mark.parametrize("edge", ["traefik", "caddy", "nginx"])
 def test_a_session_gives_the_twelve_headers(outpost: Outpost, edge: str) -> None:
     path = f"/outpost.goauthentik.io/auth/{edge}"
-    response = ask(outpost, path, session=outpost.sign_in("zoë"))
+    response = auth_request(outpost, path, session=outpost.sign_in("zoë"))
     assert response.status_code == httpx.codes.OK
     raw = {name.lower(): value.decode() for name, value in response.headers.raw}
     sent = {name.decode(): value for name, value in raw.items() if b"authentik" in name}
@@ -60,7 +63,7 @@ def test_a_session_gives_the_twelve_headers(outpost: Outpost, edge: str) -> None
 
 def test_the_token_is_signed_with_a_key_of_the_set(outpost: Outpost) -> None:
     session = outpost.sign_in("zoë")
-    token = ask(outpost, session=session).headers["X-Authentik-Jwt"]
+    token = auth_request(outpost, session=session).headers["X-Authentik-Jwt"]
     keys = jwt.PyJWKClient(f"{outpost.issuer}jwks/")
     claims = jwt.decode(
         token,
@@ -73,13 +76,15 @@ def test_the_token_is_signed_with_a_key_of_the_set(outpost: Outpost) -> None:
     assert claims["preferred_username"] == "zoë"
     assert claims["groups"] == ["family", "listeners"]
     assert claims["sub"] == ZOE.uid
-    # The same for as long as the session lasts, so that an edge repeats itself.
-    assert ask(outpost, session=session).headers["X-Authentik-Jwt"] == token
+    # The same for the whole session, so that an edge repeats its header block.
+    assert auth_request(outpost, session=session).headers["X-Authentik-Jwt"] == token
 
 
 @pytest.mark.parametrize("session", ["", "no such session"])
-def test_without_a_session_one_is_sent_to_sign_in(outpost: Outpost, session: str) -> None:
-    response = ask(outpost, session=session)
+def test_without_a_session_the_client_is_redirected_to_sign_in(
+    outpost: Outpost, session: str
+) -> None:
+    response = auth_request(outpost, session=session)
     assert response.status_code == httpx.codes.FOUND
     assert response.headers["Location"] == (
         "https://music.example.org/outpost.goauthentik.io/start"
@@ -87,22 +92,22 @@ def test_without_a_session_one_is_sent_to_sign_in(outpost: Outpost, session: str
     )
 
 
-def test_nginx_is_told_by_status_alone(outpost: Outpost) -> None:
+def test_nginx_gets_only_a_status(outpost: Outpost) -> None:
     path = "/outpost.goauthentik.io/auth/nginx"
-    asked = "https://music.example.org"
-    assert ask(outpost, path, X_Original_URL=f"{asked}/app/").status_code == 401
-    assert ask(outpost, path, X_Original_URL=f"{asked}/open/x").status_code == 200
+    original_url = "https://music.example.org"
+    assert auth_request(outpost, path, X_Original_URL=f"{original_url}/app/").status_code == 401
+    assert auth_request(outpost, path, X_Original_URL=f"{original_url}/open/x").status_code == 200
 
 
-def test_an_open_path_is_answered_with_no_identity(outpost: Outpost) -> None:
-    response = ask(outpost, X_Forwarded_Uri="/open/x?y")
+def test_an_open_path_is_allowed_without_an_identity(outpost: Outpost) -> None:
+    response = auth_request(outpost, X_Forwarded_Uri="/open/x?y")
     assert response.status_code == httpx.codes.OK
     assert [name for name in response.headers if "authentik" in name] == []
-    elsewhere = ask(outpost, X_Forwarded_Uri="/app/?x=/open/")
+    elsewhere = auth_request(outpost, X_Forwarded_Uri="/app/?x=/open/")
     assert elsewhere.status_code == httpx.codes.FOUND
 
 
-def test_an_edge_that_does_not_say_what_was_asked_is_rejected(outpost: Outpost) -> None:
+def test_an_edge_that_does_not_send_the_original_request_is_rejected(outpost: Outpost) -> None:
     assert httpx.get(outpost.url + TRAEFIK, trust_env=False).status_code == 400
 
 
@@ -114,17 +119,19 @@ def test_an_edge_that_does_not_say_what_was_asked_is_rejected(outpost: Outpost) 
         ("//evil.example", "/"),
     ],
 )
-def test_signing_in_leads_back_on_the_same_host(outpost: Outpost, back: str, target: str) -> None:
+def test_signing_in_redirects_back_to_the_same_host(
+    outpost: Outpost, back: str, target: str
+) -> None:
     response = httpx.get(
         f"{outpost.url}/outpost.goauthentik.io/start",
         params={"rd": back, "user": "zoë"},
         trust_env=False,
     )
     assert response.headers["Location"] == target
-    assert ask(outpost, session=response.cookies[COOKIE]).status_code == httpx.codes.OK
+    assert auth_request(outpost, session=response.cookies[COOKIE]).status_code == httpx.codes.OK
 
 
-def test_nobody_unknown_can_sign_in(outpost: Outpost) -> None:
+def test_an_unknown_user_cannot_sign_in(outpost: Outpost) -> None:
     start = f"{outpost.url}/outpost.goauthentik.io/start"
     response = httpx.get(start, params={"user": "mallory"}, trust_env=False)
     assert response.status_code == httpx.codes.NOT_FOUND

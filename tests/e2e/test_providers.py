@@ -1,6 +1,6 @@
-"""The edge configuration of each provider in `docs/providers.md`, in the real Traefik before the shim.
+"""The edge configuration of each provider in `docs/providers.md`, in the real Traefik with the shim.
 
-A stand-in for the provider sends what the real one sends, to whoever has a session.
+A stand-in for the provider sends its headers to every client with a session.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Site:
         return httpx.get(f"{self.url}{path}", headers=headers, trust_env=False, timeout=20)
 
     def users_sent(self) -> list[list[str]]:
-        """The user headers of each request that reached Navidrome, with the provider's own beside them."""
+        """The user headers of each request that reached Navidrome, and the provider's own."""
         prefix = self.sent.load().identity_prefixes[0].lower()
         return [
             [value for name, value in seen.headers if name.lower().startswith(("remote-", prefix))]
@@ -50,7 +50,7 @@ class Site:
 
 @contextmanager
 def provider(sent: Sent) -> Iterator[str]:
-    """A provider that answers 200 with its headers to a session, and else redirects; gives its URL."""
+    """A provider that responds 200 with its headers to a session, and else redirects; returns its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -65,7 +65,7 @@ def provider(sent: Sent) -> Iterator[str]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -76,7 +76,7 @@ def provider(sent: Sent) -> Iterator[str]:
 
 
 def dynamic(name: str, provider_url: str, shim_url: str) -> dict[str, Any]:
-    """Return the guide's configuration for this provider, with the routers that all of them have."""
+    """Return the guide's configuration for this provider, with the common routers."""
     section = GUIDE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     config: dict[str, Any] = yaml.safe_load(re.sub(r"http://[a-z0-9-]+:\d+", provider_url, block))
@@ -153,14 +153,14 @@ def test_the_edge_removes_and_copies_every_header_of_the_provider(site: Site) ->
     assert set(copied["authResponseHeaders"]) == sent
 
 
-def test_a_session_names_its_user_alone(site: Site) -> None:
+def test_a_session_names_its_user_only(site: Site) -> None:
     forged = dict.fromkeys((line.partition(":")[0] for line in site.sent.fields), "admin")
     assert site.get("/api/song", Cookie=COOKIE).status_code != httpx.codes.FORBIDDEN
     site.get("/api/song", Cookie=COOKIE, **forged, **{"X-Shim-Proxy-Secret": "forged"})
     assert site.users_sent() == [[site.sent.identity.username]] * 2
 
 
-def test_a_stranger_names_nobody(site: Site) -> None:
+def test_a_client_without_a_session_has_no_identity(site: Site) -> None:
     forged = dict.fromkeys((line.partition(":")[0] for line in site.sent.fields), "admin")
     assert site.get("/api/song", **forged).status_code == httpx.codes.FOUND
     assert site.users_sent() == []

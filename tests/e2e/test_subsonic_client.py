@@ -1,4 +1,4 @@
-"""A real Subsonic app (py-opensonic): it knows of no edge, logs in, lists and plays."""
+"""A real Subsonic app (py-opensonic), which is not aware of the edge: logs in, lists and plays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def connected(scene: Scene, password: str = PASSWORD, **options: Any) -> A
 
 @pytest.fixture(params=["post", "get", "password"])
 async def app(scene: Scene, request: pytest.FixtureRequest) -> AsyncIterator[AsyncConnection]:
-    """The app in the three ways in which apps ask."""
+    """The app in the three ways in which apps authenticate."""
     how: str = request.param
     connection = await connected(scene, use_get=how != "post", legacy_auth=how == "password")
     yield connection
@@ -34,8 +34,8 @@ async def app(scene: Scene, request: pytest.FixtureRequest) -> AsyncIterator[Asy
 async def player(scene: Scene) -> AsyncIterator[AsyncConnection]:
     """The app as it plays: by GET.
 
-    By POST, Traefik itself now and then cuts a long answer that comes at once, with or without the
-    shim: Go's ReverseProxy closes the request's body while its transport looks for more of it, and
+    By POST, Traefik itself sometimes truncates a long response that starts at once, with or without
+    the shim: Go's ReverseProxy closes the request's body while its transport still reads it, and
     with that the connection.
     """
     connection = await connected(scene, use_get=True)
@@ -45,11 +45,11 @@ async def player(scene: Scene) -> AsyncIterator[AsyncConnection]:
 
 async def test_it_logs_in(app: AsyncConnection, scene: Scene) -> None:
     assert await app.ping()
-    for seen in scene.stand_in.seen:
+    for seen in scene.received:
         assert identity_fields(seen.headers) == []
 
 
-async def test_it_is_rejected_with_a_wrong_password(scene: Scene) -> None:
+async def test_a_wrong_password_is_rejected(scene: Scene) -> None:
     app = await connected(scene, "wrong")
     try:
         with pytest.raises(CredentialError):
@@ -58,7 +58,7 @@ async def test_it_is_rejected_with_a_wrong_password(scene: Scene) -> None:
         await app.cleanup()
 
 
-async def test_it_lists_what_there_is(app: AsyncConnection, scene: Scene) -> None:
+async def test_it_lists_the_music(app: AsyncConnection, scene: Scene) -> None:
     songs = scene.stand_in.state.catalogue.songs
     artists = await app.get_artists()
     assert {a.name for index in artists.index for a in index.artist} == {s.artist for s in songs}
@@ -68,7 +68,7 @@ async def test_it_lists_what_there_is(app: AsyncConnection, scene: Scene) -> Non
     assert {song.title for song in ground.song} == {s.title for s in songs if s.album == "Ground"}
 
 
-async def test_a_track_arrives_byte_for_byte(player: AsyncConnection, scene: Scene) -> None:
+async def test_a_track_is_received_byte_for_byte(player: AsyncConnection, scene: Scene) -> None:
     long = max(scene.stand_in.state.catalogue.songs, key=lambda song: song.tone.size)
     whole = long.tone.slice(0, long.tone.size)
     async with await player.stream(long.id, tformat="raw") as response:
@@ -78,7 +78,7 @@ async def test_a_track_arrives_byte_for_byte(player: AsyncConnection, scene: Sce
 
 
 @pytest.mark.parametrize("span", [(0, 99), (1000, 70_000), (4_000_000, None)])
-async def test_a_part_of_a_track_is_that_part(
+async def test_a_range_of_a_track_is_that_part(
     player: AsyncConnection, scene: Scene, span: tuple[int, int | None]
 ) -> None:
     long = max(scene.stand_in.state.catalogue.songs, key=lambda song: song.tone.size)

@@ -41,7 +41,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @systemd
-def test_systemd_finds_no_fault_in_the_units(tmp_path: Path) -> None:
+def test_systemd_reports_no_fault_in_the_units(tmp_path: Path) -> None:
     for unit in UNITS:
         # The programs are not installed here.
         text = re.sub(
@@ -73,7 +73,7 @@ def test_sysusers_creates_the_user_and_the_group_of_the_socket(tmp_path: Path) -
     assert re.search("^navidrome-socket:", (tmp_path / "etc/group").read_text(), re.MULTILINE)
 
 
-def test_navidromes_socket_is_open_to_the_shim_alone() -> None:
+def test_navidromes_socket_is_open_to_the_shim_only() -> None:
     navidrome, shim = dict(assignments("navidrome")), dict(assignments("navidrome-shim"))
     socket = environment("navidrome")["ND_ADDRESS"]
     assert environment("navidrome-shim")["SHIM_UPSTREAM"] == socket
@@ -84,7 +84,7 @@ def test_navidromes_socket_is_open_to_the_shim_alone() -> None:
     assert navidrome["Group"] == shim["SupplementaryGroups"] == "navidrome-socket"
 
 
-def test_the_secret_is_a_credential_and_no_part_of_the_environment() -> None:
+def test_the_secret_is_a_credential_and_not_in_the_environment() -> None:
     lines = assignments("navidrome-shim")
     [credential] = [value for name, value in lines if name == "LoadCredential"]
     name = credential.partition(":")[0]
@@ -92,7 +92,7 @@ def test_the_secret_is_a_credential_and_no_part_of_the_environment() -> None:
     assert secrets == {"SHIM_PROXY_SECRET_FILE": f"%d/{name}"}
 
 
-def test_the_units_settings_are_settings(tmp_path: Path) -> None:
+def test_the_units_settings_are_valid(tmp_path: Path) -> None:
     (tmp_path / "proxy-secret").write_text("a-secret-of-the-test-0123456789abcdef\n")
     env = {n: v.replace("%d", str(tmp_path)) for n, v in environment("navidrome-shim").items()}
     shim = [sys.executable, "-m", "shim", "--env-file", str(FOLDER / "shim.env")]

@@ -1,4 +1,4 @@
-"""The story that this project answers: one `curl` on `/rest/`, and the asker is the admin."""
+"""The attack that this project prevents: one `curl` on `/rest/`, and the attacker is the admin."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ CLAIMS = (
 
 
 def subsonic(response: httpx.Response) -> dict[str, Any]:
-    """The envelope of a Subsonic answer in JSON."""
+    """The envelope of a Subsonic response in JSON."""
     envelope: dict[str, Any] = response.json()["subsonic-response"]
     return envelope
 
 
-def test_the_guides_routers_alone_let_anybody_be_the_admin(guide_without_shim: Scene) -> None:
-    with guide_without_shim.client() as intruder:
-        response = intruder.get(USERS_CALL, headers={"X-authentik-username": "admin"})
+def test_with_the_guides_routers_alone_any_client_can_be_the_admin(
+    guide_without_shim: Scene,
+) -> None:
+    with guide_without_shim.client() as attacker:
+        response = attacker.get(USERS_CALL, headers={"X-authentik-username": "admin"})
     listed = subsonic(response)
     assert listed["status"] == "ok"
-    # Navidrome lists to each who asks himself alone.
+    # Navidrome lists to each user only that user.
     [text] = listed["users"]["user"]
     assert (text["username"], text["adminRole"]) == ("admin", True)
 
 
 @pytest.mark.parametrize("header", CLAIMS)
-def test_behind_the_shim_the_same_request_is_from_nobody(scene: Scene, header: str) -> None:
-    with scene.client() as intruder:
-        response = intruder.get(USERS_CALL, headers={header: "admin"})
+def test_behind_the_shim_the_same_request_has_no_identity(scene: Scene, header: str) -> None:
+    with scene.client() as attacker:
+        response = attacker.get(USERS_CALL, headers={header: "admin"})
     refused = subsonic(response)
     assert refused["status"] == "failed"
     assert "users" not in refused
@@ -50,7 +52,7 @@ def test_behind_the_shim_the_same_request_is_from_nobody(scene: Scene, header: s
 
 
 @pytest.mark.parametrize("header", CLAIMS)
-def test_a_session_does_not_turn_a_claim_on_a_public_path_into_the_truth(
+def test_a_session_does_not_confirm_a_claimed_identity_on_a_public_path(
     scene: Scene, header: str
 ) -> None:
     with scene.client("alice") as alice:
@@ -64,11 +66,12 @@ def test_a_session_does_not_turn_a_claim_on_a_public_path_into_the_truth(
 )
 @pytest.mark.parametrize("header", CLAIMS)
 def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str) -> None:
-    with scene.client() as intruder:
-        response = intruder.get(path, headers={header: "admin"})
+    with scene.client() as attacker:
+        response = attacker.get(path, headers={header: "admin"})
     seen = identities_seen(scene)
     if scene.edge == "guide" and path.startswith("/share/") and not seen:
-        # Two of the guide's routers for a share have the same priority, and Traefik takes either of them.
+        # Two of the guide's routers for a share have the same priority, and Traefik uses either of
+        # them.
         assert response.status_code == httpx.codes.FOUND
     else:
         assert seen == [(path, [])]
@@ -76,36 +79,38 @@ def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str
 
 @pytest.mark.parametrize("path", ["/restx", "/rest.", "/re%C5%BFt/x", "/jellyf%C4%B0n/x"])
 @pytest.mark.parametrize("header", CLAIMS)
-def test_no_path_that_an_edge_may_take_for_a_public_one_carries_an_identity(
+def test_no_path_that_an_edge_may_treat_as_public_carries_an_identity(
     scene: Scene, path: str, header: str
 ) -> None:
-    with scene.client() as intruder:
-        intruder.get(path, headers={header: "admin"})
+    with scene.client() as attacker:
+        attacker.get(path, headers={header: "admin"})
     with scene.client("alice") as alice:
         alice.get(path, headers={header: "admin"})
     assert identities_seen(scene) in ([(path, [])], [(path, [])] * 2)
 
 
 @pytest.mark.parametrize("header", CLAIMS)
-def test_who_reaches_the_shim_past_the_edge_is_nobody(scene: Scene, header: str) -> None:
-    with scene.client(source="127.0.0.9", to=scene.shim_url) as neighbour:
+def test_a_client_that_bypasses_the_edge_has_no_identity(scene: Scene, header: str) -> None:
+    with scene.client(source="127.0.0.9", to=scene.shim_url) as direct_client:
         claims = {header: "admin", "X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1"}
-        assert subsonic(neighbour.get(USERS_CALL, headers=claims))["status"] == "failed"
-        neighbour.get("/app/", headers=claims)
-        assert neighbour.get("/api/user", headers=claims).status_code == httpx.codes.UNAUTHORIZED
-    assert len(scene.stand_in.seen) == 3
-    for seen in scene.stand_in.seen:
+        assert subsonic(direct_client.get(USERS_CALL, headers=claims))["status"] == "failed"
+        direct_client.get("/app/", headers=claims)
+        assert (
+            direct_client.get("/api/user", headers=claims).status_code == httpx.codes.UNAUTHORIZED
+        )
+    assert len(scene.received) == 3
+    for seen in scene.received:
         assert identity_fields(seen.headers) == []
         assert seen.values("X-Real-IP") == ["127.0.0.9"]
 
 
 def identities_seen(scene: Scene) -> list[tuple[str, list[tuple[str, str]]]]:
     """The target of each request that reached Navidrome, with its fields that may be an identity."""
-    return [(seen.target, identity_fields(seen.headers)) for seen in scene.stand_in.seen]
+    return [(seen.target, identity_fields(seen.headers)) for seen in scene.received]
 
 
 def identity_fields(headers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    """Every field that Navidrome, or anything that folds names, could read an identity from."""
+    """Every field that Navidrome, or any normalizing parser, could read an identity from."""
     return [
         (name, value)
         for name, value in headers

@@ -35,7 +35,7 @@ def aliases() -> list[str]:
 
 @contextmanager
 def backend() -> Iterator[tuple[str, list[str]]]:
-    """A server that notes the header names of its requests: its URL and the names."""
+    """A server that records the header names of its requests: its URL and the names."""
     names: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,13 +59,13 @@ def backend() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_file_names_every_alias_of_every_header() -> None:
-    said = yaml.safe_load((DEPLOY / "traefik/aliases.yml").read_text())
-    headers = said["http"]["middlewares"]["navidrome-no-aliases"]["headers"]
+    parsed = yaml.safe_load((DEPLOY / "traefik/aliases.yml").read_text())
+    headers = parsed["http"]["middlewares"]["navidrome-no-aliases"]["headers"]
     assert headers["customRequestHeaders"] == dict.fromkeys(aliases(), "")
 
 
 @pytest.mark.parametrize("with_file", [True, False])
-def test_the_aliases_are_gone_behind_a_traefik_without_the_option(
+def test_the_aliases_are_removed_behind_a_traefik_without_the_option(
     tmp_path: Path, with_file: bool
 ) -> None:
     (tmp_path / "aliases.yml").write_text((DEPLOY / "traefik/aliases.yml").read_text())
@@ -93,7 +93,7 @@ def test_the_aliases_are_gone_behind_a_traefik_without_the_option(
                     break
                 time.sleep(0.05)
             lines = list(sent.items())
-            for first in range(0, len(lines), 50):  # Python's server takes a hundred
+            for first in range(0, len(lines), 50):  # Python's server accepts a hundred
                 part = dict(lines[first : first + 50])
                 assert client.get(where, headers=part).status_code == 204
     left = {name.lower() for name in names} & {name.lower() for name in sent}

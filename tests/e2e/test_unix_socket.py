@@ -1,4 +1,4 @@
-"""The shim before the real Navidrome over a Unix socket, where `NAVIDROME_BIN` names one.
+"""The shim with the real Navidrome over a Unix socket, where `NAVIDROME_BIN` names one.
 
 Navidrome's settings are those of `deploy/systemd/navidrome.service`; only the folders differ.
 """
@@ -53,7 +53,7 @@ def test_a_trusted_identity_gets_an_account_over_the_socket(behind_a_socket: Shi
     assert "/outpost.goauthentik.io/sign_out" in response.text
 
 
-def test_navidrome_believes_nobody_without_the_shims_header(behind_a_socket: Shim) -> None:
+def test_navidrome_trusts_no_request_without_the_shims_header(behind_a_socket: Shim) -> None:
     visit(behind_a_socket, "/app/", "ada")
     without = httpx.get(
         behind_a_socket.url + SUBSONIC + "ada", headers={"Remote-User": "ada"}, trust_env=False
@@ -62,7 +62,7 @@ def test_navidrome_believes_nobody_without_the_shims_header(behind_a_socket: Shi
     assert visit(behind_a_socket, "/app/", "eve", secret="").status_code == 401
 
 
-def test_the_shim_is_ready_and_finds_its_own_header_obeyed(behind_a_socket: Shim) -> None:
+def test_the_shim_is_ready_and_finds_its_user_header_accepted(behind_a_socket: Shim) -> None:
     ready = httpx.get(f"http://{behind_a_socket.control}/readyz", trust_env=False)
     assert ready.status_code == httpx.codes.OK, ready.text
     states = {name: check["state"] for name, check in ready.json()["checks"].items()}

@@ -1,8 +1,8 @@
 """Builds the image with buildah, and runs it without an engine.
 
-The base is this machine's Debian with Python and, as in Python's own images, without bytecode of the
-standard library. Packages are downloaded beforehand, so that the build needs no network. A container is a
-mount namespace in which the image's file system is read-only.
+The base is this machine's Debian with Python and, as in Python's own images, without bytecode of
+the standard library. Packages are downloaded beforehand, so that the build needs no network. A
+container is a mount namespace in which the image's file system is read-only.
 """
 
 from __future__ import annotations

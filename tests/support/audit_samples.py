@@ -1,4 +1,4 @@
-"""Events to try things with."""
+"""Sample audit events."""
 
 from __future__ import annotations
 

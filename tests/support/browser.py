@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, and what a test wants to know of a visit."""
+"""Headless Chromium from Debian, and a recorder of what a page does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A self-made authority and a certificate of 127.0.0.1, for the tests that speak TLS."""
+"""A test certificate authority and a certificate for 127.0.0.1, for tests with TLS."""
 
 from __future__ import annotations
 
@@ -64,14 +64,20 @@ def make_certificates(folder: Path) -> Certificates:
             critical=False,
         )
     )
-    made = Certificates(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
+    certificates = Certificates(
+        folder / "authority.pem", folder / "certificate.pem", folder / "key.pem"
+    )
     pem = serialization.Encoding.PEM
-    made.authority.write_bytes(authority.sign(authority_key, hashes.SHA256()).public_bytes(pem))
-    made.certificate.write_bytes(served.sign(authority_key, hashes.SHA256()).public_bytes(pem))
-    made.key.write_bytes(
+    certificates.authority.write_bytes(
+        authority.sign(authority_key, hashes.SHA256()).public_bytes(pem)
+    )
+    certificates.certificate.write_bytes(
+        served.sign(authority_key, hashes.SHA256()).public_bytes(pem)
+    )
+    certificates.key.write_bytes(
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return made
+    return certificates
 
 
 def _builder(

@@ -1,4 +1,4 @@
-"""The data plane under test: real sockets on both sides, its clock in the test's hand."""
+"""The data plane under test: real sockets on both sides, and a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.support.scripted_navidrome import Navidrome
 from tests.support.socket_ends import PATIENCE, PlainWire, StreamWire, until
 
 EDGE = "127.0.0.2"
-ANYONE = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 
 
 @dataclass
 class RecordingObserver:
-    """What the data plane told its observer."""
+    """What the data plane reported to its observer."""
 
     logs_access: bool = False
     decided_as: list[tuple[Reason, str]] = field(default_factory=list)
@@ -114,12 +114,12 @@ class RecordingObserver:
 
 
 def policy(**changes: Any) -> Policy:
-    """The edge is listed, anyone else is not."""
+    """Trust the edge, and no other peer."""
     return Policy(whitelist=AddressList([parse_entry(EDGE)]), **changes)
 
 
 class Front:
-    """A listening data plane. `notes` is what it told."""
+    """A listening data plane. `notes` is what it reported."""
 
     def __init__(
         self, plane: DataPlane, recorded: RecordingObserver, address: tuple[str, int] | str
@@ -132,30 +132,30 @@ class Front:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens on TCP."""
+        """The TCP address that it listens on."""
         assert isinstance(self._address, tuple)
         return self._address
 
     @property
     def counters(self) -> Counters:
-        """The totals, and the gauges as of now."""
+        """The totals, and the current gauges."""
         self.pass_time(0)
         return self.plane.counters
 
     @property
     def failures(self) -> dict[str, int]:
-        """The failures that happened, and how often."""
+        """The failures that happened, with their counts."""
         counted = self.counters.failures.items()
         return {failure.value: count for failure, count in counted if count}
 
     async def client(
         self,
-        source: str = ANYONE,
+        source: str = UNTRUSTED,
         *,
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> Client:
-        """A connection from this address; `receive_buffer` bytes are taken by the machine for it."""
+        """Connect from this address, with a receive buffer of `receive_buffer` bytes."""
         if tls is not None:
             assert isinstance(self._address, tuple)
             host, port = self._address
@@ -176,8 +176,8 @@ class Front:
         self._clients.append(client)
         return client
 
-    async def request(self, head: str, *, source: str = ANYONE, method: str = "GET") -> Response:
-        """Ask over a connection of its own."""
+    async def request(self, head: str, *, source: str = UNTRUSTED, method: str = "GET") -> Response:
+        """Send a request over a new connection."""
         client = await self.client(source)
         try:
             return await client.request(head, method=method)
@@ -185,39 +185,40 @@ class Front:
             client.close()
 
     async def wait_until_idle(self) -> None:
-        """Wait until everything that was sent before has been read: the shim answers a request of its
-        own after it."""
+        """Wait until the shim has read everything that was sent before: it responds to a control
+        request sent after it.
+        """
         response = await self.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert response.status == 501
         self.recorded.decided_as.pop()
 
     @property
     def reading_paused(self) -> bool:
-        """Whether the shim reads nothing more from somebody, for now."""
+        """Return whether the shim has paused reading from one of the connections."""
         return any(each.read_paused for each in self._connections)
 
     @property
     def writing_paused(self) -> bool:
-        """Whether somebody takes nothing more from the shim, for now."""
+        """Return whether one of the connections has paused reading from the shim."""
         return any(each.write_paused for each in self._connections)
 
     def pause_writing_above(self, size: int) -> None:
-        """Pause writing to the present clients while more than `size` bytes are held for one."""
+        """Pause writing to the present clients while more than `size` bytes are buffered for one."""
         for each in self._connections:
             each.transport.set_write_buffer_limits(high=size)
 
     async def until_response_complete(self) -> None:
-        """Wait until the shim has received every response whole."""
+        """Wait until the shim has received every response completely."""
         await until(lambda: not self.counters.streams_open)
 
     @property
     def held(self) -> int:
-        """The most bytes that the shim holds for one client."""
+        """The maximum of bytes that the shim buffers for one client."""
         return max(each.transport.get_write_buffer_size() for each in self._connections)
 
     @property
     def held_for_navidrome(self) -> int:
-        """The most bytes that the shim holds for one connection to Navidrome."""
+        """The maximum of bytes that the shim buffers for one upstream connection."""
         handlers = [each.handler for each in self._connections if each.handler is not None]
         upstreams = [each.upstream for each in handlers if each.upstream is not None]
         return max(each._transport.get_write_buffer_size() for each in upstreams)
@@ -227,7 +228,7 @@ class Front:
         return [cast("ClientConnection", each) for each in self.plane.connections]
 
     def connection_of(self, client: Client) -> ClientConnection:
-        """The shim's side of this client's connection, which is on TCP without TLS."""
+        """The shim's side of this client's connection, which is TCP without TLS."""
         wire = client._wire
         assert isinstance(wire, PlainWire)
         name = wire.sock.getsockname()
@@ -236,11 +237,11 @@ class Front:
         )
 
     def pass_time(self, seconds: float) -> None:
-        """Let this time pass for every deadline."""
+        """Advance the clock of every deadline by this time."""
         self.plane.sweep(self.plane.now + seconds)
 
     async def until_no_client(self) -> None:
-        """Wait until the shim has noticed that everybody left."""
+        """Wait until the shim has noticed that all clients disconnected."""
         await until(lambda: not self.counters.client_connections)
 
     def close(self) -> None:
@@ -262,8 +263,10 @@ async def front_before(
     keys: KeyFetcher | None = None,
     queue: VerificationQueue | None = None,
 ) -> AsyncIterator[Front]:
-    """A data plane before this Navidrome, on TCP or on a Unix socket at `path`. The machine takes
-    `send_buffer` bytes for a client that does not read them."""
+    """Start a data plane with this Navidrome as its upstream, on TCP or on a Unix socket at `path`.
+
+    The kernel buffers `send_buffer` bytes for a client that does not read them.
+    """
     loop = asyncio.get_running_loop()
     recorded = RecordingObserver(logs_access)
     plane = DataPlane(
@@ -280,8 +283,8 @@ async def front_before(
     state = ServerState()
 
     def connection() -> ClientConnection | TlsHandshake:
-        made = ClientConnection if tls is None else TlsHandshake
-        return made(cast("Any", None), state, {"plane": plane}, loop)
+        protocol = ClientConnection if tls is None else TlsHandshake
+        return protocol(cast("Any", None), state, {"plane": plane}, loop)
 
     if path is None:
         listener = socket.socket()

@@ -1,8 +1,8 @@
-"""The one way in which these tests ask for a decision.
+"""Request decisions for tests.
 
-`judged` asks it fresh and, as the data plane does, four times of a memory that all the tests share, and
-holds the responses against each other: so everything that a test throws at `decide` is also a test of what
-is remembered.
+`judged` computes a decision without a cache and, as the data plane does, four times through a cache
+that all tests share, and compares the results: so every input that a test gives to `decide` also
+tests the decision cache.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from shim.trust.policy import Policy
 from shim.trust.reasons import Verdict
 
 EDGE = parse_peer("127.0.0.2")
-ANYONE = parse_peer("127.0.0.1")
+UNTRUSTED = parse_peer("127.0.0.1")
 HOST = "music.example.com"
 ADA = "X-authentik-username: ada"
 
-# Once unknown, once seen, then remembered, then remembered and asked for again.
+# Unknown, seen once, then cached, then served from the cache.
 _TIMES = 4
 
 
@@ -33,7 +33,7 @@ POLICY = Policy(whitelist=trusting("127.0.0.2"))
 
 
 def head(line: str, *fields: str | bytes, host: str | None = HOST) -> bytes:
-    """A request's head: its line, `Host` unless that is None, and these fields."""
+    """Build a request head: the request line, `Host` unless it is None, and these fields."""
     lines: list[str | bytes] = [line, *([] if host is None else [f"Host: {host}"]), *fields]
     text = [each.encode() if isinstance(each, str) else each for each in lines]
     return b"\r\n".join(text) + b"\r\n\r\n"
@@ -42,30 +42,30 @@ def head(line: str, *fields: str | bytes, host: str | None = HOST) -> bytes:
 def decided(
     head: bytes, peer: Peer = EDGE, policy: Policy = POLICY, scheme: bytes = b"http"
 ) -> Decision:
-    """The decision on this head, which a memory has to share."""
+    """Return the decision on this head; the cached decision must equal it."""
     fresh = decide(head, peer, policy, scheme)
-    if head.find(b"\r\n\r\n") == len(head) - 4:  # a connection hands over nothing else
+    if head.find(b"\r\n\r\n") == len(head) - 4:  # a connection passes on nothing else
         for _ in range(_TIMES):
-            remembered = cached(cache_for(policy), head, peer, scheme)
-            assert explained(remembered) == explained(fresh)
+            cached_decision = cached(cache_for(policy), head, peer, scheme)
+            assert explained(cached_decision) == explained(fresh)
     return fresh
 
 
-def cached(memory: DecisionCache, head: bytes, peer: Peer, scheme: bytes = b"http") -> Decision:
-    """What a memory says to a head that ends in its only empty line."""
+def cached(cache: DecisionCache, head: bytes, peer: Peer, scheme: bytes = b"http") -> Decision:
+    """Return the cache's result for a head that ends in its only empty line."""
     line, _, text = head[:-2].partition(b"\r\n")
-    standing = memory.connection_context(peer, scheme)
-    return memory.decide(line, text, standing, memory.cached_headers(text, standing))
+    standing = cache.connection_context(peer, scheme)
+    return cache.decide(line, text, standing, cache.cached_headers(text, standing))
 
 
 @lru_cache(maxsize=64)
 def cache_for(policy: Policy) -> DecisionCache:
-    """The memory that the tests of this policy share."""
+    """The cache that the tests of this policy share."""
     return DecisionCache(policy)
 
 
 def explained(decision: Decision) -> tuple[object, ...]:
-    """Everything that a decision says, in a form that can be compared."""
+    """Everything in a decision, in a form that can be compared."""
     rejected = decision.outcome.verdict is Verdict.REJECTED
     return (
         decision.outcome,

@@ -1,4 +1,4 @@
-"""A client that writes bytes and reads answers, by the letter of RFC 9112 §6.3 and nothing else."""
+"""A client that writes bytes and reads responses strictly by RFC 9112 §6.3."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.socket_ends import End
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response as it came. `fields` are name (lower case) and value, in order."""
+    """A response as received. `fields` are name (lower case) and value, in order."""
 
     status: int
     fields: tuple[tuple[str, str], ...]
@@ -26,17 +26,17 @@ class Response:
 
 
 class Client(End):
-    """An end that asks."""
+    """The client's end of a connection."""
 
     async def request(
         self, head: str | bytes, body: bytes = b"", *, method: str = "GET"
     ) -> Response:
-        """Send a request in one piece and read its response."""
+        """Send a request in one write and read its response."""
         await self.send((head.encode() if isinstance(head, str) else head) + body)
         return await self.read_response(method)
 
     async def read_response(self, method: str = "GET") -> Response:
-        """Read one response. Raises EOFError or ConnectionError where it is cut."""
+        """Read one response. Raises EOFError or ConnectionError if it is truncated."""
         status, fields, head = await self.read_response_head()
         named = dict(fields)
         assert not ("content-length" in named and "transfer-encoding" in named)

@@ -1,4 +1,4 @@
-"""Work that is counted in bytecode instructions instead of time."""
+"""Measure work in bytecode instructions instead of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def instructions(call: Callable[[], object]) -> int:
-    """How many bytecode instructions `call` takes, in all functions that it calls."""
+    """Return how many bytecode instructions `call` executes, in all functions that it calls."""
     count = 0
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:

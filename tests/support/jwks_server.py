@@ -1,4 +1,4 @@
-"""A server of a key set, which answers as it is told."""
+"""A server of a key set whose responses the test sets."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from contextlib import asynccontextmanager, suppress
 PATH = "/application/o/navidrome/jwks/"
 
 
-def answer(
+def build_response(
     body: bytes, kind: str = "application/json", status: str = "200 OK", *fields: str
 ) -> bytes:
-    """A whole answer."""
+    """Build a complete response."""
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *fields]
     return "\r\n".join(lines).encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
 class JwksServer:
-    """`says` is what the next one who asks is answered; None answers nothing. `asked` counts; `hold` keeps
-    every answer back until it is set."""
+    """`body` is the response to each request; None sends nothing.
 
-    def __init__(self, says: bytes | None) -> None:
-        self.body = says
+    `requests` counts; `hold` delays every response until it is set.
+    """
+
+    def __init__(self, body: bytes | None) -> None:
+        self.body = body
         self.requests = 0
         self.url = ""
         self.hold = asyncio.Event()
@@ -31,13 +33,13 @@ class JwksServer:
         self.connections: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Condition()
 
-    async def until_asked(self, times: int) -> None:
-        """Wait until it was asked so many times."""
+    async def wait_for_requests(self, times: int) -> None:
+        """Wait until it has received this many requests."""
         async with asyncio.timeout(10.0), self._arrived:
             await self._arrived.wait_for(lambda: self.requests >= times)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Serve one connection."""
         task = asyncio.current_task()
         assert task is not None
         self.connections.add(task)
@@ -64,10 +66,10 @@ class JwksServer:
 
 @asynccontextmanager
 async def jwks_server(
-    says: bytes | None, tls: ssl.SSLContext | None = None
+    body: bytes | None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[JwksServer]:
-    """One on a free port, until the block ends."""
-    end = JwksServer(says)
+    """Serve on a free port, until the block ends."""
+    end = JwksServer(body)
     server = await asyncio.start_server(end.serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
     end.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}{PATH}"

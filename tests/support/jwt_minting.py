@@ -1,4 +1,6 @@
-"""A provider that signs tokens: its keys, its key set, and whatever an attacker would make of them."""
+"""A provider that signs tokens: its keys, its key set, and the forgeries that an attacker would
+try.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ Private = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Privat
 
 
 def rsa_key(number: int = 0, bits: int = 2048) -> rsa.RSAPrivateKey:
-    """One of several; the same each time, however it is asked for."""
+    """One of several keys; the same key for the same arguments."""
     return _rsa_key(number, bits)
 
 
@@ -44,8 +46,8 @@ def ed_key() -> ed25519.Ed25519PrivateKey:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """What authentik says of ada, with these changes; None takes a claim out."""
-    said = {
+    """The claims that authentik sends for ada, with these changes; None removes a claim."""
+    entries = {
         "iss": ISSUER,
         "aud": AUDIENCE,
         "sub": "5a1c",
@@ -57,7 +59,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "groups": ["family", "admins"],
         **changes,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def b64(data: bytes) -> str:
@@ -69,7 +71,7 @@ def encoded(part: Any) -> str:
 
 
 def signature_of(signed: bytes, algorithm: str, key: Private | bytes) -> bytes:
-    """The signature of `signed` by this key, in the algorithm's own form."""
+    """The signature of `signed` by this key, in the algorithm's own format."""
     if isinstance(key, bytes):
         return hmac.new(key, signed, hashlib.sha256).digest()
     if isinstance(key, rsa.RSAPrivateKey):
@@ -89,7 +91,7 @@ def token(
     kid: str | None = "rsa-0",
     **header: Any,
 ) -> str:
-    """A signed token. `header` is added to its header; a value of None takes an entry out."""
+    """A signed token. `header` is added to its header; a value of None removes an entry."""
     head = {"alg": algorithm, "typ": "JWT", "kid": kid, **header}
     text = encoded({name: value for name, value in head.items() if value is not None})
     text += "." + encoded(claims() if payload is None else payload)
@@ -98,7 +100,7 @@ def token(
 
 
 def jwk(key: Private, kid: str | None = None, **more: Any) -> dict[str, Any]:
-    """The public key as a key set has it."""
+    """The public key as an entry of a key set."""
     public = key.public_key()
     entry: dict[str, Any]
     if isinstance(public, rsa.RSAPublicKey):

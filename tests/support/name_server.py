@@ -1,7 +1,7 @@
-"""A name server that says what it is told, and a place in which it is the only one.
+"""A DNS server whose responses the test sets, and a namespace in which it is the only one.
 
-It speaks enough of RFC 1035 for getaddrinfo: one question, addresses of both families, NXDOMAIN, or
-nothing at all.
+It implements as much of RFC 1035 as getaddrinfo needs: one question, addresses of both families,
+NXDOMAIN, or no response.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _TYPES = {1: 4, 28: 6}
 
 
 class NameServer:
-    """`answers` has the addresses by name; a name that it lacks does not exist. While `silent`, nobody is
-    answered."""
+    """`records` has the addresses by name; a missing name does not exist. While `silent`, it sends
+    no response.
+    """
 
     def __init__(self) -> None:
-        self.answers: dict[str, list[str]] = {}
+        self.records: dict[str, list[str]] = {}
         self.silent = False
 
-    def answer(self, question: bytes) -> bytes | None:
+    def respond(self, question: bytes) -> bytes | None:
         """The response to one datagram."""
         if self.silent:
             return None
@@ -38,26 +39,29 @@ class NameServer:
             labels.append(question[at + 1 : at + 1 + length].decode().lower())
             at += length + 1
         (kind,) = struct.unpack_from(">H", question, at + 1)
-        asked = question[12 : at + 5]
-        addresses = self.answers.get(".".join(labels))
+        echoed = question[12 : at + 5]
+        addresses = self.records.get(".".join(labels))
         if addresses is None:
-            return struct.pack(">HHHHHH", number, 0x8183, 1, 0, 0, 0) + asked
-        wanted = [
+            return struct.pack(">HHHHHH", number, 0x8183, 1, 0, 0, 0) + echoed
+        matching = [
             address
             for address in map(ipaddress.ip_address, addresses)
             if address.version == _TYPES.get(kind)
         ]
         records = b"".join(
             struct.pack(">HHHIH", 0xC00C, kind, 1, 0, len(address.packed)) + address.packed
-            for address in wanted
+            for address in matching
         )
-        return struct.pack(">HHHHHH", number, 0x8180, 1, len(wanted), 0, 0) + asked + records
+        return struct.pack(">HHHHHH", number, 0x8180, 1, len(matching), 0, 0) + echoed + records
 
 
 @contextmanager
 def name_server() -> Iterator[NameServer]:
-    """One on port 53 of an address of its own. Raises PermissionError for whoever may not."""
-    made = NameServer()
+    """Listen on port 53 of an address of its own.
+
+    Raises PermissionError without the privilege to do so.
+    """
+    server = NameServer()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
         listening.bind((ADDRESS, 53))
         listening.settimeout(0.1)
@@ -66,25 +70,26 @@ def name_server() -> Iterator[NameServer]:
         def serve() -> None:
             while not leaving.is_set():
                 try:
-                    question, asker = listening.recvfrom(512)
+                    question, client = listening.recvfrom(512)
                 except TimeoutError:
                     continue
-                answer = made.answer(question)
-                if answer is not None:
-                    listening.sendto(answer, asker)
+                reply = server.respond(question)
+                if reply is not None:
+                    listening.sendto(reply, client)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
-            yield made
+            yield server
         finally:
             leaving.set()
             thread.join()
 
 
 def in_its_place(folder: Path) -> tuple[str, ...]:
-    """What to put before a command so that this name server is the only one it knows; none where that
-    can't be done here."""
+    """The command prefix that makes this the only DNS server for a command; None where that can't
+    be done here.
+    """
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         return ()
     for name, text in (

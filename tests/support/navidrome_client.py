@@ -1,4 +1,4 @@
-"""One request to a Navidrome, real or stand-in, told apart from others by its source address."""
+"""A client of a Navidrome, real or stand-in, that separates users by their source address."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from itertools import count
 from typing import Any
 
 EDGE = "127.0.0.2"
-ANYONE = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 ADMIN = "navidrome-shim"
 ADMIN_PASSWORD = "s3cret-one"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, its header names in lower case."""
+    """A response, its header names in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -30,7 +30,9 @@ class Reply:
 
 @dataclass(slots=True)
 class NavidromeClient:
-    """Asks one server on 127.0.0.1, as the edge does: from a trusted address, by user header."""
+    """Sends requests to one server on 127.0.0.1, as the edge does: from a trusted address, with the
+    user header.
+    """
 
     port: int
     _names: count[int] = field(default_factory=count)
@@ -45,7 +47,7 @@ class NavidromeClient:
         body: object = None,
         source: str = EDGE,
     ) -> Reply:
-        """Send one request; a body that is no string is sent as JSON."""
+        """Send one request; a body that is not a string is sent as JSON."""
         connection = http.client.HTTPConnection(
             "127.0.0.1", self.port, timeout=10, source_address=(source, 0)
         )
@@ -66,21 +68,21 @@ class NavidromeClient:
         return f"user{next(self._names)}"
 
     def create(self, user_name: str, /, **fields: object) -> str:
-        """Make an account with the password `pw`; gives its id."""
-        made = self.request(
+        """Create an account with the password `pw`; returns its id."""
+        created = self.request(
             "POST",
             "/api/user",
             body={"userName": user_name, "name": user_name, "password": "pw", **fields},
         )
-        assert made.status == 200, made.body
-        account_id: str = made.json()["id"]
+        assert created.status == 200, created.body
+        account_id: str = created.json()["id"]
         return account_id
 
     def read(self, account_id: str) -> Any:
         return self.request("GET", f"/api/user/{account_id}").json()
 
     def token(self, name: str, password: str = "pw") -> str:
-        """Log in, from an address that no other login claims."""
+        """Log in, from an address that no other login uses."""
         claimed = f"10.1.{next(self._names) % 250}.7"
         reply = self.request(
             "POST",
@@ -94,7 +96,7 @@ class NavidromeClient:
         return token
 
     def subsonic_opens(self, name: str, password: str) -> bool:
-        """Whether a Subsonic token of that password is let in."""
+        """Return whether a Subsonic token of that password is accepted."""
         digest = hashlib.md5(f"{password}abc".encode()).hexdigest()
         reply = self.request("GET", f"/rest/ping?v=1&c=x&f=json&u={name}&t={digest}&s=abc", None)
         return bool(reply.json()["subsonic-response"]["status"] == "ok")

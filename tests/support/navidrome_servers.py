@@ -1,4 +1,4 @@
-"""The Navidromes that accounts are looked after in: each can leave, come back, and come back empty.
+"""The Navidromes that accounts are provisioned in: each can stop, restart, and restart empty.
 
 The real one runs where `NAVIDROME_BIN` names a binary. Both listen on TCP or on a Unix socket.
 """
@@ -24,7 +24,7 @@ _START_SECONDS = 20.0
 
 
 class Server(Protocol):
-    """A Navidrome. `upstream` is what `SHIM_UPSTREAM` says of it."""
+    """A Navidrome. `upstream` is the value for `SHIM_UPSTREAM`."""
 
     upstream: str
 
@@ -33,11 +33,11 @@ class Server(Protocol):
     async def stop(self) -> None: ...
 
     async def empty(self) -> None:
-        """Forget everything; for a server that is stopped."""
+        """Delete all data; for a server that is stopped."""
 
 
 class StandInServer:
-    """The stand-in, and what only it can do: play faults, and say what it was asked."""
+    """The stand-in, with what only it can do: inject faults, and count the requests it received."""
 
     def __init__(self, listen: str, options: StandInOptions) -> None:
         self._listen = listen
@@ -57,11 +57,11 @@ class StandInServer:
         self.stand_in = StandIn(self._options)
 
     def breaks(self, fault: Fault | None) -> None:
-        """Play a fault from now on, or none."""
+        """Inject a fault from now on, or none."""
         self.stand_in.fault = fault
 
     def requests(self, method: str, target: str) -> int:
-        """How many requests it got whose target begins so."""
+        """Return how many requests it received whose target begins with this prefix."""
         seen = self.stand_in.seen
         return sum(each.method == method and each.target.startswith(target) for each in seen)
 
@@ -99,7 +99,7 @@ class RealServer:
                 [self._binary], env=environment, stdout=log, stderr=log
             )
         try:
-            await self._answers()
+            await self._responds()
         except BaseException:
             await self.stop()
             raise
@@ -115,7 +115,7 @@ class RealServer:
     async def empty(self) -> None:
         shutil.rmtree(self._folder / "data", ignore_errors=True)
 
-    async def _answers(self) -> None:
+    async def _responds(self) -> None:
         async with build_client(self.upstream) as client:
             async with asyncio.timeout(_START_SECONDS):
                 while True:

@@ -1,4 +1,4 @@
-"""A watch that does not really pause: what it would have slept is written down."""
+"""Replace a monitor's sleeps by a record of their lengths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 
 def note_pauses(monkeypatch: pytest.MonkeyPatch, module: str, most: int) -> list[float]:
-    """The pauses of this module from now on, which is cancelled in the one after `most`. Only its own:
-    servers of other tests sleep as well."""
+    """The sleeps of this module from now on; the one after `most` cancels it. Only this module's:
+    servers of other tests sleep as well.
+    """
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:

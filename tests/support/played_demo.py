@@ -1,4 +1,4 @@
-"""The demo after its play, in a thread with an event loop of its own, for tests with a browser."""
+"""The demo after its scenario, in a thread with its own event loop, for tests with a browser."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from demo.steps import STEPS
 
 @dataclass(frozen=True)
 class Played:
-    """The demo after its play. `url` is the console's behind the edge, `local` on the control plane's own
-    listener, both without a slash at the end. `cookies` are those of the admin's session at the edge."""
+    """The demo after its scenario.
+
+    `url` is the console's behind the edge, `local` on the control plane's own listener, both
+    without a slash at the end. `cookies` are those of the admin's session at the edge.
+    """
 
     environment: Environment
     url: str
@@ -37,11 +40,14 @@ class Played:
 
 @contextmanager
 def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterator[Played]:
-    """Play the demo and keep it running. `more` sends more requests after the play."""
+    """Run the demo's scenario and keep its environment running.
+
+    `more` sends more requests after the scenario.
+    """
     ready, ended = threading.Event(), threading.Event()
     found: list[Environment | BaseException] = []
 
-    async def play() -> None:
+    async def run_scenario() -> None:
         async with start_environment() as environment:
             faults = [step.faults async for step in run_steps(environment, STEPS) if step.faults]
             assert not faults
@@ -52,7 +58,7 @@ def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterato
 
     def run() -> None:
         try:
-            asyncio.run(play())
+            asyncio.run(run_scenario())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             found.append(error)
             ready.set()

@@ -1,6 +1,6 @@
-"""A PostgreSQL of the tests' own: made again in a folder, on loopback, and ended by its own number.
+"""A PostgreSQL for the tests: created in a folder, on loopback, and stopped by its process id.
 
-It runs as somebody else where the tests run as root, since PostgreSQL refuses root.
+It runs as another user where the tests run as root, since PostgreSQL refuses root.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import psycopg
 from sqlalchemy.engine import URL, make_url
 
 OWNER = "shim"
-# What must not be in any message.
+# Must not appear in any message.
 PASSWORD = "s3cret"
 
 _START_SECONDS = 30.0
-# As quick as it gets: nothing here outlives the tests.
+# Without durability: no data outlives the tests.
 _OPTIONS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -39,7 +39,9 @@ _OPTIONS = {
 
 
 def programs() -> Path | None:
-    """The folder of the newest PostgreSQL's programs, where there is one: Debian keeps them off the path."""
+    """The folder of the newest PostgreSQL's programs, if there is one: Debian does not put them on
+    the path.
+    """
     for found in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_version):
         return found.parent
     beside = shutil.which("initdb")
@@ -47,32 +49,34 @@ def programs() -> Path | None:
 
 
 class PostgreSQL:
-    """A server that can leave and come back as it was. Its roles: `postgres`, and `shim`, which owns the
-    databases; both have the one password."""
+    """A server that can stop and restart with its data.
+
+    Its roles: `postgres`, and `shim`, which owns the databases; both have the same password.
+    """
 
     def __init__(self, bin_folder: Path) -> None:
         self._bin = bin_folder
         self._folder = Path(tempfile.mkdtemp(prefix="shim-postgresql-"))
         self._numbers = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
-        self._user = _somebody()
+        self._user = _server_user()
         self.port = 0
         if self._user is not None:
             shutil.chown(self._folder, self._user, pwd.getpwnam(self._user).pw_gid)
 
-    # its life
+    # lifecycle
 
     def create(self) -> None:
-        """Make its files, start it, and make the role."""
+        """Create its files, start it, and create the role."""
         secret = self._folder / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
         arguments = ["--auth=scram-sha-256", f"--pwfile={secret}", "--username=postgres"]
         arguments += ["--encoding=UTF8", "--locale=C", "--no-sync", str(self._data)]
         with self._log() as log:
-            made = self._run("initdb", *arguments, log=log).wait(_START_SECONDS)
-        assert made == 0, self.output
-        # Another port each time: somebody may have taken the one that was free.
+            exit_status = self._run("initdb", *arguments, log=log).wait(_START_SECONDS)
+        assert exit_status == 0, self.output
+        # A new port each time: another process may have taken the one that was free.
         for _ in range(3):
             self.port = _free_port()
             if self._comes_up():
@@ -82,15 +86,15 @@ class PostgreSQL:
         self.do(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
 
     def start(self) -> None:
-        """Come back, at the same port, if it is away."""
+        """Restart it at the same port, if it is stopped."""
         assert self._process is not None or self._comes_up(), self.output
 
     def stop(self) -> None:
-        """Leave: whoever is connected is thrown out."""
+        """Stop it and close all sessions."""
         process, self._process = self._process, None
         if process is None:
             return
-        # A fast shutdown; one of its processes that does not run can't end it.
+        # A fast shutdown; a backend that is stopped can't end it.
         process.send_signal(signal.SIGINT)
         try:
             process.wait(_START_SECONDS)
@@ -103,11 +107,11 @@ class PostgreSQL:
         self.start()
 
     def remove(self) -> None:
-        """Stop it, and leave nothing behind."""
+        """Stop it, and delete its files."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    # its databases
+    # databases
 
     @contextmanager
     def database(self, encoding: str = "UTF8") -> Iterator[str]:
@@ -127,13 +131,13 @@ class PostgreSQL:
         return where.render_as_string(hide_password=False)
 
     def do(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
-        """What a statement gives, done by the superuser."""
+        """Return the result of a statement that the superuser runs."""
         with self.session(database) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def wait_for_waiting(self, url: str, sessions: int) -> None:
-        """Wait until so many sessions of a database wait for somebody else's lock."""
+        """Wait until this many sessions of a database wait for another session's lock."""
         count = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
             f"AND datname = '{make_url(url).database}'"
@@ -145,7 +149,7 @@ class PostgreSQL:
 
     @contextmanager
     def session(self, database: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-        """A session of the superuser's, outside of any transaction."""
+        """A session of the superuser, outside any transaction."""
         connection = psycopg.connect(
             host="127.0.0.1",
             port=self.port,
@@ -162,7 +166,7 @@ class PostgreSQL:
         """The end of its log."""
         return (self._folder / "log").read_text("utf-8", "replace")[-2000:]
 
-    # its process
+    # process
 
     @property
     def _data(self) -> Path:
@@ -188,7 +192,9 @@ class PostgreSQL:
         return False
 
     def _is_ready(self, process: int) -> bool:
-        """Whether the server itself says so: its number is in the first line, how it stands in the last."""
+        """Return whether the server is ready by its own file: its process id is in the first line,
+        its status in the last.
+        """
         try:
             lines = (self._data / "postmaster.pid").read_text().split()
         except FileNotFoundError:
@@ -219,15 +225,15 @@ class PostgreSQL:
 
 
 def _version(initdb: Path) -> float:
-    """Sorts the newest to the front."""
+    """Sort key that puts the newest version first."""
     try:
         return -float(initdb.parts[-3])
     except ValueError:
         return 0.0
 
 
-def _somebody() -> str | None:
-    """Whom the server runs as: None for whoever runs the tests, but never root."""
+def _server_user() -> str | None:
+    """The user that runs the server: None for the current user, but never root."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}

@@ -1,4 +1,4 @@
-"""The shim as a program of its own, before a Navidrome that a test answers for."""
+"""The shim as a process, with a Navidrome whose responses the test writes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.support.socket_ends import PlainWire
 
 _ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
-# It obeys the user header, and knows nobody.
+# It accepts the user header, and has no accounts.
 _PING = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
 _UNKNOWN_USER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(_PING), _PING)
 
 
 @dataclass
 class Program:
-    """A running shim. `listen` and `control` are where, as it said itself."""
+    """A running shim. `listen` and `control` are the addresses from its log."""
 
     process: asyncio.subprocess.Process
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Program:
     clients: list[Client] = field(default_factory=list)
 
     async def event(self, name: str, number: int = 1) -> dict[str, Any]:
-        """The first event of this name, or a later one, once it is in the log."""
+        """Wait for the first event of this name, or a later one, in the log."""
         while True:
             found = [event for event in self.events if event["kind"] == name]
             if len(found) >= number:
@@ -77,7 +77,7 @@ class Program:
         os.kill(self.process.pid, number)
 
     async def ended(self) -> int:
-        """Its exit status. Everything that it logged is in `events` then."""
+        """Return its exit status. All of its log is in `events` then."""
         with contextlib.suppress(EOFError):
             while True:
                 await self._read()
@@ -90,7 +90,9 @@ class Program:
             line = await self.process.stdout.readline()
         if not line:
             raise EOFError("it logs no more")
-        if line.startswith(b"navidrome-shim: "):  # the shim's own faults, which the log may not get
+        if line.startswith(
+            b"navidrome-shim: "
+        ):  # the shim's own errors, which may be missing from the log
             self.events.append({"kind": "stderr", "text": line.decode()})
             return
         event = json.loads(line)
@@ -102,7 +104,7 @@ class Program:
 async def program(
     folder: Path, preexec: Callable[[], None] | None, /, **settings: str
 ) -> AsyncIterator[Program]:
-    """Start the shim with these settings, beside those that every test wants."""
+    """Start the shim with these settings, beside those that every test needs."""
     env = {
         "PATH": os.defpath,
         "PYTHONPATH": str(_ROOT),
@@ -118,11 +120,11 @@ async def program(
         cwd=folder, env=env, preexec_fn=preexec,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    made = Program(process)
+    shim = Program(process)
     try:
-        yield made
+        yield shim
     finally:
-        for client in made.clients:
+        for client in shim.clients:
             client.close()
         if process.returncode is None:
             process.kill()
@@ -130,21 +132,23 @@ async def program(
 
 
 class ScriptedNavidrome:
-    """What clients ask Navidrome through the shim. What the shim asks by itself is answered here: there
-    is nothing but the web app, below `location`."""
+    """The clients' requests through the shim.
+
+    The shim's own requests get a fixed response: there is nothing but the web app, below `location`.
+    """
 
     def __init__(self, navidrome: Navidrome, location: str = "/app/") -> None:
         self._navidrome = navidrome
         self._redirect = (
             f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
         )
-        self._questions: asyncio.Queue[tuple[Served, bytes]] = asyncio.Queue()
+        self._client_requests: asyncio.Queue[tuple[Served, bytes]] = asyncio.Queue()
         self._tasks = {asyncio.create_task(self._accept())}
 
     async def next(self) -> tuple[Served, bytes]:
-        """The next connection that a client's request came over, and the request's head."""
+        """The next connection that carries a client's request, and the request's head."""
         async with asyncio.timeout(PATIENCE):
-            return await self._questions.get()
+            return await self._client_requests.get()
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -162,7 +166,7 @@ class ScriptedNavidrome:
                 await served.send(_UNKNOWN_USER)
             else:
                 await served.send(OK if b" /app/ " in head else self._redirect)
-        self._questions.put_nowait((served, head))
+        self._client_requests.put_nowait((served, head))
 
 
 def _is_the_shims(head: bytes) -> bool:
@@ -180,11 +184,11 @@ async def started(
 ) -> AsyncIterator[tuple[Program, ScriptedNavidrome]]:
     """A shim that has found this Navidrome, which redirects to its web app at `location`."""
     upstream = f"http://127.0.0.1:{navidrome.address.port}"
-    async with program(folder, preexec, upstream=upstream, **settings) as made:
+    async with program(folder, preexec, upstream=upstream, **settings) as shim:
         navidrome_end = ScriptedNavidrome(navidrome, location)
         try:
-            event = await made.event("started")
-            made.listen, made.control = event["listen"], event["control_listen"]
-            yield made, navidrome_end
+            event = await shim.event("started")
+            shim.listen, shim.control = event["listen"], event["control_listen"]
+            yield shim, navidrome_end
         finally:
             await navidrome_end.stop()

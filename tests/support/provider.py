@@ -1,4 +1,4 @@
-"""A provider: signs tokens for its users and serves its key set, from a thread of its own."""
+"""A provider: signs tokens for its users and serves its key set, from its own thread."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _PATIENCE = 10.0
 
 
 class Provider:
-    """`keys` are published, `status` and `body` replace what is answered. `asked` counts."""
+    """`keys` are published; `status` and `body` replace the response. `requests` counts."""
 
     def __init__(self) -> None:
         self.keys: dict[str, Private] = {"rsa-0": rsa_key(0)}
         self.status = 200
         self.body: bytes | None = None
-        self.asked = 0
+        self.requests = 0
         self.url = ""
 
     def token(self, key: Private | None = None, kid: str = "rsa-0", **changes: Any) -> str:
-        """A token of ada's for now, with these claims changed."""
+        """A token of ada's that is valid now, with these claims changed."""
         now = int(time.time())
-        said = claims(**{"iat": now - 5, "exp": now + 300, **changes})
-        return token(said, key=self.keys[kid] if key is None else key, kid=kid)
+        entries = claims(**{"iat": now - 5, "exp": now + 300, **changes})
+        return token(entries, key=self.keys[kid] if key is None else key, kid=kid)
 
     def settings(self, **changes: str) -> dict[str, str]:
-        """What a shim has to be told of it."""
+        """The settings that make a shim use it."""
         return {
             "JWT_VERIFY": "required",
             "JWKS_URL": self.url,
@@ -50,26 +50,26 @@ class Provider:
             **changes,
         }
 
-    def until_asked(self, times: int) -> None:
-        """Wait until its key set was fetched so many times."""
+    def wait_for_requests(self, times: int) -> None:
+        """Wait until its key set was fetched this many times."""
         end = time.monotonic() + _PATIENCE
-        while self.asked < times:
-            assert time.monotonic() < end, f"asked {self.asked} times, not {times}"
+        while self.requests < times:
+            assert time.monotonic() < end, f"asked {self.requests} times, not {times}"
             time.sleep(0.01)
 
 
 @contextmanager
 def provider() -> Iterator[Provider]:
-    """One on a free port, until the block ends."""
-    made = Provider()
+    """Serve on a free port, until the block ends."""
+    created = Provider()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            made.asked += 1
-            body = made.body
+            created.requests += 1
+            body = created.body
             if body is None:
-                body = key_set(*(jwk(key, kid, use="sig") for kid, key in made.keys.items()))
-            self.send_response(made.status)
+                body = key_set(*(jwk(key, kid, use="sig") for kid, key in created.keys.items()))
+            self.send_response(created.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -79,11 +79,11 @@ def provider() -> Iterator[Provider]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made.url = f"http://127.0.0.1:{server.server_address[1]}/jwks/"
+        created.url = f"http://127.0.0.1:{server.server_address[1]}/jwks/"
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
-            yield made
+            yield created
         finally:
             server.shutdown()
             thread.join()

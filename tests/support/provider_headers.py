@@ -47,15 +47,19 @@ def keys() -> tuple[Key, ...]:
     return read_key_set(key_set(jwk(rsa_key(), "rsa-0"), jwk(ec_key(), "ec-0")))
 
 
+# Longer than a run of all tests: the assertions of the tables are signed when the module is loaded.
+_VALID_SECONDS = 86_400
+
+
 def pomerium_assertion(**changes: object) -> str:
     """The assertion that Pomerium signs for ada, valid now, with these claims changed."""
     now = int(time.time())
-    said = {
+    entries = {
         "iss": HOST,
         "aud": HOST,
         "jti": "2c0a",
         "iat": now,
-        "exp": now + 300,
+        "exp": now + _VALID_SECONDS,
         "sub": "idp-7",
         "user": "idp-7",
         "email": "ada@example.org",
@@ -64,16 +68,16 @@ def pomerium_assertion(**changes: object) -> str:
         "name": "Ada Lövelace",
         **changes,
     }
-    return token(said, key=ec_key(), algorithm="ES256", kid="ec-0")
+    return token(entries, key=ec_key(), algorithm="ES256", kid="ec-0")
 
 
 def access_assertion(**changes: object) -> str:
     """The assertion that Cloudflare Access signs for ada, valid now, with these claims changed."""
     now = int(time.time())
-    said = {
+    entries = {
         "aud": ["aud-tag"],
         "email": "ada@example.org",
-        "exp": now + 300,
+        "exp": now + _VALID_SECONDS,
         "iat": now,
         "nbf": now,
         "iss": ISSUER,
@@ -83,7 +87,7 @@ def access_assertion(**changes: object) -> str:
         "country": "DE",
         **changes,
     }
-    return token(said)
+    return token(entries)
 
 
 def _token_settings(issuer: str, audience: str) -> dict[str, str]:

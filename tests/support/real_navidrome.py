@@ -1,6 +1,8 @@
-"""The real Navidrome, where `NAVIDROME_BIN` names one: started in a folder of its own, ended by id.
+"""The real Navidrome, where `NAVIDROME_BIN` names one:
 
-Its music is seven tones and a picture, made here; its log stays in the folder.
+started in its own folder, stopped by process id.
+
+Its music is seven tones and a picture, created here; its log stays in the folder.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ _SCANNED = b"Scanner: Finished scanning all libraries"
 def real_navidrome(
     binary: str, folder: Path, trusted_sources: str, **settings: str
 ) -> Iterator[int]:
-    """A fresh server on a free port of 127.0.0.1, its music scanned; gives the port.
+    """Start a new server on a free port of 127.0.0.1 with its music scanned; returns the port.
 
-    settings: more of Navidrome's variables, such as `ND_BASEURL`, or an `ND_ADDRESS` that is a Unix socket.
+    settings: more of Navidrome's variables, such as `ND_BASEURL`, or an `ND_ADDRESS` that is a Unix
+    socket.
     """
     music = folder / "music"
     music.mkdir(parents=True)
@@ -66,16 +69,16 @@ def real_navidrome(
 
 
 def _wait_for(server: subprocess.Popen[bytes], where: str, log: Path) -> None:
-    # Who could ask over HTTP whether the music is scanned would already be the first account.
+    # A request over HTTP for the state of the scan would already create the first account.
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        if _SCANNED in log.read_bytes() and _answers(where):
+        if _SCANNED in log.read_bytes() and _responds(where):
             return
         time.sleep(0.05)
     raise AssertionError(f"Navidrome did not start:\n{log.read_text('utf-8', 'replace')[-2000:]}")
 
 
-def _answers(where: str) -> bool:
+def _responds(where: str) -> bool:
     """Whether Navidrome responds at `host:port` or `unix:/path`."""
     path = where.removeprefix("unix:")
     connection = http.client.HTTPConnection("localhost" if path != where else where, timeout=2)

@@ -1,7 +1,7 @@
-"""An upstream that writes down the bytes it gets, and reads them as strictly as Navidrome would.
+"""An upstream that records the bytes it receives, and parses them as strictly as Navidrome.
 
-It answers every request, so that the next one on the connection is seen too, and redirects what it has
-no page for to its web app, as Navidrome does. A WebSocket is accepted at `SOCKET` alone.
+It responds to every request, so that the next one on the connection arrives too, and redirects
+unknown pages to its web app, as Navidrome does. It accepts a WebSocket at `SOCKET` alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request that arrived whole. `head` is without its empty line."""
+    """A complete request. `head` is without its empty line."""
 
     head: bytes
     body: bytes = b""
@@ -33,7 +33,7 @@ class Received:
         return self.head.split(b" ", 2)[1].decode()
 
     def values(self, name: str) -> list[str]:
-        """The values of a header, by its exact name in any case, untrimmed but for one blank."""
+        """The values of a header, by its exact name in any case, with one leading blank removed."""
         found = []
         for line in self.head.split(b"\r\n")[1:]:
             key, _, value = line.partition(b":")
@@ -44,8 +44,9 @@ class Received:
 
 @dataclass
 class Recorder:
-    """What arrived. `requests` are whole; `pending` holds, by connection, what came behind them or never
-    became whole."""
+    """Everything received. `requests` are complete; `pending` holds, by connection, the bytes
+    behind them and incomplete ones.
+    """
 
     port: int
     base_path: str
@@ -55,16 +56,16 @@ class Recorder:
 
     @property
     def requested(self) -> list[Received]:
-        """The requests that are no fences."""
+        """The requests without the fences."""
         return [each for each in list(self.requests) if not each.target.startswith(FENCE)]
 
     @property
     def torn(self) -> list[bytes]:
-        """What arrived and is no whole request."""
+        """Everything received that is not a complete request."""
         return [data for data in list(self.pending.values()) if data]
 
     def clear(self) -> None:
-        """Begin again."""
+        """Delete the record."""
         self.requests.clear()
         self.pending.clear()
         self.tunnelled.clear()
@@ -89,7 +90,7 @@ def recorder(base_path: str = "/") -> Iterator[Recorder]:
             connection: socket.socket = self.request
             connection.settimeout(30.0)
             with suppress(OSError):
-                _serve(connection, told)
+                _serve(connection, record)
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True
@@ -97,36 +98,36 @@ def recorder(base_path: str = "/") -> Iterator[Recorder]:
         block_on_close = False
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        told = Recorder(server.server_address[1], base_path)
+        record = Recorder(server.server_address[1], base_path)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
-            yield told
+            yield record
         finally:
             server.shutdown()
             thread.join()
 
 
-def _serve(connection: socket.socket, told: Recorder) -> None:
+def _serve(connection: socket.socket, record: Recorder) -> None:
     data = b""
     while True:
         while (request := _whole(data)) is None:
-            told.pending[id(connection)] = data
+            record.pending[id(connection)] = data
             more = connection.recv(65536)
             if not more:
                 return
             data += more
         received, data = request
-        told.pending[id(connection)] = data
-        if received.values("Host") == [f"127.0.0.1:{told.port}"]:
-            connection.sendall(_respond_to_the_shim(received, told.base_path))
+        record.pending[id(connection)] = data
+        if received.values("Host") == [f"127.0.0.1:{record.port}"]:
+            connection.sendall(_respond_to_the_shim(received, record.base_path))
             continue
-        told.requests.append(received)
+        record.requests.append(received)
         if received.values("Upgrade"):
             data += _early(connection)
-            told.pending[id(connection)] = data
+            record.pending[id(connection)] = data
             if received.target.startswith(SOCKET.decode()):
-                _tunnel(connection, told)
+                _tunnel(connection, record)
                 return
         connection.sendall(
             _RESPONSE.replace(b"ok", b"") if received.head[:4] == b"HEAD" else _RESPONSE
@@ -134,19 +135,19 @@ def _serve(connection: socket.socket, told: Recorder) -> None:
 
 
 def _respond_to_the_shim(received: Received, base_path: str) -> bytes:
-    """What it asks by itself, to see whether Navidrome is there: no request of anybody."""
+    """The shim's own requests, which check that Navidrome is up: they carry no user."""
     web_app = f"{base_path}app/"
     if received.target.startswith(f"{base_path}rest/ping?"):
-        # It obeys every user header, and knows nobody.
-        said = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
-        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
+        # It accepts every user header, and has no accounts.
+        payload = b'{"subsonic-response":{"status":"failed","error":{"code":40}}}'
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(payload), payload)
     if received.target.startswith(web_app):
         return _RESPONSE
     return f"HTTP/1.1 302 Found\r\nLocation: {web_app}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
 def _early(connection: socket.socket) -> bytes:
-    """What comes ahead of the response to a handshake, which is kept back for a moment."""
+    """The bytes that come before the response to a handshake, which is delayed for a moment."""
     connection.settimeout(0.2)
     try:
         return connection.recv(65536)
@@ -156,10 +157,10 @@ def _early(connection: socket.socket) -> bytes:
         connection.settimeout(30.0)
 
 
-def _tunnel(connection: socket.socket, told: Recorder) -> None:
+def _tunnel(connection: socket.socket, record: Recorder) -> None:
     connection.sendall(_SWITCH)
     while more := connection.recv(65536):
-        told.tunnelled += more
+        record.tunnelled += more
         connection.sendall(b"echo " + more)
 
 

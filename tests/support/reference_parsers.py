@@ -1,6 +1,6 @@
-"""How others read a head: llhttp, which is what many servers have, and a reader that is laxer than any.
+"""Other parsers of a request head: llhttp, which many servers use, and a maximally lenient parser.
 
-Written against the standards' text and not against the code under test, with which it shares nothing.
+Written from the standards and not from the code under test, with which it shares nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Fields = list[tuple[bytes, bytes]]
 
 @dataclass
 class Head:
-    """A head as llhttp reads it. `whole` tells that it came to its end."""
+    """A head as llhttp parses it. `whole`: the head is complete."""
 
     method: bytes = b""
     target: bytes = b""
@@ -37,29 +37,30 @@ class Head:
 
 
 def read_by_llhttp(head: bytes) -> Head | None:
-    """The head as llhttp reads it, None where it rejects it or has not seen its end."""
-    told = Head()
-    parser = httptools.HttpRequestParser(told)
+    """The head as llhttp parses it, None where it rejects it or finds no end."""
+    parsed = Head()
+    parser = httptools.HttpRequestParser(parsed)
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError:
         return None
-    if not told.whole:
+    if not parsed.whole:
         return None
-    told.method = parser.get_method()
-    return told
+    parsed.method = parser.get_method()
+    return parsed
 
 
 def folded(name: bytes) -> bytes:
-    """The name as CGI, WSGI and their kin tell names apart: by letters and digits alone."""
+    """The name as CGI, WSGI and similar stacks normalize it: by letters and digits alone."""
     return bytes(byte if chr(byte).isalnum() and byte < 128 else 45 for byte in name.lower())
 
 
 def read_by_the_laxest(head: bytes) -> Fields:
-    """Every field that anybody might see in it: any line end, obs-fold joined, names folded, blanks
-    before the colon and at both ends passed over."""
+    """Every field that any parser might see in it: any line end, obs-fold joined, names normalized,
+    blanks before the colon and at both ends ignored.
+    """
     lines: list[bytes] = []
     for line in head.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[1:]:
         if line[:1] in (b" ", b"\t") and lines:

@@ -1,8 +1,9 @@
-"""Requests from realistic to hostile, put together from fragments, and policies to judge them by.
+"""Requests from realistic to hostile, composed of fragments, and policies to decide them by.
 
-Fragments, since bytes at random never come past the first line: what matters is which of them meet.
-`single_fragment_requests` lists the requests that hold one fragment each; `test_properties` checks that
-these reach every verdict and reason. `requests` draws combinations of the same fragments.
+Fragments, since random bytes never get past the first line: the combination matters.
+`single_fragment_requests` lists the requests that contain one fragment each; `test_properties`
+checks that these reach every verdict and reason. `requests` draws combinations of the same
+fragments.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def single_fragment_requests() -> Iterator[bytes]:
 
 
 def policies() -> st.SearchStrategy[Policy]:
-    """One of `POLICIES`, the usual one more often."""
+    """One of `POLICIES`; the default one more often."""
     return st.sampled_from((POLICIES[0], POLICIES[0], POLICIES[0], *POLICIES))
 
 
@@ -199,7 +200,7 @@ _UNUSUAL = st.tuples(st.sampled_from(_METHODS), st.sampled_from(_PATHS), st.samp
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """A request's head. It ends in its only empty line, as those do that a connection hands over."""
+    """A request's head. It ends in its only empty line, as the heads that a connection passes on."""
     hostile = draw(st.sampled_from((0, 0, 1, 1, 2, 3)))
     line = draw(_UNUSUAL if hostile == 3 and draw(st.booleans()) else _USUAL)
     kinds = [_sent(_CLAIMS), _sent(_OTHERS[:4])]

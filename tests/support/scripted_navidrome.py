@@ -1,4 +1,4 @@
-"""The far side: a server that a test answers for by hand, on TCP, TLS or a Unix socket."""
+"""The upstream: a server whose responses a test writes, on TCP, TLS or a Unix socket."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Served(End):
         return await self.read_until(b"\r\n\r\n")
 
     async def first_head(self) -> bytes:
-        """The next request's head, however long it takes."""
+        """The next request's head, without a deadline."""
         while True:
             try:
                 return await self.head()
             except TimeoutError:
                 continue
 
-    async def gone(self) -> None:
-        """Wait until the shim has ended this connection, cleanly or not."""
+    async def wait_closed(self) -> None:
+        """Wait until the shim has closed or reset this connection."""
         try:
             await self.read_to_end()
         except ConnectionError:
@@ -39,7 +39,7 @@ class Served(End):
 
 
 class Navidrome:
-    """The connections that the shim made, in order; `count` of them so far."""
+    """The connections that the shim opened, in order; `count` of them so far."""
 
     def __init__(self, address: UpstreamAddress) -> None:
         self.address = address
@@ -50,11 +50,11 @@ class Navidrome:
         self._all: list[Served] = []
 
     async def next_connection(self) -> Served:
-        """The next connection, however long it takes."""
+        """The next connection, without a deadline."""
         return await self._created.get()
 
     async def accepted(self) -> Served:
-        """The next connection, which is due."""
+        """The next connection, within the deadline."""
         async with asyncio.timeout(PATIENCE):
             return await self._created.get()
 
@@ -64,7 +64,7 @@ class Navidrome:
         return served, await served.head()
 
     async def stop_listening(self) -> None:
-        """From now on connecting is rejected."""
+        """Reject connections from now on."""
         self.accepting.cancel()
         await asyncio.gather(self.accepting, return_exceptions=True)
         self.listener.close()
@@ -118,16 +118,16 @@ async def navidrome_with_tls(
     """On TLS, over TCP or a Unix socket at `path`."""
     navidrome: Navidrome
 
-    async def made(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         navidrome.created(Served(StreamWire(reader, writer)))
         await writer.wait_closed()
 
     if path is None:
-        listening = await asyncio.start_server(made, "127.0.0.1", 0, ssl=server)
+        listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server)
         host, port = listening.sockets[0].getsockname()
         navidrome = Navidrome(UpstreamAddress(host, port, None, client))
     else:
-        listening = await asyncio.start_unix_server(made, str(path), ssl=server)
+        listening = await asyncio.start_unix_server(accept, str(path), ssl=server)
         navidrome = Navidrome(UpstreamAddress("127.0.0.1", 0, str(path), client))
     try:
         yield navidrome

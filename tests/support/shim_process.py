@@ -1,8 +1,8 @@
-"""The shim as a process, what it logs, and a client that speaks to it in bytes.
+"""The shim as a process, its log, and a client that sends and receives bytes.
 
-The edge is 127.0.0.2, anyone else 127.0.0.1. Where a test is one row of many, each row speaks from an
-address of its own (127.2.x.y is listed like the edge, 127.1.x.y like nobody), since the log sums up what
-one peer repeats.
+The edge is 127.0.0.2, any other peer 127.0.0.1. Where a test is one row of many, each row uses an
+address of its own (127.2.x.y is trusted like the edge, 127.1.x.y is untrusted), since the log
+coalesces repeated events of one peer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.event_schema import faults_of_line
 from tests.support.recorder import FENCE, Received, Recorder
 
 EDGE = "127.0.0.2"
-ANYONE = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 HOST = "music.example.com"
 TRUSTED = "127.0.0.2,127.2.0.0/16"
 
@@ -36,12 +36,12 @@ _fresh = itertools.count(1)
 
 
 def an_edge() -> str:
-    """An address that is listed, and that nobody has spoken from yet."""
+    """A trusted address that no test has used yet."""
     return _fresh_address("127.2")
 
 
 def someone() -> str:
-    """An address that is not listed, and that nobody has spoken from yet."""
+    """An untrusted address that no test has used yet."""
     return _fresh_address("127.1")
 
 
@@ -52,25 +52,25 @@ def _fresh_address(network: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Everything that came back. `closed`: the shim ended the connection."""
+    """Everything received. `closed`: the shim closed the connection."""
 
     raw: bytes
     closed: bool
 
     @property
     def status(self) -> int:
-        """Of the first response; 0 where none came."""
+        """The status of the first response; 0 if there is none."""
         return int(self.raw[9:12] or b"0")
 
     @property
     def statuses(self) -> list[int]:
-        """Of all answers, in order."""
+        """The statuses of all responses, in order."""
         starts = self.raw.split(b"HTTP/1.1 ")[1:]
         return [int(start[:3]) for start in starts]
 
 
 class Shim:
-    """A shim that runs. `lines` are those of its log so far, `faults` what is wrong with them."""
+    """A running shim. `lines` are those of its log so far, `faults` their schema errors."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -98,7 +98,7 @@ class Shim:
             self._changed.notify_all()
 
     def wait_for_line(self, seconds: float = _RESPONSE_SECONDS, **fields: object) -> Line:
-        """The first line of the log with these fields, once it is there."""
+        """Wait for the first line of the log with these fields."""
 
         def found() -> Line | None:
             matching = (
@@ -112,8 +112,8 @@ class Shim:
         assert line is not None, (fields, self.lines)
         return line
 
-    def request(self, data: bytes, source: str = ANYONE) -> Response:
-        """Send these bytes from an address, and read until the shim ends the connection."""
+    def request(self, data: bytes, source: str = UNTRUSTED) -> Response:
+        """Send these bytes from an address, and read until the shim closes the connection."""
         with self.connect(source) as client:
             client.sendall(data)
             return read_to_the_end(client)
@@ -125,8 +125,10 @@ class Shim:
         return client
 
     def decided(self, peer: str, upstream: Recorder) -> list[Line]:
-        """What the log says was stripped or rejected of this peer, once everything that was asked before
-        has been logged and has arrived upstream."""
+        """The log records of stripped or rejected requests of this peer.
+
+        Waits until everything that was sent before has been logged and has arrived upstream.
+        """
         mark = f"{FENCE}{next(_fresh)}"
         self.request(f"GET {mark} HTTP/1.0\r\n\r\n".encode())
         upstream.wait_for(mark)
@@ -139,7 +141,7 @@ class Shim:
 
 
 def read_to_the_end(client: socket.socket) -> Response:
-    """Read until the other side ends the connection, or falls silent for too long."""
+    """Read until the other side closes the connection, or sends nothing for too long."""
     raw = b""
     try:
         while more := client.recv(65536):
@@ -160,9 +162,10 @@ def shim_before(
     before: Sequence[str] = (),
     **settings: str,
 ) -> Iterator[Shim]:
-    """A shim before an upstream, until the block ends; `settings` without their prefix, and names that
-    begin with `ND_` as they are. Those in `without` are left to the folder's `.env`; `before` stands
-    before its command line."""
+    """Run a shim with an upstream, until the block ends; `settings` without their prefix, and names
+    that begin with `ND_` unchanged. Those in `without` are left to the folder's `.env`; `before`
+    precedes its command line.
+    """
     given = {
         "LISTEN": "127.0.0.1:0",
         "CONTROL_LISTEN": "127.0.0.1:0",
@@ -194,7 +197,7 @@ def shim_before(
     try:
         started = running.wait_for_line(_START_SECONDS, kind="started")
         host, _, number = str(started["listen"]).rpartition(":")
-        running.host = ANYONE if host == "[::]" else host
+        running.host = UNTRUSTED if host == "[::]" else host
         running.port = int(number)
         yield running
         assert not running.faults, running.faults
@@ -213,7 +216,7 @@ def shim_before(
 def assert_rejected(
     front: Shim, upstream: Recorder, response: Response, peer: str, status: int, *reasons: str
 ) -> None:
-    """One response and an end, one line in the log, and nothing upstream."""
+    """Assert one response and a close, one line in the log, and nothing upstream."""
     assert response.statuses == [status], response.raw
     assert response.closed
     assert b"connection: close" in response.raw.lower()
@@ -228,19 +231,19 @@ def assert_rejected(
 def assert_stripped(
     front: Shim, upstream: Recorder, response: Response, peer: str, *reasons: str
 ) -> Received:
-    """Navidrome's response, one line in the log, and one request upstream that names nobody."""
+    """Assert Navidrome's response, one line in the log, and one request upstream without any identity."""
     assert response.statuses == [200], response.raw
     (line,) = front.decided(peer, upstream)
     assert line["verdict"] == "stripped"
     assert not reasons or line["reason"] in reasons
     (received,) = upstream.requested
-    assert_names_nobody(received)
+    assert_no_identity(received)
     assert upstream.torn == []
     return received
 
 
-def assert_names_nobody(received: Received) -> None:
-    """Whatever stack reads it: no user header, no identity header, under any alias."""
+def assert_no_identity(received: Received) -> None:
+    """Assert that no stack reads a user header or an identity header in it, under any alias."""
     for line in received.head.split(b"\r\n")[1:]:
         name = bytes(
             byte if chr(byte).isalnum() else 45 for byte in line.partition(b":")[0].lower()
@@ -253,7 +256,7 @@ def assert_names_nobody(received: Received) -> None:
 def build_request(
     line: str, *fields: str | bytes, body: bytes = b"", host: str | None = HOST
 ) -> bytes:
-    """A request that is the last of its connection."""
+    """Build a request that is the last of its connection."""
     lines: list[str | bytes] = [line]
     if host is not None:
         lines.append(f"Host: {host}")

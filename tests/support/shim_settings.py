@@ -1,4 +1,4 @@
-"""What these tests do with a shim that runs, beside asking it."""
+"""Operations on a running shim besides requests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PATIENCE = 10.0
 
 
 def checks(shim: Shim) -> dict[str, dict[str, str]]:
-    """What `/readyz` says of each part."""
+    """The status of each part by `/readyz`."""
     where = str(shim.wait_for_line(kind="started")["control_listen"])
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(f"http://{where}/readyz", timeout=PATIENCE) as response:
             text = response.read()
-    except OSError as error:  # 503 is one
+    except OSError as error:  # httpx raises no error for 503
         text = error.read()  # type: ignore[attr-defined]
     found: dict[str, dict[str, str]] = json.loads(text)["checks"]
     return found
 
 
 def hang_up(shim: Shim) -> None:
-    """Tell it to take its settings again."""
+    """Make it reload its settings."""
     os.kill(shim.process.pid, signal.SIGHUP)
 
 
@@ -43,7 +43,7 @@ def command(
     settings: Mapping[str, str],
     program: Sequence[str] = (sys.executable, "-m", "shim"),
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of the shim's; `settings` without their prefix."""
+    """Run a command of the shim; `settings` without their prefix."""
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": str(Path(package.__file__).parents[1]),
@@ -60,9 +60,9 @@ def command(
     )
 
 
-def eventually(asked: Any, expected: object) -> None:
-    """Ask until the response is the expected one."""
+def eventually(read: Any, expected: object) -> None:
+    """Repeat the request until the response is the expected one."""
     end = time.monotonic() + PATIENCE
-    while (found := asked()) != expected:
+    while (found := read()) != expected:
         assert time.monotonic() < end, (found, expected)
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A gate that answers when the test says so."""
+"""An account gate that responds when the test lets it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shim.trust.identity import Identity
 
 
 class SlowGate:
-    """Knows nobody but alice, and her only once `answer` was called."""
+    """Has no account but alice's, and that only once `respond` was called."""
 
     def __init__(self) -> None:
         self.ready: dict[str, Account] = {}
@@ -22,10 +22,10 @@ class SlowGate:
         return self.ready.get(identity.username)
 
     def ensure(
-        self, identity: Identity, asker: RequestInfo
+        self, identity: Identity, request_info: RequestInfo
     ) -> asyncio.Future[Account | AccountDenied]:
         assert identity.username == "alice"
-        self.request_infos.append(asker)
+        self.request_infos.append(request_info)
         future: asyncio.Future[Account | AccountDenied] = asyncio.get_running_loop().create_future()
         self.requests.put_nowait(future)
         return future
@@ -68,13 +68,13 @@ class SlowGate:
     def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:  # noqa: ARG002
         return True
 
-    def answer(
+    def respond(
         self, future: asyncio.Future[Account | AccountDenied], name: bytes = b"alice"
     ) -> None:
         """The account is ready, and known from now on."""
         self.ready["alice"] = Account(name)
         future.set_result(Account(name))
 
-    async def question(self) -> asyncio.Future[Account | AccountDenied]:
+    async def next_request(self) -> asyncio.Future[Account | AccountDenied]:
         async with asyncio.timeout(5):
             return await self.requests.get()

@@ -1,4 +1,4 @@
-"""A response that is whole, while the client has not taken all of it."""
+"""A complete response that the client has not fully read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SIZE = 8_000_000
 _LAST = 32_768
 
 
-async def answer_that_waits(front: Front, client: Client, served: Served) -> int:
-    """Give a response of `SIZE` bytes, and read of it until the shim has all of it and holds a part. The
-    sockets between the shim and the client need small buffers.
+async def send_response_partly_read(front: Front, client: Client, served: Served) -> int:
+    """Send a response of `SIZE` bytes, and read of it until the shim has received all of it and
+    buffers a part. The sockets between the shim and the client need small buffers.
 
-    Return how many bytes are still to be read.
+    Return how many bytes are still unread.
     """
     front.pause_writing_above(0)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE

@@ -1,7 +1,7 @@
-"""One end of a connection, in the hands of a test: nothing is read or sent unless it says so.
+"""One end of a connection under a test's control: it reads and sends nothing by itself.
 
-Plain sockets on the test's own loop, so that a reader can be slow, a head can be cut anywhere, and a
-connection can be reset. Of HTTP this knows how chunks are read, which both sides do.
+Plain sockets on the test's own loop, so that a reader can be slow, a head can be cut anywhere, and
+a connection can be reset. It knows no HTTP but chunked framing, which both sides need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PIECE = 1 << 18
 
 
 class Wire(Protocol):
-    """What carries the bytes."""
+    """The transport of the bytes."""
 
     async def receive(self) -> bytes: ...
     async def send(self, data: bytes) -> None: ...
@@ -45,7 +45,7 @@ class PlainWire:
 
 
 class StreamWire:
-    """A connection that asyncio's streams hold, TLS or not."""
+    """A connection of asyncio's streams, with or without TLS."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -71,7 +71,7 @@ class End:
         self.received = bytearray()
 
     async def send(self, *pieces: bytes) -> None:
-        """Send pieces, each on its own: the other side gets to read between two of them."""
+        """Send pieces, each on its own: the other side can read between two of them."""
         async with asyncio.timeout(PATIENCE):
             for piece in pieces:
                 await self._wire.send(piece)
@@ -81,7 +81,7 @@ class End:
         await self.send(*(data[at : at + 1] for at in range(len(data))))
 
     async def read_until(self, mark: bytes) -> bytes:
-        """Everything up to `mark`, with it. Raises EOFError where the other side ends first."""
+        """Read up to `mark`, inclusive. Raises EOFError if the other side closes first."""
         while (at := self._rest.find(mark)) < 0:
             await self._more()
         return self._take(at + len(mark))
@@ -92,13 +92,13 @@ class End:
         return self._take(count)
 
     async def read_some(self) -> bytes:
-        """At least one byte."""
+        """Read at least one byte."""
         if not self._rest:
             await self._more()
         return self._take(len(self._rest))
 
     async def read_to_end(self) -> bytes:
-        """Everything up to the other side's clean end. Raises ConnectionError where there is none."""
+        """Read up to the other side's FIN. Raises ConnectionError on a reset."""
         try:
             while True:
                 await self._more()
@@ -106,7 +106,7 @@ class End:
             return self._take(len(self._rest))
 
     async def read_to_reset(self) -> bytes:
-        """Everything up to a reset. Raises AssertionError where the end is clean."""
+        """Read up to a reset. Raises AssertionError on a FIN."""
         try:
             await self.read_to_end()
         except ConnectionError:
@@ -114,7 +114,7 @@ class End:
         raise AssertionError("the connection ended cleanly")
 
     async def chunk(self) -> bytes:
-        """One chunk's bytes; empty at the last. A trailer would be a failure."""
+        """One chunk's bytes; empty at the last. Fails on a trailer."""
         size = int((await self.read_until(b"\r\n"))[:-2], 16)
         data = await self.read_exactly(size + 2)
         assert data[-2:] == b"\r\n"
@@ -128,7 +128,7 @@ class End:
         return bytes(body)
 
     def finish(self) -> None:
-        """Send FIN, and go on reading."""
+        """Send FIN, and continue reading."""
         assert isinstance(self._wire, PlainWire)
         self._wire.sock.shutdown(socket.SHUT_WR)
 
@@ -157,18 +157,18 @@ class End:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the loop go round until this holds."""
+    """Run the event loop until this condition holds."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
 async def turns(count: int) -> None:
-    """Let the loop go round, so that whoever can read does."""
+    """Run the event loop, so that every ready connection is read."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def cuts(data: bytes) -> Iterable[tuple[bytes, bytes]]:
-    """The data in two pieces, cut at every place."""
+    """The data in two pieces, split at every position."""
     return ((data[:at], data[at:]) for at in range(1, len(data)))

@@ -51,7 +51,7 @@ def refused(time: int = START, **fields: Any) -> Record:
 
 
 def seen(user: str, time: int = START, client: str = "203.0.113.9") -> Record:
-    """A record of an identity that was here."""
+    """A record of a user's activity."""
     return record(
         "identity_seen", time, verdict="authenticated", user=user, account=user, client=client
     )
@@ -59,7 +59,7 @@ def seen(user: str, time: int = START, client: str = "203.0.113.9") -> Record:
 
 @contextmanager
 def trail(url: str) -> Iterator[Database]:
-    """A trail's database that is open."""
+    """An open audit database."""
     database = build_database(url)
     try:
         database.open()

@@ -1,6 +1,7 @@
 """`python -m tests.support.visiting ROUND`: a shim that is busy with accounts until it is killed.
 
-It admits people, renames half of them and changes their groups, all at once, and says when it has begun.
+It provisions users, renames half of them and changes their groups, all concurrently, and prints
+when it has begun.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PEOPLE = 12
 
 
 def people(at: int) -> list[Identity]:
-    """Who comes in this round: everybody, some under another name, some in other groups."""
+    """The identities of this round: every user, some with a new name, some in other groups."""
     return [
         Identity(
             f"person{number}-{at if number % 2 else 0}",
@@ -39,8 +40,8 @@ async def main(at: int) -> None:
     await accounts.gate.start()
     sys.stdout.write("begun\n")
     sys.stdout.flush()
-    asker = RequestInfo("192.0.2.1", "r", verified=True)
-    await asyncio.gather(*(accounts.gate.ensure(one, asker) for one in people(at)))
+    request_info = RequestInfo("192.0.2.1", "r", verified=True)
+    await asyncio.gather(*(accounts.gate.ensure(one, request_info) for one in people(at)))
     sys.stdout.write("done\n")
     sys.stdout.flush()
     await asyncio.sleep(60)

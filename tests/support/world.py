@@ -139,16 +139,18 @@ class World:
     # requests
 
     async def request(
-        self, identity: Identity, asker: RequestInfo = REQUEST_INFO
+        self, identity: Identity, request_info: RequestInfo = REQUEST_INFO
     ) -> str | AccountDenied:
         """What a request of this identity comes to: the account's name, or the refusal."""
         gate = self.accounts.gate
-        response = gate.known(identity) or await gate.ensure(identity, asker)
+        response = gate.known(identity) or await gate.ensure(identity, request_info)
         return response.user_name.decode() if isinstance(response, Account) else response
 
-    async def reason(self, identity: Identity, asker: RequestInfo = REQUEST_INFO) -> Reason | str:
+    async def reason(
+        self, identity: Identity, request_info: RequestInfo = REQUEST_INFO
+    ) -> Reason | str:
         """The reason of the refusal, or the account's name."""
-        response = await self.request(identity, asker)
+        response = await self.request(identity, request_info)
         return response.reason if isinstance(response, AccountDenied) else response
 
     def recorded(self, kind: type[E]) -> list[E]:
@@ -179,8 +181,8 @@ class World:
     async def create(self, name: str, password: str = "pw", /, **fields: object) -> str:
         """Make a user by hand."""
         body = {"userName": name, "name": name, "password": password, **fields}
-        made: dict[str, str] = await self.call("POST", "/api/user", body)
-        return made["id"]
+        created: dict[str, str] = await self.call("POST", "/api/user", body)
+        return created["id"]
 
     async def change(self, name: str, /, **fields: object) -> None:
         """Change a user by hand."""

@@ -1,4 +1,4 @@
-"""Where commands find their settings and the database, and what they say where they find none."""
+"""The location of settings and the database for commands, and the errors without them."""
 
 from __future__ import annotations
 
@@ -30,32 +30,34 @@ def command(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedPr
     )
 
 
-def test_settings_elsewhere_are_named_and_their_database_stays_beside_them(tmp_path: Path) -> None:
-    kept, elsewhere = tmp_path / "kept", tmp_path / "elsewhere"
-    kept.mkdir()
+def test_a_settings_file_elsewhere_is_named_and_its_database_is_beside_it(tmp_path: Path) -> None:
+    settings_folder, elsewhere = tmp_path / "kept", tmp_path / "elsewhere"
+    settings_folder.mkdir()
     elsewhere.mkdir()
-    (kept / ".env").write_text("SHIM_UPSTREAM=http://127.0.0.1:9\nSHIM_ALLOWED_GROUPS=music\n")
-    file = str(kept / ".env")
+    (settings_folder / ".env").write_text(
+        "SHIM_UPSTREAM=http://127.0.0.1:9\nSHIM_ALLOWED_GROUPS=music\n"
+    )
+    file = str(settings_folder / ".env")
     done = command(elsewhere, "--env-file", file, "check", "--json")
-    said = json.loads(done.stdout)
-    assert said["settings"]["SHIM_ALLOWED_GROUPS"] == "music"
-    assert str(kept / "shim.db") in said["checks"]["store"]["detail"]
+    output = json.loads(done.stdout)
+    assert output["settings"]["SHIM_ALLOWED_GROUPS"] == "music"
+    assert str(settings_folder / "shim.db") in output["checks"]["store"]["detail"]
     done = command(elsewhere, "--env-file", file, "database", "confirm-new")
     assert done.returncode == 0, done.stderr
-    assert (kept / "shim.db").exists()
+    assert (settings_folder / "shim.db").exists()
     assert list(elsewhere.iterdir()) == []
-    done = command(elsewhere, "--env-file", str(kept / "none"), "check")
+    done = command(elsewhere, "--env-file", str(settings_folder / "none"), "check")
     assert done.returncode == 1 and "--env-file" in done.stderr
 
 
-def test_a_command_in_the_wrong_folder_says_so_and_makes_no_database(tmp_path: Path) -> None:
+def test_a_command_in_the_wrong_folder_reports_it_and_creates_no_database(tmp_path: Path) -> None:
     done = command(tmp_path, "users", "list")
     assert done.returncode == 1
     assert "--env-file" in done.stderr and "does not exist" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_database_is_its_owners_alone(tmp_path: Path) -> None:
+def test_the_database_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         for name in ("new.db", "old.db"):
@@ -71,14 +73,14 @@ def test_the_database_is_its_owners_alone(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_a_place_that_cannot_be_written_is_named_with_the_remedy(
+def test_a_folder_that_is_not_writable_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = Database(f"sqlite:///{tmp_path}/none/shim.db")
     with pytest.raises(StoreError, match=r"there is no folder .*mount a volume"):
         missing.open()
     missing.close()
-    # Root may write everywhere.
+    # Root can write everywhere.
     monkeypatch.setattr(os, "access", lambda *_: False)
     denied = Database(f"sqlite:///{tmp_path}/shim.db")
     with pytest.raises(StoreError, match=r"can't be written by user .*chown"):

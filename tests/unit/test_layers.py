@@ -1,4 +1,4 @@
-"""Imports run downwards, and nobody pays for what is off."""
+"""Imports follow the layers, and a disabled feature costs nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "shim"
-# What each part may import of the project, beside itself. A file at the top is a part too.
+# The project parts that each part may import. A file at the top level is a part too.
 BELOW = {
     "__init__": set[str](),
     "__main__": {"cli"},
     "health": set[str](),
-    "settings": {"health", "http1", "trust"},  # reads addresses and names as the decision does
+    "settings": {"health", "http1", "trust"},  # parses addresses and names as the decision does
     "store": set[str](),
     "http1": set[str](),
     "trust": {"http1"},
@@ -90,7 +90,7 @@ def part_of(file: Path) -> str:
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def test_every_part_has_its_place() -> None:
+def test_every_part_is_listed() -> None:
     assert {part_of(file) for file in ROOT.rglob("*.py")} == set(BELOW)
 
 
@@ -99,25 +99,25 @@ def test_no_two_parts_import_each_other() -> None:
         below = BELOW[part]
         return below.union(*map(reached, below))
 
-    assert not [part for part in BELOW if part in reached(part)]  # a cycle recurses for ever
+    assert not [part for part in BELOW if part in reached(part)]  # a cycle recurses without end
 
 
 @pytest.mark.parametrize("part", BELOW)
-def test_imports_run_downwards(part: str) -> None:
+def test_imports_follow_the_layers(part: str) -> None:
     files = [file for file in ROOT.rglob("*.py") if part_of(file) == part]
     assert files
     for file in files:
         assert imported(file) <= BELOW[part] | {part}, file
 
 
-def test_proxy_is_known_to_provisioning_by_its_interface_alone() -> None:
+def test_provisioning_imports_only_the_interface_of_proxy() -> None:
     for file in (ROOT / "provisioning").rglob("*.py"):
         for line in file.read_text().splitlines():
             if "shim.proxy" in line:
                 assert "shim.proxy.gate" in line, file
 
 
-def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
+def test_without_provisioning_no_database_code_is_loaded() -> None:
     code = "import sys, shim.app.runtime, shim.cli.main; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = ran.stdout.split()
@@ -126,7 +126,7 @@ def test_without_provisioning_none_of_the_databases_code_is_loaded() -> None:
     assert "apprise" not in modules, "only SHIM_NOTIFY_URLS needs it"
 
 
-def test_a_new_database_is_created_without_the_migrations_code(tmp_path: Path) -> None:
+def test_a_new_database_is_created_without_the_migration_code(tmp_path: Path) -> None:
     code = (
         "import sys; from shim.store.database import Database; "
         f"Database('sqlite:///{tmp_path}/shim.db').open(); print(*sys.modules)"
@@ -137,7 +137,7 @@ def test_a_new_database_is_created_without_the_migrations_code(tmp_path: Path) -
     assert not [name for name in modules if name.startswith("alembic")]
 
 
-def test_what_serves_loads_no_code_that_parses_command_lines() -> None:
+def test_serving_loads_no_command_line_parser() -> None:
     code = "import sys, shim.__main__, shim.cli.serve, shim.app.runtime; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = ran.stdout.split()
@@ -145,14 +145,14 @@ def test_what_serves_loads_no_code_that_parses_command_lines() -> None:
     assert "typer" not in modules
 
 
-def test_the_serving_process_loads_no_code_that_draws_on_terminals(tmp_path: Path) -> None:
+def test_serving_loads_no_terminal_library(tmp_path: Path) -> None:
     code = (
         "import atexit, sys; from pathlib import Path; "
         "atexit.register(lambda: Path('modules').write_text("
         "' '.join(name for name, found in sys.modules.items() if found is not None))); "
         "sys.argv[1:] = ['serve']; from shim.__main__ import main; main()"
     )
-    # It ends since it cannot listen: everything is loaded by then.
+    # It exits since it cannot listen: everything is loaded by then.
     environment = {
         "SHIM_LISTEN": "192.0.2.1:1",
         "SHIM_PROVISIONING": "true",
@@ -175,5 +175,15 @@ def test_the_serving_process_loads_no_code_that_draws_on_terminals(tmp_path: Pat
     assert "Cannot assign requested address" in ran.stderr
     modules = (tmp_path / "modules").read_text().split()
     assert {"shim.app.runtime", "sqlalchemy", "jwt", "httpx", "structlog"} <= set(modules)
-    unused = ("rich", "pygments", "httpx._main", "attr", "difflib", "typer", "alembic", "apprise")
+    unused = (
+        "rich",
+        "pygments",
+        "httpx._main",
+        "attr",
+        "difflib",
+        "typer",
+        "alembic",
+        "apprise",
+        "sqlalchemy.dialects.postgresql",
+    )
     assert not [name for name in modules if name in unused or name.partition(".")[0] in unused]

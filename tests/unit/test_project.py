@@ -1,4 +1,4 @@
-"""The project's own files agree with each other: what is needed is what is locked, and by hash alone."""
+"""The project's own files are consistent: dependencies are locked, with hashes only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def locked(file: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize("file", NEEDS)
-def test_what_the_project_needs_is_locked_in_a_version_that_will_do(file: str) -> None:
+def test_each_dependency_is_locked_in_an_allowed_version(file: str) -> None:
     pins = locked(file)
     for text in NEEDS[file]:
         need = Requirement(text)
@@ -44,12 +44,12 @@ def test_what_the_project_needs_is_locked_in_a_version_that_will_do(file: str) -
         assert version in need.specifier, f"{file} has {need.name} {version}, not {text}: make lock"
 
 
-# Packages that another one needs to be there, and that nothing imports by name.
+# Packages that another one requires, and that nothing imports by name.
 LOADED_BY_NAME = {
     "uvloop",
     "httptools",
 }  # uvicorn: loop="uvloop", and the parser of its HTTP protocol
-# Names that a package has besides its own.
+# Import names that differ from the package's name.
 PACKAGES = {"dotenv": "python-dotenv", "jwt": "pyjwt"}
 
 
@@ -66,7 +66,7 @@ def imported() -> set[str]:
     return {canonicalize_name(PACKAGES.get(name, name)) for name in names}
 
 
-def test_the_project_declares_what_it_imports_and_nothing_else() -> None:
+def test_the_project_declares_exactly_what_it_imports() -> None:
     declared = {
         canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]
     } - LOADED_BY_NAME
@@ -75,7 +75,7 @@ def test_the_project_declares_what_it_imports_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("file", NEEDS)
-def test_a_lock_file_has_pins_with_hashes_and_nothing_else(file: str) -> None:
+def test_a_lock_file_has_only_pins_with_hashes(file: str) -> None:
     text = (ROOT / "requirements" / file).read_text().replace("\\\n", " ")
     for line in text.splitlines():
         code = line.partition("#")[0].strip()
@@ -85,7 +85,7 @@ def test_a_lock_file_has_pins_with_hashes_and_nothing_else(file: str) -> None:
             ), line
 
 
-def test_the_lock_files_agree_with_each_other() -> None:
+def test_the_lock_files_are_consistent() -> None:
     dev, run = locked("dev.txt"), locked("run.txt")
     for extra in ("postgres.txt", "notify.txt"):
         assert run.items() <= locked(extra).items() <= dev.items()
@@ -119,7 +119,7 @@ def test_workflow_follows_the_schema(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_workflow_pins_every_action_by_its_commit_and_grants_nothing_by_default(path: Path) -> None:
+def test_the_workflow_pins_every_action_by_commit_and_grants_nothing_by_default(path: Path) -> None:
     text = path.read_text()
     used = re.findall(r"uses: (.*)", text)
     assert used
@@ -130,7 +130,7 @@ def test_workflow_pins_every_action_by_its_commit_and_grants_nothing_by_default(
     for job in workflow["jobs"].values():
         checkouts = [s for s in job["steps"] if s.get("uses", "").startswith("actions/checkout@")]
         assert all(s["with"]["persist-credentials"] is False for s in checkouts)
-        # A value of GitHub's in a script would be code: it goes through the environment.
+        # A GitHub value in a script would be code injection: it is passed through the environment.
         assert not any("${{" in step.get("run", "") for step in job["steps"])
 
 
@@ -139,5 +139,5 @@ def test_one_action_has_one_version() -> None:
     assert len(used) == len({action.partition("@")[0] for action in used}) > 5
 
 
-def test_the_changelog_knows_the_version() -> None:
+def test_the_changelog_contains_the_version() -> None:
     assert f"## {shim.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,4 +1,4 @@
-"""What commands write to a terminal: nothing raw that somebody else named, whole lines where it is piped."""
+"""Output of commands: external text is escaped on a terminal, and lines are complete in a pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shim.cli.terminal import cell, print_json, print_table, short_uid
 HOSTILE = "\x1b[31mred\x07\nnext\u202egnp\x9b2J[bold]"
 
 
-def test_nothing_raw_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_external_text_is_escaped_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("account",), [(cell(HOSTILE),)])
     print_json({"account": HOSTILE})
     print_error(HOSTILE)
@@ -36,7 +36,7 @@ def test_a_piped_table_is_never_folded(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[1] == f"{wide} {wide}" or lines[1].split() == [wide, wide]
 
 
-def test_a_long_uid_is_short_on_a_terminal_alone() -> None:
+def test_a_long_uid_is_shortened_on_a_terminal_only() -> None:
     uid = "f" * 64
     assert short_uid(uid, Console(force_terminal=False)) == uid
     assert short_uid(uid, Console(force_terminal=True)) == "f" * 12 + "…"
@@ -44,10 +44,10 @@ def test_a_long_uid_is_short_on_a_terminal_alone() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["-h"], ["users", "-h"], ["users", "list", "-h"]])
-def test_the_short_form_of_help_is_known_everywhere(arguments: list[str]) -> None:
+def test_every_command_has_the_short_help_option(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0 and "Usage" in done.output
 
 
-def test_a_shells_completion_can_be_installed() -> None:
+def test_shell_completion_can_be_installed() -> None:
     assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output

@@ -5,6 +5,7 @@ The caller's transaction has the writers' lock, so what is read here stays true 
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Table, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from shim.audit.events import to_record
 from shim.audit.events.storage import ChainStarted
@@ -229,7 +229,8 @@ def _upsert(
     connection: Connection, table: Table, rows: list[dict[str, Any]], changes: Mapping[str, str]
 ) -> None:
     """Insert the rows; where one with the same primary key exists, add or replace these columns."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    # The database's own `insert`. The code of the other one is not loaded: it takes megabytes.
+    dialect = importlib.import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
     statement = dialect.insert(table)
     changed = {
         name: table.c[name] + statement.excluded[name] if how == "add" else statement.excluded[name]

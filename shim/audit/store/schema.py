@@ -87,11 +87,10 @@ def _rows(name: str) -> Table:
     for column in INDEXED:
         each = table.c[column]
         present = each.isnot(None)
-        where: dict[str, Any] = {}
-        if each.nullable:
-            where = {"sqlite_where": present, "postgresql_where": present}
+        # `tables.py` sets the condition for the database in use: naming a database here loads its code.
+        where = {"where": present} if each.nullable else {}
         # SQLite appends the row's number to each index by itself.
-        Index(f"{name}_{column}", each, table.c.index, **where)
+        Index(f"{name}_{column}", each, table.c.index, info=where)
     return table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert, inspect, select, text
 
-from shim.audit.store.schema import META, METADATA, VERSION
+from shim.audit.store.schema import META, METADATA, TABLES, VERSION
 from shim.store.database import Database, Tables
 from shim.store.errors import UnusableTables
 
@@ -47,6 +47,11 @@ def _create(connection: Connection) -> None:
         if connection.execute(known, {"name": SCHEMA}).first() is None:
             connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     _verify(connection, None)
+    for table in TABLES.values():
+        for index in table.indexes:
+            if "where" in index.info:
+                options = index.dialect_options[connection.dialect.name]
+                options["where"] = index.info["where"]
     METADATA.create_all(connection, checkfirst=False)
     connection.execute(
         insert(META),

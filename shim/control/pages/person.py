@@ -268,7 +268,10 @@ class _OwnPage:
 
     def _server(self, request: Request) -> str:
         """Return the address of the music server for an app, empty if it is unknown."""
-        base = self._services.settings().base_path.rstrip("/").encode()
+        settings = self._services.settings()
+        if settings.public_url:
+            return settings.public_url.rstrip("/")
+        base = settings.base_path.rstrip("/").encode()
         fields = b"".join(b"%b: %b\r\n" % field for field in request.scope["headers"])
         return public_address(fields, base)
 

@@ -1,1 +1,1 @@
-"""Each way around header authentication that happened to somebody, tried on the running shim."""
+"""Known bypasses of header authentication, run against a real shim."""

@@ -1,4 +1,4 @@
-"""An upstream and a shim for each file of attacks: `SETTINGS` of the file are the shim's."""
+"""An upstream and a shim for each file of attacks; `SETTINGS` of the file are the shim's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recording() -> Iterator[Recorder]:
 def front(
     recording: Recorder, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shim]:
-    """The shim, before the recorder."""
+    """A shim with the recorder as its upstream."""
     settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
     with shim_before(recording.port, tmp_path_factory.mktemp("shim"), **settings) as shim:
         yield shim
@@ -28,6 +28,6 @@ def front(
 
 @pytest.fixture
 def upstream(recording: Recorder) -> Recorder:
-    """The recorder, with nothing in it."""
+    """The recorder, without records."""
     recording.clear()
     return recording

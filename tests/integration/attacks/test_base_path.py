@@ -1,4 +1,4 @@
-"""A base path that Navidrome has and the shim does not, and the other way round."""
+"""A base path that only Navidrome has, or only the shim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADMIN = "X-authentik-username: admin"
 
 @pytest.mark.parametrize("navidromes", ["/music/", "/Music/"])
 @pytest.mark.parametrize("ours", ["/", "/other"])
-def test_a_base_path_that_navidrome_contradicts_believes_nobody(
+def test_no_identity_is_trusted_while_navidromes_base_path_differs(
     tmp_path: Path, navidromes: str, ours: str
 ) -> None:
     with (
@@ -28,7 +28,7 @@ def test_a_base_path_that_navidrome_contradicts_believes_nobody(
             assert_stripped(shim, upstream, response, edge)
 
 
-def test_outside_the_base_path_nobody_is_trusted(tmp_path: Path) -> None:
+def test_no_identity_is_trusted_outside_the_base_path(tmp_path: Path) -> None:
     with (
         recorder("/music/") as upstream,
         shim_before(upstream.port, tmp_path, BASE_PATH="/music") as shim,

@@ -1,4 +1,4 @@
-"""Guessing passwords from an address that changes with each guess."""
+"""Password guessing with a new client address for each attempt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLAIMS = {
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shim, StandIn]]:
-    """A shim before the stand-in Navidrome, whose login limit is what the attack is about."""
+    """A shim with the stand-in Navidrome, whose login limit the attack tries to avoid."""
     options = StandInOptions(trusted_sources="127.0.0.1/32", login_limit=LIMIT, login_window=3600)
     with (
         StandInThread(options) as stand_in,
@@ -45,7 +45,7 @@ def guess(shim: Shim, source: str, claim: str, number: int) -> int:
 
 @pytest.mark.parametrize("case", [case for case in CLAIMS if "X-Forwarded" not in CLAIMS[case]])
 @pytest.mark.parametrize("listed", [True, False], ids=["through the edge", "directly"])
-def test_a_claimed_address_that_changes_does_not_get_past_the_login_limit(
+def test_a_forged_client_address_does_not_avoid_the_login_limit(
     guarded: tuple[Shim, StandIn], case: str, listed: bool
 ) -> None:
     shim, _ = guarded
@@ -55,7 +55,7 @@ def test_a_claimed_address_that_changes_does_not_get_past_the_login_limit(
 
 
 @pytest.mark.parametrize("case", [case for case in CLAIMS if "X-Forwarded" in CLAIMS[case]])
-def test_a_first_entry_that_changes_does_not_get_past_the_login_limit(
+def test_a_forged_first_entry_does_not_avoid_the_login_limit(
     guarded: tuple[Shim, StandIn], case: str
 ) -> None:
     """Through an edge that appends the client's own address to what the client sent."""
@@ -64,12 +64,12 @@ def test_a_first_entry_that_changes_does_not_get_past_the_login_limit(
     claim = CLAIMS[case].replace("198.51.100.7", last)
     responses = [guess(shim, EDGE, claim, number) for number in range(LIMIT + 3)]
     assert responses == [401] * LIMIT + [429] * 3
-    anyone = someone()
-    responses = [guess(shim, anyone, claim, number) for number in range(LIMIT + 3)]
+    untrusted_peer = someone()
+    responses = [guess(shim, untrusted_peer, claim, number) for number in range(LIMIT + 3)]
     assert responses == [401] * LIMIT + [429] * 3
 
 
-def test_two_clients_behind_one_edge_are_two(guarded: tuple[Shim, StandIn]) -> None:
+def test_two_clients_behind_one_edge_have_separate_limits(guarded: tuple[Shim, StandIn]) -> None:
     shim, _ = guarded
     edge = an_edge()
     for number in range(LIMIT + 1):
@@ -81,7 +81,7 @@ def test_two_clients_behind_one_edge_are_two(guarded: tuple[Shim, StandIn]) -> N
 @pytest.mark.parametrize(
     "claim", ["203.0.113.{}:51234", "[2001:db8:{}::1]:443", '"[2001:db8:1{}::1]"']
 )
-def test_one_who_guesses_does_not_lock_out_others_behind_an_edge_that_sends_ports(
+def test_an_attacker_does_not_lock_out_others_behind_an_edge_that_sends_ports(
     guarded: tuple[Shim, StandIn], claim: str
 ) -> None:
     shim, _ = guarded
@@ -92,9 +92,7 @@ def test_one_who_guesses_does_not_lock_out_others_behind_an_edge_that_sends_port
     assert guess(shim, edge, f"X-Forwarded-For: {claim.format(2)}", 0) == 401
 
 
-def test_an_address_passes_under_no_name_of_the_clients_choice(
-    front: Shim, upstream: Recorder
-) -> None:
+def test_no_other_header_carries_a_forged_client_address(front: Shim, upstream: Recorder) -> None:
     names = ("True-Client-IP", "X-Real-IP", "CF-Connecting-IP", "X-Client-IP", "x.real_ip")
     fields = [f"{name}: 6.6.6.6" for name in names]
     for peer in (an_edge(), someone()):

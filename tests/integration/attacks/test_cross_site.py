@@ -1,4 +1,4 @@
-"""A form on another site that posts with the victim's session at the edge."""
+"""Cross-site requests that use the victim's session at the edge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORM = ("Content-Type: text/plain", "Content-Length: 2")
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_a_form_on_a_sibling_subdomain_posts_with_the_victims_session(
+def test_a_form_post_from_a_sibling_subdomain_is_rejected(
     front: Shim, upstream: Recorder, fields: tuple[str, ...], method: str
 ) -> None:
     edge = an_edge()
@@ -34,7 +34,7 @@ def test_a_form_on_a_sibling_subdomain_posts_with_the_victims_session(
     assert_rejected(front, upstream, response, edge, 403, "cross_site")
 
 
-def test_a_websocket_that_another_site_opens(front: Shim, upstream: Recorder) -> None:
+def test_a_websocket_from_another_site_is_rejected(front: Shim, upstream: Recorder) -> None:
     edge = an_edge()
     fields = (
         ADMIN,
@@ -59,7 +59,7 @@ def test_a_websocket_that_another_site_opens(front: Shim, upstream: Recorder) ->
         (f"Origin: https://{HOST}", f"X-Forwarded-Host: {HOST}, inner.example"),
     ],
 )
-def test_the_web_app_itself_may_post(
+def test_the_web_app_itself_can_post(
     front: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
     line = "POST /api/playlist HTTP/1.1"

@@ -1,4 +1,4 @@
-"""Headers that say who somebody is, sent by whoever may not say so."""
+"""Spoofed identity headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.recorder import Recorder
 from tests.support.shim_process import (
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     assert_stripped,
     build_request,
@@ -29,7 +29,7 @@ ALIASES = [
 TRUE_NAMES = ["x-AUTHENTIK-username", "X-authentik-meta-jwks", "REMOTE-user", "Remote_User"]
 
 
-def test_what_an_honest_edge_says_is_trusted(front: Shim, upstream: Recorder) -> None:
+def test_an_identity_from_the_edge_is_trusted(front: Shim, upstream: Recorder) -> None:
     edge = an_edge()
     response = front.request(build_request("GET /app/ HTTP/1.1", ADMIN, GROUPS), edge)
     assert response.statuses == [200]
@@ -50,7 +50,7 @@ def test_what_an_honest_edge_says_is_trusted(front: Shim, upstream: Recorder) ->
         "/JellyFin/Users",
     ],
 )
-def test_header_sent_on_a_route_that_the_edge_leaves_unauthenticated(
+def test_an_identity_header_on_an_unauthenticated_route_is_stripped(
     front: Shim, upstream: Recorder, target: str
 ) -> None:
     edge = an_edge()
@@ -61,7 +61,9 @@ def test_header_sent_on_a_route_that_the_edge_leaves_unauthenticated(
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_aliases_on_a_protected_path(front: Shim, upstream: Recorder, name: str) -> None:
+def test_aliases_on_a_protected_path_are_rejected(
+    front: Shim, upstream: Recorder, name: str
+) -> None:
     for fields in ((f"{name}: admin",), ("X-authentik-username: eve", GROUPS, f"{name}: admin")):
         edge = an_edge()
         response = front.request(build_request("GET /app/ HTTP/1.1", *fields), edge)
@@ -70,16 +72,18 @@ def test_aliases_on_a_protected_path(front: Shim, upstream: Recorder, name: str)
 
 @pytest.mark.parametrize("name", [*ALIASES, *TRUE_NAMES])
 @pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
-def test_aliases_from_anyone(front: Shim, upstream: Recorder, name: str, path: str) -> None:
-    anyone = someone()
-    response = front.request(build_request(f"GET {path} HTTP/1.1", f"{name}: admin"), anyone)
-    assert_stripped(front, upstream, response, anyone)
+def test_aliases_from_an_untrusted_peer_are_stripped(
+    front: Shim, upstream: Recorder, name: str, path: str
+) -> None:
+    untrusted_peer = someone()
+    response = front.request(
+        build_request(f"GET {path} HTTP/1.1", f"{name}: admin"), untrusted_peer
+    )
+    assert_stripped(front, upstream, response, untrusted_peer)
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_aliases_on_a_path_that_the_identity_provider_leaves_open(
-    front: Shim, upstream: Recorder, name: str
-) -> None:
+def test_aliases_on_a_public_path_are_stripped(front: Shim, upstream: Recorder, name: str) -> None:
     edge = an_edge()
     response = front.request(build_request("GET /rest/ping HTTP/1.1", f"{name}: admin"), edge)
     assert_stripped(front, upstream, response, edge)
@@ -96,7 +100,7 @@ def test_aliases_on_a_path_that_the_identity_provider_leaves_open(
     ],
     ids=["two values", "twice the same", "another case", "the groups", "once per alias"],
 )
-def test_the_same_header_twice_or_once_per_alias(
+def test_a_repeated_header_or_alias_is_rejected(
     front: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
     edge = an_edge()
@@ -106,7 +110,7 @@ def test_the_same_header_twice_or_once_per_alias(
 
 @pytest.mark.parametrize("path", ["/app/", "/api/user", "/rest/getUsers", "/share/x", "/_shim"])
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
-def test_the_real_user_header_sent_directly(
+def test_a_user_header_from_the_client_is_stripped(
     front: Shim, upstream: Recorder, path: str, listed: bool
 ) -> None:
     peer = an_edge() if listed else someone()
@@ -118,7 +122,9 @@ def test_the_real_user_header_sent_directly(
         assert_stripped(front, upstream, response, peer)
 
 
-def test_the_real_user_header_beside_a_true_identity(front: Shim, upstream: Recorder) -> None:
+def test_a_user_header_beside_a_trusted_identity_is_replaced(
+    front: Shim, upstream: Recorder
+) -> None:
     fields = ("Remote-User: admin", "X-authentik-username: ada", GROUPS, "remote-user: root")
     front.request(build_request("GET /app/ HTTP/1.1", *fields), an_edge())
     (received,) = upstream.requested
@@ -138,10 +144,10 @@ def test_the_real_user_header_beside_a_true_identity(front: Shim, upstream: Reco
     ],
 )
 @pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
-def test_a_user_header_that_navidrome_may_read_instead_is_removed(
+def test_another_user_header_that_navidrome_may_read_is_removed(
     front: Shim, upstream: Recorder, name: str, path: str
 ) -> None:
-    """Navidrome may be configured with another user header than the shim writes."""
+    """Navidrome may be configured with another user header than the shim."""
     for peer in (an_edge(), someone()):
         assert front.request(
             build_request(f"GET {path} HTTP/1.1", f"{name}: root"), peer
@@ -158,7 +164,7 @@ def test_a_user_header_that_navidrome_may_read_instead_is_removed(
 
 
 @pytest.mark.parametrize("option", ["X-Authentik-Username", "x-authentik-groups", "Remote-User"])
-def test_connection_close_and_a_name_makes_no_header_hop_by_hop(
+def test_a_header_listed_in_connection_is_not_treated_as_hop_by_hop(
     front: Shim, upstream: Recorder, option: str
 ) -> None:
     fields = ("X-authentik-username: ada", GROUPS, "Remote-User: admin")
@@ -170,7 +176,7 @@ def test_connection_close_and_a_name_makes_no_header_hop_by_hop(
     assert received.values("Connection") == []
 
 
-def test_connection_close_leaves_no_alias_behind(front: Shim, upstream: Recorder) -> None:
+def test_a_connection_option_does_not_preserve_an_alias(front: Shim, upstream: Recorder) -> None:
     edge = an_edge()
     fields = ("X~Authentik~Username: admin", "Connection: close, X-Authentik-Username")
     response = front.request(build_request("GET /app/ HTTP/1.1", *fields), edge)
@@ -195,7 +201,9 @@ def test_connection_close_leaves_no_alias_behind(front: Shim, upstream: Recorder
         "\u00a0admin".encode(),
     ],
 )
-def test_a_control_inside_the_identity(front: Shim, upstream: Recorder, value: bytes) -> None:
+def test_a_control_character_in_the_identity_is_rejected(
+    front: Shim, upstream: Recorder, value: bytes
+) -> None:
     edge = an_edge()
     response = front.request(
         build_request("GET /app/ HTTP/1.1", b"X-authentik-username: " + value), edge
@@ -204,14 +212,16 @@ def test_a_control_inside_the_identity(front: Shim, upstream: Recorder, value: b
 
 
 @pytest.mark.parametrize("value", ["", " \t "])
-def test_empty_identity_headers_name_nobody(front: Shim, upstream: Recorder, value: str) -> None:
-    """An edge may always copy them, and leave them empty for a stranger."""
+def test_empty_identity_headers_claim_no_identity(
+    front: Shim, upstream: Recorder, value: str
+) -> None:
+    """An edge may always copy them, and leave them empty for anonymous clients."""
     edge = an_edge()
     fields = tuple(f"X-authentik-{role}:{value}" for role in ("username", "groups", "uid", "jwt"))
     assert front.request(build_request("GET /app/ HTTP/1.1", *fields), edge).statuses == [200]
     assert front.decided(edge, upstream) == []
     (received,) = upstream.requested
-    assert_names_nobody(received)
+    assert_no_identity(received)
     upstream.clear()
     edge = an_edge()
     response = front.request(build_request("GET /app/ HTTP/1.1", *fields, ADMIN), edge)
@@ -219,7 +229,7 @@ def test_empty_identity_headers_name_nobody(front: Shim, upstream: Recorder, val
 
 
 @pytest.mark.parametrize("value", ["admin ", "admin\t", " \tadmin \t "])
-def test_a_trailing_blank_is_gone_before_anything_compares(
+def test_a_trailing_blank_is_removed_before_comparison(
     front: Shim, upstream: Recorder, value: str
 ) -> None:
     front.request(
@@ -230,7 +240,7 @@ def test_a_trailing_blank_is_gone_before_anything_compares(
 
 
 @pytest.mark.parametrize("name", ["X_authentik_groups", "x.authentik.groups"])
-def test_a_signed_in_user_adds_an_alias_of_the_groups(
+def test_a_signed_in_user_cannot_add_an_alias_of_the_groups(
     front: Shim, upstream: Recorder, name: str
 ) -> None:
     edge = an_edge()
@@ -242,7 +252,7 @@ def test_a_signed_in_user_adds_an_alias_of_the_groups(
     assert_rejected(front, upstream, response, edge, 400, "header_alias")
 
 
-def test_a_group_list_that_the_clients_connection_header_dropped(
+def test_a_group_list_removed_by_the_connection_header_is_detected(
     front: Shim, upstream: Recorder
 ) -> None:
     edge = an_edge()
@@ -250,9 +260,11 @@ def test_a_group_list_that_the_clients_connection_header_dropped(
     assert_rejected(front, upstream, response, edge, 403, "identity_incomplete")
 
 
-def test_a_request_without_a_claim_passes_and_names_nobody(front: Shim, upstream: Recorder) -> None:
+def test_a_request_without_an_identity_is_forwarded_without_one(
+    front: Shim, upstream: Recorder
+) -> None:
     for peer in (an_edge(), someone()):
         assert front.request(build_request("GET /app/ HTTP/1.1"), peer).statuses == [200]
         assert front.decided(peer, upstream) == []
     for received in upstream.requested:
-        assert_names_nobody(received)
+        assert_no_identity(received)

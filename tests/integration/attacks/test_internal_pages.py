@@ -1,4 +1,4 @@
-"""`/_shim/`: pages that are handed to a control plane, which must not mistake the shim for its asker."""
+"""`/_shim/`: control-plane pages behind the edge, and requests that imitate the shim's own channel."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ USER = ("X-authentik-username: eve", "X-authentik-groups: users", SECRET)
     ],
     ids=["nobody", "a claim", "a claim and a forwarded address", "the user header", "the channel"],
 )
-def test_own_pages_from_the_lan(
+def test_an_untrusted_peer_gets_no_control_pages(
     front: Shim, upstream: Recorder, path: str, fields: tuple[str, ...]
 ) -> None:
-    anyone = someone()
-    response = front.request(build_request(f"GET {path} HTTP/1.1", *fields), anyone)
-    assert_rejected(front, upstream, response, anyone, 404, "not_found")
+    untrusted_peer = someone()
+    response = front.request(build_request(f"GET {path} HTTP/1.1", *fields), untrusted_peer)
+    assert_rejected(front, upstream, response, untrusted_peer, 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_own_pages_from_the_lan(
         "no proof",
     ],
 )
-def test_own_pages_through_the_edge_by_no_admin(
+def test_a_user_who_is_not_admin_gets_no_control_pages(
     front: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
     edge = an_edge()
@@ -62,7 +62,7 @@ def test_own_pages_through_the_edge_by_no_admin(
     assert_rejected(front, upstream, response, edge, 404, "not_found")
 
 
-def test_own_pages_are_there_for_an_admin_and_never_go_to_navidrome(
+def test_an_admin_gets_control_pages_and_navidrome_gets_no_request(
     front: Shim, upstream: Recorder
 ) -> None:
     response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), an_edge())
@@ -81,7 +81,7 @@ def test_own_pages_are_there_for_an_admin_and_never_go_to_navidrome(
         ("x-shim-channel:", "x-shim-user: root"),
     ],
 )
-def test_an_admin_can_not_speak_for_the_channel(
+def test_an_admin_cannot_forge_the_channels_headers(
     front: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
     response = front.request(
@@ -91,7 +91,7 @@ def test_an_admin_can_not_speak_for_the_channel(
     assert not upstream.requested
 
 
-def test_a_query_is_no_path_of_the_control_plane(front: Shim, upstream: Recorder) -> None:
+def test_a_query_is_not_part_of_the_control_planes_path(front: Shim, upstream: Recorder) -> None:
     response = front.request(build_request("GET /_shim?metrics HTTP/1.1", *ADMIN), an_edge())
     assert b"shim_requests_total" not in response.raw
     assert not upstream.requested

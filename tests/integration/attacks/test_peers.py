@@ -1,4 +1,4 @@
-"""Peers that would like to be taken for the edge."""
+"""Peers that imitate the edge."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from tests.support.recorder import Recorder, recorder
 from tests.support.shim_process import (
-    ANYONE,
     EDGE,
+    UNTRUSTED,
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     assert_stripped,
     build_request,
@@ -25,14 +25,14 @@ from tests.support.shim_process import (
 ADMIN = "X-authentik-username: admin"
 
 
-def test_the_edge_is_trusted_and_anyone_is_not(front: Shim, upstream: Recorder) -> None:
+def test_only_the_edge_is_trusted(front: Shim, upstream: Recorder) -> None:
     assert front.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE).statuses == [200]
     assert front.decided(EDGE, upstream) == []
-    (believed,) = upstream.requested
-    assert believed.values("Remote-User") == ["admin"]
+    (trusted_request,) = upstream.requested
+    assert trusted_request.values("Remote-User") == ["admin"]
     upstream.clear()
     assert_stripped(
-        front, upstream, front.request(build_request("GET /app/ HTTP/1.1", ADMIN)), ANYONE
+        front, upstream, front.request(build_request("GET /app/ HTTP/1.1", ADMIN)), UNTRUSTED
     )
 
 
@@ -51,71 +51,71 @@ def test_the_edge_is_trusted_and_anyone_is_not(front: Shim, upstream: Recorder) 
         "X-Forwarded-Host: 127.0.0.2",
     ],
 )
-def test_a_forwarded_address_that_names_the_trusted_proxy(
+def test_a_forwarded_address_of_the_trusted_proxy_is_not_trusted(
     front: Shim, upstream: Recorder, field: str
 ) -> None:
-    anyone = someone()
-    response = front.request(build_request("GET /app/ HTTP/1.1", ADMIN, field), anyone)
-    received = assert_stripped(front, upstream, response, anyone)
+    untrusted_peer = someone()
+    response = front.request(build_request("GET /app/ HTTP/1.1", ADMIN, field), untrusted_peer)
+    received = assert_stripped(front, upstream, response, untrusted_peer)
     assert b"127.0.0.2" not in received.head
-    assert received.values("X-Real-IP") == [anyone]
-    assert received.values("X-Forwarded-For") == [anyone]
+    assert received.values("X-Real-IP") == [untrusted_peer]
+    assert received.values("X-Forwarded-For") == [untrusted_peer]
 
 
-def nobody_is_believed(shim: Shim, upstream: Recorder) -> None:
-    for peer in (EDGE, ANYONE):
+def assert_no_peer_trusted(shim: Shim, upstream: Recorder) -> None:
+    for peer in (EDGE, UNTRUSTED):
         upstream.clear()
         response = shim.request(
             build_request("GET /app/ HTTP/1.1", ADMIN, "Remote-User: admin"), peer
         )
         assert_stripped(shim, upstream, response, peer)
-    said = shim.wait_for_line(kind="configuration_loaded")
-    assert any("WHITELIST" in warning for warning in said["warnings"])
+    loaded = shim.wait_for_line(kind="configuration_loaded")
+    assert any("WHITELIST" in warning for warning in loaded["warnings"])
 
 
-def test_a_trusted_set_that_is_left_out_is_nobody(upstream: Recorder, tmp_path: Path) -> None:
+def test_an_empty_whitelist_trusts_no_peer(upstream: Recorder, tmp_path: Path) -> None:
     with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST="") as shim:
-        nobody_is_believed(shim, upstream)
+        assert_no_peer_trusted(shim, upstream)
 
 
 @pytest.mark.parametrize("name", ["ND_EXTAUTH_TRUSTEDSOURCES", "ND_REVERSEPROXYWHITELIST"])
-def test_navidromes_own_trusted_list_is_not_the_front_doors(
+def test_navidromes_own_trusted_list_is_not_used(
     upstream: Recorder, tmp_path: Path, name: str
 ) -> None:
     others = {name: "0.0.0.0/0", "REVERSE_PROXY_WHITELIST": ""}
     with shim_before(upstream.port, tmp_path, **others) as shim:
-        nobody_is_believed(shim, upstream)
+        assert_no_peer_trusted(shim, upstream)
 
 
-def test_a_mapped_address_is_the_address_that_it_maps(upstream: Recorder, tmp_path: Path) -> None:
+def test_an_ipv4_mapped_address_equals_its_ipv4_address(upstream: Recorder, tmp_path: Path) -> None:
     settings = {"LISTEN": "[::]:0", "REVERSE_PROXY_WHITELIST": "127.0.0.2"}
     with shim_before(upstream.port, tmp_path, **settings) as shim:
         shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE)
-        response = shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), ANYONE)
+        response = shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), UNTRUSTED)
         assert response.statuses == [200]
-        assert [line["reason"] for line in shim.decided(ANYONE, upstream)] == ["untrusted_peer"]
-    believed, stripped = upstream.requested
-    assert believed.values("Remote-User") == ["admin"]
-    assert believed.values("X-Real-IP") == ["127.0.0.2"]
-    assert_names_nobody(stripped)
+        assert [line["reason"] for line in shim.decided(UNTRUSTED, upstream)] == ["untrusted_peer"]
+    trusted_request, stripped = upstream.requested
+    assert trusted_request.values("Remote-User") == ["admin"]
+    assert trusted_request.values("X-Real-IP") == ["127.0.0.2"]
+    assert_no_identity(stripped)
 
 
-def test_whoever_is_not_listed_may_be_rejected(upstream: Recorder, tmp_path: Path) -> None:
+def test_an_untrusted_peer_can_be_rejected(upstream: Recorder, tmp_path: Path) -> None:
     with shim_before(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
         for fields in ((), (ADMIN,)):
-            anyone = someone()
-            response = shim.request(build_request("GET /app/ HTTP/1.1", *fields), anyone)
+            untrusted_peer = someone()
+            response = shim.request(build_request("GET /app/ HTTP/1.1", *fields), untrusted_peer)
             assert response.statuses == [403]
             assert response.closed
             shim.wait_for_line(
-                kind="request_decision", peer=anyone, reason="untrusted_peer_rejected"
+                kind="request_decision", peer=untrusted_peer, reason="untrusted_peer_rejected"
             )
         assert shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE).statuses == [200]
     (received,) = upstream.requested
     assert received.values("Remote-User") == ["admin"]
 
 
-def test_a_peer_that_is_gone_is_not_one_on_the_unix_socket(tmp_path: Path) -> None:
+def test_a_disconnected_peer_is_not_mistaken_for_a_unix_socket(tmp_path: Path) -> None:
     """A connection that was reset before it was accepted has no address, and its bytes are still read."""
     with (
         recorder() as upstream,
@@ -123,16 +123,16 @@ def test_a_peer_that_is_gone_is_not_one_on_the_unix_socket(tmp_path: Path) -> No
     ):
         text = build_request("POST /api/user HTTP/1.1", ADMIN, "Content-Length: 2", body=b"{}")
         for _ in range(50):
-            with socket.create_connection((shim.host, shim.port), 10, (ANYONE, 0)) as client:
+            with socket.create_connection((shim.host, shim.port), 10, (UNTRUSTED, 0)) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.sendall(text)
-        shim.decided(ANYONE, upstream)
+        shim.decided(UNTRUSTED, upstream)
         for received in upstream.requested:
-            assert_names_nobody(received)
+            assert_no_identity(received)
         assert all(b"Remote-User" not in torn for torn in upstream.torn)
 
 
-def test_a_required_proof_that_is_missing_or_wrong(upstream: Recorder, tmp_path: Path) -> None:
+def test_a_missing_or_wrong_proof_is_rejected(upstream: Recorder, tmp_path: Path) -> None:
     settings = {"PROXY_SECRET": "edge-secret-of-the-tests-0123456789", "REQUIRE_IDENTITY": "true"}
     sent = f"X-Shim-Proxy-Secret: {settings['PROXY_SECRET']}"
     with shim_before(upstream.port, tmp_path, **settings) as shim:
@@ -159,7 +159,9 @@ def test_a_required_proof_that_is_missing_or_wrong(upstream: Recorder, tmp_path:
         assert not any(settings["PROXY_SECRET"] in str(line) for line in shim.lines)
 
 
-def test_a_user_name_in_navidromes_own_user_header(upstream: Recorder, tmp_path: Path) -> None:
+def test_a_user_name_in_navidromes_own_user_header_is_stripped(
+    upstream: Recorder, tmp_path: Path
+) -> None:
     user = "remote-user: ada"
     with shim_before(upstream.port, tmp_path, USERNAME_HEADER="Remote-User") as shim:
         assert shim.request(build_request("GET /app/ HTTP/1.1", user), EDGE).statuses == [200]
@@ -172,12 +174,14 @@ def test_a_user_name_in_navidromes_own_user_header(upstream: Recorder, tmp_path:
         )
         assert_rejected(shim, upstream, response, edge, 400, "header_alias")
         upstream.clear()
-        anyone = someone()
-        response = shim.request(build_request("GET /app/ HTTP/1.1", user), anyone)
-        assert_stripped(shim, upstream, response, anyone, "untrusted_peer")
+        untrusted_peer = someone()
+        response = shim.request(build_request("GET /app/ HTTP/1.1", user), untrusted_peer)
+        assert_stripped(shim, upstream, response, untrusted_peer, "untrusted_peer")
 
 
-def test_a_host_is_no_address(front: Shim, upstream: Recorder) -> None:
-    anyone = someone()
-    response = front.request(build_request("GET /app/ HTTP/1.1", ADMIN, host="127.0.0.2"), anyone)
-    assert_stripped(front, upstream, response, anyone)
+def test_a_host_name_is_not_treated_as_an_address(front: Shim, upstream: Recorder) -> None:
+    untrusted_peer = someone()
+    response = front.request(
+        build_request("GET /app/ HTTP/1.1", ADMIN, host="127.0.0.2"), untrusted_peer
+    )
+    assert_stripped(front, upstream, response, untrusted_peer)

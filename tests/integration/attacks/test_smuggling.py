@@ -1,6 +1,6 @@
-"""One request to the shim that would be two to Navidrome.
+"""Request smuggling: one request for the shim that would be two for Navidrome.
 
-In each of them the body, or what follows it, is a request of its own that names the admin.
+In each of them the body, or the data after it, is another request that names the admin.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.support.shim_process import (
     HOST,
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     build_request,
     someone,
@@ -56,7 +56,7 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("case", AMBIGUOUS)
 @pytest.mark.parametrize("body", [SECOND, CHUNKED], ids=["as a request", "as chunks"])
-def test_framing_that_can_be_read_in_two_ways(
+def test_ambiguous_framing_is_rejected(
     front: Shim, upstream: Recorder, case: str, body: bytes
 ) -> None:
     edge = an_edge()
@@ -84,7 +84,7 @@ MALFORMED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_lines_that_can_be_read_in_two_ways(front: Shim, upstream: Recorder, case: str) -> None:
+def test_ambiguous_header_lines_are_rejected(front: Shim, upstream: Recorder, case: str) -> None:
     edge = an_edge()
     response = front.request(build_request(POST, MALFORMED[case], body=CHUNKED), edge)
     assert_rejected(front, upstream, response, edge, 400, "malformed_head")
@@ -108,9 +108,7 @@ def test_lines_that_can_be_read_in_two_ways(front: Shim, upstream: Recorder, cas
         "\r\n\r\nPOST /rest/ping HTTP/1.1",
     ],
 )
-def test_request_lines_that_can_be_read_in_two_ways(
-    front: Shim, upstream: Recorder, line: str
-) -> None:
+def test_ambiguous_request_lines_are_rejected(front: Shim, upstream: Recorder, line: str) -> None:
     edge = an_edge()
     response = front.request(build_request(line, f"Content-Length: {N}", body=SECOND), edge)
     assert_rejected(front, upstream, response, edge, 400, "malformed_head")
@@ -127,7 +125,7 @@ def test_request_lines_that_can_be_read_in_two_ways(
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
-def test_content_length_69_folded_to_a_length_by_the_proxy_alone(
+def test_an_alias_of_content_length_is_rejected(
     front: Shim, upstream: Recorder, name: str, listed: bool
 ) -> None:
     peer = an_edge() if listed else someone()
@@ -136,7 +134,7 @@ def test_content_length_69_folded_to_a_length_by_the_proxy_alone(
     assert_rejected(front, upstream, response, peer, 400, "framing_alias")
 
 
-def test_chunks_in_http_1_0(front: Shim, upstream: Recorder) -> None:
+def test_chunked_coding_in_http_1_0_is_rejected(front: Shim, upstream: Recorder) -> None:
     edge = an_edge()
     line = "POST /rest/ping HTTP/1.0"
     response = front.request(build_request(line, "Transfer-Encoding: chunked", body=CHUNKED), edge)
@@ -167,7 +165,7 @@ BAD_CHUNKS = {
 
 
 @pytest.mark.parametrize("case", BAD_CHUNKS)
-def test_chunks_that_can_be_read_in_two_ways(front: Shim, upstream: Recorder, case: str) -> None:
+def test_ambiguous_chunks_are_rejected(front: Shim, upstream: Recorder, case: str) -> None:
     edge = an_edge()
     text = build_request(POST, "Transfer-Encoding: chunked", body=BAD_CHUNKS[case] + SECOND)
     response = front.request(text, edge)
@@ -182,7 +180,7 @@ def test_chunks_that_can_be_read_in_two_ways(front: Shim, upstream: Recorder, ca
         assert b"smuggled" not in begun
 
 
-def test_chunks_arrive_framed_again_without_extensions_and_trailers(
+def test_chunked_bodies_are_framed_again_without_extensions_and_trailers(
     front: Shim, upstream: Recorder
 ) -> None:
     chunks = b"5;name=value\r\nhello\r\n0;last\r\nRemote-User: admin\r\nX-authentik-uid: 1\r\n\r\n"
@@ -192,7 +190,7 @@ def test_chunks_arrive_framed_again_without_extensions_and_trailers(
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.body == b"hello"
-    assert_names_nobody(received)
+    assert_no_identity(received)
     assert upstream.torn == []
 
 
@@ -202,7 +200,7 @@ def test_chunks_arrive_framed_again_without_extensions_and_trailers(
     ids=["with a length", "in chunks"],
 )
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_a_request_in_a_body_stays_in_it(
+def test_a_request_in_a_body_stays_in_the_body(
     front: Shim, upstream: Recorder, fields: tuple[str, ...], body: bytes, method: str
 ) -> None:
     response = front.request(
@@ -214,19 +212,21 @@ def test_a_request_in_a_body_stays_in_it(
     assert upstream.torn == []
 
 
-def test_a_pipelined_second_request_is_judged_by_itself(front: Shim, upstream: Recorder) -> None:
-    anyone = someone()
+def test_a_pipelined_request_gets_its_own_decision(front: Shim, upstream: Recorder) -> None:
+    untrusted_peer = someone()
     first = f"GET /rest/ping?first HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     last = f"GET /app/last HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
-    response = front.request(first + SECOND + last, anyone)
+    response = front.request(first + SECOND + last, untrusted_peer)
     assert response.statuses == [200, 200, 200]
     for received in upstream.requested:
-        assert_names_nobody(received)
-        assert received.values("X-Real-IP") == [anyone]
-    assert [line["reason"] for line in front.decided(anyone, upstream)] == ["untrusted_peer"]
+        assert_no_identity(received)
+        assert received.values("X-Real-IP") == [untrusted_peer]
+    assert [line["reason"] for line in front.decided(untrusted_peer, upstream)] == [
+        "untrusted_peer"
+    ]
 
 
-def test_what_follows_connection_close_is_thrown_away(front: Shim, upstream: Recorder) -> None:
+def test_data_after_connection_close_is_dropped(front: Shim, upstream: Recorder) -> None:
     response = front.request(build_request("GET /rest/ping HTTP/1.1") + SECOND, an_edge())
     assert response.statuses == [200]
     (received,) = upstream.requested
@@ -234,18 +234,18 @@ def test_what_follows_connection_close_is_thrown_away(front: Shim, upstream: Rec
     assert upstream.torn == []
 
 
-def test_what_follows_a_rejected_request_is_thrown_away(front: Shim, upstream: Recorder) -> None:
+def test_data_after_a_rejected_request_is_dropped(front: Shim, upstream: Recorder) -> None:
     edge = an_edge()
     response = front.request(f"GET //x HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + SECOND, edge)
     assert_rejected(front, upstream, response, edge, 400, "ambiguous_target")
 
 
-def test_a_length_that_ends_within_the_second_request_makes_no_third(
+def test_a_length_that_ends_inside_the_second_request_creates_no_third(
     front: Shim, upstream: Recorder
 ) -> None:
     edge = an_edge()
     text = f"{POST}\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\n".encode() + b"hello" + SECOND[5:]
     response = front.request(text, edge)
-    assert response.statuses == [200, 400]  # what is left of "GET /rest…" is no request line
+    assert response.statuses == [200, 400]  # the rest of "GET /rest…" is not a request line
     (received,) = upstream.requested
     assert received.body == b"hello"

@@ -1,4 +1,4 @@
-"""Targets that the edge matches its routes against in one way and Navidrome serves in another."""
+"""Targets that the edge and Navidrome interpret differently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADMIN = "X-authentik-username: admin"
 
 
 @pytest.mark.parametrize("name", ["X-Forwarded-Uri", "X-Original-URL", "X-Rewrite-URL"])
-def test_the_path_that_is_checked_is_the_one_on_the_request_line(
+def test_the_decision_uses_the_path_of_the_request_line(
     front: Shim, upstream: Recorder, name: str
 ) -> None:
     edge = an_edge()
@@ -66,7 +66,7 @@ def test_the_path_that_is_checked_is_the_one_on_the_request_line(
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
-def test_an_ambiguous_target_is_rejected_and_not_normalised(
+def test_an_ambiguous_target_is_rejected_and_not_normalized(
     front: Shim, upstream: Recorder, target: str, listed: bool
 ) -> None:
     peer = an_edge() if listed else someone()
@@ -90,7 +90,7 @@ def test_an_ambiguous_target_is_rejected_and_not_normalised(
         ("/rest/%C3%A9", "public_path"),
     ],
 )
-def test_a_path_that_an_edge_may_leave_open_carries_no_identity(
+def test_a_path_that_an_edge_may_treat_as_public_carries_no_identity(
     front: Shim, upstream: Recorder, target: str, reason: str
 ) -> None:
     """An edge's rule may be a bare prefix (`/rest`), and may fold case as Unicode does (Go's `(?i)`)."""
@@ -101,7 +101,7 @@ def test_a_path_that_an_edge_may_leave_open_carries_no_identity(
 
 
 @pytest.mark.parametrize("target", ["/app/\x00", "/app/\x7f", "/app/\x01", "/app/\u00e9"])
-def test_a_target_with_a_control_or_a_raw_byte_is_rejected(
+def test_a_target_with_a_control_or_raw_byte_is_rejected(
     front: Shim, upstream: Recorder, target: str
 ) -> None:
     edge = an_edge()
@@ -109,7 +109,7 @@ def test_a_target_with_a_control_or_a_raw_byte_is_rejected(
     assert_rejected(front, upstream, response, edge, 400, "ambiguous_target")
 
 
-def test_an_absolute_target_is_judged_and_served_by_its_path(
+def test_an_absolute_target_is_decided_and_forwarded_by_its_path(
     front: Shim, upstream: Recorder
 ) -> None:
     edge = an_edge()
@@ -121,7 +121,7 @@ def test_an_absolute_target_is_judged_and_served_by_its_path(
     assert received.values("Host") == [HOST]
 
 
-def test_two_hosts_are_rejected(front: Shim, upstream: Recorder) -> None:
+def test_two_host_headers_are_rejected(front: Shim, upstream: Recorder) -> None:
     for fields in ((f"Host: {HOST}", "Host: evil.example"), ("Host: a", "host: a"), ("Host: a,b",)):
         edge = an_edge()
         response = front.request(
@@ -130,7 +130,7 @@ def test_two_hosts_are_rejected(front: Shim, upstream: Recorder) -> None:
         assert_rejected(front, upstream, response, edge, 400, "ambiguous_host")
 
 
-def test_a_method_that_some_stack_would_read_as_another_is_not_passed_on(
+def test_a_method_that_another_parser_could_read_differently_is_not_forwarded(
     front: Shim, upstream: Recorder
 ) -> None:
     for method in ("CONNECT", "TRACE", "get", "PROPFIND", "QUERY"):

@@ -1,4 +1,4 @@
-"""Bytes that follow a handshake, and upgrades to something that nobody judges."""
+"""Data after a handshake, and upgrades to other protocols."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.shim_process import (
     HOST,
     Shim,
     an_edge,
-    assert_names_nobody,
+    assert_no_identity,
     assert_rejected,
     read_to_the_end,
     someone,
@@ -31,11 +31,11 @@ def handshake(path: str) -> bytes:
 
 @pytest.mark.parametrize("path", ["/api/translation", "/jellyfin/Users", "/rest/ping"])
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
-def test_bytes_after_a_handshake_that_navidrome_does_not_accept(
+def test_data_after_a_handshake_that_navidrome_rejects_is_dropped(
     front: Shim, upstream: Recorder, path: str, at_once: bool
 ) -> None:
-    anyone = someone()
-    with front.connect(anyone) as client:
+    untrusted_peer = someone()
+    with front.connect(untrusted_peer) as client:
         if at_once:
             client.sendall(handshake(path) + SECOND)
         else:
@@ -45,14 +45,14 @@ def test_bytes_after_a_handshake_that_navidrome_does_not_accept(
         response = read_to_the_end(client)
     assert response.statuses == [200]
     assert response.closed
-    front.decided(anyone, upstream)
+    front.decided(untrusted_peer, upstream)
     (received,) = upstream.requested
     assert received.target == path
     assert upstream.torn == []
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
-def test_not_one_byte_goes_upstream_before_navidromes_101(
+def test_no_data_is_sent_upstream_before_navidromes_101(
     front: Shim, upstream: Recorder, at_once: bool
 ) -> None:
     with front.connect(someone()) as client:
@@ -66,7 +66,7 @@ def test_not_one_byte_goes_upstream_before_navidromes_101(
         while b"\r\n\r\n" not in response:
             response += client.recv(65536)
         assert response.startswith(b"HTTP/1.1 101 ")
-        # The upstream waited a moment before it switched, and nothing had come.
+        # The upstream waited before it switched protocols, and nothing had arrived.
         assert upstream.torn == []
         while b"echo early" not in response:
             response += client.recv(65536)
@@ -74,7 +74,7 @@ def test_not_one_byte_goes_upstream_before_navidromes_101(
         while b"echo late" not in response:
             response += client.recv(65536)
     (received,) = upstream.requested
-    assert_names_nobody(received)
+    assert_no_identity(received)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_not_one_byte_goes_upstream_before_navidromes_101(
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
-def test_a_handshake_that_is_not_whole(
+def test_an_incomplete_handshake_is_rejected(
     front: Shim, upstream: Recorder, fields: str, listed: bool
 ) -> None:
     peer = an_edge() if listed else someone()
@@ -106,7 +106,7 @@ def test_a_handshake_that_is_not_whole(
     ],
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
-def test_an_offer_of_h2c_or_anything_else_is_ignored_and_what_follows_is_a_request(
+def test_an_upgrade_to_h2c_or_another_protocol_is_ignored_and_the_rest_is_a_request(
     front: Shim, upstream: Recorder, fields: str, listed: bool
 ) -> None:
     peer = an_edge() if listed else someone()
@@ -119,12 +119,12 @@ def test_an_offer_of_h2c_or_anything_else_is_ignored_and_what_follows_is_a_reque
         "/rest/getUsers?v=1&c=smuggled",
     ]
     for received in upstream.requested:
-        assert_names_nobody(received)
+        assert_no_identity(received)
         for name in ("Upgrade", "HTTP2-Settings", "Connection"):
             assert received.values(name) == []
 
 
-def test_a_handshake_with_a_body(front: Shim, upstream: Recorder) -> None:
+def test_a_handshake_with_a_body_is_rejected(front: Shim, upstream: Recorder) -> None:
     for framing in (f"Content-Length: {len(SECOND)}", "Transfer-Encoding: chunked"):
         edge = an_edge()
         text = handshake("/jellyfin/socket").replace(b"\r\n\r\n", f"\r\n{framing}\r\n\r\n".encode())
@@ -132,7 +132,7 @@ def test_a_handshake_with_a_body(front: Shim, upstream: Recorder) -> None:
         assert_rejected(front, upstream, response, edge, 400, "upgrade_rejected")
 
 
-def test_an_upgrade_that_connection_does_not_name_is_dropped(
+def test_an_upgrade_without_the_connection_option_is_dropped(
     front: Shim, upstream: Recorder
 ) -> None:
     text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: h2c\r\nConnection: close\r\n\r\n"

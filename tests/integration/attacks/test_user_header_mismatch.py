@@ -1,4 +1,4 @@
-"""A Navidrome that takes the user name from another header than the shim writes."""
+"""A Navidrome that reads the user name from another header than the shim writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PING = "GET /rest/ping?v=1&c=x&f=json HTTP/1.1"
 
 @pytest.fixture(params=["X-WebAuth-User", "X-Own-Idea"])
 def obeyed(request: pytest.FixtureRequest) -> str:
-    """The header that Navidrome obeys: one that is known, and one that nobody knows."""
+    """The header that Navidrome reads: a known one, and an unknown one."""
     header: str = request.param
     return header
 
@@ -32,7 +32,7 @@ def shim(navidrome: StandIn, tmp_path: Path) -> Iterator[Shim]:
         yield running
 
 
-def test_the_header_that_navidrome_obeys_does_not_pass(
+def test_the_header_that_navidrome_reads_is_removed(
     shim: Shim, navidrome: StandIn, obeyed: str
 ) -> None:
     for peer in (someone(), an_edge()):

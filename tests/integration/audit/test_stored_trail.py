@@ -64,11 +64,11 @@ async def test_requests_and_changes_are_stored_and_verify(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
-    async with started(tmp_path, navidrome, audit_key=KEY) as (shim, asked):
+    async with started(tmp_path, navidrome, audit_key=KEY) as (shim, upstream):
         spoofer = asyncio.create_task(
             shim.request(get("/app/", "X-authentik-username: alice"), "127.0.0.1")
         )
-        served, _ = await asked.next()
+        served, _ = await upstream.next()
         await served.send(OK)
         await spoofer
         assert (await checks(shim))["audit"]["state"] == "ok"
@@ -87,12 +87,12 @@ async def test_requests_and_changes_are_stored_and_verify(
     assert KEY not in (tmp_path / "audit.db").read_bytes().decode("latin-1")
 
 
-async def test_with_fail_mode_closed_no_identity_is_accepted_while_nothing_can_be_stored(
+async def test_with_fail_mode_closed_no_identity_is_accepted_while_storing_is_impossible(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     async with started(tmp_path, navidrome, audit_fail_mode="closed", audit_key=KEY) as (
         shim,
-        asked,
+        upstream,
     ):
         other = sqlite3.connect(tmp_path / "audit.db", isolation_level=None)
         await wait_for_lock(other)
@@ -102,7 +102,7 @@ async def test_with_fail_mode_closed_no_identity_is_accepted_while_nothing_can_b
         response = await shim.request(head, EDGE)
         assert response.status == 503
         anonymous = asyncio.create_task(shim.request(get("/rest/stream"), EDGE))
-        served, _ = await asked.next()
+        served, _ = await upstream.next()
         await served.send(OK)
         assert (await anonymous).status == 200
         other.execute("ROLLBACK")
@@ -131,7 +131,7 @@ async def test_a_trail_that_cannot_be_opened_at_the_start_is_reported_at_once(
     url = f"sqlite:///{tmp_path}/none/audit.db"
     async with started(tmp_path, navidrome, audit_database_url=url, audit_fail_mode=mode) as (
         shim,
-        asked,
+        upstream,
     ):
         found = (await checks(shim))["audit"]
         assert found["state"] == state
@@ -142,7 +142,7 @@ async def test_a_trail_that_cannot_be_opened_at_the_start_is_reported_at_once(
         if mode == "closed":
             assert (await request).status == 503
         else:
-            served, head = await asked.next()
+            served, head = await upstream.next()
             assert b"\r\nRemote-User: alice\r\n" in head
             await served.send(OK)
             assert (await request).status == 200
@@ -169,11 +169,11 @@ async def wait_for_check(shim: Program, state: str) -> dict[str, str]:
     return found
 
 
-async def test_after_a_kill_in_a_flood_the_chains_verify_and_no_answered_action_is_lost(
+async def test_after_a_kill_during_a_flood_the_chains_verify_and_no_confirmed_action_is_lost(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     url = f"sqlite:///{tmp_path / 'audit.db'}"
-    answered: list[str] = []
+    confirmed: list[str] = []
     for number in range(KILLS):
         async with started(tmp_path, navidrome, untrusted_peers="reject", audit_key=KEY) as (
             shim,
@@ -181,7 +181,7 @@ async def test_after_a_kill_in_a_flood_the_chains_verify_and_no_answered_action_
         ):
             reader = asyncio.create_task(shim.ended())
             flood = [asyncio.create_task(spoof(shim, n)) for n in range(8)]
-            command = asyncio.create_task(act(url, answered, number))
+            command = asyncio.create_task(act(url, confirmed, number))
             await asyncio.sleep(0.3 + 0.37 * (number % 5))
             shim.stop(signal.SIGKILL)
             command.cancel()
@@ -189,14 +189,14 @@ async def test_after_a_kill_in_a_flood_the_chains_verify_and_no_answered_action_
             assert await reader == -signal.SIGKILL
         verify(url)
         actions = [e.record["id"] for e in stored(url, kinds=("admin_action",))]
-        assert set(answered) <= set(actions)
+        assert set(confirmed) <= set(actions)
         assert len(set(actions)) == len(actions)
-    assert len(answered) >= KILLS
+    assert len(confirmed) >= KILLS
     assert len(stored(url, kinds=("request_decision",))) > 10
 
 
 async def spoof(shim: Program, number: int) -> None:
-    """Send requests that are rejected, from many addresses, until the shim is gone."""
+    """Send requests that are rejected, from many addresses, until the shim has ended."""
     for n in range(10_000):
         source = f"127.{number + 3}.{n // 250 % 250}.{n % 250 + 1}"
         try:
@@ -205,7 +205,7 @@ async def spoof(shim: Program, number: int) -> None:
             return
 
 
-async def act(url: str, answered: list[str], number: int) -> None:
+async def act(url: str, confirmed: list[str], number: int) -> None:
     """Record administrative actions as a command's own process does."""
     store = TrailStore(url, KEYS)
     actions = AdminActions(store, lambda _: None)
@@ -219,7 +219,7 @@ async def act(url: str, answered: list[str], number: int) -> None:
                 target=f"{number}-{n}",
             )
             if await actions.record(action) is None:
-                answered.append(action.id)
+                confirmed.append(action.id)
             await asyncio.sleep(0.01)
     finally:
         await store.close()

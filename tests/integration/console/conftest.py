@@ -1,7 +1,7 @@
-"""What was just played in the demo, with attackers' texts, and a browser to look at it.
+"""The demo after its scenario, with an attacker's texts, and a browser.
 
-The browser has an event loop in this thread as long as it runs, so it runs for this package alone. The group
-keeps the tests on one worker.
+The browser has an event loop in this thread as long as it runs, so it runs for this package alone.
+The group keeps the tests on one worker.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def played() -> Iterator[Played]:
 
 
 def attack(environment: Environment) -> None:
-    """Send texts that a browser, a terminal or a table could obey."""
+    """Send texts that could be active in a browser, a terminal or a table."""
     host, port = environment.shim.url.removeprefix("http://").split(":")
     name = "X-authentik-username"
     for source, path, lines in (

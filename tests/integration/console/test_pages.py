@@ -1,4 +1,4 @@
-"""Every page in both themes: accessible, on one host, of little weight, and no wider than a phone."""
+"""Every page in both themes: accessible, on one host, small, and no wider than a phone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def click(*selectors: str) -> Callable[[Page], None]:
     return steps
 
 
-# Where each page is, and what to click there.
+# The path of each page, and what to click there.
 PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "overview": ("/admin/", click()),
     "overview of a year, with its table": ("/admin/?range=1y", click("main details summary")),
@@ -84,7 +84,7 @@ THEMES: tuple[tuple[Theme, int], ...] = (("light", 1280), ("dark", 360))
 
 @dataclass(frozen=True)
 class Visit:
-    """What was found on one visit."""
+    """The result of one visit."""
 
     violations: str
     sideways: int
@@ -120,7 +120,7 @@ def visit(request: pytest.FixtureRequest, browser: Browser, played: Played) -> V
         )
 
 
-def test_axe_finds_nothing(visit: Visit) -> None:
+def test_axe_reports_no_violation(visit: Visit) -> None:
     assert not visit.violations, visit.violations
 
 
@@ -128,12 +128,12 @@ def test_nothing_is_loaded_from_another_host(visit: Visit) -> None:
     assert not visit.foreign
 
 
-def test_the_browser_has_nothing_to_complain_of(visit: Visit) -> None:
+def test_the_browser_console_has_no_errors(visit: Visit) -> None:
     assert not visit.messages
     assert not visit.dialogs
 
 
-def test_a_page_with_all_its_files_weighs_little(visit: Visit) -> None:
+def test_a_page_with_all_its_files_is_small(visit: Visit) -> None:
     assert 0 < visit.wire_bytes <= MAX_WIRE_BYTES
 
 

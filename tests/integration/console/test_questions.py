@@ -1,4 +1,4 @@
-"""An administrator's questions, answered by clicking, and what a page does with and without scripts."""
+"""An administrator's questions, answered by clicking; pages with and without scripts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def go(page: Page, name: str) -> None:
 # the three questions
 
 
-def test_why_was_a_person_refused(page: Page) -> None:
+def test_the_reason_of_a_rejected_user_is_found(page: Page) -> None:
     page.get_by_role("link", name=re.compile("Show the events: dirk got no account")).click()
     page.get_by_role("link", name="rejected dirk: GET").first.click()
     expect(page.locator(".outcome")).to_have_text(
@@ -55,7 +55,7 @@ def test_why_was_a_person_refused(page: Page) -> None:
     expect(setting).to_contain_text("environment")
 
 
-def test_who_is_probing(page: Page) -> None:
+def test_the_origin_of_an_attack_is_found(page: Page) -> None:
     expect(page.locator("main")).to_contain_text(
         re.compile(r"\d+ requests claimed an identity without proof")
     )
@@ -69,7 +69,7 @@ def test_who_is_probing(page: Page) -> None:
         assert f"from {OUTSIDER}" in text
 
 
-def test_what_did_the_shim_change_in_navidrome(page: Page) -> None:
+def test_the_shims_changes_in_navidrome_are_found(page: Page) -> None:
     page.get_by_role("link", name="30 days").click()
     page.get_by_role("link", name="All changes").click()
     page.get_by_label("Kind", exact=True).select_option("account_created")
@@ -84,7 +84,7 @@ def test_what_did_the_shim_change_in_navidrome(page: Page) -> None:
 # what the pages do
 
 
-def test_try_this_request_comes_to_the_same_decision(page: Page) -> None:
+def test_try_this_request_gives_the_same_decision(page: Page) -> None:
     go(page, "Trail")
     page.get_by_label("Client").fill(OUTSIDER)
     page.get_by_role("button", name="Filter").click()
@@ -101,7 +101,7 @@ def test_try_this_request_comes_to_the_same_decision(page: Page) -> None:
     assert "X-authentik-username" not in decision.locator("pre").inner_text()
 
 
-def test_the_trail_says_who_locked_an_account(page: Page) -> None:
+def test_the_trail_shows_who_locked_an_account(page: Page) -> None:
     go(page, "Accounts")
     page.get_by_role("link", name="Lock bert").click()
     expect(page.locator("main")).to_contain_text("The password of bert is replaced")
@@ -115,7 +115,7 @@ def test_the_trail_says_who_locked_an_account(page: Page) -> None:
     )
 
 
-def test_the_settings_are_reloaded_and_the_trail_says_by_whom(page: Page) -> None:
+def test_the_settings_are_reloaded_and_the_trail_shows_by_whom(page: Page) -> None:
     go(page, "Configuration")
     page.get_by_role("button", name="Reload the settings").click()
     expect(page.get_by_role("status").first).to_contain_text("The settings are unchanged.")
@@ -139,7 +139,7 @@ def test_new_events_appear_while_the_trail_is_followed(page: Page, played: Playe
     expect(page.locator("#live-note")).to_have_text("")
 
 
-def test_text_of_attackers_is_shown_and_has_no_effect(page: Page, played: Played) -> None:
+def test_an_attackers_text_is_shown_and_has_no_effect(page: Page, played: Played) -> None:
     page.goto(f"{played.url}/admin/trail?client={OUTSIDER}")
     shown = page.locator(".events").inner_text()
     for text in (SCRIPT, IMAGE.replace(" ", "%20"), FORMULA, EMOJI):
@@ -204,7 +204,7 @@ def test_on_this_machine_the_listener_is_read_only(browser: Browser, played: Pla
         assert not found.foreign
 
 
-def test_another_person_finds_no_console(browser: Browser, played: Played) -> None:
+def test_another_user_gets_no_console(browser: Browser, played: Played) -> None:
     with watched(browser, played.host) as found:
         found.page.goto(f"{played.environment.edge.url}/?user=alice")
         response = found.page.goto(f"{played.url}/admin/")

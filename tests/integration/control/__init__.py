@@ -1,1 +1,1 @@
-"""The proofs over real sockets: the shim as a process, a provider that rotates its keys, and attackers."""
+"""The control plane over real sockets, with a shim process and a stand-in."""

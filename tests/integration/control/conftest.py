@@ -1,4 +1,4 @@
-"""A shim with accounts and a stored trail before a stand-in, its control plane and its edge."""
+"""A shim with accounts, a stored trail and a stand-in upstream, its control plane and its edge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A shim that runs, and the folder with its databases."""
+    """A running shim, and the folder with its databases."""
 
     shim: Shim
     folder: Path
@@ -36,7 +36,7 @@ class Scene:
         return f"http://{self.shim.wait_for_line(kind='started')['control_listen']}"
 
     def client(self, **headers: str) -> httpx.Client:
-        """A client of the control plane's listener, without any right."""
+        """A client of the control plane's listener without credentials."""
         return httpx.Client(base_url=self.control, headers=headers, trust_env=False, timeout=15)
 
     def operator(self) -> httpx.Client:
@@ -59,7 +59,7 @@ class Scene:
         return httpx.Client(base_url=url, headers=headers, transport=transport, timeout=15)
 
     def visit(self, user: str, *groups: str) -> None:
-        """Let a person visit the web app, so that there is an account."""
+        """Send a user's request to the web app, which provisions the account."""
         with self.edge(user, *groups) as client:
             assert client.get("/app/").status_code == 200
 
@@ -85,6 +85,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.fixture(scope="module")
 def open_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A shim without a control token: this machine may read and reload."""
+    """A shim without a control token: this machine can read and reload."""
     with scene_of(tmp_path_factory.mktemp("open"), CONTROL_TOKEN="") as running:
         yield running

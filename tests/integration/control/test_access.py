@@ -1,4 +1,4 @@
-"""Who may do what over the control plane, with real sockets: sessions, CSRF, DNS rebinding, the edge."""
+"""Authorization in the control plane over real sockets: sessions, CSRF, DNS rebinding, the edge."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from tests.support.shim_settings import eventually
 
 WRITES = {
     "/api/reload": None,
+    "/api/edge-probe": {"prefix": "/rest/"},
     "/api/accounts/sync": {"account": "ada"},
     "/api/accounts/lock": {"account": "nobody"},
     "/api/accounts/unlock": {"account": "nobody"},
     "/api/accounts/unlink": {"account": "nobody"},
 }
-# Done, unknown account, or nothing to do: the request was let in.
+OPEN_TO_THIS_MACHINE = {"/api/reload", "/api/edge-probe"}
+# Done, unknown account, or nothing to do: the request was authorized.
 ADMITTED = {200, 404, 409}
 
 
@@ -37,10 +39,12 @@ def signed_in(scene: Scene) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("path", WRITES)
-def test_a_write_needs_the_token_or_a_session_with_its_csrf_token(scene: Scene, path: str) -> None:
+def test_a_write_requires_the_token_or_a_session_with_its_csrf_token(
+    scene: Scene, path: str
+) -> None:
     body = WRITES[path]
-    with scene.client() as stranger:
-        assert stranger.post(path, json=body).status_code == 401
+    with scene.client() as anonymous:
+        assert anonymous.post(path, json=body).status_code == 401
     with scene.operator() as operator:
         assert operator.post(path, json=body).status_code in ADMITTED
     with signed_in(scene) as client:
@@ -55,7 +59,7 @@ def test_a_write_needs_the_token_or_a_session_with_its_csrf_token(scene: Scene, 
 
 
 @pytest.mark.parametrize("path", WRITES)
-def test_a_write_under_another_name_of_this_machine_is_rejected(
+def test_a_write_with_another_host_name_of_this_machine_is_rejected(
     scene: Scene, open_scene: Scene, path: str
 ) -> None:
     rebound = {"Host": "evil.example:4535", "Origin": "http://evil.example:4535"}
@@ -73,7 +77,7 @@ def cookie_of(client: httpx.Client) -> str:
 
 
 @pytest.mark.parametrize("path", WRITES)
-def test_an_administrator_at_the_edge_writes_with_a_csrf_token(scene: Scene, path: str) -> None:
+def test_an_administrator_at_the_edge_can_write_with_a_csrf_token(scene: Scene, path: str) -> None:
     body = WRITES[path]
     with scene.edge("boss", "admins") as boss, scene.edge("root", "admins") as root:
         assert boss.post(f"/_shim{path}", json=body).status_code == 403
@@ -88,21 +92,21 @@ def test_an_administrator_at_the_edge_writes_with_a_csrf_token(scene: Scene, pat
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/api/session", "/api/accounts"])
-def test_without_proof_a_group_opens_nothing_at_the_edge(scene: Scene, path: str) -> None:
+def test_without_proof_an_admin_group_grants_no_access_at_the_edge(scene: Scene, path: str) -> None:
     with scene.edge("boss", "admins") as boss:
         del boss.headers["X-Shim-Proxy-Secret"]
         assert boss.get(f"/_shim{path}").status_code == 404
 
 
-def test_the_session_says_who_somebody_is(scene: Scene, open_scene: Scene) -> None:
+def test_the_session_endpoint_names_the_user(scene: Scene, open_scene: Scene) -> None:
     with scene.edge("zoe", "admins", uid="u-9") as zoe:
         zoe.headers.encoding = "utf-8"
         zoe.headers["X-authentik-username"] = "Zoë"
-        said = zoe.get("/_shim/api/session").json()
-    assert (said["actor"], said["uid"], said["may_write"]) == ("console:Zoë", "u-9", True)
+        session = zoe.get("/_shim/api/session").json()
+    assert (session["actor"], session["uid"], session["may_write"]) == ("console:Zoë", "u-9", True)
     with open_scene.client() as local:
-        said = local.get("/api/session").json()
-    assert said == {
+        session = local.get("/api/session").json()
+    assert session == {
         "actor": "loopback",
         "uid": None,
         "may_write": False,
@@ -111,15 +115,15 @@ def test_the_session_says_who_somebody_is(scene: Scene, open_scene: Scene) -> No
     }
 
 
-@pytest.mark.parametrize("path", [path for path in WRITES if path != "/api/reload"])
-def test_without_a_token_this_machine_writes_nothing(open_scene: Scene, path: str) -> None:
+@pytest.mark.parametrize("path", sorted(WRITES.keys() - OPEN_TO_THIS_MACHINE))
+def test_without_a_token_this_machine_cannot_write(open_scene: Scene, path: str) -> None:
     with open_scene.client() as local:
         response = local.post(path, json=WRITES[path])
     assert response.status_code == 403
     assert "SHIM_CONTROL_TOKEN" in response.json()["detail"]
 
 
-def test_without_a_token_this_machine_reloads_and_a_page_in_its_browser_needs_csrf(
+def test_without_a_token_this_machine_can_reload_and_a_browser_needs_csrf(
     open_scene: Scene,
 ) -> None:
     with open_scene.client() as local:
@@ -133,26 +137,26 @@ def test_without_a_token_this_machine_reloads_and_a_page_in_its_browser_needs_cs
 
 def test_signing_out_ends_the_session(scene: Scene) -> None:
     with signed_in(scene) as client:
-        kept = cookie_of(client)
+        old_cookie = cookie_of(client)
         token = client.get("/api/session").json()["csrf_token"]
         assert client.post("/sign-out").status_code == 403
         response = client.post("/sign-out", data={"csrf_token": token})
         assert response.status_code == 303
         assert "max-age=0" in response.headers["set-cookie"].lower()
-    with scene.client(Cookie=kept) as copy:
+    with scene.client(Cookie=old_cookie) as copy:
         assert copy.get("/api/session").status_code == 401
 
 
 @pytest.mark.parametrize(
     "target", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:1", "\t/x"]
 )
-def test_a_sign_in_leads_to_no_other_site(scene: Scene, target: str) -> None:
+def test_a_sign_in_redirects_to_no_other_site(scene: Scene, target: str) -> None:
     with scene.client() as client:
         response = client.post("/sign-in", data={"token": TOKEN, "next": target})
     assert response.headers["location"] == "/"
 
 
-def test_the_key_of_sessions_is_in_the_database(scene: Scene) -> None:
+def test_the_session_key_is_in_the_database(scene: Scene) -> None:
     import sqlite3
 
     def keys() -> int:
@@ -170,6 +174,6 @@ def test_a_long_body_is_rejected(scene: Scene) -> None:
     with scene.operator() as operator:
         response = operator.post("/api/explain", content=b"x" * 40_000)
     assert response.status_code in (400, 413)
-    with scene.client() as stranger:
-        response = stranger.post("/sign-in", data={"token": "x" * 40_000})
+    with scene.client() as anonymous:
+        response = anonymous.post("/sign-in", data={"token": "x" * 40_000})
     assert response.status_code == 413

@@ -55,7 +55,7 @@ def test_the_accounts_have_identity_rights_libraries_and_state(scene: Scene) -> 
     assert account(scene, "navidrome-shim")["state"] == "reserved"
 
 
-def test_a_lock_holds_when_it_is_answered_and_is_recorded(scene: Scene) -> None:
+def test_a_lock_is_effective_when_the_response_arrives_and_is_recorded(scene: Scene) -> None:
     scene.visit("bob")
     with scene.operator() as operator:
         plan = operator.post("/api/accounts/lock", json={"account": "bob", "preview": True})
@@ -69,7 +69,7 @@ def test_a_lock_holds_when_it_is_answered_and_is_recorded(scene: Scene) -> None:
     assert (action["result"], action["client"]) == ("done", "127.0.0.1")
     (locked,) = [e for e in events(scene, kind="account_locked") if e["account"] == "bob"]
     assert (locked["actor"], locked["trigger"]) == ("token", "admin_action")
-    # The person is let in again, by the running shim.
+    # The running shim gives the user access again.
     scene.visit("bob")
     assert not account(scene, "bob")["locked"]
 
@@ -88,7 +88,7 @@ def test_a_sync_shows_its_changes_first(scene: Scene) -> None:
     assert failed[0]["result"] == "failed"
 
 
-def test_an_unlinked_account_belongs_to_nobody(scene: Scene) -> None:
+def test_an_unlinked_account_has_no_identity(scene: Scene) -> None:
     scene.visit("dora")
     with scene.edge("boss", "admins") as boss:
         header = {"X-CSRF-Token": boss.get("/_shim/api/session").json()["csrf_token"]}
@@ -115,7 +115,7 @@ def test_an_unlinked_account_belongs_to_nobody(scene: Scene) -> None:
         b'{"account": "\\ud800"}',
     ],
 )
-def test_a_body_that_is_none_is_rejected_with_a_sentence(scene: Scene, body: bytes) -> None:
+def test_an_invalid_body_is_rejected_with_a_message(scene: Scene, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     with scene.operator() as operator:
         response = operator.post("/api/accounts/lock", content=body, headers=headers)
@@ -126,7 +126,7 @@ def test_a_body_that_is_none_is_rejected_with_a_sentence(scene: Scene, body: byt
 # explain, settings, reload
 
 
-def test_explain_says_what_the_command_says(scene: Scene) -> None:
+def test_explain_gives_the_same_result_as_the_command(scene: Scene) -> None:
     request: dict[str, Any] = {
         "peer": "127.0.0.2",
         "path": "/app/",
@@ -138,15 +138,15 @@ def test_explain_says_what_the_command_says(scene: Scene) -> None:
         response = operator.post(
             "/api/explain", json={**request, "headers": [*request["headers"], *headers]}
         )
-    said = response.json()
-    assert said["verdict"] == "authenticated"
-    assert ["Remote-User", "ada"] in said["forwarded_headers"]
+    command_output = response.json()
+    assert command_output["verdict"] == "authenticated"
+    assert ["Remote-User", "ada"] in command_output["forwarded_headers"]
     assert "swordfish" not in response.text
     options = ["--peer", "127.0.0.2", "--path", "/app/", "--with-secret", "--json"]
     for line in (*request["headers"], *headers):
         options += ["-H", line]
     ran = command(scene.folder, "explain", *options, settings=settings_of(scene))
-    assert json.loads(ran.stdout) == said
+    assert json.loads(ran.stdout) == command_output
 
 
 def settings_of(scene: Scene) -> dict[str, str]:
@@ -165,7 +165,7 @@ def settings_of(scene: Scene) -> dict[str, str]:
         ({"headers": ["X: \ud800"]}, "no UTF-8"),
     ],
 )
-def test_explain_rejects_nonsense(scene: Scene, change: dict[str, Any], sentence: str) -> None:
+def test_explain_rejects_invalid_input(scene: Scene, change: dict[str, Any], sentence: str) -> None:
     with scene.operator() as operator:
         response = operator.post(
             "/api/explain",
@@ -201,7 +201,7 @@ def test_a_reload_is_recorded_with_its_result(scene: Scene) -> None:
 # the trail
 
 
-def test_pages_follow_each_other_without_a_gap(scene: Scene) -> None:
+def test_pages_are_contiguous(scene: Scene) -> None:
     every = events(scene, limit=1000)
     assert len(every) > 5
     found: list[dict[str, Any]] = []
@@ -218,7 +218,7 @@ def test_pages_follow_each_other_without_a_gap(scene: Scene) -> None:
     assert set(known) <= set(ids)
 
 
-def test_one_event_has_its_place_in_the_chain(scene: Scene) -> None:
+def test_one_event_has_its_position_in_the_chain(scene: Scene) -> None:
     first = events(scene, kind="started")[0]
     found = get(scene, f"/api/audit/events/{first['id'].upper()}")
     assert found["event"]["id"] == first["id"]
@@ -259,7 +259,7 @@ def test_one_event_has_its_place_in_the_chain(scene: Scene) -> None:
         "since=2h;drop",
     ],
 )
-def test_a_query_that_is_none_is_rejected_with_a_sentence(scene: Scene, query: str) -> None:
+def test_an_invalid_query_is_rejected_with_a_message(scene: Scene, query: str) -> None:
     with scene.operator() as operator:
         response = operator.get(f"/api/audit/events?{query}")
     assert response.status_code == 400, response.text
@@ -269,14 +269,14 @@ def test_a_query_that_is_none_is_rejected_with_a_sentence(scene: Scene, query: s
 @pytest.mark.parametrize(
     "query", ["since=x", "bucket=week", "kind=started", "since=2000w&bucket=minute", "since=now"]
 )
-def test_a_summary_of_nonsense_is_rejected(scene: Scene, query: str) -> None:
+def test_an_invalid_summary_range_is_rejected(scene: Scene, query: str) -> None:
     with scene.operator() as operator:
         assert operator.get(f"/api/audit/summary?{query}").status_code == 400
 
 
 def test_a_summary_counts_by_kind_verdict_and_reason(scene: Scene) -> None:
-    with httpx.Client(base_url=f"http://{scene.shim.host}:{scene.shim.port}") as stranger:
-        stranger.get("/app/", headers={"Remote-User": "admin"})
+    with httpx.Client(base_url=f"http://{scene.shim.host}:{scene.shim.port}") as untrusted:
+        untrusted.get("/app/", headers={"Remote-User": "admin"})
     eventually(lambda: bool(events(scene, reason="untrusted_peer")), True)
     found = get(scene, "/api/audit/summary", bucket="hour")
     counted = [cell for cell in found["cells"] if cell["reason"] == "untrusted_peer"]
@@ -287,7 +287,7 @@ def test_a_summary_counts_by_kind_verdict_and_reason(scene: Scene) -> None:
 ATTACK = '=HYPERLINK("http://evil.example","x")'
 
 
-def test_csv_and_ndjson_disarm_the_texts_of_attackers(scene: Scene) -> None:
+def test_csv_and_ndjson_disarm_an_attackers_texts(scene: Scene) -> None:
     with scene.edge("mallory") as mallory:
         del mallory.headers["X-Shim-Proxy-Secret"]
         mallory.headers.encoding = "utf-8"
@@ -343,14 +343,14 @@ def test_an_administrator_follows_the_trail_through_the_edge(scene: Scene) -> No
     assert event["action"] == "reload"
 
 
-def test_a_stream_from_nonsense_is_rejected(scene: Scene) -> None:
+def test_a_stream_from_an_invalid_position_is_rejected(scene: Scene) -> None:
     with scene.operator() as operator:
         bad = operator.get("/api/audit/stream", headers={"Last-Event-ID": "nonsense"})
         assert bad.status_code == 400
         assert operator.get("/api/audit/stream?since=2h").status_code == 400
 
 
-def test_a_shim_stops_although_sixteen_viewers_follow_and_no_more_are_admitted(
+def test_a_shim_stops_with_sixteen_open_streams_and_accepts_no_more(
     tmp_path: Path,
 ) -> None:
     with scene_of(tmp_path) as scene, scene.operator() as operator:
@@ -393,7 +393,7 @@ def test_the_openapi_document_names_every_route(scene: Scene) -> None:
 # a trail that cannot be written
 
 
-def test_without_a_writable_trail_a_lock_is_carried_out_and_what_gives_a_right_is_refused(
+def test_without_a_writable_trail_a_lock_is_done_and_granting_a_right_is_refused(
     tmp_path: Path,
 ) -> None:
     url = f"sqlite:///{tmp_path}/missing/audit.db"
@@ -418,7 +418,7 @@ def test_without_a_writable_trail_a_lock_is_carried_out_and_what_gives_a_right_i
         assert operator.get("/api/audit/events").status_code == 503
 
 
-def test_without_a_stored_trail_and_without_accounts_there_is_no_api_of_them(
+def test_without_a_stored_trail_or_accounts_their_api_is_absent(
     tmp_path: Path,
 ) -> None:
     settings = {"AUDIT_DATABASE_URL": "none", "PROVISIONING": "false"}

@@ -26,7 +26,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A shim that serves, with a visit, refusals with attackers' texts, and a lock."""
+    """A running shim, with a provisioned user, rejections with an attacker's texts, and a lock."""
     with scene_of(tmp_path_factory.mktemp("shim"), AUDIT_KEY=KEY) as scene:
         scene.visit("ada", "users")
         with scene.edge("mallory") as mallory:
@@ -66,7 +66,7 @@ def test_the_list_has_filters_and_is_newest_first(played: Scene) -> None:
     assert lines(played, "list", "--user", "ADA", "--kind", "identity_seen")
 
 
-def test_the_table_has_no_raw_text_of_attackers(played: Scene) -> None:
+def test_the_table_has_no_raw_text_of_an_attacker(played: Scene) -> None:
     for arguments in (("list",), ("report",), ("list", "--json"), ("export",)):
         ran = run(played, *arguments)
         assert ran.returncode == 0, ran.stderr
@@ -75,7 +75,7 @@ def test_the_table_has_no_raw_text_of_attackers(played: Scene) -> None:
     assert "[red]markup[/red]" in run(played, "list").stdout
 
 
-def test_csv_cells_are_no_formulas(played: Scene) -> None:
+def test_csv_cells_are_not_formulas(played: Scene) -> None:
     for arguments in (("list", "--csv"), ("export", "--csv")):
         ran = run(played, *arguments)
         rows = list(csv.DictReader(io.StringIO(ran.stdout)))
@@ -95,7 +95,7 @@ def test_csv_cells_are_no_formulas(played: Scene) -> None:
         ("--text", "x" * 300),
     ],
 )
-def test_a_filter_that_is_none_says_what_would_be_right(
+def test_an_invalid_filter_is_reported_with_the_valid_values(
     played: Scene, option: str, value: str
 ) -> None:
     ran = run(played, "list", option, value)
@@ -104,21 +104,21 @@ def test_a_filter_that_is_none_says_what_would_be_right(
     assert "expected" in ran.stderr or "not" in ran.stderr
 
 
-def test_show_says_why_and_what_to_do(played: Scene) -> None:
+def test_show_has_reason_and_remedy(played: Scene) -> None:
     event = lines(played, "list", "--reason", "secret_missing")[0]
     ran = run(played, "show", event["id"])
     assert "SHIM_PROXY_SECRET" in ran.stdout
     assert "→" in ran.stdout
     assert event["request_id"] in ran.stdout
-    said = json.loads(run(played, "show", event["request_id"], "--json").stdout)
-    assert said["event"]["id"] == event["id"]
-    assert said["words"]["remedy"]
-    assert len(said["integrity"]["hash"]) == 64
+    shown = json.loads(run(played, "show", event["request_id"], "--json").stdout)
+    assert shown["event"]["id"] == event["id"]
+    assert shown["words"]["remedy"]
+    assert len(shown["integrity"]["hash"]) == 64
     unknown = run(played, "show", "nonsense")
     assert (unknown.returncode, unknown.stdout) == (1, "")
 
 
-def test_the_report_answers_on_one_page(played: Scene) -> None:
+def test_the_report_has_one_page(played: Scene) -> None:
     out = run(played, "report", "--since", "2h").stdout
     assert "secret_missing" in out
     assert "The account ada was created" in out
@@ -128,7 +128,7 @@ def test_the_report_answers_on_one_page(played: Scene) -> None:
     assert [event["account"] for event in found["locks"]] == ["ada"]
 
 
-def test_follow_prints_what_happens(played: Scene) -> None:
+def test_follow_prints_new_events(played: Scene) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "shim", "audit", "follow", "--json", "--kind", "admin_action"],
         cwd=played.folder,
@@ -182,7 +182,7 @@ def test_an_export_writes_every_event_to_a_new_file(played: Scene) -> None:
     assert "exists" in again.stderr
 
 
-def test_a_trail_that_was_not_altered_is_verified(played: Scene) -> None:
+def test_an_unaltered_trail_is_verified(played: Scene) -> None:
     ran = run(played, "verify")
     assert ran.returncode == 0, ran.stderr
     assert "rows verified" in ran.stdout
@@ -197,7 +197,7 @@ def test_a_trail_that_was_not_altered_is_verified(played: Scene) -> None:
     assert missing.returncode == 1
 
 
-def test_without_a_stored_trail_the_commands_say_so(tmp_path: Path) -> None:
+def test_without_a_stored_trail_the_commands_report_it(tmp_path: Path) -> None:
     none = {"AUDIT_DATABASE_URL": "none"}
     ran = command(tmp_path, "audit", "list", settings=none)
     assert ran.returncode == 1

@@ -6,11 +6,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
 
-from tests.integration.devices.conftest import Music, _world, error_of, shim_before, token
+from tests.integration.devices.conftest import TEST, Music, _world, error_of, shim_before, token
+from tests.support.navidrome_servers import build_server
 from tests.support.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -144,3 +146,27 @@ def _from_elsewhere(port: int, data: bytes) -> bytes:
         while piece := client.recv(65536):
             answer += piece
         return answer
+
+
+async def test_the_name_of_an_app_is_stored_as_harmless_text(postgresql_url: str) -> None:
+    """PostgreSQL stores no NUL: one such name must not keep the others from being stored."""
+    with TemporaryDirectory() as folder:
+        server = build_server("stand-in tcp", Path(folder))
+        await server.start()
+        world = World(server, Path(folder), postgresql_url)
+        try:
+            async with shim_before(world, DEVICE_KEY="0" * 64) as started:
+                await started.sign_in("alice")
+                names = {"Phone": "\0\x1b[31m\u202e", "Tablet": "plain"}
+                for name, app in names.items():
+                    async with started.devices() as service:
+                        new = await service.add("uid-alice", name, TEST)
+                    right = {"u": "alice", "p": new.secret, "c": app}
+                    async with asyncio.timeout(10):
+                        while error_of(await started.rest("ping", **right)) is not None:  # noqa: ASYNC110
+                            await asyncio.sleep(0.1)
+            async with started.devices() as service:
+                found = {device.name: device.last_app for device in service.devices()}
+        finally:
+            await world.close()
+    assert found == {"Phone": r"\u0000\u001b[31m\u202e", "Tablet": "plain"}

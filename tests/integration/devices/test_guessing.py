@@ -9,6 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from shim.devices.guessing import MAX_AT_ONCE
 from tests.integration.devices.conftest import Music, error_of, shim_before, token
 from tests.support.world import World
 
@@ -110,6 +111,32 @@ async def test_a_form_and_head_count_too(guessed: Music) -> None:
     assert answered == [*_TEN, "shim"]
 
 
+async def test_parameters_that_lengthen_an_error_hide_no_failure(guessed: Music) -> None:
+    """Navidrome reads a salt and a callback of any length."""
+    answered = []
+    for attempt in range(11):
+        guess = token(f"wrong {attempt}", "s" * 2000)
+        response = await guessed.rest("ping", _from("192.0.2.22"), u="dave", **guess)
+        answered.append(_answered_by(response))
+    assert answered == [*_TEN, "shim"]
+    callback = "a" * 5000
+    for number, coding in enumerate(("gzip", "identity")):
+        headers = {"Accept-Encoding": coding}
+        client = f"192.0.2.{23 + number}"
+        answered = await _guess(guessed, client, 11, headers, f="jsonp", callback=callback)
+        assert answered == [*_TEN, "shim"], coding
+    answered = [
+        _answered_by(
+            await guessed.client.head(
+                f"/rest/ping?u=dave&p=wrong{attempt}&v=1&c=x&f=jsonp&callback={'a' * 1500}",
+                headers=_from("192.0.2.25"),
+            )
+        )
+        for attempt in range(11)
+    ]
+    assert answered == [*_TEN, "shim"]
+
+
 async def test_a_call_that_needs_no_credentials_makes_no_client_exempt(guessed: Music) -> None:
     client = "192.0.2.30"
     for call in ("getOpenSubsonicExtensions", "getOpenSubsonicExtensions.view", "nothing"):
@@ -136,3 +163,21 @@ async def test_other_accounts_of_one_client_share_a_limit(guessed: Music) -> Non
         for number in range(1, 32)
     ]
     assert answered == ["navidrome"] * 30 + ["shim"]
+
+
+async def test_guesses_at_once_are_limited_too(guessed: Music) -> None:
+    first = await asyncio.gather(
+        *(
+            guessed.rest("ping", _from("192.0.2.50"), u="dave", p=f"wrong {number}")
+            for number in range(100)
+        )
+    )
+    answered = [_answered_by(response) for response in first]
+    assert 1 <= answered.count("navidrome") <= MAX_AT_ONCE + 10
+    right = await asyncio.gather(
+        *(
+            guessed.rest("ping", _from("192.0.2.51"), u="dave", p="right")
+            for _ in range(MAX_AT_ONCE)
+        )
+    )
+    assert {error_of(response) for response in right} == {None}

@@ -1,4 +1,4 @@
-"""A Navidrome that answers everything, for shims whose log and metrics are read."""
+"""A Navidrome that responds to every request, for shims whose log and metrics are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deploy/fail2ban`: the filter finds attackers in lines of a real shim, and nobody else."""
+"""`deploy/fail2ban`: the filter matches attackers in the log of a real shim, and no other clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from shim.trust.reasons import Reason, Verdict
 from tests.support.recorder import Recorder
-from tests.support.shim_process import ANYONE, EDGE, Line, Shim, build_request, shim_before
+from tests.support.shim_process import EDGE, UNTRUSTED, Line, Shim, build_request, shim_before
 
 pytestmark = pytest.mark.binary("fail2ban-regex")
 
@@ -48,7 +48,7 @@ def attack(shim: Shim, client: str, *fields: str, source: str = EDGE, path: str 
     shim.request(head, source)
 
 
-# What a client sends through the edge, by the reason in the filter.
+# The client's request through the edge, by the reason in the filter.
 ATTACKS: dict[str, tuple[str, ...]] = {
     "header_alias": (ALIAS,),
     "identity_duplicate": ("X-authentik-username: a", "X-authentik-username: b"),
@@ -74,7 +74,7 @@ def test_an_attack_through_the_edge_bans_the_client(upstream: Recorder, tmp_path
     assert banned(tmp_path, lines) == list(clients.values())
 
 
-def test_a_request_without_a_readable_client_does_not_ban_the_edge(
+def test_a_request_without_a_known_client_does_not_ban_the_edge(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path) as shim:
@@ -84,17 +84,17 @@ def test_a_request_without_a_readable_client_does_not_ban_the_edge(
     assert banned(tmp_path, lines) == []
 
 
-def test_a_peer_that_is_not_trusted_is_never_banned(upstream: Recorder, tmp_path: Path) -> None:
+def test_an_untrusted_peer_is_never_banned(upstream: Recorder, tmp_path: Path) -> None:
     with shim_before(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
-        attack(shim, "203.0.113.9", ALIAS, source=ANYONE)
-        attack(shim, "203.0.113.9", source=ANYONE, path="/rest/..%2fapp/")
+        attack(shim, "203.0.113.9", ALIAS, source=UNTRUSTED)
+        attack(shim, "203.0.113.9", source=UNTRUSTED, path="/rest/..%2fapp/")
         line = shim.wait_for_line(kind="request_decision", reason="ambiguous_target")
         assert line["peer_trusted"] is False
         lines = list(shim.lines)
     assert banned(tmp_path, lines) == []
 
 
-def test_text_of_a_client_adds_no_address(upstream: Recorder, tmp_path: Path) -> None:
+def test_client_data_adds_no_address(upstream: Recorder, tmp_path: Path) -> None:
     forged = json.dumps(
         {
             "kind": "request_decision", "severity": "warning", "time": "2026-11-27T02:00:00.000000Z",
@@ -120,7 +120,7 @@ def test_text_of_a_client_adds_no_address(upstream: Recorder, tmp_path: Path) ->
     assert EDGE not in found
 
 
-def test_a_users_mistakes_and_an_administrators_do_not_ban(
+def test_mistakes_of_users_and_administrators_do_not_ban(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     settings = {"PROXY_SECRET": "s3cret-s3cret-s3cret", "REQUIRE_IDENTITY": "true"}
@@ -146,7 +146,7 @@ def test_a_line_without_a_client_does_not_ban_the_edge(upstream: Recorder, tmp_p
 
 
 @pytest.mark.parametrize("prefix", ["", "music navidrome-shim[71]: "])
-def test_lines_of_the_journal_match_as_those_of_a_file(
+def test_lines_of_the_journal_match_like_those_of_a_file(
     upstream: Recorder, tmp_path: Path, prefix: str
 ) -> None:
     with shim_before(upstream.port, tmp_path) as shim:

@@ -1,4 +1,4 @@
-"""`deploy/prometheus` and `deploy/grafana`: valid, tested, and about metrics that a running shim has."""
+"""`deploy/prometheus` and `deploy/grafana`: valid, tested, and based on metrics of a running shim."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RULES = ROOT / "deploy/prometheus/navidrome-shim.rules.yml"
 CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 DASHBOARD = ROOT / "deploy/grafana/navidrome-shim.json"
 ALERT_TESTS = Path(__file__).with_name("alerts.yml")
-# Labels that Prometheus adds, and functions and words of PromQL that look like a metric.
+# Labels that Prometheus adds, and functions and keywords of PromQL that look like a metric.
 ADDED = {"instance": None, "job": None, "le": None}
 METRIC = re.compile(r"\b((?:shim|process)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 
 
 def promtool(*arguments: str, given: str | None = None, folder: Path | None = None) -> str:
-    """Return what promtool prints; it has to succeed."""
+    """Return what promtool prints; fail if it fails."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=folder,
@@ -46,7 +46,7 @@ def promtool(*arguments: str, given: str | None = None, folder: Path | None = No
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What `/metrics` of a shim has that uses everything: accounts, a key set, and a host name."""
+    """The `/metrics` of a shim that uses every feature: accounts, a key set, and a host name."""
     folder = tmp_path_factory.mktemp("shim")
     with recorder() as upstream, provider() as issuer:
         settings = issuer.settings(

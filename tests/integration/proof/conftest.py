@@ -1,4 +1,4 @@
-"""An upstream that records, and a provider, for every test of its own."""
+"""An upstream that records, and a provider, for each test."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def upstream() -> Iterator[Recorder]:
 
 @pytest.fixture
 def issuer() -> Iterator[Provider]:
-    with provider() as made:
-        yield made
+    with provider() as running_provider:
+        yield running_provider

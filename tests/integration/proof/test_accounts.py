@@ -1,4 +1,4 @@
-"""Proofs and accounts together: a whole shim, with provisioning, before a Navidrome."""
+"""Proofs and accounts together: a complete shim, with provisioning, and a Navidrome."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _stand_in() -> Iterator[int]:
 
 @contextmanager
 def shim_with_accounts(navidrome: int, folder: Path, **settings: str) -> Iterator[Shim]:
-    """Everything that is to be reloaded is in its `.env`."""
+    """A shim whose reloadable settings are in its `.env`."""
     write(folder, **settings)
     database = f"sqlite:///{folder / 'shim.db'}"
     with shim_before(
@@ -74,7 +74,7 @@ def write(folder: Path, **settings: str) -> None:
     (folder / ".env").write_text("".join(f"SHIM_{n}='{v}'\n" for n, v in given.items()))
 
 
-def ask(shim: Shim, path: str, source: str = EDGE, **headers: str) -> httpx.Response:
+def send(shim: Shim, path: str, source: str = EDGE, **headers: str) -> httpx.Response:
     transport = httpx.HTTPTransport(local_address=source)
     url = f"http://127.0.0.1:{shim.port}{path}"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -91,7 +91,7 @@ def person(name: str, groups: str = "family") -> dict[str, str]:
 
 
 def page(response: httpx.Response) -> dict[str, Any]:
-    """What the web app's page says of the user."""
+    """The user in the web app's page."""
     assert response.status_code == 200, response.text
     text = response.text.partition("__APP_CONFIG__")[2].partition("=")[2]
     config = json.loads(json.JSONDecoder().raw_decode(text.strip())[0])
@@ -100,7 +100,7 @@ def page(response: httpx.Response) -> dict[str, Any]:
 
 
 def token_of_an_admin(navidrome: int) -> str:
-    """Another admin's, which Navidrome gave for a password."""
+    """Another admin's token, which Navidrome issued for a password."""
     with httpx.Client(base_url=f"http://127.0.0.1:{navidrome}", timeout=30) as client:
         root = {"userName": "root", "name": "root", "password": "pw", "isAdmin": True}
         as_the_shim = {"Remote-User": "navidrome-shim"}
@@ -113,11 +113,11 @@ def token_of_an_admin(navidrome: int) -> str:
         return text
 
 
-def test_a_token_of_another_account_does_not_beat_the_identity(
+def test_a_token_of_another_account_does_not_override_the_identity(
     navidrome: int, tmp_path: Path
 ) -> None:
     with shim_with_accounts(navidrome, tmp_path) as shim:
-        page(ask(shim, "/app/", **person("alice")))
+        page(send(shim, "/app/", **person("alice")))
         root = token_of_an_admin(navidrome)
         for path, headers in (
             ("/api/user", {"X_ND_Authorization": f"Bearer {root}"}),
@@ -126,19 +126,20 @@ def test_a_token_of_another_account_does_not_beat_the_identity(
             (f"/api/user?jwt={root}", {}),
             (f"/api/user?%6Awt={root}", {}),
         ):
-            response = ask(shim, path, **headers, **person("alice"))
+            response = send(shim, path, **headers, **person("alice"))
             assert response.status_code == 403, (path, headers)
             assert "X-ND-Authorization" not in response.headers
         noted = shim.wait_for_line(kind="navidrome_token_found")
-        # The account was created past the shim: until its users are read again the token is void.
+        # The account was created without the shim: until the users are listed again, the token is
+        # void.
         assert noted["reason"] in {"token_mismatch", "navidrome_token_void"}
         assert noted["user"] == "alice"
         assert root not in json.dumps(shim.lines, default=str)
 
 
-def test_a_token_of_the_accounts_own_passes(navidrome: int, tmp_path: Path) -> None:
+def test_a_token_of_the_same_account_is_forwarded(navidrome: int, tmp_path: Path) -> None:
     with shim_with_accounts(navidrome, tmp_path) as shim:
-        alice = page(ask(shim, "/app/", **person("alice")))
+        alice = page(send(shim, "/app/", **person("alice")))
         base = f"http://127.0.0.1:{navidrome}/api/user/{alice['id']}"
         with httpx.Client(timeout=30, headers={"Remote-User": "navidrome-shim"}) as client:
             record = client.get(base).json()
@@ -146,41 +147,39 @@ def test_a_token_of_the_accounts_own_passes(navidrome: int, tmp_path: Path) -> N
             where = f"http://127.0.0.1:{navidrome}/auth/login"
             login = client.post(where, json={"username": "alice", "password": "pw"})
             mine = login.json()["token"]
-        response = ask(shim, "/api/song", X_ND_Authorization=f"Bearer {mine}", **person("alice"))
+        response = send(shim, "/api/song", X_ND_Authorization=f"Bearer {mine}", **person("alice"))
         assert response.status_code == 200
         assert "X-ND-Authorization" in response.headers, "Navidrome took it, and refreshed it"
         assert not [line for line in shim.lines if line.get("kind") == "navidrome_token_found"]
 
 
-def test_groups_are_taken_by_a_reload_for_those_who_are_known_too(
-    navidrome: int, tmp_path: Path
-) -> None:
+def test_a_reload_applies_new_groups_to_known_users_too(navidrome: int, tmp_path: Path) -> None:
     with shim_with_accounts(navidrome, tmp_path) as shim:
         for name in ("alice", "bob"):
-            assert page(ask(shim, "/app/", **person(name)))["isAdmin"] is False
+            assert page(send(shim, "/app/", **person(name)))["isAdmin"] is False
         write(tmp_path, ALLOWED_GROUPS="family,admins", ADMIN_GROUPS="admins")
         hang_up(shim)
         shim.wait_for_line(kind="policy_changed", subject="settings")
-        assert page(ask(shim, "/app/", **person("alice", "admins")))["isAdmin"] is True
-        assert page(ask(shim, "/app/", **person("bob")))["isAdmin"] is False
-        assert ask(shim, "/app/", **person("bob", "others")).status_code == 403
+        assert page(send(shim, "/app/", **person("alice", "admins")))["isAdmin"] is True
+        assert page(send(shim, "/app/", **person("bob")))["isAdmin"] is False
+        assert send(shim, "/app/", **person("bob", "others")).status_code == 403
         write(tmp_path, ALLOWED_GROUPS="admins", ADMIN_GROUPS="admins")
         hang_up(shim)
-        eventually(lambda: ask(shim, "/app/", **person("bob")).status_code, 403)
-        assert ask(shim, "/app/", **person("alice", "admins")).status_code == 200
+        eventually(lambda: send(shim, "/app/", **person("bob")).status_code, 403)
+        assert send(shim, "/app/", **person("alice", "admins")).status_code == 200
 
 
-def test_a_rename_is_followed_where_a_verified_token_says_so(
+def test_a_rename_is_adopted_from_a_verified_token(
     navidrome: int, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWT_VERIFY="optional")
     with shim_with_accounts(navidrome, tmp_path, **settings) as shim:
         first = issuer.token(sub="uid-1", preferred_username="alice")
-        known = page(ask(shim, "/app/", X_authentik_jwt=first))
+        known = page(send(shim, "/app/", X_authentik_jwt=first))
         assert known["username"] == "alice"
         by_headers = {"X_authentik_username": "alicia", "X_authentik_uid": "uid-1"}
-        response = ask(shim, "/app/", **by_headers, X_authentik_groups="family|admins")
+        response = send(shim, "/app/", **by_headers, X_authentik_groups="family|admins")
         assert response.status_code == 403 or page(response)["username"] == "alice"
         renamed = issuer.token(sub="uid-1", preferred_username="alicia")
-        now = page(ask(shim, "/app/", X_authentik_jwt=renamed))
+        now = page(send(shim, "/app/", X_authentik_jwt=renamed))
         assert (now["username"], now["id"]) == ("alicia", known["id"])

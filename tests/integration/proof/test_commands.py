@@ -1,4 +1,4 @@
-"""What `check` and `explain` know of the proofs."""
+"""`check` and `explain` with proofs."""
 
 from __future__ import annotations
 
@@ -23,44 +23,46 @@ def given(upstream: Recorder, **settings: str) -> dict[str, str]:
     }
 
 
-def test_check_says_what_an_identity_has_to_bring_and_where(
+def test_check_reports_the_required_proof_of_an_identity(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = given(upstream, **issuer.settings(PUBLIC_PATH_PROOF="jwt"))
     done = command(tmp_path, "check", settings=settings)
     assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "Trusted peers: localhost (127.0.0.1" in said
-    assert "the shared secret in X-Shim-Proxy-Secret" in said
-    assert "the provider's token in X-authentik-jwt, always" in said
-    assert "on /rest/, /jellyfin/ only with a verified token, and never on /share/" in said
-    assert "Without an identity: Navidrome's own login" in said
-    assert "rsa-0 (RS256)" in said
+    output = " ".join(done.stdout.split())
+    assert "Trusted peers: localhost (127.0.0.1" in output
+    assert "the shared secret in X-Shim-Proxy-Secret" in output
+    assert "the provider's token in X-authentik-jwt, always" in output
+    assert "on /rest/, /jellyfin/ only with a verified token, and never on /share/" in output
+    assert "Without an identity: Navidrome's own login" in output
+    assert "rsa-0 (RS256)" in output
     assert SECRET not in done.stdout
     issuer.status = 503
     settings |= {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": "/start"}
     done = command(tmp_path, "check", settings=settings)
     assert done.returncode == 1
     assert "no token is accepted" in done.stdout
-    said = " ".join(done.stdout.split())
-    assert "401; browsers are redirected to /start; Navidrome's own login is closed" in said
+    output = " ".join(done.stdout.split())
+    assert "401; browsers are redirected to /start; Navidrome's own login is closed" in output
 
 
-def test_explain_resolves_names_and_asks_for_the_secret(upstream: Recorder, tmp_path: Path) -> None:
+def test_explain_resolves_host_names_and_requires_the_secret(
+    upstream: Recorder, tmp_path: Path
+) -> None:
     ada = ("-H", "X-authentik-username: ada")
-    asked = ("explain", "--peer", "127.0.0.1", "--path", "/app/", "--json", *ada)
+    arguments = ("explain", "--peer", "127.0.0.1", "--path", "/app/", "--json", *ada)
     for fields, verdict, reason in (
         ((), "rejected", "secret_missing"),
         (("-H", "X-Shim-Proxy-Secret: wrong"), "rejected", "secret_mismatch"),
         (("-H", f"X-Shim-Proxy-Secret: {SECRET}"), "authenticated", "proxy_secret"),
     ):
-        done = command(tmp_path, *asked, *fields, settings=given(upstream))
-        told = json.loads(done.stdout)
-        assert (told["verdict"], told["reason"]) == (verdict, reason)
+        done = command(tmp_path, *arguments, *fields, settings=given(upstream))
+        explained = json.loads(done.stdout)
+        assert (explained["verdict"], explained["reason"]) == (verdict, reason)
         assert SECRET not in done.stdout
 
 
-def test_an_authority_that_is_none_is_said_by_check(upstream: Recorder, tmp_path: Path) -> None:
+def test_check_reports_an_invalid_ca_file(upstream: Recorder, tmp_path: Path) -> None:
     authority = tmp_path / "authority.pem"
     authority.write_text("no PEM")
     token = {
@@ -76,37 +78,37 @@ def test_an_authority_that_is_none_is_said_by_check(upstream: Recorder, tmp_path
     assert keys["state"] == "failing" and "authority.pem contains no certificate" in keys["detail"]
 
 
-def test_explain_takes_the_proofs_from_where_no_process_list_shows_them(
+def test_explain_reads_proofs_from_files_and_not_from_arguments(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     ada = ("-H", "X-authentik-username: ada", "--with-secret", "--json")
-    asked = ("explain", "--peer", "127.0.0.1", "--path", "/app/", *ada)
-    done = command(tmp_path, *asked, settings=given(upstream))
-    told = json.loads(done.stdout)
-    assert (told["verdict"], told["reason"]) == ("authenticated", "proxy_secret")
+    arguments = ("explain", "--peer", "127.0.0.1", "--path", "/app/", *ada)
+    done = command(tmp_path, *arguments, settings=given(upstream))
+    explained = json.loads(done.stdout)
+    assert (explained["verdict"], explained["reason"]) == ("authenticated", "proxy_secret")
     assert SECRET not in done.stdout + done.stderr
     token = tmp_path / "token"
     token.write_text("no.such.token\n")
     done = command(
         tmp_path,
-        *asked,
+        *arguments,
         "--token-file",
         str(token),
         settings=given(upstream, **issuer.settings()),
     )
     assert json.loads(done.stdout)["reason"] == "jwt_invalid"
-    done = command(tmp_path, *asked, settings=given(upstream) | {"PROXY_SECRET": ""})
+    done = command(tmp_path, *arguments, settings=given(upstream) | {"PROXY_SECRET": ""})
     assert done.returncode == 2 or "SHIM_PROXY_SECRET" in done.stderr
 
 
-def test_every_reason_is_explained_in_words_of_its_own() -> None:
+def test_every_reason_has_its_own_explanation() -> None:
     assert [reason.name for reason in Reason] == [reason.value.upper() for reason in Reason]
     texts = [reason.text for reason in Reason]
     assert len(set(texts)) == len(texts)
     assert all(" " in text and not text.endswith(".") for text in texts)
 
 
-def test_a_ca_of_navidrome_that_is_none_is_said_by_check_and_serve(tmp_path: Path) -> None:
+def test_check_and_serve_report_an_invalid_ca_file_for_navidrome(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_text("no PEM")
     settings = {

@@ -1,4 +1,4 @@
-"""`navidrome-shim health` asks the shim that the settings name."""
+"""`navidrome-shim health` queries the shim of the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of the provider at a shim that runs."""
+"""Tokens of the provider at a running shim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def carrying(text: str, *fields: str, line: str = APP) -> bytes:
     return build_request(line, f"X-authentik-jwt: {text}", *fields)
 
 
-def test_a_verified_token_names_the_user_and_goes_no_further(
+def test_a_verified_token_names_the_user_and_is_not_forwarded(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
@@ -34,36 +34,39 @@ def test_a_verified_token_names_the_user_and_goes_no_further(
         (received,) = upstream.requested
         assert received.values("Remote-User") == ["ada"]
         assert b"eyJ" not in received.head
-        assert issuer.asked == 1
+        assert issuer.requests == 1
         (fetched,) = [line for line in shim.lines if line.get("kind") == "key_set_fetched"]
         assert "rsa-0 (RS256)" in str(fetched["keys"])
         assert checks(shim)["keys"]["state"] == "ok"
 
 
 def attacks(by: Provider) -> dict[str, tuple[str, str]]:
-    """Tokens that somebody made up or that were meant for something else, and why each is rejected."""
+    """Forged tokens and tokens for another purpose, and the reason why each is rejected."""
     now = int(time.time())
-    said = claims(iat=now - 5, exp=now + 300)
+    entries = claims(iat=now - 5, exp=now + 300)
     assert rsa_key() is by.keys["rsa-0"], "what would be signed well, but for what is wrong"
     nowhere = "http://127.0.0.1:9/"
     public = pem(rsa_key())
     return {
-        "alg none": (f"{encoded({'alg': 'none'})}.{encoded(said)}.", "jwt_invalid"),
+        "alg none": (f"{encoded({'alg': 'none'})}.{encoded(entries)}.", "jwt_invalid"),
         "the public key as the secret": (
-            token(said, key=public, algorithm="HS256", kid=None),
+            token(entries, key=public, algorithm="HS256", kid=None),
             "jwt_invalid",
         ),
-        "any secret": (token(said, key=SECRET, algorithm="HS256"), "jwt_invalid"),
+        "any secret": (token(entries, key=SECRET, algorithm="HS256"), "jwt_invalid"),
         "another key under a known name": (by.token(key=rsa_key(1)), "jwt_invalid"),
-        "a key that it brings": (token(said, key=rsa_key(1), jwk=jwk(rsa_key(1))), "jwt_invalid"),
+        "a key that it brings": (
+            token(entries, key=rsa_key(1), jwk=jwk(rsa_key(1))),
+            "jwt_invalid",
+        ),
         "an address that it brings": (
-            token(said, key=rsa_key(1), jku=nowhere, x5u=nowhere),
+            token(entries, key=rsa_key(1), jku=nowhere, x5u=nowhere),
             "jwt_invalid",
         ),
         "another issuer": (by.token(iss="https://evil.example/"), "jwt_invalid"),
         "another audience": (by.token(aud="another-client"), "jwt_invalid"),
         "no end": (by.token(exp=None), "jwt_invalid"),
-        "a logout token": (token(said, typ="logout+jwt"), "jwt_invalid"),
+        "a logout token": (token(entries, typ="logout+jwt"), "jwt_invalid"),
         "expired": (by.token(exp=now - 1), "jwt_expired"),
         "not yet": (by.token(nbf=now + 1000), "jwt_not_yet_valid"),
         "no name": (by.token(preferred_username=None), "identity_incomplete"),
@@ -72,7 +75,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
     }
 
 
-def test_each_forged_token_is_rejected_and_never_written_down(
+def test_each_forged_token_is_rejected_and_never_logged(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
@@ -88,10 +91,10 @@ def test_each_forged_token_is_rejected_and_never_written_down(
             assert text.encode() not in response.raw
             assert text not in json.dumps(shim.lines, default=str), name
         assert upstream.requested == []
-        assert issuer.asked == 1, "none of them is worth a fetch"
+        assert issuer.requests == 1, "none of them is worth a fetch"
 
 
-def test_headers_that_say_something_else_than_the_token(
+def test_headers_that_contradict_the_token_are_rejected(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
@@ -109,7 +112,7 @@ def test_headers_that_say_something_else_than_the_token(
         assert upstream.requested == []
 
 
-def test_a_token_ends_also_on_a_connection_that_is_open(
+def test_an_expired_token_is_rejected_on_an_open_connection(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
@@ -131,7 +134,7 @@ def test_a_token_ends_also_on_a_connection_that_is_open(
         assert shim.wait_for_line(reason="jwt_expired")
 
 
-def test_keys_that_rotate_under_load_lose_nobody(
+def test_rotating_keys_under_load_rejects_no_user(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWKS_MIN_INTERVAL="1")
@@ -145,10 +148,10 @@ def test_keys_that_rotate_under_load_lose_nobody(
         mixed = [text for pair in zip(new, old * 4, strict=True) for text in pair]
         statuses = [a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), mixed)]
         assert statuses == [200] * 64
-        assert issuer.asked == 2
+        assert issuer.requests == 2
         changed = shim.wait_for_line(kind="policy_changed", subject="keys")
         assert "rsa-1" in str(changed["added"])
-        # The old key goes, and with it every token of its own, remembered or not.
+        # The old key is removed, and with it all of its tokens, cached or not.
         del issuer.keys["rsa-0"]
         issuer.keys["rsa-2"] = rsa_key(2)
         end = time.monotonic() + _PATIENCE
@@ -159,7 +162,7 @@ def test_keys_that_rotate_under_load_lose_nobody(
             assert shim.request(carrying(text), peer).status == 401
 
 
-def test_a_key_that_is_replaced_under_its_name_is_followed_at_the_next_fetch(
+def test_a_key_that_is_replaced_under_its_kid_is_used_after_the_next_fetch(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWKS_REFRESH_SECONDS="1")
@@ -171,7 +174,7 @@ def test_a_key_that_is_replaced_under_its_name_is_followed_at_the_next_fetch(
         assert shim.request(carrying(old), an_edge()).status == 401
 
 
-def test_forged_key_names_make_no_storm(
+def test_forged_key_ids_cause_a_limited_number_of_fetches(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
@@ -182,11 +185,11 @@ def test_forged_key_names_make_no_storm(
             assert shim.request(carrying(forged), peer).status == 401
             if number % 30 == 0:
                 assert shim.request(carrying(honest), peer).status == 200
-        assert issuer.asked == 2, "one at the start, one for all of them"
+        assert issuer.requests == 2, "one at the start, one for all of them"
         assert shim.wait_for_line(reason="jwt_unknown_key")
 
 
-def test_a_key_set_that_is_down_lets_nobody_in_until_it_is_up(
+def test_no_identity_is_trusted_until_the_key_set_is_available(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     issuer.status = 503
@@ -202,18 +205,18 @@ def test_a_key_set_that_is_down_lets_nobody_in_until_it_is_up(
             assert time.monotonic() < end
             time.sleep(0.1)
         assert checks(shim)["keys"]["state"] == "ok"
-        # Away again: what was fetched counts on.
+        # Down again: the fetched key set remains valid.
         issuer.status = 503
-        before = issuer.asked
+        before = issuer.requests
         unknown = token(claims(iat=None, exp=2_000_000_000), key=rsa_key(1), kid="unknown")
-        while issuer.asked == before:
+        while issuer.requests == before:
             assert shim.request(carrying(unknown), an_edge()).status == 401
             assert time.monotonic() < end
         assert shim.request(carrying(issuer.token()), an_edge()).status == 200
         assert checks(shim)["keys"]["state"] == "warning"
 
 
-def test_a_native_client_with_a_bearer_token_on_a_public_path(
+def test_a_native_client_can_use_a_bearer_token_on_a_public_path(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWT_BEARER="true", PUBLIC_PATH_PROOF="jwt")
@@ -239,7 +242,7 @@ def test_a_native_client_with_a_bearer_token_on_a_public_path(
 
 
 @pytest.mark.parametrize("name", ["check", "explain"])
-def test_the_commands_know_the_key_set(
+def test_the_commands_check_the_key_set(
     issuer: Provider, upstream: Recorder, tmp_path: Path, name: str
 ) -> None:
     settings = {
@@ -254,9 +257,9 @@ def test_the_commands_know_the_key_set(
         arguments = ["explain", "--peer", "127.0.0.2", "--path", "/app/", "-H", header, "--json"]
     done = command(tmp_path, *arguments, settings=settings)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    explained = json.loads(done.stdout)
     if name == "check":
-        assert told["checks"]["keys"]["state"] == "ok"
+        assert explained["checks"]["keys"]["state"] == "ok"
     else:
-        assert told["reason"] == "verified_jwt"
+        assert explained["reason"] == "verified_jwt"
         assert "eyJ" not in done.stdout

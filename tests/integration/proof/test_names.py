@@ -1,4 +1,4 @@
-"""Host names in the whitelist, while their addresses change under a shim that runs."""
+"""Host names in the whitelist whose addresses change while the shim runs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def names(tmp_path: Path) -> Iterator[NameServer]:
     if not place or subprocess.run([*place, "true"], check=False, capture_output=True).returncode:
         pytest.skip("only root may put a name server of its own in place")
     try:
-        with name_server() as made:
-            yield made
+        with name_server() as server:
+            yield server
     except PermissionError:
         pytest.skip("port 53 may not be listened on")
 
 
-def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
+def test_the_new_address_of_an_edge_is_trusted_and_its_old_one_is_not(
     upstream: Recorder, names: NameServer, tmp_path: Path
 ) -> None:
-    names.answers = {EDGE: ["127.0.0.2"]}
+    names.records = {EDGE: ["127.0.0.2"]}
     settings = {
         "REVERSE_PROXY_WHITELIST": f"{EDGE},{GHOST}",
         "DNS_REFRESH_SECONDS": "1",
@@ -43,37 +43,39 @@ def test_an_edge_that_moves_is_followed_and_its_old_address_is_not(
     place = in_its_place(tmp_path)
     with shim_before(upstream.port, tmp_path, before=place, **settings) as shim:
 
-        def believed(source: str) -> bool:
+        def is_trusted(source: str) -> bool:
             upstream.clear()
             assert shim.request(build_request(APP, ADA), source).status == 200
             return upstream.requested[-1].values("Remote-User") == ["ada"]
 
-        def all_believed() -> list[str]:
-            return [s for s in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4") if believed(s)]
+        def trusted_addresses() -> list[str]:
+            return [
+                s for s in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4") if is_trusted(s)
+            ]
 
-        assert all_believed() == ["127.0.0.2"]
+        assert trusted_addresses() == ["127.0.0.2"]
         whitelist = checks(shim)["whitelist"]
         assert whitelist["state"] == "warning" and GHOST in whitelist["detail"]
         assert shim.wait_for_line(kind="name_lookup_failed", host=GHOST)["severity"] == "error"
 
-        names.answers[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
-        eventually(all_believed, ["127.0.0.3", "127.0.0.4"])
+        names.records[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
+        eventually(trusted_addresses, ["127.0.0.3", "127.0.0.4"])
         moved = shim.wait_for_line(kind="policy_changed", subject="whitelist")
         assert moved["removed"] == [f"{EDGE}=127.0.0.2"]
         assert set(moved["added"]) == {
             f"{EDGE}={address}" for address in ("127.0.0.3", "127.0.0.4", "::1", "fd00::1")
         }
 
-        names.silent = True  # what was known counts on, for a while, and that is said
+        names.silent = True  # the last result stays valid for a while, with an event
         eventually(lambda: f"still used: {EDGE}" in checks(shim)["whitelist"]["detail"], True)
-        assert all_believed() == ["127.0.0.3", "127.0.0.4"]
-        eventually(all_believed, [])
+        assert trusted_addresses() == ["127.0.0.3", "127.0.0.4"]
+        eventually(trusted_addresses, [])
         assert checks(shim)["whitelist"]["state"] == "failing"
         failed = [ln for ln in shim.lines if ln.get("kind") == "name_lookup_failed"]
-        said = [(line["host"], line["severity"]) for line in failed]
-        assert said == [(GHOST, "error"), (EDGE, "warning"), (EDGE, "error")]
+        reported = [(line["host"], line["severity"]) for line in failed]
+        assert reported == [(GHOST, "error"), (EDGE, "warning"), (EDGE, "error")]
 
         names.silent = False
-        names.answers = {GHOST: ["127.0.0.2"]}  # and the edge's own name is gone
-        eventually(all_believed, ["127.0.0.2"])
+        names.records = {GHOST: ["127.0.0.2"]}  # and the edge's own name is removed
+        eventually(trusted_addresses, ["127.0.0.2"])
         assert shim.wait_for_line(kind="name_resolved", host=GHOST)["addresses"] == ["127.0.0.2"]

@@ -1,4 +1,4 @@
-"""Navidrome's own tokens on their way through a shim that runs."""
+"""Navidrome's own tokens through a running shim."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def everywhere(line: str, *fields: str) -> bytes:
     )
 
 
-def test_an_old_token_of_another_account_does_not_beat_the_user_header(
+def test_an_old_token_of_another_account_does_not_override_the_user_header(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with shim_before(upstream.port, tmp_path) as shim:
@@ -37,7 +37,9 @@ def test_an_old_token_of_another_account_does_not_beat_the_user_header(
         assert OLD not in json.dumps(shim.lines, default=str)
 
 
-def test_one_without_an_identity_passes_and_is_noted(upstream: Recorder, tmp_path: Path) -> None:
+def test_a_token_without_an_identity_is_forwarded_and_logged(
+    upstream: Recorder, tmp_path: Path
+) -> None:
     with shim_before(upstream.port, tmp_path) as shim:
         peer = someone()
         shim.request(everywhere("GET /api/user?jwt={} HTTP/1.1"), peer)
@@ -48,7 +50,7 @@ def test_one_without_an_identity_passes_and_is_noted(upstream: Recorder, tmp_pat
         assert OLD not in json.dumps(shim.lines, default=str)
 
 
-def test_public_paths_keep_theirs(upstream: Recorder, tmp_path: Path) -> None:
+def test_tokens_on_public_paths_are_forwarded(upstream: Recorder, tmp_path: Path) -> None:
     with shim_before(upstream.port, tmp_path) as shim:
         for line in ("GET /rest/ping?jwt={} HTTP/1.1", "GET /share/s/x?jwt={} HTTP/1.1"):
             shim.request(everywhere(line), an_edge())
@@ -57,7 +59,7 @@ def test_public_paths_keep_theirs(upstream: Recorder, tmp_path: Path) -> None:
         assert not [line for line in shim.lines if line.get("kind") == "navidrome_token_found"]
 
 
-def test_where_an_identity_counts_on_public_paths_no_other_accounts_token_passes_there(
+def test_where_public_paths_carry_an_identity_no_other_accounts_token_is_forwarded(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     secret = "0123456789abcdef" * 3

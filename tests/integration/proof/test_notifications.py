@@ -1,4 +1,4 @@
-"""Notifications as an operator sets them up: the test message, and what is wrong with the settings."""
+"""Notifications as an operator configures them: the test message, and invalid settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN = "s3cret-s3cret-s3cret"
 
 
 class Service(ThreadingHTTPServer):
-    """A service on HTTP that keeps the messages that it gets."""
+    """An HTTP service that records its messages."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -45,11 +45,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    with Service() as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    with Service() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield made
-        made.shutdown()
+        yield running
+        running.shutdown()
         thread.join()
 
 
@@ -69,14 +69,14 @@ def test_a_test_message_goes_to_every_service_and_a_failure_is_the_exit_code(
     assert (done.returncode, done.stdout) == (0, "1 (json): sent\n")
 
 
-def test_without_urls_a_test_says_that_nobody_is_notified(tmp_path: Path) -> None:
+def test_without_urls_a_test_reports_that_there_is_no_target(tmp_path: Path) -> None:
     done = command(tmp_path, "notify", "test", settings={})
     assert (done.returncode, done.stdout) == (1, "")
     assert "SHIM_NOTIFY_URLS is not set" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"NOTIFY_URLS": f"nosuch://{TOKEN}"}, "entry 1 (nosuch://…) is not an Apprise URL"),
         (
@@ -85,8 +85,8 @@ def test_without_urls_a_test_says_that_nobody_is_notified(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_unusable_settings_stop_the_start_and_check_says_why(
-    upstream: Recorder, tmp_path: Path, settings: dict[str, str], said: str
+def test_invalid_settings_prevent_the_start_and_check_reports_why(
+    upstream: Recorder, tmp_path: Path, settings: dict[str, str], expected: str
 ) -> None:
     settings = {
         "UPSTREAM": f"http://127.0.0.1:{upstream.port}",
@@ -98,15 +98,15 @@ def test_unusable_settings_stop_the_start_and_check_says_why(
     for arguments in (("serve",), ("notify", "test")):
         done = command(tmp_path, *arguments, settings=settings)
         assert done.returncode == 1
-        assert said in done.stderr
+        assert expected in done.stderr
         assert TOKEN not in done.stdout + done.stderr
     checked = command(tmp_path, "check", "--json", settings=settings)
     found = json.loads(checked.stdout)["checks"]["notifications"]
-    assert found["state"] == "failing" and said in found["detail"]
+    assert found["state"] == "failing" and expected in found["detail"]
     assert TOKEN not in checked.stdout
 
 
-def test_a_running_shim_notifies_of_its_start(
+def test_a_running_shim_sends_a_notification_of_its_start(
     service: Service, upstream: Recorder, tmp_path: Path
 ) -> None:
     settings = {"NOTIFY_URLS": service.url, "NOTIFY_KINDS": "started"}

@@ -1,4 +1,4 @@
-"""Each preset reads what its provider sends, and gives an attacker no more than authentik's does."""
+"""Each preset reads its provider's headers, and is as resistant to attacks as authentik's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shim.settings.providers import PRESETS
 from shim.trust.decision import Decision, decide
 from shim.trust.identity import Identity
 from shim.trust.peers import Peer
-from tests.support.decisions import ANYONE, EDGE, head
+from tests.support.decisions import EDGE, UNTRUSTED, head
 from tests.support.jwt_minting import rsa_key, token
 from tests.support.provider_headers import (
     SENDS,
@@ -56,12 +56,12 @@ def reason(
     return str(decision.outcome.reason)
 
 
-def test_every_preset_is_tried() -> None:
+def test_every_preset_is_tested() -> None:
     assert BY_NAME.keys() == PRESETS.keys()
 
 
 @each_provider
-def test_what_the_provider_sends_names_the_user(sent: Sent) -> None:
+def test_the_providers_headers_name_the_user(sent: Sent) -> None:
     decision = decided(sent, *sent.fields)
     assert decision.identity == sent.identity
     forwarded = decision.render_head().decode().partition("\r\n\r\n")[0].split("\r\n")[2:]
@@ -79,11 +79,11 @@ def test_the_takeover_fails(sent: Sent) -> None:
     assert reason(sent, *sent.fields, path="/share/x") == "public_path"
     assert reason(sent, *sent.fields, path="/restx") == "public_path"
     assert reason(sent, *sent.fields, path="/re%C5%BFt/x") == "non_ascii_path"
-    assert reason(sent, *sent.fields, peer=ANYONE) == "untrusted_peer"
+    assert reason(sent, *sent.fields, peer=UNTRUSTED) == "untrusted_peer"
 
 
 @each_provider
-def test_a_route_without_authentication_needs_the_proof(sent: Sent) -> None:
+def test_a_route_without_authentication_requires_the_proof(sent: Sent) -> None:
     signed = sent.settings.get("JWKS_URL") is not None
     fields = [f for f in sent.fields if "Assertion" not in f] if signed else sent.fields
     expected = sent.without_token if signed else "trusted_peer"
@@ -105,7 +105,7 @@ def test_an_alias_of_every_header_is_rejected(sent: Sent) -> None:
 
 
 @each_provider
-def test_another_header_of_the_provider_never_passes(sent: Sent) -> None:
+def test_another_header_of_the_provider_is_never_forwarded(sent: Sent) -> None:
     prefix = sent.load().identity_prefixes[0]
     decision = decided(sent, *sent.fields, f"{prefix}Unknown: {ADMIN}")
     assert decision.identity == sent.identity
@@ -113,13 +113,13 @@ def test_another_header_of_the_provider_never_passes(sent: Sent) -> None:
 
 
 @each_provider
-def test_only_empty_headers_name_nobody(sent: Sent) -> None:
+def test_empty_headers_claim_no_identity(sent: Sent) -> None:
     fields = [f"{line.partition(':')[0]}:" for line in sent.fields if "Headers-Info" not in line]
     assert reason(sent, *fields) == "no_identity"
 
 
 @pytest.mark.parametrize("name", ["pomerium", "cloudflare-access"])
-def test_a_signed_preset_takes_the_signed_values_only(name: str) -> None:
+def test_a_signed_preset_uses_the_signed_values_only(name: str) -> None:
     sent = BY_NAME[name]
     header = sent.load().jwt_header
     assertion = pomerium_assertion if name == "pomerium" else access_assertion
@@ -146,11 +146,11 @@ def test_a_header_beside_the_token_must_agree_with_a_deciding_email() -> None:
     assert reason(sent, *fields) == "jwt_claim_mismatch"
 
 
-def test_the_token_has_an_algorithm_of_the_preset() -> None:
+def test_the_token_must_have_an_algorithm_of_the_preset() -> None:
     sent = BY_NAME["pomerium"]
     now = int(time.time())
-    said = {"iss": "music.example.org", "aud": "music.example.org", "sub": "x", "exp": now + 60}
-    by_rsa = token({**said, "email": ADMIN}, key=rsa_key())
+    entries = {"iss": "music.example.org", "aud": "music.example.org", "sub": "x", "exp": now + 60}
+    by_rsa = token({**entries, "email": ADMIN}, key=rsa_key())
     header = "X-Pomerium-Jwt-Assertion"
     assert reason(sent, f"{header}: {by_rsa}") == "jwt_invalid"
     assert (
@@ -158,10 +158,10 @@ def test_the_token_has_an_algorithm_of_the_preset() -> None:
     )
 
 
-def test_oauth2_proxys_id_token_comes_as_a_bearer_token() -> None:
+def test_oauth2_proxys_id_token_is_read_as_a_bearer_token() -> None:
     sent = BY_NAME["oauth2-proxy"]
     now = int(time.time())
-    said = {
+    entries = {
         "iss": "https://idp.example.org",
         "aud": "navidrome",
         "sub": "idp-7",
@@ -177,7 +177,7 @@ def test_oauth2_proxys_id_token_comes_as_a_bearer_token() -> None:
         "JWT_ISSUER": "https://idp.example.org",
         "JWT_AUDIENCE": "navidrome",
     }
-    bearer = f"Authorization: Bearer {token(said)}"
+    bearer = f"Authorization: Bearer {token(entries)}"
     decision = decided(sent, *sent.fields, bearer, settings=settings)
     assert decision.identity == sent.identity
     other = (*sent.fields[:1], "X-Auth-Request-Preferred-Username: admin")
@@ -217,8 +217,8 @@ def test_local_part_is_the_name_before_the_at(name: str) -> None:
         ), email
 
 
-def test_names_that_look_equal_stay_different() -> None:
-    """Case, Unicode forms and the Turkish i are never folded: the uid is the text that was sent."""
+def test_names_that_look_equal_are_different_users() -> None:
+    """Case, Unicode forms and the Turkish i are never folded: the uid is the exact text."""
     sent = BY_NAME["authelia"]
     names = [
         "Ada",
@@ -264,7 +264,7 @@ def test_names_that_look_equal_stay_different() -> None:
         ("plain", "/music,/music/admins", ("/music", "/music/admins")),
     ],
 )
-def test_the_form_of_a_group_list(form: str, text: str, groups: tuple[str, ...] | None) -> None:
+def test_the_format_of_a_group_list(form: str, text: str, groups: tuple[str, ...] | None) -> None:
     sent = BY_NAME["authelia"]
     fields = ("Remote-User: ada", f"Remote-Groups: {text}")
     decision = decided(sent, *fields, settings={"GROUPS_FORMAT": form})

@@ -1,4 +1,4 @@
-"""The real edges before the shim, with each proof in force: the takeover and its kin, replayed."""
+"""Real edges in front of the shim, with each proof enabled: the takeover and its variants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REST = "/rest/getUsers?v=1.16.1&c=curl&f=json"
 
 @contextmanager
 def scene_of(folder: Path, edge: str, *, secret: str = "", **settings: str) -> Iterator[Scene]:
-    """An edge, a provider whose key set the shim is told of, the shim and a stand-in."""
+    """An edge, a provider with a key set, the shim and a stand-in."""
     with (
         StandInThread(StandInOptions(login_window=3600)) as stand_in,
         Outpost(OutpostOptions(users=USERS, open_paths=("^/ping$",))) as outpost,
@@ -47,14 +47,14 @@ def scene_of(folder: Path, edge: str, *, secret: str = "", **settings: str) -> I
 
 
 def users_seen(scene: Scene) -> set[str]:
-    """Everybody whom Navidrome was told of, but for the shim's own probe of the user header."""
+    """Every user that Navidrome received, except in the shim's own probe of the user header."""
     seen = list(scene.stand_in.seen)
     users = {value for one in seen for name, value in one.headers if name.lower() == "remote-user"}
     return {user for user in users if not user.startswith("navidrome-shim-probe-")}
 
 
 @pytest.mark.parametrize("edge", ["traefik", "guide", "caddy"])
-def test_with_a_required_token_no_route_of_any_edge_lets_a_name_in(
+def test_with_a_required_token_no_route_of_any_edge_accepts_a_claimed_name(
     tmp_path: Path, edge: str
 ) -> None:
     secret = "" if edge == "guide" else SECRET
@@ -64,8 +64,8 @@ def test_with_a_required_token_no_route_of_any_edge_lets_a_name_in(
             assert alice.get("/rest/ping").status_code == httpx.codes.OK
         assert users_seen(scene) == {"alice"}
         forged = token(claims(iss=scene.outpost.issuer, iat=None), key=rsa_key(1), kid="x")
-        with scene.client() as stranger, scene.client(to=scene.shim_url) as neighbour:
-            for asker in (stranger, neighbour):
+        with scene.client() as outsider, scene.client(to=scene.shim_url) as local_client:
+            for sender in (outsider, local_client):
                 for path in (REST, "/share/abc", "/ping", "/app/", "/api/user"):
                     for headers in (
                         SPOOFED,
@@ -73,35 +73,37 @@ def test_with_a_required_token_no_route_of_any_edge_lets_a_name_in(
                         {"Authorization": f"Bearer {forged}"},
                         {**SPOOFED, "X-authentik-jwt": ""},
                     ):
-                        asker.get(path, headers=headers)
+                        sender.get(path, headers=headers)
         assert users_seen(scene) == {"alice"}
 
 
 @pytest.mark.parametrize("edge", ["traefik", "caddy"])
 @pytest.mark.parametrize("proof", ["none", "secret"])
-def test_the_secret_of_the_protected_route_is_not_on_the_public_one(
+def test_the_secret_of_the_protected_route_is_not_sent_on_the_public_one(
     tmp_path: Path, edge: str, proof: str
 ) -> None:
     with scene_of(tmp_path, edge, secret=SECRET, PUBLIC_PATH_PROOF=proof) as scene:
         with scene.client("alice") as alice:
             assert alice.get("/app/").status_code == httpx.codes.OK
-        with scene.client() as stranger:
+        with scene.client() as outsider:
             for guess in ({}, {"X-Shim-Proxy-Secret": "guessed"}, {"X_Shim_Proxy_Secret": SECRET}):
-                stranger.get(REST, headers={**SPOOFED, **guess})
-                stranger.get("/share/abc", headers={**SPOOFED, **guess})
+                outsider.get(REST, headers={**SPOOFED, **guess})
+                outsider.get("/share/abc", headers={**SPOOFED, **guess})
         assert users_seen(scene) == {"alice"}
 
 
-def test_whoever_reaches_the_shim_past_the_edge_lacks_the_secret(tmp_path: Path) -> None:
+def test_a_client_that_bypasses_the_edge_lacks_the_secret(tmp_path: Path) -> None:
     with scene_of(tmp_path, "traefik", secret=SECRET) as scene:
-        with scene.client(to=scene.shim_url) as neighbour:
-            assert neighbour.get("/app/", headers=SPOOFED).status_code == httpx.codes.UNAUTHORIZED
+        with scene.client(to=scene.shim_url) as local_client:
+            assert (
+                local_client.get("/app/", headers=SPOOFED).status_code == httpx.codes.UNAUTHORIZED
+            )
             wrong = {**SPOOFED, "X-Shim-Proxy-Secret": SECRET[:-1]}
-            assert neighbour.get("/app/", headers=wrong).status_code == httpx.codes.UNAUTHORIZED
+            assert local_client.get("/app/", headers=wrong).status_code == httpx.codes.UNAUTHORIZED
         assert users_seen(scene) == set()
 
 
-def test_a_group_that_an_edge_lets_through_has_to_be_in_the_token(tmp_path: Path) -> None:
+def test_a_group_from_the_edge_must_be_in_the_token(tmp_path: Path) -> None:
     with (
         scene_of(tmp_path, "guide", JWT_VERIFY="required") as scene,
         scene.client("alice") as alice,

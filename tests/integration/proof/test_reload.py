@@ -1,4 +1,4 @@
-"""Settings taken again while the shim runs."""
+"""Reloading settings while the shim runs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def write(folder: Path, **settings: str) -> None:
 
 @contextmanager
 def running(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
-    """A shim with these settings in its `.env`, and with what is needed to run it in its environment."""
+    """A shim with these settings in its `.env`, and with the settings to run it in its environment."""
     write(folder, **settings)
     with shim_before(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
         yield shim
 
 
 def user(shim: Shim, upstream: Recorder, source: str, *fields: str) -> list[str]:
-    """Whom Navidrome was told of; the status where it was not asked."""
+    """The users that Navidrome received; the status if it received no request."""
     upstream.clear()
     response = shim.request(build_request(APP, ADA, *fields), source)
     if response.status != 200:
@@ -46,7 +46,7 @@ def user(shim: Shim, upstream: Recorder, source: str, *fields: str) -> list[str]
     return upstream.requested[-1].values("Remote-User")
 
 
-def test_a_signal_takes_whitelist_and_secrets_between_two_requests(
+def test_a_signal_reloads_whitelist_and_secrets_between_two_requests(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with running(upstream, tmp_path, **FIRST) as shim:
@@ -61,13 +61,13 @@ def test_a_signal_takes_whitelist_and_secrets_between_two_requests(
             shim.wait_for_line(kind="policy_changed", subject="settings")
             assert user(shim, upstream, ONE) == ["401"]
             assert user(shim, upstream, OTHER, f"X-Shim-Proxy-Secret: {secret}") == ["ada"]
-            # A connection that was open before is judged by the new policy, and goes on.
+            # A connection that was open before gets decisions of the new policy, and continues.
             open_before.sendall(head)
             assert open_before.recv(65536).startswith(b"HTTP/1.1 401")
         assert secret not in json.dumps(shim.lines, default=str)
 
 
-def test_a_stream_goes_on_through_a_reload(upstream: Recorder, tmp_path: Path) -> None:
+def test_a_stream_continues_during_a_reload(upstream: Recorder, tmp_path: Path) -> None:
     with running(upstream, tmp_path, **FIRST) as shim, shim.connect(ONE) as client:
         fields = f"Host: h\r\n{ADA}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
         client.sendall(f"POST /api/x HTTP/1.1\r\n{fields}ab".encode())
@@ -84,11 +84,11 @@ def test_a_stream_goes_on_through_a_reload(upstream: Recorder, tmp_path: Path) -
         assert (received.body, received.values("Remote-User")) == (b"abcd", ["ada"])
 
 
-def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
+def test_invalid_settings_leave_the_previous_ones_in_use(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with running(upstream, tmp_path, **FIRST) as shim:
-        for bad, said in (
+        for bad, expected_line in (
             ({"REVERSE_PROXY_WHITELIST": "10.0.0.0/99"}, "SHIM_REVERSE_PROXY_WHITELIST"),
             ({"REVERSE_PROXY_WHITELIST": OTHER, "NO_SUCH": "1"}, "SHIM_NO_SUCH"),
             ({"REVERSE_PROXY_WHITELIST": OTHER, "JWT_VERIFY": "required"}, "SHIM_JWT_VERIFY"),
@@ -107,12 +107,12 @@ def test_settings_that_cannot_be_used_leave_those_from_before_in_force(
             failed = shim.wait_for_line(kind="admin_action", origin="signal", result="failed")
             assert (failed["action"], failed["actor"]) == ("reload", "signal")
             assert failed["detail"]
-            assert said in str(refused["faults"])
+            assert expected_line in str(refused["faults"])
             assert user(shim, upstream, ONE) == ["ada"]
             assert user(shim, upstream, OTHER) == []
 
 
-def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_path: Path) -> None:
+def test_the_command_lists_applied_and_pending_settings(upstream: Recorder, tmp_path: Path) -> None:
     with running(upstream, tmp_path, **FIRST) as shim:
         control = str(shim.wait_for_line(kind="started")["control_listen"])
         settings = {"CONTROL_LISTEN": control}
@@ -154,7 +154,7 @@ def test_the_command_says_what_was_taken_and_what_waits(upstream: Recorder, tmp_
         assert user(shim, upstream, OTHER, groups) == ["ada"]
 
 
-def test_a_file_that_is_gone_takes_no_secret_away(upstream: Recorder, tmp_path: Path) -> None:
+def test_a_missing_file_removes_no_secret(upstream: Recorder, tmp_path: Path) -> None:
     write(tmp_path, PROXY_SECRET="s3cret-s3cret-s3cret")
     with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
         assert user(shim, upstream, ONE) == ["401"]
@@ -165,9 +165,7 @@ def test_a_file_that_is_gone_takes_no_secret_away(upstream: Recorder, tmp_path: 
         assert user(shim, upstream, ONE) == ["401"]
 
 
-def test_a_name_that_is_new_is_resolved_before_it_is_in_force(
-    upstream: Recorder, tmp_path: Path
-) -> None:
+def test_a_new_host_name_is_resolved_before_it_is_used(upstream: Recorder, tmp_path: Path) -> None:
     with running(upstream, tmp_path, **FIRST) as shim:
         assert user(shim, upstream, "127.0.0.1") == []
         write(tmp_path, REVERSE_PROXY_WHITELIST="localhost")
@@ -178,7 +176,7 @@ def test_a_name_that_is_new_is_resolved_before_it_is_in_force(
         assert user(shim, upstream, ONE) == []
 
 
-def test_where_pages_are_sent_is_taken(upstream: Recorder, tmp_path: Path) -> None:
+def test_the_sign_in_url_is_reloaded(upstream: Recorder, tmp_path: Path) -> None:
     page = "Accept: text/html"
     with running(upstream, tmp_path, **FIRST) as shim:
         assert shim.request(build_request(APP, page), OTHER).status == 200
@@ -191,14 +189,14 @@ def test_where_pages_are_sent_is_taken(upstream: Recorder, tmp_path: Path) -> No
         eventually(lambda: shim.request(build_request(APP, page), OTHER).status, 401)
 
 
-def test_the_command_says_where_nobody_answers(tmp_path: Path) -> None:
+def test_the_command_reports_that_no_shim_responds(tmp_path: Path) -> None:
     done = command(tmp_path, "reload", settings={"CONTROL_LISTEN": "127.0.0.1:9"})
     assert done.returncode == 1
     assert "no response from 127.0.0.1:9" in done.stderr
     assert "send the shim SIGHUP instead" in done.stderr
 
 
-def test_another_key_set_is_taken_only_once_it_was_fetched(
+def test_another_key_set_is_used_only_once_it_was_fetched(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
@@ -218,23 +216,23 @@ def test_another_key_set_is_taken_only_once_it_was_fetched(
         fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-1')}"
         assert user(shim, upstream, ONE, fresh) == ["ada"]
         assert "rsa-1" in checks(shim)["keys"]["detail"]
-        # The new one is asked for keys that are unknown.
+        # The new one is requested for unknown keys.
         issuer.keys["rsa-2"] = rsa_key(2)
         fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-2')}"
         eventually(lambda: user(shim, upstream, ONE, fresh), ["ada"])
-        # And off again.
+        # And disabled again.
         write(tmp_path, **FIRST)
         hang_up(shim)
         eventually(lambda: user(shim, upstream, ONE), ["ada"])
         assert "keys" not in checks(shim)
 
 
-def test_without_a_change_the_key_set_is_fetched_again(
+def test_a_reload_without_a_change_fetches_the_key_set_again(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with running(upstream, tmp_path, **FIRST, **issuer.settings()) as shim:
         control = str(shim.wait_for_line(kind="started")["control_listen"])
-        # Another key under the name of the one before: no token says that it is unknown.
+        # Another key with the kid of the previous one: no token requests a refresh.
         issuer.keys = {"rsa-0": rsa_key(1)}
         token = f"X-authentik-jwt: {issuer.token()}"
         assert user(shim, upstream, ONE, token) == ["401"]
@@ -243,7 +241,7 @@ def test_without_a_change_the_key_set_is_fetched_again(
         assert user(shim, upstream, ONE, token) == ["ada"]
 
 
-def test_an_authority_that_is_none_is_said(
+def test_an_invalid_ca_file_is_reported(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     authority = tmp_path / "authority.pem"
@@ -258,9 +256,7 @@ def test_an_authority_that_is_none_is_said(
         assert user(shim, upstream, ONE) == ["ada"]
 
 
-def test_a_signal_that_comes_before_anybody_hears_it_is_done_after_the_start(
-    upstream: Recorder, tmp_path: Path
-) -> None:
+def test_a_signal_during_the_start_is_handled_after_it(upstream: Recorder, tmp_path: Path) -> None:
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": str(Path(package.__file__).parents[1]),
@@ -279,9 +275,10 @@ def test_a_signal_that_comes_before_anybody_hears_it_is_done_after_the_start(
             eventually(lambda: _holds_hang_ups_back(process.pid), True)
             hang_up(shim)
             shim.wait_for_line(20.0, kind="started")
-            said = {"kind": "configuration_loaded"}
+            expected_line = {"kind": "configuration_loaded"}
             eventually(
-                lambda: len([line for line in shim.lines if said.items() <= line.items()]), 2
+                lambda: len([line for line in shim.lines if expected_line.items() <= line.items()]),
+                2,
             )
         finally:
             process.terminate()

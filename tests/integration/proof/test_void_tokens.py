@@ -1,4 +1,6 @@
-"""A Navidrome token of a person who is denied ends at a running shim, everywhere, with what it began."""
+"""Navidrome tokens of a denied identity: void at a running shim on every path, and their streams
+ended.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.integration.proof.test_accounts import ask, navidrome, person, shim_with_accounts
+from tests.integration.proof.test_accounts import navidrome, person, send, shim_with_accounts
 from tests.support.shim_process import Shim
 
 __all__ = ["navidrome"]
@@ -15,8 +17,8 @@ GROUPS = {"ALLOWED_GROUPS": "family"}
 
 
 def token_of(shim: Shim, navidrome: int, name: str) -> str:
-    """Let a person come, set a password as the administrator, and log in with it."""
-    assert ask(shim, "/api/song", **person(name)).status_code == 200
+    """Provision a user, set a password as the administrator, and log in with it."""
+    assert send(shim, "/api/song", **person(name)).status_code == 200
     url = f"http://127.0.0.1:{navidrome}"
     with httpx.Client(
         base_url=url, timeout=30, headers={"Remote-User": "navidrome-shim"}
@@ -31,7 +33,7 @@ def token_of(shim: Shim, navidrome: int, name: str) -> str:
 
 
 def opens(shim: Shim, name: str, token: str, *, form: bool = False) -> bool:
-    """Whether a stranger gets in with the token, on a public path."""
+    """Return whether an untrusted peer gets access with the token, on a public path."""
     query = f"u={name}&v=1&c=x&f=json&jwt={token}"
     url = f"http://127.0.0.1:{shim.port}/rest/ping"
     with httpx.Client(timeout=30) as client:
@@ -43,10 +45,10 @@ def opens(shim: Shim, name: str, token: str, *, form: bool = False) -> bool:
     return bool(response.json()["subsonic-response"]["status"] == "ok")
 
 
-def test_a_token_of_a_person_who_is_denied_opens_nothing(navidrome: int, tmp_path: Path) -> None:
+def test_a_token_of_a_denied_identity_gives_no_access(navidrome: int, tmp_path: Path) -> None:
     with shim_with_accounts(navidrome, tmp_path, **GROUPS) as shim:
         alice, bob = (token_of(shim, navidrome, name) for name in ("alice", "bob"))
-        ask(shim, "/api/song", **person("alice"))
+        send(shim, "/api/song", **person("alice"))
         for form in (False, True):
             assert opens(shim, "alice", alice, form=form)
             assert opens(shim, "bob", bob, form=form)
@@ -54,7 +56,7 @@ def test_a_token_of_a_person_who_is_denied_opens_nothing(navidrome: int, tmp_pat
         with socket.create_connection(("127.0.0.1", shim.port), 10) as stream:
             stream.sendall(events)
             assert stream.recv(65536).startswith(b"HTTP/1.1 200")
-            assert ask(shim, "/api/song", **person("alice", "others")).status_code == 403
+            assert send(shim, "/api/song", **person("alice", "others")).status_code == 403
             stream.settimeout(10)
             try:
                 while stream.recv(65536):
@@ -63,10 +65,10 @@ def test_a_token_of_a_person_who_is_denied_opens_nothing(navidrome: int, tmp_pat
                 pass
         line = shim.wait_for_line(kind="request_failed", reason="account_revoked")
         assert "eyJ" not in str(line)
-        ask(shim, "/api/song", **person("bob"))
+        send(shim, "/api/song", **person("bob"))
         for form in (False, True):
             assert not opens(shim, "alice", alice, form=form)
             assert opens(shim, "bob", bob, form=form)
         shim.wait_for_line(kind="navidrome_token_found", reason="navidrome_token_void")
         bearer = {"X_ND_Authorization": f"Bearer {alice}"}
-        assert ask(shim, "/api/song", "127.0.0.1", **bearer).status_code == 401
+        assert send(shim, "/api/song", "127.0.0.1", **bearer).status_code == 401

@@ -1,4 +1,4 @@
-"""What becomes of those who bring no identity, where one is needed."""
+"""Requests without an identity, where one is required."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def location(response: Response) -> str:
     return line.partition(b":")[2].strip().decode()
 
 
-def test_a_page_is_sent_to_sign_in_and_from_there_back_to_the_host_that_was_asked(
+def test_a_page_redirects_to_sign_in_and_back_to_the_requested_host(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
@@ -40,13 +40,20 @@ def test_a_page_is_sent_to_sign_in_and_from_there_back_to_the_host_that_was_aske
         assert (where.scheme, where.netloc, where.path) == ("", "", SIGN_IN)
         back = "http://music.example.com/app/?a=b&rd=https://evil.example/"
         assert parse_qs(where.query) == {"rd": [back]}
-        # What the edge says of scheme and host counts, what anybody else says does not.
-        told = ("X-Forwarded-Proto: https", "X-Forwarded-Host: evil.example, music.home.arpa")
-        response = shim.request(build_request("GET /app/ HTTP/1.1", PAGE, *told), an_edge())
+        # Scheme and host from the edge are used, those from other peers are not.
+        forwarded_fields = (
+            "X-Forwarded-Proto: https",
+            "X-Forwarded-Host: evil.example, music.home.arpa",
+        )
+        response = shim.request(
+            build_request("GET /app/ HTTP/1.1", PAGE, *forwarded_fields), an_edge()
+        )
         assert parse_qs(urlsplit(location(response)).query)["rd"] == [
             "https://music.home.arpa/app/"
         ]
-        response = shim.request(build_request("GET /app/ HTTP/1.1", PAGE, *told), someone())
+        response = shim.request(
+            build_request("GET /app/ HTTP/1.1", PAGE, *forwarded_fields), someone()
+        )
         assert parse_qs(urlsplit(location(response)).query)["rd"] == [
             "http://music.example.com/app/"
         ]
@@ -73,7 +80,7 @@ def test_a_page_is_sent_to_sign_in_and_from_there_back_to_the_host_that_was_aske
         ("GET /app/ HTTP/1.1", [ADA]),
     ],
 )
-def test_everything_else_is_answered_401(
+def test_every_other_request_gets_401(
     upstream: Recorder, tmp_path: Path, line: str, fields: list[str]
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
@@ -86,17 +93,19 @@ def test_everything_else_is_answered_401(
 @pytest.mark.parametrize(
     "host", ["", "evil.example/x", "music.home.arpa@evil.example", "a b", "evil.example\\x", "[::1"]
 )
-def test_no_page_is_sent_back_to_what_is_no_host(
+def test_no_page_redirects_to_an_invalid_host(
     upstream: Recorder, tmp_path: Path, host: str
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
-        told = f"X-Forwarded-Host: {host}"
-        response = shim.request(build_request("GET /app/ HTTP/1.1", PAGE, told), an_edge())
+        forwarded_fields = f"X-Forwarded-Host: {host}"
+        response = shim.request(
+            build_request("GET /app/ HTTP/1.1", PAGE, forwarded_fields), an_edge()
+        )
         assert response.status == 401
         assert b"ocation:" not in response.raw
 
 
-def test_a_page_that_comes_back_without_an_identity_is_not_sent_round_and_round(
+def test_a_page_that_returns_without_an_identity_does_not_redirect_in_a_loop(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
@@ -110,12 +119,14 @@ def test_a_page_that_comes_back_without_an_identity_is_not_sent_round_and_round(
         assert second.status == 401
 
 
-def test_without_an_address_pages_are_answered_401_too(upstream: Recorder, tmp_path: Path) -> None:
+def test_without_a_sign_in_url_pages_get_401_too(upstream: Recorder, tmp_path: Path) -> None:
     with shim_before(upstream.port, tmp_path, REQUIRE_IDENTITY="true") as shim:
         assert shim.request(build_request("GET /app/ HTTP/1.1", PAGE), someone()).status == 401
 
 
-def test_public_paths_and_those_with_an_identity_pass(upstream: Recorder, tmp_path: Path) -> None:
+def test_public_paths_and_requests_with_an_identity_are_forwarded(
+    upstream: Recorder, tmp_path: Path
+) -> None:
     with requiring(upstream, tmp_path) as shim:
         for line in ("GET /rest/ping?u=a HTTP/1.1", "GET /share/abc HTTP/1.1"):
             assert shim.request(build_request(line, PAGE), someone()).status == 200
@@ -127,7 +138,7 @@ LOGINS = ["/auth/login", "/auth/login/", "/AUTH/Login", "/auth/createAdmin", "/a
 
 
 @pytest.mark.parametrize("fields", [[], [ADA]], ids=["nobody", "somebody"])
-def test_navidromes_own_login_is_closed(
+def test_navidromes_own_login_is_disabled(
     upstream: Recorder, tmp_path: Path, fields: list[str]
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
@@ -142,7 +153,7 @@ def test_navidromes_own_login_is_closed(
         assert upstream.requested == []
 
 
-def test_it_stays_open_where_the_settings_say_so(upstream: Recorder, tmp_path: Path) -> None:
+def test_navidromes_own_login_can_be_enabled(upstream: Recorder, tmp_path: Path) -> None:
     with requiring(upstream, tmp_path, LOCAL_LOGIN="true") as shim:
         login = "POST /auth/login HTTP/1.1"
         assert shim.request(build_request(login, "Content-Length: 0"), an_edge()).status == 200
@@ -152,12 +163,14 @@ def test_it_stays_open_where_the_settings_say_so(upstream: Recorder, tmp_path: P
         (line,) = shim.decided(peer, upstream)
         assert (line["verdict"], line["reason"]) == ("stripped", "untrusted_peer")
         assert [one.values("Remote-User") for one in upstream.requested] == [[], ["ada"], []]
-        # Only the login itself: what it opens needs an identity all the same.
+        # Only the login itself: other requests still require an identity.
         assert shim.request(build_request("GET /app/ HTTP/1.1"), an_edge()).status == 401
         assert shim.request(build_request("GET /auth/login HTTP/1.1"), an_edge()).status == 401
 
 
-def test_a_login_is_open_while_no_identity_is_needed(upstream: Recorder, tmp_path: Path) -> None:
+def test_a_login_is_enabled_while_no_identity_is_required(
+    upstream: Recorder, tmp_path: Path
+) -> None:
     with shim_before(upstream.port, tmp_path) as shim:
         response = shim.request(
             build_request("POST /auth/login HTTP/1.1", "Content-Length: 0"), someone()
@@ -165,7 +178,7 @@ def test_a_login_is_open_while_no_identity_is_needed(upstream: Recorder, tmp_pat
         assert response.status == 200
 
 
-def test_below_a_base_path(tmp_path: Path) -> None:
+def test_redirects_work_below_a_base_path(tmp_path: Path) -> None:
     with (
         recorder("/music/") as upstream,
         requiring(upstream, tmp_path, BASE_PATH="/music") as shim,

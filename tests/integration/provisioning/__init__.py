@@ -1,1 +1,1 @@
-"""Accounts from end to end: the gate over a Navidrome, the stand-in or a real one."""
+"""Accounts end to end: the gate with a Navidrome, the stand-in or a real one."""

@@ -1,4 +1,6 @@
-"""A world on each server: most tests on all of them, some on the stand-in alone, some with each store."""
+"""A world on each server: most tests run on all of them, some on the stand-in only, some with each
+database.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a transaction wait for the others as long as it takes."""
+    """Let a transaction wait for the others without a limit."""
     monkeypatch.setattr(engine, "BUSY_SECONDS", 3600.0)
 
 
@@ -36,14 +38,14 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture(params=["stand-in tcp", "real tcp"])
 async def tcp_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """An empty server of each kind, on TCP alone."""
+    """An empty server of each kind, on TCP only."""
     async for one in _worlds(_there(request.param), tmp_path):
         yield one
 
 
 @pytest.fixture(params=["stand-in tcp", "stand-in tcp, postgresql", "real tcp"])
 async def any_store_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """An empty server of each kind, with each kind of store."""
+    """An empty server of each kind, with each kind of database."""
     kind, _, store = request.param.partition(", ")
     url = request.getfixturevalue("postgresql_url") if store else ""
     async for one in _worlds(_there(kind), tmp_path, url):
@@ -52,7 +54,7 @@ async def any_store_world(request: pytest.FixtureRequest, tmp_path: Path) -> Asy
 
 @pytest.fixture
 async def stand_in_world(tmp_path: Path) -> AsyncIterator[World]:
-    """An empty stand-in, which plays faults and says what it was asked."""
+    """An empty stand-in, which injects faults and counts its requests."""
     async for one in _worlds("stand-in tcp", tmp_path):
         yield one
 

@@ -1,7 +1,8 @@
-"""Decides when each call of the shim to Navidrome's API and to its database goes on.
+"""Decide when each call of the shim to Navidrome's API and to its database continues.
 
-While the scheduler holds, a call stops twice: before it is sent and before its result is used. A test
-releases one call at a time, so that every other action can fall between any two steps of a request.
+While the scheduler holds, a call stops twice: before it is sent and before its result is used. A
+test releases one call at a time, so that every other action can occur between any two steps of a
+request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from shim.store.database import Database
 
 T = TypeVar("T")
 
-# Turns of the event loop without a running call, after which nothing more happens by itself.
+# Turns of the event loop without a running call, after which nothing more happens.
 _IDLE_TURNS = 40
 
 

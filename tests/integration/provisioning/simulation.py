@@ -1,8 +1,9 @@
-"""One Navidrome, two shims on one database, and what people, an administrator and an operator do.
+"""One Navidrome, two shims on one database, and actions of users, an administrator and an operator.
 
-Each action goes over real sockets, as in production: people come through the edge, old credentials from
-a neighbour on the network, the administrator uses Navidrome's API through a shim. The operator's commands and
-the reload of settings are calls in this process. `test_any_order` says what must hold.
+Each action uses real sockets, as in production: users send requests through the edge, old
+credentials come from an untrusted peer, the administrator uses Navidrome's API through a shim. The
+operator's commands and the reload of settings are calls in this process. `test_any_order` states
+the invariants.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tests.support.navidrome_servers import ADMIN as OWN_ACCOUNT
 from tests.support.navidrome_servers import Server, StandInServer
 from tests.support.world import OPERATOR, World
 
-NEIGHBOUR = "127.0.0.1"
+UNTRUSTED = "127.0.0.1"
 SECRET = "proxy-secret-proxy-secret"
 ADMINISTRATOR = "keeper"
 PING = {"v": "1.16.1", "c": "model", "f": "json"}
@@ -46,7 +47,7 @@ _numbers = itertools.count(1)
 @dataclass(frozen=True, slots=True)
 class Response:
     """The response to a request for the web app. `account_id`, `name` and `admin` are those of the account
-    that Navidrome logged in, where the status is 200. `text`: what the page of another status says."""
+    that Navidrome logged in, where the status is 200. `text`: the page of another status."""
 
     status: int
     account_id: str = ""
@@ -57,10 +58,11 @@ class Response:
 
 @dataclass(slots=True)
 class Credential:
-    """A secret that Navidrome issued or accepted for an account: `kind` is `token`, `jellyfin` or `password`.
+    """A secret that Navidrome issued or accepted for an account: `kind` is `token`, `jellyfin` or
+    `password`.
 
     name: the account's name when it was issued.
-    revoked: an event happened after which it must not work; "" while there was none.
+    revoked: an event after which it must not work; "" while there was none.
     must_work: it has to work as long as it is not revoked and the account keeps its name.
     """
 
@@ -112,7 +114,7 @@ class RunningShim:
             return ClientConnection(cast("Any", None), state, {"plane": plane}, loop)
 
         self._plane = plane
-        self._listener = await loop.create_server(connection, NEIGHBOUR, 0)
+        self._listener = await loop.create_server(connection, UNTRUSTED, 0)
         self.url = "http://{}:{}".format(*self._listener.sockets[0].getsockname())
         plane.start(loop)
 
@@ -130,7 +132,7 @@ class RunningShim:
         await self.listen()
 
     def reload(self, settings: Mapping[str, str]) -> None:
-        """Put these settings in force, as a reload does."""
+        """Apply these settings, as a reload does."""
         self.world.use(**settings)
         loaded = load(self.world.environment())
         self._plane.apply_policy(build_policy(loaded))
@@ -147,12 +149,12 @@ class Simulation:
         self.shims: tuple[RunningShim, ...] = ()
         self.settings: dict[str, str] = {}
         self._edge = _client(EDGE)
-        self._neighbour = _client(NEIGHBOUR)
+        self._untrusted = _client(UNTRUSTED)
         self._exits = AsyncExitStack()
         self._administrator_token = ""
         self._streams: list[Stream] = []
 
-    # life
+    # lifecycle
 
     async def start(self, settings: Mapping[str, str], *, administrator: bool) -> None:
         """Start Navidrome and both shims. With `administrator`, Navidrome has an admin of that role, who
@@ -185,7 +187,7 @@ class Simulation:
             stream.reader.cancel()
         await asyncio.gather(*(s.reader for s in self._streams), return_exceptions=True)
         await self._edge.aclose()
-        await self._neighbour.aclose()
+        await self._untrusted.aclose()
         for shim in self.shims:
             shim.close()
         await self._exits.aclose()
@@ -198,13 +200,13 @@ class Simulation:
             await shim.world.accounts.service.refresh()
 
     def break_the_api(self, fault: Fault | None) -> None:
-        """Play a fault from now on, or none; a real Navidrome has no faults."""
+        """Inject a fault from now on, or none; a real Navidrome has no faults."""
         if isinstance(self.server, StandInServer):
             self.server.breaks(fault)
 
     @contextmanager
     def _without_faults(self) -> Iterator[None]:
-        """What the model itself reads of Navidrome is never hit by a fault."""
+        """Faults never affect what the model itself reads from Navidrome."""
         if not isinstance(self.server, StandInServer):
             yield
             return
@@ -216,15 +218,15 @@ class Simulation:
             self.server.breaks(fault)
 
     async def reconcile(self, shims: Iterable[RunningShim] = ()) -> None:
-        """Let Navidrome work again, and reconcile on these shims, on all where none is named."""
+        """End the fault, and reconcile on these shims, on all where none is named."""
         self.break_the_api(None)
         for shim in shims or self.shims:
-            ground = shim.world.accounts.service
-            ground.api._transport.breaker.succeeded()
+            account_service = shim.world.accounts.service
+            account_service.api._transport.breaker.succeeded()
             async with asyncio.timeout(20):
-                while await ground.ensure_ready() is None:  # noqa: ASYNC110
+                while await account_service.ensure_ready() is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-                await ground.reconcile()
+                await account_service.reconcile()
 
     async def restart(self) -> None:
         for shim in self.shims:
@@ -235,7 +237,7 @@ class Simulation:
         for shim in self.shims:
             shim.reload(self.settings)
 
-    # people
+    # users
 
     async def visit(self, identity: Identity, shim: int = 0) -> Response:
         """Open the web app with this identity."""
@@ -251,7 +253,7 @@ class Simulation:
         return Response(200, account["id"], account["username"], account["isAdmin"])
 
     async def _account_by_playlist(self, identity: Identity, shim: int) -> Response:
-        """Find out the account by what it owns: a playlist that it creates."""
+        """Identify the account by a playlist that it creates."""
         url, headers = f"{self.shims[shim].url}/api/playlist", _identity_headers(identity)
         created = await self._edge.post(url, headers=headers, json={"name": f"p{next(_numbers)}"})
         if created.status_code != 200:
@@ -263,7 +265,10 @@ class Simulation:
         return Response(200, account["id"], account["userName"], account["isAdmin"])
 
     async def set_password(self, identity: Identity, account_id: str, shim: int) -> str | None:
-        """Set a password of one's own, as the web app does. The password, None where it was rejected."""
+        """Set the user's own password, as the web app does.
+
+        Returns the password, None where it was rejected.
+        """
         password = f"own-{next(_numbers)}"
         url = f"{self.shims[shim].url}/api/user/{account_id}"
         headers = _identity_headers(identity)
@@ -303,7 +308,9 @@ class Simulation:
         return stream if await opened == 200 else None
 
     async def read_account(self, identity: Identity, token: str, account_id: str, shim: int) -> int:
-        """Read an account's record with an identity and somebody's token in one request: the status."""
+        """Read an account's record with an identity and another account's token in one request: the
+        status.
+        """
         url = f"{self.shims[shim].url}/api/user/{account_id}"
         headers = {**_identity_headers(identity), "X-ND-Authorization": f"Bearer {token}"}
         return (await self._edge.get(url, headers=headers)).status_code
@@ -316,7 +323,7 @@ class Simulation:
         token = await self._log_in(name, password)
         if token is not None:
             credentials.append(Credential("token", account_id, name, token))
-        response = await self._neighbour.post(
+        response = await self._untrusted.post(
             f"{self._navidrome}/jellyfin/Users/AuthenticateByName",
             json={"Username": name, "Pw": password},
             headers=_other_address(),
@@ -327,10 +334,11 @@ class Simulation:
         return credentials
 
     async def uses(self, credential: Credential, name: str, shim: int) -> tuple[str, ...]:
-        """The ways in which the credential is accepted through this shim, by an account of this name, from
-        a neighbour and from the edge."""
+        """The ways in which the credential is accepted through this shim, by an account of this name,
+        from an untrusted peer and from the edge.
+        """
         ways = []
-        for client, where in ((self._neighbour, "neighbour"), (self._edge, "edge")):
+        for client, where in ((self._untrusted, "untrusted peer"), (self._edge, "edge")):
             ways += [
                 f"{way} from the {where}"
                 for way in await self._uses(client, credential, name, shim)
@@ -343,7 +351,7 @@ class Simulation:
         url = f"{self.shims[shim].url}/api/user/{credential.account_id}"
         headers = {"X-ND-Authorization": f"Bearer {credential.secret}"}
         body = {"userName": credential.name, "name": credential.name, "password": password}
-        changed = await _call(self._neighbour, "PUT", url, headers, body)
+        changed = await _call(self._untrusted, "PUT", url, headers, body)
         return None if changed is None else password
 
     async def _uses(
@@ -366,7 +374,7 @@ class Simulation:
         return ways
 
     async def _log_in(self, name: str, password: str) -> str | None:
-        response = await self._neighbour.post(
+        response = await self._untrusted.post(
             f"{self._navidrome}/auth/login",
             json={"username": name, "password": password},
             headers=_other_address(),
@@ -389,7 +397,7 @@ class Simulation:
         else:
             url, headers = self._navidrome, {"Remote-User": OWN_ACCOUNT}
             self.break_the_api(None)
-        data = await _call(self._neighbour, method, f"{url}{path}", headers, body)
+        data = await _call(self._untrusted, method, f"{url}{path}", headers, body)
         if method != "GET" and self._administrator_token:
             await self.let_processes_see_each_other()
         elif method != "GET":
@@ -397,7 +405,7 @@ class Simulation:
         return data
 
     async def accounts(self) -> dict[str, dict[str, Any]]:
-        """Every account but the shim's and the administrator's, by id, as Navidrome says itself."""
+        """Every account but the shim's and the administrator's, by id, as Navidrome lists it."""
         with self._without_faults():
             users = await self.world.users()
         return {user["id"]: user for user in users.values() if user["userName"] != ADMINISTRATOR}
@@ -425,10 +433,10 @@ class Simulation:
         created = await self.administer("POST", "/api/user", body, shim)
         return None if created is None else str(created["id"])
 
-    # the operator, in a process of their own
+    # the operator, in another process
 
     async def unlink(self, name: str) -> bool:
-        """`users unlink`; whether it was done."""
+        """Run `users unlink`; returns whether it was done."""
         async with self._operations() as commands:
             try:
                 await commands.unlink(name)
@@ -437,7 +445,7 @@ class Simulation:
             return True
 
     async def lock(self, name: str) -> bool:
-        """`users lock`; whether it was done."""
+        """Run `users lock`; returns whether it was done."""
         async with self._operations() as commands:
             try:
                 await commands.lock(name)

@@ -1,7 +1,8 @@
-"""Whatever people, an administrator, an operator and failures do, in any order and at once: everybody is
-in their own account, revoked credentials do not work, and rights match the policy.
+"""Actions of users, an administrator, an operator and failures, in any order and concurrently: every
+user is in the right account, revoked credentials do not work, and rights match the policy.
 
-`ANY_ORDER=long` runs many more and longer examples, also on the Navidrome that `NAVIDROME_BIN` names.
+`ANY_ORDER=long` runs many more and longer examples, also on the Navidrome that `NAVIDROME_BIN`
+names.
 """
 
 from __future__ import annotations
@@ -80,21 +81,23 @@ ACTIONS = st.one_of(
     st.tuples(st.just("refresh")),
 )
 KINDS = [kind for kind in FaultKind if kind is not FaultKind.HANG]
-# Seconds after which the stream of a revoked identity has to be closed.
+# Seconds within which the stream of a revoked identity has to be closed.
 STREAM_SECONDS = 5.0
 MAX_CREDENTIALS = 8
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """The model: what is known from outside of who owns which account and of each credential.
+    """The model: the owner of each account and the state of each credential, as known from outside.
 
-    owners: the person who is in an account, by account id; who is unlinked owns nothing.
-    identities: what the shims heard of a person last and obeyed, by uid.
-    known_names: who was in an account of this name, ever, by folded name: its id where it was nobody's.
-    settled: people who were let in last, and against whom nothing but other people's requests happened since.
-    linkable: accounts that an administrator made and that nobody was ever bound to, by id: whether as admin.
+    owners: the user of an account, by account id; an unlinked user owns nothing.
+    identities: the last identity of a user that the shims applied, by uid.
+    known_names: every user who had an account of this name, by folded name: its id where it had no
+    user.
+    settled: users whose last request was accepted, and whom only other users' requests followed.
+    linkable: accounts that an administrator created and that were never bound, by id: whether as
+    admin.
     generated: accounts whose password the shim generated, so that their owner may set another one.
-    calm: no fault was played since the last reconcile.
+    calm: no fault was injected since the last reconcile.
     """
 
     server: ClassVar[str] = "stand-in tcp"
@@ -105,7 +108,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(service, "_MIN_PAUSE", 0.0)
-        # Other processes' changes are read where the model says so, not by the clock.
+        # Other processes' changes are read when the model decides, not by the clock.
         self.patches.setattr(service, "REFRESH_SECONDS", 3600.0)
         self.patches.setattr(operations, "REFRESH_SECONDS", 0.0)
         self.patches.setattr(api, "_READ_PAUSE", 0.0)
@@ -122,7 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.known_names: dict[str, set[str]] = {}
         self.settled: dict[str, Identity] = {}
         self.linkable: dict[str, bool] = {}
-        self.made_by_hand: set[str] = set()
+        self.created_by_hand: set[str] = set()
         self.owned_before: set[str] = set()
         self.refused: set[str] = set()
         self.generated: set[str] = set()
@@ -179,7 +182,7 @@ class AnyOrder(RuleBasedStateMachine):
             )
         )
 
-    # people
+    # users
 
     @rule(people=st.lists(st.tuples(PEOPLE, SHIMS), min_size=1, max_size=3))
     def visit(self, people: list[tuple[Identity, int]]) -> None:
@@ -197,7 +200,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(uid=st.sampled_from(UIDS), shim=SHIMS)
     def log_in_natively(self, uid: str, shim: int) -> None:
-        """Set a password in the web app, and log in with it by every way."""
+        """Set a password in the web app, and log in with it in every way."""
         self._run(self._log_in_natively(uid, shim))
 
     @rule(uid=st.sampled_from(UIDS), shim=SHIMS)
@@ -206,7 +209,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(uid=st.sampled_from(UIDS), shim=SHIMS)
     def present_anothers_token(self, uid: str, shim: int) -> None:
-        """A request with one's own identity and another's token acts as oneself, or not at all."""
+        """A request with the user's own identity and another account's token acts as that user, or
+        fails.
+        """
         self._run(self._present_anothers_token(uid, shim))
 
     @rule(uid=st.sampled_from(UIDS), shim=SHIMS)
@@ -280,7 +285,7 @@ class AnyOrder(RuleBasedStateMachine):
         fault = Fault(kind, ("/api/user",), method, times=times, carried_out=carried_out)
         self.simulation.break_the_api(fault)
 
-    # at once
+    # concurrently
 
     @rule(
         actions=st.lists(ACTIONS, min_size=2, max_size=4),
@@ -289,11 +294,11 @@ class AnyOrder(RuleBasedStateMachine):
     def at_once(self, actions: list[Any], order: list[int]) -> None:
         self._run(self._at_once(actions, order))
 
-    # what must hold
+    # invariants
 
     @rule()
     def reconcile(self) -> None:
-        """After one reconcile, rights and libraries match the policy, and nobody is locked out."""
+        """After one reconcile, rights and libraries match the policy, and no user is locked out."""
         self._run(self._reconcile())
 
     @precondition(lambda self: any(stream.revoked for stream in self.streams))
@@ -320,7 +325,7 @@ class AnyOrder(RuleBasedStateMachine):
     async def _take_in(
         self, identity: Identity, response: Response, shim: int, *, strict: bool
     ) -> None:
-        """Hold a response against the model. `strict`: nothing else happened at the same time."""
+        """Compare a response with the model. `strict`: nothing else happened at the same time."""
         uid = identity.uid or ""
         self.settled.pop(uid, None)
         if response.status == 403 and "group" in response.text:
@@ -342,7 +347,7 @@ class AnyOrder(RuleBasedStateMachine):
             bound = bindings.by_uid(uid)
             assert bound is not None, f"{uid} was let in without a binding"
             assert bound.navidrome_id == account_id, f"{uid} was let into an account not theirs"
-            assert bound.state == "active", f"{uid} was let in, and is said to be {bound.state}"
+            assert bound.state == "active", f"{uid} has access, and its binding is {bound.state}"
             assert self._allows(identity), "let in without an allowed group"
             assert response.admin == self._wants_admin(identity), "the right of an admin is wrong"
         self._note_password(account_id, strict=strict)
@@ -355,7 +360,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _note_password(self, account_id: str, *, strict: bool) -> None:
         """The shim generated the password of an account that it created, or whose person was readmitted."""
-        created = account_id not in self.owned_before and account_id not in self.made_by_hand
+        created = account_id not in self.owned_before and account_id not in self.created_by_hand
         if strict and self.calm and (created or account_id in self.refused):
             self.generated.add(account_id)
         self.owned_before.add(account_id)
@@ -417,14 +422,14 @@ class AnyOrder(RuleBasedStateMachine):
         account_id = await self.simulation.create(name, password, admin=admin, shim=shim)
         if account_id is None:
             return
-        self.made_by_hand.add(account_id)
+        self.created_by_hand.add(account_id)
         if self.calm:
             self.linkable[account_id] = admin
         if not self._is_full():
-            made = await self.simulation.log_in(account_id, name, password)
-            for credential in made:
+            issued = await self.simulation.log_in(account_id, name, password)
+            for credential in issued:
                 credential.must_work = self.calm
-            self.credentials += made
+            self.credentials += issued
 
     async def _rename_by_hand(self, name: str, new: str, shim: int) -> None:
         account = await self.simulation.find(name)
@@ -501,7 +506,9 @@ class AnyOrder(RuleBasedStateMachine):
         visitors = [action[1] for action in actions if action[0] == "visit"]
         for identity in visitors:
             if any(identity != other for other in visitors if other.uid == identity.uid):
-                self.identities.pop(identity.uid, None)  # which of them was heard last is not known
+                self.identities.pop(
+                    identity.uid, None
+                )  # the order in which they were received is unknown
         for identity in visitors:
             await self._visit(identity, 0)
             await self._visit(identity, 1)
@@ -554,7 +561,7 @@ class AnyOrder(RuleBasedStateMachine):
             if not account["isAdmin"] and self._allows(identity):
                 self._check_libraries(identity, account)
         await self._check_credentials()
-        await self._nobody_is_locked_out(accounts)
+        await self._no_user_is_locked_out(accounts)
 
     def _check_libraries(self, identity: Identity, account: dict[str, Any]) -> None:
         if self.simulation.settings["LIBRARY_GROUPS"] == "{}":
@@ -563,7 +570,7 @@ class AnyOrder(RuleBasedStateMachine):
         names = {library["name"] for library in account.get("libraries", ())}
         assert names <= granted, f"libraries after a reconcile: {names}, groups {identity.groups}"
 
-    async def _nobody_is_locked_out(self, accounts: dict[str, dict[str, Any]]) -> None:
+    async def _no_user_is_locked_out(self, accounts: dict[str, dict[str, Any]]) -> None:
         for uid, identity in list(self.identities.items()):
             if not self._allows(identity):
                 continue
@@ -623,7 +630,7 @@ class AnyOrder(RuleBasedStateMachine):
             elif credential.must_work:
                 assert ways, f"the {what} does not work"
 
-    # what the model knows
+    # state of the model
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         async def run() -> T:
@@ -660,10 +667,10 @@ class AnyOrder(RuleBasedStateMachine):
                 stream.revoked = stream.revoked or event
 
     def _lose_track_of_links(self) -> None:
-        """From now on an account may be linked or locked without a response that says so."""
+        """From now on an account may be linked or locked without a response that reports it."""
         self.linkable.clear()
         self.generated.clear()
-        self.owned_before.update(self.made_by_hand, self.owners)
+        self.owned_before.update(self.created_by_hand, self.owners)
         for credential in self.credentials:
             credential.must_work = False
 

@@ -1,5 +1,6 @@
-"""The first start on a server with users, and a database that was lost: whose word counts, and what is done
-to an account of the shim's name that somebody else created."""
+"""The first start on a server with users, a lost database, and an account of the shim's name that
+another client created.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from tests.support.world import World, person, until
 
 
 def fault(world: World) -> tuple[str, str]:
-    """What `/readyz` says of accounts, which has to be a failure."""
+    """The failing readiness check of accounts by `/readyz`."""
     check = world.accounts.checks()[1]
     assert check.state is State.FAILING
     return check.detail, check.remedy or ""
 
 
-async def test_the_bootstrap_admin_creates_the_shims_account_and_stays_a_person(
+async def test_the_bootstrap_admin_creates_the_shims_account_and_remains_a_user(
     world: World,
 ) -> None:
     await world.create_first("admin", "secret-1")
@@ -38,7 +39,7 @@ async def test_the_bootstrap_admin_creates_the_shims_account_and_stays_a_person(
     assert await world.request(person("ada")) == "ada"
 
 
-async def test_the_bootstrap_admins_password_is_enough_where_it_is_set(world: World) -> None:
+async def test_the_password_of_the_bootstrap_admin_is_sufficient(world: World) -> None:
     await world.create_first("admin", "secret-1")
     await world.start(BOOTSTRAP_ADMIN="admin", BOOTSTRAP_ADMIN_PASSWORD="wrong")
     assert "SHIM_BOOTSTRAP_ADMIN" in fault(world)[0]
@@ -47,18 +48,18 @@ async def test_the_bootstrap_admins_password_is_enough_where_it_is_set(world: Wo
     assert world.accounts.service.fault is None
 
 
-async def test_a_bootstrap_admin_who_is_nobody_or_no_admin_is_named(world: World) -> None:
+async def test_a_bootstrap_admin_that_does_not_exist_or_is_no_admin_is_named(world: World) -> None:
     await world.create_first("admin", "secret-1")
     await world.call("POST", "/api/user", {"userName": "ada", "password": "pw"}, "admin")
-    for name, said in (("nobody", "no such user"), ("ada", "not an admin")):
+    for name, expected in (("nobody", "no such user"), ("ada", "not an admin")):
         await world.restart(BOOTSTRAP_ADMIN=name)
         detail, remedy = fault(world)
-        assert name in detail and said in detail and "SHIM_BOOTSTRAP_ADMIN" in detail
+        assert name in detail and expected in detail and "SHIM_BOOTSTRAP_ADMIN" in detail
         assert "Settings → Users" in remedy
     assert sorted(await world.users_as("admin")) == ["ada", "admin"]
 
 
-async def test_without_one_the_remedy_names_the_setting(world: World) -> None:
+async def test_without_a_bootstrap_admin_the_remedy_names_the_setting(world: World) -> None:
     await world.create_first("admin", "secret-1")
     await world.start()
     assert "SHIM_BOOTSTRAP_ADMIN" in fault(world)[1]
@@ -71,12 +72,12 @@ async def test_an_empty_server_needs_no_bootstrap_admin(world: World) -> None:
     assert sorted(await world.users()) == ["ada"]
 
 
-async def test_an_account_of_the_shims_name_that_an_untrusted_peer_made_is_secured_first(
+async def test_an_account_of_the_shims_name_from_an_untrusted_peer_is_secured_first(
     world: World,
 ) -> None:
     await world.create_first("admin", "secret-1")
-    made = {"userName": "Navidrome-Shim", "password": "known"}
-    await world.call("POST", "/api/user", made, "admin")
+    record = {"userName": "Navidrome-Shim", "password": "known"}
+    await world.call("POST", "/api/user", record, "admin")
     await world.start(BOOTSTRAP_ADMIN="admin")
     assert "confirm-new" in fault(world)[1]
     assert await world.opens("navidrome-shim", "known")
@@ -94,7 +95,7 @@ async def test_an_account_of_the_shims_name_that_an_untrusted_peer_made_is_secur
     assert len(world.recorded(OwnAccountSecured)) == 1
 
 
-async def test_a_lost_database_lets_nobody_in_until_it_is_restored_or_confirmed(
+async def test_a_lost_database_rejects_identities_until_it_is_restored_or_confirmed(
     world: World,
 ) -> None:
     await world.start()

@@ -1,4 +1,4 @@
-"""What is changed while an account is looked at is not undone, and nobody is let in by what was before."""
+"""Concurrent changes during provisioning are not undone, and no request uses an outdated result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.world import OPERATOR, REQUEST_INFO, World, person, until
 
 @asynccontextmanager
 async def slow_read(world: World) -> AsyncIterator[asyncio.Event]:
-    """The next reading of one user takes until the event is set; entered once somebody reads."""
+    """Block the next reading of a user until the event is set; entered once it is read."""
     api, go_on = world.accounts.service.api, asyncio.Event()
     read = api.user
 
@@ -38,7 +38,7 @@ async def slow_read(world: World) -> AsyncIterator[asyncio.Event]:
         go_on.set()
 
 
-async def test_a_request_that_is_slow_does_not_undo_an_unlink(any_store_world: World) -> None:
+async def test_a_slow_request_does_not_undo_an_unlink(any_store_world: World) -> None:
     world = any_store_world
     await world.start(LINK_EXISTING="none", RECONCILE_SECONDS="3600")
     await world.request(person("alice"))
@@ -62,7 +62,7 @@ async def test_a_request_that_is_slow_does_not_undo_an_unlink(any_store_world: W
     assert not await world.opens("alice", "mine")
 
 
-async def test_who_is_let_in_again_while_unlinked_gets_a_new_password(
+async def test_a_user_who_is_provisioned_while_being_unlinked_gets_a_new_password(
     any_store_world: World,
 ) -> None:
     world = any_store_world
@@ -82,7 +82,7 @@ async def test_who_is_let_in_again_while_unlinked_gets_a_new_password(
     assert len(world.recorded(AccountReadmitted)) == 1
 
 
-async def test_nothing_is_published_as_known_that_another_shim_changed_meanwhile(
+async def test_no_account_is_known_that_another_shim_changed_meanwhile(
     any_store_world: World,
 ) -> None:
     first = any_store_world
@@ -95,7 +95,7 @@ async def test_nothing_is_published_as_known_that_another_shim_changed_meanwhile
             await until(lambda: first.accounts.service.bindings.is_locked(_id(first, "uid-of-eve")))
             go_on.set()
             response = await late
-        # The identity that came late is allowed: it is let in again, as after any lock.
+        # The late identity is allowed: it gets access again, as after any lock.
         assert isinstance(response, Account)
         assert len(first.recorded(AccountReadmitted)) == 1
 
@@ -121,7 +121,7 @@ async def test_a_reconcile_gives_no_libraries_to_an_account_that_was_unlinked_me
 
 
 @pytest.mark.parametrize("groups", [("music", "admins"), ("music",)])
-async def test_who_is_allowed_again_has_every_right_back_at_once(
+async def test_a_user_who_is_allowed_again_has_every_right_at_once(
     world: World, groups: tuple[str, ...]
 ) -> None:
     await world.start(ALLOWED_GROUPS="music", ADMIN_GROUPS="admins")
@@ -135,7 +135,7 @@ async def test_who_is_allowed_again_has_every_right_back_at_once(
     assert binding is not None and binding.state == "active" and not binding.lock_pending
 
 
-async def test_a_tightened_group_setting_locks_whom_it_denies_without_a_visit(
+async def test_a_stricter_group_setting_locks_denied_users_without_a_request(
     world: World,
 ) -> None:
     await world.start(RECONCILE_SECONDS="3600")
@@ -152,7 +152,7 @@ async def test_a_tightened_group_setting_locks_whom_it_denies_without_a_visit(
     assert binding is not None and binding.state is BindingState.DENIED
 
 
-async def test_a_denied_person_loses_an_admins_right_that_was_given_by_hand(world: World) -> None:
+async def test_a_denied_user_loses_an_admin_right_that_was_granted_by_hand(world: World) -> None:
     await world.start(ALLOWED_GROUPS="music", ADMIN_GROUPS="admins")
     await world.request(person("eve", "music", "admins"))
     assert await world.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
@@ -167,7 +167,7 @@ def _id(world: World, uid: str) -> str:
     return binding.navidrome_id
 
 
-async def test_an_unlink_is_done_although_the_running_shim_changes_the_binding_meanwhile(
+async def test_an_unlink_succeeds_although_the_running_shim_changes_the_binding(
     any_store_world: World,
 ) -> None:
     world = any_store_world
@@ -182,7 +182,7 @@ async def test_an_unlink_is_done_although_the_running_shim_changes_the_binding_m
     assert world.accounts.service.bindings.by_uid("uid-of-alice") is None
 
 
-async def test_an_account_that_another_person_got_meanwhile_is_not_unlinked(
+async def test_an_account_that_was_bound_to_another_user_meanwhile_is_not_unlinked(
     any_store_world: World,
 ) -> None:
     world = any_store_world

@@ -1,4 +1,4 @@
-"""`users list|sync|unlink|lock` and `check`, as an operator runs them beside a shim that serves."""
+"""`users list|sync|unlink|lock` and `check`, as an operator runs them beside a running shim."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def as_json(world: World, *arguments: str) -> Any:
     return json.loads(out)
 
 
-async def test_the_list_says_whose_every_account_is(any_store_world: World) -> None:
+async def test_the_list_has_the_owner_of_every_account(any_store_world: World) -> None:
     world = any_store_world
     await world.start(ALLOWED_GROUPS="music")
     await world.request(person("alice", "music"))
@@ -75,7 +75,7 @@ async def test_the_list_says_whose_every_account_is(any_store_world: World) -> N
     assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
-async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_world: World) -> None:
+async def test_an_unlinked_account_is_claimed_by_the_next_user(any_store_world: World) -> None:
     world = any_store_world
     await world.start(LINK_EXISTING="none")
     await world.request(person("alice"))
@@ -94,7 +94,7 @@ async def test_an_unlinked_account_is_claimed_by_whoever_comes_next(any_store_wo
     assert status == 1 and "nobody" in err
 
 
-async def test_an_account_is_unlinked_while_navidrome_is_away_and_locked_later(
+async def test_an_account_is_unlinked_while_navidrome_is_down_and_locked_later(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -111,7 +111,7 @@ async def test_an_account_is_unlinked_while_navidrome_is_away_and_locked_later(
             await asyncio.sleep(0.1)
 
 
-async def test_lock_ends_an_accounts_password(tcp_world: World) -> None:
+async def test_lock_replaces_an_accounts_password(tcp_world: World) -> None:
     world = tcp_world
     await world.start(PROTECTED_USERS="boss")
     await world.request(person("alice"))
@@ -127,7 +127,7 @@ async def test_lock_ends_an_accounts_password(tcp_world: World) -> None:
     assert await world.opens("boss", "secret")
 
 
-async def test_unlink_and_lock_say_what_they_will_do_and_ask(tcp_world: World) -> None:
+async def test_unlink_and_lock_show_their_effect_and_ask_for_confirmation(tcp_world: World) -> None:
     world = tcp_world
     await world.start()
     await world.request(person("alice"))
@@ -142,7 +142,7 @@ async def test_unlink_and_lock_say_what_they_will_do_and_ask(tcp_world: World) -
     assert await world.opens("alice", "mine")
 
 
-async def test_an_account_that_was_deleted_is_unlinked_and_its_name_stays_its_persons(
+async def test_a_deleted_account_is_unlinked_and_its_name_is_held_for_its_user(
     any_store_world: World,
 ) -> None:
     world = any_store_world
@@ -179,7 +179,7 @@ async def test_a_hold_is_listed_and_ended(any_store_world: World) -> None:
     assert status == 1 and "not held" in err
 
 
-async def test_the_lock_of_an_account_that_nobody_is_linked_to_can_be_ended(
+async def test_the_lock_of_an_unlinked_account_can_be_ended(
     tcp_world: World,
 ) -> None:
     world = tcp_world
@@ -201,7 +201,7 @@ async def test_the_lock_of_an_account_that_nobody_is_linked_to_can_be_ended(
         assert status == 1 and "not locked" in err
 
 
-async def test_sync_says_first_what_it_would_change(tcp_world: World) -> None:
+async def test_sync_shows_its_changes_first(tcp_world: World) -> None:
     world = tcp_world
     await world.start(ADMIN_GROUPS="admins", RECONCILE_SECONDS="3600")
     await world.create("keeper", isAdmin=True)
@@ -223,7 +223,7 @@ async def test_sync_says_first_what_it_would_change(tcp_world: World) -> None:
     assert (await run(world, "users", "sync"))[0] == 2
 
 
-async def test_check_names_what_is_wrong_and_changes_nothing(tcp_world: World) -> None:
+async def test_check_names_problems_and_changes_nothing(tcp_world: World) -> None:
     world = tcp_world
     checks = (await check(world))["checks"]
     assert checks["accounts"]["state"] == "warning"
@@ -242,11 +242,11 @@ async def test_check_names_what_is_wrong_and_changes_nothing(tcp_world: World) -
     assert "No Such" in checks["accounts"]["detail"]
     checks = (await check(world, LIBRARY_GROUPS="{}"))["checks"]
     assert checks["accounts"]["state"] == "ok"
-    said = await check(world, DATABASE_URL="sqlite:////nowhere/at/all.db")
-    assert said["checks"]["store"]["state"] == "failing" and said["ready"] is False
+    output = await check(world, DATABASE_URL="sqlite:////nowhere/at/all.db")
+    assert output["checks"]["store"]["state"] == "failing" and output["ready"] is False
 
 
-async def test_without_provisioning_an_empty_server_is_warned_of(tcp_world: World) -> None:
+async def test_without_provisioning_an_empty_server_is_a_warning(tcp_world: World) -> None:
     world = tcp_world
     checks = (await check(world, PROVISIONING="false"))["checks"]
     assert checks["accounts"]["state"] == "warning"
@@ -256,30 +256,30 @@ async def test_without_provisioning_an_empty_server_is_warned_of(tcp_world: Worl
     assert checks["accounts"]["state"] == "ok"
 
 
-async def test_check_says_what_becomes_of_an_identity_of_each_accounts_name(
+async def test_check_reports_the_result_for_an_identity_of_each_account_name(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
     await world.create_first("admin", "secret-1")
     for name, admin in (("ada", False), ("boss", True)):
-        made = {"userName": name, "password": "pw", "isAdmin": admin}
-        await world.call("POST", "/api/user", made, "admin")
-    said = await check(
+        record = {"userName": name, "password": "pw", "isAdmin": admin}
+        await world.call("POST", "/api/user", record, "admin")
+    output = await check(
         world, BOOTSTRAP_ADMIN="admin", ADMIN_GROUPS="admins", PROTECTED_USERS="boss"
     )
-    accounts = {each["account"]: each for each in said["accounts"]}
+    accounts = {each["account"]: each for each in output["accounts"]}
     assert sorted(accounts) == ["ada", "admin", "boss"]
     assert "linked" in accounts["ada"]["outcome"]
     assert "becomes admin" in accounts["ada"]["with_admin_group"]
     assert "SHIM_LINK_EXISTING is users" in accounts["admin"]["outcome"]
     assert "reserved" in accounts["boss"]["outcome"]
-    assert any("SHIM_ALLOWED_GROUPS is not set" in each for each in said["summary"])
+    assert any("SHIM_ALLOWED_GROUPS is not set" in each for each in output["summary"])
     _, out, _ = await run(world, "check")
     assert "becomes admin" in out and "May sign in: all users" in out
 
 
 async def check(world: World, **settings: str) -> Any:
-    """What `check` says, whatever its exit."""
+    """The output of `check`, whatever its exit status."""
     world.use(**settings)
     _, out, err = await run(world, "check", "--json")
     assert out, err
@@ -287,7 +287,7 @@ async def check(world: World, **settings: str) -> Any:
 
 
 def edge(name: str, *groups: str, uid: str = "") -> tuple[str, ...]:
-    """`explain`'s arguments for a request of this person through the edge."""
+    """`explain`'s arguments for a request of this user through the edge."""
     headers = {
         "username": name,
         "groups": "|".join(groups),
@@ -297,7 +297,7 @@ def edge(name: str, *groups: str, uid: str = "") -> tuple[str, ...]:
     return ("explain", "--peer", "127.0.0.1", "--path", "/app/", *sum(lines, ()))
 
 
-async def test_explain_tells_the_whole_decision_with_policy_and_binding(
+async def test_explain_shows_the_complete_decision_with_policy_and_binding(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -311,13 +311,13 @@ async def test_explain_tells_the_whole_decision_with_policy_and_binding(
         (edge("ada2", "music", uid="uid-of-ada"), "rejected", "rename_not_followed", "is jwt"),
         (edge("new", "music"), "authenticated", "trusted_peer", "no account with this name"),
     ):
-        said = await as_json(world, *arguments)
-        assert (said["verdict"], said["reason"]) == (verdict, reason)
-        assert why in said["steps"][-1]["why"]
-        names = [step["step"] for step in said["steps"]]
+        output = await as_json(world, *arguments)
+        assert (output["verdict"], output["reason"]) == (verdict, reason)
+        assert why in output["steps"][-1]["why"]
+        names = [step["step"] for step in output["steps"]]
         assert names == ["peer", "path", "identity", "policy", "account"][: len(names)]
-    said = await as_json(world, *edge("ada", "music"))
-    assert ["Remote-User", "Ada"] in said["forwarded_headers"]
+    output = await as_json(world, *edge("ada", "music"))
+    assert ["Remote-User", "Ada"] in output["forwarded_headers"]
     _, out, _ = await run(world, *edge("ada", "music"))
     assert "None" not in out and "True" not in out and "('" not in out and "['" not in out
     assert list(await world.users()) == ["Ada"]

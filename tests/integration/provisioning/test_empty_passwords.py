@@ -1,4 +1,4 @@
-"""Accounts are tested for an empty password once, and again only after they changed."""
+"""Accounts are tested for an empty password once, and again only after a change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.support.world import World
 
 
 def pings_for_passwords(world: World) -> int:
-    """How many empty passwords Navidrome was asked about, and forget them."""
+    """Return how many empty passwords Navidrome was asked about, and reset the count."""
     server = world.stand_in
     count = server.requests("GET", "/rest/ping?v=1.16.1&c=navidrome-shim&f=json&u=")
     server.stand_in.seen.clear()
     return count
 
 
-async def test_an_account_is_tested_once_whoever_asks(stand_in_world: World) -> None:
+async def test_an_account_is_tested_once_by_all_callers(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start(RECONCILE_SECONDS="3600")
     for name in ("alice", "bob"):
@@ -36,7 +36,7 @@ async def test_an_account_is_tested_once_whoever_asks(stand_in_world: World) -> 
     assert pings_for_passwords(world) == 0
 
 
-async def test_an_account_that_changed_is_tested_again(stand_in_world: World) -> None:
+async def test_a_changed_account_is_tested_again(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start(RECONCILE_SECONDS="3600")
     for name in ("alice", "hole"):
@@ -52,7 +52,7 @@ async def test_an_account_that_changed_is_tested_again(stand_in_world: World) ->
     assert pings_for_passwords(world) == 0
 
 
-async def test_what_was_tested_before_a_failure_is_remembered(
+async def test_results_from_before_a_failure_are_kept(
     stand_in_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = stand_in_world
@@ -61,12 +61,12 @@ async def test_what_was_tested_before_a_failure_is_remembered(
     for number in range(6):
         await world.create(f"user{number}")
     api = world.accounts.service.api
-    asked: list[str] = []
+    probes: list[str] = []
     real = api.opens_without_password
 
     async def fails_at_the_fourth(user_name: str) -> bool:
-        asked.append(user_name)
-        if len(asked) == 4:
+        probes.append(user_name)
+        if len(probes) == 4:
             raise Unavailable("away")
         return await real(user_name)
 
@@ -74,4 +74,4 @@ async def test_what_was_tested_before_a_failure_is_remembered(
     with pytest.raises(Unavailable):
         await world.accounts.service.reconcile()
     await world.accounts.service.reconcile()
-    assert len(set(asked)) == 6 and len(asked) == 7
+    assert len(set(probes)) == 6 and len(probes) == 7

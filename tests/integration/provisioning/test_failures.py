@@ -1,4 +1,4 @@
-"""A Navidrome that fails: a clear answer, nothing half made, and nobody held up who is known."""
+"""A failing Navidrome: a clear error, no partial account, and no delay for known users."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USERS = ("/api/user",)
 
 @pytest.mark.parametrize("kind", list(FaultKind))
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_first_visit_while_the_api_fails_makes_nothing_twice(
+async def test_a_first_request_while_the_api_fails_creates_no_duplicate(
     stand_in_world: World, kind: FaultKind, method: str
 ) -> None:
     world = stand_in_world
@@ -67,7 +67,7 @@ async def test_a_change_while_the_api_fails_loses_no_field(
     assert after == before
 
 
-async def test_who_is_known_is_never_held_up_and_who_changed_waits_for_the_api(
+async def test_a_known_user_does_not_wait_for_the_api_and_a_changed_one_does(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -80,7 +80,7 @@ async def test_who_is_known_is_never_held_up_and_who_changed_waits_for_the_api(
     assert isinstance(await world.request(person("bob")), AccountDenied)
 
 
-async def test_known_accounts_pass_as_they_are_where_the_settings_say_so(
+async def test_known_accounts_are_used_unchanged_if_the_settings_allow_it(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -92,11 +92,11 @@ async def test_known_accounts_pass_as_they_are_where_the_settings_say_so(
     assert world.accounts.gate.known(person("alice", "music", "more")) is None
     assert isinstance(await world.request(person("bob", "music")), AccountDenied)
     assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
-    stranger = person("alice", "music", uid="stranger")
-    assert await world.reason(stranger) is Reason.IDENTITY_CONFLICT
+    other_user = person("alice", "music", uid="stranger")
+    assert await world.reason(other_user) is Reason.IDENTITY_CONFLICT
 
 
-async def test_a_broken_navidrome_is_left_alone(stand_in_world: World) -> None:
+async def test_the_circuit_breaker_opens_for_a_failing_navidrome(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start()
     world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
@@ -106,7 +106,7 @@ async def test_a_broken_navidrome_is_left_alone(stand_in_world: World) -> None:
     assert len(world.stand_in.stand_in.seen) < 40
 
 
-async def test_a_request_does_not_wait_for_ever(stand_in_world: World) -> None:
+async def test_a_request_has_a_deadline(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start(PROVISIONING_TIMEOUT="0.2")
     world.stand_in.breaks(Fault(FaultKind.HANG, USERS))
@@ -115,7 +115,7 @@ async def test_a_request_does_not_wait_for_ever(stand_in_world: World) -> None:
     assert response.reason is Reason.ACCOUNT_PENDING
 
 
-async def test_a_door_that_could_not_be_closed_is_closed_later(stand_in_world: World) -> None:
+async def test_a_lock_that_failed_is_repeated_later(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start(ALLOWED_GROUPS="music")
     await world.request(person("eve", "music"))
@@ -131,10 +131,10 @@ async def test_a_door_that_could_not_be_closed_is_closed_later(stand_in_world: W
     assert not await world.opens("eve", "mine")
 
 
-# accounts that rise from the dead
+# accounts that are recreated by a race
 
 
-async def test_a_write_that_meets_a_deletion_leaves_no_open_account(world: World) -> None:
+async def test_a_write_that_races_with_a_deletion_leaves_no_open_account(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     before = await world.user("alice")
@@ -147,7 +147,7 @@ async def test_a_write_that_meets_a_deletion_leaves_no_open_account(world: World
     assert not world.accounts.service.bindings.intents()
 
 
-async def test_a_new_password_that_meets_a_deletion_leaves_no_account(world: World) -> None:
+async def test_a_new_password_that_races_with_a_deletion_leaves_no_account(world: World) -> None:
     await world.start(ALLOWED_GROUPS="music")
     await world.request(person("alice", "music"))
     _deletes_before_writing(world)
@@ -156,7 +156,7 @@ async def test_a_new_password_that_meets_a_deletion_leaves_no_account(world: Wor
     assert len(world.recorded(AccountRecreatedByRace)) == 1
 
 
-async def test_a_claim_that_meets_a_deletion_makes_the_account_again(world: World) -> None:
+async def test_a_claim_that_races_with_a_deletion_creates_the_account_again(world: World) -> None:
     await world.start()
     old_id = await world.create("old", "known")
     _deletes_before_writing(world)
@@ -166,7 +166,7 @@ async def test_a_claim_that_meets_a_deletion_makes_the_account_again(world: Worl
     assert not await world.opens("old", "known") and not await world.opens("old", "")
 
 
-async def test_a_write_that_was_left_is_looked_after_before_anybody_is_served(
+async def test_a_pending_write_is_verified_before_any_user_is_served(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.start(ADMIN_GROUPS="admins")
@@ -189,7 +189,7 @@ async def test_a_write_that_was_left_is_looked_after_before_anybody_is_served(
     assert not await world.opens("alice", "")
 
 
-async def test_an_empty_password_that_was_there_is_closed_and_the_account_kept(
+async def test_an_existing_empty_password_is_replaced_and_the_account_kept(
     world: World,
 ) -> None:
     await world.start()
@@ -204,7 +204,9 @@ async def test_an_empty_password_that_was_there_is_closed_and_the_account_kept(
     assert not world.recorded(AccountRecreatedByRace)
 
 
-async def test_who_writes_his_own_creation_time_is_not_taken_for_recreated(world: World) -> None:
+async def test_a_user_who_writes_the_creation_time_is_not_mistaken_for_recreated(
+    world: World,
+) -> None:
     await world.start()
     await world.request(person("alice"))
     alice = await world.user("alice")
@@ -224,7 +226,7 @@ async def test_who_writes_his_own_creation_time_is_not_taken_for_recreated(world
 
 
 def _deletes_before_writing(world: World) -> None:
-    """Delete the account between the next reading and writing of it."""
+    """Delete the account between its next read and write."""
     api = world.accounts.service.api
     write = api.write
 
@@ -237,7 +239,7 @@ def _deletes_before_writing(world: World) -> None:
 
 
 async def _settled(world: World, identity: Identity) -> None:
-    """Wait until the identity is let in."""
+    """Wait until the identity has access."""
     async with asyncio.timeout(15):
         while await world.request(identity) != identity.username:  # noqa: ASYNC110
             await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A first visit: an account is made, once, as the identity says, and nobody knows its password."""
+"""A user's first request: one account is created from the identity, with a random password."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shim.trust.reasons import Reason
 from tests.support.world import PATIENT, World, person
 
 
-async def test_an_empty_server_gets_the_shims_own_admin_and_no_visitor_becomes_it(
+async def test_an_empty_server_gets_the_shims_admin_and_no_user_becomes_it(
     world: World,
 ) -> None:
     await world.start()
@@ -24,12 +24,12 @@ async def test_an_empty_server_gets_the_shims_own_admin_and_no_visitor_becomes_i
     assert [event.first for event in world.recorded(AdminCreated)] == [True]
 
 
-async def test_a_first_visit_makes_the_account(world: World) -> None:
+async def test_a_first_request_creates_the_account(world: World) -> None:
     await world.start()
     alice = person("alice", "music", display="Alice Ä.", email="alice@example.com")
     assert await world.request(alice) == "alice"
-    made = await world.user("alice")
-    assert (made["name"], made["email"], made["isAdmin"]) == (
+    created = await world.user("alice")
+    assert (created["name"], created["email"], created["isAdmin"]) == (
         "Alice Ä.",
         "alice@example.com",
         False,
@@ -39,7 +39,7 @@ async def test_a_first_visit_makes_the_account(world: World) -> None:
     assert (event.peer, event.request_id, event.trigger) == ("192.0.2.9", "r-1", "request")
 
 
-async def test_a_known_account_is_asked_for_without_io(stand_in_world: World) -> None:
+async def test_a_known_account_needs_no_io(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start()
     await world.request(person("alice"))
@@ -51,7 +51,7 @@ async def test_a_known_account_is_asked_for_without_io(stand_in_world: World) ->
     assert not world.stand_in.stand_in.seen
 
 
-async def test_the_owner_of_a_made_account_sets_a_password_without_knowing_one(
+async def test_the_owner_of_a_created_account_sets_a_password_without_the_old_one(
     world: World,
 ) -> None:
     await world.start()
@@ -65,7 +65,7 @@ async def test_the_owner_of_a_made_account_sets_a_password_without_knowing_one(
     assert await world.opens("alice", "mine")
 
 
-async def test_two_hundred_first_requests_of_one_user_make_one_account_with_one_post(
+async def test_two_hundred_first_requests_of_one_user_create_one_account_with_one_post(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -76,14 +76,14 @@ async def test_two_hundred_first_requests_of_one_user_make_one_account_with_one_
     assert list(await world.users()) == ["alice"]
 
 
-async def test_two_hundred_first_requests_at_once_make_one_account(world: World) -> None:
+async def test_two_hundred_concurrent_first_requests_create_one_account(world: World) -> None:
     await world.start()
     responses = await asyncio.gather(*(world.request(person("alice")) for _ in range(200)))
     assert set(responses) == {"alice"}
     assert list(await world.users()) == ["alice"]
 
 
-async def test_names_that_differ_in_case_alone_never_become_two_accounts(world: World) -> None:
+async def test_names_that_differ_only_in_case_never_become_two_accounts(world: World) -> None:
     await world.start()
     names = ("RaCe2", "rAcE2", "RACE2", "race2")
     people = [person(name, uid=f"uid-{number}") for number, name in enumerate(names)]
@@ -93,7 +93,7 @@ async def test_names_that_differ_in_case_alone_never_become_two_accounts(world: 
 
 
 @pytest.mark.usefixtures("patient_store")
-async def test_many_new_users_at_once_are_all_made_and_none_twice(world: World) -> None:
+async def test_many_concurrent_new_users_get_one_account_each(world: World) -> None:
     await world.start(**PATIENT)
     names = [f"user{number}" for number in range(500)]
     responses = await asyncio.gather(*(world.request(person(name)) for name in names))
@@ -101,7 +101,7 @@ async def test_many_new_users_at_once_are_all_made_and_none_twice(world: World) 
     assert sorted(await world.users()) == sorted(names)
 
 
-async def test_a_waiter_who_leaves_does_not_end_the_provisioning_task_of_the_others(
+async def test_a_disconnected_client_does_not_cancel_provisioning_for_others(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -117,7 +117,7 @@ async def test_a_waiter_who_leaves_does_not_end_the_provisioning_task_of_the_oth
     assert await second == gate.known(person("alice"))
 
 
-async def test_a_restarted_shim_knows_whom_it_bound(world: World) -> None:
+async def test_a_restarted_shim_knows_its_bindings(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     await world.restart()
@@ -139,7 +139,7 @@ async def test_a_restarted_shim_knows_whom_it_bound(world: World) -> None:
         "a_%",
     ],
 )
-async def test_odd_names_get_one_account_each(world: World, name: str) -> None:
+async def test_unusual_names_get_one_account_each(world: World, name: str) -> None:
     await world.start()
     assert await world.request(person(name)) == name
     await world.request(person(name, display="Changed"))
@@ -147,33 +147,33 @@ async def test_odd_names_get_one_account_each(world: World, name: str) -> None:
     assert not await world.opens(name, "")
 
 
-async def test_an_email_that_is_none_is_left_out_and_said(world: World) -> None:
+async def test_an_invalid_email_is_omitted_and_reported(world: World) -> None:
     await world.start()
     await world.request(person("alice", email="no e-mail"))
     assert (await world.user("alice"))["email"] == ""
     assert world.recorded(AccountCreated)[0].notes
 
 
-async def test_no_password_is_written_down(
+async def test_no_password_is_stored_or_logged(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from shim.navidrome import api
     from shim.provisioning import account_writer
 
-    made: list[str] = []
+    created: list[str] = []
     generate = api.generated_password
 
-    def remembered() -> str:
-        made.append(generate())
-        return made[-1]
+    def stored() -> str:
+        created.append(generate())
+        return created[-1]
 
-    monkeypatch.setattr(account_writer, "generated_password", remembered)
+    monkeypatch.setattr(account_writer, "generated_password", stored)
     caplog.set_level(logging.DEBUG)
     await world.start()
     await world.request(person("alice"))
-    assert len(made) == 1
-    assert made[0].startswith("__NAVIDROME_AUTOGEN__") and len(made[0]) >= 21 + 43
-    assert await world.opens("alice", made[0])
+    assert len(created) == 1
+    assert created[0].startswith("__NAVIDROME_AUTOGEN__") and len(created[0]) >= 21 + 43
+    assert await world.opens("alice", created[0])
     database = (world.folder / "shim.db").read_bytes() + (world.folder / "shim.db-wal").read_bytes()
     for text in (repr(world.events), caplog.text, database.decode("latin-1")):
-        assert made[0][21:] not in text
+        assert created[0][21:] not in text

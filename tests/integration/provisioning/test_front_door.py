@@ -1,4 +1,4 @@
-"""The whole shim before a Navidrome: what a browser gets on its first visit, and when Navidrome changes."""
+"""The complete shim with a Navidrome over HTTP: first requests, and changes of Navidrome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(slots=True)
 class Front:
-    """A shim that serves, in a process of its own."""
+    """A shim that serves, in its own process."""
 
     port: int
     control: int
@@ -77,7 +77,7 @@ async def front_before(world: World, **settings: str) -> AsyncIterator[Front]:
             await process.wait()
 
 
-async def test_a_first_visit_ends_in_the_web_apps_page_for_the_right_account(
+async def test_a_first_request_gets_the_web_apps_page_for_the_right_account(
     tcp_world: World,
 ) -> None:
     async with front_before(
@@ -99,14 +99,14 @@ async def test_a_first_visit_ends_in_the_web_apps_page_for_the_right_account(
         assert checks["accounts"]["state"] == checks["store"]["state"] == "ok"
 
 
-async def test_two_hundred_first_requests_at_once_make_one_account(tcp_world: World) -> None:
+async def test_two_hundred_concurrent_first_requests_create_one_account(tcp_world: World) -> None:
     async with front_before(tcp_world) as front:
         responses = await asyncio.gather(*(front.visit("alice", "/api/song") for _ in range(200)))
         assert {response.status_code for response in responses} == {200}
         assert list(await tcp_world.users()) == ["alice"]
 
 
-async def test_who_is_known_is_answered_while_others_wait_for_their_account(
+async def test_a_known_user_is_served_while_others_wait_for_their_account(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -122,7 +122,7 @@ async def test_who_is_known_is_answered_while_others_wait_for_their_account(
         assert {response.status_code for response in await asyncio.gather(*others)} <= {200, 503}
 
 
-async def test_nothing_is_made_for_public_paths_or_untrusted_peers(tcp_world: World) -> None:
+async def test_public_paths_and_untrusted_peers_create_no_account(tcp_world: World) -> None:
     async with front_before(tcp_world) as front:
         await front.visit("alice", "/rest/ping?v=1&c=x&f=json")
         await front.visit("alice", "/share/abc")
@@ -130,7 +130,7 @@ async def test_nothing_is_made_for_public_paths_or_untrusted_peers(tcp_world: Wo
         assert not await tcp_world.users()
 
 
-async def test_a_proof_on_a_public_path_leads_through_the_policy_and_makes_the_account(
+async def test_a_proof_on_a_public_path_provisions_the_account(
     tcp_world: World,
 ) -> None:
     secret = "s3cret-s3cret-s3cret"
@@ -155,7 +155,7 @@ async def test_a_proof_on_a_public_path_leads_through_the_policy_and_makes_the_a
         assert list(await tcp_world.users()) == ["alice"]
 
 
-async def test_no_visitor_becomes_the_admin_of_a_navidrome_that_came_back_empty(
+async def test_no_user_becomes_the_admin_of_a_navidrome_that_restarted_empty(
     tcp_world: World,
 ) -> None:
     world = tcp_world
@@ -172,7 +172,7 @@ async def test_no_visitor_becomes_the_admin_of_a_navidrome_that_came_back_empty(
         assert {user["isAdmin"] for user in (await world.users()).values()} == {False}
 
 
-async def test_an_account_deleted_in_navidrome_is_missed_at_its_next_api_request(
+async def test_an_account_deleted_in_navidrome_is_noticed_at_its_next_api_request(
     tcp_world: World,
 ) -> None:
     async with front_before(tcp_world) as front:
@@ -192,7 +192,7 @@ async def test_without_provisioning_a_reserved_name_is_rejected_too(tcp_world: W
 
 
 async def _insists(front: Front, name: str) -> httpx.Response:
-    """Try again and again, as a person would."""
+    """Retry, as a user would."""
     while True:
         response = await front.visit(name)
         if response.status_code == 200:
@@ -209,7 +209,7 @@ async def _listens(front: Front) -> bool:
 
 
 def _auth(page: httpx.Response) -> tuple[str, str, bool]:
-    """Who the page says is logged in: name, display name, whether an admin."""
+    """The signed-in user of the page: name, display name, whether an admin."""
     text = page.text.partition("__APP_CONFIG__")[2].partition("=")[2]
     config = json.loads(json.JSONDecoder().raw_decode(text.strip())[0])
     auth = config["auth"]

@@ -1,4 +1,6 @@
-"""Killed at any moment and started again: no second account, no lost binding, no open account."""
+"""Killed at any moment and restarted: no duplicate account, no lost binding, no account without a
+password.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from tests.support.visiting import PEOPLE, people
 from tests.support.world import VERIFIED, World
 
 ROOT = Path(__file__).parents[3]
-# Seconds after the first request, so that each kill meets another part of the work.
+# Seconds after the first request, so that each kill interrupts another part of the work.
 MOMENTS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3)
 
 
-async def test_a_shim_that_is_killed_over_and_over_loses_and_doubles_nothing(
+async def test_a_shim_that_is_killed_repeatedly_loses_and_duplicates_nothing(
     any_store_world: World,
 ) -> None:
     world = any_store_world

@@ -1,4 +1,4 @@
-"""A user whose record is too large to be read: nobody else notices."""
+"""A user whose record is too large to be read does not affect others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LARGE = "<" * (MAX_RESPONSE // 5)  # six bytes each in JSON
 
 
 async def _large_record(world: World, name: str) -> None:
-    """What the user `name` can do to themself with one request."""
+    """How the user `name` can enlarge the own record with one request."""
     user = await world.user(name)
     body = {**user, "name": LARGE}
     await world.call("PUT", f"/api/user/{user['id']}", body, user=name)
 
 
-async def test_one_users_large_record_stops_nobody_else(tcp_world: World) -> None:
+async def test_one_users_large_record_does_not_affect_others(tcp_world: World) -> None:
     world = tcp_world
     await world.start()
     for name in ("alice", "mallory"):
@@ -46,7 +46,7 @@ async def test_one_users_large_record_stops_nobody_else(tcp_world: World) -> Non
 
 
 @pytest.mark.parametrize("fail", ["open", "closed"])
-async def test_an_unreadable_account_that_nobody_is_bound_to_is_given_to_nobody(
+async def test_an_unreadable_unlinked_account_is_never_claimed(
     stand_in_world: World, fail: str
 ) -> None:
     world = stand_in_world

@@ -1,4 +1,4 @@
-"""After names changed in Navidrome nobody is let in as somebody else: accounts are addressed by id."""
+"""After names changed in Navidrome no user gets another user's account: accounts are addressed by id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READS = Fault(FaultKind.SERVER_ERROR, ("/api/user",), frozenset({"GET"}))
 
 
 async def account_ids(world: World, *names: str) -> dict[str, str | None]:
-    """The id of the account that each person is let in as, and nothing else is looked at."""
+    """The id of the account that each user gets."""
     found = {}
     for name in names:
         response = await world.accounts.gate.ensure(person(name), REQUEST_INFO)
@@ -31,7 +31,7 @@ async def account_ids(world: World, *names: str) -> dict[str, str | None]:
 
 
 async def rotate(world: World, *names: str) -> None:
-    """Give each account the next one's name, as an admin does it, by an intermediate name."""
+    """Give each account the next one's name, as an admin does it, with an intermediate name."""
     users = await world.users()
     await world.change(names[0], userName="between")
     for name, new in zip(names[:0:-1], (*names[:1], *names[:1:-1]), strict=True):
@@ -42,7 +42,7 @@ async def rotate(world: World, *names: str) -> None:
 
 @pytest.mark.parametrize("people", [("alice", "bob"), ("alice", "bob", "carol")])
 @pytest.mark.parametrize("first", [0, 1])
-async def test_people_whose_names_were_swapped_keep_their_own_accounts(
+async def test_users_whose_names_were_swapped_keep_their_accounts(
     any_store_world: World, people: tuple[str, ...], first: int
 ) -> None:
     world = any_store_world
@@ -61,7 +61,7 @@ async def test_people_whose_names_were_swapped_keep_their_own_accounts(
     assert await account_ids(world, *people) == before
 
 
-async def test_swapped_names_are_followed_at_once_and_by_reconcile(world: World) -> None:
+async def test_swapped_names_are_adopted_at_once_and_by_reconcile(world: World) -> None:
     await world.start(RECONCILE_SECONDS="3600")
     for name in PEOPLE:
         await world.request(person(name))
@@ -76,7 +76,7 @@ async def test_swapped_names_are_followed_at_once_and_by_reconcile(world: World)
     assert await account_ids(world, *PEOPLE) == before
 
 
-async def test_a_name_that_was_taken_over_from_a_deleted_account_is_followed(world: World) -> None:
+async def test_a_name_that_was_taken_over_from_a_deleted_account_is_adopted(world: World) -> None:
     await world.start(RECONCILE_SECONDS="3600")
     for name in PEOPLE:
         await world.request(person(name))
@@ -89,7 +89,7 @@ async def test_a_name_that_was_taken_over_from_a_deleted_account_is_followed(wor
     assert await world.reason(person("bob")) is Reason.IDENTITY_CONFLICT
 
 
-async def test_while_the_api_fails_nobody_passes_under_a_name_that_may_be_stale(
+async def test_while_the_api_fails_no_request_uses_a_possibly_stale_name(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -97,7 +97,7 @@ async def test_while_the_api_fails_nobody_passes_under_a_name_that_may_be_stale(
     for name in PEOPLE:
         await world.request(person(name))
     world.stand_in.breaks(READS)
-    assert await world.request(person("alice", "more")) == "alice", "nobody can have changed a name"
+    assert await world.request(person("alice", "more")) == "alice", "no name can have changed"
     world.accounts.gate.users_may_have_changed()
     assert isinstance(await world.request(person("alice")), AccountDenied)
     assert isinstance(await world.request(person("alice", "more")), AccountDenied)
@@ -108,7 +108,7 @@ async def test_while_the_api_fails_nobody_passes_under_a_name_that_may_be_stale(
     assert await world.request(person("alice", "other")) == "bob"
 
 
-async def test_an_account_recreated_as_an_admin_is_not_its_old_persons(world: World) -> None:
+async def test_an_account_recreated_as_an_admin_is_not_its_previous_users(world: World) -> None:
     await world.start(RECONCILE_SECONDS="3600")
     await world.request(person("alice"))
     await world.delete("alice")
@@ -123,7 +123,7 @@ async def test_an_account_recreated_as_an_admin_is_not_its_old_persons(world: Wo
     assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
 
 
-async def test_an_account_recreated_as_a_users_is_claimed_as_the_settings_allow(
+async def test_an_account_recreated_as_a_regular_user_is_claimed_by_the_settings(
     world: World,
 ) -> None:
     for link, expected in (("none", Reason.IDENTITY_CONFLICT), ("users", "alice")):
@@ -136,7 +136,7 @@ async def test_an_account_recreated_as_a_users_is_claimed_as_the_settings_allow(
         assert await world.reason(person("alice")) == expected
 
 
-async def test_a_name_that_changes_while_an_account_is_looked_at_is_read_again(
+async def test_a_name_that_changes_during_provisioning_is_read_again(
     world: World,
 ) -> None:
     await world.start(RECONCILE_SECONDS="3600")
@@ -157,7 +157,7 @@ async def test_a_name_that_changes_while_an_account_is_looked_at_is_read_again(
     assert known is not None and known.user_name == b"alice2"
 
 
-async def test_changes_that_never_end_keep_nobody_out(stand_in_world: World) -> None:
+async def test_continuous_changes_block_no_user(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start(RECONCILE_SECONDS="3600")
     await world.request(person("alice"))
@@ -174,7 +174,7 @@ async def test_changes_that_never_end_keep_nobody_out(stand_in_world: World) -> 
     assert world.accounts.gate.known(person("alice", "more")) is None
 
 
-async def test_who_comes_after_a_change_does_not_join_who_looked_before(
+async def test_a_request_after_a_change_does_not_share_an_earlier_read(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world

@@ -1,4 +1,6 @@
-"""Navidrome's own tokens and passwords end when their account is locked, denied, unlinked or linked again."""
+"""Navidrome's own tokens and passwords are void when their account is locked, denied, unlinked or
+linked again.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tests.support.world import Token, World, person, until
 
 
 async def signed_in(world: World, name: str = "alice", *groups: str) -> Token:
-    """Let a person come who has set a password, and then give a token for it."""
+    """Provision a user, set a password, and return a token for it."""
     await world.request(person(name, *groups))
     user = await world.user(name)
     changed = {**user, "password": "mine"}
@@ -27,7 +29,7 @@ async def signed_in(world: World, name: str = "alice", *groups: str) -> Token:
 
 
 async def sets_a_password(world: World, token: Token) -> bool:
-    """Whether the holder of a token can set a new password without knowing the old one."""
+    """Return whether the holder of a token can set a new password without the old one."""
     name = next(n for n, user in (await world.users()).items() if user["id"] == token.user_id)
     body = {**await world.user(name), "password": "stolen"}
     await world.call_with(token, "PUT", f"/api/user/{token.user_id}", body)
@@ -42,7 +44,7 @@ def newer(world: World, token: Token) -> Token:
     return replace(token, issued_at=int(rule.void_before) + 1)
 
 
-async def test_no_token_of_a_denied_account_passes_nor_one_from_before_when_it_is_back(
+async def test_tokens_of_a_denied_account_are_void_also_after_it_is_allowed_again(
     world: World,
 ) -> None:
     await world.start(ALLOWED_GROUPS="music")
@@ -73,7 +75,7 @@ async def test_no_token_of_a_denied_account_passes_nor_one_from_before_when_it_i
     assert not world.passes(token) and world.passes(newer(world, token))
 
 
-async def test_no_token_outlives_the_end_of_a_link(any_store_world: World) -> None:
+async def test_no_token_outlives_an_unlink(any_store_world: World) -> None:
     world = any_store_world
     await world.start()
     token = await signed_in(world)
@@ -91,7 +93,7 @@ async def test_no_token_outlives_the_end_of_a_link(any_store_world: World) -> No
     assert gate.may_continue(token.user_id, "other", 0)
 
 
-async def test_a_lock_ends_the_tokens_of_a_linked_account_until_its_person_is_back(
+async def test_a_lock_voids_the_tokens_of_a_linked_account_until_its_user_returns(
     any_store_world: World,
 ) -> None:
     world = any_store_world
@@ -108,7 +110,7 @@ async def test_a_lock_ends_the_tokens_of_a_linked_account_until_its_person_is_ba
     assert not world.passes(token) and world.passes(newer(world, token))
 
 
-async def test_a_lock_ends_the_tokens_of_an_account_that_nobody_is_linked_to(
+async def test_a_lock_voids_the_tokens_of_an_unlinked_account(
     tcp_world: World,
 ) -> None:
     world = tcp_world
@@ -140,7 +142,7 @@ async def test_tokens_are_void_before_the_new_password_is_written(stand_in_world
     world.stand_in.breaks(None)
 
 
-async def test_another_process_hears_of_a_lock(any_store_world: World) -> None:
+async def test_another_process_sees_a_lock(any_store_world: World) -> None:
     first = any_store_world
     await first.start(ALLOWED_GROUPS="music")
     token = await signed_in(first, "alice", "music")
@@ -153,7 +155,7 @@ async def test_another_process_hears_of_a_lock(any_store_world: World) -> None:
         assert not second.accounts.gate.may_continue(token.user_id, None, token.issued_at)
 
 
-async def test_a_token_passes_only_if_its_claims_name_one_account(world: World) -> None:
+async def test_a_token_is_valid_only_if_its_claims_name_one_account(world: World) -> None:
     await world.create_first()
     await world.confirm_new()
     guest = await world.create("Guest", "mine")
@@ -176,7 +178,7 @@ async def test_a_token_passes_only_if_its_claims_name_one_account(world: World) 
     assert not gate.may_continue(guest, None, 1.0)
 
 
-async def test_no_token_passes_while_the_users_are_not_known(stand_in_world: World) -> None:
+async def test_no_token_is_valid_while_the_users_are_unknown(stand_in_world: World) -> None:
     world = stand_in_world
     await world.create_first()
     await world.confirm_new()
@@ -194,7 +196,7 @@ async def test_no_token_passes_while_the_users_are_not_known(stand_in_world: Wor
     await until(lambda: gate.navidrome_token_valid("guest", guest, 1.0))
 
 
-async def test_a_token_waits_for_the_users_that_were_changed_before_it_came(
+async def test_a_token_waits_for_the_users_that_were_changed_before_it_arrived(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -215,7 +217,7 @@ async def test_a_token_waits_for_the_users_that_were_changed_before_it_came(
     assert gate.users_listed
 
 
-async def test_somebody_who_changes_users_all_the_time_makes_no_token_wait_for_ever(
+async def test_continuous_changes_of_users_do_not_delay_a_token_without_end(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world
@@ -232,7 +234,7 @@ async def test_somebody_who_changes_users_all_the_time_makes_no_token_wait_for_e
     assert not gate.users_listed
 
 
-async def test_a_token_gets_503_while_the_users_can_not_be_listed(stand_in_world: World) -> None:
+async def test_a_token_gets_503_while_the_users_cannot_be_listed(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start(RECONCILE_SECONDS="3600")
     gate = world.accounts.gate
@@ -247,7 +249,7 @@ async def test_a_token_gets_503_while_the_users_can_not_be_listed(stand_in_world
 
 
 @pytest.mark.parametrize("groups", [("music",), ("other",)])
-async def test_settings_that_deny_a_person_end_tokens_at_once(
+async def test_settings_that_deny_a_user_void_tokens_at_once(
     world: World, groups: tuple[str, ...]
 ) -> None:
     await world.start()

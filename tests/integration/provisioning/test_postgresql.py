@@ -1,4 +1,4 @@
-"""The shim as a program with its store on PostgreSQL: two that share it, and a server that is not there."""
+"""The shim process with its database on PostgreSQL: two that share it, and a server that is down."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def settings(navidrome: StandIn, url: str) -> dict[str, str]:
     }
 
 
-def accounts_made(shim: Shim) -> list[object]:
+def accounts_created(shim: Shim) -> list[object]:
     return [line["account"] for line in shim.lines if line.get("kind") == "account_created"]
 
 
-def told(shim: Shim) -> str:
-    """Everything that it has said, in its log and of its parts."""
+def log_and_checks(shim: Shim) -> str:
+    """Its complete log and the checks of `/readyz`."""
     return json.dumps([*shim.lines, checks(shim)], default=str)
 
 
-def test_whom_one_process_has_bound_is_known_to_every_other(
+def test_a_user_bound_by_one_process_is_known_to_every_other(
     navidrome: StandIn, postgresql_url: str, tmp_path: Path
 ) -> None:
     given = settings(navidrome, postgresql_url)
@@ -69,21 +69,21 @@ def test_whom_one_process_has_bound_is_known_to_every_other(
         assert visit(second, "alice").status_code == 200
         assert visit(second, "alice", uid="stranger").status_code == 403
         assert visit(second, "bob").status_code == visit(first, "bob").status_code == 200
-        assert (accounts_made(first), accounts_made(second)) == (["alice"], ["bob"])
+        assert (accounts_created(first), accounts_created(second)) == (["alice"], ["bob"])
 
         listed = command(tmp_path, "users", "list", "--json", settings=given)
         owners = {line["account"]: line["uid"] for line in json.loads(listed.stdout)}
         assert owners == {"alice": "uid-alice", "bob": "uid-bob", "navidrome-shim": None}
         unlinked = command(tmp_path, "users", "unlink", "alice", "--yes", settings=given)
         assert unlinked.returncode == 0, unlinked.stderr
-        # Whoever comes with the name next has it, and not the one before.
+        # The next user with the name gets it, and not the previous one.
         assert visit(first, "alice", uid="new").status_code == 200
         assert visit(second, "alice").status_code == 403
-        said = told(first) + told(second) + listed.stderr + unlinked.stderr
-    assert PASSWORD not in said
+        output = log_and_checks(first) + log_and_checks(second) + listed.stderr + unlinked.stderr
+    assert PASSWORD not in output
 
 
-def test_a_shim_that_starts_without_its_database_serves_nobody_until_it_is_there(
+def test_a_shim_that_starts_without_its_database_rejects_identities_until_it_is_up(
     postgresql: PostgreSQL, navidrome: StandIn, postgresql_url: str, tmp_path: Path
 ) -> None:
     given = settings(navidrome, postgresql_url)
@@ -108,13 +108,13 @@ def test_a_shim_that_starts_without_its_database_serves_nobody_until_it_is_there
             postgresql.start()
             eventually(lambda: visit(shim, "alice").status_code, 200)
             assert checks(shim)["store"]["state"] == "ok"
-            said = told(shim) + looked.stdout + looked.stderr + listed.stderr
+            output = log_and_checks(shim) + looked.stdout + looked.stderr + listed.stderr
     finally:
         postgresql.start()
-    assert PASSWORD not in said and "Traceback" not in said
+    assert PASSWORD not in output and "Traceback" not in output
 
 
-def test_a_wrong_password_is_said_and_never_which(
+def test_a_wrong_password_is_reported_without_its_value(
     navidrome: StandIn, postgresql_url: str, tmp_path: Path
 ) -> None:
     url = make_url(postgresql_url).set(password="wr0ng").render_as_string(hide_password=False)
@@ -124,11 +124,11 @@ def test_a_wrong_password_is_said_and_never_which(
         assert "password authentication failed" in checks(shim)["store"]["detail"]
         looked = command(tmp_path, "check", settings=given)
         assert looked.returncode == 1 and "password authentication failed" in looked.stdout
-        assert "wr0ng" not in told(shim) + looked.stdout + looked.stderr
+        assert "wr0ng" not in log_and_checks(shim) + looked.stdout + looked.stderr
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("users", "list"), ("check",)])
-def test_without_the_driver_no_command_runs_and_each_says_what_to_install(
+def test_without_the_driver_no_command_runs_and_each_names_the_package(
     navidrome: StandIn, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     url = f"postgresql+psycopg://shim:{PASSWORD}@127.0.0.1/shim"
@@ -136,7 +136,7 @@ def test_without_the_driver_no_command_runs_and_each_says_what_to_install(
     ran = command(
         tmp_path, *arguments, settings=given, program=(sys.executable, "-c", WITHOUT_DRIVER)
     )
-    said = ran.stdout + ran.stderr
+    output = ran.stdout + ran.stderr
     assert ran.returncode == 1
-    assert "navidrome-auth-shim[postgres]" in said
-    assert PASSWORD not in said and "Traceback" not in said
+    assert "navidrome-auth-shim[postgres]" in output
+    assert PASSWORD not in output and "Traceback" not in output

@@ -1,4 +1,4 @@
-"""Accounts of the users of every provider: created, found again, kept apart, moved to another provider."""
+"""Accounts of every provider's users: created, found again, kept apart, moved to another provider."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ async def rebind(world: World, *arguments: str) -> tuple[int, dict[str, Any]]:
 async def explained(
     world: World, user: str, *fields: str, step_name: str = "account"
 ) -> dict[str, str]:
-    """Return what `explain` says of one step of an Authelia user, and the reason."""
+    """The text of one step of `explain` for an Authelia user, and the reason."""
     headers = [part for line in (f"Remote-User: {user}", *fields) for part in ("-H", line)]
-    ask = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", *headers)
-    _, out, err = await run(world, *ask, "--json")
+    explain_arguments = ("explain", "--peer", "127.0.0.1", "--path", "/api/user", *headers)
+    _, out, err = await run(world, *explain_arguments, "--json")
     assert out, err
-    told = json.loads(out)
-    step = next(step for step in told["steps"] if step["step"] == step_name)
-    return {"step": step["result"], "why": step["why"], "reason": told["reason"]}
+    explanation = json.loads(out)
+    step = next(step for step in explanation["steps"] if step["step"] == step_name)
+    return {"step": step["result"], "why": step["why"], "reason": explanation["reason"]}
 
 
 @pytest.mark.parametrize("sent", SENDS, ids=lambda sent: sent.provider)
@@ -69,7 +69,7 @@ async def test_a_uid_of_another_source_never_matches(tcp_world: World) -> None:
     assert await world.reason(other) is Reason.UID_SOURCE_CHANGED
     await world.restart(ALLOWED_GROUPS="admins")
     assert await world.reason(other) is Reason.UID_SOURCE_CHANGED
-    # Neither is the account of the first person locked by it, nor by a user with the name.
+    # Neither is the first user's account locked by it, nor by a user with the name.
     assert await world.request(ada) == "ada"
     same_name = replace(ada, uid="8", uid_source="header x-auth-request-user")
     assert await world.reason(same_name) is Reason.IDENTITY_CONFLICT
@@ -102,7 +102,7 @@ async def test_a_uid_of_an_earlier_version_is_a_headers(stand_in_world: World) -
     assert await world.reason(moved) is Reason.UID_SOURCE_CHANGED
 
 
-async def test_everybody_is_moved_to_a_provider_without_an_id(tcp_world: World) -> None:
+async def test_every_user_is_moved_to_a_provider_without_an_id(tcp_world: World) -> None:
     world = tcp_world
     await world.start()
     await world.request(AUTHENTIK.identity)
@@ -127,16 +127,16 @@ async def test_everybody_is_moved_to_a_provider_without_an_id(tcp_world: World) 
     assert (await explained(world, "ada"))["step"] == "bound"
     await world.restart()
     assert await world.request(ada) == "ada"
-    # A name in another case is another user, and gets nobody's account.
+    # A name in another case is another user, and gets no existing account.
     bob = replace(ada, username="bob", uid="bob")
     assert await world.reason(bob) is Reason.IDENTITY_CONFLICT
     assert await world.request(replace(ada, username="Bob", uid="Bob")) == "Bob"
-    # The old uid is nobody's.
+    # The old uid has no account.
     assert await world.reason(AUTHENTIK.identity) is Reason.IDENTITY_CONFLICT
     assert await rebind(world, "--all", "--dry-run") == (0, {"accounts": [], "applied": False})
 
 
-async def test_everybody_is_moved_to_a_provider_with_another_id(tcp_world: World) -> None:
+async def test_every_user_is_moved_to_a_provider_with_another_id(tcp_world: World) -> None:
     world = tcp_world
     await world.start()
     await world.request(AUTHENTIK.identity)
@@ -156,7 +156,7 @@ async def test_everybody_is_moved_to_a_provider_with_another_id(tcp_world: World
     assert await world.reason(waiting) is Reason.UID_SOURCE_CHANGED
     by_name = replace(pomerium, username="ada", email="ada@evil.example", uid="e")
     assert await world.reason(by_name) is Reason.IDENTITY_CONFLICT
-    # Its user keeps the account, under its old name, and nobody else gets it after that.
+    # Its user keeps the account, under its old name, and no other user gets it after that.
     again = replace(pomerium, uid="idp-8")
     assert await world.request(again) == "ada"
     (event,) = world.recorded(AccountRebound)
@@ -168,7 +168,7 @@ async def test_everybody_is_moved_to_a_provider_with_another_id(tcp_world: World
     assert binding.uid_source == pomerium.uid_source
 
 
-async def test_new_uids_of_the_same_source_are_taken_up_on_request(tcp_world: World) -> None:
+async def test_new_uids_of_the_same_source_are_adopted_on_request(tcp_world: World) -> None:
     world = tcp_world
     await world.start()
     await world.request(AUTHENTIK.identity)
@@ -207,7 +207,7 @@ async def test_an_account_that_cannot_be_moved_is_named(stand_in_world: World) -
     }
 
 
-async def test_a_uid_that_looks_like_a_waiting_one_is_nobody_elses(stand_in_world: World) -> None:
+async def test_a_uid_that_looks_like_a_waiting_one_gets_no_account(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start()
     eve = replace(AUTHENTIK.identity, username="eve", uid="rebind bob")
@@ -215,7 +215,7 @@ async def test_a_uid_that_looks_like_a_waiting_one_is_nobody_elses(stand_in_worl
     assert await world.request(replace(AUTHENTIK.identity, username="bob", uid="b")) == "bob"
 
 
-async def test_two_accounts_never_get_one_uid(stand_in_world: World) -> None:
+async def test_two_accounts_never_get_the_same_uid(stand_in_world: World) -> None:
     world = stand_in_world
     await world.start()
     ada = AUTHENTIK.identity

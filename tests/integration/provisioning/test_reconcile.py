@@ -1,4 +1,4 @@
-"""What is done by hand in Navidrome is followed, forgotten or put right."""
+"""Manual changes in Navidrome are adopted, forgotten or repaired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shim.trust.reasons import Reason
 from tests.support.world import World, person
 
 
-async def test_an_account_renamed_in_navidrome_is_followed(world: World) -> None:
+async def test_a_manual_rename_is_adopted(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     await world.change("alice", userName="Alice2")
@@ -25,7 +25,7 @@ async def test_an_account_renamed_in_navidrome_is_followed(world: World) -> None
     assert await world.reason(person("alice", uid="other")) is Reason.NAME_HELD
 
 
-async def test_an_account_deleted_in_navidrome_is_forgotten_and_made_again(world: World) -> None:
+async def test_a_deleted_account_is_forgotten_and_created_again(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     before = await world.user("alice")
@@ -38,7 +38,7 @@ async def test_an_account_deleted_in_navidrome_is_forgotten_and_made_again(world
     assert (await world.user("alice"))["id"] != before["id"]
 
 
-async def test_a_deleted_account_is_noticed_by_a_change_too(world: World) -> None:
+async def test_a_deleted_account_is_also_noticed_by_a_write(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     await world.delete("alice")
@@ -47,7 +47,7 @@ async def test_a_deleted_account_is_noticed_by_a_change_too(world: World) -> Non
     assert not await world.opens("alice", "")
 
 
-async def test_rights_changed_by_hand_are_put_right(world: World) -> None:
+async def test_rights_changed_by_hand_are_repaired(world: World) -> None:
     await world.start(ADMIN_GROUPS="admins")
     await world.create("keeper", isAdmin=True)
     await world.request(person("alice"))
@@ -60,7 +60,7 @@ async def test_rights_changed_by_hand_are_put_right(world: World) -> None:
     assert {event.trigger for event in world.recorded(AccountChanged)} == {"reconcile"}
 
 
-async def test_the_name_of_an_account_that_was_nobodys_rests_too(world: World) -> None:
+async def test_the_name_of_an_account_without_a_user_is_held_too(world: World) -> None:
     await world.start()
     await world.create("guest")
     await world.accounts.service.reconcile()
@@ -69,7 +69,7 @@ async def test_the_name_of_an_account_that_was_nobodys_rests_too(world: World) -
     assert await world.reason(person("guest")) is Reason.NAME_HELD
 
 
-async def test_accounts_that_an_empty_password_opens_are_named(world: World) -> None:
+async def test_accounts_with_an_empty_password_are_named(world: World) -> None:
     await world.create_first()
     await world.create("hole", "")
     await world.confirm_new()

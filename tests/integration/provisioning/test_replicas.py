@@ -1,4 +1,4 @@
-"""Two shims over one store and one Navidrome: what one has done the other knows, and neither undoes it."""
+"""Two shims with one database and one Navidrome: each sees the other's changes, and undoes none."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.world import PATIENT, VERIFIED, World, person, until
-from tests.unit.trust.test_token_proof import asked, by_token
+from tests.unit.trust.test_token_proof import by_token, decide_on
 
 
-async def test_whom_one_has_bound_the_other_one_knows_at_once(any_store_world: World) -> None:
+async def test_a_user_bound_by_one_shim_is_known_to_the_other_at_once(
+    any_store_world: World,
+) -> None:
     first = any_store_world
     await first.start()
     async with first.replica() as second:
         for name in ("alice", "bob", "carol"):
             assert await first.request(person(name)) == name
             assert await second.request(person(name)) == name
-            stranger = person(name, uid="stranger")
-            assert await second.reason(stranger) is Reason.IDENTITY_CONFLICT
+            other_user = person(name, uid="stranger")
+            assert await second.reason(other_user) is Reason.IDENTITY_CONFLICT
         assert len(first.recorded(AccountCreated)) == 3
         assert not second.recorded(AccountCreated)
         assert not second.recorded(ProvisioningFailed)
-        assert not second.recorded(AccountLocked), "nobody's password was touched"
+        assert not second.recorded(AccountLocked), "no password was changed"
 
 
 @pytest.mark.usefixtures("patient_store")
-async def test_of_two_that_meet_a_person_at_once_one_makes_the_account_and_none_fails_oddly(
+async def test_of_two_concurrent_first_requests_one_creates_the_account_and_both_succeed(
     any_store_world: World,
 ) -> None:
     first = any_store_world
@@ -53,7 +55,9 @@ async def test_of_two_that_meet_a_person_at_once_one_makes_the_account_and_none_
         assert not first.accounts.service.bindings.intents()
 
 
-async def test_whom_one_rejects_from_now_on_the_other_one_forgets(any_store_world: World) -> None:
+async def test_a_user_denied_by_one_shim_is_invalidated_in_the_other(
+    any_store_world: World,
+) -> None:
     first = any_store_world
     await first.start(ALLOWED_GROUPS="music")
     async with first.replica() as second:
@@ -63,7 +67,7 @@ async def test_whom_one_rejects_from_now_on_the_other_one_forgets(any_store_worl
         await until(lambda: second.accounts.gate.known(person("eve", "music")) is None)
 
 
-async def test_the_name_of_a_deleted_account_stays_its_persons_whoever_notices_first(
+async def test_the_name_of_a_deleted_account_is_held_whichever_shim_notices_first(
     any_store_world: World,
 ) -> None:
     first = any_store_world
@@ -80,7 +84,7 @@ async def test_the_name_of_a_deleted_account_stays_its_persons_whoever_notices_f
         assert await second.request(person("alice")) == "alice"
 
 
-async def test_a_change_of_users_through_one_shim_is_seen_by_the_other_one(
+async def test_a_change_of_users_through_one_shim_is_seen_by_the_other(
     any_store_world: World,
 ) -> None:
     first = any_store_world
@@ -97,7 +101,7 @@ async def test_a_change_of_users_through_one_shim_is_seen_by_the_other_one(
         assert await second.reason(person("alice")) is Reason.IDENTITY_CONFLICT
 
 
-async def test_shims_that_see_each_others_changes_do_not_answer_them(
+async def test_changes_of_another_shim_cause_no_further_changes(
     any_store_world: World,
 ) -> None:
     first = any_store_world
@@ -139,7 +143,7 @@ async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
     any_store_world: World,
 ) -> None:
     first = any_store_world
-    identity = asked(by_token()).identity
+    identity = decide_on(by_token()).identity
     assert identity is not None
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:
@@ -157,20 +161,20 @@ async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
         assert again is not None and again.version == bound.version, "a restart costs no write"
 
 
-async def test_while_the_store_is_away_the_known_pass_and_nobody_else(
+async def test_while_the_database_is_down_only_known_users_are_served(
     postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
 ) -> None:
     world = stand_in_world
     world.database_url = postgresql_url
     await world.start(ALLOWED_GROUPS="music")
-    gate, ground = world.accounts.gate, world.accounts.service
+    gate, account_service = world.accounts.gate, world.accounts.service
     assert await world.request(person("alice", "music")) == "alice"
     postgresql.stop()
     try:
         await until(lambda: world.accounts.checks()[0].state is State.FAILING)
         assert gate.known(person("alice", "music")) is not None
-        for stranger in (person("bob", "music"), person("alice", "music", uid="other")):
-            refused = await world.request(stranger)
+        for other_user in (person("bob", "music"), person("alice", "music", uid="other")):
+            refused = await world.request(other_user)
             assert isinstance(refused, AccountDenied) and refused.retry_after
             assert refused.reason is Reason.STORE_UNAVAILABLE
         assert await world.reason(person("mallory")) is Reason.GROUP_NOT_ALLOWED
@@ -178,12 +182,12 @@ async def test_while_the_store_is_away_the_known_pass_and_nobody_else(
     finally:
         postgresql.start()
     await until(lambda: world.accounts.checks()[0].state is State.OK)
-    assert ground.fault is None
+    assert account_service.fault is None
     assert await world.request(person("bob", "music")) == "bob"
     assert PASSWORD not in repr(world.events)
 
 
-async def test_an_account_that_could_not_be_bound_is_bound_once_the_store_is_back(
+async def test_an_account_that_could_not_be_bound_is_bound_once_the_database_is_up(
     postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
 ) -> None:
     world = stand_in_world
@@ -193,17 +197,17 @@ async def test_an_account_that_could_not_be_bound_is_bound_once_the_store_is_bac
     create = api.create
 
     async def cut(new: object, password: str) -> str:
-        made = await create(new, password)  # type: ignore[arg-type]
+        created_user = await create(new, password)  # type: ignore[arg-type]
         await asyncio.to_thread(postgresql.stop)
-        return made
+        return created_user
 
     api.create = cut  # type: ignore[method-assign]
     try:
         assert isinstance(await world.request(person("alice")), AccountDenied)
         api.create = create  # type: ignore[method-assign]
-        made = await world.user("alice")
+        created_user = await world.user("alice")
     finally:
         postgresql.start()
     assert await world.request(person("alice")) == "alice"
-    assert (await world.user("alice"))["id"] == made["id"]
-    assert world.accounts.service.bindings.by_account(made["id"]) is not None
+    assert (await world.user("alice"))["id"] == created_user["id"]
+    assert world.accounts.service.bindings.by_account(created_user["id"]) is not None

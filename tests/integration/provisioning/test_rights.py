@@ -1,4 +1,4 @@
-"""Rights follow groups, doors close behind who is refused, and what nobody manages stays."""
+"""Rights follow groups, denied users are locked out, and unmanaged rights are unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shim.trust.reasons import Reason
 from tests.support.world import World, person
 
 
-async def test_groups_that_are_not_allowed_get_no_account(world: World) -> None:
+async def test_a_user_without_an_allowed_group_gets_no_account(world: World) -> None:
     await world.start(ALLOWED_GROUPS="music,guests")
     assert await world.reason(person("eve", "staff")) is Reason.GROUP_NOT_ALLOWED
     assert await world.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
@@ -18,7 +18,7 @@ async def test_groups_that_are_not_allowed_get_no_account(world: World) -> None:
     assert await world.request(person("eve", "x", "guests")) == "eve"
 
 
-async def test_a_rejected_person_loses_password_and_rights(world: World) -> None:
+async def test_a_denied_user_loses_password_and_rights(world: World) -> None:
     await world.start(ALLOWED_GROUPS="music", ADMIN_GROUPS="admins")
     await world.create("keeper", isAdmin=True)
     await world.request(person("eve", "music", "admins"))
@@ -33,7 +33,7 @@ async def test_a_rejected_person_loses_password_and_rights(world: World) -> None
     assert await world.request(person("eve", "music")) == "eve"
 
 
-async def test_an_untrusted_peer_with_the_name_of_another_closes_no_door(world: World) -> None:
+async def test_a_claimed_identity_of_an_untrusted_peer_locks_no_account(world: World) -> None:
     await world.start(ALLOWED_GROUPS="music")
     await world.request(person("eve", "music"))
     eve = await world.user("eve")
@@ -43,7 +43,7 @@ async def test_an_untrusted_peer_with_the_name_of_another_closes_no_door(world: 
     assert await world.opens("eve", "mine")
 
 
-async def test_admin_follows_the_groups_at_the_next_request(world: World) -> None:
+async def test_the_admin_right_follows_the_groups_at_the_next_request(world: World) -> None:
     await world.start(ADMIN_GROUPS="admins")
     await world.create("keeper", isAdmin=True)
     await world.request(person("alice", "admins"))
@@ -63,7 +63,7 @@ async def test_the_last_admin_beside_the_shims_own_is_demoted_too(world: World) 
     assert (await world.user("alice"))["isAdmin"] is False
 
 
-async def test_without_admin_groups_the_right_is_nobodys_business(world: World) -> None:
+async def test_without_admin_groups_the_admin_right_is_not_managed(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     await world.change("alice", isAdmin=True)
@@ -72,7 +72,7 @@ async def test_without_admin_groups_the_right_is_nobodys_business(world: World) 
     assert (await world.user("alice"))["isAdmin"] is True
 
 
-async def test_what_was_changed_by_hand_stays_and_no_field_is_lost(world: World) -> None:
+async def test_fields_changed_by_hand_are_unchanged_and_no_field_is_lost(world: World) -> None:
     await world.start()
     await world.request(person("alice", display="Alice", email="a@example.com"))
     await world.page("alice")
@@ -107,7 +107,7 @@ async def test_libraries_follow_the_groups(stand_in_world: World) -> None:
     assert await _libraries(world, "alice") == [1]
 
 
-async def test_who_leaves_the_last_library_group_keeps_no_library_of_it(
+async def test_a_user_who_leaves_the_last_library_group_loses_its_libraries(
     stand_in_world: World,
 ) -> None:
     world = stand_in_world

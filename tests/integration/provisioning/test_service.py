@@ -1,4 +1,6 @@
-"""Before anybody is named to Navidrome: it has users, the shim may look after them, nothing is left open."""
+"""Conditions before any user is forwarded to Navidrome: it has users, the shim has admin access, no
+account is open.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from shim.trust.reasons import Reason
 from tests.support.world import World, person, until
 
 
-async def test_a_server_that_comes_back_empty_gets_an_admin_before_any_visitor(
+async def test_a_server_that_restarts_empty_gets_an_admin_before_any_user(
     world: World,
 ) -> None:
     await world.start()
@@ -33,7 +35,7 @@ async def test_a_server_that_comes_back_empty_gets_an_admin_before_any_visitor(
     assert len(world.recorded(AdminCreated)) == 2
 
 
-async def test_a_server_that_comes_back_as_it_was_keeps_everybody(world: World) -> None:
+async def test_a_server_that_restarts_with_its_data_keeps_every_user(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     before = await world.users()
@@ -56,15 +58,15 @@ async def test_a_request_is_held_while_navidrome_restarts(
     await world.request(person("alice"))
     await world.server.stop()
     await until(lambda: world.accounts.gate.known(person("alice")) is None)
-    asked = [asyncio.create_task(world.request(person(name))) for name in ("alice", "new")]
+    pending = [asyncio.create_task(world.request(person(name))) for name in ("alice", "new")]
     await until(lambda: bool(world.recorded(ProvisioningUnavailable)))
-    assert not any(task.done() for task in asked)
+    assert not any(task.done() for task in pending)
     await world.server.start()
-    assert await asyncio.gather(*asked) == ["alice", "new"]
+    assert await asyncio.gather(*pending) == ["alice", "new"]
     assert not world.recorded(ProvisioningFailed)
 
 
-async def test_a_request_is_not_held_if_navidrome_is_there_and_rejects_the_shim(
+async def test_a_request_is_not_held_if_navidrome_is_up_and_rejects_the_shim(
     stand_in_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "_HOLD_SECONDS", 3600.0)
@@ -75,7 +77,7 @@ async def test_a_request_is_not_held_if_navidrome_is_there_and_rejects_the_shim(
     assert isinstance(refused, AccountDenied) and "none of them is navidrome-shim" in refused.detail
 
 
-async def test_a_401_of_the_api_has_the_users_looked_at_again(world: World) -> None:
+async def test_a_401_of_the_api_triggers_a_check_of_the_users(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     await world.request(person("bob"))
@@ -87,7 +89,7 @@ async def test_a_401_of_the_api_has_the_users_looked_at_again(world: World) -> N
     assert "alice" in await world.users()
 
 
-async def test_a_server_with_users_and_without_the_shims_account_says_what_to_do(
+async def test_a_server_with_users_and_without_the_shims_account_has_a_remedy(
     world: World,
 ) -> None:
     await world.create_first("owner", "secret-1")
@@ -103,7 +105,7 @@ async def test_a_server_with_users_and_without_the_shims_account_says_what_to_do
     assert list(await world.users_as("owner")) == ["owner"]
 
 
-async def test_a_shim_that_is_no_admin_says_what_to_do(world: World) -> None:
+async def test_a_shim_account_that_is_not_admin_has_a_remedy(world: World) -> None:
     await world.create_first("owner", "secret-1")
     await world.call("POST", "/api/user", {"userName": "navidrome-shim", "password": "x"}, "owner")
     await world.start()
@@ -111,14 +113,14 @@ async def test_a_shim_that_is_no_admin_says_what_to_do(world: World) -> None:
     assert check.state is State.FAILING and "is not an admin" in check.detail
     shim = (await world.users_as("owner"))["navidrome-shim"]
     await world.call("PUT", f"/api/user/{shim['id']}", {**shim, "isAdmin": True}, "owner")
-    # Somebody else made the account, so this database may be a lost one's replacement.
+    # Another client created the account, so this database may replace a lost one.
     await until(lambda: "confirm-new" in (world.accounts.checks()[1].remedy or ""))
     await world.confirm_new()
     await until(lambda: world.accounts.service.fault is None)
     assert await world.request(person("alice")) == "alice"
 
 
-async def test_with_the_password_of_an_admin_the_shim_makes_its_own(world: World) -> None:
+async def test_with_the_password_of_an_admin_the_shim_creates_its_own_account(world: World) -> None:
     await world.create_first("owner", "secret-1")
     settings = {"NAVIDROME_ADMIN_USERNAME": "owner", "NAVIDROME_ADMIN_PASSWORD": "secret-1"}
     await world.start(**settings)
@@ -133,7 +135,7 @@ async def test_with_the_password_of_an_admin_the_shim_makes_its_own(world: World
     assert await world.request(person("bob")) == "bob"
 
 
-async def test_an_empty_server_gets_the_admin_whose_password_is_set(world: World) -> None:
+async def test_an_empty_server_gets_the_admin_of_the_settings(world: World) -> None:
     await world.start(NAVIDROME_ADMIN_USERNAME="chief", NAVIDROME_ADMIN_PASSWORD="secret-1")
     assert await world.request(person("alice")) == "alice"
     users = await world.users_as("chief")
@@ -143,7 +145,9 @@ async def test_an_empty_server_gets_the_admin_whose_password_is_set(world: World
     assert await world.request(person("bob")) == "bob"
 
 
-async def test_a_wrong_password_is_said_and_not_tried_over_and_over(stand_in_world: World) -> None:
+async def test_a_wrong_password_is_reported_and_not_retried_continuously(
+    stand_in_world: World,
+) -> None:
     world = stand_in_world
     await world.create_first("owner", "secret-1")
     await world.start(NAVIDROME_ADMIN_USERNAME="owner", NAVIDROME_ADMIN_PASSWORD="wrong")
@@ -159,7 +163,7 @@ async def test_a_wrong_password_is_said_and_not_tried_over_and_over(stand_in_wor
     "kind",
     [FaultKind.SERVER_ERROR, FaultKind.HTML, FaultKind.TRUNCATED_JSON, FaultKind.REDIRECT],
 )
-async def test_nobody_is_let_through_before_the_server_is_known_to_have_users(
+async def test_no_request_is_forwarded_before_the_server_is_known_to_have_users(
     stand_in_world: World, kind: FaultKind
 ) -> None:
     world = stand_in_world
@@ -173,7 +177,9 @@ async def test_nobody_is_let_through_before_the_server_is_known_to_have_users(
     assert (await world.user("alice"))["isAdmin"] is False
 
 
-async def test_a_store_that_was_not_opened_yet_is_not_called_well(stand_in_world: World) -> None:
+async def test_a_database_that_was_not_opened_yet_is_not_reported_as_ok(
+    stand_in_world: World,
+) -> None:
     world = stand_in_world
     database = Database(world.database_url)
     accounts = build_accounts(load(world.environment()), world.events.append, database)

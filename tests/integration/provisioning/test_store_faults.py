@@ -1,4 +1,4 @@
-"""A store that is read and can't be written to: `/readyz` says so until a write succeeds."""
+"""A database that can be read but not written: `/readyz` fails until a write succeeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def store_state(world: World) -> State:
     return store.state
 
 
-async def test_a_read_does_not_make_a_store_well_that_was_not_written_to(
+async def test_a_read_does_not_clear_the_failure_of_a_write(
     stand_in_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
@@ -41,7 +41,7 @@ async def test_a_read_does_not_make_a_store_well_that_was_not_written_to(
     other.close()
 
 
-async def test_a_locked_store_does_not_hold_up_a_stop(
+async def test_a_locked_database_does_not_block_shutdown(
     stand_in_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_SECONDS", 3600.0)
@@ -67,7 +67,7 @@ async def _bound(world: World, *names: str) -> None:
 
 
 def _copy(world: World, name: str) -> Path:
-    """A copy of the store as it is."""
+    """A copy of the database as it is."""
     copy = world.folder / name
     with (
         sqlite3.connect(world.folder / "shim.db") as source,
@@ -78,7 +78,7 @@ def _copy(world: World, name: str) -> Path:
 
 
 def _put_back(world: World, copy: Path) -> None:
-    """Put a copy in the store's place, without the log that belongs to the former file."""
+    """Replace the database by a copy, without the log that belongs to the former file."""
     (world.folder / "shim.db").unlink(missing_ok=True)
     for name in ("shim.db-wal", "shim.db-shm"):
         (world.folder / name).unlink(missing_ok=True)
@@ -86,7 +86,7 @@ def _put_back(world: World, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("at_start", [False, True])
-async def test_a_damaged_file_is_taken_up_again_once_it_is_mended(
+async def test_a_damaged_file_is_used_again_once_it_is_repaired(
     stand_in_world: World, at_start: bool
 ) -> None:
     world = stand_in_world
@@ -107,7 +107,7 @@ async def test_a_damaged_file_is_taken_up_again_once_it_is_mended(
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_a_file_that_is_deleted_or_replaced_lets_nobody_new_in(
+async def test_a_deleted_or_replaced_file_admits_no_new_user(
     stand_in_world: World, replaced: bool
 ) -> None:
     world = stand_in_world
@@ -125,7 +125,7 @@ async def test_a_file_that_is_deleted_or_replaced_lets_nobody_new_in(
     assert (world.folder / "shim.db").exists() is replaced
 
 
-async def test_a_file_that_was_put_back_is_taken_up_again(stand_in_world: World) -> None:
+async def test_a_restored_file_is_used_again(stand_in_world: World) -> None:
     world = stand_in_world
     await _bound(world, "alice", "bob")
     copy = _copy(world, "copy.db")
@@ -139,7 +139,7 @@ async def test_a_file_that_was_put_back_is_taken_up_again(stand_in_world: World)
         assert await world.request(person(name)) == name
 
 
-async def test_an_older_copy_that_lacks_somebody_is_not_taken_up(stand_in_world: World) -> None:
+async def test_an_older_copy_without_a_known_user_is_not_used(stand_in_world: World) -> None:
     world = stand_in_world
     await _bound(world, "alice")
     copy = _copy(world, "copy.db")

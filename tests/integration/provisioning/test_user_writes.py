@@ -1,4 +1,4 @@
-"""Requests that change Navidrome's users and are under way while their sender is locked or loses rights."""
+"""Requests in progress that change Navidrome's users while their account is locked or loses rights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def identity(name: str, groups: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("by", ["identity", "token"])
-async def test_a_half_sent_password_does_not_outlive_the_lock(tcp_world: World, by: str) -> None:
+async def test_an_incomplete_password_change_does_not_outlive_the_lock(
+    tcp_world: World, by: str
+) -> None:
     world = tcp_world
     async with front_before(world, **GROUPS) as front:
         assert (await front.visit("alice")).status_code == 200
@@ -75,7 +77,7 @@ async def test_a_half_sent_password_does_not_outlive_the_lock(tcp_world: World, 
 
 
 @pytest.mark.parametrize("groups", ["music", "others"])
-async def test_a_half_sent_request_of_an_admin_gets_no_rights_that_he_lost(
+async def test_an_incomplete_request_of_an_admin_does_not_outlive_the_admin_right(
     tcp_world: World, groups: str
 ) -> None:
     world = tcp_world
@@ -138,7 +140,7 @@ async def test_no_request_is_sent_while_its_account_loses_its_rights(tcp_world: 
     assert gate.user_write_started(account)
 
 
-async def test_a_request_that_the_lock_did_not_wait_for_makes_it_be_written_again(
+async def test_a_request_that_the_lock_did_not_wait_for_makes_it_repeat(
     tcp_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = tcp_world

@@ -1,4 +1,4 @@
-"""Which account an identity may have: bindings, claims by name, renames, reserved names."""
+"""Matching of identities and accounts: bindings, claims by name, renames, reserved names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.world import VERIFIED, World, person
 CONFLICT = Reason.IDENTITY_CONFLICT
 
 
-async def test_a_name_that_comes_with_another_uid_is_a_conflict(world: World) -> None:
+async def test_a_name_with_another_uid_is_a_conflict(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     assert await world.reason(person("ALICE", uid="stranger")) is CONFLICT
@@ -28,7 +28,7 @@ async def test_a_name_that_comes_with_another_uid_is_a_conflict(world: World) ->
 
 
 @pytest.mark.parametrize("name", ["navidrome-shim", "Navidrome-SHIM", "boss", "BOSS"])
-async def test_a_reserved_account_is_nobodys(world: World, name: str) -> None:
+async def test_a_reserved_account_is_never_matched(world: World, name: str) -> None:
     await world.start(PROTECTED_USERS="boss", LINK_EXISTING="all")
     await world.create("boss", isAdmin=True)
     assert await world.reason(person(name)) is Reason.RESERVED_ACCOUNT
@@ -45,7 +45,7 @@ async def test_a_reserved_account_is_nobodys(world: World, name: str) -> None:
         ("all", True, "old"),
     ],
 )
-async def test_an_account_that_was_there_is_claimed_as_the_settings_allow(
+async def test_an_existing_account_is_claimed_by_the_settings(
     world: World, link: str, admin: bool, expected: object
 ) -> None:
     await world.start(LINK_EXISTING=link)
@@ -64,7 +64,7 @@ async def test_an_account_that_was_there_is_claimed_as_the_settings_allow(
         assert not world.recorded(AccountLocked) and not world.recorded(AccountReadmitted)
 
 
-async def test_a_first_link_keeps_tokens_and_the_next_one_ends_them(world: World) -> None:
+async def test_a_first_link_preserves_tokens_and_the_next_one_voids_them(world: World) -> None:
     await world.create_first()
     await world.confirm_new()
     await world.create("old", "known")
@@ -83,7 +83,7 @@ async def test_a_first_link_keeps_tokens_and_the_next_one_ends_them(world: World
     assert [event.credentials_kept for event in world.recorded(AccountLinked)] == [True, False]
 
 
-async def test_a_link_that_makes_an_admin_ends_password_and_tokens(world: World) -> None:
+async def test_a_link_that_makes_an_admin_voids_password_and_tokens(world: World) -> None:
     await world.create_first()
     await world.confirm_new()
     await world.create("old", "known")
@@ -109,7 +109,7 @@ async def test_an_admins_account_is_claimed_by_a_member_of_the_admin_groups(worl
     assert (await world.user("old"))["isAdmin"] is True and await world.opens("old", "known")
 
 
-async def test_an_account_that_an_empty_password_opens_gets_another_when_it_is_linked(
+async def test_an_account_with_an_empty_password_gets_a_new_one_when_it_is_linked(
     world: World,
 ) -> None:
     await world.start()
@@ -118,7 +118,7 @@ async def test_an_account_that_an_empty_password_opens_gets_another_when_it_is_l
     assert not await world.opens("old", "")
 
 
-async def test_a_person_renamed_at_the_provider_keeps_the_account(world: World) -> None:
+async def test_a_user_renamed_at_the_provider_keeps_the_account(world: World) -> None:
     await world.start(FOLLOW_RENAMES="headers")
     await world.request(person("alice", uid="u"))
     before = await world.user("alice")
@@ -129,7 +129,7 @@ async def test_a_person_renamed_at_the_provider_keeps_the_account(world: World) 
     assert await world.request(person("alice", uid="u")) == "alice"
 
 
-async def test_a_rename_is_followed_as_the_settings_allow(world: World) -> None:
+async def test_a_rename_is_adopted_by_the_settings(world: World) -> None:
     await world.start()
     await world.request(person("alice", uid="u"))
     assert await world.reason(person("alicia", uid="u")) is Reason.RENAME_NOT_FOLLOWED
@@ -149,7 +149,7 @@ async def test_a_rename_to_a_taken_name_is_a_conflict(world: World) -> None:
     assert sorted(await world.users()) == ["alice", "bob", "carol"]
 
 
-async def test_a_freed_name_rests(world: World) -> None:
+async def test_a_freed_name_is_held(world: World) -> None:
     await world.start(FOLLOW_RENAMES="headers")
     await world.request(person("alice", uid="u"))
     await world.request(person("alicia", uid="u"))
@@ -161,13 +161,13 @@ async def test_a_freed_name_rests(world: World) -> None:
     assert await world.request(person("alicia", uid="v")) == "alicia"
 
 
-async def test_the_name_is_carried_as_navidrome_stores_it(world: World) -> None:
+async def test_the_name_is_forwarded_as_navidrome_stores_it(world: World) -> None:
     await world.start(LINK_EXISTING="users")
     await world.create("MiXed")
     assert await world.request(person("mixed")) == "MiXed"
 
 
-async def test_a_name_that_no_header_carries_is_never_handed_on(world: World) -> None:
+async def test_a_name_that_is_not_safe_in_a_header_is_never_forwarded(world: World) -> None:
     await world.start()
     await world.request(person("alice"))
     await world.change("alice", userName="al\r\nRemote-User: admin")

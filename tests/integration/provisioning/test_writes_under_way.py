@@ -1,6 +1,6 @@
-"""Requests to Navidrome's user API that are under way while an account is locked or renamed.
+"""Requests to Navidrome's user API in progress while an account is locked or renamed.
 
-Navidrome reads who asks, and what they may do, when it has the head, and writes when the body is whole.
+Navidrome reads the sender and its rights from the head, and writes when the body is complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.world import World, person
 
 @pytest.fixture
 async def real_world(tmp_path: Path) -> AsyncIterator[World]:
-    """An empty real Navidrome: the stand-in reads who asks once it has the body."""
+    """An empty real Navidrome: the stand-in reads the sender once it has the body."""
     async for one in _worlds(_there("real tcp"), tmp_path):
         yield one
 
@@ -52,14 +52,14 @@ def end(client: socket.socket, last: bytes) -> bytes:
             client.sendall(last)
             while more := client.recv(65536):
                 response += more
-        except OSError:  # it was cut
+        except OSError:  # it was reset
             pass
     return response
 
 
-async def test_a_half_sent_password_change_does_not_outlive_the_lock(real_world: World) -> None:
+async def test_an_incomplete_password_change_does_not_outlive_the_lock(real_world: World) -> None:
     async with front_before(real_world, ALLOWED_GROUPS="music") as front:
-        # What is under way is cut soon after the lock: one of several comes before that.
+        # Requests in progress are ended soon after the lock: one of several comes before that.
         for name in ("ada", "bob", "cleo", "dan", "eve", "fay"):
             assert (await front.visit(name)).status_code == 200
             user = await real_world.user(name)
@@ -71,7 +71,7 @@ async def test_a_half_sent_password_change_does_not_outlive_the_lock(real_world:
 
 
 @pytest.mark.parametrize("groups", ["music", ""])
-async def test_a_half_sent_request_does_not_outlive_the_admin_right(
+async def test_an_incomplete_request_does_not_outlive_the_admin_right(
     real_world: World, groups: str
 ) -> None:
     async with front_before(
@@ -85,7 +85,7 @@ async def test_a_half_sent_request_does_not_outlive_the_admin_right(
         assert "second" not in await real_world.users()
 
 
-async def test_no_name_is_known_while_a_request_that_may_change_it_is_under_way(
+async def test_no_name_is_known_while_a_request_that_may_change_it_is_in_progress(
     tcp_world: World,
 ) -> None:
     await tcp_world.start()
@@ -97,7 +97,7 @@ async def test_no_name_is_known_while_a_request_that_may_change_it_is_under_way(
     assert gate.user_write_started((account.id,))
     gate.users_may_have_changed()  # the head was sent
     await tcp_world.request(alice)
-    await tcp_world.change("alice", userName="renamed")  # the response has not come yet
+    await tcp_world.change("alice", userName="renamed")  # the response has not arrived yet
     assert gate.known(alice) is None
     assert await tcp_world.request(alice) == "renamed"
     gate.user_write_ended((account.id,), response_began=True)

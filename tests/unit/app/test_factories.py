@@ -1,4 +1,4 @@
-"""The data plane's limits as the settings give them."""
+"""The data plane's limits from the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shim.settings.model import Settings
 
 DEFAULTS = asdict(build_limits(load({})))
 
-# The setting of each limit, where it has another name.
+# The setting of each limit with another name.
 RENAMED = {"header_bytes": "max_header_bytes", "header_lines": "max_headers"}
 LIMITS = {
     limit: setting
@@ -28,7 +28,7 @@ def test_a_setting_changes_its_limit_and_no_other(limit: str, setting: str) -> N
     assert limits == {**DEFAULTS, limit: value}
 
 
-def test_every_limit_without_a_setting_is_known() -> None:
+def test_every_limit_without_a_setting_is_listed() -> None:
     assert {limit for limit in DEFAULTS if limit not in LIMITS} == {
         "max_buffered_bytes",
         "media_stall_timeout",

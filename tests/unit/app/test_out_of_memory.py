@@ -1,4 +1,4 @@
-"""A process that ran out of memory ends; any other error leaves it alive."""
+"""A process without memory exits; any other error leaves it running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of the whitelist's names."""
+"""The readiness check of the whitelist's host names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shim.trust.jwks import read_key_set
 
 
 def whitelist(*addresses: str, fault: str | None = None) -> Check:
-    """The check where the one listed name, `edge`, has these addresses."""
+    """The check with one configured host name, `edge`, and these addresses."""
     settings = load({"SHIM_REVERSE_PROXY_WHITELIST": "edge"}, None)
     upstream = UpstreamMonitor(settings.upstream, None, "/")
     name = NameState("edge", frozenset(map(ip_address, addresses)), fault)
@@ -27,26 +27,26 @@ def whitelist(*addresses: str, fault: str | None = None) -> Check:
     return check
 
 
-def test_a_name_with_an_address_is_well() -> None:
+def test_a_name_with_an_address_is_ok() -> None:
     check = whitelist("192.0.2.7", "2001:db8::7")
     assert (check.state, check.detail) == (State.OK, "edge; edge = 192.0.2.7, 2001:db8::7")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "224.0.0.1", "ff02::1"])
-def test_an_address_that_no_peer_has_is_said(address: str) -> None:
+def test_an_address_that_no_peer_can_have_is_reported(address: str) -> None:
     check = whitelist(address, "192.0.2.7")
     assert check.state is State.WARNING
     assert check.detail.startswith("an address that no peer can have: edge = ")
     assert address in check.detail
 
 
-def test_a_name_without_an_address_lists_nobody() -> None:
+def test_a_name_without_an_address_matches_no_peer() -> None:
     check = whitelist(fault="no response in time")
     assert check.state is State.FAILING
     assert "edge: no response in time" in check.detail
 
 
-async def test_an_empty_key_set_is_said_to_be_a_proxy_providers() -> None:
+async def test_an_empty_key_set_is_reported_as_a_proxy_providers() -> None:
     settings = load(
         {
             "SHIM_JWT_VERIFY": "required",

@@ -1,4 +1,4 @@
-"""The whole program: how it starts, what it does when its surroundings change, and how it stops."""
+"""The whole process: start, changes of its environment, and shutdown."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ async def navidrome() -> AsyncIterator[Navidrome]:
         yield served
 
 
-async def _under_way(shim: Program, asked: ScriptedNavidrome) -> tuple[Client, Served]:
+async def _under_way(shim: Program, recorded: ScriptedNavidrome) -> tuple[Client, Served]:
     client = await shim.client()
     await client.send(get("/track").encode())
-    served, _ = await asked.next()
+    served, _ = await recorded.next()
     return client, served
 
 
-async def test_it_starts_says_so_and_stops_with_0(tmp_path: Path, navidrome: Navidrome) -> None:
+async def test_it_logs_its_start_and_exits_with_0(tmp_path: Path, navidrome: Navidrome) -> None:
     secret = "do-not-tell-0123456789abcdef"
     async with started(tmp_path, navidrome, proxy_secret=secret) as (shim, _):
         in_force = await shim.event("configuration_loaded")
-        said = " ".join(in_force["settings"])
+        shown = " ".join(in_force["settings"])
         assert any("May sign in: all users" in sentence for sentence in in_force["summary"])
-        assert "SHIM_REVERSE_PROXY_WHITELIST=127.0.0.2" in said
-        assert "do-not-tell" not in said
+        assert "SHIM_REVERSE_PROXY_WHITELIST=127.0.0.2" in shown
+        assert "do-not-tell" not in shown
         idle = await shim.client()
         shim.stop()
         assert await idle.read_to_end() == b"", "who is idle is let go"
@@ -58,14 +58,14 @@ async def test_it_starts_says_so_and_stops_with_0(tmp_path: Path, navidrome: Nav
         assert (stopped["trigger"], stopped["aborted_connections"]) == ("SIGTERM", 0)
 
 
-async def test_an_interrupt_stops_it_too(tmp_path: Path, navidrome: Navidrome) -> None:
+async def test_an_interrupt_stops_it(tmp_path: Path, navidrome: Navidrome) -> None:
     async with started(tmp_path, navidrome) as (shim, _):
         shim.stop(signal.SIGINT)
         assert await shim.ended() == 0
         assert (await shim.event("stopped"))["trigger"] == "SIGINT"
 
 
-async def test_a_reload_that_is_asked_for_while_it_stops_does_not_end_it_otherwise(
+async def test_a_reload_during_shutdown_does_not_change_the_exit(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     async with started(tmp_path, navidrome) as (shim, _):
@@ -79,17 +79,17 @@ async def test_a_reload_that_is_asked_for_while_it_stops_does_not_end_it_otherwi
         assert await ending == 0
 
 
-async def test_what_is_under_way_finishes_and_health_is_told_until_then(
+async def test_requests_in_progress_finish_and_health_is_served_until_then(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
-    async with started(tmp_path, navidrome) as (shim, asked):
-        client, served = await _under_way(shim, asked)
+    async with started(tmp_path, navidrome) as (shim, recorded):
+        client, served = await _under_way(shim, recorded)
         beginning = await shim.client()
         await beginning.send(b"GET /late HTTP/1.1\r\n")
         shim.stop()
         await _refused(shim)
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
-            assert (await asker.get(f"http://{shim.control}/healthz")).status_code == 200
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as http:
+            assert (await http.get(f"http://{shim.control}/healthz")).status_code == 200
         await served.send(OK)
         response = await client.read_response()
         assert (response.body, response.get("connection")) == (b"ok", "close")
@@ -105,11 +105,11 @@ async def test_what_is_under_way_finishes_and_health_is_told_until_then(
         assert (await shim.event("stopped"))["aborted_connections"] == 0
 
 
-async def test_a_kept_connection_takes_one_more_request_while_the_shim_stops(
+async def test_a_keep_alive_connection_can_send_one_more_request_during_shutdown(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
-    async with started(tmp_path, navidrome) as (shim, asked):
-        client, served = await _under_way(shim, asked)
+    async with started(tmp_path, navidrome) as (shim, recorded):
+        client, served = await _under_way(shim, recorded)
         await served.send(OK)
         assert (await client.read_response()).get("connection") is None
         shim.stop()
@@ -125,7 +125,7 @@ async def test_a_kept_connection_takes_one_more_request_while_the_shim_stops(
 
 
 async def _refused(shim: Program) -> None:
-    """Wait until nobody can connect any more."""
+    """Wait until new connections are refused."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -135,11 +135,11 @@ async def _refused(shim: Program) -> None:
             await asyncio.sleep(0)
 
 
-async def test_what_is_still_open_after_the_grace_time_is_aborted(
+async def test_connections_that_are_open_after_the_shutdown_timeout_are_aborted(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
-    async with started(tmp_path, navidrome, shutdown_timeout="1") as (shim, asked):
-        client, served = await _under_way(shim, asked)
+    async with started(tmp_path, navidrome, shutdown_timeout="1") as (shim, recorded):
+        client, served = await _under_way(shim, recorded)
         await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         await client.read_response_head()
         assert await client.chunk() == b"a"
@@ -150,9 +150,9 @@ async def test_what_is_still_open_after_the_grace_time_is_aborted(
         assert (await shim.event("stopped"))["aborted_connections"] == 1
 
 
-async def test_a_second_signal_does_not_wait(tmp_path: Path, navidrome: Navidrome) -> None:
-    async with started(tmp_path, navidrome, shutdown_timeout="3600") as (shim, asked):
-        client, served = await _under_way(shim, asked)
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path, navidrome: Navidrome) -> None:
+    async with started(tmp_path, navidrome, shutdown_timeout="3600") as (shim, recorded):
+        client, served = await _under_way(shim, recorded)
         await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         await client.read_response_head()
         shim.stop()
@@ -161,9 +161,7 @@ async def test_a_second_signal_does_not_wait(tmp_path: Path, navidrome: Navidrom
         assert await shim.ended() == 0
 
 
-async def test_on_unix_sockets_which_it_removes_when_it_goes(
-    tmp_path: Path, navidrome: Navidrome
-) -> None:
+async def test_unix_sockets_are_removed_at_shutdown(tmp_path: Path, navidrome: Navidrome) -> None:
     path, control = tmp_path / "shim.sock", tmp_path / "control.sock"
     left_behind = socket.socket(socket.AF_UNIX)
     left_behind.bind(str(path))
@@ -171,11 +169,11 @@ async def test_on_unix_sockets_which_it_removes_when_it_goes(
     settings = {"listen": f"unix:{path}", "control_listen": f"unix:{control}"}
     async with started(
         tmp_path, navidrome, **settings, reverse_proxy_whitelist="@", listen_socket_mode="0600"
-    ) as (shim, asked):
+    ) as (shim, recorded):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         client = await shim.client()
         await client.send(get("/", "X-authentik-username: alice").encode())
-        served, head = await asked.next()
+        served, head = await recorded.next()
         assert b"\r\nRemote-User: alice\r\n" in head
         await served.send(OK)
         assert (await client.read_response()).status == 200
@@ -192,12 +190,12 @@ async def test_on_unix_sockets_which_it_removes_when_it_goes(
 async def _exit_status_alone(shim: Program) -> int:
     assert shim.process.stdout is not None
     async with asyncio.timeout(PATIENCE):
-        said = await shim.process.stdout.read()
-        assert b"cannot listen on" in said, said
+        shown = await shim.process.stdout.read()
+        assert b"cannot listen on" in shown, shown
         return await shim.process.wait()
 
 
-async def test_a_port_that_is_taken_is_said_and_ends_with_1(
+async def test_a_port_in_use_is_reported_and_it_exits_with_1(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     taken = f"127.0.0.1:{navidrome.address.port}"
@@ -205,10 +203,10 @@ async def test_a_port_that_is_taken_is_said_and_ends_with_1(
         assert await _exit_status_alone(shim) == 1
 
 
-async def test_navidrome_may_be_down_and_is_used_from_its_first_response_on(tmp_path: Path) -> None:
-    async with navidrome_on_a_socket() as gone:
-        port = gone.address.port
-        await gone.stop_listening()
+async def test_navidrome_can_be_down_at_the_start(tmp_path: Path) -> None:
+    async with navidrome_on_a_socket() as unreachable:
+        port = unreachable.address.port
+        await unreachable.stop_listening()
         async with program(tmp_path, None, upstream=f"http://127.0.0.1:{port}") as shim:
             shim.listen = (await shim.event("started"))["listen"]
             for _ in range(3):
@@ -217,54 +215,56 @@ async def test_navidrome_may_be_down_and_is_used_from_its_first_response_on(tmp_
             async with navidrome_on_a_socket(port=port) as back:
                 client = await shim.client()
                 await client.send(get("/first").encode())
-                asked = ScriptedNavidrome(back)
-                served, head = await asked.next()
+                recorded = ScriptedNavidrome(back)
+                served, head = await recorded.next()
                 assert head.startswith(b"GET /first ")
                 await served.send(OK)
                 assert (await client.read_response()).body == b"ok"
                 client.close()
                 await shim.event("upstream_up")
-                await asked.stop()
+                await recorded.stop()
             shim.stop()
             assert await shim.ended() == 0
-            told = [e["kind"] for e in shim.events if e["kind"] in {"upstream_up", "upstream_down"}]
-            assert told == ["upstream_down", "upstream_up"]
+            changes = [
+                e["kind"] for e in shim.events if e["kind"] in {"upstream_up", "upstream_down"}
+            ]
+            assert changes == ["upstream_down", "upstream_up"]
 
 
-async def test_a_contradicting_base_path_suspends_belief(
-    tmp_path: Path, navidrome: Navidrome
-) -> None:
-    async with started(tmp_path, navidrome, "/music/app/") as (shim, asked):
+async def test_a_base_path_mismatch_suspends_trust(tmp_path: Path, navidrome: Navidrome) -> None:
+    async with started(tmp_path, navidrome, "/music/app/") as (shim, recorded):
         changed = await shim.event("policy_changed")
         assert changed["needs_attention"] is True
         client = await shim.client(EDGE)
         await client.send(get("/", "X-authentik-username: alice").encode())
-        _, head = await asked.next()
+        _, head = await recorded.next()
         assert b"Remote-User" not in head
         assert b"authentik" not in head
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as asker:
-            ready = await asker.get(f"http://{shim.control}/readyz")
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as http:
+            ready = await http.get(f"http://{shim.control}/readyz")
         assert ready.status_code == 503
         assert "/music/" in ready.text
 
 
-async def test_an_agreeing_base_path_does_not(tmp_path: Path, navidrome: Navidrome) -> None:
-    async with started(tmp_path, navidrome, "/music/app/", base_path="/music") as (shim, asked):
+async def test_a_matching_base_path_does_not_suspend_trust(
+    tmp_path: Path, navidrome: Navidrome
+) -> None:
+    async with started(tmp_path, navidrome, "/music/app/", base_path="/music") as (shim, recorded):
         client = await shim.client(EDGE)
         await client.send(get("/music/app/", "X-authentik-username: alice").encode())
-        _, head = await asked.next()
+        _, head = await recorded.next()
         assert b"\r\nRemote-User: alice\r\n" in head
 
 
-async def test_clients_are_capped_so_that_the_shims_own_files_fit_beside_them(
+async def test_the_client_limit_leaves_file_descriptors_for_the_shim(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 
     async with started(tmp_path, navidrome, "/app/", few) as (shim, _):
-        said = " ".join((await shim.event("configuration_loaded"))["warnings"])
-        assert "capped at 32: 128 files may be open" in said
+        shown = " ".join((await shim.event("configuration_loaded"))["warnings"])
+        assert "capped at 32: 128 files may be open" in shown
         clients = [await shim.client(EDGE) for _ in range(32)]
         assert (await clients[31].request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
         refused = await shim.client(EDGE)
@@ -274,7 +274,7 @@ async def test_clients_are_capped_so_that_the_shims_own_files_fit_beside_them(
             client.close()
 
 
-async def test_a_listed_name_whose_address_changes_is_followed(
+async def test_a_host_name_whose_address_changes_is_updated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     addresses = ["192.0.2.1"]
@@ -292,13 +292,13 @@ async def test_a_listed_name_whose_address_changes_is_followed(
     enforcement = PolicyUpdater(settings, plane, events.append)
     listed = [parse_peer("192.0.2.1"), parse_peer("192.0.2.2")]
 
-    def believed() -> list[bool]:
+    def trusted() -> list[bool]:
         return [plane.decisions.policy.trusts(peer) for peer in listed]
 
-    assert believed() == [False, False], "nobody, before the name is known"
+    assert trusted() == [False, False], "no peer, before the name is resolved"
     await enforcement.names.resolve()
     enforcement.update_policy("start")
-    assert believed() == [True, False]
+    assert trusted() == [True, False]
     first = plane.decisions
     await enforcement.names.resolve()
     enforcement.update_policy("whitelist")
@@ -306,7 +306,7 @@ async def test_a_listed_name_whose_address_changes_is_followed(
     addresses[:] = ["192.0.2.2"]
     await enforcement.names.resolve()
     enforcement.update_policy("whitelist")
-    assert believed() == [False, True]
+    assert trusted() == [False, True]
     assert plane.decisions.policy.number > first.policy.number
     changed = events[-1]
     assert isinstance(changed, PolicyChanged)

@@ -1,4 +1,4 @@
-"""The sockets that the shim listens on: their mode, what was left behind, and which families they take."""
+"""The listening sockets: file mode, stale sockets, and address families."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _mode(path: Path) -> int:
 
 @pytest.mark.parametrize("mode", [0o660, 0o600, 0o666])
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_a_unix_socket_has_the_mode_of_the_settings_whatever_the_umask(
+def test_a_unix_socket_has_the_configured_mode_whatever_the_umask(
     tmp_path: Path, mode: int, mask: int
 ) -> None:
     path = tmp_path / "shim.sock"
@@ -34,7 +34,7 @@ def test_a_unix_socket_has_the_mode_of_the_settings_whatever_the_umask(
         os.umask(before)
 
 
-def test_a_unix_socket_never_has_a_wider_mode_even_for_a_moment(
+def test_a_unix_socket_never_has_a_wider_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "shim.sock"
@@ -56,7 +56,7 @@ def test_a_unix_socket_never_has_a_wider_mode_even_for_a_moment(
     assert not any(mode & 0o177 for mode in seen)
 
 
-def test_the_default_mode_lets_the_group_in_and_nobody_else(tmp_path: Path) -> None:
+def test_the_default_mode_allows_the_group_only(tmp_path: Path) -> None:
     path = tmp_path / "shim.sock"
     with bind(Endpoint(path=str(path))):
         assert _mode(path) == 0o660
@@ -70,7 +70,7 @@ def test_a_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
         client.connect(str(endpoint.path))
 
 
-def test_a_unix_socket_on_which_somebody_responses_stays(tmp_path: Path) -> None:
+def test_a_unix_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "shim.sock"
     with bind(Endpoint(path=str(path))) as other:
         other.listen()
@@ -80,7 +80,7 @@ def test_a_unix_socket_on_which_somebody_responses_stays(tmp_path: Path) -> None
             client.connect(str(path))
 
 
-def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious.txt"
     path.write_text("music")
     with pytest.raises(OSError, match="is no socket"):
@@ -88,12 +88,12 @@ def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     assert path.read_text() == "music"
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot listen on unix:.*nowhere"):
         bind(Endpoint(path=str(tmp_path / "nowhere" / "shim.sock")))
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_a_port_in_use_is_named() -> None:
     with bind(Endpoint("127.0.0.1", 0)) as other:
         other.listen()
         port = other.getsockname()[1]
@@ -101,7 +101,7 @@ def test_a_port_that_is_taken_is_named() -> None:
             bind(Endpoint("127.0.0.1", port))
 
 
-def test_every_address_of_6_takes_4_too() -> None:
+def test_the_ipv6_wildcard_accepts_ipv4_too() -> None:
     with bind(Endpoint("::", 0)) as listener:
         listener.listen()
         port = listener.getsockname()[1]
@@ -113,20 +113,20 @@ def test_every_address_of_6_takes_4_too() -> None:
                 assert peer[0] in {"::ffff:127.0.0.1", "::1"}
 
 
-def test_one_address_of_6_takes_6_alone() -> None:
+def test_a_single_ipv6_address_accepts_ipv6_only() -> None:
     with bind(Endpoint("::1", 0)) as listener:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
         assert listener.getsockname()[0] == "::1"
 
 
-def test_a_bound_socket_waits_for_nothing() -> None:
+def test_a_bound_socket_is_non_blocking() -> None:
     with bind(Endpoint("127.0.0.1", 0)) as listener:
         listener.listen()
         with pytest.raises(BlockingIOError):
             listener.accept()
 
 
-def test_the_limit_of_open_files_is_raised_to_its_hard_value() -> None:
+def test_the_limit_of_open_files_is_raised_to_its_hard_limit() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
@@ -137,7 +137,7 @@ def test_the_limit_of_open_files_is_raised_to_its_hard_value() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_client_that_vanishes_is_noticed() -> None:
+def test_a_client_that_vanishes_is_detected() -> None:
     with bind(Endpoint("127.0.0.1", 0)) as listener, socket.socket() as client:
         client.connect(listener.getsockname())
         accepted, _ = listener.accept()

@@ -1,4 +1,4 @@
-"""Floods: bounded in lines, exact in counts."""
+"""Coalescing of repeated events: a limited number of lines, exact counts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def total(lines: Iterable[CoalescedEvent]) -> int:
     return sum(line.count for line in lines)
 
 
-def test_the_first_of_a_kind_are_written_in_full() -> None:
+def test_the_first_events_of_a_group_are_written_in_full() -> None:
     lines = offer_all(Coalescer(burst=3), 100)
 
     assert [line.count for line in lines] == [1, 1, 1]
 
 
-def test_the_rest_is_summed_up_when_the_window_ends() -> None:
+def test_the_rest_is_summarized_when_the_window_ends() -> None:
     coalescer = Coalescer(burst=3, window=60.0)
     offer_all(coalescer, 100)
 
@@ -48,22 +48,22 @@ def repeat(coalescer: Coalescer, peer: str | None, time: float, now: float = 0.0
     return coalescer.count_suppressed(peer, request_decision().group_key, time, now)
 
 
-def test_one_that_would_be_counted_only_need_not_be_made() -> None:
+def test_an_event_that_would_only_be_counted_need_not_be_built() -> None:
     coalescer = Coalescer(burst=2, window=60.0)
     peer = request_decision().peer
-    asked = []
+    suppressed = []
     for i in range(10):
-        asked.append(repeat(coalescer, peer, 1000.0 + i))
-        if not asked[-1]:
+        suppressed.append(repeat(coalescer, peer, 1000.0 + i))
+        if not suppressed[-1]:
             coalescer.offer(request_decision(time=1000.0 + i), 0.0)
 
     # Two are written, the third is the sample.
-    assert asked == [False] * 3 + [True] * 7
+    assert suppressed == [False] * 3 + [True] * 7
     (summary,) = coalescer.expired_summaries(60.0)
     assert (summary.count, summary.first_time, summary.last_time) == (8, 1002.0, 1009.0)
 
 
-def test_one_of_another_peer_or_kin_or_window_has_to_be_made() -> None:
+def test_an_event_of_another_peer_group_or_window_must_be_built() -> None:
     coalescer = Coalescer(burst=1, window=60.0)
     offer_all(coalescer, 3)
 
@@ -81,7 +81,7 @@ def test_one_of_another_peer_or_kin_or_window_has_to_be_made() -> None:
         max_size=200,
     )
 )
-def test_it_makes_no_difference_to_what_is_written(
+def test_not_building_events_does_not_change_the_output(
     requests: list[tuple[str, PathClass, int]],
 ) -> None:
     offered = Coalescer(burst=2, window=20.0, capacity=3)
@@ -97,14 +97,14 @@ def test_it_makes_no_difference_to_what_is_written(
     assert others + repeated.drain() == lines + offered.drain()
 
 
-def test_a_window_in_which_all_were_written_has_no_summary() -> None:
+def test_a_window_without_suppressed_events_has_no_summary() -> None:
     coalescer = Coalescer(burst=3)
     offer_all(coalescer, 3)
 
     assert coalescer.drain() == []
 
 
-def test_a_new_window_begins_with_full_lines_after_the_summary_of_the_old_one() -> None:
+def test_a_new_window_begins_with_full_events_after_the_summary_of_the_old_one() -> None:
     coalescer = Coalescer(burst=1, window=60.0)
     offer_all(coalescer, 5)
 
@@ -114,7 +114,7 @@ def test_a_new_window_begins_with_full_lines_after_the_summary_of_the_old_one() 
     assert total(coalescer.drain()) == 1
 
 
-def test_peers_reasons_and_path_classes_are_told_apart() -> None:
+def test_peers_reasons_and_path_classes_are_counted_separately() -> None:
     coalescer = Coalescer(burst=1)
     events = [
         request_decision(),
@@ -139,7 +139,7 @@ def test_beyond_the_capacity_peers_share_one_exact_count_per_kind() -> None:
             request_decision(peer=f"2001:db8::{i:x}", reason=Reason.PUBLIC_PATH), 0.0
         )
 
-    assert len(lines) == 4  # two of their own, one of each kind that is shared
+    assert len(lines) == 4  # two of its own, one of each kind that is shared
     shared = coalescer.drain()
     assert {line.peer for line in shared} == {CoalescedEvent.MANY}
     assert total(lines) + total(shared) == 100
@@ -150,14 +150,14 @@ OFFERS = st.lists(
         st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::1"]),
         st.sampled_from([Reason.UNTRUSTED_PEER, Reason.PUBLIC_PATH, Reason.MALFORMED_HEAD]),
         st.sampled_from(PathClass),
-        st.sampled_from([0.0, 0.0, 0.0, 0.5, 3.0, 11.0]),  # seconds since the one before
+        st.sampled_from([0.0, 0.0, 0.0, 0.5, 3.0, 11.0]),  # seconds since the previous one
     ),
     max_size=200,
 )
 
 
 @given(OFFERS, st.integers(0, 3), st.integers(0, 4))
-def test_nothing_is_left_uncounted_and_lines_are_bounded(
+def test_every_event_is_counted_and_lines_are_limited(
     offers: list[tuple[str, Reason, PathClass, float]], burst: int, capacity: int
 ) -> None:
     window = 10.0

@@ -1,4 +1,4 @@
-"""The digest: one message per kind of event, each kind with a rate limit of its own."""
+"""The digest: one message per kind of event, with a rate limit for each kind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_events_beyond_the_lines_of_a_message_are_counted() -> None:
     assert message.count == 40
 
 
-def test_a_message_has_the_greatest_severity_of_its_events() -> None:
+def test_a_message_has_the_highest_severity_of_its_events() -> None:
     digest = Digest(collect=0)
     for severity in (Severity.WARNING, Severity.ERROR, Severity.INFO):
         digest.add("name_lookup_failed", severity, 1, "x", 0)
@@ -67,7 +67,7 @@ def test_a_limited_kind_sends_one_message_per_interval_and_loses_no_count() -> N
     assert counts == [1, 60, 60, 60]
 
 
-def test_a_quiet_kind_may_send_its_burst_again_and_no_more() -> None:
+def test_a_quiet_kind_can_send_its_burst_again_and_no_more() -> None:
     digest = Digest(collect=0, burst=2, interval=60)
     sent = 0
     for second in (0, 1, 2, 10_000, 10_001, 10_002):

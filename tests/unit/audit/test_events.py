@@ -1,4 +1,4 @@
-"""Events: plain, bounded, printable, in a fixed order, and with one field name for one thing."""
+"""Events: escaped, bounded, printable, in a fixed order, and with one name for each field."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shim.trust.reasons import PathClass, Reason, Verdict
 from tests.support.audit_samples import access, request_decision, request_failed
 
 
-def test_no_event_keeps_a_query() -> None:
+def test_no_event_contains_a_query() -> None:
     for event in (
         request_decision(path="/rest/ping?t=1"),
         request_failed(),
@@ -39,7 +39,7 @@ def test_no_event_keeps_a_query() -> None:
         assert "?" not in str(to_record(event)["path"])
 
 
-def test_what_a_client_sent_is_bounded() -> None:
+def test_values_of_clients_are_bounded() -> None:
     event = request_decision(
         path="/" + "p" * 9000,
         claimed_user="u" * 9000,
@@ -120,12 +120,12 @@ def test_text_of_an_attacker_can_be_stored_and_printed(text: str) -> None:
         assert len(str(record[name])) <= FIELDS[name].max_length
 
 
-def test_a_usual_name_is_not_changed() -> None:
+def test_an_ordinary_name_is_not_changed() -> None:
     for name in ("ada", "Zoë", "آدا", "👩‍👩‍👧", "a\u00a0b", "日本"):
         assert to_record(request_decision(claimed_user=name))["claimed_user"] == name
 
 
-def test_a_summary_has_what_all_share_its_count_and_its_times() -> None:
+def test_a_summary_has_the_common_fields_the_count_and_the_times() -> None:
     sample = request_decision(time=5.0)
     summary = sample.summary(7, 9.0, many_peers=False)
 
@@ -236,7 +236,7 @@ def test_a_field_has_one_type_in_all_kinds() -> None:
         for name, value in described["properties"].items():
             found.setdefault(name, set()).add(json.dumps(value))
 
-    # A reason is one of the decision's, or one of the failures'.
+    # A reason is one of the decisions' or one of the failures'.
     assert {name for name, values in found.items() if len(values) > 1} == {
         "kind",
         "stream",
@@ -250,7 +250,7 @@ def test_no_kind_has_a_field_for_a_secret(kind: type[Event]) -> None:
     assert not [name for name in names for word in ("password", "token", "secret") if word in name]
 
 
-def test_the_kinds_are_complete() -> None:
+def test_the_list_of_kinds_is_complete() -> None:
     assert {kind.kind for kind in kinds()} >= {
         "access",
         "account_created",

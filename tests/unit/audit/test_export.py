@@ -1,4 +1,4 @@
-"""Lines of JSON and CSV with attackers' texts in them."""
+"""Lines of JSON and CSV that contain an attacker's text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines to a pipe: never waited for, never lost without a word."""
+"""Writing lines to a pipe: without blocking, and with every loss counted."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def pipe() -> Iterator[Pipe]:
 
 
 def overfill(lines: LineWriter) -> None:
-    """Put lines, each more than the pipe holds, until some were dropped."""
+    """Put lines, each larger than the pipe, until some were dropped."""
     for _ in range(100):
         lines.put("x" * PAGE)
     assert lines.dropped > 50
 
 
-def test_lines_arrive_whole_and_in_order(pipe: Pipe) -> None:
+def test_lines_arrive_complete_and_in_order(pipe: Pipe) -> None:
     lines = LineWriter(pipe.writer)
 
     assert all(lines.put(f"line {i} é") for i in range(20))
@@ -67,29 +67,29 @@ def test_lines_arrive_whole_and_in_order(pipe: Pipe) -> None:
     assert lines.dropped == 0
 
 
-def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_it_costs_is_counted(pipe: Pipe) -> None:
+def test_a_pipe_that_is_not_read_blocks_nothing_and_dropped_lines_are_counted(pipe: Pipe) -> None:
     lines = LineWriter(pipe.writer, capacity=3)
-    told: list[int] = []
+    dropped_counts: list[int] = []
     again = threading.Event()
 
-    def tell(count: int) -> None:
-        told.append(count)
+    def report(count: int) -> None:
+        dropped_counts.append(count)
         again.set()
 
-    lines.on_dropped(tell)
+    lines.on_dropped(report)
     overfill(lines)
     dropped = lines.dropped
 
     thread = threading.Thread(target=pipe.read, args=(b"the end",), daemon=True)
     thread.start()
     assert again.wait(10.0)
-    assert told == [dropped]
+    assert dropped_counts == [dropped]
     assert lines.put("the end")
     thread.join(10.0)
     assert lines.close(5.0)
 
 
-def test_a_stuck_pipe_does_not_keep_us_from_stopping(pipe: Pipe) -> None:
+def test_a_stuck_pipe_does_not_block_shutdown(pipe: Pipe) -> None:
     lines = LineWriter(pipe.writer, capacity=3, on_error=pipe.complain)
     overfill(lines)
 
@@ -101,7 +101,7 @@ def test_a_stuck_pipe_does_not_keep_us_from_stopping(pipe: Pipe) -> None:
     assert lines.flush(5.0)
 
 
-def test_a_closed_pipe_is_said_once_and_everything_after_it_is_counted(pipe: Pipe) -> None:
+def test_a_closed_pipe_is_reported_once_and_later_lines_are_counted(pipe: Pipe) -> None:
     lines = LineWriter(pipe.writer, on_error=pipe.complain)
     pipe.hang_up()
 
@@ -116,13 +116,13 @@ def test_a_closed_pipe_is_said_once_and_everything_after_it_is_counted(pipe: Pip
     lines.close(1.0)
 
 
-def test_a_full_disk_is_said_and_tried_again() -> None:
-    said = threading.Event()
+def test_a_full_disk_is_reported_and_writing_is_retried() -> None:
+    reported = threading.Event()
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
-        lines = LineWriter(descriptor, on_error=lambda _: said.set())
+        lines = LineWriter(descriptor, on_error=lambda _: reported.set())
         assert lines.put("no space")
-        assert said.wait(5.0)
+        assert reported.wait(5.0)
         assert lines.flush(5.0)
         assert not lines.broken
         assert lines.put("no space still")
@@ -133,7 +133,7 @@ def test_a_full_disk_is_said_and_tried_again() -> None:
         os.close(descriptor)
 
 
-def test_a_descriptor_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> None:
+def test_a_descriptor_that_became_non_blocking_loses_no_line(pipe: Pipe) -> None:
     os.set_blocking(pipe.writer, False)
     lines = LineWriter(pipe.writer)
     sent = [f"{i:04d}" + "x" * 1000 for i in range(50)]

@@ -1,4 +1,4 @@
-"""The log: one shape for everything, and no way for a client to write a line of its own."""
+"""The log: one format for every source, and no way for a client to inject a line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def untouched_logging() -> Iterator[None]:
 
 
 class Log:
-    """A configured log and what came out of it."""
+    """A configured log and its output."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -84,7 +84,7 @@ async def test_an_event_is_one_line_of_json_in_a_fixed_order(log: Log) -> None:
     )
 
 
-async def test_a_summary_says_its_times_as_times(log: Log) -> None:
+async def test_a_summary_formats_its_times(log: Log) -> None:
     await log.configure().write([request_decision(time=0.0).summary(3, 1.5, many_peers=True)])
 
     line = json.loads(log.read())
@@ -93,7 +93,7 @@ async def test_a_summary_says_its_times_as_times(log: Log) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_a_client_can_neither_begin_a_line_nor_speak_to_the_terminal(
+async def test_a_client_can_neither_start_a_line_nor_send_terminal_escapes(
     log: Log, log_format: LogFormat
 ) -> None:
     event = request_decision(
@@ -135,7 +135,7 @@ async def test_auto_is_console_on_a_terminal_and_json_elsewhere(
         os.close(reader)
 
 
-async def test_what_is_below_the_level_is_not_written(log: Log) -> None:
+async def test_lines_below_the_level_are_not_written(log: Log) -> None:
     sink = log.configure(level="warning")
 
     await sink.write([access(), request_decision()])
@@ -144,7 +144,7 @@ async def test_what_is_below_the_level_is_not_written(log: Log) -> None:
     assert [json.loads(line)["kind"] for line in log.read().splitlines()] == ["request_decision"]
 
 
-def test_the_libraries_records_have_the_same_shape(log: Log) -> None:
+def test_log_records_of_libraries_have_the_same_format(log: Log) -> None:
     log.configure()
 
     logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "unix:/x\n")
@@ -157,7 +157,7 @@ def test_the_libraries_records_have_the_same_shape(log: Log) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_what_a_library_repeats_of_a_client_is_escaped_too(log: Log, log_format: LogFormat) -> None:
+def test_client_data_in_a_librarys_record_is_escaped(log: Log, log_format: LogFormat) -> None:
     log.configure(log_format)
 
     logging.getLogger("uvicorn.error").warning("Invalid: %s", "\x1b[2J\nforged\u202e")
@@ -167,7 +167,7 @@ def test_what_a_library_repeats_of_a_client_is_escaped_too(log: Log, log_format:
     assert written[:-1].isprintable()
 
 
-def test_what_a_library_says_of_each_request_is_left_out_for_its_query(log: Log) -> None:
+def test_a_librarys_access_records_are_left_out_because_of_their_query(log: Log) -> None:
     log.configure(level="debug")
 
     logging.getLogger("uvicorn.access").info("GET /rest/ping?t=secret")
@@ -177,7 +177,7 @@ def test_what_a_library_says_of_each_request_is_left_out_for_its_query(log: Log)
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_a_traceback_is_written_without_the_values_of_variables(
+def test_a_traceback_is_written_without_values_of_variables(
     log: Log, log_format: LogFormat
 ) -> None:
     log.configure(log_format)
@@ -196,7 +196,7 @@ def test_a_traceback_is_written_without_the_values_of_variables(
         assert written.count("\n") == 1
 
 
-def test_a_record_that_can_not_be_formatted_does_no_harm(log: Log) -> None:
+def test_a_record_that_cannot_be_formatted_does_no_harm(log: Log) -> None:
     log.configure()
 
     record = logging.LogRecord("some.library", logging.INFO, "", 0, "%d", ("no number",), None)
@@ -217,7 +217,7 @@ def test_configuring_twice_writes_each_record_once(log: Log) -> None:
     assert log.read().count("once") == 1
 
 
-async def test_a_log_that_nobody_reads_any_more_is_given_up(log: Log) -> None:
+async def test_a_log_whose_reader_is_gone_is_closed(log: Log) -> None:
     sink = log.configure()
     log.hang_up()
     await sink.write([access()])
@@ -227,7 +227,7 @@ async def test_a_log_that_nobody_reads_any_more_is_given_up(log: Log) -> None:
         await sink.write([access()])
 
 
-async def test_a_full_log_makes_the_trail_wait_and_not_lose(log: Log) -> None:
+async def test_a_full_log_makes_the_trail_wait_without_loss(log: Log) -> None:
     log.lines = LineWriter(log.lines.descriptor, capacity=1)
     sink = log.configure()
 

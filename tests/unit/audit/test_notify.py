@@ -1,4 +1,4 @@
-"""Notifications: what is sent, what a reader's program makes of it, and what a failing service costs."""
+"""Notifications: selection, escaping in the reader's program, and failing services."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from shim.settings import load
 from tests.support.audit_samples import request_decision
 from tests.support.socket_ends import until
 
-# Apprise looks for a module that Python 3.13 no longer has.
+# Apprise imports a module that Python 3.13 removed.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 TOKEN = "s3cretTokenOfTheService"
@@ -41,7 +41,7 @@ TOKEN = "s3cretTokenOfTheService"
 
 @dataclass
 class Service:
-    """A service on HTTP that answers with `status`. `received` are the JSON bodies."""
+    """An HTTP service that responds with `status`. `received` are the JSON bodies."""
 
     server: ThreadingHTTPServer
     status: int = 200
@@ -57,8 +57,8 @@ def service() -> Iterator[Service]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            made.received.append(body)
-            self.send_response(made.status)
+            service_.received.append(body)
+            self.send_response(service_.status)
             self.end_headers()
             self.wfile.write(f"echo of {self.path}".encode())
 
@@ -66,17 +66,17 @@ def service() -> Iterator[Service]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Service(server)
+    service_ = Service(server)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield made
+    yield service_
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-class Memory:
-    """A target that keeps its messages, and fails while it has faults left; `blocked` holds it up."""
+class MemorySink:
+    """A target that records its messages, and fails while it has faults left; `blocked` makes it wait."""
 
     label = "1 (memory)"
 
@@ -110,7 +110,7 @@ def sink_to(
 
 
 async def test_chosen_kinds_and_severe_events_are_sent_and_no_others() -> None:
-    target = Memory()
+    target = MemorySink()
     sink = sink_to(target)
     down = UpstreamDown(time=1_000.0, upstream="http://navidrome", detail="refused")
     await sink.write([created(), down, request_decision()])
@@ -121,8 +121,8 @@ async def test_chosen_kinds_and_severe_events_are_sent_and_no_others() -> None:
     ]
 
 
-async def test_without_a_least_severity_only_the_kinds_are_sent() -> None:
-    target = Memory()
+async def test_without_a_minimum_severity_only_the_kinds_are_sent() -> None:
+    target = MemorySink()
     sink = sink_to(target, least=None)
     await sink.write([created(), UpstreamDown(time=1_000.0, upstream="x", detail="refused")])
     await sink.close()
@@ -142,8 +142,8 @@ async def test_a_message_arrives_as_plain_text(service: Service) -> None:
     assert sink.check().state is State.OK
 
 
-async def test_a_flood_does_not_silence_a_new_account_even_while_the_service_hangs() -> None:
-    target = Memory()
+async def test_a_flood_does_not_suppress_a_new_account_even_while_the_service_hangs() -> None:
+    target = MemorySink()
     target.open.clear()
     sink = sink_to(target, kinds=("account_created", "request_decision"))
     trail = Trail([sink], Coalescer(burst=100_000), capacity=256)
@@ -163,9 +163,9 @@ async def test_a_flood_does_not_silence_a_new_account_even_while_the_service_han
     assert len(floods) <= 5
 
 
-async def test_a_message_that_failed_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_message_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notify, "RETRY_SECONDS", 0.01)
-    target, healthy = Memory("no route", "no route"), Memory()
+    target, healthy = MemorySink("no route", "no route"), MemorySink()
     sink = sink_to(target, healthy)
     await sink.write([created()])
     await until(lambda: target.messages != [])
@@ -175,8 +175,8 @@ async def test_a_message_that_failed_is_sent_again(monkeypatch: pytest.MonkeyPat
     await sink.close()
 
 
-async def test_a_failing_target_is_a_warning_with_what_to_do() -> None:
-    target = Memory("no route")
+async def test_a_failing_target_is_a_warning_with_a_remedy() -> None:
+    target = MemorySink("no route")
     sink = sink_to(target)
     await sink.write([created()])
     await until(lambda: sink.check().state is State.WARNING)
@@ -187,8 +187,8 @@ async def test_a_failing_target_is_a_warning_with_what_to_do() -> None:
     assert len(target.messages) == 1
 
 
-async def test_messages_for_a_target_that_stays_away_are_bounded() -> None:
-    target = Memory(*["no route"] * 1000)
+async def test_messages_for_an_unreachable_target_are_bounded() -> None:
+    target = MemorySink(*["no route"] * 1000)
     sink = sink_to(target, digest=Digest(collect=0, burst=1000))
     for number in range(30):
         await sink.write([created(f"user{number}")])
@@ -218,7 +218,7 @@ async def test_the_reason_of_a_failure_has_no_secret(
     assert target.label == "1 (json)"
 
 
-def test_a_service_that_is_away_is_reported_without_its_address() -> None:
+def test_an_unreachable_service_is_reported_without_its_address() -> None:
     (target,) = load_targets([f"json://{TOKEN}:9/{TOKEN}"])
     fault = target.send(Message("test", Severity.INFO, 1, ("x",)))
     assert fault is not None and "onnection" in fault
@@ -226,14 +226,14 @@ def test_a_service_that_is_away_is_reported_without_its_address() -> None:
 
 
 @pytest.mark.parametrize("url", ["nosuch://" + TOKEN, "discord://" + TOKEN])
-def test_a_url_that_apprise_does_not_know_is_an_error_without_its_secret(url: str) -> None:
+def test_an_invalid_apprise_url_is_an_error_without_its_secret(url: str) -> None:
     with pytest.raises(NotifyError) as raised:
         load_targets(["json://127.0.0.1", url])
     assert "entry 2" in str(raised.value)
     assert TOKEN not in str(raised.value)
 
 
-def test_a_kind_that_no_event_has_is_an_error_with_the_kinds() -> None:
+def test_an_unknown_kind_is_an_error_that_lists_the_kinds() -> None:
     with pytest.raises(NotifyError, match=r"no event has the kind acount_created.*account_created"):
         check_kinds(["acount_created"])
     check_kinds(each.kind for each in kinds())
@@ -259,7 +259,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize(("text", "shown"), ATTACKS.values(), ids=ATTACKS)
-def test_text_of_an_attacker_is_disarmed(text: str, shown: str) -> None:
+def test_an_attackers_text_is_disarmed(text: str, shown: str) -> None:
     assert disarm(text) == shown
 
 

@@ -1,4 +1,6 @@
-"""What the data plane tells becomes events: exact in number, and no dearer than their lines are worth."""
+"""Reports of the data plane become events: with exact counts, and at the cost of the events that are
+written.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from shim.audit.observer import TrailObserver
 from shim.audit.trail import Trail
 from shim.trust.decision import Decision
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ADA, ANYONE, decided, head
+from tests.support.decisions import ADA, UNTRUSTED, decided, head
 
 FORGED = "GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-username: ada\r\nX_authentik_uid: 1\r\n\r\n"
 
@@ -32,13 +34,13 @@ class RecordingSink:
 
 @dataclass(slots=True)
 class Watched(Decision):
-    """A decision that counts how often somebody asks what there was to see."""
+    """A decision that counts how often its fields are read."""
 
-    asked: int = 0
+    reads: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
-        self.asked += 1
+        self.reads += 1
         return ("seen",)
 
 
@@ -49,7 +51,7 @@ def watched(text: str) -> Watched:
     )
 
 
-async def test_a_flood_is_told_of_in_a_few_lines_with_its_number() -> None:
+async def test_a_flood_is_logged_in_a_few_lines_with_its_count() -> None:
     sink = RecordingSink()
     trail = Trail([sink], Coalescer(burst=3))
     observer = TrailObserver(trail, "upstream")
@@ -60,13 +62,18 @@ async def test_a_flood_is_told_of_in_a_few_lines_with_its_number() -> None:
         observer.request_decided(twice, f"{number:016}")
     await trail.close()
 
-    told = [event for event in sink.events if isinstance(event, RequestDecision)]
+    decisions_logged = [event for event in sink.events if isinstance(event, RequestDecision)]
     for reason in (Reason.HEADER_ALIAS, Reason.IDENTITY_DUPLICATE):
-        assert [event.count for event in told if event.reason is reason] == [1, 1, 1, 497]
-    assert alias.asked == twice.asked == 4, "what is only counted is not made into an event"
+        assert [event.count for event in decisions_logged if event.reason is reason] == [
+            1,
+            1,
+            1,
+            497,
+        ]
+    assert alias.reads == twice.reads == 4, "what is only counted is not made into an event"
 
 
-async def test_a_response_is_told_with_what_was_decided_and_why() -> None:
+async def test_a_response_is_logged_with_its_decision_and_reason() -> None:
     sink = RecordingSink()
     trail = Trail([sink])
     decision = decided(f"GET /app/?x=1 HTTP/1.1\r\nHost: h\r\n{ADA}\r\n\r\n".encode())
@@ -97,8 +104,9 @@ def from_client(address: str, name: str = "ada", uid: str = "") -> Decision:
 
 
 async def seen(uses: Sequence[tuple[float, Decision]]) -> list[IdentitySeen]:
-    """Return the events after the identities of these decisions were used, each some seconds after the one
-    before."""
+    """Return the events after the identities of these decisions were used, with these seconds between
+    them.
+    """
     sink, clock = RecordingSink(), Clock()
     trail = Trail([sink], Coalescer(burst=1000))
     observer = TrailObserver(trail, "upstream", now=clock)
@@ -109,7 +117,7 @@ async def seen(uses: Sequence[tuple[float, Decision]]) -> list[IdentitySeen]:
     return [event for event in sink.events if isinstance(event, IdentitySeen)]
 
 
-async def test_an_identity_is_seen_with_everything_that_is_known_of_the_request() -> None:
+async def test_an_identity_is_reported_with_all_fields_of_the_request() -> None:
     (event,) = await seen([(0.0, from_client("203.0.113.7", uid="u1"))])
 
     record = to_record(event)
@@ -131,14 +139,14 @@ async def test_an_identity_is_seen_with_everything_that_is_known_of_the_request(
     assert "claimed_user" not in record
 
 
-async def test_an_identity_is_seen_again_only_after_an_hour_without_a_request() -> None:
+async def test_an_identity_is_reported_again_after_an_hour_without_a_request() -> None:
     home = from_client("203.0.113.7")
 
     assert len(await seen([(0.0, home)] + [(3599.0, home)] * 5)) == 1
     assert len(await seen([(0.0, home), (3600.0, home), (1.0, home)])) == 2
 
 
-async def test_an_identity_is_seen_at_each_client_address() -> None:
+async def test_an_identity_is_reported_at_each_client_address() -> None:
     home, away = from_client("203.0.113.7"), from_client("203.0.113.8")
     bob = from_client("203.0.113.7", "bob")
 
@@ -151,7 +159,7 @@ async def test_an_identity_is_seen_at_each_client_address() -> None:
     ]
 
 
-async def test_the_last_uses_are_bounded_and_those_of_an_hour_ago_are_forgotten(
+async def test_the_cache_of_last_uses_is_bounded_and_expires_after_an_hour(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shim.audit.observer.MAX_IDENTITIES", 2)
@@ -167,11 +175,11 @@ async def test_the_last_uses_are_bounded_and_those_of_an_hour_ago_are_forgotten(
     assert {client for *_, client in observer._last_used} == {"203.0.113.1"}
 
 
-async def test_a_claimed_name_is_not_the_user() -> None:
+async def test_a_claimed_name_is_not_reported_as_the_user() -> None:
     sink = RecordingSink()
     trail = Trail([sink])
     observer = TrailObserver(trail, "upstream")
-    observer.request_decided(decided(FORGED.encode(), ANYONE), "0" * 16)
+    observer.request_decided(decided(FORGED.encode(), UNTRUSTED), "0" * 16)
     await trail.close()
 
     (event,) = sink.events
@@ -180,7 +188,7 @@ async def test_a_claimed_name_is_not_the_user() -> None:
     assert event.removed_headers == ("X-authentik-username", "X_authentik_uid")
 
 
-async def test_a_trusted_identity_is_the_user_also_if_the_request_was_rejected() -> None:
+async def test_a_trusted_identity_is_reported_even_if_the_request_was_rejected() -> None:
     sink = RecordingSink()
     trail = Trail([sink])
     observer = TrailObserver(trail, "upstream")
@@ -194,7 +202,7 @@ async def test_a_trusted_identity_is_the_user_also_if_the_request_was_rejected()
     assert (event.user, event.claimed_user) == ("ada", None)
 
 
-async def test_a_path_beyond_ascii_is_readable_and_safe() -> None:
+async def test_a_non_ascii_path_is_readable_and_safe() -> None:
     sink = RecordingSink()
     trail = Trail([sink])
     observer = TrailObserver(trail, "upstream")

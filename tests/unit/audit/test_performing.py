@@ -1,4 +1,4 @@
-"""Administrative actions are recorded before they are answered, whatever comes of them."""
+"""Administrative actions are recorded before the response, whatever their result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stored_in(folder: Path) -> list[dict[str, object]]:
         reader.close()
 
 
-async def test_an_action_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+async def test_an_action_is_stored_when_it_returns(tmp_path: Path) -> None:
     store, logged = store_in(tmp_path), list[Event]()
     work = Work()
     done = await perform(
@@ -85,7 +85,7 @@ async def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
     assert (record["result"], record["detail"]) == ("failed", "no such account")
 
 
-async def test_a_result_that_is_a_failure_is_recorded_as_one(tmp_path: Path) -> None:
+async def test_a_failed_result_is_recorded_as_failed(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     actions = AdminActions(store, lambda _: None)
     await perform(actions, BY, "reload", Work(), failure=lambda value: f"{value} is wrong")
@@ -94,7 +94,9 @@ async def test_a_result_that_is_a_failure_is_recorded_as_one(tmp_path: Path) -> 
     assert (record["result"], record["detail"]) == ("failed", "result is wrong")
 
 
-async def test_while_nothing_can_be_stored_what_gives_a_right_is_refused(tmp_path: Path) -> None:
+async def test_an_action_that_grants_a_right_is_refused_while_storing_is_impossible(
+    tmp_path: Path,
+) -> None:
     store, logged = store_in(tmp_path / "missing"), list[Event]()
     work = Work()
     with pytest.raises(NotStored):
@@ -106,7 +108,7 @@ async def test_while_nothing_can_be_stored_what_gives_a_right_is_refused(tmp_pat
     assert event.result == "refused"
 
 
-async def test_while_nothing_can_be_stored_what_takes_a_right_is_done_with_a_note(
+async def test_an_action_that_removes_a_right_is_done_with_a_note_while_storing_is_impossible(
     tmp_path: Path,
 ) -> None:
     store, logged = store_in(tmp_path / "missing"), list[Event]()

@@ -1,4 +1,4 @@
-"""Events about accounts: bounded, and with a severity that fits."""
+"""Events about accounts: bounded, and with a suitable severity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shim.audit.events import Severity, to_record
 from shim.audit.events import provisioning as events
 
 
-def test_what_the_provider_says_is_bounded() -> None:
+def test_values_from_the_provider_are_bounded() -> None:
     event = events.AccountDeniedEvent(
         time=1,
         peer="192.0.2.1",
@@ -23,7 +23,7 @@ def test_what_the_provider_says_is_bounded() -> None:
     assert event.severity is Severity.WARNING
 
 
-def test_an_account_that_rose_is_an_alarm() -> None:
+def test_an_account_that_was_recreated_by_a_race_needs_attention() -> None:
     event = events.AccountRecreatedByRace(
         time=1, account="alice", trigger="request", user="alice", uid="u"
     )

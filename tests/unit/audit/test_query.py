@@ -1,4 +1,4 @@
-"""Filters and times as they are given in an address or on a command line."""
+"""Filters and times in a URL or on a command line."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_days_and_times_without_a_zone_are_in_the_given_one() -> None:
 @pytest.mark.parametrize(
     "text", ["", "2", "h", "-2h", "9999999w", "999999w", "2026-13-01", "tomorrow", "2h ago", "٢h"]
 )
-def test_a_text_that_is_no_time_is_named(text: str) -> None:
+def test_an_invalid_time_is_named(text: str) -> None:
     with pytest.raises(FilterError, match=r"^until: .* is not a time: use for example 2h"):
         parse_time("until", text, NOW)
 
 
-def test_a_filter_with_choices_takes_several_values() -> None:
+def test_a_filter_with_choices_accepts_several_values() -> None:
     given = [("kind", "started, Stopped"), ("kind", "admin_action"), ("verdict", "rejected")]
     assert parse_filters(given, NOW) == Filters(
         kinds=("started", "stopped", "admin_action"), verdicts=("rejected",)
@@ -107,13 +107,13 @@ def test_every_filter_reaches_the_trail() -> None:
     ("name", "value"),
     [("kinds", "started"), ("", "x"), ("kind", "nonsense"), ("verdict", "a" * 10_000)],
 )
-def test_a_filter_that_is_none_is_named_and_clipped(name: str, value: str) -> None:
+def test_an_invalid_filter_is_named_and_clipped(name: str, value: str) -> None:
     with pytest.raises(FilterError) as fault:
         parse_filters([(name, value)], NOW)
     assert len(str(fault.value)) < 2000
 
 
-def test_a_zone_that_is_none_is_named() -> None:
+def test_an_invalid_time_zone_is_named() -> None:
     assert parse_zone("") is UTC
     assert parse_zone("Europe/Vienna") == VIENNA
     for text in ("Mars/Olympus", "../../etc/passwd", "\0", "x" * 5000):

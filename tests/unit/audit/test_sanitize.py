@@ -1,4 +1,4 @@
-"""Text that may be written: nothing of a secret, nothing that ends a line, nothing without bound."""
+"""Text that can be written: without secrets, without line ends, and bounded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJpZCI6ImFsLTEifQ.c2lnbmF0dXJl"
         ("/a/http://b@c/d", "/a/http://b@c/d"),
     ],
 )
-def test_a_path_is_written_without_what_opens_a_door(target: str, path: str) -> None:
+def test_a_path_is_written_without_credentials(target: str, path: str) -> None:
     assert loggable_path(target) == path
 
 
@@ -49,7 +49,7 @@ def test_a_path_is_written_without_what_opens_a_door(target: str, path: str) -> 
 @example("/" + "a" * 1000)
 @example("/share/" * 100)
 @example("/" + f"{JWT}/" * 100)
-def test_a_path_is_bounded_and_the_same_when_it_is_cleaned_again(target: str) -> None:
+def test_a_path_is_bounded_and_unchanged_when_it_is_sanitized_again(target: str) -> None:
     path = loggable_path(target)
 
     assert len(path) <= MAX_PATH
@@ -57,7 +57,7 @@ def test_a_path_is_bounded_and_the_same_when_it_is_cleaned_again(target: str) ->
     assert loggable_path(path) == path
 
 
-def test_a_text_that_was_cut_says_so() -> None:
+def test_a_truncated_text_is_marked() -> None:
     assert clip("abcdef", 4) == "abc…"
     assert clip("abcd", 4) == "abcd"
     assert clip("\x00abc", 8) == r"\u0000a…"
@@ -76,12 +76,12 @@ def test_a_text_that_was_cut_says_so() -> None:
         ("\U000e0041", r"\udb40\udc41"),
     ],
 )
-def test_what_is_not_printable_is_escaped(text: str, escaped: str) -> None:
+def test_unprintable_characters_are_escaped(text: str, escaped: str) -> None:
     assert escape(text) == escaped
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_escaped_json_says_what_it_said_before(text: str) -> None:
+def test_escaped_json_has_the_same_value(text: str) -> None:
     line = escape(json.dumps({"value": text}, ensure_ascii=False))
 
     assert line.isprintable()

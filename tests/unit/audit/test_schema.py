@@ -1,4 +1,4 @@
-"""The description of the events in `docs/` is that of the code, and refuses what is no event."""
+"""The JSON Schema of the events in `docs/` matches the code, and rejects what is not an event."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.event_schema import SCHEMA, faults
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def test_the_files_in_docs_are_those_of_the_code() -> None:
+def test_the_files_in_docs_match_the_code() -> None:
     assert (DOCS / "events.md").read_text() == markdown(), "make docs writes it again"
     assert json_schema() == SCHEMA, "make docs writes it again"
 
@@ -35,7 +35,7 @@ def test_the_page_has_a_row_for_every_kind() -> None:
 @pytest.mark.parametrize(
     "event", [request_decision(), request_failed(), access()], ids=lambda event: event.kind
 )
-def test_the_whole_schema_takes_an_event_and_its_stored_form(event: Any) -> None:
+def test_the_schema_accepts_an_event_and_its_stored_form(event: Any) -> None:
     record = to_record(event)
     validator = Draft202012Validator(SCHEMA)
 
@@ -61,19 +61,19 @@ def test_the_whole_schema_takes_an_event_and_its_stored_form(event: Any) -> None
     ],
     ids=str,
 )
-def test_a_wrong_record_is_refused(change: dict[str, Any]) -> None:
+def test_an_invalid_record_is_rejected(change: dict[str, Any]) -> None:
     record = json.loads(json.dumps(to_record(request_decision())))
     assert not faults(record)
     assert faults({**record, **change})
     assert not Draft202012Validator(SCHEMA).is_valid({**record, **change})
 
 
-def test_a_record_without_a_required_field_is_refused() -> None:
+def test_a_record_without_a_required_field_is_rejected() -> None:
     record = to_record(request_decision())
     del record["reason"]
     assert faults(record) == ["request_decision: $: 'reason' is a required property"]
 
 
-def test_a_wrong_event_does_not_pass_a_test() -> None:
+def test_an_invalid_event_fails_a_test() -> None:
     with pytest.raises(AssertionError, match="dropped"):
         EventsDropped(time=1.0, sink="log", dropped="many")  # type: ignore[arg-type]

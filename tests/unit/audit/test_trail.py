@@ -1,4 +1,4 @@
-"""The trail: takes everything at once, loses nothing without saying so."""
+"""The trail: it accepts events without waiting, and reports every loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shim.audit.trail import SinkClosed, Trail
 from tests.support.audit_samples import access, request_decision
 
 
-class Memory:
-    """A sink that keeps what it got, and fails as often as it is told to."""
+class MemorySink:
+    """A sink that records its events, and fails as often as the test sets."""
 
     def __init__(self, name: str = "memory", faults: Sequence[Exception] = ()) -> None:
         self.name = name
@@ -33,8 +33,8 @@ class Memory:
         self.closed = True
 
 
-class Stuck(Memory):
-    """A sink that never comes back."""
+class Stuck(MemorySink):
+    """A sink that never returns."""
 
     async def write(self, events: Sequence[Event]) -> None:
         await asyncio.Event().wait()
@@ -68,8 +68,8 @@ async def until(condition: Callable[[], bool]) -> None:
     pytest.fail("it never came to pass")
 
 
-async def test_what_is_recorded_is_written_in_its_order_to_every_sink() -> None:
-    sinks = [Memory("one"), Memory("two")]
+async def test_events_are_written_in_order_to_every_sink() -> None:
+    sinks = [MemorySink("one"), MemorySink("two")]
     trail = Trail(sinks)
     events = [access(request_id=str(i)) for i in range(200)]
     for event in events[:100]:
@@ -86,8 +86,8 @@ async def test_what_is_recorded_is_written_in_its_order_to_every_sink() -> None:
     assert max(sinks[0].batches) <= 64
 
 
-async def test_closing_writes_all_that_waits_and_all_that_was_held_back() -> None:
-    sink = Memory()
+async def test_closing_writes_all_queued_and_coalesced_events() -> None:
+    sink = MemorySink()
     trail = Trail([sink], Coalescer(burst=2), capacity=3)
     trail.start()
     for i in range(100):
@@ -102,7 +102,7 @@ async def test_closing_writes_all_that_waits_and_all_that_was_held_back() -> Non
 
 
 async def test_closing_works_without_a_start_and_twice() -> None:
-    sink = Memory()
+    sink = MemorySink()
     trail = Trail([sink])
     trail.record(access())
 
@@ -114,7 +114,7 @@ async def test_closing_works_without_a_start_and_twice() -> None:
 
 async def test_a_summary_is_written_when_it_is_due() -> None:
     clock = Clock()
-    sink = Memory()
+    sink = MemorySink()
     trail = Trail([sink], Coalescer(burst=1, window=60.0), clock=clock)
     trail.start()
     for _ in range(3):
@@ -128,8 +128,8 @@ async def test_a_summary_is_written_when_it_is_due() -> None:
     assert [e.count for e in sink.events if isinstance(e, CoalescedEvent)] == [1, 2]
 
 
-async def test_what_finds_no_room_is_counted_and_said_in_the_sink_itself() -> None:
-    sink = Memory()
+async def test_dropped_events_are_counted_and_reported_in_the_sink_itself() -> None:
+    sink = MemorySink()
     trail = Trail([sink], capacity=2, now=lambda: 7.0)
     for i in range(5):
         trail.record(access(request_id=str(i)))
@@ -144,8 +144,8 @@ async def test_what_finds_no_room_is_counted_and_said_in_the_sink_itself() -> No
     ]
 
 
-async def test_a_stuck_sink_holds_up_neither_the_others_nor_the_stop(complaints: list[str]) -> None:
-    stuck, other = Stuck("stuck"), Memory("other")
+async def test_a_stuck_sink_blocks_neither_the_others_nor_shutdown(complaints: list[str]) -> None:
+    stuck, other = Stuck("stuck"), MemorySink("other")
     trail = Trail([stuck, other], on_error=complaints.append)
     trail.start()
     trail.record(access())
@@ -158,10 +158,10 @@ async def test_a_stuck_sink_holds_up_neither_the_others_nor_the_stop(complaints:
     assert complaints == ["1 events could not be written to stuck"]
 
 
-async def test_a_sink_that_fails_is_said_once_and_gets_everything_later(
+async def test_a_failing_sink_is_reported_once_and_gets_every_event_later(
     complaints: list[str],
 ) -> None:
-    sink = Memory(faults=[OSError("disk full")] * 5)
+    sink = MemorySink(faults=[OSError("disk full")] * 5)
     trail = Trail([sink], on_error=complaints.append)
     trail.start()
     trail.record(access(request_id="1"))
@@ -177,10 +177,10 @@ async def test_a_sink_that_fails_is_said_once_and_gets_everything_later(
     assert "again" in complaints[1]
 
 
-async def test_a_sink_that_fails_while_closing_is_tried_until_the_time_is_up(
+async def test_a_sink_that_fails_while_closing_is_retried_until_the_deadline(
     complaints: list[str],
 ) -> None:
-    sink = Memory(faults=[OSError("busy")] * 3)
+    sink = MemorySink(faults=[OSError("busy")] * 3)
     trail = Trail([sink], on_error=complaints.append)
     trail.record(access())
 
@@ -189,10 +189,10 @@ async def test_a_sink_that_fails_while_closing_is_tried_until_the_time_is_up(
     assert sink.events == [access()]
 
 
-async def test_a_sink_that_is_gone_is_left_alone_and_what_it_misses_is_counted(
+async def test_a_closed_sink_is_not_used_and_its_missed_events_are_counted(
     complaints: list[str],
 ) -> None:
-    sink = Memory(faults=[SinkClosed("nobody reads")])
+    sink = MemorySink(faults=[SinkClosed("nobody reads")])
     trail = Trail([sink], on_error=complaints.append)
     trail.start()
     trail.record(access())
@@ -211,7 +211,7 @@ async def test_recording_never_raises(complaints: list[str]) -> None:
         def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
             raise RuntimeError("a fault of ours", event, now)
 
-    trail = Trail([Memory()], Faulty(), on_error=complaints.append)
+    trail = Trail([MemorySink()], Faulty(), on_error=complaints.append)
 
     trail.record(request_decision())
     trail.record(request_decision())
@@ -223,7 +223,7 @@ async def test_recording_never_raises(complaints: list[str]) -> None:
     assert trail.dropped() == {"memory": 3}
 
 
-async def test_recorded_events_are_counted_by_kind_with_those_that_are_only_in_a_summary() -> None:
+async def test_recorded_events_are_counted_by_kind_including_those_in_a_summary() -> None:
     trail = Trail([Stuck()], Coalescer(burst=1), capacity=2)
     for _ in range(3):
         trail.record(request_decision())
@@ -238,8 +238,8 @@ async def test_recorded_events_are_counted_by_kind_with_those_that_are_only_in_a
     assert trail.queued() == {"memory": 2}
 
 
-async def test_an_event_that_must_be_recorded_is_not_counted_before() -> None:
-    trail = Trail([Memory()])
+async def test_an_event_that_must_be_stored_is_not_counted_before() -> None:
+    trail = Trail([MemorySink()])
     event = request_decision(peer="192.0.2.7")
     assert not trail.count_suppressed("192.0.2.7", event.group_key, event.time)
     assert trail.recorded()["request_decision"] == 0

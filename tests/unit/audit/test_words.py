@@ -1,4 +1,4 @@
-"""Events in words."""
+"""Descriptions of events."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ REFUSALS = [r for r in Reason if r.verdict in (Verdict.STRIPPED, Verdict.REJECTE
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_every_kind_of_event_that_is_stored_has_words(kind: str) -> None:
+def test_every_stored_kind_of_event_has_a_description(kind: str) -> None:
     assert kind == "request_decision" or kind in words._KINDS
     assert in_words({"kind": kind}).label
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
-def test_every_refusal_says_what_to_change(reason: Reason) -> None:
+def test_every_rejection_has_a_remedy(reason: Reason) -> None:
     assert remedy_of(reason).endswith((".", "`."))
 
 
 @pytest.mark.parametrize("failure", list(Failure))
-def test_every_failure_has_words(failure: Failure) -> None:
+def test_every_failure_has_a_description(failure: Failure) -> None:
     found = in_words({"kind": "request_failed", "reason": str(failure), "method": "GET"})
     assert found.why.endswith(".")
     assert str(failure) not in found.why
 
 
-def test_texts_name_only_settings_that_exist() -> None:
+def test_descriptions_name_only_existing_settings() -> None:
     texts = [*words._REMEDIES.values(), *words._REASON_REMEDIES.values()]
     named = {name for text in texts for name in re.findall(r"SHIM_[A-Z0-9_]+", text)}
     assert named
     assert named <= {setting.name for setting in SETTINGS}
 
 
-def test_a_rejected_request_names_person_request_reason_and_remedy() -> None:
+def test_a_rejected_request_is_described_with_user_request_reason_and_remedy() -> None:
     found = in_words(
         {
             "kind": "request_decision",
@@ -66,11 +66,11 @@ def test_braces_in_a_value_have_no_effect() -> None:
     assert in_words(record).title == "The account {user.__class__} was created for {0}"
 
 
-def test_a_kind_of_a_newer_shim_is_shown_by_its_name() -> None:
+def test_an_unknown_kind_is_shown_by_its_name() -> None:
     assert in_words({"kind": "moon_landed", "detail": "twice"}).title == "moon landed"
 
 
-def test_a_reason_of_a_newer_shim_is_shown_by_its_name() -> None:
+def test_an_unknown_reason_is_shown_by_its_name() -> None:
     found = in_words({"kind": "request_decision", "verdict": "rejected", "reason": "too_new"})
     assert found.why == "Too new."
     assert not found.remedy

@@ -1,4 +1,4 @@
-"""The control plane as it is asked over HTTP."""
+"""The control plane over HTTP."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Unwell(Health):
 
 
 async def no_reload(_operator: Operator) -> Performed[ReloadResult]:
-    raise AssertionError("nobody asked for a reload")
+    raise AssertionError("no reload was requested")
 
 
 async def explain_nothing(_request: ExplainedRequest) -> dict[str, object]:
@@ -71,7 +71,7 @@ def app_of(
     return create_app(services, Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]))
 
 
-async def ask(
+async def send(
     app: FastAPI,
     path: str,
     *,
@@ -84,15 +84,15 @@ async def ask(
         return await client.request(method, path, headers=headers)
 
 
-async def test_healthz_is_open_to_everybody() -> None:
+async def test_healthz_requires_no_authentication() -> None:
     for app in (app_of(), app_of(token=TOKEN)):
-        response = await ask(app, "/healthz", peer="192.0.2.7")
+        response = await send(app, "/healthz", peer="192.0.2.7")
         assert (response.status_code, response.text) == (200, "ok\n")
         assert response.headers["content-type"].startswith("text/plain")
 
 
-async def test_readyz_says_of_each_part_how_it_is_and_what_to_do() -> None:
-    response = await ask(app_of(Health(FINE, ODD)), "/readyz")
+async def test_readyz_has_the_state_and_remedy_of_each_part() -> None:
+    response = await send(app_of(Health(FINE, ODD)), "/readyz")
 
     assert response.status_code == 200
     assert response.json() == {
@@ -112,54 +112,54 @@ async def test_readyz_is_503_while_a_part_is_failing() -> None:
     health = Health(ODD, BROKEN)
     app = app_of(health)
 
-    response = await ask(app, "/readyz")
+    response = await send(app, "/readyz")
     assert response.status_code == 503
     assert response.json()["ready"] is False
     assert response.json()["checks"]["navidrome"]["remedy"] == BROKEN.remedy
 
     health.now = (FINE,)
-    assert (await ask(app, "/readyz")).status_code == 200
+    assert (await send(app, "/readyz")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-async def test_probes_may_ask_for_the_head_alone(path: str) -> None:
-    assert (await ask(app_of(), path, method="HEAD")).status_code == 200
+async def test_probes_can_use_head(path: str) -> None:
+    assert (await send(app_of(), path, method="HEAD")).status_code == 200
 
 
-async def test_metrics_are_in_the_format_that_was_asked_for() -> None:
+async def test_metrics_have_the_requested_format() -> None:
     app = app_of()
 
-    plain = await ask(app, "/metrics")
+    plain = await send(app, "/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "shim_streams_open 0.0" in plain.text
 
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-    assert (await ask(app, "/metrics", headers=accept)).text.endswith("# EOF\n")
+    assert (await send(app, "/metrics", headers=accept)).text.endswith("# EOF\n")
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/metrics"])
-async def test_everything_but_healthz_is_closed_to_untrusted_peers(path: str) -> None:
-    assert (await ask(app_of(), path, peer="192.0.2.7")).status_code == 403
+async def test_everything_but_healthz_is_denied_to_untrusted_peers(path: str) -> None:
+    assert (await send(app_of(), path, peer="192.0.2.7")).status_code == 403
 
-    response = await ask(app_of(token=TOKEN), path)
+    response = await send(app_of(token=TOKEN), path)
     assert response.status_code == 401
     assert response.headers["www-authenticate"].startswith("Bearer")
     assert response.json()["error"] == "unauthorized"
 
     token = {"Authorization": f"Bearer {TOKEN}"}
-    response = await ask(app_of(token=TOKEN), path, peer="192.0.2.7", headers=token)
+    response = await send(app_of(token=TOKEN), path, peer="192.0.2.7", headers=token)
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_another_host_is_rejected_everywhere(path: str) -> None:
-    response = await ask(app_of(), path, headers={"Host": "evil.example"})
+async def test_another_host_is_rejected_on_every_path(path: str) -> None:
+    response = await send(app_of(), path, headers={"Host": "evil.example"})
 
     assert response.status_code == 421
     assert response.json()["error"] == "misdirected_request"
 
 
-async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
+async def test_the_private_channel_requires_its_secret() -> None:
     app = app_of(token=TOKEN)
     headers = {
         CHANNEL_HEADER: SECRET,
@@ -168,30 +168,30 @@ async def test_the_private_channel_is_let_in_by_its_secret_alone() -> None:
         "Host": "music.example",
     }
 
-    assert (await ask(app, "/readyz", headers=headers)).status_code == 200
-    response = await ask(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})
+    assert (await send(app, "/readyz", headers=headers)).status_code == 200
+    response = await send(app, "/readyz", headers={**headers, CHANNEL_HEADER: "guessed"})
     assert response.status_code == 404
-    assert response.json() == (await ask(app, "/nothing/here")).json()
+    assert response.json() == (await send(app, "/nothing/here")).json()
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/readyz/", "/x"])
-async def test_there_are_no_pages_about_the_application_itself(path: str) -> None:
-    response = await ask(app_of(), path)
+async def test_there_are_no_generated_api_pages(path: str) -> None:
+    response = await send(app_of(), path)
 
     assert response.status_code == 404
     assert response.json() == {"error": "not_found", "detail": "Not Found"}
 
 
-async def test_a_wrong_method_is_answered_in_json() -> None:
-    response = await ask(app_of(), "/metrics", method="POST")
+async def test_a_wrong_method_gets_a_json_response() -> None:
+    response = await send(app_of(), "/metrics", method="POST")
 
     assert response.status_code == 405
     assert response.json()["error"] == "method_not_allowed"
     assert response.headers["allow"] == "GET"
 
 
-async def test_a_fault_of_ours_says_nothing_of_the_inside() -> None:
-    response = await ask(app_of(Unwell()), "/readyz")
+async def test_an_internal_error_shows_no_details() -> None:
+    response = await send(app_of(Unwell()), "/readyz")
 
     assert response.status_code == 500
     assert response.json()["error"] == "internal_server_error"
@@ -200,7 +200,7 @@ async def test_a_fault_of_ours_says_nothing_of_the_inside() -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/nothing"])
 async def test_every_response_has_the_security_headers(path: str) -> None:
-    response = await ask(app_of(Unwell() if path == "/readyz" else Health()), path)
+    response = await send(app_of(Unwell() if path == "/readyz" else Health()), path)
 
     assert {name: response.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
@@ -228,7 +228,7 @@ async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
         await task
 
 
-async def test_served_on_a_tcp_socket_loopback_is_let_in_by_its_address() -> None:
+async def test_on_a_tcp_socket_loopback_is_allowed_by_its_address() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     async with serving(app_of(), listener), httpx.AsyncClient() as client:
@@ -240,7 +240,7 @@ async def test_served_on_a_tcp_socket_loopback_is_let_in_by_its_address() -> Non
         assert response.status_code == 421
 
 
-async def test_served_on_a_unix_socket_its_permissions_decide(tmp_path: Path) -> None:
+async def test_on_a_unix_socket_its_file_permissions_decide(tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)

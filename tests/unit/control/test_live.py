@@ -30,9 +30,9 @@ def database(url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def reader(url: str) -> Iterator[TrailReader]:
-    made = TrailReader(url)
-    yield made
-    made.close()
+    reader_ = TrailReader(url)
+    yield reader_
+    reader_.close()
 
 
 async def next_events(batches: AsyncIterator[Batch]) -> Batch:
@@ -57,7 +57,7 @@ async def test_a_viewer_gets_new_events_that_match_and_none_twice(
     store(database, "requests", seen("carl"))
     second = await next_events(view)
     assert [event.record["user"] for event in second.events] == ["carl"]
-    assert second.position == Position(7, 0)  # the first row says that the chain begins
+    assert second.position == Position(7, 0)  # the first row is the start of the chain
 
 
 async def test_a_viewer_continues_at_a_position_in_bounded_batches(
@@ -74,7 +74,7 @@ async def test_a_viewer_continues_at_a_position_in_bounded_batches(
     assert found == [2, 3, 4, 5, 6, 7, 8, 9]
 
 
-async def test_a_position_beyond_the_end_begins_anew_because_the_trail_was_replaced(
+async def test_a_position_beyond_the_end_restarts_because_the_trail_was_replaced(
     database: Database, reader: TrailReader
 ) -> None:
     store(database, "requests", seen("ada"))
@@ -82,7 +82,7 @@ async def test_a_position_beyond_the_end_begins_anew_because_the_trail_was_repla
     assert [event.index for event in (await next_events(view)).events] == [1, 2]
 
 
-async def test_there_are_at_most_sixteen_viewers_and_one_that_left_makes_room(
+async def test_there_are_at_most_sixteen_viewers_and_a_disconnect_frees_a_slot(
     database: Database, reader: TrailReader
 ) -> None:
     store(database, "requests", seen("ada"))
@@ -111,7 +111,7 @@ async def test_a_view_ends_when_the_shim_stops(database: Database, reader: Trail
         assert await ended is None
 
 
-async def test_a_view_ends_when_the_client_lost_its_right(
+async def test_a_view_ends_when_the_client_loses_its_right(
     database: Database, reader: TrailReader
 ) -> None:
     store(database, "requests", seen("ada"))

@@ -1,4 +1,4 @@
-"""Metrics: what was counted, under its names."""
+"""Metrics: values under their documented names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(
     return samples
 
 
-def test_requests_are_told_apart_by_verdict_reason_and_path_class() -> None:
+def test_requests_are_counted_by_verdict_reason_and_path_class() -> None:
     counters = Counters()
     counters.requests[outcome(Reason.PUBLIC_PATH, PathClass.PUBLIC).index] = 7
 
@@ -39,17 +39,17 @@ def test_requests_are_told_apart_by_verdict_reason_and_path_class() -> None:
     assert sum(count for _, count in rows) == 7
 
 
-def test_an_outcome_that_never_came_has_its_row_too() -> None:
+def test_an_outcome_that_never_occurred_has_a_row() -> None:
     assert len(read(Counters())["shim_requests_total"]) == len(OUTCOMES)
 
 
-def test_a_failure_that_never_happened_has_its_row_too() -> None:
+def test_a_failure_that_never_occurred_has_a_row() -> None:
     samples = read(Counters())
     rows = samples["shim_request_failures_total"] + samples["shim_requests_aborted_total"]
     assert {row["reason"]: count for row, count in rows} == dict.fromkeys(Failure, 0)
 
 
-def test_a_failure_of_the_client_is_not_counted_as_one_of_the_server() -> None:
+def test_a_client_failure_is_not_counted_as_a_server_failure() -> None:
     counters = Counters()
     for failure in Failure:
         counters.failed(failure)
@@ -63,7 +63,7 @@ def test_a_failure_of_the_client_is_not_counted_as_one_of_the_server() -> None:
     assert {statuses[reason] for reason in aborted} == {400, 403, 408}
 
 
-def test_every_figure_of_the_data_plane_is_shown() -> None:
+def test_every_counter_and_gauge_of_the_data_plane_is_shown() -> None:
     counters = Counters()
     counters.failed(Failure.CONNECT_FAILED)
     counters.failed(Failure.CONNECT_FAILED)
@@ -93,7 +93,7 @@ def test_every_figure_of_the_data_plane_is_shown() -> None:
     assert failures == [({"reason": "connect_failed"}, 2.0)]
 
 
-def test_figures_are_read_again_each_time() -> None:
+def test_values_are_read_again_for_each_scrape() -> None:
     counters = Counters()
     registry = build_registry(counters, version="9.9.9")
     generate_latest(registry)
@@ -102,7 +102,7 @@ def test_figures_are_read_again_each_time() -> None:
     assert b"shim_streams_open 5.0" in generate_latest(registry)
 
 
-def test_the_build_the_process_and_what_the_trail_lost_are_shown() -> None:
+def test_build_process_and_trail_losses_are_shown() -> None:
     sources = Sources(events_dropped=lambda: {"log": 3}, events_queued=lambda: {"log": 5})
     samples = read(Counters(), sources)
 
@@ -112,7 +112,7 @@ def test_the_build_the_process_and_what_the_trail_lost_are_shown() -> None:
     assert samples["shim_audit_queue_events"] == [({"sink": "log"}, 5.0)]
 
 
-def test_each_check_has_one_state_that_is_1() -> None:
+def test_each_check_has_exactly_one_state_with_1() -> None:
     checks = [Check("navidrome", State.FAILING, "no"), Check("keys", State.WARNING, "old")]
     samples = read(Counters(), Sources(checks=lambda: checks))
 

@@ -1,4 +1,4 @@
-"""The control plane's connections: those that say nothing end, and there is a bound for all of them."""
+"""The control plane's connections: idle ones time out, and their number is limited."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def other_port(ports: list[int]) -> int:
     return ports[1]
 
 
-async def test_who_only_connects_is_let_go(port: int) -> None:
+async def test_a_connection_without_a_request_is_closed(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET / HT")
     with suppress(ConnectionError):
@@ -56,7 +56,7 @@ async def test_who_only_connects_is_let_go(port: int) -> None:
     writer.close()
 
 
-async def test_who_asks_is_answered_and_stays(port: int) -> None:
+async def test_a_client_that_sends_requests_keeps_its_connection(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for _ in range(2):
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -66,7 +66,7 @@ async def test_who_asks_is_answered_and_stays(port: int) -> None:
     await writer.wait_closed()
 
 
-async def test_connections_are_bounded(port: int) -> None:
+async def test_connections_are_limited(port: int) -> None:
     held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -82,7 +82,7 @@ async def test_connections_are_bounded(port: int) -> None:
     "half",
     [b"GET / HT", b"\r\n", b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n12"],
 )
-async def test_a_second_request_that_is_never_whole_ends_the_connection(
+async def test_a_second_request_that_is_never_complete_closes_the_connection(
     port: int, half: bytes
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -94,7 +94,7 @@ async def test_a_second_request_that_is_never_whole_ends_the_connection(
     writer.close()
 
 
-async def test_a_head_of_more_than_64_kb_ends_the_connection(port: int) -> None:
+async def test_a_head_of_more_than_64_kb_closes_the_connection(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with suppress(ConnectionError):
         writer.write(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 20_000)
@@ -104,7 +104,7 @@ async def test_a_head_of_more_than_64_kb_ends_the_connection(port: int) -> None:
     writer.close()
 
 
-async def test_each_listener_has_a_bound_of_its_own(port: int, other_port: int) -> None:
+async def test_each_listener_has_its_own_limit(port: int, other_port: int) -> None:
     held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
     reader, writer = await asyncio.open_connection("127.0.0.1", other_port)
     writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")

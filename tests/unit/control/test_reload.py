@@ -1,4 +1,4 @@
-"""Who may have the settings taken again."""
+"""Authorization and results of a configuration reload."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from shim.audit.events import Operator
 from shim.audit.performing import Performed
 from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER
 from shim.settings.reload import COMMAND_HEADER, ReloadResult
-from tests.unit.control.test_app import SECRET, TOKEN, app_of, ask
+from tests.unit.control.test_app import SECRET, TOKEN, app_of, send
 
 PATH = "/api/reload"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class Reloads:
-    """Notes who reloads; `comes_to` is what a reload comes to, and `note` why it was not stored."""
+    """Records who reloads; `comes_to` is the result of a reload, and `note` why it was not stored."""
 
     def __init__(self, comes_to: ReloadResult, note: str | None = None) -> None:
         self.comes_to = comes_to
@@ -31,25 +31,25 @@ def served(reloads: Reloads, token: str | None = None) -> FastAPI:
     return app_of(token=token, reload=reloads)
 
 
-async def test_it_says_what_was_taken_and_what_waits() -> None:
+async def test_the_response_lists_applied_and_pending_settings() -> None:
     reloads = Reloads(ReloadResult((), ("SHIM_PROXY_SECRET",), ("SHIM_LISTEN",)))
-    response = await ask(served(reloads), PATH, method="POST")
+    response = await send(served(reloads), PATH, method="POST")
     assert response.status_code == 200
     assert response.json() == {"changed": ["SHIM_PROXY_SECRET"], "pending_restart": ["SHIM_LISTEN"]}
 
 
-async def test_it_says_why_nothing_was_taken() -> None:
+async def test_the_response_has_the_reason_why_nothing_was_applied() -> None:
     reloads = Reloads(ReloadResult(("SHIM_X: no such setting",)))
-    response = await ask(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
+    response = await send(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
     assert response.status_code == 409
     assert response.json() == {"faults": ["SHIM_X: no such setting"]}
 
 
-async def test_a_reload_names_who_did_it_and_from_where() -> None:
+async def test_a_reload_records_actor_and_origin() -> None:
     reloads = Reloads(ReloadResult())
     command = {COMMAND_HEADER: "reload"}
-    await ask(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
-    await ask(served(reloads), PATH, method="POST", headers=command)
+    await send(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
+    await send(served(reloads), PATH, method="POST", headers=command)
 
     assert [(each.actor, each.origin, each.client) for each in reloads.operators] == [
         ("token", "api", "127.0.0.1"),
@@ -57,21 +57,21 @@ async def test_a_reload_names_who_did_it_and_from_where() -> None:
     ]
 
 
-async def test_a_reload_that_was_not_stored_says_so() -> None:
+async def test_a_reload_that_was_not_stored_has_a_note() -> None:
     reloads = Reloads(ReloadResult(), note="not recorded in the audit trail")
-    response = await ask(served(reloads), PATH, method="POST")
+    response = await send(served(reloads), PATH, method="POST")
     assert response.status_code == 200
     assert response.json()["note"] == "not recorded in the audit trail"
 
 
-async def test_nobody_else_may_ask_for_it() -> None:
+async def test_a_reload_is_denied_to_everyone_else() -> None:
     reloads = Reloads(ReloadResult())
     for status, token, peer, method, headers in (
         (403, None, "192.0.2.7", "POST", {}),
         (401, TOKEN, "127.0.0.1", "POST", {}),
         (401, TOKEN, "127.0.0.1", "POST", {"Authorization": "Bearer x"}),
         (405, TOKEN, "127.0.0.1", "GET", BEARER),
-        # A page in a browser, also one that is open on this machine.
+        # A page in a browser, even on this machine.
         (403, None, "127.0.0.1", "POST", {"Origin": "http://127.0.0.1:4535"}),
         (403, None, "127.0.0.1", "POST", {"Sec-Fetch-Site": "same-origin"}),
         # Users through the edge: no administrator, and one without a CSRF token.
@@ -85,7 +85,7 @@ async def test_nobody_else_may_ask_for_it() -> None:
         ),
         (404, None, "127.0.0.1", "POST", {CHANNEL_HEADER: "guessed", USER_HEADER: "boss"}),
     ):
-        response = await ask(
+        response = await send(
             served(reloads, token), PATH, method=method, peer=peer, headers=headers
         )
         assert response.status_code == status, (token, peer, method, headers)

@@ -76,7 +76,7 @@ def test_failed_sign_ins_count_for_a_minute_by_address() -> None:
     assert limit.wait_seconds("192.0.2.1") == 0
 
 
-def test_a_network_of_ipv6_has_one_count() -> None:
+def test_an_ipv6_network_has_one_count() -> None:
     limit = SignInLimit(Clock())
     for last in range(SIGN_IN_TRIES):
         limit.failed(f"2001:db8::{last:x}")

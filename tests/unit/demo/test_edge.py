@@ -1,4 +1,4 @@
-"""The demo's edge does what the guide's does, its hole included."""
+"""The demo's edge behaves like the guide's, including its weakness."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def parts() -> AsyncIterator[Parts]:
             yield Parts(outpost, navidrome, edge)
 
 
-async def test_a_session_becomes_the_providers_headers_and_nobody_elses(parts: Parts) -> None:
+async def test_a_session_adds_the_providers_headers_and_removes_the_clients(parts: Parts) -> None:
     claims = {
         "X-AUTHENTIK-Username": "admin",
         "X-authentik-invented": "x",
@@ -61,7 +61,7 @@ async def test_a_session_becomes_the_providers_headers_and_nobody_elses(parts: P
     assert seen.values("X-Forwarded-For") == ["127.0.0.9"]
 
 
-async def test_an_alias_passes_as_by_traefiks_default(parts: Parts) -> None:
+async def test_an_alias_is_forwarded_as_by_traefiks_default(parts: Parts) -> None:
     async with parts.client(signed_in=True) as client:
         await client.get("/app/", headers={"X_authentik_username": "admin"})
     [seen] = parts.navidrome.seen
@@ -69,14 +69,14 @@ async def test_an_alias_passes_as_by_traefiks_default(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("path", ["/rest/ping", "/share/x"])
-async def test_on_an_open_route_a_claim_passes(parts: Parts, path: str) -> None:
+async def test_a_claimed_identity_is_forwarded_on_an_open_route(parts: Parts, path: str) -> None:
     async with parts.client() as client:
         await client.get(path, headers={"X-authentik-username": "admin"})
     [seen] = parts.navidrome.seen
     assert identity_fields(seen.headers) == (("X-authentik-username", "admin"),)
 
 
-async def test_who_has_no_session_is_sent_to_sign_in_and_reaches_nothing(parts: Parts) -> None:
+async def test_a_client_without_a_session_is_redirected_to_sign_in(parts: Parts) -> None:
     async with parts.client() as client:
         response = await client.get("/api/user", headers={"X-authentik-username": "admin"})
     assert response.status_code == 302
@@ -93,7 +93,7 @@ async def test_naming_a_user_in_the_address_signs_in(parts: Parts) -> None:
     assert parts.navidrome.seen[-1].values("X-authentik-username") == ["alice"]
 
 
-async def test_bodies_pass_both_ways_whole(parts: Parts) -> None:
+async def test_bodies_are_forwarded_completely_in_both_directions(parts: Parts) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b" " * 1000
@@ -106,9 +106,9 @@ async def test_bodies_pass_both_ways_whole(parts: Parts) -> None:
     assert cover.text == "User-agent: *\nDisallow: /"
 
 
-async def test_a_client_who_leaves_takes_his_event_stream_with_him(parts: Parts) -> None:
+async def test_a_client_disconnect_ends_its_event_stream(parts: Parts) -> None:
     async with parts.client(signed_in=True) as client:
-        await client.get("/app/")  # Navidrome makes the account
+        await client.get("/app/")  # Navidrome creates the account
         async with client.stream("GET", "/api/events") as events:
             assert "serverStart" in await anext(events.aiter_text())
             assert parts.navidrome.event_streams == 1
@@ -119,13 +119,13 @@ async def test_a_client_who_leaves_takes_his_event_stream_with_him(parts: Parts)
     pytest.fail("the stream stays open")
 
 
-async def test_it_answers_502_where_nothing_is_behind_it(parts: Parts) -> None:
+async def test_it_responds_502_without_an_upstream(parts: Parts) -> None:
     await parts.navidrome.stop()
     async with parts.client() as client:
         assert (await client.get("/rest/ping")).status_code == 502
 
 
-async def test_what_is_no_head_is_hung_up_on(parts: Parts) -> None:
+async def test_an_invalid_head_closes_the_connection(parts: Parts) -> None:
     port = int(parts.edge.url.rpartition(":")[2])
     for junk in (b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"a" * 70_000):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""A scene passes only where all that must be true is true."""
+"""A step passes only if every expectation is met."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from demo.scenario import (
 from demo.sidecar import ShimDecision
 from shim.trust.reasons import PathClass, Reason, Verdict
 
-MUST = Expectation(
+EXPECTATION = Expectation(
     Reason.PUBLIC_PATH,
     (),
     200,
@@ -34,26 +34,29 @@ MUST = Expectation(
         ("dora", AccountState("Dora", "dora@example.org", is_admin=True)),
     ),
 )
-SCENE = Step(
-    "a title", "a reason", RequestSpec("somebody", "127.0.0.9", EntryPoint.EDGE, "/rest/ping"), MUST
+STEP = Step(
+    "a title",
+    "a reason",
+    RequestSpec("somebody", "127.0.0.9", EntryPoint.EDGE, "/rest/ping"),
+    EXPECTATION,
 )
-AS_IT_MUST_BE = StepResult(
-    SCENE,
+EXPECTED_RESULT = StepResult(
+    STEP,
     Response(200, "Subsonic: error 40, no"),
     ShimDecision(Verdict.STRIPPED, Reason.PUBLIC_PATH, PathClass.PUBLIC),
     (),
-    MUST.accounts,
+    EXPECTATION.accounts,
 )
 
 
 def _page(**auth: object) -> bytes:
-    """The web app's page, in which somebody is logged in."""
+    """The web app's page for a signed-in user."""
     config = json.dumps(json.dumps({"auth": auth}))
     return f"<title>T</title>\n  window.__APP_CONFIG__ = {config}\n".encode()
 
 
-def test_a_scene_in_which_all_is_as_it_must_be_has_no_faults() -> None:
-    assert list(faults(AS_IT_MUST_BE)) == []
+def test_a_step_that_meets_every_expectation_has_no_faults() -> None:
+    assert list(faults(EXPECTED_RESULT)) == []
 
 
 @pytest.mark.parametrize(
@@ -75,31 +78,36 @@ def test_a_scene_in_which_all_is_as_it_must_be_has_no_faults() -> None:
         ({"seen_identity": None}, "Navidrome saw no request, not no identity"),
         (
             {"response": Response(500, "Subsonic: error 40, no")},
-            "the answer's status is 500, not 200",
+            "the response's status is 500, not 200",
         ),
-        ({"response": Response(200, "Subsonic: ok")}, "the answer does not say 'error 40'"),
+        ({"response": Response(200, "Subsonic: ok")}, "the response does not contain 'error 40'"),
         (
             {"response": Response(200, "error 40, dear admin")},
-            "the answer says 'admin'",
+            "the response contains 'admin'",
         ),
         (
-            {"accounts": (("mallory", AccountState("mallory")), MUST.accounts[1])},
+            {"accounts": (("mallory", AccountState("mallory")), EXPECTATION.accounts[1])},
             "the account mallory is AccountState(name='mallory', email='', is_admin=False), not None",
         ),
         (
-            {"accounts": (MUST.accounts[0], ("dora", AccountState("Dora", "dora@example.org")))},
+            {
+                "accounts": (
+                    EXPECTATION.accounts[0],
+                    ("dora", AccountState("Dora", "dora@example.org")),
+                )
+            },
             "the account dora is "
             "AccountState(name='Dora', email='dora@example.org', is_admin=False), "
             "not AccountState(name='Dora', email='dora@example.org', is_admin=True)",
         ),
     ],
 )
-def test_what_is_not_as_it_must_be_is_named(wrong: dict[str, object], named: str) -> None:
-    played = replace(AS_IT_MUST_BE, **wrong)  # type: ignore[arg-type]
-    assert list(faults(played)) == [named]
+def test_an_unmet_expectation_is_named(wrong: dict[str, object], named: str) -> None:
+    result = replace(EXPECTED_RESULT, **wrong)  # type: ignore[arg-type]
+    assert list(faults(result)) == [named]
 
 
-def test_every_field_that_folds_to_an_identity_is_seen() -> None:
+def test_every_field_that_normalizes_to_an_identity_is_found() -> None:
     text = (
         ("Host", "music.example.org"),
         ("User-Agent", "curl"),
@@ -146,7 +154,7 @@ def test_every_field_that_folds_to_an_identity_is_seen() -> None:
         (
             "text/html",
             b'<title>T</title>\n  window.__APP_CONFIG__ = "{}"\n',
-            "page “T”, nobody logged in",
+            "page “T”, no user logged in",
         ),
         ("text/plain", b"Share not found", "Share not found"),
         (
@@ -156,6 +164,6 @@ def test_every_field_that_folds_to_an_identity_is_seen() -> None:
         ),
     ],
 )
-def test_a_response_is_put_in_words_by_its_kind(kind: str, body: bytes, text: str) -> None:
+def test_a_response_is_described_by_its_kind(kind: str, body: bytes, text: str) -> None:
     response = httpx.Response(200, headers={"Content-Type": kind}, content=body)
     assert read_response(response) == Response(200, text)

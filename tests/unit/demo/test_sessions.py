@@ -1,4 +1,4 @@
-"""Tokens and the login limit by a clock of the test's own."""
+"""Tokens and the login limit, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-def test_a_token_ends_48_hours_after_its_last_refresh() -> None:
+def test_a_token_expires_48_hours_after_its_last_refresh() -> None:
     clock = Clock()
     tokens = Tokens(48 * HOUR, clock)
     first = tokens.issue(Account("id", "alice", is_admin=True))
@@ -31,7 +31,7 @@ def test_a_token_ends_48_hours_after_its_last_refresh() -> None:
     assert (claims.subject, claims.user_id, claims.is_admin) == ("alice", "id", True)
 
 
-def test_a_token_of_another_key_or_algorithm_is_none() -> None:
+def test_a_token_of_another_key_or_algorithm_is_invalid() -> None:
     clock = Clock()
     mine, other = Tokens(HOUR, clock), Tokens(HOUR, clock)
     token = other.issue(Account("id", "alice"))
@@ -41,7 +41,7 @@ def test_a_token_of_another_key_or_algorithm_is_none() -> None:
     assert other.read(f"{head}.{payload}.") is None
 
 
-def test_logins_are_limited_within_a_sliding_window() -> None:
+def test_logins_are_limited_in_a_sliding_window() -> None:
     clock = Clock()
     limit = LoginLimit(5, 20.0, clock)
     assert [limit.admits("10.0.0.1") for _ in range(6)] == [True] * 5 + [False]
@@ -58,6 +58,6 @@ def test_ipv6_clients_are_counted_by_their_64_bit_network() -> None:
     assert limit.admits("2001:db8:0:1::1")
 
 
-def test_a_limit_of_nothing_is_none() -> None:
+def test_a_limit_of_zero_is_no_limit() -> None:
     limit = LoginLimit(0, 20.0, Clock())
     assert all(limit.admits("10.0.0.1") for _ in range(20))

@@ -1,4 +1,4 @@
-"""The stand-in as a thing to start, to watch and to break: what tests rely on beside Navidrome."""
+"""The stand-in's test features beside Navidrome's: start, observation and faults."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ ADMIN = {"Remote-User": "navidrome-shim"}
 
 @pytest.fixture
 async def stand_in() -> AsyncIterator[StandIn]:
-    made = StandIn(StandInOptions(trusted_sources="127.0.0.1/32", events_every=0.01))
-    async with made:
-        async with httpx.AsyncClient(base_url=made.url) as client:
+    responses = StandIn(StandInOptions(trusted_sources="127.0.0.1/32", events_every=0.01))
+    async with responses:
+        async with httpx.AsyncClient(base_url=responses.url) as client:
             await client.get("/app/", headers=ADMIN)
-        made.seen.clear()
-        yield made
+        responses.seen.clear()
+        yield responses
 
 
 @pytest.fixture
 async def client(stand_in: StandIn) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=stand_in.url, headers=ADMIN, timeout=5) as made:
-        yield made
+    async with httpx.AsyncClient(base_url=stand_in.url, headers=ADMIN, timeout=5) as responses:
+        yield responses
 
 
-async def test_it_shows_what_it_got_to_see(stand_in: StandIn, client: httpx.AsyncClient) -> None:
+async def test_it_records_its_requests(stand_in: StandIn, client: httpx.AsyncClient) -> None:
     await client.get("/rest/ping?v=1&c=x%20y", headers={"X-Mixed-Case": "kept"})
     seen = stand_in.seen[-1]
     assert (seen.method, seen.target, seen.peer) == ("GET", "/rest/ping?v=1&c=x%20y", "127.0.0.1")
@@ -41,7 +41,7 @@ async def test_it_shows_what_it_got_to_see(stand_in: StandIn, client: httpx.Asyn
     assert seen.values("remote-user") == ["navidrome-shim"]
 
 
-async def test_it_forgets_the_oldest_of_what_it_saw() -> None:
+async def test_it_drops_the_oldest_recorded_requests() -> None:
     async with StandIn(StandInOptions(seen_limit=3)) as stand_in:
         async with httpx.AsyncClient(base_url=stand_in.url) as client:
             for number in range(5):
@@ -49,7 +49,7 @@ async def test_it_forgets_the_oldest_of_what_it_saw() -> None:
         assert [seen.target for seen in stand_in.seen] == ["/ping?2", "/ping?3", "/ping?4"]
 
 
-async def test_it_stops_with_streams_open_and_starts_again_with_what_it_knew(
+async def test_it_stops_with_open_streams_and_restarts_with_its_data(
     stand_in: StandIn, client: httpx.AsyncClient
 ) -> None:
     async with client.stream("GET", "/api/events") as events:
@@ -66,7 +66,7 @@ async def test_it_stops_with_streams_open_and_starts_again_with_what_it_knew(
     assert (await client.get("/api/song?_end=1")).status_code == 200
 
 
-async def test_a_client_that_leaves_ends_its_event_stream(
+async def test_a_client_disconnect_ends_its_event_stream(
     stand_in: StandIn, client: httpx.AsyncClient
 ) -> None:
     async with client.stream("GET", "/api/events") as events:
@@ -78,7 +78,9 @@ async def test_a_client_that_leaves_ends_its_event_stream(
     assert stand_in.event_streams == 0
 
 
-async def test_events_go_on_and_can_be_sent(stand_in: StandIn, client: httpx.AsyncClient) -> None:
+async def test_events_are_sent_periodically_and_on_demand(
+    stand_in: StandIn, client: httpx.AsyncClient
+) -> None:
     async with client.stream("GET", "/api/events") as events:
         kinds: set[str] = set()
         async for line in events.aiter_lines():
@@ -90,7 +92,7 @@ async def test_events_go_on_and_can_be_sent(stand_in: StandIn, client: httpx.Asy
     assert {"event: serverStart", "event: keepAlive", "event: refreshResource"} <= kinds
 
 
-async def test_it_listens_on_a_unix_socket_whose_peers_are_called_at(tmp_path: Path) -> None:
+async def test_peers_of_its_unix_socket_have_the_address_at(tmp_path: Path) -> None:
     path = str(tmp_path / "n.sock")
     for listed, status in (("@", 200), ("127.0.0.1/32", 401)):
         stand_in = StandIn(StandInOptions(trusted_sources=listed))
@@ -103,7 +105,7 @@ async def test_it_listens_on_a_unix_socket_whose_peers_are_called_at(tmp_path: P
         await stand_in.stop()
 
 
-async def test_below_a_base_path_everything_else_leads_to_the_app() -> None:
+async def test_other_paths_below_a_base_path_redirect_to_the_app() -> None:
     options = StandInOptions(trusted_sources="127.0.0.1/32", base_path="/music")
     async with StandIn(options) as stand_in:
         origin = f"http://{stand_in.listen}"
@@ -118,7 +120,7 @@ async def test_below_a_base_path_everything_else_leads_to_the_app() -> None:
             assert "; Path=/music; " in cookie
 
 
-async def test_two_spellings_of_a_name_can_race_and_one_spelling_cannot(
+async def test_two_cases_of_a_name_can_race_and_equal_names_cannot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = ["RaCe", "rAcE", *["same"] * 5]
@@ -133,13 +135,13 @@ async def test_two_spellings_of_a_name_can_race_and_one_spelling_cannot(
     async with StandIn(options) as stand_in:
         async with httpx.AsyncClient(base_url=stand_in.url, headers=ADMIN) as client:
             await client.get("/app/")
-            made = await asyncio.gather(
+            responses = await asyncio.gather(
                 *(client.post("/api/user", json={"userName": name}) for name in names)
             )
-        assert sorted(response.status_code for response in made) == [200] * 3 + [400] * 4
+        assert sorted(response.status_code for response in responses) == [200] * 3 + [400] * 4
 
 
-async def test_the_socket_sends_back_what_it_gets(stand_in: StandIn) -> None:
+async def test_the_websocket_echoes(stand_in: StandIn) -> None:
     where = stand_in.url.replace("http", "ws") + "/jellyfin/Socket"
     async with websockets.connect(where, proxy=None) as connection:
         assert json.loads(await connection.recv()) == {"MessageType": "ForceKeepAlive", "Data": 60}
@@ -158,7 +160,7 @@ def _rows(response: httpx.Response) -> list[object]:
 
 
 @pytest.mark.parametrize("kind", list(FaultKind))
-async def test_each_fault_is_what_it_says(
+async def test_each_fault_behaves_as_documented(
     stand_in: StandIn, client: httpx.AsyncClient, kind: FaultKind
 ) -> None:
     stand_in.fault = Fault(kind)
@@ -178,7 +180,7 @@ async def test_each_fault_is_what_it_says(
     assert (await client.get("/api/user")).json()[0]["userName"] == "navidrome-shim"
 
 
-async def test_a_fault_can_wait_and_end_and_lose_only_the_response(
+async def test_a_fault_can_be_delayed_limited_and_drop_only_the_response(
     stand_in: StandIn, client: httpx.AsyncClient
 ) -> None:
     stand_in.fault = Fault(
@@ -196,7 +198,7 @@ async def test_a_fault_can_wait_and_end_and_lose_only_the_response(
     assert stand_in.accounts.find("u1") is not None
 
 
-async def test_a_fault_that_is_not_carried_out_leaves_everything_as_it_was(
+async def test_a_fault_before_the_request_changes_nothing(
     stand_in: StandIn, client: httpx.AsyncClient
 ) -> None:
     before = stand_in.accounts.snapshot()
@@ -206,7 +208,7 @@ async def test_a_fault_that_is_not_carried_out_leaves_everything_as_it_was(
     assert stand_in.accounts.snapshot() == before
 
 
-async def test_a_long_response_comes_in_chunks_and_a_short_one_with_its_length(
+async def test_a_long_response_is_chunked_and_a_short_one_has_its_length(
     client: httpx.AsyncClient,
 ) -> None:
     assert "content-length" in (await client.get("/api/user")).headers
@@ -215,14 +217,14 @@ async def test_a_long_response_comes_in_chunks_and_a_short_one_with_its_length(
     assert (await client.get("/api/user")).headers["transfer-encoding"] == "chunked"
 
 
-def test_it_runs_in_a_thread_and_two_at_once() -> None:
+def test_two_instances_can_run_in_threads_at_once() -> None:
     with StandInThread() as one, StandInThread(listen="[::1]:0") as two:
         assert one.listen != two.listen
         for stand_in in (one, two):
             assert httpx.get(f"{stand_in.url}/ping").text == "."
 
 
-def test_a_taken_address_is_said_at_the_start() -> None:
+def test_an_address_in_use_is_reported_at_the_start() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,4 @@
-"""A real Subsonic client can use the stand-in: log in, look around, play."""
+"""A real Subsonic client works with the stand-in: log in, browse, play."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from demo.navidrome import StandIn
 
 @pytest.fixture
 async def stand_in() -> AsyncIterator[StandIn]:
-    async with StandIn() as made:
-        async with httpx.AsyncClient(base_url=made.url) as client:
+    async with StandIn() as server:
+        async with httpx.AsyncClient(base_url=server.url) as client:
             await client.post("/auth/createAdmin", json={"username": "ada", "password": "s3cret"})
-        yield made
+        yield server
 
 
 def _client(stand_in: StandIn, password: str, **options: bool) -> Any:
@@ -47,7 +47,7 @@ async def test_it_logs_in_lists_and_streams(stand_in: StandIn, options: dict[str
         await client.cleanup()
 
 
-async def test_it_is_told_of_a_wrong_password(stand_in: StandIn) -> None:
+async def test_a_wrong_password_is_an_error(stand_in: StandIn) -> None:
     client = _client(stand_in, "wrong")
     try:
         with pytest.raises(CredentialError):
@@ -57,9 +57,9 @@ async def test_it_is_told_of_a_wrong_password(stand_in: StandIn) -> None:
 
 
 async def test_responses_are_the_same_in_xml_and_json(stand_in: StandIn) -> None:
-    asked = {"u": "ada", "p": "s3cret", "v": "1", "c": "x", "id": "none"}
+    parameters = {"u": "ada", "p": "s3cret", "v": "1", "c": "x", "id": "none"}
     async with httpx.AsyncClient(base_url=stand_in.url) as client:
-        as_xml = await client.get("/rest/getSong", params=asked)
-        as_json = await client.get("/rest/getSong", params={**asked, "f": "json"})
+        as_xml = await client.get("/rest/getSong", params=parameters)
+        as_json = await client.get("/rest/getSong", params={**parameters, "f": "json"})
     assert '<error code="70" message="data not found"></error>' in as_xml.text
     assert as_json.json()["subsonic-response"]["error"]["code"] == 70

@@ -1,4 +1,4 @@
-"""Navidrome's list of trusted sources: what matches, and what silently never does."""
+"""Navidrome's list of trusted sources: what matches, and what never does, without an error."""
 
 from __future__ import annotations
 

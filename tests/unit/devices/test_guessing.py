@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from shim.devices import guessing
-from shim.devices.guessing import GuessLimiter, account_key, client_key
+from shim.devices.guessing import Guess, GuessLimiter, account_key, client_key
 
 ALICE, BOB, HERE, THERE = b"alice", b"bob", b"\x7f\0\0\1", b"\x7f\0\0\2"
 
@@ -54,6 +54,25 @@ def test_after_a_pause_one_request_is_checked_at_a_time() -> None:
     assert limiter.begin(ALICE, HERE, 2) is None
     limiter.end(probe)
     assert limiter.begin(ALICE, HERE, 2) is not None
+
+
+def _begin(limiter: GuessLimiter, times: int, account: bytes = ALICE) -> list[Guess]:
+    """Begin guesses at once, and return those that are allowed."""
+    return [guess for _ in range(times) if (guess := limiter.begin(account, HERE, 0)) is not None]
+
+
+def test_guesses_at_once_are_no_more_than_failures_may_follow() -> None:
+    limiter = GuessLimiter()
+    first = _begin(limiter, 100)
+    assert len(first) == guessing.MAX_AT_ONCE and _begin(limiter, 1, BOB) == []
+    for guess in first:
+        limiter.end(guess)
+    _fail(limiter, 7, 0)
+    assert len(_begin(limiter, 100)) == 3
+    limiter = GuessLimiter()
+    limiter.succeeded(ALICE, HERE, 0)
+    assert len(_begin(limiter, 100)) == 100
+    assert len(limiter) == 1
 
 
 def test_failures_are_forgotten_after_five_minutes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -147,6 +147,40 @@ async def test_a_revoked_device_loses_its_secret_and_stays_in_the_list(home: Hom
     home.now += 91 * 86400
     await service.add("uid-alice", "New", ACTOR)
     assert [device.name for device in service.devices()] == ["New"]
+
+
+async def test_a_device_that_is_revoked_during_a_refresh_has_ended(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await home.service()
+    new = await service.add("uid-alice", "Phone", ACTOR)
+    await (await home.service()).add("uid-bob", "Phone", ACTOR)
+    read = service.database.read_async
+
+    async def revoke_meanwhile(work: Callable[[Connection], object]) -> object:
+        found = await read(work)
+        monkeypatch.setattr(service.database, "read_async", read)
+        await service.revoke(new.device.id, ACTOR)
+        return found
+
+    monkeypatch.setattr(service.database, "read_async", revoke_meanwhile)
+    await service.load()
+    assert service.by_id(new.device.id) is None and service.active("uid-alice") == []
+    assert service.by_secret(new.secret.encode()) is None
+
+
+async def test_adding_and_revoking_again_and_again_fills_nothing(home: Home) -> None:
+    service = await home.service(KEY)
+    kept = await service.add("uid-bob", "Phone", ACTOR)
+    await service.revoke(kept.device.id, ACTOR)
+    for number in range(30):
+        home.now += 1
+        new = await service.add("uid-alice", str(number), ACTOR, expires=home.now + 0.5)
+        if number % 2:
+            await service.revoke(new.device.id, ACTOR)
+    names = [device.name for device in service.devices("uid-alice")]
+    assert names == [str(number) for number in range(29, 8, -1)]
+    assert len(service.devices("uid-bob")) == 1
 
 
 async def test_a_person_has_twenty_devices_at_most(home: Home) -> None:

@@ -1,4 +1,4 @@
-"""The chunked coding: the same in any slicing, strict, and never laxer than llhttp."""
+"""Chunked coding: the same result for any slicing, strict, and never more lenient than llhttp."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BROKEN = [
 
 
 def decoded(*slices: bytes) -> tuple[bytes, int | None]:
-    """The body, and how many bytes of all were the message's; None while it is not done."""
+    """Return the body, and how many of the bytes belonged to the message; None if it is incomplete."""
     decoder = ChunkedDecoder()
     body, before = b"", 0
     for data in slices:
@@ -62,7 +62,7 @@ def decoded(*slices: bytes) -> tuple[bytes, int | None]:
 
 
 @pytest.mark.parametrize(("data", "body", "used"), WHOLE)
-def test_a_whole_body_is_read_up_to_its_end(data: bytes, body: bytes, used: int) -> None:
+def test_a_complete_body_is_read_to_its_end(data: bytes, body: bytes, used: int) -> None:
     assert decoded(data) == (body, used)
     assert decoded(*(data[at : at + 1] for at in range(len(data)))) == (body, used)
     for at in range(len(data)):
@@ -70,13 +70,13 @@ def test_a_whole_body_is_read_up_to_its_end(data: bytes, body: bytes, used: int)
 
 
 @pytest.mark.parametrize("data", BROKEN)
-def test_a_broken_body_is_rejected_in_any_slicing(data: bytes) -> None:
+def test_an_invalid_body_is_rejected_in_any_slicing(data: bytes) -> None:
     for at in range(len(data)):
         with pytest.raises(ChunkedError):
             decoded(data[:at], data[at:])
 
 
-def test_extensions_and_trailers_are_bounded_one_by_one_and_together() -> None:
+def test_extensions_and_trailers_are_limited_each_and_in_total() -> None:
     short, long = b"1;" + b"x" * 4000 + b"\r\na\r\n", b"1;" + b"x" * 5000
     assert decoded(short * 4)[0] == b"aaaa"
     for data in (long, short * 5, b"0\r\n" + (b"A: " + b"b" * 4000 + b"\r\n") * 5):
@@ -87,7 +87,7 @@ def test_extensions_and_trailers_are_bounded_one_by_one_and_together() -> None:
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=6))
 @settings(max_examples=300)
 @example(b"5\r\nhello\r\n0\r\n\r\nGET", [3])
-def test_any_slicing_gives_the_same(data: bytes, places: list[int]) -> None:
+def test_any_slicing_gives_the_same_result(data: bytes, places: list[int]) -> None:
     edges = [0, *sorted(place for place in places if place < len(data)), len(data)]
     slices = [data[a:b] for a, b in pairwise(edges)]
     assert _outcome(data) == _outcome(*slices)
@@ -101,7 +101,7 @@ def _outcome(*slices: bytes) -> tuple[bytes, int | None] | None:
 
 
 class _Seen:
-    """What llhttp makes of a body."""
+    """The result of llhttp for a body."""
 
     def __init__(self) -> None:
         self.body = b""
@@ -130,7 +130,7 @@ _MESSAGE = st.tuples(
 
 @given(st.one_of(_MESSAGE, st.binary(max_size=40).map(lambda data: data + b"0\r\n\r\n")))
 @settings(max_examples=400)
-def test_what_is_taken_is_taken_by_llhttp_too_and_read_alike(data: bytes) -> None:
+def test_llhttp_accepts_every_accepted_body_with_the_same_result(data: bytes) -> None:
     outcome = _outcome(data)
     if outcome is None or outcome[1] is None:
         return
@@ -145,7 +145,7 @@ def test_what_is_taken_is_taken_by_llhttp_too_and_read_alike(data: bytes) -> Non
 
 @given(st.lists(st.binary(max_size=50), max_size=5))
 @settings(max_examples=100)
-def test_what_is_encoded_is_decoded_to_the_same(pieces: list[bytes]) -> None:
+def test_an_encoded_body_decodes_to_the_same_bytes(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     encoded = encode_chunk(pieces)
     assert (encoded == b"") == (not whole), "an empty chunk would end the body"
@@ -168,7 +168,7 @@ _PIECES = [
     st.lists(st.sampled_from(_PIECES)).map(lambda pieces: "".join(pieces).encode()),
     st.integers(1, 5),
 )
-def test_so_many_lines_at_a_time_come_to_the_same(data: bytes, max_lines: int) -> None:
+def test_a_limit_of_lines_per_call_gives_the_same_result(data: bytes, max_lines: int) -> None:
     assert _in_steps(data, max_lines) == _outcome(data)
 
 

@@ -1,4 +1,4 @@
-"""Heads of answers: how the body is framed, what the client gets of them, and what is no response."""
+"""Response heads: body framing, forwarded fields, and invalid responses."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def head(lines: str, first: str = "HTTP/1.1 200 OK") -> bytes:
 
 
 @pytest.mark.parametrize(("lines", "length", "persistent"), FRAMED)
-def test_the_fields_frame_the_body(lines: str, length: int, persistent: bool) -> None:
+def test_the_fields_determine_the_body_framing(lines: str, length: int, persistent: bool) -> None:
     read = parse_response_head(head(lines))
     assert (read.status, read.length, read.persistent) == (200, length, persistent)
 
 
 @pytest.mark.parametrize("lines", BAD)
-def test_what_can_be_read_in_two_ways_is_no_response(lines: str) -> None:
+def test_an_ambiguous_response_is_invalid(lines: str) -> None:
     with pytest.raises(InvalidResponse):
         parse_response_head(head(lines))
     with pytest.raises(InvalidResponse):
@@ -95,12 +95,12 @@ def test_what_can_be_read_in_two_ways_is_no_response(lines: str) -> None:
         "",
     ],
 )
-def test_a_status_line_of_another_kind_is_none(first: str) -> None:
+def test_a_malformed_status_line_is_invalid(first: str) -> None:
     with pytest.raises(InvalidResponse):
         parse_response_head(f"{first}\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
 
 
-def test_a_1_0_response_closes_unless_it_says_otherwise_and_knows_no_coding() -> None:
+def test_an_http_1_0_response_closes_by_default_and_has_no_transfer_coding() -> None:
     old = "HTTP/1.0 200 OK"
     assert not parse_response_head(head("Content-Length: 1", old)).persistent
     assert parse_response_head(head("Content-Length: 1\r\nConnection: Keep-Alive", old)).persistent
@@ -109,23 +109,23 @@ def test_a_1_0_response_closes_unless_it_says_otherwise_and_knows_no_coding() ->
         parse_response_head(head("Transfer-Encoding: chunked", old))
 
 
-def test_hop_by_hop_fields_are_dropped_and_all_others_kept_as_they_are() -> None:
-    kept = "Set-Cookie: a=1\r\nX-Odd:  two  \r\nSet-Cookie: b=2\r\nETag:\r\nx-lower: \u00fc"
+def test_hop_by_hop_fields_are_removed_and_all_others_are_unchanged() -> None:
+    end_to_end = "Set-Cookie: a=1\r\nX-Odd:  two  \r\nSet-Cookie: b=2\r\nETag:\r\nx-lower: \u00fc"
     dropped = (
         "Connection: X-Hop, close\r\nx-hop: 1\r\nKeep-Alive: timeout=1\r\nTE: x\r\nTrailer: y\r\n"
         "Transfer-Encoding: chunked\r\nUpgrade: h2\r\nProxy-Connection: x"
     )
-    read = parse_response_head(head(f"{dropped}\r\n{kept}"))
-    assert read.lines == f"HTTP/1.1 200 OK\r\n{kept}\r\n".encode("latin-1")
+    read = parse_response_head(head(f"{dropped}\r\n{end_to_end}"))
+    assert read.lines == f"HTTP/1.1 200 OK\r\n{end_to_end}\r\n".encode("latin-1")
     assert read.upgrade == b"h2"
 
 
 @pytest.mark.parametrize("status", [100, 103, 204, 304])
-def test_these_responses_have_no_body_by_their_status(status: int) -> None:
+def test_responses_with_these_statuses_have_no_body(status: int) -> None:
     assert parse_response_head(head("", f"HTTP/1.1 {status} Some")).no_body
 
 
-def test_connection_can_name_neither_the_length_nor_the_status_line_away() -> None:
+def test_connection_cannot_name_the_length_or_the_status_line() -> None:
     read = parse_response_head(
         head("Content-Length: 5\r\nConnection: Content-Length, http/1.1 200 ok")
     )
@@ -134,7 +134,7 @@ def test_connection_can_name_neither_the_length_nor_the_status_line_away() -> No
 
 
 class _Seen:
-    """What llhttp makes of a response."""
+    """The result of llhttp for a response."""
 
     def __init__(self) -> None:
         self.fields: list[tuple[bytes, bytes]] = []
@@ -180,7 +180,7 @@ _HEAD = st.tuples(_FIRST, st.lists(_LINE, max_size=4)).map(
 @given(_HEAD)
 @settings(max_examples=500)
 @example(b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n")
-def test_what_is_taken_is_taken_by_llhttp_too_and_read_alike(data: bytes) -> None:
+def test_llhttp_accepts_every_accepted_response_with_the_same_result(data: bytes) -> None:
     if b"\r\n\r\n" in data[:-4]:
         return
     try:
@@ -198,7 +198,7 @@ def test_what_is_taken_is_taken_by_llhttp_too_and_read_alike(data: bytes) -> Non
     if read.length >= 0:
         assert int(fields[b"content-length"]) == read.length
     assert (read.length == CHUNKED) == (fields.get(b"transfer-encoding", b"").lower() == b"chunked")
-    kept = [line.split(b":", 1) for line in read.lines.split(b"\r\n")[1:-1]]
+    end_to_end = [line.split(b":", 1) for line in read.lines.split(b"\r\n")[1:-1]]
     assert [
-        (name, value.strip(b" \t")) for name, value in kept if name.lower() == b"set-cookie"
+        (name, value.strip(b" \t")) for name, value in end_to_end if name.lower() == b"set-cookie"
     ] == [(name, value) for name, value in seen.fields if name.lower() == b"set-cookie"]

@@ -1,4 +1,4 @@
-"""Answers judged by their shape come to what reading them line by line comes to, and never to more."""
+"""A response parsed by a cached template equals one parsed line by line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def head(*lines: str, first: str = "HTTP/1.1 200 OK") -> bytes:
 
 
 def taught(*heads: bytes) -> ResponseTemplateCache:
-    """Shapes that have read each of these heads twice, as it takes to learn one."""
+    """Templates that have parsed each of these heads twice, as often as it takes to cache one."""
     shapes = ResponseTemplateCache(LONGEST, 20)
     for each in heads * 2:
         shapes.read(each)
     return shapes
 
 
-def test_a_shape_is_known_from_the_second_time_on_whatever_its_values() -> None:
+def test_a_template_is_cached_at_the_second_parse_whatever_its_values() -> None:
     shapes = ResponseTemplateCache(LONGEST, 20)
     first = head("Date: Mon", "Content-Length: 5", "Set-Cookie: a=1")
     assert shapes.match(first) is None
@@ -35,14 +35,14 @@ def test_a_shape_is_known_from_the_second_time_on_whatever_its_values() -> None:
     assert shapes.match(second + b"body") == (parse_response_head(second), len(second))
 
 
-def test_what_is_not_whole_or_too_long_is_of_no_shape() -> None:
+def test_an_incomplete_or_oversized_head_has_no_template() -> None:
     shapes = taught(head("A: b"))
     whole = head("A: c")
     assert all(shapes.match(whole[:at]) is None for at in range(len(whole)))
     assert shapes.match(head("A: " + "x" * LONGEST)) is None
 
 
-def test_what_ends_at_this_hop_is_part_of_the_shape_to_the_letter() -> None:
+def test_hop_by_hop_fields_are_part_of_the_template_byte_by_byte() -> None:
     known = head("Content-Length: 5", "Connection: close"), head("Transfer-Encoding: chunked")
     shapes = taught(*known)
     assert [shapes.match(each) for each in known] == [
@@ -57,7 +57,7 @@ def test_what_ends_at_this_hop_is_part_of_the_shape_to_the_letter() -> None:
         assert shapes.match(other) is None
 
 
-def test_many_shapes_take_a_bounded_room() -> None:
+def test_the_template_cache_is_bounded() -> None:
     shapes = ResponseTemplateCache(LONGEST, 20)
     for number in range(5000):
         for _ in range(2):
@@ -113,7 +113,7 @@ def _read(data: bytes) -> ResponseHead | None:
 @given(heads=_HEADS, at=st.integers(0, 200), strange=_STRANGE)
 @settings(max_examples=300)
 @example(heads=[head("Content-Length: 5")], at=19, strange=b"A: b\r\n")
-def test_a_known_shape_gives_what_reading_gives(
+def test_a_cached_template_gives_the_same_result_as_parsing(
     heads: list[bytes], at: int, strange: bytes
 ) -> None:
     shapes = ResponseTemplateCache(LONGEST, 20)
@@ -135,7 +135,7 @@ def test_a_known_shape_gives_what_reading_gives(
             assert response == _read(data[:end])
 
 
-def test_a_head_with_too_many_lines_is_no_response() -> None:
+def test_a_head_with_too_many_lines_is_invalid() -> None:
     shapes = ResponseTemplateCache(LONGEST, 20)
     shapes.read(head(*["A: b"] * 20))
     with pytest.raises(InvalidResponse, match="20 header lines"):
@@ -144,7 +144,7 @@ def test_a_head_with_too_many_lines_is_no_response() -> None:
 
 @pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 0x7F])
 @pytest.mark.parametrize("value", [b"x%by", b"%b", b"x%b"])
-def test_a_control_byte_in_a_value_is_of_no_shape(byte: int, value: bytes) -> None:
+def test_a_head_with_a_control_byte_in_a_value_has_no_template(byte: int, value: bytes) -> None:
     shapes = taught(head("ETag: a", "Content-Length: 5"))
     assert shapes.match(head("ETag: \u00e9\t b", "Content-Length: 5")) is not None
     sent = value % bytes([byte])

@@ -1,4 +1,6 @@
-"""Host names of the list: whose addresses count, for how long, and when a change is told."""
+"""Host names of the whitelist: their addresses, how long they are valid, and when a change is
+reported.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,23 @@ from shim.monitors.dns import DnsMonitor
 from tests.support.pauses import note_pauses
 from tests.support.socket_ends import until
 
-Answer = Sequence[str] | Exception
+LookupResult = Sequence[str] | Exception
 
 
 class NameServer:
-    """What a look-up answers: addresses, or what it raises."""
+    """The result of a look-up: addresses, or what it raises."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
+        self.results_by_name: dict[str, LookupResult] = {}
+        self.lookups: list[str] = []
 
     def getaddrinfo(self, host: str, port: None, **_: int) -> list[tuple[object, ...]]:
         assert port is None
-        self.asked.append(host)
-        answer = self.answers[host]
-        if isinstance(answer, Exception):
-            raise answer
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in answer]
+        self.lookups.append(host)
+        result = self.results_by_name[host]
+        if isinstance(result, Exception):
+            raise result
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in result]
 
 
 @pytest.fixture
@@ -45,25 +47,27 @@ def found(watch: DnsMonitor, host: str = "edge") -> set[str]:
     return {str(address) for address in watch.addresses()[host]}
 
 
-async def test_a_name_that_was_not_looked_up_lists_nobody(name_server: NameServer) -> None:
+async def test_a_name_that_was_not_resolved_matches_no_peer(name_server: NameServer) -> None:
     del name_server
     assert DnsMonitor(("edge",), 300).addresses() == {"edge": frozenset()}
 
 
-async def test_a_name_has_all_its_addresses_each_once(name_server: NameServer) -> None:
-    name_server.answers = {"edge": ["192.0.2.1", "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.2"]}
+async def test_a_name_has_each_of_its_addresses_once(name_server: NameServer) -> None:
+    name_server.results_by_name = {
+        "edge": ["192.0.2.1", "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.2"]
+    }
     watch = DnsMonitor(("edge",), 300)
     assert await watch.resolve()
     assert found(watch) == {"192.0.2.1", "2001:db8::1", "192.0.2.2"}
     assert ipaddress.ip_address("192.0.2.1") in watch.addresses()["edge"]
 
 
-async def test_an_address_that_changes_replaces_the_old_one(name_server: NameServer) -> None:
-    name_server.answers = {"edge": ["192.0.2.1"]}
+async def test_a_changed_address_replaces_the_old_one(name_server: NameServer) -> None:
+    name_server.results_by_name = {"edge": ["192.0.2.1"]}
     watch = DnsMonitor(("edge",), 300)
     assert await watch.resolve()
-    assert not await watch.resolve(), "the same answer is no change"
-    name_server.answers = {"edge": ["192.0.2.9"]}
+    assert not await watch.resolve(), "the same result is no change"
+    name_server.results_by_name = {"edge": ["192.0.2.9"]}
     assert await watch.resolve()
     assert found(watch) == {"192.0.2.9"}
 
@@ -76,38 +80,38 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-async def test_a_failing_look_up_keeps_the_last_answer_and_says_why(
+async def test_a_failed_lookup_keeps_the_last_addresses_and_reports_why(
     name_server: NameServer, fault: Exception
 ) -> None:
-    name_server.answers = {"edge": ["192.0.2.1"]}
+    name_server.results_by_name = {"edge": ["192.0.2.1"]}
     watch = DnsMonitor(("edge",), stale_seconds=300)
     await watch.resolve()
-    name_server.answers = {"edge": fault}
+    name_server.results_by_name = {"edge": fault}
     assert not await watch.resolve()
     assert found(watch) == {"192.0.2.1"}
     (state,) = watch.states
     assert state.fault
-    name_server.answers = {"edge": ["192.0.2.1"]}
+    name_server.results_by_name = {"edge": ["192.0.2.1"]}
     await watch.resolve()
     assert watch.states[0].fault is None
 
 
-async def test_the_last_answer_does_not_outlive_its_time(name_server: NameServer) -> None:
-    name_server.answers = {"edge": ["192.0.2.1"]}
+async def test_the_last_addresses_expire(name_server: NameServer) -> None:
+    name_server.results_by_name = {"edge": ["192.0.2.1"]}
     watch = DnsMonitor(("edge",), stale_seconds=-1)
     await watch.resolve()
-    name_server.answers = {"edge": socket.gaierror(-3, "Temporary failure")}
+    name_server.results_by_name = {"edge": socket.gaierror(-3, "Temporary failure")}
     assert await watch.resolve()
     assert found(watch) == set()
 
 
-async def test_what_one_watch_knows_another_takes_over_with_its_age(
+async def test_a_new_monitor_copies_the_addresses_with_their_age(
     name_server: NameServer,
 ) -> None:
-    name_server.answers = {"edge": ["192.0.2.1"], "former": ["192.0.2.2"]}
+    name_server.results_by_name = {"edge": ["192.0.2.1"], "former": ["192.0.2.2"]}
     before = DnsMonitor(("edge", "former"), stale_seconds=300)
     await before.resolve()
-    name_server.answers = {"edge": OSError("no network"), "new": OSError("no network")}
+    name_server.results_by_name = {"edge": OSError("no network"), "new": OSError("no network")}
     after, hasty = (
         DnsMonitor(("edge", "new"), stale_seconds=300),
         DnsMonitor(("edge",), stale_seconds=-1),
@@ -119,30 +123,30 @@ async def test_what_one_watch_knows_another_takes_over_with_its_age(
     assert found(hasty) == set()
 
 
-async def test_a_name_that_never_resolved_lists_nobody(name_server: NameServer) -> None:
-    name_server.answers = {"edge": socket.gaierror(-2, "Name or service not known")}
+async def test_a_name_that_never_resolved_matches_no_peer(name_server: NameServer) -> None:
+    name_server.results_by_name = {"edge": socket.gaierror(-2, "Name or service not known")}
     watch = DnsMonitor(("edge",), stale_seconds=300)
     assert not await watch.resolve()
     assert found(watch) == set()
 
 
-async def test_one_failing_name_does_not_harm_another(name_server: NameServer) -> None:
-    name_server.answers = {"edge": OSError("no network"), "other": ["192.0.2.5"]}
+async def test_one_failed_name_does_not_affect_another(name_server: NameServer) -> None:
+    name_server.results_by_name = {"edge": OSError("no network"), "other": ["192.0.2.5"]}
     watch = DnsMonitor(("edge", "other"), stale_seconds=300)
     assert await watch.resolve()
     assert (found(watch), found(watch, "other")) == (set(), {"192.0.2.5"})
 
 
 class SilentNameServer:
-    """Answers nobody until it is told to; `asked` counts."""
+    """Blocks every look-up until it is released; `lookups` counts."""
 
     def __init__(self) -> None:
-        self.speaks = threading.Event()
-        self.asked = 0
+        self.released = threading.Event()
+        self.lookups = 0
 
     def getaddrinfo(self, *_: object, **__: object) -> list[tuple[object, ...]]:
-        self.asked += 1
-        assert self.speaks.wait(30.0)
+        self.lookups += 1
+        assert self.released.wait(30.0)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
 
 
@@ -151,18 +155,18 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentNameServer]:
     server = SilentNameServer()
     monkeypatch.setattr(socket, "getaddrinfo", server.getaddrinfo)
     yield server
-    server.speaks.set()
+    server.released.set()
 
 
-async def test_a_name_server_that_never_answers_is_not_waited_for(
+async def test_a_dns_server_that_does_not_respond_is_not_waited_for(
     silent: SilentNameServer,
 ) -> None:
     watch = DnsMonitor(("edge",), stale_seconds=300, timeout=0.001)
     for _ in range(3):
         assert not await watch.resolve()
         assert watch.states[0].fault == "no response in time"
-    assert silent.asked == 1, "one thread waits, and no more"
-    silent.speaks.set()
+    assert silent.lookups == 1, "one thread waits, and no more"
+    silent.released.set()
     late = watch._names["edge"].pending
     assert late is not None
     await until(late.done)
@@ -170,7 +174,7 @@ async def test_a_name_server_that_never_answers_is_not_waited_for(
     assert (found(watch), watch.states[0].fault) == ({"192.0.2.7"}, None)
 
 
-async def test_it_keeps_no_thread_from_those_who_look_up_something_else(
+async def test_a_blocked_lookup_uses_no_thread_of_the_default_executor(
     silent: SilentNameServer,
 ) -> None:
     watch = DnsMonitor(
@@ -181,42 +185,42 @@ async def test_it_keeps_no_thread_from_those_who_look_up_something_else(
         async with asyncio.timeout(5.0):
             assert await asyncio.to_thread(lambda: "done") == "done"
     finally:
-        silent.speaks.set()
+        silent.released.set()
 
 
-async def test_a_name_without_an_address_is_looked_up_soon(
+async def test_a_name_without_an_address_is_retried_soon(
     name_server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = note_pauses(monkeypatch, "shim.monitors.dns", 3)
-    name_server.answers = {"edge": OSError("not yet"), "other": ["192.0.2.5"]}
+    name_server.results_by_name = {"edge": OSError("not yet"), "other": ["192.0.2.5"]}
     watch = DnsMonitor(("edge", "other"), stale_seconds=300)
     await watch.resolve()
-    told: Iterator[Answer] = iter([OSError("not yet"), ["192.0.2.1"], ["192.0.2.1"]])
+    results: Iterator[LookupResult] = iter([OSError("not yet"), ["192.0.2.1"], ["192.0.2.1"]])
 
     def looked() -> None:
-        name_server.answers["edge"] = next(told)
+        name_server.results_by_name["edge"] = next(results)
 
     with pytest.raises(asyncio.CancelledError):
         await watch.run(30.0, lambda: None, looked)
     assert pauses == [5.0, 5.0, 5.0, 30.0]
 
 
-async def test_a_change_is_told_and_nothing_else(name_server: NameServer) -> None:
-    name_server.answers = {"edge": ["192.0.2.1"]}
+async def test_only_a_change_is_reported(name_server: NameServer) -> None:
+    name_server.results_by_name = {"edge": ["192.0.2.1"]}
     watch = DnsMonitor(("edge",), stale_seconds=300)
     changes: asyncio.Queue[set[str]] = asyncio.Queue()
     running = asyncio.create_task(watch.run(0, lambda: changes.put_nowait(found(watch))))
     async with asyncio.timeout(5):
         assert await changes.get() == {"192.0.2.1"}
-        name_server.answers = {"edge": ["192.0.2.2"]}
+        name_server.results_by_name = {"edge": ["192.0.2.2"]}
         assert await changes.get() == {"192.0.2.2"}
-        before = len(name_server.asked)
-        await until(lambda: len(name_server.asked) >= before + 3)
+        before = len(name_server.lookups)
+        await until(lambda: len(name_server.lookups) >= before + 3)
     running.cancel()
     assert changes.empty()
 
 
-async def test_without_names_there_is_nothing_to_watch() -> None:
+async def test_without_names_there_is_no_task() -> None:
     async with asyncio.timeout(5):
         await DnsMonitor((), stale_seconds=300).run(3600, lambda: None)
 
@@ -227,9 +231,9 @@ async def test_the_age_of_a_name_is_the_time_since_its_last_successful_lookup(
     now = [100.0]
     watch = DnsMonitor(("edge",), stale_seconds=300, clock=lambda: now[0])
     assert [state.age for state in watch.states] == [math.inf]
-    name_server.answers = {"edge": ["192.0.2.1"]}
+    name_server.results_by_name = {"edge": ["192.0.2.1"]}
     await watch.resolve()
     now[0] += 7
-    name_server.answers = {"edge": TimeoutError()}
+    name_server.results_by_name = {"edge": TimeoutError()}
     await watch.resolve()
     assert [state.age for state in watch.states] == [7.0]

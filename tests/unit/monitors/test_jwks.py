@@ -1,4 +1,4 @@
-"""The provider's key set over real sockets: fetched, kept through an outage, never in a storm."""
+"""The provider's key set over real sockets: fetched, kept through an outage, with a limited rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from shim.monitors.jwks import MAX_WAITERS, JwksConfig, JwksMonitor
 from tests.support.certificates import make_certificates
-from tests.support.jwks_server import answer, jwks_server
+from tests.support.jwks_server import build_response, jwks_server
 from tests.support.jwt_minting import jwk, key_set, rsa_key
 from tests.support.pauses import note_pauses
 
@@ -20,7 +20,7 @@ TWO = key_set(jwk(rsa_key(), "one"), jwk(rsa_key(1), "two"))
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -33,37 +33,37 @@ def kids(watch: JwksMonitor) -> list[str | None]:
     return [key.kid for key in watch.keys]
 
 
-async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
-    told: list[list[str | None]] = []
-    async with jwks_server(answer(ONE)) as end:
+async def test_a_fetched_key_set_is_used_and_a_change_is_reported() -> None:
+    reports: list[list[str | None]] = []
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
-        watch.on_change = lambda: told.append(kids(watch))
+        watch.on_change = lambda: reports.append(kids(watch))
         assert (kids(watch), watch.state.fault) == ([], "not fetched yet")
         await watch.fetch()
         assert kids(watch) == ["one"]
         assert watch.state.fault is None
         await watch.fetch()
-        assert told == [["one"]], "the same set is no news"
-        end.body = answer(TWO)
+        assert reports == [["one"]], "the same set is no news"
+        end.body = build_response(TWO)
         await watch.fetch()
-        assert told == [["one"], ["one", "two"]]
+        assert reports == [["one"], ["one", "two"]]
 
 
 @pytest.mark.parametrize(
-    ("says", "fault"),
+    ("response", "fault"),
     [
-        (answer(b"<html>sign in</html>", "text/html"), "text/html"),
-        (answer(ONE, "text/html"), "text/html"),
-        (answer(ONE, "text/plain"), "text/plain"),
-        (answer(b"<html>sign in</html>"), "no JSON"),
-        (answer(b"[]"), "no key set"),
-        (answer(b'{"keys": []}'), "the key set is empty"),
-        (answer(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
-        (answer(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
-        (answer(ONE, status="500 Oops"), "500"),
-        (answer(ONE, status="404 Not Found"), "404"),
-        (answer(b" " * 5000 + ONE), "more than"),
-        (answer(gzip.compress(ONE), "application/json", "200 OK", "Content-Encoding: gzip"), "compr"),
+        (build_response(b"<html>sign in</html>", "text/html"), "text/html"),
+        (build_response(ONE, "text/html"), "text/html"),
+        (build_response(ONE, "text/plain"), "text/plain"),
+        (build_response(b"<html>sign in</html>"), "no JSON"),
+        (build_response(b"[]"), "no key set"),
+        (build_response(b'{"keys": []}'), "the key set is empty"),
+        (build_response(b'{"keys": [{"kty": "oct", "k": "AAAA"}]}'), "can be used"),
+        (build_response(b"", "text/html", "302 Found", "Location: /elsewhere"), "302"),
+        (build_response(ONE, status="500 Oops"), "500"),
+        (build_response(ONE, status="404 Not Found"), "404"),
+        (build_response(b" " * 5000 + ONE), "more than"),
+        (build_response(gzip.compress(ONE), "application/json", "200 OK", "Content-Encoding: gzip"), "compr"),
         (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{", "peer"),
         (b"nonsense\r\n\r\n", "Error"),
         (b"", "disconnected"),
@@ -73,30 +73,30 @@ async def test_what_is_fetched_counts_and_a_change_is_told() -> None:
         "500", "404", "huge", "compressed", "cut", "no HTTP", "nothing",
     ],
 )  # fmt: skip
-async def test_a_response_that_is_no_key_set_changes_nothing_but_is_said(
-    says: bytes, fault: str
+async def test_an_invalid_key_set_changes_nothing_and_is_reported(
+    response: bytes, fault: str
 ) -> None:
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, max_bytes=4096))
         await watch.fetch()
-        end.body = says
+        end.body = response
         await watch.fetch()
         assert kids(watch) == ["one"]
         assert fault in str(watch.state.fault)
-        end.body = answer(TWO)
+        end.body = build_response(TWO)
         await watch.fetch()
         assert kids(watch) == ["one", "two"] and watch.state.fault is None
 
 
-async def test_one_that_says_nothing_is_given_up() -> None:
+async def test_a_server_without_a_response_times_out() -> None:
     async with jwks_server(None) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, timeout=0.1))
         await watch.fetch()
         assert watch.state.fault == "no complete response in time"
 
 
-async def test_one_that_drips_is_given_up_as_a_whole() -> None:
-    gone = asyncio.Event()
+async def test_a_slow_response_times_out_as_a_whole() -> None:
+    client_left = asyncio.Event()
 
     async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{")
@@ -107,7 +107,7 @@ async def test_one_that_drips_is_given_up_as_a_whole() -> None:
                 await asyncio.sleep(0.01)
         except ConnectionError:
             writer.close()
-            gone.set()
+            client_left.set()
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -116,10 +116,10 @@ async def test_one_that_drips_is_given_up_as_a_whole() -> None:
         await watch.fetch()
     assert watch.state.fault == "no complete response in time"
     server.close()
-    await gone.wait()
+    await client_left.wait()
 
 
-async def test_nobody_there() -> None:
+async def test_a_refused_connection_is_reported() -> None:
     async with jwks_server(b"") as end:
         url = end.url
     watch = JwksMonitor(JwksConfig(url=url))
@@ -127,15 +127,15 @@ async def test_nobody_there() -> None:
     assert watch.keys == () and "Connect" in str(watch.state.fault)
 
 
-async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
+async def test_keys_outlive_an_outage_for_a_limited_time() -> None:
     clock = Clock()
-    told: list[tuple[list[str | None], bool]] = []
-    async with jwks_server(answer(ONE)) as end:
+    reports: list[tuple[list[str | None], bool]] = []
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, max_age=100.0), clock=clock)
-        watch.on_change = lambda: told.append((kids(watch), watch.state.fault is None))
+        watch.on_change = lambda: reports.append((kids(watch), watch.state.fault is None))
         assert watch.state.age == math.inf
         await watch.fetch()
-        end.body = answer(b"", status="503 Away")
+        end.body = build_response(b"", status="503 Away")
         for passed in (50, 50):
             clock.now += passed
             await watch.fetch()
@@ -144,15 +144,15 @@ async def test_keys_outlive_an_outage_but_not_for_ever() -> None:
         clock.now += 1
         await watch.fetch()
         assert watch.keys == ()
-        end.body = answer(ONE)
+        end.body = build_response(ONE)
         await watch.fetch()
         assert kids(watch) == ["one"]
-    assert told == [(["one"], True), (["one"], False), ([], False), (["one"], True)]
+    assert reports == [(["one"], True), (["one"], False), ([], False), (["one"], True)]
 
 
-async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
+async def test_a_thousand_unknown_keys_cost_one_fetch_per_interval() -> None:
     clock = Clock()
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0), clock=clock)
         await watch.fetch()
         end.hold.clear()
@@ -162,7 +162,7 @@ async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
         waited[0].cancel()
         await asyncio.sleep(0)
         assert not any(each.done() for each in waited[1:]), "who leaves is no harm to the others"
-        end.body = answer(TWO)
+        end.body = build_response(TWO)
         end.hold.set()
         await asyncio.gather(*waited[1:])
         assert end.requests == 2
@@ -178,37 +178,39 @@ async def test_a_thousand_unknown_keys_cost_one_fetch_for_a_while() -> None:
         assert end.requests == 3
 
 
-async def test_what_came_is_in_force_before_anybody_who_waits_goes_on() -> None:
+async def test_fetched_keys_are_used_before_waiting_requests_continue() -> None:
     order: list[str] = []
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
-        watch.on_change = lambda: order.append("told")
+        watch.on_change = lambda: order.append("reported")
         waiter = watch.request_refresh()
         assert waiter is not None
         waiter.add_done_callback(lambda _: order.append("waiter"))
         await waiter
         await asyncio.sleep(0)
-    assert order == ["told", "waiter"]
+    assert order == ["reported", "waiter"]
 
 
-async def test_it_is_fetched_again_and_again_and_soon_while_there_is_no_key(
+async def test_it_is_fetched_periodically_and_sooner_while_there_is_no_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with jwks_server(answer(b"", status="503 Away")) as end:
+    async with jwks_server(build_response(b"", status="503 Away")) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0))
         await watch.fetch()
         pauses = note_pauses(monkeypatch, "shim.monitors.jwks", 3)
-        answers = iter([answer(ONE), answer(b"", status="503 Away"), answer(ONE)])
-        watch.on_change = lambda: setattr(end, "body", next(answers, b""))
-        end.body = next(answers)
+        responses = iter(
+            [build_response(ONE), build_response(b"", status="503 Away"), build_response(ONE)]
+        )
+        watch.on_change = lambda: setattr(end, "body", next(responses, b""))
+        end.body = next(responses)
         with pytest.raises(asyncio.CancelledError):
             await watch.run(3600.0)
     assert pauses == [5.0, 3600.0, 30.0, 3600.0]
 
 
-async def test_tls_is_verified(tmp_path: Path) -> None:
+async def test_the_tls_certificate_is_verified(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
-    async with jwks_server(answer(ONE), certificates.server()) as end:
+    async with jwks_server(build_response(ONE), certificates.server()) as end:
         distrusting = JwksMonitor(JwksConfig(url=end.url))
         await distrusting.fetch()
         assert distrusting.keys == () and "certificate" in str(distrusting.state.fault).lower()
@@ -221,14 +223,14 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         assert kids(trusting) == ["one"]
 
 
-async def test_an_authority_that_was_renewed_in_its_place_counts_once_it_is_read_again(
+async def test_a_renewed_ca_file_is_used_once_it_is_read_again(
     tmp_path: Path,
 ) -> None:
     ours, others = tmp_path / "ours", tmp_path / "others"
     ours.mkdir()
     others.mkdir()
     certificates, authority = make_certificates(ours), make_certificates(others).authority
-    async with jwks_server(answer(ONE), certificates.server()) as end:
+    async with jwks_server(build_response(ONE), certificates.server()) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, ca=str(authority)))
         await watch.fetch()
         authority.write_bytes(certificates.authority.read_bytes())
@@ -239,7 +241,7 @@ async def test_an_authority_that_was_renewed_in_its_place_counts_once_it_is_read
 
 
 @pytest.mark.parametrize("text", ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
-async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
+async def test_an_invalid_ca_file_is_reported_and_no_key_is_accepted(
     tmp_path: Path, text: str
 ) -> None:
     authority = tmp_path / "authority.pem"
@@ -249,21 +251,23 @@ async def test_an_authority_that_is_none_is_said_and_lets_no_key_in(
     assert watch.keys == () and "authority.pem contains no certificate" in str(watch.state.fault)
 
 
-async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_variables_of_the_environment_are_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with jwks_server(answer(ONE)) as end:
+    async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
         await watch.fetch()
         assert kids(watch) == ["one"]
 
 
-async def test_closing_ends_a_fetch_that_is_under_way() -> None:
+async def test_closing_cancels_a_fetch_in_progress() -> None:
     async with jwks_server(None) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, timeout=60.0))
         waiter = watch.request_refresh()
         assert waiter is not None
-        await end.until_asked(1)
+        await end.wait_for_requests(1)
         await watch.close()
         await asyncio.wait({waiter}, timeout=5.0)
         assert waiter.cancelled()

@@ -1,4 +1,4 @@
-"""Whether Navidrome is there, and whether its base path is the one that it is believed to have."""
+"""The monitor of Navidrome: whether it is up, and whether its base path matches."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def redirect(location: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-async def told(navidrome: Navidrome, watch: UpstreamMonitor, answer: bytes) -> bytes:
-    """Ask once, with this answer; the head that was asked with."""
+async def probe_once(navidrome: Navidrome, watch: UpstreamMonitor, response: bytes) -> bytes:
+    """Probe once, with this response; returns the head of the probe."""
     asking = asyncio.create_task(watch.probe())
     served, head = await navidrome.requests()
-    await served.send(answer.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    await served.send(response.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     served.close()
     await asking
     return head
 
 
-# (our base path, Navidrome's redirect, the base path that it names, whether that contradicts)
+# (our base path, Navidrome's redirect, its base path, whether that is a mismatch)
 REDIRECTS = [
     ("/", "/app/", "/", False),
     ("/", "/music/app/", "/music/", True),
@@ -61,28 +61,28 @@ REDIRECTS = [
 
 
 @pytest.mark.parametrize(("base_path", "location", "named", "contradicts"), REDIRECTS)
-async def test_the_redirect_to_the_web_app_names_the_base_path(
+async def test_the_redirect_to_the_web_app_shows_the_base_path(
     base_path: str, location: str, named: str | None, contradicts: bool
 ) -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome, base_path) as watch:
-        head = await told(navidrome, watch, redirect(location))
+        head = await probe_once(navidrome, watch, redirect(location))
         below = base_path.rstrip("/") + "/"
         assert head.startswith(f"GET {below}navidrome-shim-probe HTTP/1.1\r\n".encode())
         assert (watch.state.base_path, watch.base_path_mismatch) == (named, contradicts)
         assert watch.state.reached
 
 
-async def test_a_response_without_redirect_reaches_and_says_nothing_of_the_base_path() -> None:
+async def test_a_response_without_a_redirect_is_up_and_shows_no_base_path() -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome, "/music") as watch:
         before = watch.state.reached
-        await told(navidrome, watch, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+        await probe_once(navidrome, watch, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         assert (before, watch.state.reached) == (False, True)
         assert not watch.base_path_mismatch
 
 
-async def test_being_away_does_not_take_a_contradiction_back() -> None:
+async def test_an_outage_does_not_clear_a_mismatch() -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome) as watch:
-        await told(navidrome, watch, redirect("/music/app/"))
+        await probe_once(navidrome, watch, redirect("/music/app/"))
         before = watch.state
         await navidrome.stop_listening()
         assert await watch.probe(), "it is away: a change"
@@ -91,54 +91,54 @@ async def test_being_away_does_not_take_a_contradiction_back() -> None:
         assert watch.base_path_mismatch
 
 
-async def test_agreeing_again_does() -> None:
+async def test_a_matching_response_clears_a_mismatch() -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome) as watch:
-        await told(navidrome, watch, redirect("/music/app/"))
-        await told(navidrome, watch, redirect("/app/"))
+        await probe_once(navidrome, watch, redirect("/music/app/"))
+        await probe_once(navidrome, watch, redirect("/app/"))
         assert not watch.base_path_mismatch
 
 
 @pytest.mark.parametrize(
-    "answer", [b"junk\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"]
+    "response", [b"junk\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"]
 )
-async def test_what_is_no_response_does_not_reach(answer: bytes) -> None:
+async def test_an_invalid_response_is_down(response: bytes) -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome) as watch:
-        await told(navidrome, watch, answer)
+        await probe_once(navidrome, watch, response)
         assert not watch.state.reached
         assert watch.state.detail
 
 
-async def test_who_does_not_answer_is_not_waited_for() -> None:
+async def test_a_server_that_does_not_respond_times_out() -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome, patience=0.01) as watch:
         await watch.probe()
         assert not watch.state.reached
         assert "Timeout" in watch.state.detail
 
 
-async def test_on_a_unix_socket(tmp_path: Path) -> None:
+async def test_it_works_over_a_unix_socket(tmp_path: Path) -> None:
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
         watching(navidrome) as watch,
     ):
-        await told(navidrome, watch, redirect("/app/"))
+        await probe_once(navidrome, watch, redirect("/app/"))
         assert watch.state.base_path == "/"
 
 
-async def test_with_tls_its_certificate_has_to_be_known(tmp_path: Path) -> None:
+async def test_an_unknown_tls_certificate_is_down(tmp_path: Path) -> None:
     certificates = make_certificates(tmp_path)
     server, client = certificates.server(), certificates.client()
     async with navidrome_with_tls(server, client) as navidrome:
         async with watching(navidrome, ca=certificates.authority) as watch:
-            await told(navidrome, watch, redirect("/app/"))
+            await probe_once(navidrome, watch, redirect("/app/"))
             assert watch.state.reached
         upstream = Upstream("https", navidrome.address.host, navidrome.address.port)
-        stranger = UpstreamMonitor(upstream, None, "/")
-        await stranger.probe()
-        assert not stranger.state.reached
-        await stranger.close()
+        untrusting = UpstreamMonitor(upstream, None, "/")
+        await untrusting.probe()
+        assert not untrusting.state.reached
+        await untrusting.close()
 
 
-async def test_changes_are_told_as_long_as_it_runs() -> None:
+async def test_changes_are_reported_while_it_runs() -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome) as watch:
         changes: asyncio.Queue[bool] = asyncio.Queue()
         running = asyncio.create_task(

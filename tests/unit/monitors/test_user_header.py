@@ -1,4 +1,4 @@
-"""Whether Navidrome obeys the user header that the shim writes, asked of the stand-in."""
+"""The monitor of whether Navidrome accepts the configured user header, tested with the stand-in."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def settings_of(server: StandIn) -> Settings:
 
 
 @asynccontextmanager
-async def asked(server: StandIn, api: Navidrome | None = None) -> AsyncIterator[UserHeaderWatch]:
-    """A monitor that asked once."""
+async def probed_monitor(
+    server: StandIn, api: Navidrome | None = None
+) -> AsyncIterator[UserHeaderWatch]:
+    """A monitor that has probed once."""
     configuration = None if api is None else api.external_authentication
     monitor = UserHeaderWatch(settings_of(server), configuration, lambda: None)
     await monitor.start()
@@ -43,7 +45,7 @@ def transport_to(server: StandIn) -> Transport:
 
 
 async def with_admin(options: StandInOptions) -> StandIn:
-    """A stand-in that has the shim's account."""
+    """A stand-in with the shim's account."""
     server = StandIn(options)
     await server.start()
     transport = transport_to(server)
@@ -58,16 +60,19 @@ def pings(server: StandIn) -> int:
     return sum(each.target.startswith("/rest/ping") for each in server.seen)
 
 
-async def test_a_header_that_is_obeyed_is_found_with_one_probe_that_creates_nobody() -> None:
-    async with StandIn() as server, asked(server) as monitor:
+async def test_an_accepted_header_is_found_with_one_probe_that_creates_no_user() -> None:
+    async with StandIn() as server, probed_monitor(server) as monitor:
         assert monitor.state == UserHeaderState(True)
         assert pings(server) == 1
         assert not server.accounts.by_id
 
 
 @pytest.mark.parametrize("header", ["X-WebAuth-User", "X-authentik-username", "Remote-Email"])
-async def test_another_known_header_that_is_obeyed_is_named(header: str) -> None:
-    async with StandIn(StandInOptions(user_header=header)) as server, asked(server) as monitor:
+async def test_another_known_header_that_is_accepted_is_named(header: str) -> None:
+    async with (
+        StandIn(StandInOptions(user_header=header)) as server,
+        probed_monitor(server) as monitor,
+    ):
         assert monitor.state == UserHeaderState(False, header)
         check = user_header_check(settings_of(server), monitor.state)
         assert check.state is State.FAILING
@@ -80,19 +85,19 @@ async def test_another_known_header_that_is_obeyed_is_named(header: str) -> None
     "options",
     [StandInOptions(trusted_sources="192.0.2.1/32"), StandInOptions(user_header="X-Own-Idea")],
 )
-async def test_a_header_that_is_not_obeyed_is_a_mismatch_also_if_the_other_is_not_found(
+async def test_a_header_that_is_not_accepted_is_a_mismatch_even_if_no_other_is_found(
     options: StandInOptions,
 ) -> None:
-    async with StandIn(options) as server, asked(server) as monitor:
+    async with StandIn(options) as server, probed_monitor(server) as monitor:
         assert monitor.state == UserHeaderState(False)
         assert user_header_check(settings_of(server), monitor.state).state is State.FAILING
 
 
 @pytest.mark.parametrize("kind", [FaultKind.SERVER_ERROR, FaultKind.HTML, FaultKind.CUT])
-async def test_a_response_that_says_neither_leaves_it_unknown(kind: FaultKind) -> None:
+async def test_an_ambiguous_response_leaves_it_unknown(kind: FaultKind) -> None:
     async with StandIn() as server:
         server.fault = Fault(kind, prefixes=("/rest/",))
-        async with asked(server) as monitor:
+        async with probed_monitor(server) as monitor:
             assert monitor.state.obeyed is None
             check = user_header_check(settings_of(server), monitor.state)
             assert (check.state, "not known" in check.detail) == (State.WARNING, True)
@@ -102,7 +107,7 @@ async def test_the_configuration_names_an_unknown_header_and_needs_no_probe() ->
     server = await with_admin(StandInOptions(user_header="X-Own-Idea"))
     transport = transport_to(server)
     api = Navidrome(transport, LoginSession(transport, ADMIN, lambda: "secret"), "Remote-User")
-    async with asked(server, api) as monitor:
+    async with probed_monitor(server, api) as monitor:
         assert monitor.state == UserHeaderState(False, "X-Own-Idea", "127.0.0.1/32")
         assert pings(server) == 0
     await server.stop()
@@ -111,12 +116,14 @@ async def test_the_configuration_names_an_unknown_header_and_needs_no_probe() ->
 async def test_a_configuration_that_was_read_by_header_needs_no_probe() -> None:
     server = await with_admin(StandInOptions(trusted_sources="127.0.0.0/8,192.0.2.1/32"))
     api = Navidrome(transport_to(server), HeaderSession("Remote-User", ADMIN), "Remote-User")
-    async with asked(server, api) as monitor:
+    async with probed_monitor(server, api) as monitor:
         assert monitor.state.obeyed is True
         assert pings(server) == 0
         check = user_header_check(settings_of(server), monitor.state)
         assert check.state is State.WARNING
-        assert "127.0.0.0/8" in check.detail and "192.0.2.1" not in check.detail
+        assert "obeys Remote-User from 127.0.0.0/8, 192.0.2.1/32: any client" in check.detail
+        assert check.remedy is not None
+        assert "only the shim's address 127.0.0.1/32" in check.remedy
     await server.stop()
 
 
@@ -124,19 +131,19 @@ async def test_a_configuration_that_was_read_with_a_password_does_not_prove_the_
     server = await with_admin(StandInOptions(trusted_sources="192.0.2.1/32"))
     transport = transport_to(server)
     api = Navidrome(transport, LoginSession(transport, ADMIN, lambda: "secret"), "Remote-User")
-    async with asked(server, api) as monitor:
+    async with probed_monitor(server, api) as monitor:
         assert monitor.state == UserHeaderState(False, "", "192.0.2.1/32")
     await server.stop()
 
 
-async def test_without_an_account_the_probe_responses() -> None:
+async def test_without_an_account_the_probe_decides() -> None:
     async with StandIn() as server:
         api = Navidrome(transport_to(server), HeaderSession("Remote-User", ADMIN), "Remote-User")
-        async with asked(server, api) as monitor:
+        async with probed_monitor(server, api) as monitor:
             assert monitor.state == UserHeaderState(True)
 
 
-async def test_a_restart_makes_it_unknown_at_once_and_is_asked_about_again() -> None:
+async def test_a_restart_makes_it_unknown_at_once_and_it_is_probed_again() -> None:
     states: asyncio.Queue[UserHeaderState] = asyncio.Queue()
     server = StandIn()
     await server.start()
@@ -170,3 +177,23 @@ async def test_a_restart_makes_it_unknown_at_once_and_is_asked_about_again() -> 
 )
 def test_sources_that_trust_more_than_one_address(sources: str, wide: tuple[str, ...]) -> None:
     assert beyond_the_shim(sources) == wide
+
+
+@pytest.mark.parametrize(
+    ("sources", "own", "others"),
+    [
+        ("172.20.0.5/32", "172.20.0.5", ()),
+        ("172.20.0.5/32,172.20.0.9/32", "172.20.0.5", ("172.20.0.9/32",)),
+        ("172.20.0.0/16,172.20.0.9/32", "172.20.0.5", ("172.20.0.0/16", "172.20.0.9/32")),
+        # Navidrome sees the shim under another address.
+        ("192.168.1.1/32,172.20.0.9/32", "172.20.0.5", ()),
+        ("127.0.0.1/32,::1/128", "127.0.0.1", ()),
+        ("@,172.20.0.9/32", "@", ()),
+        ("fd00::5/128,fd00::9/128", "fd00::5", ("fd00::9/128",)),
+        ("172.20.0.5/32,172.20.0.9/32", "", ()),
+    ],
+)
+def test_sources_beside_the_shims_own_address(
+    sources: str, own: str, others: tuple[str, ...]
+) -> None:
+    assert beyond_the_shim(sources, own) == others

@@ -1,4 +1,4 @@
-"""Navidrome's API as a client: what it sends, what it takes for a response, how it says what went wrong."""
+"""The client of Navidrome's API: requests, valid responses, and error messages."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ async def api(server: StandIn) -> AsyncIterator[Navidrome]:
     await one.close()
 
 
-async def made(api: Navidrome, name: str, *, admin: bool = False) -> User:
-    made_id = await api.create(NewUser(f"id-of-{name}", name, name, "", admin), "pw")
-    user = await api.user(made_id)
+async def create_user(api: Navidrome, name: str, *, admin: bool = False) -> User:
+    created_id = await api.create(NewUser(f"id-of-{name}", name, name, "", admin), "pw")
+    user = await api.user(created_id)
     assert user is not None
     return user
 
 
-async def test_the_first_admin_is_made_once(api: Navidrome) -> None:
+async def test_the_first_admin_is_created_once(api: Navidrome) -> None:
     assert not await api.create_admin("second", "secret")
 
 
-async def test_users_are_made_read_written_and_deleted(api: Navidrome) -> None:
-    user = await made(api, "alice")
+async def test_users_are_created_read_updated_and_deleted(api: Navidrome) -> None:
+    user = await create_user(api, "alice")
     assert user.id == "id-of-alice" and not user.is_admin
     after = await api.write(user, {"email": "a@example.com"})
     assert (after.email, after.name, after.created_at) == (
@@ -68,9 +68,9 @@ async def test_users_are_made_read_written_and_deleted(api: Navidrome) -> None:
     assert await api.user(user.id) is None
 
 
-async def test_a_name_that_is_taken_is_told_apart(api: Navidrome) -> None:
-    await made(api, "alice")
-    bob = await made(api, "bob")
+async def test_a_name_conflict_is_distinguished(api: Navidrome) -> None:
+    await create_user(api, "alice")
+    bob = await create_user(api, "bob")
     with pytest.raises(NameTaken):
         await api.create(NewUser("other", "ALICE", "", "", is_admin=False), "pw")
     with pytest.raises(NameTaken):
@@ -78,13 +78,13 @@ async def test_a_name_that_is_taken_is_told_apart(api: Navidrome) -> None:
 
 
 async def test_a_user_without_a_name_is_never_written(api: Navidrome) -> None:
-    alice = await made(api, "alice")
+    alice = await create_user(api, "alice")
     with pytest.raises(ValueError, match="without a name"):
         await api.write(alice, {"userName": ""})
 
 
-async def test_an_empty_password_is_found_out(api: Navidrome) -> None:
-    await made(api, "alice")
+async def test_an_empty_password_is_detected(api: Navidrome) -> None:
+    await create_user(api, "alice")
     await api.create(NewUser("hole", "hole", "", "", is_admin=False), "")
     assert await api.opens_without_password("hole")
     assert not await api.opens_without_password("alice")
@@ -94,13 +94,13 @@ async def test_an_empty_password_is_found_out(api: Navidrome) -> None:
 async def test_libraries_are_listed_and_set(api: Navidrome) -> None:
     [library] = await api.libraries()
     assert (library.id, library.name, library.default) == (1, "Music Library", True)
-    alice = await made(api, "alice")
+    alice = await create_user(api, "alice")
     await api.set_libraries(alice.id, {1})
     with pytest.raises(ApiError, match="one or more library IDs are invalid"):
         await api.set_libraries(alice.id, {9})
 
 
-async def test_what_the_header_is_worth_is_told(server: StandIn, api: Navidrome) -> None:
+async def test_the_header_trust_is_reported(server: StandIn, api: Navidrome) -> None:
     assert await api.header_trust(OWN) is HeaderTrust.KNOWN
     assert await api.header_trust("nobody") is HeaderTrust.UNKNOWN_USER
     other = Navidrome(transport_to(server), HeaderSession("X-Other", OWN), "X-Other")
@@ -110,7 +110,7 @@ async def test_what_the_header_is_worth_is_told(server: StandIn, api: Navidrome)
     await other.close()
 
 
-async def test_whether_the_server_is_empty_is_asked_without_making_anybody(
+async def test_the_check_for_an_empty_server_creates_no_user(
     server: StandIn,
 ) -> None:
     api = Navidrome(transport_to(server), HeaderSession("Remote-User", OWN), "Remote-User")
@@ -121,8 +121,10 @@ async def test_whether_the_server_is_empty_is_asked_without_making_anybody(
     await api.close()
 
 
-async def test_who_is_no_admin_is_told_apart(server: StandIn, api: Navidrome) -> None:
-    await made(api, "alice")
+async def test_an_account_that_is_not_admin_is_distinguished(
+    server: StandIn, api: Navidrome
+) -> None:
+    await create_user(api, "alice")
     alice = Navidrome(transport_to(server), HeaderSession("Remote-User", "alice"), "Remote-User")
     with pytest.raises(PermissionDenied):
         await alice.users()
@@ -142,7 +144,7 @@ def logins(server: StandIn) -> int:
 
 
 @pytest.mark.usefixtures("api")
-async def test_a_login_is_made_once_and_its_token_kept(server: StandIn) -> None:
+async def test_one_login_is_made_and_its_token_reused(server: StandIn) -> None:
     other = logged_in(server)
     for _ in range(3):
         assert len(await other.users()) == 1
@@ -157,7 +159,7 @@ async def test_a_login_is_made_once_and_its_token_kept(server: StandIn) -> None:
 
 
 @pytest.mark.usefixtures("api")
-async def test_a_token_that_is_not_taken_any_more_is_replaced_once(server: StandIn) -> None:
+async def test_a_rejected_token_is_replaced_once(server: StandIn) -> None:
     other = logged_in(server)
     await other.users()
     session = other._session
@@ -169,7 +171,7 @@ async def test_a_token_that_is_not_taken_any_more_is_replaced_once(server: Stand
 
 
 @pytest.mark.usefixtures("api")
-async def test_a_wrong_password_is_said_and_not_tried_again_at_once(server: StandIn) -> None:
+async def test_a_wrong_password_is_reported_and_not_retried_at_once(server: StandIn) -> None:
     other = logged_in(server, "not-the-one")
     with pytest.raises(NotAuthenticated, match="Invalid username or password") as raised:
         await other.users()
@@ -182,7 +184,7 @@ async def test_a_wrong_password_is_said_and_not_tried_again_at_once(server: Stan
 
 
 @pytest.mark.usefixtures("api")
-async def test_the_login_limit_is_waited_for(server: StandIn) -> None:
+async def test_the_login_rate_limit_is_respected(server: StandIn) -> None:
     for _ in range(5):
         one = logged_in(server)
         await one.users()
@@ -198,7 +200,7 @@ async def test_the_login_limit_is_waited_for(server: StandIn) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (FaultKind.SERVER_ERROR, "returned 500"),
         (FaultKind.HTML, "instead of JSON"),
@@ -209,15 +211,15 @@ async def test_the_login_limit_is_waited_for(server: StandIn) -> None:
         (FaultKind.HANG, "no response within 1 s"),
     ],
 )
-async def test_what_is_no_response_is_said(
-    server: StandIn, api: Navidrome, kind: FaultKind, said: str
+async def test_an_invalid_response_is_reported(
+    server: StandIn, api: Navidrome, kind: FaultKind, message: str
 ) -> None:
     server.fault = Fault(kind)
-    with pytest.raises(Unavailable, match=said):
+    with pytest.raises(Unavailable, match=message):
         await api.users()
 
 
-async def test_a_read_is_tried_again_and_a_write_is_not(server: StandIn, api: Navidrome) -> None:
+async def test_a_read_is_retried_and_a_write_is_not(server: StandIn, api: Navidrome) -> None:
     server.fault = Fault(FaultKind.NOTHING, times=2)
     assert await api.users()
     server.fault = Fault(FaultKind.NOTHING, times=1)
@@ -228,7 +230,7 @@ async def test_a_read_is_tried_again_and_a_write_is_not(server: StandIn, api: Na
     assert len(server.seen) == 1
 
 
-async def test_a_server_that_is_not_there_is_left_alone_after_a_while(server: StandIn) -> None:
+async def test_the_circuit_breaker_opens_for_a_server_that_is_down(server: StandIn) -> None:
     api = Navidrome(transport_to(server), HeaderSession("Remote-User", OWN), "Remote-User")
     await server.stop()
     for _ in range(5):
@@ -240,16 +242,16 @@ async def test_a_server_that_is_not_there_is_left_alone_after_a_while(server: St
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [None, [], {}, {"id": 1}, {"id": "x", "userName": None}, {"id": "x", "libraries": "no"}],
 )
-def test_what_is_no_user_is_none(said: object) -> None:
+def test_an_invalid_user_record_is_rejected(message: object) -> None:
     with pytest.raises(NavidromeError):
-        read_user(said)
+        read_user(message)
 
 
-def test_a_user_keeps_fields_that_nobody_knows() -> None:
-    said = {
+def test_unknown_fields_of_a_user_are_preserved() -> None:
+    message = {
         "id": "1",
         "userName": "a",
         "name": "",
@@ -259,7 +261,7 @@ def test_a_user_keeps_fields_that_nobody_knows() -> None:
         "new": {"x": 1},
         "libraries": [{"id": 2, "name": "L"}],
     }
-    user = read_user(said)
+    user = read_user(message)
     assert user.record["new"] == {"x": 1} and "libraries" not in user.record
     assert user.libraries == {2}
 
@@ -270,14 +272,14 @@ def test_a_generated_password_is_random_and_marked() -> None:
     assert first.startswith(AUTOGEN) and len(first) - len(AUTOGEN) >= 43
 
 
-async def test_neither_password_nor_token_is_in_what_is_shown(
+async def test_no_password_or_token_appears_in_a_repr(
     server: StandIn, api: Navidrome, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     other = logged_in(server, "secret-of-the-shim")
     with pytest.raises(NavidromeError) as raised:
         await other.users()
-    alice = await made(api, "alice")
+    alice = await create_user(api, "alice")
     await api.write(alice, {}, "a-fresh-password")
     for shown in (caplog.text, repr(raised.value), repr(alice), repr(other)):
         assert "secret-of-the-shim" not in shown and "a-fresh-password" not in shown

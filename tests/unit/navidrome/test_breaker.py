@@ -1,4 +1,4 @@
-"""The circuit breaker: opens, lets one call try, and closes again."""
+"""The circuit breaker: it opens, allows one trial call, and closes again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def failed(breaker: Breaker, times: int, now: float) -> None:
         breaker.failed(now)
 
 
-def test_it_opens_after_so_many_failures_in_a_row() -> None:
+def test_it_opens_after_a_number_of_consecutive_failures() -> None:
     breaker = Breaker(failures=3, first=2)
     failed(breaker, 2, 0)
     assert breaker.wait(0) == 0
@@ -21,7 +21,7 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
     assert breaker.wait(0.5) == 1.5
 
 
-def test_one_call_tries_and_closes_it() -> None:
+def test_one_successful_trial_call_closes_it() -> None:
     breaker = Breaker(failures=1, first=2)
     failed(breaker, 1, 0)
     assert breaker.wait(2) == 0
@@ -30,7 +30,7 @@ def test_one_call_tries_and_closes_it() -> None:
     assert not breaker.is_open and breaker.wait(2) == 0
 
 
-def test_each_failed_try_doubles_the_pause_up_to_the_last() -> None:
+def test_each_failed_trial_doubles_the_pause_up_to_a_maximum() -> None:
     breaker, now, pauses = Breaker(failures=1, first=1, last=5), 0.0, []
     failed(breaker, 1, now)
     for _ in range(4):
@@ -41,7 +41,7 @@ def test_each_failed_try_doubles_the_pause_up_to_the_last() -> None:
     assert pauses == [1, 2, 4, 5]
 
 
-def test_a_try_that_was_given_up_leaves_the_next_one() -> None:
+def test_a_cancelled_trial_allows_the_next_one() -> None:
     breaker = Breaker(failures=1, first=1)
     failed(breaker, 1, 0)
     assert breaker.wait(1) == 0

@@ -1,4 +1,4 @@
-"""The connection that tells when Navidrome leaves."""
+"""The connection that detects when Navidrome stops."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ async def tells_when_it_leaves() -> None:
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_the_end_of_a_server_is_told(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_the_end_of_a_server_is_reported(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(tells_when_it_leaves())
 
 
-async def test_closing_it_tells_nobody() -> None:
+async def test_closing_the_connection_reports_nothing() -> None:
     async with StandIn(StandInOptions()) as stand_in:
-        told: list[None] = []
+        reports: list[None] = []
         presence = await open_liveness(
-            Upstream("http", "127.0.0.1", stand_in.port), "/", None, lambda: told.append(None), 5
+            Upstream("http", "127.0.0.1", stand_in.port), "/", None, lambda: reports.append(None), 5
         )
         presence.close()
         await asyncio.sleep(0.05)
-        assert not told
+        assert not reports
 
 
-async def test_a_server_that_closes_after_each_response_is_not_taken_for_gone() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_server_that_closes_after_each_response_is_not_reported_as_stopped() -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n.")
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    told: list[None] = []
+    reports: list[None] = []
     await open_liveness(
-        Upstream("http", "127.0.0.1", port), "/", None, lambda: told.append(None), 5
+        Upstream("http", "127.0.0.1", port), "/", None, lambda: reports.append(None), 5
     )
     await asyncio.sleep(0.1)
-    assert not told
+    assert not reports
     server.close()

@@ -46,7 +46,7 @@ def listings(server: StandIn) -> int:
 
 
 @pytest.mark.parametrize("count", [0, 1, 98, 99, 100, 250])
-async def test_every_user_is_read_whatever_the_pages(
+async def test_every_user_is_read_with_any_page_size(
     server: StandIn, api: Navidrome, count: int
 ) -> None:
     fill(server, count)
@@ -57,7 +57,7 @@ async def test_every_user_is_read_whatever_the_pages(
 
 
 @pytest.mark.parametrize("which", [0, 57, 120])
-async def test_a_record_that_is_too_large_hides_nobody_else(
+async def test_a_record_that_is_too_large_hides_no_other_user(
     server: StandIn, api: Navidrome, which: int
 ) -> None:
     fill(server, 120)
@@ -74,9 +74,7 @@ async def test_a_record_that_is_too_large_hides_nobody_else(
     assert len(await api.users()) == 121 and api.unreadable == 0
 
 
-async def test_records_that_are_large_together_are_read_in_smaller_pages(
-    server: StandIn, api: Navidrome
-) -> None:
+async def test_large_records_are_read_in_smaller_pages(server: StandIn, api: Navidrome) -> None:
     fill(server, 12, name="x" * (MAX_RESPONSE // 4))
     assert len(await api.users()) == 13 and api.unreadable == 0
 
@@ -108,13 +106,13 @@ def row(number: int) -> dict[str, object]:
 
 def read(rows: list[int], meanwhile: Callable[[list[int]], None]) -> UserPages:
     """Read a list that is changed after the first page."""
-    pages, asked = UserPages(), 0
+    pages, page_count = UserPages(), 0
     while (wanted := pages.wanted()) is not None:
         start, end = wanted
         rows.sort()
         pages.read([row(number) for number in rows[start:end]], len(rows))
-        asked += 1
-        if asked == 1:
+        page_count += 1
+        if page_count == 1:
             meanwhile(rows)
     return pages
 
@@ -123,7 +121,7 @@ def numbers(pages: UserPages) -> set[int]:
     return {int(user.id) for user in pages.users}
 
 
-def test_users_who_are_created_meanwhile_hide_nobody() -> None:
+def test_users_created_meanwhile_hide_no_other_user() -> None:
     rows = list(range(0, 1000, 2))
     before = set(rows)
     pages = read(rows, lambda rows: rows.extend((1, 3, 5, 301)))
@@ -131,20 +129,20 @@ def test_users_who_are_created_meanwhile_hide_nobody() -> None:
     assert before | {301} <= numbers(pages)
 
 
-@pytest.mark.parametrize("gone", [0, 99, 50])
-def test_a_user_who_is_deleted_before_the_next_page_is_noticed(gone: int) -> None:
-    pages = read(list(range(250)), lambda rows: rows.remove(gone))
+@pytest.mark.parametrize("deleted", [0, 99, 50])
+def test_a_user_deleted_before_the_next_page_is_noticed(deleted: int) -> None:
+    pages = read(list(range(250)), lambda rows: rows.remove(deleted))
     assert pages.fault is not None
 
 
-@pytest.mark.parametrize("gone", [100, 101, 249])
-def test_a_user_who_is_deleted_behind_the_page_is_simply_gone(gone: int) -> None:
-    pages = read(list(range(250)), lambda rows: rows.remove(gone))
+@pytest.mark.parametrize("deleted", [100, 101, 249])
+def test_a_user_deleted_after_its_page_is_missing(deleted: int) -> None:
+    pages = read(list(range(250)), lambda rows: rows.remove(deleted))
     assert pages.fault is None
-    assert numbers(pages) == set(range(250)) - {gone}
+    assert numbers(pages) == set(range(250)) - {deleted}
 
 
-def test_a_deletion_and_a_creation_at_once_hide_nobody_who_stays() -> None:
+def test_a_deletion_and_a_creation_at_once_hide_no_other_user() -> None:
     def change(rows: list[int]) -> None:
         rows.remove(0)
         rows.append(1)
@@ -154,7 +152,7 @@ def test_a_deletion_and_a_creation_at_once_hide_nobody_who_stays() -> None:
     assert set(range(2, 600, 2)) <= numbers(pages)
 
 
-def test_a_list_shorter_than_it_says_is_no_list() -> None:
+def test_a_list_shorter_than_its_total_is_invalid() -> None:
     pages = UserPages()
     assert pages.wanted() == (0, PAGE_USERS)
     pages.read([row(1), row(2)], 3)
@@ -163,7 +161,7 @@ def test_a_list_shorter_than_it_says_is_no_list() -> None:
     assert pages.fault == "got 2 of 3 users"
 
 
-async def test_a_list_that_does_not_fit_together_is_read_once_more(
+async def test_an_inconsistent_list_is_read_once_more(
     api: Navidrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     totals = iter(["10004"] * 4)

@@ -1,5 +1,6 @@
-"""Bindings, intents and resting names: in memory what is in the store, and across processes; on SQLite and
-on PostgreSQL."""
+"""Bindings, intents and name holds: in memory as in the database, and across processes; on SQLite and
+on PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class Clock:
 
 @pytest.fixture
 async def opened(store_url: str) -> AsyncIterator[Callable[..., BindingStore]]:
-    """Makes the bindings of one process more, over the same store."""
+    """Builds the bindings of one more process, on the same database."""
     databases = []
 
     def make(owner: str = "", clock: Callable[[], float] | None = None) -> BindingStore:
@@ -83,7 +84,7 @@ def intent(owner: str, key: str = "create alice", since: float = 1000.0) -> Inte
     )
 
 
-async def test_what_is_put_is_found_again_by_everything(
+async def test_a_stored_binding_is_found_by_every_key(
     opened: Callable[..., BindingStore],
 ) -> None:
     first = opened()
@@ -120,7 +121,7 @@ async def test_a_stored_identity_equals_the_one_that_was_stored(
     assert found.identity == identity
 
 
-async def test_what_another_process_changed_is_seen_and_told(
+async def test_changes_of_another_process_are_seen_and_reported(
     opened: Callable[..., BindingStore],
 ) -> None:
     first, second = opened(), opened()
@@ -146,7 +147,7 @@ async def test_what_another_process_changed_is_seen_and_told(
         binding("Other", "other", "id"),
     ],
 )
-async def test_no_two_processes_bind_one_person_one_name_or_one_account(
+async def test_two_processes_cannot_bind_the_same_uid_name_or_account(
     opened: Callable[..., BindingStore], other: Binding
 ) -> None:
     first, second = opened(), opened()
@@ -166,23 +167,23 @@ async def test_no_two_processes_bind_one_person_one_name_or_one_account(
     ],
     ids=["person", "name", "account"],
 )
-async def test_of_processes_that_bind_at_once_one_does_and_the_others_learn_of_it(
+async def test_of_processes_that_bind_at_once_one_succeeds_and_the_others_see_its_binding(
     opened: Callable[..., BindingStore], others: list[Binding]
 ) -> None:
     processes = [opened() for _ in others]
     for one in processes:
         await one.load()
     tried = [one.put(other) for one, other in zip(processes, others, strict=True)]
-    answers = await asyncio.gather(*tried, return_exceptions=True)
-    bound = [answer for answer in answers if isinstance(answer, Binding)]
+    results = await asyncio.gather(*tried, return_exceptions=True)
+    bound = [result for result in results if isinstance(result, Binding)]
     assert len(bound) == 1
-    assert [type(answer) for answer in answers if answer not in bound] == [Busy] * 3
+    assert [type(result) for result in results if result not in bound] == [Busy] * 3
     for one in processes:
         await one.refresh()
         assert one.all() == tuple(bound)
 
 
-async def test_of_processes_that_take_up_what_was_left_one_does(
+async def test_of_processes_that_take_over_an_abandoned_intent_one_succeeds(
     opened: Callable[..., BindingStore],
 ) -> None:
     clock = Clock()
@@ -193,11 +194,11 @@ async def test_of_processes_that_take_up_what_was_left_one_does(
     clock.now += LEASE_SECONDS + 1
     for key in map(str, range(8)):
         tried = [one.open_intent(intent(one.owner, key, clock.now)) for one in others]
-        answers = await asyncio.gather(*tried, return_exceptions=True)
-        assert sorted(type(answer).__name__ for answer in answers) == ["Busy"] * 3 + ["Intent"]
+        results = await asyncio.gather(*tried, return_exceptions=True)
+        assert sorted(type(result).__name__ for result in results) == ["Busy"] * 3 + ["Intent"]
 
 
-async def test_processes_that_note_the_same_do_not_get_in_each_others_way(
+async def test_processes_that_record_the_same_values_do_not_conflict(
     opened: Callable[..., BindingStore],
 ) -> None:
     first, second = opened(), opened()
@@ -217,7 +218,7 @@ async def test_processes_that_note_the_same_do_not_get_in_each_others_way(
     assert second.name_hold("freed") is not None
 
 
-async def test_what_was_unlinked_elsewhere_is_not_linked_again_by_a_late_write(
+async def test_a_late_write_does_not_link_again_what_another_process_unlinked(
     opened: Callable[..., BindingStore],
 ) -> None:
     first, second = opened(), opened()
@@ -231,7 +232,7 @@ async def test_what_was_unlinked_elsewhere_is_not_linked_again_by_a_late_write(
     assert first.by_uid("u") is None
 
 
-async def test_a_binding_that_was_changed_since_it_was_read_is_not_written_over(
+async def test_a_binding_that_was_changed_since_it_was_read_is_not_overwritten(
     opened: Callable[..., BindingStore],
 ) -> None:
     bindings = opened()
@@ -244,7 +245,9 @@ async def test_a_binding_that_was_changed_since_it_was_read_is_not_written_over(
     assert bindings.all() == (released,)
 
 
-async def test_swapped_names_are_stored_in_one_step(opened: Callable[..., BindingStore]) -> None:
+async def test_swapped_names_are_stored_in_one_transaction(
+    opened: Callable[..., BindingStore],
+) -> None:
     first, second = opened(), opened()
     await first.load()
     names = ("Alice", "Bob", "Carol")
@@ -294,7 +297,7 @@ async def test_a_hold_on_a_name_ends_for_every_process(opened: Callable[..., Bin
     assert first.holds() == second.holds() == ()
 
 
-async def test_two_who_are_linked_to_nobody_stand_beside_each_other(
+async def test_two_unlinked_bindings_can_coexist(
     opened: Callable[..., BindingStore],
 ) -> None:
     bindings = opened()
@@ -304,7 +307,7 @@ async def test_two_who_are_linked_to_nobody_stand_beside_each_other(
     assert len(bindings) == 2
 
 
-async def test_an_intent_keeps_other_processes_out(opened: Callable[..., BindingStore]) -> None:
+async def test_an_intent_excludes_other_processes(opened: Callable[..., BindingStore]) -> None:
     first, second = opened(ELSEWHERE), opened()
     opened_by_first = await first.open_intent(intent(ELSEWHERE))
     with pytest.raises(Busy):
@@ -313,7 +316,7 @@ async def test_an_intent_keeps_other_processes_out(opened: Callable[..., Binding
     await second.open_intent(intent(second.owner))
 
 
-async def test_an_intent_that_was_left_is_taken_up_under_its_own_id(
+async def test_an_abandoned_intent_is_taken_over_under_its_own_id(
     opened: Callable[..., BindingStore],
 ) -> None:
     clock = Clock()
@@ -327,7 +330,9 @@ async def test_an_intent_that_was_left_is_taken_up_under_its_own_id(
     assert first.intents() == (taken,)
 
 
-async def test_a_binding_ends_its_intent_in_one_step(opened: Callable[..., BindingStore]) -> None:
+async def test_a_binding_ends_its_intent_in_one_transaction(
+    opened: Callable[..., BindingStore],
+) -> None:
     bindings = opened()
     await bindings.load()
     begun = await bindings.open_intent(intent(bindings.owner))
@@ -338,7 +343,7 @@ async def test_a_binding_ends_its_intent_in_one_step(opened: Callable[..., Bindi
     assert again.intents() == ()
 
 
-async def test_a_name_rests_until_its_time_is_over(opened: Callable[..., BindingStore]) -> None:
+async def test_a_name_hold_ends_at_its_time(opened: Callable[..., BindingStore]) -> None:
     clock = Clock()
     bindings = opened("", clock)
     await bindings.hold_names([NameHold("alice", "id", None, 1010)])
@@ -351,7 +356,7 @@ async def test_a_name_rests_until_its_time_is_over(opened: Callable[..., Binding
     assert again.name_hold("alice") is None
 
 
-async def test_when_somebody_was_seen_is_no_news_to_others(
+async def test_last_seen_times_are_not_reported_to_other_processes(
     opened: Callable[..., BindingStore],
 ) -> None:
     first, second = opened(), opened()
@@ -376,7 +381,7 @@ async def test_when_somebody_was_seen_is_no_news_to_others(
     ],
     ids=["elsewhere", "too old", "this process before", "alive", "dead", "in the future"],
 )
-def test_who_may_still_be_at_work(owner: str, since: float, alive: bool) -> None:
+def test_processes_that_may_be_alive(owner: str, since: float, alive: bool) -> None:
     mine = f"{HERE}/{os.getpid()}/mine"
     assert may_be_alive(owner, mine, since, 1000.0) is alive
     assert may_be_alive(mine, mine, since, 1000.0)

@@ -7,7 +7,7 @@ import asyncio
 from shim.provisioning.directory import KeyLocks
 
 
-async def test_one_key_is_held_by_one_at_a_time_and_others_do_not_wait() -> None:
+async def test_one_key_is_locked_by_one_task_at_a_time_and_others_do_not_wait() -> None:
     locks, order = KeyLocks(), []
 
     async def hold(name: str, *keys: str) -> None:
@@ -22,7 +22,7 @@ async def test_one_key_is_held_by_one_at_a_time_and_others_do_not_wait() -> None
     assert order.index("c in") < order.index("a out")
 
 
-async def test_crossed_keys_do_not_wait_in_a_circle() -> None:
+async def test_crossed_keys_do_not_deadlock() -> None:
     locks = KeyLocks()
 
     async def hold(*keys: str) -> None:
@@ -33,7 +33,7 @@ async def test_crossed_keys_do_not_wait_in_a_circle() -> None:
         await asyncio.gather(*(hold("x", "y") if n % 2 else hold("y", "x") for n in range(50)))
 
 
-async def test_nothing_is_kept_of_keys_that_nobody_holds() -> None:
+async def test_no_memory_is_used_for_keys_that_are_not_locked() -> None:
     locks = KeyLocks()
     async with locks.held("x"):
         waiter = asyncio.create_task(_hold(locks))

@@ -1,4 +1,4 @@
-"""What is stored of an account comes back as it was."""
+"""Stored accounts are read back unchanged."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from shim.provisioning.models import (
     intent_values,
 )
 from shim.trust.identity import Identity
-from tests.unit.trust.test_token_proof import EVERYTHING, OPTIONAL, asked, by_token
+from tests.unit.trust.test_token_proof import EVERYTHING, OPTIONAL, by_token, decide_on
 
 
 def identities() -> dict[str, Identity]:
-    """One of each kind that a request can have."""
-    by_headers = asked(*EVERYTHING, policy=OPTIONAL).identity
-    verified = asked(by_token()).identity
+    """One identity of each kind that a request can have."""
+    by_headers = decide_on(*EVERYTHING, policy=OPTIONAL).identity
+    verified = decide_on(by_token()).identity
     assert by_headers is not None and verified is not None
     return {
         "headers": by_headers,

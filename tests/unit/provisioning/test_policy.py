@@ -1,4 +1,4 @@
-"""What the settings say of accounts, as tables of cases."""
+"""The account policy from the settings, as tables of cases."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_the_settings_are_compiled() -> None:
         (("a",), ("A",), False),
     ],
 )
-def test_who_may_in(allowed: tuple[str, ...], groups: tuple[str, ...], expected: bool) -> None:
+def test_allowed_groups(allowed: tuple[str, ...], groups: tuple[str, ...], expected: bool) -> None:
     assert AccountPolicy(allowed_groups=frozenset(allowed)).allows(identity(*groups)) is expected
 
 
-def test_admins_are_nobodys_business_without_admin_groups() -> None:
+def test_admin_rights_are_not_managed_without_admin_groups() -> None:
     assert AccountPolicy().admin(identity("admins")) is None
     policy = AccountPolicy(admin_groups=frozenset({"admins"}))
     assert policy.admin(identity("admins")) is True
@@ -123,7 +123,7 @@ def test_renames(setting: Literal["jwt", "headers", "off"], verified: bool, expe
         ("all", True, True, False, True),
     ],
 )
-def test_claims(
+def test_adopting_existing_accounts(
     link: Literal["none", "users", "all"],
     admin: bool,
     released: bool,
@@ -132,8 +132,8 @@ def test_claims(
 ) -> None:
     policy = AccountPolicy(link_existing=link, admin_groups=frozenset({"admins"}))
     one = identity("admins") if in_admin_group else identity("music")
-    why_not = policy.link_error(user(admin=admin), one, unlinked=released)
-    assert (why_not is None) is allowed
+    error = policy.link_error(user(admin=admin), one, unlinked=released)
+    assert (error is None) is allowed
     assert policy.grants_admin(user(admin=admin), one) is (in_admin_group and not admin)
     if not released and admin and link == "users":
         ungrouped = AccountPolicy(link_existing=link)
@@ -154,13 +154,13 @@ def test_claims(
         (identity(email=""), NOTHING_WRITTEN, {}),
     ],
 )
-def test_a_field_is_written_where_the_provider_changed_it(
+def test_a_field_is_written_if_the_provider_changed_it(
     one: Identity, written: LastWritten, expected: dict[str, object]
 ) -> None:
     assert field_changes(one, user(), written, AccountPolicy()) == expected
 
 
-def test_a_right_is_always_what_the_groups_say() -> None:
+def test_rights_always_follow_the_groups() -> None:
     policy = AccountPolicy(admin_groups=frozenset({"admins"}))
     assert field_changes(identity("admins"), user(), NOTHING_WRITTEN, policy) == {"isAdmin": True}
     up = user(admin=True)
@@ -168,7 +168,7 @@ def test_a_right_is_always_what_the_groups_say() -> None:
     assert field_changes(identity("admins"), up, NOTHING_WRITTEN, policy) == {}
 
 
-def test_what_was_written_is_kept_where_nothing_new_came() -> None:
+def test_the_last_written_value_is_kept_without_a_new_one() -> None:
     before = LastWritten("Old", "old@example.com")
     assert last_written(identity(), before) == before
     assert last_written(identity(name="New", email="none"), before) == LastWritten(
@@ -191,7 +191,7 @@ def test_what_was_written_is_kept_where_nothing_new_came() -> None:
         ("a\n", False),
     ],
 )
-def test_names_that_a_header_carries(name: str, carried: bool) -> None:
+def test_names_that_are_safe_in_a_header(name: str, carried: bool) -> None:
     assert is_header_safe(name) is carried
 
 

@@ -1,4 +1,4 @@
-"""A gate with accounts in memory, which a test locks."""
+"""An account gate with accounts in memory, which a test can lock."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ def navidrome_token(name: str, *, issued_at: float = ISSUED) -> str:
 
 
 class Accounts:
-    """Knows everybody at once, under the id `id-NAME`. `valid_from`: tokens of an account that were not
-    issued later are void; None voids all. `changes`: how often users may have changed. `listed`: the users
-    are known; `listings`: requests that wait until they are. `writes`: requests under way that change users,
-    by account id; none is sent for an id in `held`."""
+    """Every account exists, with the id `id-NAME`.
+
+    `valid_from`: tokens of an account that were issued earlier are void; None voids all. `changes`:
+    how often users may have changed. `listed`: the users are known; `listings`: requests that wait
+    until they are. `writes`: requests in progress that change users, by account id; none is sent
+    for an id in `held`.
+    """
 
     def __init__(self) -> None:
         self.revocations = 0
@@ -38,7 +41,7 @@ class Accounts:
         self.held: set[str] = set()
 
     def lock(self, name: str, valid_from: float | None = None) -> None:
-        """The person may not in any more, and the account's tokens are void."""
+        """The identity is denied from now on, and the account's tokens are void."""
         self.denied.add(name)
         self.valid_from[name] = valid_from
         self.revocations += 1
@@ -50,9 +53,9 @@ class Accounts:
         )
 
     def ensure(
-        self, identity: Identity, asker: RequestInfo
+        self, identity: Identity, request_info: RequestInfo
     ) -> asyncio.Future[Account | AccountDenied]:
-        del asker
+        del request_info
         future: asyncio.Future[Account | AccountDenied] = asyncio.get_running_loop().create_future()
         future.set_result(
             self.known(identity) or AccountDenied(Reason.GROUP_NOT_ALLOWED, "the account is locked")

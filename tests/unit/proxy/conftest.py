@@ -1,4 +1,6 @@
-"""A Navidrome that the test answers for, and the data plane before it; on uvloop, as it is served."""
+"""A Navidrome whose responses the test writes, and the data plane in front of it; on uvloop, as in
+production.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 @pytest.fixture(autouse=True)
 def _nothing_is_raised_in_the_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What a callback raises is only logged: here it is a failure."""
+    """Fail on an exception in a callback, which asyncio would only log."""
     yield
     records = caplog.get_records("call") + caplog.get_records("teardown")
     raised = [record.getMessage() for record in records if record.name == "asyncio"]

@@ -1,4 +1,4 @@
-"""Navidrome's own tokens at the data plane: void ones are removed, and what they began is cut."""
+"""Navidrome's own tokens in the data plane: void ones are removed, and their streams are ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from shim.proxy.gate import AccountDenied
 from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, Served
@@ -35,7 +35,7 @@ async def received(navidrome: Navidrome, served: Served | None = None) -> tuple[
     return served, await served.head()
 
 
-@pytest.mark.parametrize("source", [EDGE, ANYONE])
+@pytest.mark.parametrize("source", [EDGE, UNTRUSTED])
 @pytest.mark.parametrize("path", ["/rest/ping", "/api/song", "/share/x", "/jellyfin/items", "/x"])
 @pytest.mark.parametrize(
     ("query", "field"),
@@ -49,7 +49,7 @@ async def received(navidrome: Navidrome, served: Served | None = None) -> tuple[
         ("?a=b&%6Awt={}", "Accept: */*"),
     ],
 )
-async def test_a_void_token_is_removed_on_every_path_and_a_valid_one_passes(
+async def test_a_void_token_is_removed_on_every_path_and_a_valid_one_is_forwarded(
     navidrome: Navidrome, source: str, path: str, query: str, field: str
 ) -> None:
     async with front_before(navidrome, gate=locked()) as front:
@@ -79,7 +79,7 @@ async def test_jellyfins_query_keys_are_read_as_go_folds_them(
         await client.read_response()
 
 
-async def test_subsonics_own_api_key_is_left_alone(navidrome: Navidrome) -> None:
+async def test_subsonics_api_key_is_unchanged(navidrome: Navidrome) -> None:
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         await client.send(get("/rest/ping?apiKey=abc&u=ada").encode())
@@ -87,7 +87,7 @@ async def test_subsonics_own_api_key_is_left_alone(navidrome: Navidrome) -> None
         assert b"GET /rest/ping?apiKey=abc&u=ada HTTP/1.1\r\n" in head
 
 
-async def test_one_void_token_among_valid_ones_goes_alone(navidrome: Navidrome) -> None:
+async def test_one_void_token_among_valid_ones_is_removed_alone(navidrome: Navidrome) -> None:
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         emby = f'X-Emby-Authorization: Emby Token="{ADA}", Token="{quote(BOB)}", Client="c"'
@@ -98,7 +98,7 @@ async def test_one_void_token_among_valid_ones_goes_alone(navidrome: Navidrome) 
         assert b'X-Emby-Authorization: Emby Token="", Token="' in head
 
 
-async def test_a_public_path_that_takes_an_identity_takes_no_other_accounts_token(
+async def test_a_public_path_with_an_identity_accepts_no_token_of_another_account(
     navidrome: Navidrome,
 ) -> None:
     by = policy(secrets=(b"s3cret" * 6,), public_path_proof=Proof.SECRET)
@@ -122,7 +122,7 @@ async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) ->
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
         assert not any(front.recorded.void), "it is not judged before"
@@ -131,7 +131,7 @@ async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) ->
         assert ADA.encode() in head, "it is judged by the list that was waited for"
         await served.send(OK)
         await client.read_response()
-        # What is true of one request is not of the next one.
+        # A condition of one request does not apply to the next one.
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 2)
         denied = AccountDenied(Reason.NAVIDROME_UNAVAILABLE, "the users could not be listed", 7)
@@ -142,7 +142,9 @@ async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) ->
         assert not any(front.recorded.void)
 
 
-async def test_a_token_beside_its_own_identity_waits_for_nothing(navidrome: Navidrome) -> None:
+async def test_a_token_beside_its_own_identity_does_not_wait_for_the_users(
+    navidrome: Navidrome,
+) -> None:
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
@@ -161,7 +163,7 @@ async def test_requests_without_a_token_do_not_wait_for_the_users(navidrome: Nav
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         await client.send(get("/api/song").encode())
         served, _ = await navidrome.requests()
         await served.send(OK)
@@ -173,13 +175,13 @@ async def test_requests_without_a_token_do_not_wait_for_the_users(navidrome: Nav
 
 
 @pytest.mark.parametrize("listed", [True, False])
-async def test_a_token_in_a_form_waits_with_what_was_sent_behind_it(
+async def test_a_token_in_a_form_waits_for_the_users_and_pipelined_requests_wait_behind_it(
     navidrome: Navidrome, *, listed: bool
 ) -> None:
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         body = f"u=ada&jwt={ADA}".encode()
         await form(client, body)
         await until(lambda: len(accounts.listings) == 1)
@@ -199,13 +201,13 @@ async def test_a_token_in_a_form_waits_with_what_was_sent_behind_it(
         assert head.startswith(b"GET /rest/next")
 
 
-async def test_a_client_that_leaves_while_users_are_listed_ends_the_wait(
+async def test_a_client_that_disconnects_while_users_are_listed_ends_the_wait(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
     accounts.listed = False
     async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(ANYONE)
+        client = await front.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
         client.close()
@@ -221,14 +223,14 @@ async def form(client: Client, body: bytes, *fields: str, target: str = "/rest/p
 
 
 @pytest.mark.parametrize("content_type", [FORM, FORM.replace("application", "APPLICATION") + "; x"])
-async def test_a_void_token_in_a_form_is_removed_and_the_rest_arrives(
+async def test_a_void_token_in_a_form_is_removed_and_the_rest_is_forwarded(
     navidrome: Navidrome, content_type: str
 ) -> None:
     async with front_before(navidrome, gate=locked()) as front:
         client = await front.client()
         body = f"u=ada&jwt={ADA}&v=1&%6awt={ADA}".encode()
         head = build_request("POST", "/rest/ping", content_type, f"Content-Length: {len(body)}")
-        # In one piece with the next request, and then by single bytes.
+        # In one piece with the next request, and then byte by byte.
         await client.send(head.encode() + body + get("/rest/next").encode())
         served, head_seen = await navidrome.requests()
         assert b"\r\nContent-Length: 9\r\n" in head_seen
@@ -248,7 +250,7 @@ async def test_a_void_token_in_a_form_is_removed_and_the_rest_arrives(
         assert front.recorded.void == [("form jwt",)] * 2
 
 
-async def test_a_valid_token_in_a_form_passes_and_a_form_may_come_in_chunks(
+async def test_a_valid_token_in_a_form_is_forwarded_and_a_form_may_be_chunked(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, gate=locked()) as front:
@@ -263,7 +265,7 @@ async def test_a_valid_token_in_a_form_passes_and_a_form_may_come_in_chunks(
         assert await served.read_exactly(len(body)) == body
 
 
-async def test_a_form_of_nothing_but_a_void_token_is_sent_without_a_body(
+async def test_a_form_with_only_a_void_token_is_sent_without_a_body(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, gate=locked()) as front:
@@ -279,7 +281,7 @@ async def test_a_form_of_nothing_but_a_void_token_is_sent_without_a_body(
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_a_form_that_is_too_large_is_rejected_in_subsonics_form(
+async def test_a_form_that_is_too_large_is_rejected_in_subsonics_format(
     navidrome: Navidrome, *, chunked: bool
 ) -> None:
     limits = limits_with(form_bytes=100)
@@ -318,16 +320,16 @@ async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navi
             assert (await client.read_response()).status == 408
         await served.send(OK)
         await trusted.read_response()
-        gone = await front.client()
-        await gone.send(head, bytes(50))
+        closed_client = await front.client()
+        await closed_client.send(head, bytes(50))
         await front.wait_until_idle()
         assert front.plane.body_budget.used == 50
-        gone.close()
+        closed_client.close()
         await front.wait_until_idle()
         assert front.plane.body_budget.used == 0
 
 
-async def test_one_client_behind_the_edge_leaves_room_for_the_forms_of_others(
+async def test_one_client_behind_the_edge_cannot_use_the_whole_form_budget(
     navidrome: Navidrome,
 ) -> None:
     limits = limits_with(form_bytes=100, buffered_bytes=800)
@@ -359,7 +361,7 @@ async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
             assert b"Content-Length: 9" in head
 
 
-# what is under way
+# requests in progress
 
 
 async def streaming(front: Front, navidrome: Navidrome, *fields: str, target: str) -> Client:
@@ -382,13 +384,13 @@ async def is_cut(client: Client) -> bool:
     raise AssertionError("the stream ended as if it were whole")
 
 
-async def test_streams_that_a_revoked_identity_or_token_began_are_cut(navidrome: Navidrome) -> None:
+async def test_streams_of_a_revoked_identity_or_token_are_ended(navidrome: Navidrome) -> None:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         by_identity = await streaming(front, navidrome, *IDENTITY, target="/api/events")
         by_token = await streaming(front, navidrome, target=f"/rest/stream?jwt={ADA}")
         of_bob = await streaming(front, navidrome, target=f"/rest/stream?jwt={BOB}")
-        of_nobody = await streaming(front, navidrome, target="/rest/stream?u=ada&t=x")
+        without_account = await streaming(front, navidrome, target="/rest/stream?u=ada&t=x")
         accounts.lock("ada")
         front.pass_time(0.5)
         assert await is_cut(by_identity)
@@ -396,11 +398,11 @@ async def test_streams_that_a_revoked_identity_or_token_began_are_cut(navidrome:
         await front.wait_until_idle()
         assert front.counters.streams_open == 2
         assert front.failures["account_revoked"] == 2
-        for left in (of_bob, of_nobody):
+        for left in (of_bob, without_account):
             left.close()
 
 
-async def test_a_tunnel_and_a_request_that_is_not_answered_yet_are_ended(
+async def test_a_tunnel_and_a_request_without_a_response_are_ended(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
@@ -441,7 +443,9 @@ async def test_many_connections_are_checked_over_several_turns(
             assert await is_cut(client)
 
 
-async def test_a_form_whose_sender_is_revoked_meanwhile_is_not_sent(navidrome: Navidrome) -> None:
+async def test_a_form_is_not_sent_if_its_identity_was_revoked_meanwhile(
+    navidrome: Navidrome,
+) -> None:
     accounts = Accounts()
     by = policy(secrets=(b"s3cret" * 6,), public_path_proof=Proof.SECRET)
     async with front_before(navidrome, gate=accounts, by=by) as front:
@@ -449,8 +453,8 @@ async def test_a_form_whose_sender_is_revoked_meanwhile_is_not_sent(navidrome: N
         secret = f"X-Shim-Proxy-Secret: {'s3cret' * 6}"
         start = build_request("POST", "/rest/x", FORM, "Content-Length: 4", *IDENTITY, secret)
         await by_identity.send(start.encode())
-        nobody = build_request("POST", f"/rest/x?jwt={ADA}", FORM, "Content-Length: 4")
-        await by_token.send(nobody.encode())
+        unauthenticated = build_request("POST", f"/rest/x?jwt={ADA}", FORM, "Content-Length: 4")
+        await by_token.send(unauthenticated.encode())
         await front.wait_until_idle()
         accounts.lock("ada")
         for client in (by_identity, by_token):
@@ -479,7 +483,9 @@ async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sen
 # users that change
 
 
-async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome: Navidrome) -> None:
+async def test_the_gate_is_notified_of_each_request_that_can_change_users(
+    navidrome: Navidrome,
+) -> None:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         client = await front.client(EDGE)
@@ -508,8 +514,8 @@ async def test_the_gate_is_told_of_each_request_that_can_change_users(navidrome:
         assert accounts.changes == 4
 
 
-@pytest.mark.parametrize("source", [EDGE, ANYONE])
-async def test_a_request_that_nobody_signed_in_for_changes_no_users(
+@pytest.mark.parametrize("source", [EDGE, UNTRUSTED])
+async def test_a_request_without_an_account_is_not_reported_as_changing_users(
     navidrome: Navidrome, source: str
 ) -> None:
     accounts = locked()
@@ -530,7 +536,7 @@ async def test_a_request_that_nobody_signed_in_for_changes_no_users(
         assert accounts.changes == 1
 
 
-async def test_a_preflight_request_changes_no_users(navidrome: Navidrome) -> None:
+async def test_a_preflight_request_is_not_reported_as_changing_users(navidrome: Navidrome) -> None:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         client = await front.client(EDGE)
@@ -539,7 +545,9 @@ async def test_a_preflight_request_changes_no_users(navidrome: Navidrome) -> Non
         assert accounts.changes == 0
 
 
-async def test_a_change_of_users_counts_for_the_account_of_its_token(navidrome: Navidrome) -> None:
+async def test_a_change_of_users_is_attributed_to_the_account_of_its_token(
+    navidrome: Navidrome,
+) -> None:
     accounts = Accounts()
     async with front_before(navidrome, gate=accounts) as front:
         client = await front.client()
@@ -551,7 +559,7 @@ async def test_a_change_of_users_counts_for_the_account_of_its_token(navidrome: 
 
 @pytest.mark.parametrize("by", ["identity", "token"])
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_a_change_of_users_is_sent_once_its_body_is_whole_and_its_sender_may_still_send_it(
+async def test_a_change_of_users_is_sent_once_its_body_is_complete_and_its_account_is_still_valid(
     navidrome: Navidrome, by: str, *, chunked: bool
 ) -> None:
     accounts = Accounts()
@@ -579,7 +587,7 @@ async def test_a_change_of_users_is_sent_once_its_body_is_whole_and_its_sender_m
         assert front.plane.body_budget.used == 0
 
 
-async def test_a_body_that_was_waited_for_is_not_sent_for_claims_that_a_later_request_replaced(
+async def test_a_buffered_body_is_not_sent_for_claims_that_a_later_request_replaced(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
@@ -641,7 +649,7 @@ async def test_bodies_for_the_user_api_are_limited(
         if provisioning:
             assert navidrome.count == 1
         else:
-            await served.gone()
+            await served.wait_closed()
             assert b"x" not in served.received[served.received.index(b"\r\n\r\n") + 4 :]
 
 

@@ -1,5 +1,7 @@
-"""Bounded work in each turn of the loop, and bounded memory for what a client sends ahead: nobody waits for
-another client's tiny chunks or pipelined heads, and a client that left is noticed though nothing is read.
+"""Bounded work in each turn of the event loop, and bounded memory for pipelined data.
+
+No client waits for another client's tiny chunks or pipelined heads, and a disconnect is noticed
+although reading is paused.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ AHEAD = 1 << 16
 
 @asynccontextmanager
 async def counted_turns() -> AsyncIterator[list[int]]:
-    """The number of the loop's turn, in a list of one."""
+    """The number of the event loop's turn, in a list of one."""
     turn = [0]
 
     async def count() -> None:
@@ -47,7 +49,7 @@ async def _upload(front: Front, *lines: str) -> Client:
     return client
 
 
-async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
+async def test_tiny_chunks_are_decoded_in_limited_batches(
     front: Front, navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[int] = Counter()
@@ -64,7 +66,7 @@ async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
         with monkeypatch.context() as patched:
             patched.setattr(ChunkedDecoder, "feed", counting)
             sending = asyncio.create_task(client.send(b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n"))
-            # Read as it comes: whoever does not take it pauses the upload.
+            # Read as it comes: a receiver that does not read pauses the upload.
             chunks = []
             while chunk := await served.chunk():
                 chunks.append(chunk)
@@ -77,7 +79,7 @@ async def test_tiny_chunks_are_decoded_a_few_in_each_turn_of_the_loop(
 
 
 @pytest.mark.parametrize("ending", ["kept", "closed", "cut"])
-async def test_tiny_chunks_of_a_response_are_decoded_a_few_in_each_turn_of_the_loop(
+async def test_tiny_chunks_of_a_response_are_decoded_in_limited_batches(
     front: Front, navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     decoded: Counter[int] = Counter()
@@ -121,7 +123,7 @@ async def test_tiny_chunks_of_a_response_are_decoded_a_few_in_each_turn_of_the_l
     assert front.counters.streams_open == 0
 
 
-async def test_a_slow_reader_of_tiny_chunks_gets_all_of_them(navidrome: Navidrome) -> None:
+async def test_a_slow_reader_of_tiny_chunks_receives_all_of_them(navidrome: Navidrome) -> None:
     async with front_before(navidrome, send_buffer=4096) as front:
         client = await front.client(receive_buffer=4096)
         await client.send(get().encode())
@@ -139,7 +141,7 @@ async def test_a_slow_reader_of_tiny_chunks_gets_all_of_them(navidrome: Navidrom
         await sending
 
 
-async def test_another_client_is_served_amid_tiny_chunks(
+async def test_another_client_is_served_during_an_upload_of_tiny_chunks(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await _upload(front, "Transfer-Encoding: chunked")
@@ -154,7 +156,7 @@ async def test_another_client_is_served_amid_tiny_chunks(
     assert slow.received.count(b"a") < 20_000
 
 
-async def test_what_follows_a_body_of_tiny_chunks_is_the_next_request(
+async def test_the_data_after_a_body_of_tiny_chunks_is_the_next_request(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -168,14 +170,16 @@ async def test_what_follows_a_body_of_tiny_chunks_is_the_next_request(
     assert (await served.head()).startswith(b"GET /next ")
 
 
-async def test_a_broken_chunk_behind_tiny_ones_is_a_400(front: Front, navidrome: Navidrome) -> None:
+async def test_an_invalid_chunk_after_tiny_ones_is_a_400(
+    front: Front, navidrome: Navidrome
+) -> None:
     client = await _upload(front, "Transfer-Encoding: chunked")
     await navidrome.accepted()
     await client.send(b"1\r\na\r\n" * 5000 + b"x\r\n")
     assert (await client.read_response()).status == 400
 
 
-async def test_a_client_that_leaves_amid_its_tiny_chunks_is_dropped(
+async def test_a_client_that_disconnects_during_its_tiny_chunks_is_dropped(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await _upload(front, "Transfer-Encoding: chunked")
@@ -183,20 +187,22 @@ async def test_a_client_that_leaves_amid_its_tiny_chunks_is_dropped(
     await client.send(b"1\r\na\r\n" * 20_000)
     client.reset()
     await front.until_no_client()
-    await served.gone()
+    await served.wait_closed()
 
 
-async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
+async def test_pipelined_heads_are_read_in_limited_batches(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rejected = get("/app/", "X-authentik-uid: 1").encode()  # a 403, and the connection lasts
-    judged: Counter[int] = Counter()
+    rejected = get(
+        "/app/", "X-authentik-uid: 1"
+    ).encode()  # a 403, and the connection is kept alive
+    decided: Counter[int] = Counter()
     async with counted_turns() as turn:
         client = await front.client(EDGE)
         note = front.recorded.request_decided
 
         def counting(decision: Decision, request_id: str, status: int | None = None) -> None:
-            judged[turn[0]] += 1
+            decided[turn[0]] += 1
             note(decision, request_id, status)
 
         monkeypatch.setattr(front.recorded, "request_decided", counting)
@@ -204,11 +210,11 @@ async def test_pipelined_heads_are_read_a_few_in_each_turn_of_the_loop(
         for _ in range(1000):
             assert (await client.read_response()).status == 403
         await sending
-    assert sum(judged.values()) == 1000
-    assert max(judged.values()) <= 16
+    assert sum(decided.values()) == 1000
+    assert max(decided.values()) <= 16
 
 
-async def test_a_response_has_to_be_waited_for_before_64_kb_are_sent_ahead(
+async def test_a_client_must_wait_for_a_response_before_it_sends_64_kb_more(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -221,10 +227,10 @@ async def test_a_response_has_to_be_waited_for_before_64_kb_are_sent_ahead(
     response = await client.read_response()
     assert (response.status, response.get("connection")) == (400, "close")
     assert front.recorded.failures == [("sent_ahead", 400, response.get("x-request-id"))]
-    await served.gone()
+    await served.wait_closed()
 
 
-async def test_what_is_sent_ahead_of_a_response_that_began_ends_it_with_a_reset(
+async def test_too_much_pipelined_data_during_a_response_resets_the_connection(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -235,22 +241,22 @@ async def test_what_is_sent_ahead_of_a_response_that_began_ends_it_with_a_reset(
     with pytest.raises(ConnectionError):
         await client.send(*[bytes(1 << 14)] * 64)
     await front.until_no_client()
-    await served.gone()
-    assert [word for word, *_ in front.recorded.failures] == ["sent_ahead"]
+    await served.wait_closed()
+    assert [failure for failure, *_ in front.recorded.failures] == ["sent_ahead"]
 
 
-async def test_heads_sent_in_one_piece_count_as_sent_ahead(
+async def test_heads_sent_in_one_piece_count_as_pipelined_data(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
     await client.send(get("/1", "X: " + "x" * 7000).encode() * 30)
     served, _ = await navidrome.requests()
     assert (await client.read_response()).status == 400
-    await served.gone()
+    await served.wait_closed()
 
 
 async def _paused_upload(front: Front, navidrome: Navidrome) -> Client:
-    """A client whose upload nobody takes, and that has sent more than the shim reads."""
+    """A client whose upload is not read, and that has sent more than the shim buffers."""
     client = await _upload(front, "Content-Length: 100000000")
     await navidrome.accepted()
     waiting = front.plane.paused.copy()
@@ -263,7 +269,7 @@ async def _paused_upload(front: Front, navidrome: Navidrome) -> Client:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
+async def test_a_client_that_disconnects_while_reading_is_paused_is_noticed(
     tmp_path: Path, reset: bool
 ) -> None:
     async with (
@@ -282,7 +288,7 @@ async def test_a_client_that_leaves_while_reading_is_paused_is_noticed(
         assert not front.plane.paused
 
 
-async def test_paused_sockets_are_asked_in_turn(
+async def test_paused_sockets_are_polled_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_POLLED", 2)
@@ -301,7 +307,7 @@ async def test_paused_sockets_are_asked_in_turn(
         assert counts == [5, 3, 2]
 
 
-async def test_a_client_that_leaves_while_its_account_is_awaited_is_noticed(
+async def test_a_client_that_disconnects_while_its_account_is_provisioned_is_noticed(
     navidrome: Navidrome,
 ) -> None:
     gate = SlowGate()
@@ -309,7 +315,7 @@ async def test_a_client_that_leaves_while_its_account_is_awaited_is_noticed(
         client = await front.client(EDGE)
         lines = ("X-authentik-username: alice", "X-authentik-uid: u1", "Content-Length: 1000000")
         await client.send(build_request("POST", "/api/x", *lines).encode())
-        future = await gate.question()
+        future = await gate.next_request()
         while not front.reading_paused:
             await client.send(bytes(1 << 14))
         await client.send(bytes(1 << 14))

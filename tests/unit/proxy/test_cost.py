@@ -32,7 +32,7 @@ MAX_INSTRUCTIONS = 40_000
 def test_a_head_costs_bounded_work_from_any_peer(name: str, address: str) -> None:
     decide_head(
         _HEADS[name], worst_inputs.POLICY, address
-    )  # what is learned once is not the head's cost
+    )  # the work of the first parse, which is cached, is not counted
     cost = instructions(lambda: decide_head(_HEADS[name], worst_inputs.POLICY, address))
     assert cost < MAX_INSTRUCTIONS
 

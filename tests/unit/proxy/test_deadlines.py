@@ -1,4 +1,4 @@
-"""Nothing waits for ever: each phase has its time, and who takes too long is told, or ended."""
+"""Deadlines: each state has one; a client that misses it gets an error response or is disconnected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.http_client import build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.slow_gate import SlowGate
-from tests.support.slow_reader import answer_that_waits
+from tests.support.slow_reader import send_response_partly_read
 from tests.support.socket_ends import until
 
 LIMITS = limits_with(
@@ -49,7 +49,7 @@ async def test_a_head_that_takes_too_long_is_a_408(front: Front, navidrome: Navi
     assert navidrome.count == 0
 
 
-async def test_a_second_head_that_takes_too_long_has_an_id_of_its_own(
+async def test_a_second_head_that_takes_too_long_has_its_own_request_id(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -70,7 +70,7 @@ async def test_a_second_head_that_takes_too_long_has_an_id_of_its_own(
     assert first != second == response.get("x-request-id")
 
 
-async def test_a_connection_that_says_nothing_is_closed_in_silence(
+async def test_a_connection_without_data_is_closed_without_a_response(
     front: Front, navidrome: Navidrome
 ) -> None:
     mute = await front.client()
@@ -106,11 +106,13 @@ async def test_a_body_without_progress_is_a_408(
     front.pass_time(21)
     response = await client.read_response()
     assert response.status == 408
-    await served.gone()
+    await served.wait_closed()
     assert front.recorded.failures == [("body_timeout", 408, response.get("x-request-id"))]
 
 
-async def test_a_response_that_does_not_begin_is_a_504(front: Front, navidrome: Navidrome) -> None:
+async def test_a_response_that_does_not_start_in_time_is_a_504(
+    front: Front, navidrome: Navidrome
+) -> None:
     client = await front.client()
     await client.send(get("/api/song").encode())
     served, _ = await navidrome.requests()
@@ -122,10 +124,10 @@ async def test_a_response_that_does_not_begin_is_a_504(front: Front, navidrome: 
     assert front.recorded.failures == [
         ("upstream_response_timeout", 504, response.get("x-request-id"))
     ]
-    await served.gone()
+    await served.wait_closed()
 
 
-async def test_a_response_that_has_begun_may_take_for_ever(
+async def test_a_response_that_has_started_has_no_deadline(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -139,7 +141,9 @@ async def test_a_response_that_has_begun_may_take_for_ever(
     assert await client.chunk() == b"b"
 
 
-async def test_who_takes_nothing_of_a_response_is_ended(front: Front, navidrome: Navidrome) -> None:
+async def test_a_client_that_does_not_read_the_response_is_disconnected(
+    front: Front, navidrome: Navidrome
+) -> None:
     client = await front.client(receive_buffer=4096)
     await client.send(get("/track").encode())
     served, _ = await navidrome.requests()
@@ -155,25 +159,27 @@ async def test_who_takes_nothing_of_a_response_is_ended(front: Front, navidrome:
     await client.read_to_reset()
 
 
-async def test_the_end_of_a_response_waits_longer_for_a_slow_reader_than_for_one_that_has_it_all(
+async def test_the_end_of_a_response_has_a_longer_deadline_for_a_slow_reader(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, limits=LIMITS, send_buffer=4096) as front:
         client = await front.client(receive_buffer=4096)
         await client.send(b"GET /track HTTP/1.0\r\nHost: h\r\n\r\n")
         served, _ = await navidrome.requests()
-        left = await answer_that_waits(front, client, served)
+        left = await send_response_partly_read(front, client, served)
         front.pass_time(3)
         assert len(await client.read_to_end()) == left
 
 
-async def test_heads_behind_responses_that_nobody_takes_are_not_told_of_as_late(
+async def test_heads_queued_behind_unread_responses_do_not_time_out(
     navidrome: Navidrome,
 ) -> None:
     limits = replace(LIMITS, send_timeout=60)
     async with front_before(navidrome, limits=limits, send_buffer=4096) as front:
         client = await front.client(EDGE, receive_buffer=4096)
-        refused = get("/app/", "X-authentik-uid: 1").encode()  # a 403, and the connection lasts
+        refused = get(
+            "/app/", "X-authentik-uid: 1"
+        ).encode()  # a 403, and the connection is kept alive
         while not front.writing_paused:
             await client.send(refused)
         await client.send(*[refused] * 100)
@@ -183,17 +189,17 @@ async def test_heads_behind_responses_that_nobody_takes_are_not_told_of_as_late(
         assert {reason for reason, _ in front.recorded.decided_as} == {Reason.IDENTITY_INCOMPLETE}
 
 
-async def test_a_goodbye_is_not_waited_for_without_end(front: Front) -> None:
+async def test_closing_a_connection_has_a_deadline(front: Front) -> None:
     client = await front.client()
     response = await client.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
     assert response.status == 501
     assert await client.read_to_end() == b""
-    assert front.counters.client_connections == 1, "it may read its answer in peace"
+    assert front.counters.client_connections == 1, "it can read its response"
     front.pass_time(3)
     await front.until_no_client()
 
 
-async def test_who_half_closes_and_reads_nothing_does_not_stay(
+async def test_a_client_that_half_closes_and_does_not_read_is_disconnected(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client(receive_buffer=4096)
@@ -211,7 +217,7 @@ async def test_who_half_closes_and_reads_nothing_does_not_stay(
     await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_a_connection_that_does_not_come_is_a_504(navidrome: Navidrome) -> None:
+async def test_an_upstream_connection_that_takes_too_long_is_a_504(navidrome: Navidrome) -> None:
     limits = limits_with(
         upstream_connect_timeout=5, upstream_response_timeout=50, max_upstream_connections=1
     )
@@ -226,7 +232,7 @@ async def test_a_connection_that_does_not_come_is_a_504(navidrome: Navidrome) ->
         assert front.failures == {"connect_timeout": 1}
 
 
-async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> None:
+async def test_an_account_that_takes_too_long_is_a_503(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=LIMITS, gate=SlowGate()) as front:
         client = await front.client(EDGE)
         await client.send(get("/", "X-authentik-username: alice").encode())
@@ -237,7 +243,7 @@ async def test_an_account_that_does_not_come_is_a_503(navidrome: Navidrome) -> N
         assert navidrome.count == 0
 
 
-async def test_an_idle_connection_keeps_no_decision(front: Front, navidrome: Navidrome) -> None:
+async def test_an_idle_connection_holds_no_decision(front: Front, navidrome: Navidrome) -> None:
     client = await front.client()
     await client.send(get("/1").encode())
     served, _ = await navidrome.requests()

@@ -1,4 +1,4 @@
-"""The shim's own responses: in the form that the asker reads, with an id that stands in the log."""
+"""The shim's own responses: in the format that the client reads, with the request id of the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUBSONIC = "{http://subsonic.org/restapi}"
 
 
 async def down(front: Front, navidrome: Navidrome, target: str, method: str = "GET") -> Response:
-    """The response to this request while Navidrome is away."""
+    """The response to this request while Navidrome is down."""
     await navidrome.stop_listening()
     return await front.request(build_request(method, target), method=method)
 
@@ -52,27 +52,27 @@ async def test_subsonic_clients_that_ask_for_json_get_it(
     front: Front, navidrome: Navidrome
 ) -> None:
     response = await down(front, navidrome, "/rest/getSong?u=a&f=json&c=x")
-    said = json.loads(response.body)["subsonic-response"]
-    assert (said["status"], said["error"]["code"]) == ("failed", 0)
-    assert _id_of(front) in said["error"]["message"]
+    payload = json.loads(response.body)["subsonic-response"]
+    assert (payload["status"], payload["error"]["code"]) == ("failed", 0)
+    assert _id_of(front) in payload["error"]["message"]
 
 
 @pytest.mark.parametrize("target", ["/api/song", "/auth/login"])
 async def test_the_web_app_gets_json(front: Front, navidrome: Navidrome, target: str) -> None:
     response = await down(front, navidrome, target)
     assert response.get("content-type") == "application/json"
-    said = json.loads(response.body)
-    assert (said["status"], said["requestId"]) == (502, _id_of(front))
+    payload = json.loads(response.body)
+    assert (payload["status"], payload["requestId"]) == (502, _id_of(front))
 
 
-async def test_people_get_a_page(front: Front, navidrome: Navidrome) -> None:
+async def test_browsers_get_a_page(front: Front, navidrome: Navidrome) -> None:
     response = await down(front, navidrome, "/app/")
     assert response.get("content-type") == "text/html; charset=utf-8"
     assert _id_of(front) in response.body.decode()
 
 
 @pytest.mark.parametrize("target", ["/app/", "/api/song", "/rest/ping"])
-async def test_every_own_response_names_its_request_and_is_kept_by_nobody(
+async def test_every_error_response_has_its_request_id_and_is_not_cacheable(
     front: Front, navidrome: Navidrome, target: str
 ) -> None:
     response = await down(front, navidrome, target)
@@ -83,7 +83,7 @@ async def test_every_own_response_names_its_request_and_is_kept_by_nobody(
 
 
 @pytest.mark.parametrize("target", ["/app/", "/api/song", "/rest/ping"])
-async def test_a_head_request_gets_the_fields_alone(
+async def test_a_head_request_gets_the_header_without_a_body(
     front: Front, navidrome: Navidrome, target: str
 ) -> None:
     await navidrome.stop_listening()
@@ -94,7 +94,7 @@ async def test_a_head_request_gets_the_fields_alone(
     assert await client.read_to_end() == b""
 
 
-async def test_a_rejection_says_no_more_than_the_asker_may_know(
+async def test_an_error_response_contains_no_details_of_the_decision(
     navidrome: Navidrome,
 ) -> None:
     by = policy(secrets=(b"s3cret",))
@@ -102,8 +102,8 @@ async def test_a_rejection_says_no_more_than_the_asker_may_know(
         response = await front.request(get("/api/user", "X-authentik-username: alice"), source=EDGE)
         assert response.status == 401
         assert front.recorded.decided_as == [(Reason.SECRET_MISSING, response.get("x-request-id"))]
-        for word in (b"secret", b"Secret", b"alice", b"127.0.0", b"peer"):
-            assert word not in response.body
+        for failure in (b"secret", b"Secret", b"alice", b"127.0.0", b"peer"):
+            assert failure not in response.body
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "50"), (400, "0")])
@@ -120,13 +120,13 @@ async def test_subsonic_error_codes_follow_the_status(
         assert error.get("code") == code
 
 
-async def test_what_a_target_says_stays_text(front: Front, navidrome: Navidrome) -> None:
+async def test_data_of_the_target_is_escaped(front: Front, navidrome: Navidrome) -> None:
     response = await down(front, navidrome, "/rest/%3Cb%3E?f=%22%3E%3Cscript%3E")
     assert b"script" not in response.body
     ET.fromstring(response.body)
 
 
-async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
+async def test_a_connection_over_the_limit_gets_a_503(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=limits_with(max_connections=2)) as front:
         first, second = await front.client(EDGE), await front.client(EDGE)
         third = await front.client(EDGE)
@@ -141,19 +141,21 @@ async def test_too_many_clients_get_a_503(navidrome: Navidrome) -> None:
         assert (await front.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
 
 
-async def test_untrusted_peers_leave_half_of_the_room_to_the_edge(navidrome: Navidrome) -> None:
+async def test_untrusted_peers_can_use_half_of_the_connections(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=limits_with(max_connections=4)) as front:
-        strangers = [await front.client() for _ in range(3)]
-        assert (await strangers[2].read_response()).status == 503
+        untrusted = [await front.client() for _ in range(3)]
+        assert (await untrusted[2].read_response()).status == 503
         edges = [await front.client(EDGE) for _ in range(1)]
         assert (await edges[0].request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
-        for client in (*strangers, *edges):
+        for client in (*untrusted, *edges):
             client.close()
         await front.until_no_client()
         assert (await front.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
 
 
-async def test_far_beyond_the_room_a_connection_ends_without_a_word(navidrome: Navidrome) -> None:
+async def test_a_connection_far_over_the_limit_is_closed_without_a_response(
+    navidrome: Navidrome,
+) -> None:
     async with front_before(navidrome, limits=limits_with(max_connections=1)) as front:
         clients = [await front.client(EDGE) for _ in range(10)]
         assert (await clients[8].read_response()).status == 503
@@ -163,7 +165,7 @@ async def test_far_beyond_the_room_a_connection_ends_without_a_word(navidrome: N
             client.close()
 
 
-async def test_heads_over_the_limit_are_a_431_in_any_slicing(navidrome: Navidrome) -> None:
+async def test_a_head_over_the_size_limit_is_a_431_in_any_slicing(navidrome: Navidrome) -> None:
     limits = limits_with(header_bytes=300)
     async with front_before(navidrome, limits=limits) as front:
         served = None
@@ -200,7 +202,7 @@ async def test_too_many_header_lines_are_a_431(front: Front, navidrome: Navidrom
     await navidrome.requests()
 
 
-async def test_the_access_log_knows_what_was_sent(navidrome: Navidrome) -> None:
+async def test_the_access_log_contains_error_responses(navidrome: Navidrome) -> None:
     async with front_before(navidrome, logs_access=True) as front:
         client = await front.client()
         await client.send(get().encode())
@@ -220,7 +222,7 @@ async def test_the_access_log_knows_what_was_sent(navidrome: Navidrome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "json_asked"),
+    ("query", "wants_json"),
     [
         ("f=json", True),
         ("u=a&%66=%6Ason", True),
@@ -232,10 +234,10 @@ async def test_the_access_log_knows_what_was_sent(navidrome: Navidrome) -> None:
     ],
 )
 async def test_the_first_f_of_the_query_names_the_subsonic_format(
-    front: Front, navidrome: Navidrome, query: str, json_asked: bool
+    front: Front, navidrome: Navidrome, query: str, wants_json: bool
 ) -> None:
     response = await down(front, navidrome, f"/rest/ping?{query}")
-    assert (response.get("content-type") == "application/json") is json_asked
+    assert (response.get("content-type") == "application/json") is wants_json
 
 
 @pytest.mark.parametrize(
@@ -280,13 +282,13 @@ def page_for(reason: Reason, **parts: str) -> str:
     return error_response(rejected.outcome.status, rejected, "0" * 16, **parts).decode()  # type: ignore[arg-type]
 
 
-def test_every_reason_of_an_account_has_a_page_of_its_own() -> None:
+def test_every_account_reason_has_its_own_page() -> None:
     assert len({page_for(reason) for reason in _ACCOUNT_REASONS}) == len(_ACCOUNT_REASONS)
     renamed = page_for(Reason.RENAME_NOT_FOLLOWED)
     assert "The account is yours" in renamed and "SHIM_FOLLOW_RENAMES" in renamed
 
 
-def test_a_person_who_may_not_sign_in_is_offered_another_account() -> None:
+def test_a_user_who_is_denied_is_offered_to_sign_in_with_another_account() -> None:
     page = page_for(Reason.GROUP_NOT_ALLOWED, sign_out='/out?a="b', contact="ask@example.org")
     assert '<a href="/out?a=&quot;b">Sign out and use another account</a>' in page
     assert "ask@example.org" in page
@@ -308,7 +310,7 @@ def test_a_person_who_may_not_sign_in_is_offered_another_account() -> None:
         ({"SHIM_SIGN_IN_URL": "/oauth2/start"}, ""),
     ],
 )
-def test_the_way_to_sign_out_is_a_setting_or_authentiks(
+def test_the_sign_out_url_is_a_setting_or_authentiks(
     settings: dict[str, str], expected: str
 ) -> None:
     assert sign_out_url(load(settings)) == expected

@@ -1,4 +1,4 @@
-"""What Navidrome is told of the client, as it arrives on the wire."""
+"""The client address that Navidrome receives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy
-from tests.support.data_plane import ANYONE, EDGE, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, front_before, policy
 from tests.support.http_client import get
 from tests.support.scripted_navidrome import Navidrome
 
@@ -33,32 +33,32 @@ async def forwarded(
     by: Policy | None = None,
     path: Path | None = None,
 ) -> dict[str, str]:
-    """The fields that tell of the client, as Navidrome got them; each came once."""
+    """The forwarded fields about the client; each was sent once."""
     async with front_before(navidrome, by=by, path=path) as front:
         client = await front.client(source)
         await client.send(get("/", *lines).encode())
         _, head = await navidrome.requests()
     fields = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:-2]]
-    told = [(name.lower(), value) for name, value in fields if name.lower() != "host"]
-    assert len(dict(told)) == len(told), told
+    received = [(name.lower(), value) for name, value in fields if name.lower() != "host"]
+    assert len(dict(received)) == len(received), received
     assert b"\r\nVia:" not in head
-    return dict(told)
+    return dict(received)
 
 
-async def test_anyone_is_told_of_as_the_socket_says(navidrome: Navidrome) -> None:
-    assert await forwarded(navidrome, ANYONE, *CLAIMED) == {
-        "x-forwarded-for": ANYONE,
+async def test_an_untrusted_peer_is_forwarded_by_its_socket_address(navidrome: Navidrome) -> None:
+    assert await forwarded(navidrome, UNTRUSTED, *CLAIMED) == {
+        "x-forwarded-for": UNTRUSTED,
         "x-forwarded-proto": "http",
         "x-forwarded-host": "music.test",
-        "forwarded": f'for={ANYONE};proto=http;host="music.test"',
-        "x-real-ip": ANYONE,
+        "forwarded": f'for={UNTRUSTED};proto=http;host="music.test"',
+        "x-real-ip": UNTRUSTED,
     }
 
 
-async def test_the_edge_is_trusted_and_added_to(navidrome: Navidrome) -> None:
-    told = await forwarded(navidrome, EDGE, *CLAIMED)
-    assert told.pop("forwarded").startswith("for=203.0.113.7, for=127.0.0.2;proto=http")
-    assert told == {
+async def test_the_chain_of_the_edge_is_kept_and_extended(navidrome: Navidrome) -> None:
+    received = await forwarded(navidrome, EDGE, *CLAIMED)
+    assert received.pop("forwarded").startswith("for=203.0.113.7, for=127.0.0.2;proto=http")
+    assert received == {
         "x-forwarded-for": f"203.0.113.7, {EDGE}",
         "x-forwarded-proto": "https",
         "x-forwarded-host": "music.example.org",
@@ -67,24 +67,26 @@ async def test_the_edge_is_trusted_and_added_to(navidrome: Navidrome) -> None:
 
 
 @pytest.mark.parametrize("listed", ["@", ""])
-async def test_a_unix_peer_that_names_nobody_has_no_address(
+async def test_a_unix_peer_without_forwarded_entries_has_no_address(
     navidrome: Navidrome, tmp_path: Path, listed: str
 ) -> None:
     by = Policy(whitelist=AddressList([parse_entry("@")] if listed else []))
-    told = await forwarded(navidrome, "", by=by, path=tmp_path / "shim.sock")
-    assert "x-real-ip" not in told
-    assert "x-forwarded-for" not in told
+    received = await forwarded(navidrome, "", by=by, path=tmp_path / "shim.sock")
+    assert "x-real-ip" not in received
+    assert "x-forwarded-for" not in received
 
 
-async def test_a_listed_unix_peer_is_trusted(navidrome: Navidrome, tmp_path: Path) -> None:
+async def test_a_trusted_unix_peer_can_forward_an_address(
+    navidrome: Navidrome, tmp_path: Path
+) -> None:
     by = Policy(whitelist=AddressList([parse_entry("@")]))
-    told = await forwarded(navidrome, "", CLAIMED[0], by=by, path=tmp_path / "shim.sock")
-    assert (told["x-forwarded-for"], told["x-real-ip"]) == ("203.0.113.7", "203.0.113.7")
+    received = await forwarded(navidrome, "", CLAIMED[0], by=by, path=tmp_path / "shim.sock")
+    assert (received["x-forwarded-for"], received["x-real-ip"]) == ("203.0.113.7", "203.0.113.7")
 
 
-async def test_the_client_is_looked_for_behind_the_hops_alone(navidrome: Navidrome) -> None:
+async def test_the_client_is_searched_behind_the_real_ip_proxies_only(navidrome: Navidrome) -> None:
     by = policy(real_ip_proxies=AddressList([parse_entry("198.51.100.0/24")]))
     chain = "X-Forwarded-For: 192.0.2.66, 203.0.113.7, 198.51.100.9"
-    told = await forwarded(navidrome, EDGE, chain, by=by)
-    assert told["x-real-ip"] == "203.0.113.7"
-    assert told["x-forwarded-for"] == f"192.0.2.66, 203.0.113.7, 198.51.100.9, {EDGE}"
+    received = await forwarded(navidrome, EDGE, chain, by=by)
+    assert received["x-real-ip"] == "203.0.113.7"
+    assert received["x-forwarded-for"] == f"192.0.2.66, 203.0.113.7, 198.51.100.9, {EDGE}"

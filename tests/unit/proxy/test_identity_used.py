@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shim.proxy import server
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before
 from tests.support.http_client import get
 from tests.support.scripted_navidrome import Navidrome
 from tests.unit.proxy.account_gate import Accounts
@@ -65,14 +65,14 @@ async def test_the_account_is_reported_also_for_a_request_that_waited(
     assert front.recorded.used == [("ada", "ada")], "a request that was rejected is no use"
 
 
-async def test_an_identity_without_trust_is_not_reported(navidrome: Navidrome) -> None:
+async def test_an_untrusted_identity_is_not_reported(navidrome: Navidrome) -> None:
     async with front_before(navidrome) as front:
-        await request(front, navidrome, ADA, source=ANYONE)
+        await request(front, navidrome, ADA, source=UNTRUSTED)
         await request(front, navidrome)
         assert front.recorded.used == []
 
 
-async def test_the_memory_of_reported_identities_is_bounded(
+async def test_the_cache_of_reported_identities_is_bounded(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome) as front:

@@ -1,4 +1,4 @@
-"""Responses that do not become whole are counted and logged, with the bytes that were sent."""
+"""Incomplete responses are counted and logged, with the bytes that were sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.data_plane import Front, front_before
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import Navidrome, Served
-from tests.support.slow_reader import answer_that_waits
+from tests.support.slow_reader import send_response_partly_read
 from tests.support.socket_ends import until
 
 SIZE = 3_000_000
@@ -26,7 +26,7 @@ async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
 
 
 async def begun(front: Front, navidrome: Navidrome, kind: str) -> tuple[Client, Served]:
-    """A client that has read the head of a response, and takes no more of it."""
+    """A client that has read the head of a response, and then stops reading."""
     client = await front.client(receive_buffer=4096)
     await client.send(get("/rest/stream").encode())
     served, _ = await navidrome.requests()
@@ -37,7 +37,7 @@ async def begun(front: Front, navidrome: Navidrome, kind: str) -> tuple[Client, 
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_a_client_that_leaves_amid_its_response(
+async def test_a_client_disconnect_during_the_response_is_logged(
     front: Front, navidrome: Navidrome, reset: bool
 ) -> None:
     client, served = await begun(front, navidrome, "audio/mpeg")
@@ -48,24 +48,26 @@ async def test_a_client_that_leaves_amid_its_response(
     else:
         client.close()
     await front.until_no_client()
-    ((word, status, sent),) = front.recorded.incomplete
-    assert (word, status) == ("client_left", 200)
+    ((failure, status, sent),) = front.recorded.incomplete
+    assert (failure, status) == ("client_left", 200)
     assert 1000 < sent < 1200
     assert front.failures == {"client_left": 1}
 
 
-async def test_a_response_that_navidrome_cuts(front: Front, navidrome: Navidrome) -> None:
+async def test_a_response_truncated_by_navidrome_is_logged(
+    front: Front, navidrome: Navidrome
+) -> None:
     client, served = await begun(front, navidrome, "audio/mpeg")
     served.close()
     await client.read_to_reset()
-    assert [word for word, *_ in front.recorded.incomplete] == ["upstream_response_truncated"]
+    assert [failure for failure, *_ in front.recorded.incomplete] == ["upstream_response_truncated"]
     assert front.failures == {"upstream_response_truncated": 1}
 
 
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("text/html", 300), ("audio/flac", 3600), ("Video/mp4", 3600)]
 )
-async def test_a_player_may_be_paused_for_an_hour_and_anybody_else_for_five_minutes(
+async def test_a_paused_stream_has_an_hour_and_any_other_response_five_minutes(
     front: Front, navidrome: Navidrome, kind: str, seconds: int
 ) -> None:
     _, served = await begun(front, navidrome, kind)
@@ -78,7 +80,7 @@ async def test_a_player_may_be_paused_for_an_hour_and_anybody_else_for_five_minu
     await front.until_no_client()
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
-    assert [word for word, *_ in front.recorded.incomplete] == ["send_timeout"]
+    assert [failure for failure, *_ in front.recorded.incomplete] == ["send_timeout"]
 
 
 async def test_without_an_access_log_each_incomplete_response_still_has_a_line(
@@ -90,13 +92,13 @@ async def test_without_an_access_log_each_incomplete_response_still_has_a_line(
         await client.read_exactly(1000)
         client.close()
         await front.until_no_client()
-        ((word, status, sent),) = front.recorded.cut
-        assert (word, status) == ("client_left", 200)
+        ((failure, status, sent),) = front.recorded.cut
+        assert (failure, status) == ("client_left", 200)
         assert 1000 < sent < 1200
         assert not front.recorded.accesses
 
 
-async def test_a_response_that_is_cut_by_shutdown_is_incomplete(
+async def test_a_response_that_shutdown_ends_is_incomplete(
     front: Front, navidrome: Navidrome
 ) -> None:
     client, _ = await begun(front, navidrome, "audio/mpeg")
@@ -105,15 +107,15 @@ async def test_a_response_that_is_cut_by_shutdown_is_incomplete(
     connection.abort_at_shutdown()
     await client.read_to_reset()
     await front.until_no_client()
-    assert [word for word, *_ in front.recorded.incomplete] == ["shutdown"]
-    assert [word for word, *_ in front.recorded.cut] == ["shutdown"]
+    assert [failure for failure, *_ in front.recorded.incomplete] == ["shutdown"]
+    assert [failure for failure, *_ in front.recorded.cut] == ["shutdown"]
 
 
 @pytest.mark.parametrize("close", [False, True])
-async def test_a_client_that_does_not_take_the_end_of_a_response_has_a_line(
+async def test_a_client_that_does_not_read_the_end_of_a_response_is_logged(
     navidrome: Navidrome, close: bool
 ) -> None:
-    """Navidrome gave all of it, and the shim holds the rest."""
+    """Navidrome has sent all of it, and the shim buffers the rest."""
     async with front_before(
         navidrome, limits=limits_with(send_timeout=30), send_buffer=4096
     ) as front:
@@ -121,27 +123,29 @@ async def test_a_client_that_does_not_take_the_end_of_a_response_has_a_line(
         line = "Connection: close" if close else "Accept: */*"
         await client.send(get("/rest/stream", line).encode())
         served, _ = await navidrome.requests()
-        await answer_that_waits(front, client, served)
+        await send_response_partly_read(front, client, served)
         front.pass_time(31)
         await front.until_no_client()
-        assert [(word, status) for word, status, _ in front.recorded.cut] == [("send_timeout", 200)]
+        assert [(failure, status) for failure, status, _ in front.recorded.cut] == [
+            ("send_timeout", 200)
+        ]
         assert front.failures == {"send_timeout": 1}
 
 
-async def test_a_client_that_resets_with_the_end_of_a_response_unread_has_a_line(
+async def test_a_client_that_resets_with_unread_response_data_is_logged(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, send_buffer=4096) as front:
         client = await front.client(receive_buffer=4096)
         await client.send(get("/rest/stream").encode())
         served, _ = await navidrome.requests()
-        await answer_that_waits(front, client, served)
+        await send_response_partly_read(front, client, served)
         client.reset()
         await front.until_no_client()
-        assert [word for word, *_ in front.recorded.cut] == ["client_left"]
+        assert [failure for failure, *_ in front.recorded.cut] == ["client_left"]
 
 
-async def test_a_client_that_took_the_whole_response_has_no_line(
+async def test_a_client_that_read_the_complete_response_is_not_logged(
     front: Front, navidrome: Navidrome
 ) -> None:
     client, served = await begun(front, navidrome, "audio/mpeg")

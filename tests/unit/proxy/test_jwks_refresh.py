@@ -1,4 +1,4 @@
-"""A request whose token has an unknown key waits for the key set once, and no longer than it may."""
+"""A request whose token has an unknown key waits once for the key set, within a deadline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = f"GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-jwt: {TOKEN}\r\n\r\n"
 
 
 class Fetcher:
-    """Hands out a future for each who wants the keys, while `willing`."""
+    """Gives each requester of a refresh a future, while `willing`."""
 
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[None]] = []
@@ -46,18 +46,18 @@ def ready(front: Front) -> Fetcher:
 
 
 def learn(front: Front) -> None:
-    """The keys are in force now."""
+    """The new keys are used from now on."""
     now = front.plane.decisions.policy
     front.plane.apply_policy(now.next_version(tokens=replace(RULES, keys=KEYS)))
 
 
-async def test_it_goes_on_once_the_keys_are_there(navidrome: Navidrome) -> None:
+async def test_a_request_continues_once_the_keys_are_fetched(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
         fetcher = ready(front)
         client = await front.client(EDGE)
         await client.send(HEAD.encode())
         future = await fetcher.requested()
-        await client.send(HEAD.encode())  # sent ahead: kept until its turn
+        await client.send(HEAD.encode())  # pipelined: buffered until its turn
         await asyncio.sleep(0.01)
         learn(front)
         future.set_result(None)
@@ -71,7 +71,9 @@ async def test_it_goes_on_once_the_keys_are_there(navidrome: Navidrome) -> None:
         assert len(fetcher.futures) == 1
 
 
-async def test_it_is_rejected_where_they_do_not_help(navidrome: Navidrome) -> None:
+async def test_a_request_is_rejected_where_the_new_keys_do_not_verify_it(
+    navidrome: Navidrome,
+) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
         fetcher = ready(front)
         client = await front.client(EDGE)
@@ -82,14 +84,16 @@ async def test_it_is_rejected_where_they_do_not_help(navidrome: Navidrome) -> No
         assert [reason for reason, _ in front.recorded.decided_as] == [Reason.JWT_UNKNOWN_KEY]
 
 
-async def test_it_is_rejected_at_once_where_it_may_not_wait(navidrome: Navidrome) -> None:
+async def test_a_request_is_rejected_at_once_where_no_refresh_is_possible(
+    navidrome: Navidrome,
+) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
-        assert (await front.request(HEAD, source=EDGE)).status == 401, "nobody fetches"
+        assert (await front.request(HEAD, source=EDGE)).status == 401, "no fetch is started"
         ready(front).willing = False
         assert (await front.request(HEAD, source=EDGE)).status == 401
 
 
-async def test_it_does_not_wait_for_ever(navidrome: Navidrome) -> None:
+async def test_a_request_waits_for_the_keys_only_until_its_deadline(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
         fetcher = ready(front)
         client = await front.client(EDGE)
@@ -100,7 +104,7 @@ async def test_it_does_not_wait_for_ever(navidrome: Navidrome) -> None:
         assert future.cancelled()
 
 
-async def test_who_leaves_is_forgotten(navidrome: Navidrome) -> None:
+async def test_a_disconnected_client_stops_waiting(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
         fetcher = ready(front)
         client = await front.client(EDGE)
@@ -114,7 +118,7 @@ async def test_who_leaves_is_forgotten(navidrome: Navidrome) -> None:
         await front.until_no_client()
 
 
-async def test_a_server_that_stops_lets_it_finish(navidrome: Navidrome) -> None:
+async def test_a_shutdown_lets_the_request_finish(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=policy(tokens=RULES)) as front:
         fetcher = ready(front)
         client = await front.client(EDGE)

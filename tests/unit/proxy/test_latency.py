@@ -1,4 +1,4 @@
-"""The histogram of the shim's own share of a request's time: each request once, without Navidrome's share."""
+"""The latency histogram: the shim's share of each request, counted once, without Navidrome's share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.proxy.account_gate import Accounts
 
 
 class Clock:
-    """`perf_counter` of the data plane, which stands still until a test moves it."""
+    """`perf_counter` of the data plane, which only a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -69,14 +69,14 @@ async def test_a_request_over_an_idle_connection_is_counted_once(
     assert clock.now == 1000.0
 
 
-async def test_the_wait_for_an_account_is_the_shims_share(
+async def test_the_wait_for_an_account_is_part_of_the_shims_share(
     navidrome: Navidrome, clock: Clock
 ) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
         await client.send(get("/app/", "X-authentik-username: alice").encode())
-        future = await gate.question()
+        future = await gate.next_request()
         assert counted(front) == {}
         clock.now += 2
         gate.ready["alice"] = Account(b"alice")
@@ -111,7 +111,7 @@ async def test_a_rejected_request_is_counted(front: Front, clock: Clock) -> None
     assert clock.now == 1000.0
 
 
-async def test_a_failure_after_the_request_was_sent_is_not_counted_again(
+async def test_a_failure_after_the_request_was_sent_is_counted_once(
     front: Front, navidrome: Navidrome, clock: Clock
 ) -> None:
     client = await front.client()
@@ -123,7 +123,7 @@ async def test_a_failure_after_the_request_was_sent_is_not_counted_again(
     assert counted(front) == {0.0001: 1}
 
 
-async def test_a_request_that_is_sent_again_is_counted_once(
+async def test_a_request_that_is_retried_is_counted_once(
     front: Front, navidrome: Navidrome, clock: Clock
 ) -> None:
     client = await front.client()

@@ -1,4 +1,4 @@
-"""Who leaves is gone: what was asked for them is dropped, and what comes too late reaches nobody."""
+"""Client disconnects: pending work is cancelled, and late results are discarded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
 from tests.support.slow_gate import SlowGate
-from tests.support.slow_reader import answer_that_waits
+from tests.support.slow_reader import send_response_partly_read
 from tests.support.socket_ends import until
 
 SIGNED_IN = ("X-authentik-username: alice", "X-authentik-uid: u1")
@@ -29,19 +29,19 @@ async def signed_in(front: Front, *lines: str) -> Client:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_leaving_while_the_response_is_awaited_drops_the_request(
+async def test_a_disconnect_before_the_response_drops_the_request(
     front: Front, navidrome: Navidrome, reset: bool
 ) -> None:
     client = await front.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()
     client.reset() if reset else client.finish()
-    await served.gone()
+    await served.wait_closed()
     await front.until_no_client()
     assert front.counters.upstream_connections == 0
 
 
-async def test_leaving_within_the_response_drops_it_and_never_ends_it_cleanly(
+async def test_a_disconnect_during_the_response_drops_it_without_a_clean_end(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -51,12 +51,12 @@ async def test_leaving_within_the_response_drops_it_and_never_ends_it_cleanly(
     await client.read_response_head()
     await client.read_exactly(4)
     client.finish()
-    await served.gone()
+    await served.wait_closed()
     await client.read_to_reset()
     assert front.counters.streams_open == 0
 
 
-async def test_leaving_within_the_body_drops_the_request(
+async def test_a_disconnect_during_the_body_drops_the_request(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -64,24 +64,24 @@ async def test_leaving_within_the_body_drops_the_request(
     served, _ = await navidrome.requests()
     await served.read_exactly(4)
     client.finish()
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_connections == 0
 
 
-async def test_leaving_while_the_account_is_awaited_cancels_the_question(
+async def test_a_disconnect_during_provisioning_cancels_it(
     navidrome: Navidrome,
 ) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         client.finish()
         await front.until_no_client()
         assert future.cancelled()
         assert navidrome.count == 0
 
 
-async def test_leaving_while_connecting_sends_nothing(navidrome: Navidrome) -> None:
+async def test_a_disconnect_while_connecting_sends_nothing(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         first, second = await front.client(), await front.client()
         await first.send(get("/1").encode())
@@ -97,19 +97,21 @@ async def test_leaving_while_connecting_sends_nothing(navidrome: Navidrome) -> N
         assert (await served.head()).startswith(b"GET /3 ")
 
 
-async def test_an_account_that_comes_too_late_sends_nothing(navidrome: Navidrome) -> None:
+async def test_an_account_that_is_ready_after_the_disconnect_sends_nothing(
+    navidrome: Navidrome,
+) -> None:
     class DeafGate(SlowGate):
-        """Its futures can't be cancelled, as those of a flight that others wait for too."""
+        """Its futures can't be cancelled, like those of a shared provisioning run."""
 
         def ensure(
-            self, identity: Identity, asker: RequestInfo
+            self, identity: Identity, request_info: RequestInfo
         ) -> asyncio.Future[Account | AccountDenied]:
-            return _Deaf(super().ensure(identity, asker))  # type: ignore[return-value]
+            return _Uncancellable(super().ensure(identity, request_info))  # type: ignore[return-value]
 
     gate = DeafGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         client.finish()
         await front.until_no_client()
         future.set_result(Account(b"alice"))
@@ -117,7 +119,7 @@ async def test_an_account_that_comes_too_late_sends_nothing(navidrome: Navidrome
         assert navidrome.count == 0
 
 
-class _Deaf:
+class _Uncancellable:
     def __init__(self, future: asyncio.Future[Account | AccountDenied]) -> None:
         self._future = future
 
@@ -128,14 +130,14 @@ class _Deaf:
         return getattr(self._future, name)
 
 
-async def test_the_account_decides_the_name_and_its_response_the_rest(navidrome: Navidrome) -> None:
+async def test_the_user_header_has_the_account_name(navidrome: Navidrome) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         await front.wait_until_idle()
         assert navidrome.count == 0, "nothing is sent before the account is ready"
-        gate.answer(future, "Älice".encode())
+        gate.respond(future, "Älice".encode())
         served, head = await navidrome.requests()
         assert head.count(b"\r\nRemote-User: ") == 1
         assert b"\r\nRemote-User: \xc3\x84lice\r\n" in head
@@ -146,19 +148,20 @@ async def test_the_account_decides_the_name_and_its_response_the_rest(navidrome:
         assert b"\r\nRemote-User: alice2\r\n" in await served.head()
 
 
-async def test_an_account_that_is_forgotten_while_connecting_is_asked_for_again(
+async def test_an_account_that_is_invalidated_while_connecting_is_provisioned_again(
     navidrome: Navidrome,
 ) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         await signed_in(front)
-        # Another Navidrome may answer at the same address by now: the account is ready, yet not known.
-        (await gate.question()).set_result(Account(b"alice"))
-        again = await gate.question()
+        # Another Navidrome may respond at the same address by now: the account is ready, but not
+        # known.
+        (await gate.next_request()).set_result(Account(b"alice"))
+        again = await gate.next_request()
         served = await navidrome.accepted()
         await front.wait_until_idle()
         assert bytes(served.received) == b""
-        gate.answer(again)
+        gate.respond(again)
         assert b"\r\nRemote-User: alice\r\n" in await served.head()
 
 
@@ -169,13 +172,13 @@ async def test_an_account_that_is_forgotten_while_connecting_is_asked_for_again(
         (AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "Navidrome is away", 7), 503, "7"),
     ],
 )
-async def test_a_rejected_account_is_answered_and_counted(
+async def test_a_denied_account_gets_an_error_response_and_is_counted(
     navidrome: Navidrome, refusal: AccountDenied, status: int, retry_after: str | None
 ) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await signed_in(front)
-        (await gate.question()).set_result(refusal)
+        (await gate.next_request()).set_result(refusal)
         response = await client.read_response()
         assert (response.status, response.get("retry-after")) == (status, retry_after)
         assert front.recorded.decided_as == [(refusal.reason, gate.request_infos[0].request_id)]
@@ -184,25 +187,27 @@ async def test_a_rejected_account_is_answered_and_counted(
         assert navidrome.count == 0
 
 
-async def test_a_body_waits_for_the_account_and_arrives_whole(navidrome: Navidrome) -> None:
+async def test_a_body_waits_for_the_account_and_is_forwarded_completely(
+    navidrome: Navidrome,
+) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         client = await front.client(EDGE)
         body = bytes(range(256)) * 64
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {len(body)}").encode()
         await client.send(head + body[:100], body[100:])
-        gate.answer(await gate.question())
+        gate.respond(await gate.next_request())
         served, _ = await navidrome.requests()
         assert await served.read_exactly(len(body)) == body
 
 
-async def test_the_policy_may_change_while_the_account_is_awaited(navidrome: Navidrome) -> None:
+async def test_the_policy_can_change_during_provisioning(navidrome: Navidrome) -> None:
     gate = SlowGate()
     async with front_before(navidrome, gate=gate) as front:
         await signed_in(front)
-        future = await gate.question()
+        future = await gate.next_request()
         front.plane.apply_policy(policy(number=1, suspended=True))
-        gate.answer(future)
+        gate.respond(future)
         served, head = await navidrome.requests()
         assert b"Remote-User: alice" in head, "it goes on as it was decided"
         await served.send(OK)
@@ -212,11 +217,11 @@ async def test_the_policy_may_change_while_the_account_is_awaited(navidrome: Nav
         await client.read_response()
 
 
-KEPT = 1 << 16
+BUFFERED = 1 << 16
 
 
 async def _send_until_paused(front: Front, client: Client) -> int:
-    """Send until the shim reads no more; how much it has read by then, at most."""
+    """Send until the shim stops reading; returns the maximum that it has read by then."""
     for count in range(4096):
         if front.reading_paused:
             return count << 12
@@ -224,7 +229,7 @@ async def _send_until_paused(front: Front, client: Client) -> int:
     raise AssertionError("the shim reads on")
 
 
-async def test_what_is_sent_ahead_is_kept_up_to_its_bound_and_read_on_later(
+async def test_pipelined_data_is_buffered_up_to_its_limit_and_read_later(
     navidrome: Navidrome,
 ) -> None:
     gate = SlowGate()
@@ -232,10 +237,10 @@ async def test_what_is_sent_ahead_is_kept_up_to_its_bound_and_read_on_later(
         client = await front.client(EDGE)
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 20}").encode()
         await client.send(head)
-        future = await gate.question()
+        future = await gate.next_request()
         sent = await _send_until_paused(front, client)
-        assert KEPT < sent < 2 * KEPT
-        gate.answer(future)
+        assert BUFFERED < sent < 2 * BUFFERED
+        gate.respond(future)
         served, _ = await navidrome.requests()
         rest = asyncio.create_task(client.send(bytes((1 << 20) - sent)))
         assert await served.read_exactly(1 << 20) == bytes(1 << 20)
@@ -244,11 +249,12 @@ async def test_what_is_sent_ahead_is_kept_up_to_its_bound_and_read_on_later(
         assert (await client.read_response()).status == 200
 
 
-async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_nothing(
+async def test_buffered_data_does_not_resume_a_paused_upload(
     tmp_path: Path,
 ) -> None:
     gate = SlowGate()
-    # A Unix socket takes little for a reader that sleeps, so what was kept is too much for it.
+    # A Unix socket buffers little for a reader that sleeps, so the buffered data is too much for
+    # it.
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
         front_before(navidrome, gate=gate, limits=limits_with(max_buffered_bytes=1 << 20)) as front,
@@ -256,16 +262,16 @@ async def test_what_was_kept_does_not_undo_the_pause_of_a_navidrome_that_reads_n
         client = await front.client(EDGE)
         head = build_request("POST", "/api/x", *SIGNED_IN, f"Content-Length: {1 << 40}").encode()
         await client.send(head)
-        future = await gate.question()
+        future = await gate.next_request()
         await client.send(*(bytes(50_000) for _ in range(12)))
         await front.wait_until_idle()
-        gate.answer(future)
+        gate.respond(future)
         await navidrome.accepted()
         await front.wait_until_idle()
         await _send_until_paused(front, client)
 
 
-async def test_requests_that_nobody_reads_the_responses_of_are_not_piled_up(
+async def test_pipelined_requests_are_not_served_while_their_responses_are_unread(
     navidrome: Navidrome,
 ) -> None:
     limits = limits_with(send_timeout=20)
@@ -273,12 +279,12 @@ async def test_requests_that_nobody_reads_the_responses_of_are_not_piled_up(
         client = await front.client(receive_buffer=4096)
         await client.send(get("/cover").encode())
         served, _ = await navidrome.requests()
-        await answer_that_waits(front, client, served)
-        # The response is whole, and not out; the client sends ahead without end.
+        await send_response_partly_read(front, client, served)
+        # The response is complete, but not fully sent; the client sends without end.
         with pytest.raises(ConnectionError):
             await client.send(*[bytes(1 << 12)] * 4096)
         await front.until_no_client()
-        assert [word for word, *_ in front.recorded.failures] == ["sent_ahead"]
+        assert [failure for failure, *_ in front.recorded.failures] == ["sent_ahead"]
 
 
 async def test_requests_that_waited_for_a_slow_reader_are_served_after_it(
@@ -292,7 +298,7 @@ async def _read_at_last(front: Front, navidrome: Navidrome) -> None:
     client = await front.client(receive_buffer=4096)
     await client.send(get("/cover").encode())
     served, _ = await navidrome.requests()
-    left = await answer_that_waits(front, client, served)
+    left = await send_response_partly_read(front, client, served)
     heads = [get(f"/{number}", "X: " + "x" * 8000).encode() for number in range(7)]
     await client.send(*heads)
     await front.wait_until_idle()
@@ -303,7 +309,7 @@ async def _read_at_last(front: Front, navidrome: Navidrome) -> None:
         assert (await client.read_response()).body == b"ok"
 
 
-async def test_a_head_longer_than_what_is_kept_is_read_on_when_its_turn_comes(
+async def test_a_head_longer_than_the_buffer_limit_is_read_in_its_turn(
     navidrome: Navidrome,
 ) -> None:
     limits = limits_with(header_bytes=1 << 18, max_buffered_bytes=1 << 16)
@@ -319,7 +325,9 @@ async def test_a_head_longer_than_what_is_kept_is_read_on_when_its_turn_comes(
         assert (await served.head()).startswith(b"GET /2 ")
 
 
-async def test_many_who_wait_and_have_to_ask_again_do_not_recurse(navidrome: Navidrome) -> None:
+async def test_many_waiting_requests_that_are_evaluated_again_do_not_recurse(
+    navidrome: Navidrome,
+) -> None:
     raise_descriptor_limit()
     gate = SlowGate()
     gate.ready["alice"] = Account(b"alice")

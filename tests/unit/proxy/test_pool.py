@@ -1,4 +1,4 @@
-"""The connections to Navidrome: which are used again, how many there are, and which requests are repeated."""
+"""The upstream pool: reuse of connections, their number, and retries."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on
 from tests.support.socket_ends import until
 
 
-async def one_answer(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
-    """A connection that has carried one exchange."""
+async def one_response(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
+    """Return a connection that has carried one exchange."""
     client = await front.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()
@@ -33,8 +33,8 @@ async def one_answer(front: Front, navidrome: Navidrome, response: bytes = OK) -
     return served
 
 
-async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) -> None:
-    served = await one_answer(front, navidrome)
+async def test_a_connection_is_reused(front: Front, navidrome: Navidrome) -> None:
+    served = await one_response(front, navidrome)
     assert (front.counters.upstream_connections, front.counters.upstream_idle) == (1, 1)
     for _ in range(3):
         client = await front.client()
@@ -57,11 +57,11 @@ async def test_a_connection_is_used_again(front: Front, navidrome: Navidrome) ->
         b"HTTP/1.1 204 No Content\r\nContent-Length: 4\r\n\r\nevil",
     ],
 )
-async def test_a_connection_that_closes_or_has_bytes_left_over_is_not_used_again(
+async def test_a_connection_that_closes_or_has_extra_bytes_is_not_reused(
     front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
-    served = await one_answer(front, navidrome, response)
-    await served.gone()
+    served = await one_response(front, navidrome, response)
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
     client = await front.client()
     await client.send(get().encode())
@@ -80,23 +80,23 @@ async def test_the_body_of_a_response_to_head_does_not_become_the_next_response(
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")
     await client.read_response("HEAD")
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
 async def test_bytes_on_a_pooled_connection_close_it(front: Front, navidrome: Navidrome) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     await served.send(OK)
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_connections == 0
 
 
-async def test_a_pooled_connection_that_navidrome_ends_is_forgotten(
+async def test_a_pooled_connection_that_navidrome_closes_is_removed(
     front: Front, navidrome: Navidrome
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     served.finish()
-    await served.gone()
+    await served.wait_closed()
     client = await front.client()
     await client.send(build_request("POST", "/api/x", "Content-Length: 1").encode() + b"x")
     again, _ = await navidrome.requests()
@@ -104,16 +104,20 @@ async def test_a_pooled_connection_that_navidrome_ends_is_forgotten(
     assert (await client.read_response()).status == 200
 
 
-async def test_one_that_was_idle_too_long_is_closed(front: Front, navidrome: Navidrome) -> None:
-    served = await one_answer(front, navidrome)
+async def test_a_connection_that_was_idle_too_long_is_closed(
+    front: Front, navidrome: Navidrome
+) -> None:
+    served = await one_response(front, navidrome)
     front.pass_time(29)
     assert front.counters.upstream_idle == 1
     front.pass_time(2)
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
-async def test_an_early_response_ends_both_connections(front: Front, navidrome: Navidrome) -> None:
+async def test_an_early_response_closes_both_connections(
+    front: Front, navidrome: Navidrome
+) -> None:
     client = await front.client()
     await client.send(build_request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
     served, _ = await navidrome.requests()
@@ -122,27 +126,27 @@ async def test_an_early_response_ends_both_connections(front: Front, navidrome: 
     assert (response.status, response.get("connection"), response.body) == (413, "close", b"no")
     await client.send(b" more!")
     assert await client.read_to_end() == b""
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
-async def test_a_request_that_still_waits_in_the_buffer_is_not_sent_whole(
+async def test_a_request_that_is_still_buffered_is_not_sent_after_an_early_response(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
     await client.send(build_request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
     served, _ = await navidrome.requests()
-    # Navidrome reads nothing: the machine takes a part, the rest waits in the shim.
+    # Navidrome reads nothing: the kernel buffers a part, the rest waits in the shim.
     while not front.held_for_navidrome:
         await client.send(b"1000\r\n" + bytes(4096) + b"\r\n")
     await client.send(b"0\r\n\r\n")
     await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
     assert (await client.read_response()).status == 413
-    await served.gone()
+    await served.wait_closed()
     assert front.counters.upstream_idle == 0
 
 
-async def test_connections_are_bounded_and_who_waits_is_served_in_order(
+async def test_connections_are_limited_and_waiting_requests_are_served_in_order(
     navidrome: Navidrome,
 ) -> None:
     limits = limits_with(max_upstream_connections=2, max_pending_requests=2)
@@ -165,7 +169,7 @@ async def test_connections_are_bounded_and_who_waits_is_served_in_order(
         assert front.failures == {"pool_exhausted": 1}
 
 
-async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: Navidrome) -> None:
+async def test_a_waiting_request_gets_the_slot_of_a_closed_connection(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         first, second = await front.client(), await front.client()
         await first.send(get("/1").encode())
@@ -177,7 +181,7 @@ async def test_who_waits_gets_the_place_of_a_connection_that_closed(navidrome: N
         assert head.startswith(b"GET /2 ")
 
 
-async def test_who_left_does_not_wait_any_more(navidrome: Navidrome) -> None:
+async def test_a_disconnected_client_does_not_wait_any_more(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         first, second, third = [await front.client() for _ in range(3)]
         for number, client in enumerate((first, second, third)):
@@ -191,7 +195,7 @@ async def test_who_left_does_not_wait_any_more(navidrome: Navidrome) -> None:
         assert (await served.head()).startswith(b"GET /2 ")
 
 
-async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Navidrome) -> None:
+async def test_every_waiting_request_fails_when_navidrome_is_down(navidrome: Navidrome) -> None:
     async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
         await navidrome.stop_listening()
         clients = [await front.client() for _ in range(4)]
@@ -203,16 +207,16 @@ async def test_everybody_who_waits_is_told_that_navidrome_is_down(navidrome: Nav
         assert front.recorded.upstream == ["down"]
 
 
-async def test_up_and_down_are_told_once_per_change() -> None:
-    async with navidrome_on_a_socket() as gone:
-        port = gone.address.port
-        async with front_before(gone) as front:
-            await gone.stop_listening()
+async def test_up_and_down_are_reported_once_per_change() -> None:
+    async with navidrome_on_a_socket() as stopped:
+        port = stopped.address.port
+        async with front_before(stopped) as front:
+            await stopped.stop_listening()
             for _ in range(3):
                 response = await front.request(get())
                 assert (response.status, response.get("retry-after")) == (502, "5")
             async with navidrome_on_a_socket(port=port) as back:
-                first = await one_answer(front, back)
+                first = await one_response(front, back)
                 for _ in range(2):
                     client = await front.client()
                     await client.send(get().encode())
@@ -222,7 +226,7 @@ async def test_up_and_down_are_told_once_per_change() -> None:
             assert front.recorded.upstream == ["down", "up"]
 
 
-# (method, target, repeated)
+# (method, target, retried)
 _REPEATED = [
     ("GET", "/", True),
     ("HEAD", "/", True),
@@ -249,10 +253,10 @@ _REPEATED = [
 
 
 @pytest.mark.parametrize(("method", "target", "repeated"), _REPEATED)
-async def test_what_met_a_stale_connection_is_repeated_once_where_that_changes_nothing(
+async def test_a_safe_request_on_a_stale_connection_is_retried_once(
     front: Front, navidrome: Navidrome, method: str, target: str, repeated: bool
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(build_request(method, target).encode())
     head = await served.head()
@@ -271,10 +275,10 @@ async def test_what_met_a_stale_connection_is_repeated_once_where_that_changes_n
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1", "Transfer-Encoding: chunked"])
-async def test_a_get_with_a_body_is_not_repeated(
+async def test_a_get_with_a_body_is_not_retried(
     front: Front, navidrome: Navidrome, framing: str
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(build_request("GET", "/", framing).encode())
     await served.head()
@@ -283,10 +287,10 @@ async def test_a_get_with_a_body_is_not_repeated(
     assert navidrome.count == 1
 
 
-async def test_nothing_is_repeated_once_a_byte_of_the_response_was_seen(
+async def test_no_request_is_retried_once_a_byte_of_the_response_was_received(
     front: Front, navidrome: Navidrome
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(get().encode())
     await served.head()
@@ -296,7 +300,7 @@ async def test_nothing_is_repeated_once_a_byte_of_the_response_was_seen(
     assert navidrome.count == 1
 
 
-async def test_nothing_is_repeated_over_a_connection_that_was_new(
+async def test_no_request_is_retried_on_a_new_connection(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -307,10 +311,10 @@ async def test_nothing_is_repeated_over_a_connection_that_was_new(
     assert navidrome.count == 1
 
 
-async def test_what_is_repeated_is_repeated_with_its_response_whole(
+async def test_a_retried_request_gets_its_complete_response(
     front: Front, navidrome: Navidrome
 ) -> None:
-    served = await one_answer(front, navidrome)
+    served = await one_response(front, navidrome)
     client = await front.client()
     await client.send(get("/1").encode() + get("/2").encode())
     await served.head()
@@ -323,7 +327,7 @@ async def test_what_is_repeated_is_repeated_with_its_response_whole(
     assert [(await client.read_response()).body for _ in range(2)] == [b"ok"] * 2
 
 
-async def test_a_pool_may_have_a_bound_of_its_own(front: Front, navidrome: Navidrome) -> None:
+async def test_a_pool_can_have_its_own_limit(front: Front, navidrome: Navidrome) -> None:
     pool = UpstreamPool(front.plane, navidrome.address, most=1)
     first, second = Waiter(), Waiter()
     pool.acquire(first)
@@ -353,7 +357,7 @@ class Waiter:
 
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """Let this process open no more files."""
+    """Prevent this process from opening more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 64, hard))
@@ -370,7 +374,7 @@ def no_descriptors_left() -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_a_lack_of_descriptors_does_not_mean_that_navidrome_is_down(
+async def test_a_lack_of_file_descriptors_is_not_reported_as_navidrome_down(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -387,7 +391,9 @@ async def test_a_lack_of_descriptors_does_not_mean_that_navidrome_is_down(
     assert (await again.read_response()).body == b"ok"
 
 
-async def test_connections_to_navidrome_have_keepalive(front: Front, navidrome: Navidrome) -> None:
+async def test_connections_to_navidrome_have_tcp_keepalive(
+    front: Front, navidrome: Navidrome
+) -> None:
     client = await front.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()

@@ -1,4 +1,4 @@
-"""When a connection outlives a rejection: a trusted peer's, where it is clear where the request ended."""
+"""Keep-alive after a rejection: for a trusted peer, if the end of the request is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from shim.proxy.gate import AccountDenied
 from shim.trust.reasons import Reason
-from tests.support.data_plane import ANYONE, EDGE, front_before, policy
+from tests.support.data_plane import EDGE, UNTRUSTED, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
@@ -21,7 +21,7 @@ GOOD = get("/app/", ALICE, "X-Shim-Proxy-Secret: s3cret")
 
 
 async def served(client: Client, navidrome: Navidrome) -> None:
-    """Another request on this connection is answered."""
+    """Assert that another request on this connection is answered."""
     await client.send(GOOD.encode())
     end, head = await navidrome.requests()
     assert b"\r\nRemote-User: alice\r\n" in head
@@ -40,7 +40,9 @@ async def served(client: Client, navidrome: Navidrome) -> None:
     ],
     ids=["GET", "HEAD", "no body to come", "HTTP/1.0 that asks for it", "own pages"],
 )  # fmt: skip
-async def test_it_lasts_after_a_rejection(navidrome: Navidrome, head: str, method: str) -> None:
+async def test_a_connection_is_kept_alive_after_a_rejection(
+    navidrome: Navidrome, head: str, method: str
+) -> None:
     async with front_before(navidrome, by=SECRETS) as front:
         client = await front.client(EDGE)
         for _ in range(3):
@@ -63,12 +65,14 @@ async def test_it_lasts_after_a_rejection(navidrome: Navidrome, head: str, metho
         (get("/app//x", ALICE), EDGE),
         (get("/app/", ALICE, "Connection: Upgrade", "Upgrade: websocket",
              "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13"), EDGE),
-        (get("/_shim/"), ANYONE),
+        (get("/_shim/"), UNTRUSTED),
     ],
     ids=["Connection: close", "HTTP/1.0", "a body to come", "chunks to come", "a header twice", "an alias",
          "an ambiguous target", "an upgrade", "a peer that is not listed"],
 )  # fmt: skip
-async def test_it_ends_after_a_rejection(navidrome: Navidrome, head: str, source: str) -> None:
+async def test_a_connection_is_closed_after_a_rejection(
+    navidrome: Navidrome, head: str, source: str
+) -> None:
     async with front_before(navidrome, by=SECRETS) as front:
         client = await front.client(source)
         await client.send((head + GOOD).encode())
@@ -79,7 +83,9 @@ async def test_it_ends_after_a_rejection(navidrome: Navidrome, head: str, source
         assert navidrome.count == 0
 
 
-async def test_what_was_sent_ahead_is_answered_in_order(navidrome: Navidrome) -> None:
+async def test_pipelined_requests_after_a_rejection_are_answered_in_order(
+    navidrome: Navidrome,
+) -> None:
     async with front_before(navidrome, by=SECRETS) as front:
         client = await front.client(EDGE)
         await client.send((REFUSED + GOOD + REFUSED).encode())
@@ -91,7 +97,7 @@ async def test_what_was_sent_ahead_is_answered_in_order(navidrome: Navidrome) ->
         assert (await client.request(REFUSED)).status == 401
 
 
-async def test_a_thousand_rejections_sent_ahead_do_not_recurse(navidrome: Navidrome) -> None:
+async def test_a_thousand_pipelined_rejections_do_not_recurse(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=SECRETS) as front:
         client = await front.client(EDGE)
         sending = asyncio.create_task(client.send(REFUSED.encode() * 1000))
@@ -101,23 +107,23 @@ async def test_a_thousand_rejections_sent_ahead_do_not_recurse(navidrome: Navidr
         await served(client, navidrome)
 
 
-async def test_what_was_sent_ahead_of_an_account_that_is_rejected_is_served(
+async def test_requests_pipelined_behind_a_denied_account_are_served(
     navidrome: Navidrome,
 ) -> None:
     gate = SlowGate()
     async with front_before(navidrome, by=SECRETS, gate=gate) as front:
         client = await front.client(EDGE)
         await client.send((GOOD + GOOD).encode())
-        first = await gate.question()
+        first = await gate.next_request()
         first.set_result(AccountDenied(Reason.GROUP_NOT_ALLOWED, "no group of hers may in"))
         assert (await client.read_response()).status == 403
-        gate.answer(await gate.question())
+        gate.respond(await gate.next_request())
         end, _ = await navidrome.requests()
         await end.send(OK)
         assert (await client.read_response()).status == 200
 
 
-async def test_who_stays_idle_after_a_rejection_is_let_go(navidrome: Navidrome) -> None:
+async def test_an_idle_connection_after_a_rejection_is_closed(navidrome: Navidrome) -> None:
     limits = limits_with(idle_timeout=30.0)
     async with front_before(navidrome, by=SECRETS, limits=limits) as front:
         client = await front.client(EDGE)
@@ -128,7 +134,7 @@ async def test_who_stays_idle_after_a_rejection_is_let_go(navidrome: Navidrome) 
         assert await client.read_to_end() == b""
 
 
-async def test_a_server_that_stops_ends_it_with_the_rejection(navidrome: Navidrome) -> None:
+async def test_a_shutdown_closes_the_connection_after_the_rejection(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=SECRETS) as front:
         client = await front.client(EDGE)
         await client.send(REFUSED[:10].encode())

@@ -1,4 +1,4 @@
-"""Bodies that are buffered: within a limit of their own and a budget for all."""
+"""Buffered bodies: within a limit for each and a budget for all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_body_is_the_same_in_any_slicing(body: bytes, chunked: bool, cuts: lis
     assert budget.used == 0
 
 
-def test_a_body_over_its_limit_is_too_large_at_once_where_its_length_says_so() -> None:
+def test_a_content_length_over_the_limit_is_rejected_at_once() -> None:
     budget = BodyBudget(8000)
     with pytest.raises(BodyTooLarge):
         BodyBuffer(101, 100, budget.share(b"192.0.2.1", trusted=True))
@@ -44,7 +44,7 @@ def test_a_body_over_its_limit_is_too_large_at_once_where_its_length_says_so() -
     assert budget.used == 0
 
 
-def test_a_body_of_many_chunks_is_too_large() -> None:
+def test_a_body_of_many_chunks_over_the_limit_is_rejected() -> None:
     budget = BodyBudget(1 << 23)
     with pytest.raises(BodyTooLarge):
         BodyBuffer(CHUNKED, 1 << 20, budget.share(b"192.0.2.1", trusted=True)).feed(
@@ -55,7 +55,7 @@ def test_a_body_of_many_chunks_is_too_large() -> None:
     assert buffer.take() == bytes(1 << 20)
 
 
-def test_a_body_in_no_coding_is_an_error() -> None:
+def test_a_body_with_another_coding_is_an_error() -> None:
     with pytest.raises(ChunkedError):
         BodyBuffer(CHUNKED, 100, BodyBudget(800).share(b"", trusted=True)).feed(b"x\r\n")
 
@@ -88,7 +88,7 @@ def test_untrusted_peers_share_half_of_the_budget() -> None:
         (None, None, b"192.0.2.1"),
     ],
 )
-def test_one_client_has_an_eighth_of_the_budget(
+def test_one_client_can_use_an_eighth_of_the_budget(
     client: bytes | None, same: bytes | None, other: bytes
 ) -> None:
     budget = BodyBudget(800)

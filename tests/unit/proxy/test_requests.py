@@ -1,11 +1,11 @@
-"""How requests are read: cut anywhere, one after the other, in both versions, with every kind of body."""
+"""Parsing of requests: split anywhere, pipelined, in both HTTP versions, with every kind of body."""
 
 from __future__ import annotations
 
 import pytest
 
 from shim.trust.reasons import Reason
-from tests.support.data_plane import ANYONE, EDGE, Front
+from tests.support.data_plane import EDGE, UNTRUSTED, Front
 from tests.support.http_client import build_request, get
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.socket_ends import cuts
@@ -13,7 +13,7 @@ from tests.support.socket_ends import cuts
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
 
-async def test_a_head_cut_at_every_byte_is_read_as_in_one_piece(
+async def test_a_head_split_at_every_byte_is_parsed_as_in_one_piece(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -44,7 +44,7 @@ async def test_a_head_cut_at_every_byte_is_read_as_in_one_piece(
     ],
     ids=["length", "chunked"],
 )
-async def test_a_body_cut_at_every_byte_arrives_whole(
+async def test_a_body_split_at_every_byte_is_forwarded_completely(
     front: Front, navidrome: Navidrome, framing: str, body: bytes, sent_on: bytes
 ) -> None:
     client = await front.client()
@@ -92,7 +92,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
     served, first = await navidrome.requests()
     assert first.startswith(b"GET /0 ")
     await front.wait_until_idle()
-    assert bytes(served.received) == first, "the second request waits for the first one's answer"
+    assert bytes(served.received) == first, "the second request waits for the first one's response"
     await served.send(OK)
     assert (await served.head()).startswith(b"POST /body ")
     assert await served.read_exactly(3) == b"abc"
@@ -105,7 +105,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
 
 
 @pytest.mark.parametrize("body", [b"\r\n", b"\r\n\r\n", b"x\r\n\r\n"])
-async def test_a_body_of_line_ends_is_not_taken_for_the_end_of_the_head(
+async def test_line_ends_in_a_body_do_not_end_the_head(
     front: Front, navidrome: Navidrome, body: bytes
 ) -> None:
     client = await front.client()
@@ -116,7 +116,7 @@ async def test_a_body_of_line_ends_is_not_taken_for_the_end_of_the_head(
     assert (await client.read_response()).status == 200
 
 
-async def test_line_ends_behind_a_head_without_fields_are_not_part_of_it(
+async def test_line_ends_after_a_head_without_fields_are_not_part_of_it(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -139,7 +139,7 @@ async def test_a_thousand_pipelined_requests_do_not_recurse(
         assert (await client.read_response()).body == b"ok"
 
 
-async def test_junk_behind_a_request_is_rejected_once_and_nothing_of_it_is_forwarded(
+async def test_invalid_data_after_a_request_is_rejected_once_and_not_forwarded(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -154,7 +154,7 @@ async def test_junk_behind_a_request_is_rejected_once_and_nothing_of_it_is_forwa
 
 
 @pytest.mark.parametrize(
-    ("version", "option", "kept"),
+    ("version", "option", "keep_alive"),
     [
         ("1.1", "", True),
         ("1.1", "Connection: close", False),
@@ -164,8 +164,8 @@ async def test_junk_behind_a_request_is_rejected_once_and_nothing_of_it_is_forwa
         ("1.0", "Connection: keep-alive, close", False),
     ],
 )
-async def test_a_connection_lasts_as_its_version_and_options_say(
-    front: Front, navidrome: Navidrome, version: str, option: str, kept: bool
+async def test_version_and_connection_options_decide_keep_alive(
+    front: Front, navidrome: Navidrome, version: str, option: str, keep_alive: bool
 ) -> None:
     client = await front.client()
     head = f"GET / HTTP/{version}\r\nHost: h\r\n" + (f"{option}\r\n" if option else "") + "\r\n"
@@ -175,9 +175,9 @@ async def test_a_connection_lasts_as_its_version_and_options_say(
     assert b"Connection" not in got
     await served.send(OK)
     response = await client.read_response()
-    said = {"1.0": "keep-alive", "1.1": None}[version] if kept else "close"
-    assert response.get("connection") == said
-    if kept:
+    option_sent = {"1.0": "keep-alive", "1.1": None}[version] if keep_alive else "close"
+    assert response.get("connection") == option_sent
+    if keep_alive:
         await client.send(head.encode())
         await served.head()
         await served.send(OK)
@@ -187,7 +187,7 @@ async def test_a_connection_lasts_as_its_version_and_options_say(
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-async def test_these_methods_are_passed_on(front: Front, navidrome: Navidrome, method: str) -> None:
+async def test_these_methods_are_forwarded(front: Front, navidrome: Navidrome, method: str) -> None:
     client = await front.client()
     await client.send(build_request(method, "/api/x").encode())
     served, head = await navidrome.requests()
@@ -231,7 +231,7 @@ _BOTH = "Content-Length: 1\r\nTransfer-Encoding: chunked"
         " folded: line",
     ],
 )
-async def test_what_can_be_read_in_two_ways_is_rejected_and_closed(
+async def test_an_ambiguous_request_is_rejected_and_closed(
     front: Front, navidrome: Navidrome, lines: str
 ) -> None:
     client = await front.client()
@@ -269,7 +269,7 @@ async def test_a_malformed_head_is_rejected_at_once(
     assert navidrome.count == 0
 
 
-async def test_the_longest_length_is_taken(front: Front, navidrome: Navidrome) -> None:
+async def test_the_largest_content_length_is_accepted(front: Front, navidrome: Navidrome) -> None:
     client = await front.client()
     await client.send(
         build_request("PUT", "/api/x", "Content-Length: 9223372036854775807").encode()
@@ -279,7 +279,7 @@ async def test_the_longest_length_is_taken(front: Front, navidrome: Navidrome) -
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])
-async def test_who_expects_a_100_gets_it_from_the_shim(
+async def test_a_client_that_expects_100_continue_gets_it_from_the_shim(
     front: Front, navidrome: Navidrome, framing: str
 ) -> None:
     client = await front.client()
@@ -288,13 +288,13 @@ async def test_who_expects_a_100_gets_it_from_the_shim(
     assert (await client.read_response_head())[0] == 100
     await client.send(body)
     served, head = await navidrome.requests()
-    assert b"Expect" not in head, "it was answered here"
+    assert b"Expect" not in head, "the shim has responded"
     assert await served.read_exactly(len(body)) == body
     await served.send(b"HTTP/1.1 100 Continue\r\n\r\n" + OK)
     assert (await client.read_response()).status == 200, "Navidrome's own 100 is not a second one"
 
 
-async def test_no_100_is_sent_where_the_body_came_at_once_or_there_is_none(
+async def test_no_100_continue_is_sent_if_the_body_has_arrived_or_is_absent(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -327,7 +327,7 @@ async def test_no_100_is_sent_where_the_body_came_at_once_or_there_is_none(
         b"0\r\n" + (b"A: " + b"b" * 4000 + b"\r\n") * 5,
     ],
 )
-async def test_a_bad_chunked_body_is_rejected_and_its_request_dropped(
+async def test_an_invalid_chunked_body_is_rejected_and_its_upstream_request_dropped(
     front: Front, navidrome: Navidrome, body: bytes
 ) -> None:
     client = await front.client()
@@ -335,7 +335,7 @@ async def test_a_bad_chunked_body_is_rejected_and_its_request_dropped(
     served, _ = await navidrome.requests()
     await client.send(body)
     assert (await client.read_response()).status == 400
-    await served.gone()
+    await served.wait_closed()
     assert b"0\r\n\r\n" not in bytes(served.received), "Navidrome never sees the body end"
 
 
@@ -362,7 +362,7 @@ async def test_two_empty_lines_before_a_request_line_are_rejected(front: Front) 
     assert (await client.read_response()).status == 400
 
 
-async def test_a_tls_handshake_on_the_plain_port_is_closed_and_told_of(front: Front) -> None:
+async def test_a_tls_handshake_on_the_plain_port_is_closed_and_logged(front: Front) -> None:
     client = await front.client()
     await client.send(bytes.fromhex("1603010200010001fc0303") + bytes(500))
     assert await client.read_to_end() == b""
@@ -378,10 +378,10 @@ async def test_tls_handshakes_on_the_plain_port_are_logged_once_a_minute_for_eac
         assert await client.read_to_end() == b""
         return len(front.recorded.decided_as)
 
-    assert [await shake_hands(ANYONE) for _ in range(3)] == [1, 1, 1]
+    assert [await shake_hands(UNTRUSTED) for _ in range(3)] == [1, 1, 1]
     assert await shake_hands(EDGE) == 2
     front.pass_time(59)
-    assert await shake_hands(ANYONE) == 2
+    assert await shake_hands(UNTRUSTED) == 2
     front.pass_time(2)
-    assert await shake_hands(ANYONE) == 3
+    assert await shake_hands(UNTRUSTED) == 3
     assert sum(front.counters.requests) == 6

@@ -29,7 +29,7 @@ class Steps:
             self.log.append("given back")
 
 
-def test_it_goes_on_where_it_is_resumed_and_not_later() -> None:
+def test_the_slow_path_continues_exactly_when_it_is_resumed() -> None:
     steps = Steps()
     steps.path.start()
     assert steps.log == []
@@ -43,7 +43,7 @@ def test_it_goes_on_where_it_is_resumed_and_not_later() -> None:
     assert len(steps.log) == 4, "nothing goes on after the end"
 
 
-def test_cancelling_gives_back_what_it_holds_at_once() -> None:
+def test_cancelling_releases_resources_at_once() -> None:
     steps = Steps()
     steps.path.start()
     steps.path.cancel()
@@ -52,21 +52,21 @@ def test_cancelling_gives_back_what_it_holds_at_once() -> None:
     assert steps.log == ["given back"]
 
 
-def test_an_error_is_raised_where_it_waits() -> None:
+def test_an_error_is_raised_at_the_wait() -> None:
     steps = Steps()
     steps.path.start()
     steps.path.throw(ValueError("no connection"))
     assert steps.log == ["no connection", "given back", "resumed end"]
 
 
-def test_one_that_never_waits_has_no_resumed_end() -> None:
+def test_a_slow_path_that_never_waits_is_not_reported_as_resumed() -> None:
     async def run() -> None:
         pass
 
     SlowPath(run(), lambda: pytest.fail("it was not resumed")).start()
 
 
-def test_one_that_cancels_itself_goes_on_to_its_end() -> None:
+def test_a_slow_path_that_cancels_itself_runs_to_its_end() -> None:
     log: list[str] = []
 
     async def run() -> None:
@@ -80,7 +80,7 @@ def test_one_that_cancels_itself_goes_on_to_its_end() -> None:
     assert log == ["end", "resumed end"]
 
 
-def test_one_that_cancels_itself_and_waits_is_ended_there() -> None:
+def test_a_slow_path_that_cancels_itself_and_waits_is_ended_there() -> None:
     log: list[str] = []
 
     async def run() -> None:
@@ -95,7 +95,7 @@ def test_one_that_cancels_itself_and_waits_is_ended_there() -> None:
     assert log == ["given back"]
 
 
-def test_a_defect_reaches_the_caller_and_ends_it() -> None:
+def test_an_exception_reaches_the_caller_and_ends_the_slow_path() -> None:
     async def run() -> None:
         await suspend()
         raise RuntimeError("a defect")
@@ -108,7 +108,7 @@ def test_a_defect_reaches_the_caller_and_ends_it() -> None:
 
 
 @pytest.mark.parametrize("done", [True, False])
-async def test_a_future_is_waited_for_or_cancelled(done: bool) -> None:
+async def test_a_future_is_awaited_or_cancelled(done: bool) -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     log: list[str] = []
 
@@ -127,7 +127,7 @@ async def test_a_future_is_waited_for_or_cancelled(done: bool) -> None:
     assert future.cancelled() is not done
 
 
-async def test_a_request_that_waits_for_nothing_has_no_slow_path(
+async def test_a_request_without_a_wait_has_no_slow_path(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()

@@ -1,4 +1,4 @@
-"""The transition table, and the connection that keeps to it."""
+"""The transition table, and a connection that follows it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reachable(start: State) -> set[State]:
     return found
 
 
-def test_every_state_has_a_row_and_is_reached() -> None:
+def test_every_state_has_a_row_and_is_reachable() -> None:
     assert reachable(READING_HEAD) == set(TRANSITIONS)
 
 
@@ -40,13 +40,13 @@ def test_every_state_can_be_closed(state: State) -> None:
     assert CLOSING in TRANSITIONS[state]
 
 
-def test_nothing_follows_the_end() -> None:
+def test_no_transition_leaves_the_closed_state() -> None:
     assert reachable(CLOSING) == {CLOSING}
     assert reachable(TUNNEL) == {TUNNEL, CLOSING}
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=repr)
-async def test_a_connection_makes_the_listed_transitions_and_no_other(
+async def test_a_connection_makes_the_listed_transitions_only(
     front: Front, old: State, new: State
 ) -> None:
     client = await front.client(EDGE)
@@ -78,7 +78,7 @@ async def test_an_illegal_transition_aborts_both_connections_and_is_logged(
     served, _ = await navidrome.requests()
     connection = front.connection_of(client)
     assert connection.state is FORWARDING
-    connection.state = TUNNEL  # a defect, as far as the response is concerned
+    connection.state = TUNNEL  # an internal error, as far as the response is concerned
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     await client.read_to_reset()
     await front.until_no_client()

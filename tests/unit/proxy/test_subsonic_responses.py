@@ -71,6 +71,19 @@ def _chunked(body: bytes) -> bytes:
         (_chunked(WRONG), ["failed", "ended"]),
         (_response(WRONG_XML, b"application/xml"), ["failed", "ended"]),
         (_response(b"a.b(%b)" % WRONG, b"application/javascript"), ["failed", "ended"]),
+        # A long callback hides the error.
+        (_response(b"a" * 5000 + b"(%b)" % WRONG, b"application/javascript"), ["failed", "ended"]),
+        (
+            _response(
+                gzip.compress(b"a" * 5000 + b"(%b)" % WRONG), b"application/javascript", b"gzip"
+            ),
+            ["failed", "ended"],
+        ),
+        (_response(RIGHT + b" " * 5000), ["succeeded", "ended"]),
+        (
+            _response(b"a(%b" % RIGHT + b" " * 5000, b"application/javascript"),
+            ["succeeded", "ended"],
+        ),
         (_response(RIGHT), ["succeeded", "ended"]),
         (_response(RIGHT_XML, b"application/xml"), ["succeeded", "ended"]),
         (_response(b"\xff\xd8" + b"x" * 100, b"image/jpeg"), ["succeeded", "ended"]),
@@ -105,6 +118,10 @@ def test_a_large_text_that_is_packed_small_is_not_unpacked() -> None:
 def test_a_short_text_counts_as_a_failure_of_head() -> None:
     for head, expected in [
         (_response(WRONG).partition(b"\r\n\r\n")[0], ["failed", "ended"]),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/javascript\r\nContent-Length: 9999",
+            ["failed", "ended"],
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 9", ["ended"]),
     ]:
         attempt = Recorded()

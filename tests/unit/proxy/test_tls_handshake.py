@@ -1,4 +1,4 @@
-"""TLS on the listener: who never begins is counted and let go, and holds nobody up."""
+"""TLS on the listener: unfinished handshakes are counted, have a deadline, and block no other client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from shim.proxy.server import Options
 from tests.support.certificates import Certificates
-from tests.support.data_plane import ANYONE, EDGE, Front, front_before
+from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
 from tests.support.scripted_navidrome import OK, Navidrome
@@ -18,8 +18,8 @@ from tests.support.socket_ends import turns, until
 PATIENT = limits_with(request_header_timeout=60.0)
 
 
-async def gone(client: Client) -> None:
-    """The shim ends this connection, and says nothing on it that is not TLS."""
+async def wait_closed(client: Client) -> None:
+    """Assert that the shim closes this connection, and sends no data but TLS."""
     try:
         left = await client.read_to_end()
     except ConnectionError:
@@ -31,13 +31,13 @@ async def counted(front: Front, number: int) -> None:
     await until(lambda: front.counters.client_connections == number)
 
 
-async def test_who_never_begins_is_counted_and_let_go(
+async def test_an_unfinished_handshake_is_counted_and_times_out(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     limits = limits_with(request_header_timeout=0.1)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
         client = await front.client(EDGE)
-        await gone(client)
+        await wait_closed(client)
         await counted(front, 0)
         assert not front.state.connections
 
@@ -45,19 +45,19 @@ async def test_who_never_begins_is_counted_and_let_go(
 @pytest.mark.parametrize(
     "sent", [get().encode(), b"\x00" * 40, b"\x16\x03\x01\x00\x05hello"], ids=["HTTP", "zeros", "not quite"]
 )  # fmt: skip
-async def test_what_is_no_tls_is_never_answered_as_if_it_were_http(
+async def test_data_that_is_not_tls_gets_no_http_response(
     navidrome: Navidrome, certificates: Certificates, sent: bytes
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
         client = await front.client(EDGE)
         await client.send(sent)
-        await gone(client)
+        await wait_closed(client)
         await counted(front, 0)
         assert navidrome.count == 0
         assert front.recorded.decided_as == []
 
 
-async def test_who_leaves_before_it_begins_is_not_counted_any_more(
+async def test_a_client_that_disconnects_before_its_handshake_is_not_counted_any_more(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
@@ -68,26 +68,26 @@ async def test_who_leaves_before_it_begins_is_not_counted_any_more(
         await counted(front, 0)
 
 
-async def test_untrusted_peers_who_never_begin_leave_room_for_the_edge(
+async def test_unfinished_handshakes_of_untrusted_peers_leave_connections_for_the_edge(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     limits = limits_with(request_header_timeout=60.0, max_connections=8)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
-        strangers = [await front.client(ANYONE) for _ in range(4)]
+        untrusted = [await front.client(UNTRUSTED) for _ in range(4)]
         await counted(front, 4)
-        await gone(await front.client(ANYONE))
+        await wait_closed(await front.client(UNTRUSTED))
         assert front.counters.clients_rejected == 1
         await counted(front, 4)
         await _served(front, navidrome, certificates, EDGE)
-        assert len(strangers) == 4
+        assert len(untrusted) == 4
 
 
-async def test_a_connection_takes_the_place_of_its_handshake(
+async def test_a_connection_replaces_its_handshake_in_the_count(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     limits = limits_with(request_header_timeout=60.0, max_connections=2)
     async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
-        for source in (ANYONE, EDGE):  # of two, a stranger may have one
+        for source in (UNTRUSTED, EDGE):  # of two, an untrusted peer can have one
             await _served(front, navidrome, certificates, source)
             await counted(front, 0)
         handshake = await front.client(EDGE)
@@ -98,7 +98,7 @@ async def test_a_connection_takes_the_place_of_its_handshake(
 
 
 @pytest.mark.parametrize("later", [0, 50])
-async def test_a_server_that_stops_does_not_wait_for_them(
+async def test_a_shutdown_does_not_wait_for_handshakes(
     navidrome: Navidrome, certificates: Certificates, later: int
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
@@ -107,11 +107,11 @@ async def test_a_server_that_stops_does_not_wait_for_them(
         await turns(later)
         for connection in list(front.state.connections):
             connection.shutdown()
-        await gone(client)
+        await wait_closed(client)
         await counted(front, 0)
 
 
-async def test_what_comes_with_the_end_of_the_handshake_is_read(
+async def test_data_that_arrives_with_the_end_of_the_handshake_is_read(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
@@ -120,13 +120,13 @@ async def test_what_comes_with_the_end_of_the_handshake_is_read(
         await counted(front, 0)
 
 
-async def test_another_certificate_is_shown_from_the_next_handshake_on(
+async def test_a_new_certificate_is_used_from_the_next_handshake_on(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
         await _served(front, navidrome, certificates, EDGE)
         front.plane.apply_options(Options())
-        await gone(await front.client(EDGE))
+        await wait_closed(await front.client(EDGE))
         front.plane.apply_options(Options(tls=certificates.server()))
         await _served(front, navidrome, certificates, EDGE)
 
@@ -134,7 +134,7 @@ async def test_another_certificate_is_shown_from_the_next_handshake_on(
 async def _served(
     front: Front, navidrome: Navidrome, certificates: Certificates, source: str
 ) -> None:
-    """A client with TLS is answered, and leaves."""
+    """Assert that a client with TLS gets a response, and disconnect."""
     host, port = front.address
     loop = asyncio.get_running_loop()
     sock = socket.socket()

@@ -1,4 +1,4 @@
-"""WebSockets: nothing passes before Navidrome has agreed, everything after."""
+"""WebSockets: no data passes before Navidrome has accepted, all data after."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def tunnel(front: Front, navidrome: Navidrome) -> tuple[Client, Served]:
     return client, served
 
 
-async def test_nothing_behind_the_head_goes_on_before_the_101(
+async def test_no_data_behind_the_head_is_forwarded_before_the_101(
     front: Front, navidrome: Navidrome
 ) -> None:
     client = await front.client()
@@ -60,7 +60,7 @@ async def test_nothing_behind_the_head_goes_on_before_the_101(
     await served.send(b"\r\n\r\n" * 50_000)
     assert await client.read_exactly(200_000) == b"\r\n\r\n" * 50_000
     client.close()
-    await served.gone()
+    await served.wait_closed()
     await front.until_no_client()
     assert front.counters.tunnels_open == 0
 
@@ -81,7 +81,7 @@ async def test_nothing_behind_the_head_goes_on_before_the_101(
         (AGREED.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), 502),
     ],
 )
-async def test_any_other_response_ends_both_connections_and_what_was_left_over_is_thrown_away(
+async def test_any_other_response_closes_both_connections_and_drops_buffered_data(
     front: Front, navidrome: Navidrome, response: bytes, status: int
 ) -> None:
     client = await front.client()
@@ -93,7 +93,7 @@ async def test_any_other_response_ends_both_connections_and_what_was_left_over_i
     assert (got.status, got.get("connection")) == (status, "close")
     await client.send(smuggled)
     assert await client.read_to_end() == b""
-    await served.gone()
+    await served.wait_closed()
     assert bytes(served.received) == head
     assert navidrome.count == 1
 
@@ -109,7 +109,7 @@ async def test_any_other_response_ends_both_connections_and_what_was_left_over_i
         ("POST", HANDSHAKE),
     ],
 )
-async def test_a_handshake_that_is_not_whole_is_rejected_and_closed(
+async def test_an_incomplete_handshake_is_rejected_and_closed(
     front: Front, navidrome: Navidrome, method: str, lines: tuple[str, ...]
 ) -> None:
     client = await front.client()
@@ -120,7 +120,9 @@ async def test_a_handshake_that_is_not_whole_is_rejected_and_closed(
     assert [reason for reason, _ in front.recorded.decided_as] == [Reason.UPGRADE_REJECTED]
 
 
-async def test_upgrade_without_connection_is_no_upgrade(front: Front, navidrome: Navidrome) -> None:
+async def test_upgrade_without_the_connection_option_is_ignored(
+    front: Front, navidrome: Navidrome
+) -> None:
     client = await front.client()
     await client.send(get("/", "Upgrade: h2c").encode())
     served, head = await navidrome.requests()
@@ -129,9 +131,12 @@ async def test_upgrade_without_connection_is_no_upgrade(front: Front, navidrome:
     assert (await client.read_response()).status == 200
 
 
-async def test_what_was_sent_before_leaving_arrives(front: Front, navidrome: Navidrome) -> None:
+async def test_data_sent_before_the_disconnect_is_forwarded(
+    front: Front, navidrome: Navidrome
+) -> None:
     client, served = await tunnel(front, navidrome)
-    # More than the machine takes for a reader that sleeps: the rest waits in the shim when the FIN comes.
+    # More than the kernel buffers for a reader that sleeps: the rest is in the shim when the FIN
+    # arrives.
     sent = 0
     while not front.held_for_navidrome:
         await client.send(bytes(1 << 12))
@@ -142,7 +147,7 @@ async def test_what_was_sent_before_leaving_arrives(front: Front, navidrome: Nav
     assert len(await served.read_to_end()) == sent
 
 
-async def test_navidromes_end_of_a_tunnel_reaches_the_client(
+async def test_a_tunnel_closed_by_navidrome_is_closed_for_the_client(
     front: Front, navidrome: Navidrome
 ) -> None:
     client, served = await tunnel(front, navidrome)
@@ -151,7 +156,7 @@ async def test_navidromes_end_of_a_tunnel_reaches_the_client(
     assert await client.read_to_end() == b"bye"
 
 
-async def test_a_tunnel_outlives_every_deadline_but_that_of_a_stalled_reader(
+async def test_a_tunnel_has_no_deadline_but_that_of_a_stalled_reader(
     navidrome: Navidrome,
 ) -> None:
     async with front_before(navidrome, limits=limits_with(send_timeout=20)) as front:
@@ -166,21 +171,22 @@ async def test_a_tunnel_outlives_every_deadline_but_that_of_a_stalled_reader(
         await served.read_until(b"more")
         await _fill(front, client)
         front.pass_time(21)
-        await served.gone()
+        await served.wait_closed()
         await front.until_no_client()
 
 
 async def _fill(front: Front, client: Client) -> None:
-    """Send until the shim reads no more."""
+    """Send until the shim stops reading."""
     for _ in range(4096):
         if front.reading_paused:
             return
         await client.send(bytes(1 << 16))
-    raise AssertionError("the shim reads on, though nobody takes what it read")
+    raise AssertionError("the shim continues to read, though its data is not read")
 
 
-async def test_what_came_ahead_does_not_undo_the_pause(tmp_path: Path) -> None:
-    # A Unix socket takes little for a reader that sleeps, so what came ahead is too much for it.
+async def test_buffered_data_does_not_resume_a_paused_tunnel(tmp_path: Path) -> None:
+    # A Unix socket buffers little for a reader that sleeps, so the buffered data is too much for
+    # it.
     async with (
         navidrome_on_a_socket(tmp_path / "navidrome.sock") as navidrome,
         front_before(navidrome, limits=limits_with(max_buffered_bytes=1 << 20)) as front,
@@ -195,7 +201,7 @@ async def test_what_came_ahead_does_not_undo_the_pause(tmp_path: Path) -> None:
         await _fill(front, client)
 
 
-async def test_the_websockets_library_talks_through_it_on_both_sides(tmp_path: Path) -> None:
+async def test_the_websockets_library_works_on_both_sides(tmp_path: Path) -> None:
     async def echo(connection: ServerConnection) -> None:
         async for message in connection:
             await connection.send(message)

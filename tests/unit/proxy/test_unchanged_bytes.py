@@ -1,4 +1,4 @@
-"""Bytes reach the other side unchanged, both ways, whatever they are and however they are cut."""
+"""Bodies are forwarded unchanged in both directions, for any bytes and any slicing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _round(
     front: Front, navidrome: Navidrome, size: int, seed: int, up: str, down: str
 ) -> None:
     most = max(1, size // 12)
-    sent, answered = noise(seed, size), noise(seed + 1, size)
+    sent, returned = noise(seed, size), noise(seed + 1, size)
     client = await front.client()
     framing = f"Content-Length: {size}" if up == "length" else "Transfer-Encoding: chunked"
     await client.send(build_request("POST", "/api/upload", framing).encode())
@@ -82,7 +82,7 @@ async def _round(
         "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         "close": b"HTTP/1.1 200 OK\r\n\r\n",
     }
-    back = sliced(answered, seed + 2, most)
+    back = sliced(returned, seed + 2, most)
 
     async def give() -> None:
         await served.send(heads[down], *(chunked(back) if down == "chunked" else back))
@@ -92,7 +92,7 @@ async def _round(
     giving = asyncio.create_task(give())
     response = await client.read_response()
     await giving
-    assert digest(response.body) == digest(answered)
+    assert digest(response.body) == digest(returned)
     client.close()
     served.close()
 
@@ -115,7 +115,7 @@ async def test_random_bodies_of_any_length_and_chunking(
 
 @pytest.mark.parametrize("kind", FAR_SIDES)
 @pytest.mark.parametrize(("up", "down"), [("length", "chunked"), ("chunked", "length")])
-async def test_over_every_kind_of_socket(
+async def test_bodies_are_unchanged_over_every_kind_of_socket(
     tmp_path: Path, certificates: Certificates, kind: str, up: str, down: str
 ) -> None:
     async with (
@@ -125,7 +125,7 @@ async def test_over_every_kind_of_socket(
         await _round(front, navidrome, 1_500_000, 7, up, down)
 
 
-async def test_a_client_with_tls_is_told_of_as_such(
+async def test_a_client_with_tls_is_forwarded_as_https(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     async with front_before(navidrome, tls=certificates.server()) as front:
@@ -139,7 +139,7 @@ async def test_a_client_with_tls_is_told_of_as_such(
         assert response.status == 501
 
 
-async def test_a_navidrome_whose_certificate_is_not_known_is_not_spoken_to(
+async def test_a_navidrome_with_an_unknown_certificate_gets_no_request(
     certificates: Certificates,
 ) -> None:
     async with (
@@ -153,7 +153,7 @@ async def test_a_navidrome_whose_certificate_is_not_known_is_not_spoken_to(
 
 @pytest.mark.parametrize("kind", ["tcp", "tls"])
 @pytest.mark.parametrize("length", ["length", "chunked"])
-async def test_a_slow_reader_gets_everything_and_little_is_held_for_them(
+async def test_a_slow_reader_receives_everything_with_little_buffering(
     tmp_path: Path, certificates: Certificates, kind: str, length: str
 ) -> None:
     async with (

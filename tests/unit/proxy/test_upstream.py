@@ -1,4 +1,4 @@
-"""How Navidrome's responses reach the client: framed by method, status and fields (RFC 9112 §6.3)."""
+"""Navidrome's responses at the client: framed by method, status and fields (RFC 9112 §6.3)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from tests.support.socket_ends import cuts
 OLD_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
 
 
-async def asked(front: Front, navidrome: Navidrome, head: str = "") -> tuple[Client, Served]:
+async def start_request(
+    front: Front, navidrome: Navidrome, head: str = ""
+) -> tuple[Client, Served]:
     client = await front.client()
     await client.send((head or get()).encode())
     served, _ = await navidrome.requests()
     return client, served
 
 
-ANSWERS = {
+RESPONSES = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 5\r\n\r\nhello",
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     b"2;a=b\r\nhe\r\n3\r\nllo\r\n0\r\nA: b\r\n\r\n",
@@ -28,12 +30,12 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ANSWERS)
-async def test_a_response_cut_at_every_byte_arrives_whole(
+@pytest.mark.parametrize("kind", RESPONSES)
+async def test_a_response_split_at_every_byte_is_forwarded_completely(
     front: Front, navidrome: Navidrome, kind: str
 ) -> None:
-    client, served = await asked(front, navidrome)
-    for number, pieces in enumerate(cuts(ANSWERS[kind])):
+    client, served = await start_request(front, navidrome)
+    for number, pieces in enumerate(cuts(RESPONSES[kind])):
         if number:
             await client.send(get().encode())
             await served.head()
@@ -60,10 +62,10 @@ async def test_a_response_cut_at_every_byte_arrives_whole(
         ("GET", b"304 Not Modified\r\nTransfer-Encoding: chunked", {}),
     ],
 )
-async def test_these_responses_have_no_body_and_the_connections_last(
+async def test_these_responses_have_no_body_and_both_connections_are_kept_alive(
     front: Front, navidrome: Navidrome, method: str, response: bytes, framing: dict[str, str]
 ) -> None:
-    client, served = await asked(front, navidrome, build_request(method, "/"))
+    client, served = await start_request(front, navidrome, build_request(method, "/"))
     await served.send(b"HTTP/1.1 " + response + b"\r\n\r\n")
     got = await client.read_response(method)
     names = ("content-length", "transfer-encoding", "connection")
@@ -75,10 +77,10 @@ async def test_these_responses_have_no_body_and_the_connections_last(
     assert navidrome.count == 1
 
 
-async def test_a_body_until_close_goes_in_chunks_to_a_client_of_1_1(
+async def test_a_body_until_close_is_chunked_for_an_http_1_1_client(
     front: Front, navidrome: Navidrome
 ) -> None:
-    client, served = await asked(front, navidrome)
+    client, served = await start_request(front, navidrome)
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo")
     served.finish()
     response = await client.read_response()
@@ -98,11 +100,11 @@ async def test_a_body_until_close_goes_in_chunks_to_a_client_of_1_1(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     ],
 )
-async def test_a_client_of_1_0_gets_no_chunks_and_a_close_at_the_end(
+async def test_an_http_1_0_client_gets_no_chunks_and_a_close_at_the_end(
     front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
     head = OLD_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
-    client, served = await asked(front, navidrome, head)
+    client, served = await start_request(front, navidrome, head)
     await served.send(response)
     served.finish()
     got = await client.read_response()
@@ -110,10 +112,10 @@ async def test_a_client_of_1_0_gets_no_chunks_and_a_close_at_the_end(
     assert got.get("transfer-encoding") is None
 
 
-async def test_interim_responses_are_not_for_a_client_of_1_0(
+async def test_interim_responses_are_not_forwarded_to_an_http_1_0_client(
     front: Front, navidrome: Navidrome
 ) -> None:
-    client, served = await asked(front, navidrome, OLD_GET)
+    client, served = await start_request(front, navidrome, OLD_GET)
     await served.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
     assert (await client.read_response()).status == 200
 
@@ -129,7 +131,7 @@ async def test_more_than_16_interim_responses_are_a_502(
     interim: bytes,
     in_one_piece: bool,
 ) -> None:
-    client, served = await asked(front, navidrome)
+    client, served = await start_request(front, navidrome)
     pieces = [*[interim] * count, OK]
     await served.send(*([b"".join(pieces)] if in_one_piece else pieces))
     if b"103" in interim:
@@ -164,15 +166,15 @@ async def test_more_than_16_interim_responses_are_a_502(
     ],
     ids=range(20),
 )
-async def test_a_response_that_is_none_becomes_a_502_and_its_connection_ends(
+async def test_an_invalid_response_becomes_a_502_and_its_connection_is_closed(
     front: Front, navidrome: Navidrome, response: bytes
 ) -> None:
-    client, served = await asked(front, navidrome)
+    client, served = await start_request(front, navidrome)
     await served.send(response)
     got = await client.read_response()
     assert (got.status, got.get("retry-after")) == (502, "5")
-    await served.gone()
-    assert [(word, status) for word, status, _ in front.recorded.failures] == [
+    await served.wait_closed()
+    assert [(failure, status) for failure, status, _ in front.recorded.failures] == [
         ("upstream_response_malformed", 502)
     ]
     assert front.recorded.failures[0][2] == got.get("x-request-id")
@@ -188,33 +190,33 @@ CUT = {
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("kind", CUT)
-async def test_a_cut_body_never_ends_cleanly(
+async def test_a_truncated_body_never_ends_cleanly(
     front: Front, navidrome: Navidrome, kind: str, old: bool
 ) -> None:
-    client, served = await asked(front, navidrome, OLD_GET if old else "")
+    client, served = await start_request(front, navidrome, OLD_GET if old else "")
     await served.send(CUT[kind])
     await client.read_response_head()
     if kind != "bad chunk":
         served.close()
     if kind == "length" or not old:
-        # The framing tells that something is missing, whether or not the reset gets through.
+        # The framing shows that data is missing, whether or not the reset arrives.
         try:
             rest = await client.read_to_end()
         except ConnectionError:
             rest = bytes(client.received).partition(b"\r\n\r\n")[2]
         assert b"0\r\n\r\n" not in rest
     else:
-        # Here only the reset tells a cut body from a whole one.
+        # Here only the reset distinguishes a truncated body from a complete one.
         await client.read_to_reset()
     assert front.failures == {"upstream_response_truncated": 1}
     assert front.counters.streams_open == 0
 
 
 @pytest.mark.parametrize("old", [False, True])
-async def test_a_reset_ends_no_body_until_close(
+async def test_a_body_until_close_that_is_reset_is_reset_for_the_client(
     front: Front, navidrome: Navidrome, old: bool
 ) -> None:
-    client, served = await asked(front, navidrome, OLD_GET if old else "")
+    client, served = await start_request(front, navidrome, OLD_GET if old else "")
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
     await client.read_response_head()
     served.reset()
@@ -225,22 +227,24 @@ async def test_a_reset_ends_no_body_until_close(
             await client.chunks()
 
 
-async def test_a_response_cut_in_its_head_is_a_502(front: Front, navidrome: Navidrome) -> None:
-    client, served = await asked(front, navidrome)
+async def test_a_response_truncated_in_its_head_is_a_502(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await start_request(front, navidrome)
     await served.send(b"HTTP/1.1 200 OK\r\nA: b")
     served.close()
     assert (await client.read_response()).status == 502
     assert front.failures == {"upstream_response_truncated": 1}
 
 
-async def test_end_to_end_fields_pass_untouched_and_in_order(
+async def test_end_to_end_fields_are_forwarded_unchanged_and_in_order(
     front: Front, navidrome: Navidrome
 ) -> None:
     fields = (
         b"Set-Cookie: a=1; Path=/\r\nVary: Accept\r\nset-cookie: b=2\r\nX-Odd:  spaced \r\n"
         b"Set-Cookie: c=\xfc\r\nAccept-Ranges: bytes\r\nContent-Range: bytes 0-1/10\r\n"
     )
-    client, served = await asked(front, navidrome, get("/", "Range: bytes=0-1"))
+    client, served = await start_request(front, navidrome, get("/", "Range: bytes=0-1"))
     assert b"\r\nRange: bytes=0-1\r\n" in bytes(served.received)
     hop = b"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTrailer: T\r\n"
     await served.send(b"HTTP/1.1 206 Partial\r\n" + fields + hop + b"Content-Length: 2\r\n\r\nok")
@@ -248,8 +252,10 @@ async def test_end_to_end_fields_pass_untouched_and_in_order(
     assert response.head == b"HTTP/1.1 206 Partial\r\n" + fields + b"Content-Length: 2\r\n\r\n"
 
 
-async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidrome) -> None:
-    client, served = await asked(front, navidrome, get("/api/events"))
+async def test_server_sent_events_are_forwarded_as_they_arrive(
+    front: Front, navidrome: Navidrome
+) -> None:
+    client, served = await start_request(front, navidrome, get("/api/events"))
     await served.send(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -260,13 +266,13 @@ async def test_events_are_passed_on_as_they_come(front: Front, navidrome: Navidr
         assert await client.chunk() == event
     assert front.counters.streams_open == 1
     client.close()
-    await served.gone()
+    await served.wait_closed()
     await front.until_no_client()
     assert front.counters.streams_open == 0
 
 
-async def test_navidromes_version_is_not_the_clients(front: Front, navidrome: Navidrome) -> None:
-    client, served = await asked(front, navidrome)
+async def test_the_client_gets_its_own_http_version(front: Front, navidrome: Navidrome) -> None:
+    client, served = await start_request(front, navidrome)
     await served.send(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
     assert (await client.read_response()).head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     await client.send(get().encode())
@@ -279,6 +285,6 @@ async def test_navidromes_version_is_not_the_clients(front: Front, navidrome: Na
 async def test_a_response_head_with_a_bare_lf_is_a_502_at_once(
     front: Front, navidrome: Navidrome, pieces: tuple[bytes, ...]
 ) -> None:
-    client, served = await asked(front, navidrome)
+    client, served = await start_request(front, navidrome)
     await served.send(*pieces)
     assert (await client.read_response()).status == 502

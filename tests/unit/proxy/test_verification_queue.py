@@ -1,4 +1,4 @@
-"""Tokens that nobody has seen before wait for each other, and nobody else waits for them."""
+"""The verification queue: new tokens wait for each other, and no other request waits for them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def forged(number: int) -> bytes:
 
 
 class Piece:
-    """Says when its turn was."""
+    """Records when its turn was."""
 
     def __init__(
-        self, told: list[object], name: object, queue: VerificationQueue | None = None
+        self, turns: list[object], name: object, queue: VerificationQueue | None = None
     ) -> None:
-        self.order = told
+        self.order = turns
         self.name = name
         self.queue = queue
 
@@ -50,40 +50,40 @@ class Piece:
             raise RuntimeError(self.name)
 
 
-async def test_a_turn_of_the_loop_does_one_piece_and_what_else_is_ready() -> None:
-    told: list[object] = []
+async def test_each_loop_turn_runs_one_verification_and_other_ready_callbacks() -> None:
+    turns: list[object] = []
     queue = VerificationQueue()
     for number in range(3):
-        queue.enqueue(Piece(told, number))
+        queue.enqueue(Piece(turns, number))
     for turn in range(3):
         await asyncio.sleep(0)
-        told.append(f"others {turn}")
-    assert told == [0, "others 0", 1, "others 1", 2, "others 2"]
+        turns.append(f"others {turn}")
+    assert turns == [0, "others 0", 1, "others 1", 2, "others 2"]
 
 
-async def test_who_comes_back_stands_behind_the_others() -> None:
-    told: list[object] = []
+async def test_a_verification_that_is_queued_again_goes_to_the_end() -> None:
+    turns: list[object] = []
     queue = VerificationQueue()
-    queue.enqueue(Piece(told, "a", queue))
-    queue.enqueue(Piece(told, "b"))
+    queue.enqueue(Piece(turns, "a", queue))
+    queue.enqueue(Piece(turns, "b"))
     for _ in range(6):
         await asyncio.sleep(0)
-    assert told == ["a", "b", "a again"]
+    assert turns == ["a", "b", "a again"]
 
 
-async def test_one_that_fails_does_not_stop_the_others() -> None:
-    told: list[object] = []
+async def test_a_verification_that_fails_does_not_stop_the_others() -> None:
+    turns: list[object] = []
     queue = VerificationQueue()
-    asyncio.get_running_loop().set_exception_handler(lambda *_: told.append("said"))
-    queue.enqueue(Piece(told, "broken"))
-    queue.enqueue(Piece(told, "next"))
+    asyncio.get_running_loop().set_exception_handler(lambda *_: turns.append("reported"))
+    queue.enqueue(Piece(turns, "broken"))
+    queue.enqueue(Piece(turns, "next"))
     for _ in range(4):
         await asyncio.sleep(0)
-    assert told == ["broken", "said", "next"]
+    assert turns == ["broken", "reported", "next"]
 
 
 class HeldQueue(VerificationQueue):
-    """While it is `holding`, nobody's turn comes before the test says so."""
+    """While it is `holding`, no verification runs before the test lets it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class HeldQueue(VerificationQueue):
             super().enqueue(waiting)
 
     async def length(self, wanted: int) -> None:
-        """Wait until so many stand in it."""
+        """Wait until this many verifications are queued."""
         await until(lambda: len(self.held) == wanted)
 
     def release(self) -> None:
@@ -110,16 +110,16 @@ class HeldQueue(VerificationQueue):
 async def held_front(
     navidrome: Navidrome, *, logs_access: bool = False
 ) -> AsyncIterator[tuple[Front, HeldQueue]]:
-    """A front whose lane is held, where the token of `HEAD` is known."""
+    """A data plane whose queue is held, with the token of `HEAD` in its cache."""
     queue = HeldQueue()
     async with front_before(navidrome, by=KNOWN, logs_access=logs_access, queue=queue) as front:
-        await answered(await front.client(EDGE), HEAD.encode(), navidrome)
+        await assert_answered(await front.client(EDGE), HEAD.encode(), navidrome)
         queue.holding = True
         yield front, queue
 
 
-async def answered(client: Client, head: bytes, navidrome: Navidrome) -> None:
-    """Navidrome is asked and answers, on a connection that it ends."""
+async def assert_answered(client: Client, head: bytes, navidrome: Navidrome) -> None:
+    """Assert that this request is forwarded and answered, on a connection that it closes."""
     await client.send(head)
     served, sent = await navidrome.requests()
     assert b"eyJ" not in sent
@@ -128,7 +128,7 @@ async def answered(client: Client, head: bytes, navidrome: Navidrome) -> None:
     assert (await client.read_response()).status == 200
 
 
-async def test_whoever_has_a_known_token_passes_by(navidrome: Navidrome) -> None:
+async def test_a_cached_token_skips_the_queue(navidrome: Navidrome) -> None:
     async with held_front(navidrome) as (front, queue):
         clients = [await front.client(EDGE) for _ in range(20)]
         for number, client in enumerate(clients):
@@ -136,36 +136,38 @@ async def test_whoever_has_a_known_token_passes_by(navidrome: Navidrome) -> None
         await queue.length(20)
         honest = await front.client(EDGE)
         for more in ("", "Cookie: a=1\r\n", "Cookie: a=2\r\n", "Cookie: a=2\r\n"):
-            await answered(honest, HEAD.replace("\r\n\r\n", f"\r\n{more}\r\n").encode(), navidrome)
+            await assert_answered(
+                honest, HEAD.replace("\r\n\r\n", f"\r\n{more}\r\n").encode(), navidrome
+            )
         assert len(queue.held) == 20
         queue.release()
         assert [(await client.read_response()).status for client in clients] == [401] * 20
         assert [reason for reason, _ in front.recorded.decided_as] == [Reason.JWT_INVALID] * 20
 
 
-async def test_a_new_token_that_holds_waits_once(navidrome: Navidrome) -> None:
+async def test_a_new_valid_token_waits_once(navidrome: Navidrome) -> None:
     async with held_front(navidrome) as (front, queue):
         new = carrying(token(claims(iat=1, exp=2**40)))
         client = await front.client(EDGE)
         await client.send(new)
         await queue.length(1)
         queue.release()
-        await answered(client, b"", navidrome)
-        await answered(await front.client(EDGE), new, navidrome)
+        await assert_answered(client, b"", navidrome)
+        await assert_answered(await front.client(EDGE), new, navidrome)
         assert queue.held == []
 
 
-async def test_no_token_waits_where_none_is_needed(navidrome: Navidrome) -> None:
+async def test_no_token_is_verified_where_none_is_required(navidrome: Navidrome) -> None:
     async with held_front(navidrome) as (front, queue):
         client = await front.client(EDGE)
-        for _ in range(3):  # remembered by then
-            await answered(client, forged(1).replace(b"/app/", b"/rest/ping"), navidrome)
+        for _ in range(3):  # cached by then
+            await assert_answered(client, forged(1).replace(b"/app/", b"/rest/ping"), navidrome)
         assert queue.held == []
         await client.send(forged(1))
         await queue.length(1)
 
 
-async def test_the_wait_is_part_of_how_long_the_response_took(navidrome: Navidrome) -> None:
+async def test_the_wait_is_part_of_the_request_duration(navidrome: Navidrome) -> None:
     async with held_front(navidrome, logs_access=True) as (front, queue):
         client = await front.client(EDGE)
         await client.send(forged(1))
@@ -176,11 +178,11 @@ async def test_the_wait_is_part_of_how_long_the_response_took(navidrome: Navidro
         waited = front.recorded.durations[-1]
         assert waited >= 0.049
         begun = asyncio.get_running_loop().time()
-        await answered(client, HEAD.encode(), navidrome)
+        await assert_answered(client, HEAD.encode(), navidrome)
         assert front.recorded.durations[-1] <= asyncio.get_running_loop().time() - begun + 0.001
 
 
-async def test_one_whose_turn_never_comes_is_let_go(navidrome: Navidrome) -> None:
+async def test_a_queued_request_whose_turn_never_comes_times_out(navidrome: Navidrome) -> None:
     async with held_front(navidrome) as (front, queue):
         client = await front.client(EDGE)
         await client.send(forged(1))
@@ -193,7 +195,7 @@ async def test_one_whose_turn_never_comes_is_let_go(navidrome: Navidrome) -> Non
         assert front.recorded.decided_as == []
 
 
-async def test_what_is_sent_ahead_keeps_its_order(navidrome: Navidrome) -> None:
+async def test_pipelined_requests_keep_their_order(navidrome: Navidrome) -> None:
     async with held_front(navidrome) as (front, queue):
         client = await front.client(EDGE)
         await client.send(forged(1) + HEAD.encode())
@@ -203,13 +205,13 @@ async def test_what_is_sent_ahead_keeps_its_order(navidrome: Navidrome) -> None:
         assert len(queue.held) == 1
         queue.release()
         assert (await client.read_response()).status == 401
-        await answered(client, b"", navidrome)
+        await assert_answered(client, b"", navidrome)
         await queue.length(1)
         queue.release()
         assert (await client.read_response()).status == 401
 
 
-async def test_who_leaves_is_not_looked_at(
+async def test_the_token_of_a_disconnected_client_is_not_verified(
     navidrome: Navidrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with held_front(navidrome) as (front, queue):
@@ -224,7 +226,7 @@ async def test_who_leaves_is_not_looked_at(
         assert front.recorded.decided_as == []
 
 
-async def test_another_policy_judges_whoever_still_waits(navidrome: Navidrome) -> None:
+async def test_a_new_policy_applies_to_requests_that_still_wait(navidrome: Navidrome) -> None:
     async with held_front(navidrome) as (front, queue):
         new = carrying(token(claims(iat=1, exp=2**40)))
         client = await front.client(EDGE)
@@ -235,12 +237,12 @@ async def test_another_policy_judges_whoever_still_waits(navidrome: Navidrome) -
             now.next_version(tokens=replace(RULES, keys=KEYS[:0], fetched=False))
         )
         queue.release()
-        await queue.length(1)  # under that one nobody has seen it
+        await queue.length(1)  # it is not cached under the new policy
         queue.release()
         assert (await client.read_response()).status == 401
 
 
-async def test_a_thousand_new_tokens_sent_ahead_do_not_recurse(navidrome: Navidrome) -> None:
+async def test_a_thousand_pipelined_new_tokens_do_not_recurse(navidrome: Navidrome) -> None:
     async with front_before(navidrome, by=KNOWN) as front:
         client = await front.client(EDGE)
         sending = asyncio.create_task(client.send(b"".join(map(forged, range(1000)))))
@@ -249,7 +251,7 @@ async def test_a_thousand_new_tokens_sent_ahead_do_not_recurse(navidrome: Navidr
         await sending
 
 
-async def test_those_who_waited_for_the_keys_wait_for_their_turn(navidrome: Navidrome) -> None:
+async def test_requests_that_waited_for_the_keys_wait_for_their_turn(navidrome: Navidrome) -> None:
     queue, fetcher = HeldQueue(), Fetcher()
     async with front_before(navidrome, by=policy(tokens=RULES), keys=fetcher, queue=queue) as front:
         client = await front.client(EDGE)
@@ -261,4 +263,4 @@ async def test_those_who_waited_for_the_keys_wait_for_their_turn(navidrome: Navi
         future.set_result(None)
         await queue.length(1)
         queue.release()
-        await answered(client, b"", navidrome)
+        await assert_answered(client, b"", navidrome)

@@ -1,4 +1,4 @@
-"""`load`: what is read from where, and that every fault is told at once and shows no secret."""
+"""`load`: the sources of settings; every fault is reported at once and shows no secret."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def faults(environ: dict[str, str], env_file: Path | None = None) -> list[str]:
     return lines
 
 
-def test_nothing_set_gives_the_defaults_of_the_contract() -> None:
+def test_no_settings_give_the_documented_defaults() -> None:
     settings = load({})
     assert settings.listen == Endpoint("0.0.0.0", 4534)
     assert settings.control_listen == Endpoint("127.0.0.1", 4535)
@@ -63,27 +63,27 @@ def test_the_environment_is_read_through_load_alone(monkeypatch: pytest.MonkeyPa
     assert Settings().listen == Endpoint("0.0.0.0", 4534)
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError):
         load({}).max_pending_requests = 2
 
 
-def test_settings_travel_to_another_process() -> None:
+def test_settings_can_be_pickled() -> None:
     settings = load({"SHIM_LIBRARY_GROUPS": '{"family": ["Music", 2]}', "SHIM_PROXY_SECRET": "a,b"})
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
-def test_the_environment_wins_over_the_file(env: WriteEnv) -> None:
+def test_the_environment_overrides_the_file(env: WriteEnv) -> None:
     file = env("SHIM_LISTEN=127.0.0.1:1\nSHIM_MAX_PENDING_REQUESTS=2\n")
     settings = load({"SHIM_LISTEN": "127.0.0.1:9"}, file)
     assert (settings.listen.port, settings.max_pending_requests) == (9, 2)
 
 
-def test_a_missing_env_file_is_none(tmp_path: Path) -> None:
+def test_a_missing_env_file_is_ignored(tmp_path: Path) -> None:
     assert load({}, tmp_path / "none") == load({})
 
 
-def test_an_env_file_is_taken_literally(env: WriteEnv) -> None:
+def test_values_of_an_env_file_are_literal(env: WriteEnv) -> None:
     file = env(
         "export SHIM_SUPPORT_CONTACT='ask ${HOME} # or me'\n# "
         "SHIM_MAX_PENDING_REQUESTS=3\nND_LOGLEVEL\nTZ=UTC\n"
@@ -91,10 +91,10 @@ def test_an_env_file_is_taken_literally(env: WriteEnv) -> None:
     assert load({}, file).support_contact == "ask ${HOME} # or me"
 
 
-def test_every_fault_is_told_at_once_with_its_place_and_value(env: WriteEnv) -> None:
+def test_every_fault_is_reported_at_once_with_its_source_and_value(env: WriteEnv) -> None:
     file = env("\n\nSHIM_MAX_HEADERS=lots\nSHIM_LISTN=0.0.0.0:1\n")
-    told = faults({"SHIM_UPSTREAM": "navidrome:4533", "SHIM_JWT_VERIFY": "required"}, file)
-    assert told == [
+    message = faults({"SHIM_UPSTREAM": "navidrome:4533", "SHIM_JWT_VERIFY": "required"}, file)
+    assert message == [
         f"SHIM_LISTN ({file} line 4) = '0.0.0.0:1': no such setting; did you mean SHIM_LISTEN?",
         "SHIM_UPSTREAM (environment) = 'navidrome:4533': "
         "expected http://host:port, https://host:port or unix:/path",
@@ -117,17 +117,17 @@ def test_every_fault_is_told_at_once_with_its_place_and_value(env: WriteEnv) -> 
         ("SHIM_BASEPATH", "SHIM_BASE_PATH"),
     ],
 )
-def test_an_unknown_name_is_a_fault_with_the_name_that_was_meant(name: str, meant: str) -> None:
-    (told,) = faults({name: "1"})
-    assert told.startswith(f"{name} (environment)")
-    assert told.endswith(f"no such setting; did you mean {meant}?")
+def test_an_unknown_name_is_a_fault_with_a_suggestion(name: str, meant: str) -> None:
+    (message,) = faults({name: "1"})
+    assert message.startswith(f"{name} (environment)")
+    assert message.endswith(f"no such setting; did you mean {meant}?")
 
 
-def test_a_name_like_no_other_gets_no_guess() -> None:
+def test_a_name_without_a_similar_one_gets_no_suggestion() -> None:
     assert faults({"SHIM_ZZZZZZ": "1"}) == ["SHIM_ZZZZZZ (environment): no such setting"]
 
 
-def test_what_kubernetes_puts_beside_a_service_is_no_fault_but_only_from_the_environment(
+def test_kubernetes_service_variables_are_ignored_but_only_in_the_environment(
     env: WriteEnv,
 ) -> None:
     links = {
@@ -144,7 +144,7 @@ def test_what_kubernetes_puts_beside_a_service_is_no_fault_but_only_from_the_env
     assert len(faults({}, env("SHIM_SERVICE_HOST=10.96.0.7\n"))) == 1
 
 
-def test_lines_of_an_env_file_that_say_nothing_or_say_it_twice_are_faults(env: WriteEnv) -> None:
+def test_invalid_and_duplicate_lines_of_an_env_file_are_faults(env: WriteEnv) -> None:
     file = env("SHIM_LISTEN\nSHIM_MAX_PENDING_REQUESTS=1\n=secret\nSHIM_MAX_PENDING_REQUESTS=2\n")
     assert faults({}, file) == [
         f"SHIM_LISTEN ({file} line 1): expected NAME=value",
@@ -154,8 +154,8 @@ def test_lines_of_an_env_file_that_say_nothing_or_say_it_twice_are_faults(env: W
 
 
 def test_an_env_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
-    (told,) = faults({}, tmp_path)
-    assert "expected readable UTF-8" in told
+    (message,) = faults({}, tmp_path)
+    assert "expected readable UTF-8" in message
 
 
 class TestSecrets:
@@ -168,7 +168,7 @@ class TestSecrets:
     }
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_a_secret_may_be_a_files_content_without_its_line_end(
+    def test_a_secret_can_be_the_content_of_a_file_without_its_line_end(
         self, name: str, tmp_path: Path
     ) -> None:
         text = self.TEXT.get(name, "hunter2hunter2")
@@ -183,9 +183,9 @@ class TestSecrets:
     ) -> None:
         (tmp_path / "secret").write_text("hunter2")
         file = env(f"{name}_FILE={tmp_path / 'secret'}\n")
-        (told,) = faults({name: self.TEXT.get(name, "hunter2")}, file)
-        assert f"expected {name} or {name}_FILE, not both" in told
-        assert "hunter2" not in told
+        (message,) = faults({name: self.TEXT.get(name, "hunter2")}, file)
+        assert f"expected {name} or {name}_FILE, not both" in message
+        assert "hunter2" not in message
 
     @pytest.mark.parametrize("content", [b"", b"\n", b"  \r\n", b"\xff\xfe", b"x" * 70000])
     def test_a_file_without_a_usable_secret_is_a_fault(
@@ -194,21 +194,21 @@ class TestSecrets:
         (tmp_path / "secret").write_bytes(content)
         assert len(faults({"SHIM_PROXY_SECRET_FILE": str(tmp_path / "secret")})) == 1
 
-    def test_a_file_that_is_not_there_is_a_fault_and_no_other(self, tmp_path: Path) -> None:
+    def test_a_missing_secret_file_is_the_only_fault(self, tmp_path: Path) -> None:
         missing = str(tmp_path / "missing")
-        told = faults({"SHIM_CONTROL_TOKEN_FILE": missing, "SHIM_CONTROL_LISTEN": "0.0.0.0:1"})
-        assert told == [
+        message = faults({"SHIM_CONTROL_TOKEN_FILE": missing, "SHIM_CONTROL_LISTEN": "0.0.0.0:1"})
+        assert message == [
             f"SHIM_CONTROL_TOKEN_FILE (environment) = {missing!r}: "
             "expected the path of a readable file that contains the secret (No such file or directory)"
         ]
 
-    def test_an_empty_secret_is_a_fault_and_not_no_secret(self) -> None:
-        (told,) = faults({"SHIM_PROXY_SECRET": ""})
-        assert told.startswith("SHIM_PROXY_SECRET (environment): expected a secret")
+    def test_an_empty_secret_is_a_fault(self) -> None:
+        (message,) = faults({"SHIM_PROXY_SECRET": ""})
+        assert message.startswith("SHIM_PROXY_SECRET (environment): expected a secret")
 
     def test_only_secrets_are_read_from_files(self) -> None:
-        (told,) = faults({"SHIM_LISTEN_FILE": "/run/listen"})
-        assert told.endswith("expected SHIM_LISTEN, because only secrets are read from files")
+        (message,) = faults({"SHIM_LISTEN_FILE": "/run/listen"})
+        assert message.endswith("expected SHIM_LISTEN, because only secrets are read from files")
 
     @pytest.mark.parametrize(
         "environ",
@@ -241,11 +241,11 @@ class TestSecrets:
         ],
     )
     def test_no_fault_shows_a_secret(self, environ: dict[str, str]) -> None:
-        told = faults(environ)
-        assert told
-        assert "hunter2" not in "".join(told)
+        message = faults(environ)
+        assert message
+        assert "hunter2" not in "".join(message)
 
-    def test_nothing_that_is_printed_shows_a_secret(self) -> None:
+    def test_no_printed_form_shows_a_secret(self) -> None:
         environ = {name: self.TEXT.get(name, "hunter2hunter2") for name in self.NAMES}
         settings = load(environ)
         for text in (repr(settings), str(settings), str(settings.public())):
@@ -255,7 +255,7 @@ class TestSecrets:
 
 
 class TestNavidromesOwnVariables:
-    def test_are_read_where_ours_is_not_set(self, env: WriteEnv) -> None:
+    def test_are_read_where_the_shims_are_not_set(self, env: WriteEnv) -> None:
         file = env("ND_BASEURL=https://music.example.org/navi/\nND_EXTAUTH_USERHEADER=X-User\n")
         settings = load({}, file)
         assert settings.base_path == "/navi"
@@ -273,7 +273,7 @@ class TestNavidromesOwnVariables:
             ("", "/"),
         ],
     )
-    def test_the_path_of_navidromes_base_url_counts(self, url: str, path: str) -> None:
+    def test_the_path_of_navidromes_base_url_is_used(self, url: str, path: str) -> None:
         assert load({"ND_BASEURL": url}).base_path == path
 
     @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ class TestNavidromesOwnVariables:
             {"SHIM_REVERSE_PROXY_USER_HEADER": "x-user", "ND_EXTAUTH_USERHEADER": "X-User"},
         ],
     )
-    def test_that_agree_with_ours_are_no_fault(self, environ: dict[str, str]) -> None:
+    def test_that_agree_with_the_shims_are_no_fault(self, environ: dict[str, str]) -> None:
         load(environ)
 
     @pytest.mark.parametrize(
@@ -296,16 +296,16 @@ class TestNavidromesOwnVariables:
             {"ND_EXTAUTH_USERHEADER": "X-User", "ND_REVERSEPROXYUSERHEADER": "X-Other"},
         ],
     )
-    def test_that_differ_from_ours_are_a_fault(self, environ: dict[str, str]) -> None:
-        (told,) = faults(environ)
+    def test_that_differ_from_the_shims_are_a_fault(self, environ: dict[str, str]) -> None:
+        (message,) = faults(environ)
         one, other = environ
-        assert told.startswith(other)
-        assert one in told
+        assert message.startswith(other)
+        assert one in message
 
-    def test_that_cannot_be_read_are_a_fault_under_their_own_name(self) -> None:
-        (told,) = faults({"ND_BASEURL": "/a/../b"})
-        assert told.startswith("ND_BASEURL (environment) = '/a/../b'")
+    def test_that_are_invalid_are_a_fault_under_their_own_name(self) -> None:
+        (message,) = faults({"ND_BASEURL": "/a/../b"})
+        assert message.startswith("ND_BASEURL (environment) = '/a/../b'")
 
     @pytest.mark.parametrize("name", ["ND_EXTAUTH_TRUSTEDSOURCES", "ND_REVERSEPROXYWHITELIST"])
-    def test_never_say_whom_the_shim_trusts(self, name: str) -> None:
+    def test_never_configure_trusted_peers(self, name: str) -> None:
         assert load({name: "0.0.0.0/0"}).reverse_proxy_whitelist == ()

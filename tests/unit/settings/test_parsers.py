@@ -1,4 +1,4 @@
-"""How the text of each kind of value is read: a table of what is taken and one of what is refused."""
+"""Parsing of each kind of value: a table of accepted texts and one of rejected ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ALPHABET = st.characters(codec="utf-8", exclude_characters="\0")
         ("jwt_audience", '["a,b"]', ("a,b",)),
     ],
 )
-def test_text_that_is_taken(name: str, text: str, value: object) -> None:
+def test_accepted_values(name: str, text: str, value: object) -> None:
     assert getattr(load({f"SHIM_{name.upper()}": text}), name) == value
 
 
@@ -73,7 +73,7 @@ def test_text_that_is_taken(name: str, text: str, value: object) -> None:
         "postgresql+psycopg:///shim?host=/run/postgresql",
     ],
 )
-def test_an_address_of_a_database_that_is_taken(text: str) -> None:
+def test_accepted_database_addresses(text: str) -> None:
     assert load({"SHIM_DATABASE_URL": text}).database_url.get_secret_value() == text
 
 
@@ -150,7 +150,7 @@ def test_an_address_of_a_database_that_is_taken(text: str) -> None:
         *[("control_token", text) for text in ("two words", "käse")],
     ],
 )
-def test_text_that_is_rejected(name: str, text: str) -> None:
+def test_rejected_values(name: str, text: str) -> None:
     with pytest.raises(SettingsError) as raised:
         load({f"SHIM_{name.upper()}": text})
     (fault,) = raised.value.faults
@@ -168,7 +168,7 @@ def test_text_that_is_rejected(name: str, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["ADMIN_GROUPS", "ALLOWED_GROUPS", "PROTECTED_USERS"])
-def test_a_distinguished_name_that_commas_would_part_stops_the_start(
+def test_a_group_distinguished_name_with_commas_is_a_fault(
     name: str, text: str, suggestion: str
 ) -> None:
     with pytest.raises(SettingsError) as raised:
@@ -179,7 +179,7 @@ def test_a_distinguished_name_that_commas_would_part_stops_the_start(
     load({f"SHIM_{name}": suggestion})
 
 
-def test_every_printed_value_is_read_again_as_the_same() -> None:
+def test_every_formatted_value_parses_to_itself() -> None:
     environ = {
         "SHIM_LISTEN": "[::1]:4534",
         "SHIM_UPSTREAM": "https://[::1]",
@@ -199,7 +199,7 @@ def test_every_printed_value_is_read_again_as_the_same() -> None:
 
 
 @given(name=st.sampled_from([each.name for each in SETTINGS]), text=st.text(ALPHABET, max_size=40))
-def test_whatever_the_text_it_is_taken_or_told_in_one_line(name: str, text: str) -> None:
+def test_any_text_is_accepted_or_reported_in_one_line(name: str, text: str) -> None:
     try:
         load({name: text})
     except SettingsError as error:

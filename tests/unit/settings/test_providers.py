@@ -1,4 +1,4 @@
-"""The presets of the providers: what they set, what wins over them, and which settings stop the start."""
+"""The presets of the providers: what they set, what overrides them, and which settings are faults."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_preset_sets_every_setting_of_its_row(provider: str) -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Preset)])
-def test_a_setting_of_the_user_wins_over_the_preset(field: str) -> None:
+def test_a_setting_of_the_user_overrides_the_preset(field: str) -> None:
     values = {
         "identity_prefixes": "X-Mine-",
         "groups_separator": ";",
@@ -63,7 +63,7 @@ def test_a_setting_of_the_user_wins_over_the_preset(field: str) -> None:
     given = {**environ("authelia", **{field.upper(): text}), **TOKEN}
     given.setdefault("SHIM_JWT_HEADER", "X-Token")
     assert load(given).public()[f"SHIM_{field.upper()}"] == text
-    # Nothing else of the row changes.
+    # The rest of the row is unchanged.
     others = {**preset_values("authelia"), field: text}
     others.setdefault("jwt_header", given["SHIM_JWT_HEADER"])
     others["jwt_header"] = given["SHIM_JWT_HEADER"]
@@ -81,13 +81,13 @@ def test_the_guide_has_a_section_for_each_preset(provider: str) -> None:
 
 
 @pytest.mark.parametrize("provider", SIGNED)
-def test_a_provider_that_signs_needs_its_keys(provider: str) -> None:
+def test_a_provider_that_signs_requires_its_keys(provider: str) -> None:
     assert any("SHIM_JWKS_URL" in fault for fault in faults({"SHIM_PROVIDER": provider}))
 
 
 @pytest.mark.parametrize("provider", ["tailscale", "cloudflare-access"])
 @pytest.mark.parametrize("name", ["ALLOWED_GROUPS", "ADMIN_GROUPS", "LIBRARY_GROUPS"])
-def test_group_settings_without_groups_stop_the_start(provider: str, name: str) -> None:
+def test_group_settings_without_groups_are_a_fault(provider: str, name: str) -> None:
     text = '{"a": [1]}' if name == "LIBRARY_GROUPS" else "a"
     (fault,) = faults(environ(provider, **{name: text}))
     assert fault.startswith(f"SHIM_{name} (environment)")
@@ -114,7 +114,7 @@ def test_group_settings_without_groups_stop_the_start(provider: str, name: str) 
         ({"JWT_VERIFY": "optional"}, "JWT_HEADER", "SHIM_JWT_BEARER"),
     ],
 )
-def test_settings_that_could_confuse_people_stop_the_start(
+def test_settings_that_could_confuse_users_are_a_fault(
     settings: dict[str, str], name: str, text: str
 ) -> None:
     found = faults({**environ("authelia", **settings), **TOKEN})
@@ -131,7 +131,7 @@ def test_settings_that_could_confuse_people_stop_the_start(
         {"UID_SOURCE": "header", "UID_HEADER": "Remote-Sub"},
     ],
 )
-def test_settings_that_keep_people_apart_are_accepted(settings: dict[str, str]) -> None:
+def test_settings_that_separate_users_are_accepted(settings: dict[str, str]) -> None:
     loaded = load(environ("authelia", **settings)).public()
     assert {name: loaded[f"SHIM_{name}"] for name in settings} == settings
 
@@ -140,7 +140,7 @@ def test_settings_that_keep_people_apart_are_accepted(settings: dict[str, str]) 
     "text",
     ["example.org.", ".org", "exa mple.org", "\u212aexample.org", "exämple.org", "a,a", "@a.b"],
 )
-def test_a_domain_that_is_none_stops_the_start(text: str) -> None:
+def test_an_invalid_domain_is_a_fault(text: str) -> None:
     given = environ("authelia", UID_SOURCE="email", EMAIL_DOMAINS=text)
     assert [fault for fault in faults(given) if fault.startswith("SHIM_EMAIL_DOMAINS")]
 
@@ -154,7 +154,7 @@ def named(**settings: str) -> str:
     return uid_source_name(load({f"SHIM_{name}": text for name, text in settings.items()}))
 
 
-def test_a_uid_source_is_named_so_that_two_providers_differ() -> None:
+def test_a_uid_source_distinguishes_two_providers() -> None:
     names = [uid_source_name(load(environ(provider))) for provider in PRESETS]
     names.append(uid_source_name(load({**environ("pomerium"), "SHIM_JWT_ISSUER": "other"})))
     names.append(named(PROVIDER="authelia", UID_SOURCE="email"))
@@ -168,7 +168,7 @@ def text_of(settings: Settings) -> str:
     return " ".join(summary(settings))
 
 
-def test_the_summary_says_what_came_of_the_preset() -> None:
+def test_the_summary_shows_the_effect_of_the_preset() -> None:
     text = text_of(
         load(environ("tailscale", USERNAME_FROM_EMAIL="local-part", EMAIL_DOMAINS="a.b"))
     )

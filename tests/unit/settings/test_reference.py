@@ -1,4 +1,4 @@
-"""The files that tell people of the settings say what the table says."""
+"""The generated files about the settings match the table."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def test_the_example_file_names_every_setting_with_its_default(setting: Setting)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.name)
-def test_every_setting_is_explained_in_one_sentence(setting: Setting) -> None:
+def test_every_setting_has_a_description_of_one_sentence(setting: Setting) -> None:
     assert setting.description.endswith(".")
     assert setting.section
 
 
-def test_the_example_file_with_every_default_taken_is_the_default(tmp_path: Path) -> None:
+def test_the_example_file_with_every_line_uncommented_gives_the_defaults(tmp_path: Path) -> None:
     taken = re.sub(r"^#(SHIM_\w+=.+)$", r"\1", env_example(), flags=re.MULTILINE)
     (tmp_path / ".env").write_text(taken)
     assert load({}, tmp_path / ".env") == load({})
 
 
-def test_every_example_can_be_taken(tmp_path: Path) -> None:
+def test_every_example_is_valid(tmp_path: Path) -> None:
     examples = re.findall(r"^# Example: (SHIM_\w+=.+)$", env_example(), flags=re.MULTILINE)
     assert examples
     (tmp_path / ".env").write_text("\n".join(examples))

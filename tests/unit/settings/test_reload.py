@@ -1,4 +1,4 @@
-"""Which settings a reload takes, which wait for a restart, and which mixtures are refused."""
+"""Which settings a reload applies, which wait for a restart, and which combinations are rejected."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def given(**settings: str) -> Settings:
     return load({f"SHIM_{name}": value for name, value in settings.items()})
 
 
-def test_nothing_changes_where_nothing_differs() -> None:
+def test_equal_settings_change_nothing() -> None:
     outcome = merge_settings(given(), given()).outcome
     assert (outcome.faults, outcome.changed, outcome.pending_restart) == ((), (), ())
 
 
-def test_what_the_policy_is_made_of_is_taken_and_the_rest_waits() -> None:
+def test_settings_of_the_policy_are_applied_and_the_rest_waits() -> None:
     running = given(REVERSE_PROXY_WHITELIST="10.0.0.1", MAX_CONNECTIONS="10")
     fresh = given(
         REVERSE_PROXY_WHITELIST="10.0.0.2",
@@ -39,30 +39,30 @@ def test_what_the_policy_is_made_of_is_taken_and_the_rest_waits() -> None:
     assert "do-not-tell" not in repr(found.outcome)
 
 
-def test_another_secret_is_a_change_without_its_values() -> None:
+def test_a_changed_secret_is_reported_without_its_values() -> None:
     running, fresh = (given(PROXY_SECRET=f"do-not-tell-{each}-0123456789") for each in "ab")
     outcome = merge_settings(running, fresh).outcome
     assert outcome.changes == ("SHIM_PROXY_SECRET: *** → another value",)
     assert "do-not-tell" not in repr(outcome)
 
 
-def test_a_mixture_that_contradicts_itself_is_rejected() -> None:
-    # The header that Navidrome reads stays; the secret's may not become the same one.
+def test_a_conflicting_combination_is_rejected() -> None:
+    # The header that Navidrome reads is not changed; the secret's must not become the same one.
     running = given(REVERSE_PROXY_USER_HEADER="X-User")
     fresh = given(REVERSE_PROXY_USER_HEADER="Remote-User", PROXY_SECRET_HEADER="X-User")
     outcome = merge_settings(running, fresh).outcome
     assert outcome.faults and "SHIM_PROXY_SECRET_HEADER" in outcome.faults[0]
 
 
-def test_what_was_bound_or_opened_at_the_start_waits_for_a_restart() -> None:
+def test_settings_of_sockets_and_databases_wait_for_a_restart() -> None:
     opened = {"listen", "control_listen", "upstream", "upstream_ca", "database_url", "tls_cert"}
     assert opened <= {each.field for each in SETTINGS}
     assert RELOADABLE
     assert not RELOADABLE & opened
 
 
-# What the policy reads and a reload does not take, since other parts go by it too.
-_KEPT = {
+# Read by the policy and not reloadable, since other parts use them too.
+_NOT_RELOADABLE = {
     "base_path",
     "max_headers",
     "navidrome_admin_username",
@@ -72,7 +72,7 @@ _KEPT = {
 }
 
 
-def test_a_reload_takes_everything_that_the_policy_reads_but_what_others_read_too() -> None:
+def test_a_reload_applies_every_setting_that_only_the_policy_reads() -> None:
     read: set[str] = set()
 
     class Watched:
@@ -91,4 +91,4 @@ def test_a_reload_takes_everything_that_the_policy_reads_but_what_others_read_to
     )
     build_policy(Watched(settings))  # type: ignore[arg-type]
     jwks_config(Watched(settings))  # type: ignore[arg-type]
-    assert read - RELOADABLE == _KEPT
+    assert read - RELOADABLE == _NOT_RELOADABLE

@@ -1,4 +1,4 @@
-"""What `check` and the log say the settings mean for people."""
+"""The summary of the settings in `check` and the log."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from shim.settings.summary import summary
         ),
     ],
 )
-def test_it_says_who_may_sign_in_who_is_admin_and_what_proves_it(
+def test_it_states_who_may_sign_in_who_is_admin_and_which_proof_is_required(
     settings: dict[str, str], sentences: tuple[str, ...]
 ) -> None:
-    said = summary(load({f"SHIM_{name}": value for name, value in settings.items()}))
+    lines = summary(load({f"SHIM_{name}": value for name, value in settings.items()}))
     for sentence in sentences:
-        assert any(sentence in one for one in said)
-    assert not any("s3cret-s3" in one for one in said)
+        assert any(sentence in one for one in lines)
+    assert not any("s3cret-s3" in one for one in lines)

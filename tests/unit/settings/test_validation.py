@@ -1,4 +1,4 @@
-"""Settings that contradict each other stop the start; those that are odd are said."""
+"""Conflicting settings are faults; unusual ones are warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = {"SHIM_PROXY_SECRET": "0123456789abcdef"}
 
 
 @pytest.mark.parametrize(
-    ("environ", "name", "says"),
+    ("environ", "name", "phrase"),
     [
         ({"SHIM_CONTROL_LISTEN": "0.0.0.0:4535"}, "SHIM_CONTROL_LISTEN", "SHIM_CONTROL_TOKEN"),
         ({"SHIM_CONTROL_LISTEN": "[::]:4535"}, "SHIM_CONTROL_LISTEN", "SHIM_CONTROL_TOKEN"),
@@ -62,14 +62,14 @@ SECRET = {"SHIM_PROXY_SECRET": "0123456789abcdef"}
         ({"SHIM_LIBRARY_GROUPS": '{"a|b": [1]}'}, "SHIM_LIBRARY_GROUPS", "'a|b' never matches"),
     ],
 )
-def test_a_contradiction_is_a_fault_that_names_both(
-    environ: dict[str, str], name: str, says: str
+def test_a_conflict_is_a_fault_that_names_both_settings(
+    environ: dict[str, str], name: str, phrase: str
 ) -> None:
     with pytest.raises(SettingsError) as raised:
         load(environ)
     (fault,) = raised.value.faults
     assert fault.name == name
-    assert says in fault.expected
+    assert phrase in fault.expected
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_a_contradiction_is_a_fault_that_names_both(
         | {"SHIM_PROVISIONING": "false"},
     ],
 )
-def test_what_fits_together_is_taken(environ: dict[str, str]) -> None:
+def test_compatible_settings_are_accepted(environ: dict[str, str]) -> None:
     load(environ)
 
 
-def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> None:
+def test_an_invalid_value_is_not_also_reported_as_a_conflict() -> None:
     environ = {
         "SHIM_CONTROL_LISTEN": "0.0.0.0:4535",
         "SHIM_CONTROL_TOKEN": "with blanks",
@@ -113,7 +113,7 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
 
 
 @pytest.mark.parametrize(
-    ("environ", "says"),
+    ("environ", "phrase"),
     [
         ({}, "no identity is trusted"),
         ({"SHIM_REVERSE_PROXY_WHITELIST": "0.0.0.0/0"}, "every client can use any user name"),
@@ -152,11 +152,11 @@ def test_a_value_that_cannot_be_read_is_not_told_as_a_contradiction_too() -> Non
         ),
     ],
 )
-def test_what_is_allowed_but_odd_is_said(environ: dict[str, str], says: str) -> None:
-    assert any(says in warning for warning in warnings(load(environ)))
+def test_a_valid_but_unusual_setting_is_a_warning(environ: dict[str, str], phrase: str) -> None:
+    assert any(phrase in warning for warning in warnings(load(environ)))
 
 
-def test_a_plain_set_up_has_no_warnings() -> None:
+def test_a_typical_configuration_has_no_warnings() -> None:
     environ = {"SHIM_REVERSE_PROXY_WHITELIST": "traefik", **JWT, **SECRET, **TOKEN}
     environ["SHIM_ADMIN_GROUPS"] = "admins"
     assert warnings(load(environ)) == ()
@@ -164,18 +164,18 @@ def test_a_plain_set_up_has_no_warnings() -> None:
 
 def test_a_public_prefix_below_a_protected_path_has_no_warning() -> None:
     environ = {"SHIM_PUBLIC_PATHS": "/rest/,/app/icons/", "SHIM_BASE_PATH": "/music"}
-    said = "".join(warnings(load(environ)))
-    assert "PUBLIC_PATHS" not in said
-    assert "BASE_PATH" not in said
+    text = "".join(warnings(load(environ)))
+    assert "PUBLIC_PATHS" not in text
+    assert "BASE_PATH" not in text
 
 
 def test_no_warning_shows_a_secret() -> None:
     names = ("SHIM_PROXY_SECRET", "SHIM_CONTROL_TOKEN", "SHIM_JWT_HS256_SECRET")
-    said = warnings(load(dict.fromkeys(names, "hunter2")))
-    assert len(said) >= len(names)
-    assert "hunter2" not in "".join(said)
+    text = warnings(load(dict.fromkeys(names, "hunter2")))
+    assert len(text) >= len(names)
+    assert "hunter2" not in "".join(text)
 
 
-def test_the_files_of_certificates_are_opened_before_the_start(tmp_path: Path) -> None:
+def test_certificate_files_are_opened_before_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load({"SHIM_TLS_CERT": str(tmp_path / "no.pem"), "SHIM_TLS_KEY": __file__})

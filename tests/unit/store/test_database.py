@@ -1,5 +1,6 @@
-"""The store, on SQLite and on PostgreSQL: its migrations make its tables, its transactions are whole and take
-turns, nobody waits for it for ever, and its faults name no password."""
+"""The database, on SQLite and on PostgreSQL: migrations, atomic and ordered transactions, timeouts,
+and errors without passwords.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +32,17 @@ Opened = Callable[[], Database]
 
 @pytest.fixture
 def opened(store_url: str) -> Iterator[Opened]:
-    """Opens the same store as one process more."""
-    made: list[Database] = []
+    """Opens the same database as one more process."""
+    opened_databases: list[Database] = []
 
     def make() -> Database:
         database = Database(store_url)
-        made.append(database)
+        opened_databases.append(database)
         database.open()
         return database
 
     yield make
-    for database in made:
+    for database in opened_databases:
         database.close()
 
 
@@ -66,8 +67,11 @@ def migrate(connection: Connection, revision: str = "head") -> None:
 
 
 def described(url: str) -> dict[str, object]:
-    """What the database knows of its tables, and the rows they begin with. PostgreSQL leaves a constraint
-    the name that it had before its table or column got another one, so names of constraints don't count."""
+    """The database's schema, and its initial rows.
+
+    PostgreSQL keeps the name of a constraint when its table or column is renamed, so names of
+    constraints are not compared.
+    """
     engine = create_engine(url, poolclass=NullPool)
     found: dict[str, object] = {}
     with engine.connect() as connection:
@@ -86,7 +90,7 @@ def described(url: str) -> dict[str, object]:
     return found
 
 
-def test_the_migrations_make_the_tables_that_the_models_name(store_url: str) -> None:
+def test_the_migrations_create_the_tables_of_the_models(store_url: str) -> None:
     database = Database(store_url)
     database.write(migrate)
     database.close()
@@ -96,9 +100,7 @@ def test_the_migrations_make_the_tables_that_the_models_name(store_url: str) -> 
         assert context.get_current_revision() == HEAD
 
 
-def test_a_new_database_is_created_as_the_migrations_leave_one(
-    opened: Opened, store_url: str
-) -> None:
+def test_a_new_database_equals_a_migrated_one(opened: Opened, store_url: str) -> None:
     opened().close()
     created = described(store_url)
     database = Database(store_url)
@@ -109,7 +111,7 @@ def test_a_new_database_is_created_as_the_migrations_leave_one(
     assert created == migrated
 
 
-def test_tables_without_a_version_are_left_alone(opened: Opened) -> None:
+def test_tables_without_a_version_are_not_changed(opened: Opened) -> None:
     opened().write(lambda c: c.execute(text("DROP TABLE alembic_version")))
     with pytest.raises(StoreError, match="already exists"):
         opened()
@@ -124,17 +126,17 @@ def test_opening_again_changes_nothing(opened: Opened) -> None:
     assert counters(opened()) == ["bindings", "one"]
 
 
-def test_what_fails_is_undone_whole(opened: Opened) -> None:
+def test_a_failed_transaction_is_rolled_back(opened: Opened) -> None:
     database = opened()
     with pytest.raises(IntegrityError):
         add(database, "one", "bindings")
     assert counters(database) == ["bindings"]
 
 
-def test_what_a_writer_has_read_holds_when_it_writes(opened: Opened) -> None:
+def test_a_value_that_a_writer_has_read_is_unchanged_when_it_writes(opened: Opened) -> None:
     def count(connection: Connection) -> None:
         found = value(connection)
-        time.sleep(0.001)  # time enough for whoever does not wait
+        time.sleep(0.001)  # time enough for a writer that does not wait
         connection.execute(update(CHANGE_COUNTERS).values(value=found + 1))
 
     def many(database: Database) -> None:
@@ -147,7 +149,7 @@ def test_what_a_writer_has_read_holds_when_it_writes(opened: Opened) -> None:
     assert databases[0].read(value) == 80
 
 
-def test_a_reader_sees_one_moment(opened: Opened) -> None:
+def test_a_reader_sees_a_consistent_snapshot(opened: Opened) -> None:
     reader, writer = opened(), opened()
 
     def twice(connection: Connection) -> tuple[int, int]:
@@ -159,7 +161,7 @@ def test_a_reader_sees_one_moment(opened: Opened) -> None:
     assert reader.read(value) == 7
 
 
-def test_a_writer_that_comes_to_no_end_keeps_no_other_for_ever(
+def test_a_writer_that_does_not_finish_blocks_others_for_a_limited_time(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
@@ -174,7 +176,7 @@ def test_a_writer_that_comes_to_no_end_keeps_no_other_for_ever(
     assert counters(first) == ["bindings", "three"]
 
 
-async def test_transactions_run_off_the_loop_and_to_their_end(opened: Opened) -> None:
+async def test_transactions_run_off_the_event_loop_and_to_their_end(opened: Opened) -> None:
     database = opened()
     loop_thread, seen = threading.get_ident(), []
 
@@ -192,33 +194,33 @@ async def test_transactions_run_off_the_loop_and_to_their_end(opened: Opened) ->
         await database.read_async(work)
 
 
-async def test_a_store_that_does_not_answer_is_one_that_cannot_be_used(
+async def test_a_database_that_does_not_respond_is_unavailable(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database, answers = opened(), threading.Event()
+    database, responds = opened(), threading.Event()
     with monkeypatch.context() as patched:
         patched.setattr(module, "_RESPONSE_SECONDS", 0.05)
         try:
             with pytest.raises(StoreError, match="no response"):
-                await database.read_async(lambda _: answers.wait(20))
+                await database.read_async(lambda _: responds.wait(20))
             with pytest.raises(StoreError, match="no response"):
                 await database.write_async(
                     lambda c: c.execute(update(CHANGE_COUNTERS).values(value=7))
                 )
         finally:
-            answers.set()
+            responds.set()
     assert await database.read_async(value) == 0, (
         "what was given up before it began is not done later"
     )
 
 
-def test_tables_of_a_newer_version_are_left_alone(opened: Opened) -> None:
+def test_tables_of_a_newer_version_are_not_changed(opened: Opened) -> None:
     opened().write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999'")))
     with pytest.raises(StoreError, match="another version"):
         opened()
 
 
-def test_looking_changes_nothing(tmp_path: Path) -> None:
+def test_a_check_changes_nothing(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'shim.db'}"
     database = Database(url)
     database.open()
@@ -231,12 +233,12 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "sqlite:////proc/version"])
-def test_a_store_that_cannot_be_used_says_where(url: str) -> None:
+def test_an_unavailable_database_is_named(url: str) -> None:
     with pytest.raises(StoreError, match=url.rpartition("/")[2]):
         Database(url).open()
 
 
-def test_an_upgrade_locks_again_what_an_earlier_version_locked(store_url: str) -> None:
+def test_an_upgrade_locks_accounts_again_that_an_earlier_version_locked(store_url: str) -> None:
     columns = (
         "uid, navidrome_id, user_name, folded_name, claimed_name, made, state, open_door, first_seen, "
         "last_seen, identity, written"

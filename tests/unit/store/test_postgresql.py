@@ -1,4 +1,4 @@
-"""What only a real PostgreSQL shows: processes that meet, a server that leaves, and who may do what there."""
+"""Behaviour of a real PostgreSQL: concurrent processes, a server that stops, and privileges."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ Make = Callable[[str], Database]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Makes stores that are closed in the end."""
-    made: list[Database] = []
+    """Opens databases that are closed at the end."""
+    created: list[Database] = []
 
     def make(url: str) -> Database:
-        made.append(Database(url))
-        return made[-1]
+        created.append(Database(url))
+        return created[-1]
 
     yield make
-    for database in made:
+    for database in created:
         database.close()
 
 
 @pytest.fixture
 def store(make: Make, postgresql_url: str) -> Database:
-    """A store that is open."""
+    """An open database."""
     database = make(postgresql_url)
     database.open()
     return database
@@ -71,10 +71,10 @@ def value(connection: Connection) -> int:
     return int(connection.execute(select(CHANGE_COUNTERS.c.value)).scalar_one())
 
 
-# processes that meet
+# concurrent processes
 
 
-def test_processes_that_make_the_tables_at_once_make_them_once(
+def test_processes_that_create_the_tables_at_once_create_them_once(
     postgresql: PostgreSQL, postgresql_url: str, make: Make
 ) -> None:
     with ExitStack() as ends:
@@ -92,8 +92,8 @@ def test_processes_that_make_the_tables_at_once_make_them_once(
         database = make(postgresql_url)
         database.write(meanwhile)
         for process in processes:
-            said, _ = process.communicate(timeout=30)
-            assert (process.returncode, said) == (0, "")
+            expected, _ = process.communicate(timeout=30)
+            assert (process.returncode, expected) == (0, "")
     assert counters(database) == ["bindings"]
 
 
@@ -112,7 +112,7 @@ def _opener(ends: ExitStack, url: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("default", ["read committed", "repeatable read", "serializable"])
-def test_a_writer_sees_what_was_written_while_it_waited_for_its_turn(
+def test_a_writer_sees_what_was_written_while_it_waited(
     postgresql: PostgreSQL, postgresql_url: str, make: Make, default: str
 ) -> None:
     name = make_url(postgresql_url).database
@@ -137,7 +137,7 @@ def test_a_writer_sees_what_was_written_while_it_waited_for_its_turn(
         assert waits[-1].result(20) == 2
 
 
-def test_a_writer_that_went_silent_loses_its_turn_and_what_it_wrote(
+def test_a_writer_without_activity_is_rolled_back(
     make: Make, store: Database, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_IDLE_TRANSACTION_SECONDS", 0.1)
@@ -152,8 +152,8 @@ def test_a_writer_that_went_silent_loses_its_turn_and_what_it_wrote(
     assert counters(store) == ["bindings", "other"]
 
 
-def test_looking_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, make: Make) -> None:
-    # The number that the next transaction which writes will get.
+def test_a_check_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, make: Make) -> None:
+    # The id of the next transaction that writes.
     number = "SELECT txid_snapshot_xmax(txid_current_snapshot())"
     for opens in (False, True):
         database = make(postgresql_url)
@@ -164,12 +164,10 @@ def test_looking_changes_nothing(postgresql: PostgreSQL, postgresql_url: str, ma
         assert postgresql.do(number) == before
 
 
-# a server that leaves
+# a server that stops
 
 
-def test_a_server_that_started_again_is_found_again(
-    postgresql: PostgreSQL, store: Database
-) -> None:
+def test_a_restarted_server_is_used_again(postgresql: PostgreSQL, store: Database) -> None:
     assert counters(store) == ["bindings"]
     postgresql.restart()
     assert counters(store) == ["bindings"]
@@ -178,7 +176,7 @@ def test_a_server_that_started_again_is_found_again(
     assert counters(store) == ["bindings", "one"]
 
 
-def test_a_server_that_is_away_is_said_and_found_again(
+def test_an_unreachable_server_is_reported_and_used_again(
     postgresql: PostgreSQL, store: Database
 ) -> None:
     postgresql.stop()
@@ -194,7 +192,9 @@ def test_a_server_that_is_away_is_said_and_found_again(
     assert counters(store) == ["bindings", "one"]
 
 
-def test_what_loses_its_connection_is_undone_whole(postgresql: PostgreSQL, store: Database) -> None:
+def test_a_transaction_that_loses_its_connection_is_rolled_back(
+    postgresql: PostgreSQL, store: Database
+) -> None:
     def cut(connection: Connection) -> None:
         connection.execute(insert(CHANGE_COUNTERS).values(name="one", value=0))
         backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
@@ -207,7 +207,7 @@ def test_what_loses_its_connection_is_undone_whole(postgresql: PostgreSQL, store
     assert counters(store) == ["bindings", "three"]
 
 
-async def test_a_server_that_answers_no_more_keeps_no_store_from_being_closed(
+async def test_a_server_that_does_not_respond_does_not_block_closing(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_RESPONSE_SECONDS", 0.1)
@@ -227,7 +227,7 @@ async def test_a_server_that_answers_no_more_keeps_no_store_from_being_closed(
         os.kill(number, signal.SIGCONT)
 
 
-def test_a_server_that_vanishes_is_given_up_in_seconds(store: Database) -> None:
+def test_a_server_that_vanishes_times_out_in_seconds(store: Database) -> None:
     def patience(connection: Connection) -> tuple[float, ...]:
         driver: Any = connection.connection.driver_connection
         before = float(driver.info.get_parameters()["connect_timeout"])
@@ -242,11 +242,11 @@ def test_a_server_that_vanishes_is_given_up_in_seconds(store: Database) -> None:
     assert all(0 < seconds <= 30 for seconds in store.read(patience))
 
 
-# who may do what there
+# privileges
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"password": "wr0ng"}, "password authentication failed"),
         ({"username": "nobody"}, "password authentication failed"),
@@ -259,20 +259,20 @@ def test_a_server_that_vanishes_is_given_up_in_seconds(store: Database) -> None:
     ],
     ids=lambda row: next(iter(row)) if isinstance(row, dict) else "",
 )
-def test_what_is_wrong_with_the_address_is_said_without_a_password(
-    postgresql_url: str, make: Make, change: dict[str, object], said: str
+def test_an_invalid_address_is_reported_without_a_password(
+    postgresql_url: str, make: Make, change: dict[str, object], expected: str
 ) -> None:
     url = make_url(postgresql_url).set(**change)  # type: ignore[arg-type]
     database = make(url.render_as_string(hide_password=False))
     for use in (database.open, database.check):
-        with pytest.raises(StoreError, match=said) as raised:
+        with pytest.raises(StoreError, match=expected) as raised:
             use()
-        told = f"{raised.value} {database.display_url}"
+        shown = f"{raised.value} {database.display_url}"
         assert database.display_url in str(raised.value)
-        assert PASSWORD not in told and "wr0ng" not in told
+        assert PASSWORD not in shown and "wr0ng" not in shown
 
 
-def test_a_driver_that_is_not_installed_is_said_with_what_to_do(
+def test_a_missing_driver_is_reported_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
@@ -281,7 +281,7 @@ def test_a_driver_that_is_not_installed_is_said_with_what_to_do(
     assert PASSWORD not in str(raised.value)
 
 
-def test_who_may_make_no_tables_is_told_before_and_when_it_is_tried(
+def test_a_role_that_cannot_create_tables_is_reported_by_check_and_on_opening(
     postgresql: PostgreSQL, make: Make
 ) -> None:
     postgresql.do(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
@@ -298,7 +298,7 @@ def test_who_may_make_no_tables_is_told_before_and_when_it_is_tried(
         postgresql.do("DROP ROLE guest")
 
 
-def test_a_database_without_an_encoding_keeps_every_name(
+def test_a_database_without_an_encoding_preserves_every_name(
     postgresql: PostgreSQL, make: Make
 ) -> None:
     with postgresql.database("SQL_ASCII") as url:

@@ -1,4 +1,4 @@
-"""How a header block frames the body, names the host, and what of it is passed on."""
+"""Header blocks: body framing, host, and forwarded fields."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from shim.http1.framing import CHUNKED, NO_BODY
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ANYONE, EDGE, HOST, decided, head, trusting
+from tests.support.decisions import EDGE, HOST, UNTRUSTED, decided, head, trusting
 from tests.support.reference_parsers import read_by_llhttp
 
 
-def forwarded(told: bytes) -> list[str]:
-    """The names of what is passed on, without what tells of the client."""
-    read = read_by_llhttp(told)
+def forwarded(rendered: bytes) -> list[str]:
+    """The names of the forwarded fields, without those about the client."""
+    read = read_by_llhttp(rendered)
     assert read is not None
     return [
         name.decode()
@@ -34,17 +34,17 @@ def forwarded(told: bytes) -> list[str]:
         (("transfer-encoding:  CHUNKED\t",), CHUNKED),
     ],
 )
-def test_a_body_is_framed_by_one_field_and_framed_again(
+def test_one_field_frames_the_body_and_it_is_framed_again(
     fields: tuple[str, ...], length: int
 ) -> None:
     decision = decided(head("POST /api/playlist HTTP/1.1", *fields))
     assert decision.block is not None
     assert decision.block.metadata.length == length
-    told = decision.render_head().lower()
-    assert told.count(b"content-length") == (length >= 0)
-    assert told.count(b"transfer-encoding: chunked\r\n") == (length == CHUNKED)
+    rendered = decision.render_head().lower()
+    assert rendered.count(b"content-length") == (length >= 0)
+    assert rendered.count(b"transfer-encoding: chunked\r\n") == (length == CHUNKED)
     if length >= 0:
-        assert b"content-length: %d\r\n" % length in told
+        assert b"content-length: %d\r\n" % length in rendered
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_body_is_framed_by_one_field_and_framed_again(
         ("Expect:",),
     ],
 )
-def test_a_body_that_could_be_framed_in_two_ways_is_rejected(
+def test_ambiguous_body_framing_is_rejected(
     fields: tuple[str | bytes, ...],
 ) -> None:
-    for peer in (EDGE, ANYONE):
+    for peer in (EDGE, UNTRUSTED):
         decision = decided(head("POST /rest/ping HTTP/1.1", *fields), peer)
         assert decision.outcome.reason is Reason.AMBIGUOUS_FRAMING
         assert decision.outcome.status == 400
@@ -104,13 +104,13 @@ def test_a_body_that_could_be_framed_in_two_ways_is_rejected(
         "Content'Length",
     ],
 )
-def test_a_name_that_only_folds_to_a_framing_one_is_rejected(name: str) -> None:
-    for peer in (EDGE, ANYONE):
+def test_a_name_that_only_normalizes_to_a_framing_header_is_rejected(name: str) -> None:
+    for peer in (EDGE, UNTRUSTED):
         decision = decided(head("POST /rest/ping HTTP/1.1", f"{name}: 69"), peer)
         assert (decision.outcome.reason, decision.outcome.status) == (Reason.FRAMING_ALIAS, 400)
 
 
-def test_http_1_0_knows_no_chunks() -> None:
+def test_http_1_0_has_no_chunked_coding() -> None:
     decision = decided(head("POST /rest/ping HTTP/1.0", "Transfer-Encoding: chunked"))
     assert decision.outcome.reason is Reason.AMBIGUOUS_FRAMING
 
@@ -146,7 +146,7 @@ def test_a_host_is_a_name_with_or_without_a_port(host: str) -> None:
         ("Host: a:123456",),
     ],
 )
-def test_a_host_that_is_not_given_once_is_rejected(fields: tuple[str | bytes, ...]) -> None:
+def test_a_missing_or_repeated_host_is_rejected(fields: tuple[str | bytes, ...]) -> None:
     decision = decided(head("GET / HTTP/1.1", *fields, host=None))
     assert (decision.outcome.reason, decision.outcome.status) == (Reason.AMBIGUOUS_HOST, 400)
 
@@ -154,12 +154,12 @@ def test_a_host_that_is_not_given_once_is_rejected(fields: tuple[str | bytes, ..
 def test_a_host_alias_is_rejected() -> None:
     names = Policy().names
     assert names.classify(b"host")[0].name == "HOST"
-    for line in ("Ho_st: x", "Hos.t: x"):  # these fold to other names
+    for line in ("Ho_st: x", "Hos.t: x"):  # these normalize to other names
         assert decided(head("GET / HTTP/1.1", line)).outcome.verdict is Verdict.ANONYMOUS
 
 
-def test_http_1_0_may_go_without_a_host_and_is_forwarded_with_an_empty_one() -> None:
-    # RFC 9112 §3.2: in HTTP/1.1, which is what Navidrome is spoken to in, it may not be left out.
+def test_http_1_0_may_omit_host_and_is_forwarded_with_an_empty_one() -> None:
+    # RFC 9112 §3.2: HTTP/1.1, which the shim uses with Navidrome, requires Host.
     decision = decided(head("GET / HTTP/1.0", host=None))
     read = read_by_llhttp(decision.render_head())
     assert read is not None
@@ -167,7 +167,7 @@ def test_http_1_0_may_go_without_a_host_and_is_forwarded_with_an_empty_one() -> 
     assert decision.render_head().startswith(b"GET / HTTP/1.1\r\n")
 
 
-def test_what_is_of_this_hop_alone_ends_here() -> None:
+def test_hop_by_hop_fields_are_not_forwarded() -> None:
     decision = decided(
         head(
             "GET /app/ HTTP/1.1",
@@ -188,7 +188,7 @@ def test_what_is_of_this_hop_alone_ends_here() -> None:
     assert forwarded(decision.render_head()) == ["Host", "Accept", "X-ND-Client-Unique-Id"]
 
 
-def test_connection_can_not_name_the_framing_away() -> None:
+def test_connection_cannot_remove_the_framing() -> None:
     decision = decided(
         head("POST /api/x HTTP/1.1", "Content-Length: 3", "Connection: content-length, host")
     )
@@ -196,7 +196,7 @@ def test_connection_can_not_name_the_framing_away() -> None:
     assert f"Host: {HOST}\r\n".encode() in decision.render_head()
 
 
-def test_the_end_to_end_fields_keep_their_order_and_their_case() -> None:
+def test_end_to_end_fields_keep_their_order_and_case() -> None:
     sent = ("aCCept: x", "X-A: 1", "Cookie: a", "x-a: 2", "COOKIE: b")
     decision = decided(head("GET /app/ HTTP/1.1", *sent))
     lines = decision.render_head().split(b"\r\n")
@@ -219,7 +219,7 @@ def test_the_end_to_end_fields_keep_their_order_and_their_case() -> None:
         ("GET / HTTP/1.0", "keep-alive, close", False),
     ],
 )
-def test_the_connection_lasts_as_version_and_options_say(
+def test_version_and_connection_options_decide_keep_alive(
     line: str, connection: str, stays: bool
 ) -> None:
     fields = (f"Connection: {connection}",) if connection else ()
@@ -227,11 +227,11 @@ def test_the_connection_lasts_as_version_and_options_say(
 
 
 @pytest.mark.parametrize("line", ["Connection: close\r\nConnection: x", "Connection: x,close"])
-def test_the_options_of_several_fields_count_together(line: str) -> None:
+def test_the_options_of_several_connection_fields_are_combined(line: str) -> None:
     assert not decided(head("GET / HTTP/1.1", line)).keep_alive
 
 
-def test_a_request_has_a_bounded_number_of_lines() -> None:
+def test_the_number_of_lines_in_a_request_is_limited() -> None:
     policy = Policy(whitelist=trusting("127.0.0.2"), max_fields=16)
     lines = [f"X-{number}: x" for number in range(16)]
     assert decided(head("GET / HTTP/1.1", *lines[:15]), policy=policy).outcome.status == 200
@@ -263,13 +263,13 @@ def test_a_request_has_a_bounded_number_of_lines() -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_what_is_no_head_is_rejected(text: bytes) -> None:
+def test_a_malformed_head_is_rejected(text: bytes) -> None:
     decision = decided(text)
     assert (decision.outcome.reason, decision.outcome.status) == (Reason.MALFORMED_HEAD, 400)
 
 
 @pytest.mark.parametrize(("options", "rejected"), [(64, False), (65, True)])
-def test_more_than_64_options_of_connection_are_rejected(options: int, rejected: bool) -> None:
+def test_more_than_64_connection_options_are_rejected(options: int, rejected: bool) -> None:
     lines = [f"Connection: {','.join(f'x{n}' for n in range(32))}"]
     lines.append(f"Connection: {','.join(f'y{n}' for n in range(options - 32))}")
     decision = decided(head("GET / HTTP/1.1", *lines))

@@ -1,4 +1,4 @@
-"""The bounded memory: what is admitted, what has to go, and what stays."""
+"""The bounded cache: admission, eviction, and retention of entries in use."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from shim.trust.cache import AdmissionCache
 
 
-def memory(entries: int = 8, size: int = 800) -> AdmissionCache[str, int]:
+def build_cache(entries: int = 8, size: int = 800) -> AdmissionCache[str, int]:
     return AdmissionCache(entries, size, lambda key, _: 10 * len(key))
 
 
 def learn(into: AdmissionCache[str, int], key: str, value: int = 1) -> None:
-    """What a reader does: ask, and offer what was not there."""
+    """A cache user: look up, and offer on a miss."""
     if into.get(key) is None:
         into.offer(key, value)
 
 
-def test_what_is_offered_once_is_not_remembered() -> None:
-    of = memory()
+def test_an_entry_that_is_offered_once_is_not_cached() -> None:
+    of = build_cache()
     of.offer("a", 1)
     assert of.get("a") is None
     assert (len(of), of.size) == (0, 0)
@@ -28,8 +28,8 @@ def test_what_is_offered_once_is_not_remembered() -> None:
     assert (len(of), of.size) == (1, 10)
 
 
-def test_what_is_in_use_stays_while_a_flood_of_things_that_repeat_passes_by() -> None:
-    of = memory()
+def test_entries_in_use_stay_cached_during_a_flood_of_repeated_entries() -> None:
+    of = build_cache()
     for _ in range(2):
         learn(of, "mine")
     for number in range(500):
@@ -39,20 +39,20 @@ def test_what_is_in_use_stays_while_a_flood_of_things_that_repeat_passes_by() ->
             assert of.get("mine") == 1, number
 
 
-def test_a_flood_of_things_that_come_once_leaves_no_trace() -> None:
-    of = memory()
-    kept = ("a", "b", "c")
+def test_a_flood_of_unique_entries_is_not_cached() -> None:
+    of = build_cache()
+    in_use = ("a", "b", "c")
     for _ in range(2):
-        for key in kept:
+        for key in in_use:
             learn(of, key)
     for number in range(1000):
         learn(of, f"flood{number}")
-    assert [of.get(key) for key in kept] == [1, 1, 1]
-    assert len(of) == len(kept)
+    assert [of.get(key) for key in in_use] == [1, 1, 1]
+    assert len(of) == len(in_use)
 
 
-def test_what_is_used_no_more_makes_room() -> None:
-    of = memory()
+def test_unused_entries_are_evicted() -> None:
+    of = build_cache()
     for _ in range(2):
         learn(of, "old")
     for number in range(100):
@@ -62,8 +62,8 @@ def test_what_is_used_no_more_makes_room() -> None:
     assert of.get("new99") == 1
 
 
-def test_one_that_is_larger_than_the_memory_pushes_nobody_out() -> None:
-    of = memory()
+def test_an_entry_larger_than_the_cache_evicts_nothing() -> None:
+    of = build_cache()
     for _ in range(2):
         learn(of, "small")
     for _ in range(5):
@@ -72,8 +72,8 @@ def test_one_that_is_larger_than_the_memory_pushes_nobody_out() -> None:
     assert of.get("small") == 1
 
 
-def test_bytes_bound_it_long_before_entries_do() -> None:
-    of = memory(entries=1000, size=100)
+def test_the_byte_limit_applies_before_the_entry_limit() -> None:
+    of = build_cache(entries=1000, size=100)
     for number in range(200):
         for _ in range(2):
             learn(of, f"{number:05}")  # of 50 each
@@ -82,17 +82,17 @@ def test_bytes_bound_it_long_before_entries_do() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=300), st.integers(1, 8), st.integers(50, 800))
-def test_it_is_bounded_in_entries_and_bytes_whatever_is_offered(
-    asked: list[int], entries: int, size: int
+def test_the_cache_is_bounded_in_entries_and_bytes_for_any_input(
+    offered: list[int], entries: int, size: int
 ) -> None:
-    of = memory(entries, size)
-    for number in asked:
+    of = build_cache(entries, size)
+    for number in offered:
         key = "k" * (1 + number % 9) + str(number)
         found = of.get(key)
         assert found is None or found == number
         if found is None:
             of.offer(key, number)
-        # Two generations, each within the bounds.
+        # Two generations, each within the limits.
         assert len(of) <= 2 * entries
         assert of.size <= 2 * size
         assert len(of._seen_once) <= 8 * entries

@@ -1,4 +1,4 @@
-"""The memory that the caches hold is counted, whatever is remembered: what the process holds is not more."""
+"""The memory of the caches is accounted for: the process does not hold more than is counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shim.trust.cached_decisions import DecisionCache
 from shim.trust.peers import parse_peer
 from tests.support.decisions import ADA, POLICY, head
 
-_REMEMBERED = 1 << 24  # all that the trusted peers' caches may hold, in two generations
+_MAX_CACHED = 1 << 24  # the maximum of all trusted peers' caches, in two generations
 _FIXED = 1 << 17  # of the caches themselves, and of keys that were seen once
 
 Block = Callable[[int], list[str]]
@@ -43,7 +43,7 @@ def _traced() -> Iterator[None]:
 @pytest.mark.parametrize("address", ["127.0.0.2", "127.0.0.1"])
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.usefixtures("_traced")
-def test_what_is_remembered_is_counted(name: str, address: str) -> None:
+def test_the_size_of_cached_entries_is_counted(name: str, address: str) -> None:
     learn(DecisionCache(POLICY), address, BLOCKS[name], range(2))
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
@@ -53,7 +53,7 @@ def test_what_is_remembered_is_counted(name: str, address: str) -> None:
     held = tracemalloc.get_traced_memory()[0] - before
     assert decisions.size > _FIXED, "something is remembered"
     assert held < decisions.size + _FIXED
-    assert decisions.size < _REMEMBERED
+    assert decisions.size < _MAX_CACHED
 
 
 def learn(decisions: DecisionCache, address: str, block: Block, numbers: range) -> None:

@@ -1,4 +1,4 @@
-"""Where a request came from, as Navidrome is told."""
+"""The client address and scheme that the shim forwards to Navidrome."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from shim.trust.client_address import PeerInfo, client_address
 from shim.trust.peers import AddressList, parse_peer
 from shim.trust.policy import Policy
-from tests.support.decisions import ANYONE, EDGE, HOST, POLICY, decided, head, trusting
+from tests.support.decisions import EDGE, HOST, POLICY, UNTRUSTED, decided, head, trusting
 from tests.support.reference_parsers import read_by_llhttp
 
 LISTED = PeerInfo(EDGE, trusted=True, scheme=b"http")
@@ -17,20 +17,20 @@ HOPS = trusting("173.245.48.0/20", "10.0.0.9")
 @pytest.mark.parametrize(
     ("chain", "hops", "client"),
     [
-        # no entry: the socket's peer
+        # no entry: the peer
         ("", HOPS, "127.0.0.2"),
-        # the last entry, whatever stands before it
+        # the last entry, whatever precedes it
         ("198.51.100.7", AddressList(), "198.51.100.7"),
         ("6.6.6.6, 198.51.100.7", AddressList(), "198.51.100.7"),
-        # no hops are named: a hop's address is as good as any
+        # no real-IP proxies: a proxy's address is used like any other
         ("198.51.100.7, 173.245.48.1", AddressList(), "173.245.48.1"),
-        # past the hops, and no further
+        # past the real-IP proxies, and no further
         ("198.51.100.7, 173.245.48.1", HOPS, "198.51.100.7"),
         ("6.6.6.6, 198.51.100.7, 173.245.48.1, 10.0.0.9", HOPS, "198.51.100.7"),
         ("6.6.6.6, 198.51.100.7, 173.245.48.1, 192.0.2.1", HOPS, "192.0.2.1"),
-        # hops alone: the leftmost of them
+        # real-IP proxies alone: the leftmost of them
         ("173.245.48.1, 10.0.0.9", HOPS, "173.245.48.1"),
-        # an entry that is no address ends the walk
+        # an entry that is not an address ends the search
         ("198.51.100.7, unknown", HOPS, "127.0.0.2"),
         ("198.51.100.7, unknown, 10.0.0.9", HOPS, "10.0.0.9"),
         ("198.51.100.7, 10.0.0.9:http", HOPS, "127.0.0.2"),
@@ -39,7 +39,7 @@ HOPS = trusting("173.245.48.0/20", "10.0.0.9")
         ("198.51.100.7, 10.0.0.9:", HOPS, "127.0.0.2"),
         ("198.51.100.7, [fd00::1]x", HOPS, "127.0.0.2"),
         ("198.51.100.7, [fe80::1%eth0]:443", HOPS, "127.0.0.2"),
-        # ports, brackets and quotes are no part of an address
+        # ports, brackets and quotes are not part of an address
         ("203.0.113.7:51234", HOPS, "203.0.113.7"),
         ("6.6.6.6, 203.0.113.7:51234", HOPS, "203.0.113.7"),
         ("[2001:db8::1]:443", HOPS, "2001:db8::1"),
@@ -56,22 +56,22 @@ HOPS = trusting("173.245.48.0/20", "10.0.0.9")
         ("198.51.100.7, fe80::1%eth0", HOPS, "127.0.0.2"),
         ("198.51.100.7,", HOPS, "127.0.0.2"),
         ("198.51.100.7, 010.0.0.9", HOPS, "127.0.0.2"),
-        # named in one way
+        # addresses in their normal form
         ("::ffff:198.51.100.7", HOPS, "198.51.100.7"),
         ("FD00:0::7", HOPS, "fd00::7"),
         ("198.51.100.7, ::ffff:10.0.0.9", HOPS, "198.51.100.7"),
-        # who may name a user is not who may forward
+        # a trusted peer for identities is not a real-IP proxy
         ("198.51.100.7, 127.0.0.2", AddressList(), "127.0.0.2"),
     ],
 )
-def test_the_client_is_the_last_entry_walked_past_the_hops(
+def test_the_client_is_the_last_entry_that_is_not_a_real_ip_proxy(
     chain: str, hops: AddressList, client: str
 ) -> None:
     entries = [entry.strip().encode() for entry in chain.split(",")] if chain else []
     assert client_address(entries, LISTED, hops) == client.encode()
 
 
-def test_a_unix_peer_that_named_nobody_has_no_client() -> None:
+def test_a_unix_peer_without_forwarded_entries_has_no_client_address() -> None:
     source = PeerInfo(parse_peer("@"), trusted=True, scheme=b"http")
     assert client_address([], source, AddressList()) is None
     assert client_address([b"198.51.100.7"], source, AddressList()) == b"198.51.100.7"
@@ -98,39 +98,41 @@ CLAIMS = (
 )
 
 
-def test_a_listed_peer_is_trusted_and_added_to() -> None:
-    told = decided(head("GET /app/ HTTP/1.1", *CLAIMS, host="inside:4534")).render_head()
-    assert forwarded(told, "X-Forwarded-For") == ["6.6.6.6, 198.51.100.7, 127.0.0.2"]
-    assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]
-    assert forwarded(told, "X-Forwarded-Proto") == ["https"]
-    assert forwarded(told, "X-Forwarded-Host") == ["music.example.com"]
-    assert forwarded(told, "X-Forwarded-Port") == ["8443"]
-    assert forwarded(told, "Forwarded") == [
+def test_the_chain_of_a_trusted_peer_is_kept_and_extended() -> None:
+    rendered = decided(head("GET /app/ HTTP/1.1", *CLAIMS, host="inside:4534")).render_head()
+    assert forwarded(rendered, "X-Forwarded-For") == ["6.6.6.6, 198.51.100.7, 127.0.0.2"]
+    assert forwarded(rendered, "X-Real-IP") == ["198.51.100.7"]
+    assert forwarded(rendered, "X-Forwarded-Proto") == ["https"]
+    assert forwarded(rendered, "X-Forwarded-Host") == ["music.example.com"]
+    assert forwarded(rendered, "X-Forwarded-Port") == ["8443"]
+    assert forwarded(rendered, "Forwarded") == [
         'for=6.6.6.6;proto=https, for=127.0.0.2;proto=http;host="inside:4534"'
     ]
 
 
-def test_anybody_else_is_replaced_by_what_the_socket_says() -> None:
-    told = decided(head("GET /app/ HTTP/1.1", *CLAIMS), ANYONE, scheme=b"https").render_head()
-    assert forwarded(told, "X-Forwarded-For") == ["127.0.0.1"]
-    assert forwarded(told, "X-Real-IP") == ["127.0.0.1"]
-    assert forwarded(told, "X-Forwarded-Proto") == ["https"]
-    assert forwarded(told, "X-Forwarded-Host") == [HOST]
-    assert forwarded(told, "X-Forwarded-Port") == []
-    assert forwarded(told, "X-Forwarded-Uri") == []
-    assert forwarded(told, "Forwarded") == [f'for=127.0.0.1;proto=https;host="{HOST}"']
-    assert b"6.6.6.6" not in told
+def test_the_chain_of_an_untrusted_peer_is_replaced_by_its_address() -> None:
+    rendered = decided(
+        head("GET /app/ HTTP/1.1", *CLAIMS), UNTRUSTED, scheme=b"https"
+    ).render_head()
+    assert forwarded(rendered, "X-Forwarded-For") == ["127.0.0.1"]
+    assert forwarded(rendered, "X-Real-IP") == ["127.0.0.1"]
+    assert forwarded(rendered, "X-Forwarded-Proto") == ["https"]
+    assert forwarded(rendered, "X-Forwarded-Host") == [HOST]
+    assert forwarded(rendered, "X-Forwarded-Port") == []
+    assert forwarded(rendered, "X-Forwarded-Uri") == []
+    assert forwarded(rendered, "Forwarded") == [f'for=127.0.0.1;proto=https;host="{HOST}"']
+    assert b"6.6.6.6" not in rendered
 
 
 @pytest.mark.parametrize(
     "name",
     ["True-Client-IP", "CF-Connecting-IP", "X-Client-IP", "X-Cluster-Client-IP", "true_client.ip"],
 )
-def test_the_kin_of_true_client_ip_never_passes(name: str) -> None:
-    for peer in (EDGE, ANYONE):
-        told = decided(head("POST /auth/login HTTP/1.1", f"{name}: 6.6.6.6"), peer)
-        assert b"6.6.6.6" not in told.render_head()
-        assert name in told.explain()["removed_headers"]  # type: ignore[operator]
+def test_headers_like_true_client_ip_are_never_forwarded(name: str) -> None:
+    for peer in (EDGE, UNTRUSTED):
+        rendered = decided(head("POST /auth/login HTTP/1.1", f"{name}: 6.6.6.6"), peer)
+        assert b"6.6.6.6" not in rendered.render_head()
+        assert name in rendered.explain()["removed_headers"]  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -147,23 +149,23 @@ def test_the_kin_of_true_client_ip_never_passes(name: str) -> None:
         (("X-Forwarded-Proto:",), "https"),
     ],
 )
-def test_the_scheme_is_the_first_word_that_was_forwarded_or_the_listeners(
+def test_the_scheme_is_the_first_forwarded_value_or_the_listeners(
     fields: tuple[str, ...], scheme: str
 ) -> None:
-    told = decided(head("GET /app/ HTTP/1.1", *fields), scheme=b"https").render_head()
-    assert forwarded(told, "X-Forwarded-Proto") == [scheme]
+    rendered = decided(head("GET /app/ HTTP/1.1", *fields), scheme=b"https").render_head()
+    assert forwarded(rendered, "X-Forwarded-Proto") == [scheme]
 
 
 def test_without_a_known_client_no_chain_is_forwarded() -> None:
-    """Navidrome would take its first entry, which anybody may have sent."""
+    """Navidrome would use its first entry, which any client can set."""
     policy = Policy(whitelist=trusting("@"))
     text = head("GET /app/ HTTP/1.1", "X-Forwarded-For: 6.6.6.6, unknown")
-    told = decided(text, parse_peer("@"), policy).render_head()
-    assert forwarded(told, "X-Forwarded-For") == forwarded(told, "X-Real-IP") == []
+    rendered = decided(text, parse_peer("@"), policy).render_head()
+    assert forwarded(rendered, "X-Forwarded-For") == forwarded(rendered, "X-Real-IP") == []
 
 
 def test_several_fields_of_one_name_are_one_chain() -> None:
-    told = decided(
+    rendered = decided(
         head(
             "GET /app/ HTTP/1.1",
             "X-Forwarded-For: 6.6.6.6",
@@ -171,55 +173,55 @@ def test_several_fields_of_one_name_are_one_chain() -> None:
             "x-forwarded-for: 198.51.100.7",
         )
     ).render_head()
-    assert forwarded(told, "X-Forwarded-For") == ["6.6.6.6, 198.51.100.7, 127.0.0.2"]
-    assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]
+    assert forwarded(rendered, "X-Forwarded-For") == ["6.6.6.6, 198.51.100.7, 127.0.0.2"]
+    assert forwarded(rendered, "X-Real-IP") == ["198.51.100.7"]
 
 
 def test_a_unix_peer_adds_nothing_to_the_chain() -> None:
     policy = Policy(whitelist=trusting("@"))
     unix = parse_peer("@")
-    told = decided(head("GET /app/ HTTP/1.1"), unix, policy).render_head()
-    assert forwarded(told, "X-Forwarded-For") == []
-    assert forwarded(told, "X-Real-IP") == []
-    told = decided(
+    rendered = decided(head("GET /app/ HTTP/1.1"), unix, policy).render_head()
+    assert forwarded(rendered, "X-Forwarded-For") == []
+    assert forwarded(rendered, "X-Real-IP") == []
+    rendered = decided(
         head("GET /app/ HTTP/1.1", "X-Forwarded-For: 198.51.100.7"), unix, policy
     ).render_head()
-    assert forwarded(told, "X-Forwarded-For") == ["198.51.100.7"]
-    assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]
-    told = decided(head("GET /app/ HTTP/1.1", "X-Real-IP: 6.6.6.6"), unix, POLICY).render_head()
-    assert forwarded(told, "X-Real-IP") == []
-    assert forwarded(told, "Forwarded") == [f'for=unknown;proto=http;host="{HOST}"']
+    assert forwarded(rendered, "X-Forwarded-For") == ["198.51.100.7"]
+    assert forwarded(rendered, "X-Real-IP") == ["198.51.100.7"]
+    rendered = decided(head("GET /app/ HTTP/1.1", "X-Real-IP: 6.6.6.6"), unix, POLICY).render_head()
+    assert forwarded(rendered, "X-Real-IP") == []
+    assert forwarded(rendered, "Forwarded") == [f'for=unknown;proto=http;host="{HOST}"']
 
 
-def test_an_ipv6_peer_is_told_without_its_zone() -> None:
+def test_an_ipv6_peer_is_forwarded_without_its_zone() -> None:
     peer = parse_peer("fe80::1%eth0")
-    told = decided(head("GET /app/ HTTP/1.1"), peer).render_head()
-    assert forwarded(told, "X-Real-IP") == ["fe80::1"]
-    assert forwarded(told, "Forwarded") == [f'for="[fe80::1]";proto=http;host="{HOST}"']
+    rendered = decided(head("GET /app/ HTTP/1.1"), peer).render_head()
+    assert forwarded(rendered, "X-Real-IP") == ["fe80::1"]
+    assert forwarded(rendered, "Forwarded") == [f'for="[fe80::1]";proto=http;host="{HOST}"']
 
 
-def test_what_connection_names_can_not_take_the_clients_address_away() -> None:
-    told = decided(
+def test_connection_cannot_remove_the_client_address() -> None:
+    rendered = decided(
         head(
             "GET /app/ HTTP/1.1",
             "X-Forwarded-For: 198.51.100.7",
             "Connection: close, X-Forwarded-For, X-Real-IP, X-Forwarded-Proto, Host",
         )
     ).render_head()
-    assert forwarded(told, "X-Forwarded-For") == ["198.51.100.7, 127.0.0.2"]
-    assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]
-    assert forwarded(told, "Host") == [HOST]
+    assert forwarded(rendered, "X-Forwarded-For") == ["198.51.100.7, 127.0.0.2"]
+    assert forwarded(rendered, "X-Real-IP") == ["198.51.100.7"]
+    assert forwarded(rendered, "Host") == [HOST]
 
 
 def test_only_the_last_32_entries_of_x_forwarded_for_are_read_and_forwarded() -> None:
     policy = Policy(whitelist=POLICY.whitelist, real_ip_proxies=trusting("10.0.0.0/8"))
     entries = ["198.51.100.7", *(f"10.0.0.{number}" for number in range(1, 33))]
-    told = decided(
+    rendered = decided(
         head("GET /app/ HTTP/1.1", f"X-Forwarded-For: {', '.join(entries)}"), policy=policy
     ).render_head()
-    assert forwarded(told, "X-Forwarded-For") == [", ".join([*entries[1:], "127.0.0.2"])]
-    assert forwarded(told, "X-Real-IP") == ["10.0.0.1"]
-    told = decided(
+    assert forwarded(rendered, "X-Forwarded-For") == [", ".join([*entries[1:], "127.0.0.2"])]
+    assert forwarded(rendered, "X-Real-IP") == ["10.0.0.1"]
+    rendered = decided(
         head("GET /app/ HTTP/1.1", f"X-Forwarded-For: {', '.join(entries[:-1])}"), policy=policy
     ).render_head()
-    assert forwarded(told, "X-Real-IP") == ["198.51.100.7"]
+    assert forwarded(rendered, "X-Real-IP") == ["198.51.100.7"]

@@ -1,4 +1,4 @@
-"""What request line and header block come to together."""
+"""The decision that combines request line and header block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shim.trust.reasons import (
     Verdict,
     outcome,
 )
-from tests.support.decisions import ADA, ANYONE, EDGE, HOST, POLICY, decided, head, trusting
+from tests.support.decisions import ADA, EDGE, HOST, POLICY, UNTRUSTED, decided, head, trusting
 
 HANDSHAKE = (
     "Connection: Upgrade",
@@ -62,13 +62,13 @@ def without(*names: str) -> list[str]:
         ((f"Origin: https://eve@{HOST}",), True),
         ((f"Origin: https://{HOST}", "Origin: https://evil.example"), True),
         ((f"Origin: https://{HOST}", "Sec-Fetch-Site: cross-site"), True),
-        # where a browser says how the request came, that alone decides
+        # where the browser sends Sec-Fetch-Site, that alone decides
         (("Origin: https://evil.example", "Sec-Fetch-Site: same-origin"), False),
         (("Origin: null", "Sec-Fetch-Site: none"), False),
-        # naming them away does not help
+        # listing the headers in Connection has no effect
         (("Origin: https://evil.example", "Connection: origin"), True),
         (("Sec-Fetch-Site: cross-site", "Connection: sec-fetch-site"), True),
-        # the edge says which host was asked
+        # the edge reports the original host
         (("Origin: https://a.example", "X-Forwarded-Host: a.example"), False),
         (("Origin: https://a.example:8443", "X-Forwarded-Host: a.example:8443"), False),
         (("Origin: https://a.example", "X-Forwarded-Host: a.example:443"), False),
@@ -86,7 +86,7 @@ def without(*names: str) -> list[str]:
         (("Origin: null", "X-Forwarded-Host: null"), True),
     ],
 )
-def test_a_browsers_word_that_another_site_asked_is_heeded(
+def test_sec_fetch_site_decides_whether_a_request_is_cross_site(
     fields: tuple[str, ...], foreign: bool
 ) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
@@ -120,34 +120,34 @@ def test_a_cross_site_rejection_names_the_values_that_were_compared(
     assert decision.detail == f"a browser says that another site sent it: {values}"
 
 
-def test_only_a_trusted_identity_makes_a_foreign_request_a_danger() -> None:
+def test_a_cross_site_request_without_a_trusted_identity_is_forwarded() -> None:
     foreign = "Sec-Fetch-Site: cross-site"
     assert decided(head("POST /api/user HTTP/1.1", foreign)).outcome.verdict is Verdict.ANONYMOUS
     stripped = decided(head("POST /rest/ping HTTP/1.1", ADA, foreign))
     assert stripped.outcome.verdict is Verdict.STRIPPED
-    anyone = decided(head("POST /api/user HTTP/1.1", ADA, foreign), ANYONE)
-    assert anyone.outcome.verdict is Verdict.STRIPPED
+    untrusted = decided(head("POST /api/user HTTP/1.1", ADA, foreign), UNTRUSTED)
+    assert untrusted.outcome.verdict is Verdict.STRIPPED
 
 
-def test_a_peer_that_is_not_listed_does_not_say_which_host_was_asked() -> None:
+def test_the_forwarded_host_of_an_untrusted_peer_is_ignored() -> None:
     policy = Policy(whitelist=trusting("127.0.0.1"))
     fields = (ADA, "Origin: https://evil.example", "X-Forwarded-Host: evil.example")
-    believed = decided(head("POST /api/user HTTP/1.1", *fields), ANYONE, policy)
-    assert believed.outcome.verdict is Verdict.AUTHENTICATED  # a trusted peer does
+    trusted = decided(head("POST /api/user HTTP/1.1", *fields), UNTRUSTED, policy)
+    assert trusted.outcome.verdict is Verdict.AUTHENTICATED  # a trusted peer's is used
     assert decided(head("POST /x HTTP/1.1", *fields), EDGE, policy).identity is None
 
 
 def test_an_untrusted_peers_forwarded_host_is_not_compared() -> None:
     fields = (ADA, "Origin: https://evil.example", "X-Forwarded-Host: evil.example")
     whole = head("POST /rest/createPlaylist HTTP/1.1", *fields)
-    envelope = decided(whole, ANYONE).block
+    envelope = decided(whole, UNTRUSTED).block
     assert envelope is not None
     assert "X-Forwarded-Host" not in envelope.metadata.cross_site
     assert envelope.metadata.cross_site
 
 
 @pytest.mark.parametrize("path", ["/rest/createPlaylist", "/_shim/api/x"])
-def test_cross_site_is_rejected_wherever_an_identity_is_trusted(path: str) -> None:
+def test_cross_site_requests_are_rejected_wherever_an_identity_is_trusted(path: str) -> None:
     policy = Policy(
         whitelist=trusting("127.0.0.2"),
         secrets=(b"s",),
@@ -165,7 +165,7 @@ def test_cross_site_is_rejected_wherever_an_identity_is_trusted(path: str) -> No
 # upgrades
 
 
-def test_a_whole_websocket_handshake_is_passed_on() -> None:
+def test_a_complete_websocket_handshake_is_forwarded() -> None:
     for line in (
         HANDSHAKE,
         ("connection: keep-alive, UPGRADE", "upgrade: WebSocket", *HANDSHAKE[2:]),
@@ -173,10 +173,10 @@ def test_a_whole_websocket_handshake_is_passed_on() -> None:
         decision = decided(head("GET /jellyfin/socket HTTP/1.1", *line))
         assert decision.outcome.status == 200
         assert decision.upgrade
-        told = decision.render_head()
-        assert told.count(b"Connection: Upgrade\r\nUpgrade: websocket\r\n") == 1
-        assert b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" in told
-        assert b"Sec-WebSocket-Version: 13\r\n" in told
+        rendered = decision.render_head()
+        assert rendered.count(b"Connection: Upgrade\r\nUpgrade: websocket\r\n") == 1
+        assert b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" in rendered
+        assert b"Sec-WebSocket-Version: 13\r\n" in rendered
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_a_whole_websocket_handshake_is_passed_on() -> None:
         ("OPTIONS /x HTTP/1.1", [*HANDSHAKE]),
     ],
 )
-def test_a_websocket_handshake_that_is_not_whole_is_rejected(line: str, fields: list[str]) -> None:
-    for peer in (EDGE, ANYONE):
+def test_an_incomplete_websocket_handshake_is_rejected(line: str, fields: list[str]) -> None:
+    for peer in (EDGE, UNTRUSTED):
         decision = decided(head(line, *fields), peer)
         assert (decision.outcome.reason, decision.outcome.status) == (Reason.UPGRADE_REJECTED, 400)
 
@@ -222,38 +222,38 @@ def test_a_websocket_handshake_that_is_not_whole_is_rejected(line: str, fields: 
         ["Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQ"],
     ],
 )
-def test_an_offer_that_is_no_websocket_is_ignored(fields: list[str]) -> None:
+def test_an_upgrade_to_another_protocol_is_ignored(fields: list[str]) -> None:
     for line in ("POST /x HTTP/1.1", "GET /x HTTP/1.1", "GET /x HTTP/1.0"):
         decision = decided(head(line, *fields))
         assert decision.outcome.status == 200
         assert not decision.upgrade
-        told = decision.render_head().lower()
-        assert b"upgrade" not in told
-        assert b"http2-settings" not in told
+        rendered = decision.render_head().lower()
+        assert b"upgrade" not in rendered
+        assert b"http2-settings" not in rendered
 
 
 @pytest.mark.parametrize("offer", ["h2c, websocket", "websocket , h2c", "WebSocket,websocket"])
-def test_a_list_of_offers_that_names_websocket_is_a_handshake(offer: str) -> None:
+def test_a_list_of_upgrades_that_names_websocket_is_a_handshake(offer: str) -> None:
     decision = decided(head("GET /x HTTP/1.1", *without("Upgrade"), f"Upgrade: {offer}"))
     assert decision.upgrade
     assert decision.render_head().count(b"Upgrade: websocket\r\n") == 1
 
 
-def test_a_handshake_in_http_1_0_is_ignored() -> None:
+def test_an_upgrade_in_http_1_0_is_ignored() -> None:
     decision = decided(head("GET /x HTTP/1.0", *HANDSHAKE))
     assert (decision.outcome.status, decision.upgrade) == (200, False)
     assert b"upgrade" not in decision.render_head().lower()
 
 
-# the call that makes the first admin
+# the call that creates the first admin
 
 
-@pytest.mark.parametrize("peer", [EDGE, ANYONE])
+@pytest.mark.parametrize("peer", [EDGE, UNTRUSTED])
 @pytest.mark.parametrize("fields", [(), (ADA,)])
-def test_create_admin_is_closed_while_the_shim_makes_accounts(
+def test_create_admin_is_disabled_while_the_shim_provisions_accounts(
     peer: object, fields: tuple[str, ...]
 ) -> None:
-    asking = EDGE if peer is EDGE else ANYONE
+    asking = EDGE if peer is EDGE else UNTRUSTED
     for path in ("/auth/createAdmin", "/auth/CreateAdmin", "/auth/createAdmin/?x"):
         decision = decided(head(f"POST {path} HTTP/1.1", *fields), asking)
         assert decision.outcome.reason is Reason.CREATE_ADMIN_DISABLED
@@ -264,7 +264,7 @@ def test_create_admin_is_closed_while_the_shim_makes_accounts(
     assert decided(head("POST /auth/login HTTP/1.1"), asking).outcome.status == 200
 
 
-# which fault is told
+# which rejection takes precedence
 
 
 @pytest.mark.parametrize(
@@ -277,13 +277,13 @@ def test_create_admin_is_closed_while_the_shim_makes_accounts(
         (head("POST /app/ HTTP/1.1", ADA, ADA, *HANDSHAKE), Reason.UPGRADE_REJECTED),
     ],
 )
-def test_an_ambiguous_request_is_one_before_anybody_is_trusted(
+def test_an_ambiguous_request_is_rejected_before_its_peer_is_evaluated(
     text: bytes, expected: Reason
 ) -> None:
     assert decided(text).outcome.reason is expected
 
 
-def test_a_rejection_says_nothing_of_what_was_sent() -> None:
+def test_a_rejection_contains_no_data_of_the_request() -> None:
     for text in (
         head("GET /app/ HTTP/1.1", "X-authentik-username: hunter2\u0085"),
         head("GET /app/%zzhunter2 HTTP/1.1"),
@@ -310,33 +310,33 @@ def test_every_reason_has_one_verdict_one_status_and_a_row_for_each_class() -> N
         assert reason == reason.lower().replace(" ", "_")
 
 
-def test_an_outcome_is_one_object() -> None:
+def test_equal_outcomes_are_the_same_object() -> None:
     first = decided(head("GET /app/ HTTP/1.1", ADA)).outcome
     assert isinstance(first, Outcome)
     assert OUTCOMES[first.index] is first
 
 
-def test_a_renewed_policy_has_the_next_number() -> None:
+def test_a_changed_policy_has_the_next_generation() -> None:
     renewed = POLICY.next_version(suspended=True)
     assert (renewed.number, renewed.suspended) == (POLICY.number + 1, True)
     assert renewed.whitelist is POLICY.whitelist
 
 
 @pytest.mark.parametrize("path", ["/rest/createPlaylist?name=x", "/REST/scrobble", "/rest/getUser"])
-def test_a_get_that_acts_is_not_taken_from_another_site(path: str) -> None:
+def test_a_get_that_changes_state_is_rejected_cross_site(path: str) -> None:
     policy = Policy(
         whitelist=trusting("127.0.0.2"),
         secrets=(b"a-secret-of-the-edge",),
         public_path_proof=Proof.SECRET,
     )
 
-    def asked(*fields: str) -> Reason:
+    def reason_for(*fields: str) -> Reason:
         proof = "X-Shim-Proxy-Secret: a-secret-of-the-edge"
         return decided(
             head(f"GET {path} HTTP/1.1", ADA, proof, *fields), policy=policy
         ).outcome.reason
 
-    assert asked() is Reason.PROXY_SECRET
-    assert asked("Sec-Fetch-Site: same-origin") is Reason.PROXY_SECRET
-    assert asked("Sec-Fetch-Site: cross-site") is Reason.CROSS_SITE
-    assert asked("Origin: https://evil.example") is Reason.CROSS_SITE
+    assert reason_for() is Reason.PROXY_SECRET
+    assert reason_for("Sec-Fetch-Site: same-origin") is Reason.PROXY_SECRET
+    assert reason_for("Sec-Fetch-Site: cross-site") is Reason.CROSS_SITE
+    assert reason_for("Origin: https://evil.example") is Reason.CROSS_SITE

@@ -1,4 +1,4 @@
-"""What `explain --json` prints: the shape that scripts rely on."""
+"""The output of `explain --json`: the format that scripts rely on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from shim.trust.peers import parse_peer
 from shim.trust.policy import Policy
-from tests.support.decisions import ADA, ANYONE, decided, head, trusting
+from tests.support.decisions import ADA, UNTRUSTED, decided, head, trusting
 
 KEYS = [
     "verdict",
@@ -22,8 +22,8 @@ KEYS = [
 ]
 
 
-def test_a_trusted_request_is_told_whole() -> None:
-    told = decided(
+def test_a_trusted_request_is_explained_completely() -> None:
+    explained = decided(
         head(
             "GET /app/?x=1 HTTP/1.1",
             "Accept: */*",
@@ -33,8 +33,8 @@ def test_a_trusted_request_is_told_whole() -> None:
             "Connection: keep-alive",
         )
     ).explain()
-    assert list(told) == KEYS
-    assert told == {
+    assert list(explained) == KEYS
+    assert explained == {
         "verdict": "authenticated",
         "status": None,
         "reason": "trusted_peer",
@@ -49,11 +49,11 @@ def test_a_trusted_request_is_told_whole() -> None:
             "uid": None,
             "uid_source": "",
         },
-        "forwarded_headers": told["forwarded_headers"],
-        "removed_headers": told["removed_headers"],
+        "forwarded_headers": explained["forwarded_headers"],
+        "removed_headers": explained["removed_headers"],
         "notes": ["Remote-User was sent from outside: spoofed"],
     }
-    assert sorted(map(tuple, told["forwarded_headers"])) == [  # type: ignore[call-overload]
+    assert sorted(map(tuple, explained["forwarded_headers"])) == [  # type: ignore[call-overload]
         ("Accept", "*/*"),
         ("Host", "music.example.com"),
         ("Remote-User", "ada"),
@@ -62,7 +62,7 @@ def test_a_trusted_request_is_told_whole() -> None:
         ("X-Forwarded-Proto", "http"),
         ("X-Real-IP", "127.0.0.2"),
     ]
-    assert sorted(told["removed_headers"]) == [  # type: ignore[call-overload]
+    assert sorted(explained["removed_headers"]) == [  # type: ignore[call-overload]
         "Connection",
         "Remote-User",
         "X-authentik-groups",
@@ -70,33 +70,41 @@ def test_a_trusted_request_is_told_whole() -> None:
     ]
 
 
-def test_a_stripped_request_says_what_was_spoofed() -> None:
-    told = decided(
-        head("GET /rest/ping HTTP/1.1", "X_authentik_username: admin", "X-Empty:"), ANYONE
+def test_a_stripped_request_lists_the_spoofed_headers() -> None:
+    explained = decided(
+        head("GET /rest/ping HTTP/1.1", "X_authentik_username: admin", "X-Empty:"), UNTRUSTED
     ).explain()
-    assert list(told) == KEYS
-    assert (told["verdict"], told["reason"]) == ("stripped", "untrusted_peer")
-    assert (told["status"], told["identity"], told["path_class"]) == (None, None, "public")
-    assert told["removed_headers"] == ["X_authentik_username"]
-    assert told["notes"] == [
+    assert list(explained) == KEYS
+    assert (explained["verdict"], explained["reason"]) == ("stripped", "untrusted_peer")
+    assert (explained["status"], explained["identity"], explained["path_class"]) == (
+        None,
+        None,
+        "public",
+    )
+    assert explained["removed_headers"] == ["X_authentik_username"]
+    assert explained["notes"] == [
         "X_authentik_username is an alias of a header that carries an identity: spoofed"
     ]
-    assert ["X-Empty", ""] in told["forwarded_headers"]  # type: ignore[operator]
+    assert ["X-Empty", ""] in explained["forwarded_headers"]  # type: ignore[operator]
 
 
 def test_a_rejected_request_has_a_status_and_forwards_nothing() -> None:
-    told = decided(head("GET /app/ HTTP/1.1", ADA, ADA)).explain()
-    assert list(told) == KEYS
-    assert (told["verdict"], told["status"]) == ("rejected", 400)
-    assert (told["identity"], told["forwarded_headers"]) == (None, [])
-    assert told["notes"] == ["x-authentik-username was sent twice"]
+    explained = decided(head("GET /app/ HTTP/1.1", ADA, ADA)).explain()
+    assert list(explained) == KEYS
+    assert (explained["verdict"], explained["status"]) == ("rejected", 400)
+    assert (explained["identity"], explained["forwarded_headers"]) == (None, [])
+    assert explained["notes"] == ["x-authentik-username was sent twice"]
 
 
-def test_a_head_that_can_not_be_read_is_told_in_the_same_shape() -> None:
-    told = decided(b"\xff\xfe").explain()
-    assert list(told) == KEYS
-    assert (told["verdict"], told["status"], told["path_class"]) == ("rejected", 400, "protected")
-    assert told["removed_headers"] == []
+def test_a_malformed_head_is_explained_in_the_same_format() -> None:
+    explained = decided(b"\xff\xfe").explain()
+    assert list(explained) == KEYS
+    assert (explained["verdict"], explained["status"], explained["path_class"]) == (
+        "rejected",
+        400,
+        "protected",
+    )
+    assert explained["removed_headers"] == []
 
 
 def test_every_explanation_is_json() -> None:
@@ -106,11 +114,11 @@ def test_every_explanation_is_json() -> None:
         head("GET /rest/ping HTTP/1.1", b"X-authentik-username: \xff"),
         head("GET /%ff HTTP/1.1"),
     ):
-        told = json.loads(json.dumps(decided(text, parse_peer("@"), policy).explain()))
-        assert list(told) == KEYS
-        assert told["peer"] == "@"
+        explained = json.loads(json.dumps(decided(text, parse_peer("@"), policy).explain()))
+        assert list(explained) == KEYS
+        assert explained["peer"] == "@"
 
 
-def test_the_listeners_scheme_is_told() -> None:
-    told = decided(head("GET / HTTP/1.1"), ANYONE, scheme=b"https").explain()
-    assert ["X-Forwarded-Proto", "https"] in told["forwarded_headers"]  # type: ignore[operator]
+def test_the_scheme_of_the_listener_is_shown() -> None:
+    explained = decided(head("GET / HTTP/1.1"), UNTRUSTED, scheme=b"https").explain()
+    assert ["X-Forwarded-Proto", "https"] in explained["forwarded_headers"]  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Header lines: their grammar, and the kind that a name gives them."""
+"""Header lines: their grammar, and the kind that follows from their name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ NAMES = Policy().names
         (b"X-Forwarded-Port", Kind.FORWARDED_OTHER),
     ],
 )
-def test_only_the_exact_name_speaks_and_every_folded_one_is_found(name: bytes, kind: Kind) -> None:
+def test_only_the_exact_name_carries_an_identity_and_every_alias_is_found(
+    name: bytes, kind: Kind
+) -> None:
     assert parse_field(name + b": ada", NAMES).kind is kind
 
 
@@ -87,7 +89,7 @@ def test_only_the_exact_name_speaks_and_every_folded_one_is_found(name: bytes, k
         (b"Content-Lengths", Kind.PASS),
     ],
 )
-def test_framing_is_found_by_its_exact_name_and_its_aliases_are_told(
+def test_framing_headers_are_found_by_exact_name_and_their_aliases_are_reported(
     name: bytes, kind: Kind
 ) -> None:
     assert parse_field(name + b": 1", NAMES).kind is kind
@@ -113,7 +115,7 @@ def test_framing_is_found_by_its_exact_name_and_its_aliases_are_told(
         (b"Forwarded_", Kind.DROP),
     ],
 )
-def test_what_tells_of_the_client_is_found_under_any_alias(name: bytes, kind: Kind) -> None:
+def test_client_address_headers_are_found_under_any_alias(name: bytes, kind: Kind) -> None:
     assert parse_field(name + b": 192.0.2.1", NAMES).kind is kind
 
 
@@ -163,14 +165,14 @@ def test_a_line_is_a_token_a_colon_and_a_value_without_controls(line: bytes) -> 
         (b"Name: \xa0x\xa0", b"\xa0x\xa0"),
     ],
 )
-def test_blanks_at_both_ends_are_no_part_of_a_value(sent: bytes, value: bytes) -> None:
+def test_blanks_at_both_ends_are_not_part_of_a_value(sent: bytes, value: bytes) -> None:
     field = parse_field(sent, NAMES)
     assert field.value == value
     assert field.wire == b"Name: " + value + b"\r\n"
     assert field.sent_name == "Name"
 
 
-def test_folding_is_lower_case_with_dashes_for_all_that_is_no_letter_or_digit() -> None:
+def test_a_normalized_name_is_lower_case_with_dashes_for_other_characters() -> None:
     assert normalize_header_name(b"X_Authentik.User~Name+9") == b"x-authentik-user-name-9"
     assert (
         normalize_header_name(bytes(range(256))).strip(b"-abcdefghijklmnopqrstuvwxyz0123456789")
@@ -188,7 +190,7 @@ def test_folding_is_lower_case_with_dashes_for_all_that_is_no_letter_or_digit() 
         (b"X-authentik-username: \xff", Reason.IDENTITY_INVALID),
     ],
 )
-def test_what_an_identity_header_says_is_read_with_its_line(
+def test_the_value_of_an_identity_header_is_parsed_with_its_line(
     sent: bytes, value: str | Reason
 ) -> None:
     field = parse_field(sent, NAMES)
@@ -199,7 +201,7 @@ def test_what_an_identity_header_says_is_read_with_its_line(
         assert field.parsed_value == value
 
 
-def test_the_settings_may_name_other_headers() -> None:
+def test_the_settings_can_name_other_headers() -> None:
     roles = {Role.USERNAME: "Tailscale-User-Login", Role.GROUPS: "Remote_Groups"}
     names = FieldNames(roles, ("X-Auth.", "Tailscale-"), "X-WEBAUTH-USER", "X-Edge")
     kinds = {
@@ -237,7 +239,7 @@ def test_a_header_that_carries_an_identity_is_one_whatever_else_its_name_means()
     assert names.classify(b"te") == (Kind.SECRET, None)
 
 
-def test_a_usual_name_comes_to_what_any_spelling_of_it_comes_to() -> None:
+def test_a_common_name_gives_the_same_result_as_any_other_case() -> None:
     assert NAMES.common_names
     for name, lowered in NAMES.common_names.items():
         usual, odd = parse_field(name + b": v", NAMES), parse_field(lowered.upper() + b": v", NAMES)
@@ -245,7 +247,7 @@ def test_a_usual_name_comes_to_what_any_spelling_of_it_comes_to() -> None:
         assert NAMES.classify(lowered) == (Kind.PASS, None)
 
 
-def test_a_usual_name_that_the_policy_reads_is_no_usual_one() -> None:
+def test_a_common_name_that_the_policy_reads_is_not_treated_as_common() -> None:
     names = FieldNames({Role.USERNAME: "Referer"}, ("X-Requested-",), "Priority", "Pragma")
     assert not {b"Referer", b"X-Requested-With", b"Priority", b"Pragma"} & set(names.common_names)
     assert parse_field(b"Referer: ada", names).role is Role.USERNAME

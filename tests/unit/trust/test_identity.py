@@ -1,4 +1,4 @@
-"""The border between bytes and text: what is a name, and what is none."""
+"""Decoding of header values to text: valid and invalid values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXTS = [Role.USERNAME, Role.NAME, Role.EMAIL, Role.GROUPS, Role.UID, Role.JWT]
         b"a\tb",
         b"a\x1bb",
         b"a\x7fb",
-        "a\u0085b".encode(),  # NEL, a line end to some
+        "a\u0085b".encode(),  # NEL, which some parsers take for a line end
         "a\u2028b".encode(),
         "a\u2029b".encode(),
         "a\u009fb".encode(),
@@ -34,7 +34,7 @@ TEXTS = [Role.USERNAME, Role.NAME, Role.EMAIL, Role.GROUPS, Role.UID, Role.JWT]
         b" ada",
     ],
 )
-def test_what_is_no_clean_utf8_is_no_value(role: Role, value: bytes) -> None:
+def test_a_value_that_is_not_clean_utf8_is_invalid(role: Role, value: bytes) -> None:
     with pytest.raises(RequestRejected) as rejection:
         parse_value(role, value)
     assert rejection.value.reason is Reason.IDENTITY_INVALID
@@ -43,7 +43,7 @@ def test_what_is_no_clean_utf8_is_no_value(role: Role, value: bytes) -> None:
 
 @pytest.mark.parametrize("role", TEXTS)
 @pytest.mark.parametrize("text", ["a", "ada lovelace", "\u00c4da", "\U0001f3b5", "a@b", "a|b"])
-def test_clean_text_is_read_as_it_is(role: Role, text: str) -> None:
+def test_clean_text_is_unchanged(role: Role, text: str) -> None:
     assert parse_value(role, text.encode()) == text
 
 
@@ -56,19 +56,19 @@ def test_clean_text_is_read_as_it_is(role: Role, text: str) -> None:
         (Role.NAME, 1024),
     ],
 )
-def test_every_value_has_a_bound_in_characters(role: Role, most: int) -> None:
+def test_every_value_has_a_length_limit_in_characters(role: Role, most: int) -> None:
     assert parse_value(role, ("\u00e9" * most).encode()) == "\u00e9" * most
     with pytest.raises(RequestRejected):
         parse_value(role, b"e" * (most + 1))
 
 
 @pytest.mark.parametrize("role", [Role.GROUPS, Role.JWT])
-def test_groups_and_tokens_are_as_long_as_a_head_may_be(role: Role) -> None:
+def test_groups_and_tokens_may_be_as_long_as_a_head(role: Role) -> None:
     assert parse_value(role, b"e" * 60_000) == "e" * 60_000
 
 
 @pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-def test_a_user_name_has_no_bidirectional_control(control: str) -> None:
+def test_a_user_name_must_not_contain_bidirectional_controls(control: str) -> None:
     text = f"a{control}b".encode()
     with pytest.raises(RequestRejected, match="bidirectional"):
         parse_value(Role.USERNAME, text)
@@ -89,7 +89,7 @@ def test_a_user_name_has_no_bidirectional_control(control: str) -> None:
         # Decoded once.
         (b"=?utf-8?q?=3D=3Futf-8=3Fq=3Fx=3F=3D?=", "=?utf-8?q?x?="),
         (b"J%C3%B6rg", "J%C3%B6rg"),
-        # No encoded word.
+        # Not an encoded word.
         (b"=?x", "=?x"),
         (b"a =?utf-8?x?b?= c", "a =?utf-8?x?b?= c"),
     ],
@@ -102,7 +102,7 @@ def test_encoded_words_of_a_display_name_are_decoded(value: bytes, name: str) ->
     "value",
     [b"=?utf-8?q?=FF?=", b"=?utf-8?b?SsO2cmc?=", b"=?utf-7?q?x?=", b"=?x?q?x?=", b"x" * 12_289],
 )
-def test_an_encoded_word_that_can_not_be_decoded_is_rejected(value: bytes) -> None:
+def test_an_encoded_word_that_cannot_be_decoded_is_rejected(value: bytes) -> None:
     with pytest.raises(RequestRejected):
         decode_name(value, percent=False)
 
@@ -117,12 +117,12 @@ def test_an_encoded_word_that_can_not_be_decoded_is_rejected(value: bytes) -> No
         ("Jörg".encode(), "Jörg"),
     ],
 )
-def test_a_display_name_may_be_percent_encoded(value: bytes, name: str) -> None:
+def test_a_display_name_can_be_percent_encoded(value: bytes, name: str) -> None:
     assert decode_name(value, percent=True).decode() == name
 
 
 @pytest.mark.parametrize("role", TEXTS)
-def test_an_empty_value_is_read(role: Role) -> None:
+def test_an_empty_value_is_valid(role: Role) -> None:
     assert parse_value(role, b"") == ""
 
 
@@ -139,7 +139,7 @@ def test_an_empty_value_is_read(role: Role) -> None:
         ("a::b", "::", ("a", "b")),
     ],
 )
-def test_groups_are_split_where_the_settings_say(
+def test_groups_are_split_at_the_configured_separator(
     text: str, separator: str, groups: tuple[str, ...]
 ) -> None:
     assert split_groups(text, separator) == groups

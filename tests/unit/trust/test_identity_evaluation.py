@@ -1,4 +1,4 @@
-"""Whose identity is believed, where, and why not: every verdict of the decision."""
+"""Which identities are trusted, where, and why not: every verdict of the decision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shim.trust.identity import Identity, Role
 from shim.trust.path_zones import Paths
 from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ADA, ANYONE, EDGE, POLICY, decided, head, trusting
+from tests.support.decisions import ADA, EDGE, POLICY, UNTRUSTED, decided, head, trusting
 from tests.support.reference_parsers import read_by_llhttp
 
 SECRET = "X-Shim-Proxy-Secret: swordfish"
@@ -36,14 +36,14 @@ def users(decided: bytes) -> list[bytes]:
 
 
 def reason(
-    *fields: str | bytes, path: str = "/app/", policy: Policy = POLICY, unlisted: bool = False
+    *fields: str | bytes, path: str = "/app/", policy: Policy = POLICY, untrusted: bool = False
 ) -> Reason:
-    peer = ANYONE if unlisted else EDGE
+    peer = UNTRUSTED if untrusted else EDGE
     return decided(head(f"GET {path} HTTP/1.1", *fields), peer, policy).outcome.reason
 
 
 @pytest.mark.parametrize("sent", ["swordfish", "mackerel", "herring"])
-def test_what_was_sent_is_compared_with_every_secret_in_the_same_time(
+def test_a_secret_is_compared_with_every_configured_one_in_constant_time(
     sent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[bytes, bytes]] = []
@@ -61,7 +61,7 @@ def test_what_was_sent_is_compared_with_every_secret_in_the_same_time(
 
 
 @pytest.mark.parametrize(
-    ("fields", "unlisted", "said"),
+    ("fields", "untrusted", "expected_detail"),
     [
         ((), False, "the path needs an identity"),
         ((ADA,), True, "the path needs an identity, and what was sent is none: untrusted_peer"),
@@ -69,19 +69,21 @@ def test_what_was_sent_is_compared_with_every_secret_in_the_same_time(
         "spoofed_user_header"),
     ],
 )  # fmt: skip
-def test_a_path_that_needs_an_identity_says_why_what_was_sent_is_none(
-    fields: tuple[str, ...], unlisted: bool, said: str
+def test_a_path_that_requires_an_identity_reports_why_it_has_none(
+    fields: tuple[str, ...], untrusted: bool, expected_detail: str
 ) -> None:
     policy = replace(POLICY, require_identity=True)
-    decision = decided(head("GET /app/ HTTP/1.1", *fields), ANYONE if unlisted else EDGE, policy)
+    decision = decided(
+        head("GET /app/ HTTP/1.1", *fields), UNTRUSTED if untrusted else EDGE, policy
+    )
     assert decision.outcome.reason is Reason.IDENTITY_REQUIRED
-    assert decision.detail == said
+    assert decision.detail == expected_detail
 
 
-# who is believed
+# trusted identities
 
 
-def test_a_listed_peer_names_the_user_on_a_protected_path() -> None:
+def test_a_trusted_peer_can_send_an_identity_on_a_protected_path() -> None:
     decision = decided(
         head(
             "GET /app/ HTTP/1.1",
@@ -101,13 +103,13 @@ def test_a_listed_peer_names_the_user_on_a_protected_path() -> None:
     assert b"authentik" not in decision.render_head().lower()
 
 
-def test_the_user_header_carries_the_accounts_name_where_it_is_another() -> None:
+def test_the_user_header_carries_the_account_name_where_it_differs() -> None:
     decision = decided(head("GET /app/ HTTP/1.1", ADA))
     assert users(decision.render_head("\u00c4da".encode())) == ["\u00c4da".encode()]
     assert users(decided(head("GET /app/ HTTP/1.1")).render_head(b"ada")) == []
 
 
-def test_the_user_header_is_the_one_that_the_settings_name() -> None:
+def test_the_user_header_has_the_configured_name() -> None:
     policy = Policy(whitelist=WHITELIST)
     names = type(policy.names)(policy.names.roles, ("X-authentik-",), "X-WebAuth-User", "X-Edge")
     named = Policy(whitelist=WHITELIST, names=names)
@@ -119,13 +121,13 @@ def test_the_user_header_is_the_one_that_the_settings_name() -> None:
 
 
 @pytest.mark.parametrize("value", ["ada", " ada", "ada ", "\tada \t"])
-def test_blanks_around_a_name_are_not_part_of_it(value: str) -> None:
+def test_blanks_around_a_name_are_removed(value: str) -> None:
     decision = decided(head("GET /app/ HTTP/1.1", f"X-authentik-username:{value}"))
     assert decision.identity == Identity("ada")
     assert b"\r\nRemote-User: ada\r\n" in decision.render_head()
 
 
-# who is not
+# untrusted identities
 
 
 @pytest.mark.parametrize(
@@ -144,20 +146,20 @@ def test_blanks_around_a_name_are_not_part_of_it(value: str) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x"])
-def test_a_peer_that_is_not_listed_names_nobody(
+def test_the_identity_of_an_untrusted_peer_is_stripped(
     fields: tuple[str, ...], expected: Reason, path: str
 ) -> None:
     for policy in (POLICY, PROOF, Policy()):
-        assert reason(*fields, path=path, policy=policy, unlisted=True) is expected
+        assert reason(*fields, path=path, policy=policy, untrusted=True) is expected
 
 
 @pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/share/x", "/_shim/"])
 @pytest.mark.parametrize("fields", [(), (ADA,), (ADA, SECRET)])
-def test_a_peer_that_is_not_listed_may_be_rejected_altogether(
+def test_an_identity_of_an_untrusted_peer_can_be_rejected(
     path: str, fields: tuple[str, ...]
 ) -> None:
     policy = Policy(whitelist=WHITELIST, reject_untrusted=True, secrets=(b"swordfish",))
-    decision = decided(head(f"GET {path} HTTP/1.1", *fields), ANYONE, policy)
+    decision = decided(head(f"GET {path} HTTP/1.1", *fields), UNTRUSTED, policy)
     assert (decision.outcome.reason, decision.outcome.status) == (
         Reason.UNTRUSTED_PEER_REJECTED,
         403,
@@ -165,8 +167,8 @@ def test_a_peer_that_is_not_listed_may_be_rejected_altogether(
     assert reason(ADA, SECRET, policy=policy) is Reason.PROXY_SECRET
 
 
-def test_an_empty_list_believes_nobody() -> None:
-    for peer in (EDGE, ANYONE):
+def test_an_empty_whitelist_trusts_no_peer() -> None:
+    for peer in (EDGE, UNTRUSTED):
         decision = decided(head("GET /app/ HTTP/1.1", ADA), peer, Policy())
         assert decision.outcome.reason is Reason.UNTRUSTED_PEER
         assert users(decision.render_head()) == []
@@ -180,7 +182,7 @@ def test_an_empty_list_believes_nobody() -> None:
         ((ADA, "x-AUTHENTIK-username: bob"), Reason.IDENTITY_DUPLICATE, 400),
         ((ADA, "X-authentik-groups: a", "X-authentik-groups: b"), Reason.IDENTITY_DUPLICATE, 400),
         ((ADA, "X-authentik-meta: a", "X-authentik-meta: b"), Reason.IDENTITY_DUPLICATE, 400),
-        # no clean value
+        # invalid values
         ((b"X-authentik-username: \xff",), Reason.IDENTITY_INVALID, 400),
         (("X-authentik-username: a\tb",), Reason.IDENTITY_INVALID, 400),
         (("X-authentik-username: \u00a0ada",), Reason.IDENTITY_INVALID, 400),
@@ -188,19 +190,19 @@ def test_an_empty_list_believes_nobody() -> None:
         ((f"X-authentik-username: {'a' * 256}",), Reason.IDENTITY_INVALID, 400),
         ((ADA, b"X-authentik-groups: \xff"), Reason.IDENTITY_INVALID, 400),
         (("X-authentik-username: a\u202eb",), Reason.IDENTITY_INVALID, 400),
-        # an alias, alone and beside the true one
+        # an alias, alone and beside the exact name
         (("X_authentik_username: ada",), Reason.HEADER_ALIAS, 400),
         ((ADA, "X_authentik_groups: admins"), Reason.HEADER_ALIAS, 400),
         ((ADA, "X.authentik.anything: x"), Reason.HEADER_ALIAS, 400),
         ((ADA, "Remote_User: ada"), Reason.HEADER_ALIAS, 400),
         ((ADA, "X_Shim_Proxy_Secret: x"), Reason.HEADER_ALIAS, 400),
         ((ADA, "X~authentik~jwt: x"), Reason.HEADER_ALIAS, 400),
-        # a name is needed
+        # a name is required
         (("X-authentik-email: ada@example.com",), Reason.IDENTITY_INCOMPLETE, 403),
         (("X-authentik-groups: admins", "X-authentik-uid: 1"), Reason.IDENTITY_INCOMPLETE, 403),
     ],
 )
-def test_an_identity_that_can_not_be_read_in_one_way_is_rejected(
+def test_an_ambiguous_identity_is_rejected(
     fields: tuple[str | bytes, ...], expected: Reason, status: int
 ) -> None:
     decision = decided(head("GET /app/ HTTP/1.1", *fields))
@@ -218,7 +220,7 @@ def test_an_identity_that_can_not_be_read_in_one_way_is_rejected(
         ((ADA, "Remote-User: admin", "Remote-User: root"), Reason.TRUSTED_PEER),
     ],
 )
-def test_the_user_header_itself_speaks_for_nobody(
+def test_the_user_header_itself_carries_no_identity(
     fields: tuple[str, ...], expected: Reason
 ) -> None:
     decision = decided(head("GET /app/ HTTP/1.1", *fields))
@@ -240,7 +242,7 @@ def test_the_user_header_itself_speaks_for_nobody(
         ),
     ],
 )
-def test_what_the_policy_uses_may_be_empty_and_not_absent(
+def test_a_required_header_may_be_empty_but_not_absent(
     fields: tuple[str, ...], expected: Reason
 ) -> None:
     policy = Policy(whitelist=WHITELIST, required=frozenset({Role.UID, Role.GROUPS}))
@@ -260,7 +262,7 @@ def test_what_the_policy_uses_may_be_empty_and_not_absent(
         b"X-authentik-email: \xff",
     ],
 )
-def test_an_unusable_display_name_or_e_mail_is_dropped_with_a_note(field: bytes) -> None:
+def test_an_invalid_display_name_or_e_mail_is_dropped_with_a_note(field: bytes) -> None:
     decision = decided(head("GET /app/ HTTP/1.1", ADA, "X-authentik-uid: 7", field))
     assert decision.identity == Identity("ada", uid="7")
     name = field.partition(b":")[0].decode()
@@ -271,18 +273,18 @@ def test_an_unusable_display_name_or_e_mail_is_dropped_with_a_note(field: bytes)
     assert reason(field) is Reason.SPOOFED_USER_HEADER
 
 
-def test_a_display_name_is_decoded_and_nothing_else_is() -> None:
-    word = "=?utf-8?q?J=C3=B6rg?="
+def test_only_the_display_name_is_decoded() -> None:
+    encoded_word = "=?utf-8?q?J=C3=B6rg?="
     fields = (
-        f"X-authentik-username: {word}",
-        f"X-authentik-name: {word}",
-        f"X-authentik-groups: {word}",
+        f"X-authentik-username: {encoded_word}",
+        f"X-authentik-name: {encoded_word}",
+        f"X-authentik-groups: {encoded_word}",
     )
     decision = decided(head("GET /app/ HTTP/1.1", *fields))
-    assert decision.identity == Identity(word, "Jörg", groups=(word,))
+    assert decision.identity == Identity(encoded_word, "Jörg", groups=(encoded_word,))
 
 
-def test_a_display_name_may_be_percent_encoded() -> None:
+def test_a_display_name_can_be_percent_encoded() -> None:
     names = FieldNames(
         AUTHENTIK_HEADERS, ("X-authentik-",), "Remote-User", "X-Edge", percent_names=True
     )
@@ -294,14 +296,14 @@ def test_a_display_name_may_be_percent_encoded() -> None:
     assert control.identity == Identity("ada")
 
 
-def test_a_long_group_list_is_read() -> None:
+def test_a_long_group_list_is_accepted() -> None:
     groups = tuple(f"{number:0120}" for number in range(152))
     decision = decided(head("GET /app/ HTTP/1.1", ADA, f"X-authentik-groups: {'|'.join(groups)}"))
     assert decision.identity == Identity("ada", groups=groups)
 
 
 @pytest.mark.parametrize("sent", ["Remote-User", "remote-user", "REMOTE-USER"])
-def test_the_user_name_may_come_in_navidromes_user_header(sent: str) -> None:
+def test_navidromes_user_header_can_be_configured_as_the_source_of_the_name(sent: str) -> None:
     roles = {**AUTHENTIK_HEADERS, Role.USERNAME: "Remote-User"}
     policy = Policy(
         whitelist=WHITELIST, names=FieldNames(roles, ("X-authentik-",), "Remote-User", "X-Edge")
@@ -315,9 +317,9 @@ def test_the_user_name_may_come_in_navidromes_user_header(sent: str) -> None:
     assert reason(*fields, policy=policy) is Reason.IDENTITY_DUPLICATE
     assert reason("Remote_User: root", policy=policy) is Reason.HEADER_ALIAS
     assert reason(f"{sent}: ada", policy=policy, path="/rest/ping") is Reason.PUBLIC_PATH
-    stranger = decided(head("GET /app/ HTTP/1.1", f"{sent}: ada"), ANYONE, policy)
-    assert stranger.outcome.reason is Reason.UNTRUSTED_PEER
-    assert users(stranger.render_head()) == []
+    stripped = decided(head("GET /app/ HTTP/1.1", f"{sent}: ada"), UNTRUSTED, policy)
+    assert stripped.outcome.reason is Reason.UNTRUSTED_PEER
+    assert users(stripped.render_head()) == []
 
 
 EMPTY = tuple(f"X-authentik-{role}:" for role in ("username", "uid", "groups", "name", "jwt"))
@@ -326,7 +328,7 @@ EMPTY = tuple(f"X-authentik-{role}:" for role in ("username", "uid", "groups", "
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        # All that is present is empty: nobody is named.
+        # All identity headers are empty: no identity is claimed.
         (EMPTY, Reason.NO_IDENTITY),
         (EMPTY[:1], Reason.NO_IDENTITY),
         (("X-authentik-username: \t ", "X-authentik-meta-app:"), Reason.NO_IDENTITY),
@@ -347,7 +349,9 @@ EMPTY = tuple(f"X-authentik-{role}:" for role in ("username", "uid", "groups", "
         ((ADA, *EMPTY[1:]), Reason.TRUSTED_PEER),
     ],
 )
-def test_empty_identity_headers_name_nobody(fields: tuple[str, ...], expected: Reason) -> None:
+def test_empty_identity_headers_claim_no_identity(
+    fields: tuple[str, ...], expected: Reason
+) -> None:
     decision = decided(head("GET /app/ HTTP/1.1", *fields))
     assert decision.outcome.reason is expected
     if expected is Reason.NO_IDENTITY:
@@ -362,7 +366,7 @@ def test_empty_identity_headers_name_nobody(fields: tuple[str, ...], expected: R
         assert decision.identity.uid is None
 
 
-def test_an_empty_uid_is_absent_where_accounts_are_bound_by_it() -> None:
+def test_an_empty_uid_is_absent_where_accounts_are_bound_by_uid() -> None:
     policy = Policy(whitelist=WHITELIST, required=frozenset({Role.UID, Role.GROUPS}))
     groups = "X-authentik-groups:"
     assert reason(ADA, "X-authentik-uid:", groups, policy=policy) is Reason.IDENTITY_INCOMPLETE
@@ -390,7 +394,7 @@ def test_connection_options_neither_remove_nor_keep_an_identity(option: str) -> 
         (("x-shim-proxy-SECRET: mackerel",), Reason.PROXY_SECRET, 200),
         (("X-Shim-Proxy-Secret: swordfish ",), Reason.PROXY_SECRET, 200),
         ((), Reason.SECRET_MISSING, 401),
-        (("X-Shim-Proxy-Secret:",), Reason.SECRET_MISMATCH, 401),
+        (("X-Shim-Proxy-Secret:",), Reason.SECRET_MISSING, 401),
         (("X-Shim-Proxy-Secret: Swordfish",), Reason.SECRET_MISMATCH, 401),
         (("X-Shim-Proxy-Secret: swordfis",), Reason.SECRET_MISMATCH, 401),
         (("X-Shim-Proxy-Secret: swordfish,mackerel",), Reason.SECRET_MISMATCH, 401),
@@ -400,7 +404,7 @@ def test_connection_options_neither_remove_nor_keep_an_identity(option: str) -> 
         (("X_Shim_Proxy_Secret: swordfish",), Reason.HEADER_ALIAS, 400),
     ],
 )
-def test_a_secret_that_is_set_has_to_come_with_an_identity(
+def test_a_configured_secret_must_accompany_an_identity(
     fields: tuple[str, ...], expected: Reason, status: int
 ) -> None:
     decision = decided(head("GET /app/ HTTP/1.1", ADA, *fields), policy=PROOF)
@@ -410,9 +414,9 @@ def test_a_secret_that_is_set_has_to_come_with_an_identity(
         assert b"swordfish" not in decision.render_head()
 
 
-def test_the_secret_never_reaches_navidrome() -> None:
+def test_the_secret_is_never_forwarded_to_navidrome() -> None:
     for policy in (POLICY, PROOF):
-        for peer in (EDGE, ANYONE):
+        for peer in (EDGE, UNTRUSTED):
             decision = decided(head("GET /app/ HTTP/1.1", SECRET), peer, policy)
             assert decision.outcome.reason is Reason.NO_IDENTITY
             assert b"swordfish" not in decision.render_head()
@@ -450,7 +454,7 @@ PUBLIC: Mapping[str, tuple[tuple[str, ...], Policy, Reason]] = {
 
 @pytest.mark.parametrize("case", PUBLIC)
 @pytest.mark.parametrize("path", ["/rest/ping", "/REST/ping", "/rest", "/jellyfin/socket"])
-def test_a_public_path_carries_an_identity_only_with_the_proof_that_is_named(
+def test_a_public_path_carries_an_identity_only_with_the_configured_proof(
     case: str, path: str
 ) -> None:
     fields, policy, expected = PUBLIC[case]
@@ -470,7 +474,7 @@ def test_shares_and_the_web_apps_icons_never_carry_an_identity(path: str, policy
 
 
 @pytest.mark.parametrize("path", ["/app/", "/rest/ping", "/_shim/", "/MUSIC/app/", "/share/x"])
-def test_outside_the_base_path_nobody_is_trusted(path: str) -> None:
+def test_no_identity_is_trusted_outside_the_base_path(path: str) -> None:
     policy = Policy(
         whitelist=WHITELIST,
         paths=Paths("/music"),
@@ -484,7 +488,7 @@ def test_outside_the_base_path_nobody_is_trusted(path: str) -> None:
     assert reason(*fields, path="/music/app/", policy=policy) is Reason.PROXY_SECRET
 
 
-def test_nobody_is_trusted_while_navidrome_contradicts_the_base_path() -> None:
+def test_no_identity_is_trusted_while_navidromes_base_path_differs() -> None:
     policy = PROOF.next_version(suspended=True, admin_groups=frozenset({"admins"}))
     fields = (ADA, SECRET, "X-authentik-groups: admins")
     assert reason(*fields, policy=policy) is Reason.BASE_PATH_MISMATCH
@@ -497,7 +501,7 @@ def test_nobody_is_trusted_while_navidrome_contradicts_the_base_path() -> None:
 # without an identity
 
 
-@pytest.mark.parametrize("unlisted", [False, True])
+@pytest.mark.parametrize("untrusted", [False, True])
 @pytest.mark.parametrize(
     ("path", "fields", "expected"),
     [
@@ -510,24 +514,24 @@ def test_nobody_is_trusted_while_navidrome_contradicts_the_base_path() -> None:
         ("/_shim/", (), Reason.NOT_FOUND),
     ],
 )
-def test_protected_paths_may_be_told_to_need_an_identity(
-    path: str, fields: tuple[str, ...], expected: Reason, unlisted: bool
+def test_protected_paths_can_require_an_identity(
+    path: str, fields: tuple[str, ...], expected: Reason, untrusted: bool
 ) -> None:
     policy = Policy(whitelist=WHITELIST, require_identity=True)
-    assert reason(*fields, path=path, policy=policy, unlisted=unlisted) is expected
+    assert reason(*fields, path=path, policy=policy, untrusted=untrusted) is expected
 
 
-def test_where_an_identity_is_needed_a_trusted_one_passes() -> None:
+def test_a_trusted_identity_passes_where_one_is_required() -> None:
     policy = Policy(whitelist=WHITELIST, require_identity=True)
     assert reason(ADA, policy=policy) is Reason.TRUSTED_PEER
-    assert reason(ADA, policy=policy, unlisted=True) is Reason.IDENTITY_REQUIRED
+    assert reason(ADA, policy=policy, untrusted=True) is Reason.IDENTITY_REQUIRED
     assert reason(ADA, path="/rest/ping", policy=policy) is Reason.PUBLIC_PATH
     assert reason(ADA, ADA, policy=policy) is Reason.IDENTITY_DUPLICATE
     suspended = policy.next_version(suspended=True)
     assert reason(ADA, policy=suspended) is Reason.IDENTITY_REQUIRED
 
 
-# the shim's own pages
+# the control plane's pages
 
 
 @pytest.mark.parametrize(
@@ -564,12 +568,12 @@ def test_where_an_identity_is_needed_a_trusted_one_passes() -> None:
         ),
     ],
 )
-def test_the_consoles_pages_are_there_for_trusted_admins_alone(
+def test_the_console_is_for_trusted_admins_only(
     fields: tuple[str, ...], policy: Policy, expected: Reason
 ) -> None:
     for path in ("/_shim/admin/", "/_shim/devicesx", "/_shim/api/devices", "/_SHIM/metrics"):
         assert reason(*fields, path=path, policy=policy) is expected
-        assert reason(*fields, path=path, policy=policy, unlisted=True) is Reason.NOT_FOUND
+        assert reason(*fields, path=path, policy=policy, untrusted=True) is Reason.NOT_FOUND
 
 
 FAMILY = ADMINS.next_version(allowed_groups=frozenset({"family"}))
@@ -601,10 +605,10 @@ def test_a_persons_own_pages_are_there_for_every_identity_that_may_have_an_accou
 ) -> None:
     for path in ("/_shim/", "/_shim", "/_SHIM/devices/add", "/_shim/static/x.css"):
         assert reason(*fields, path=path, policy=policy) is expected
-        assert reason(*fields, path=path, policy=policy, unlisted=True) is Reason.NOT_FOUND
+        assert reason(*fields, path=path, policy=policy, untrusted=True) is Reason.NOT_FOUND
 
 
-def test_the_own_pages_see_the_name_once_and_a_channels_proof() -> None:
+def test_the_control_pages_get_the_name_once_and_a_proof_of_the_channel() -> None:
     decision = decided(
         head("GET /_shim/api/audit?x=1 HTTP/1.1", ADA, "X-authentik-uid: 7", SECRET, GROUPS),
         policy=ADMINS,
@@ -613,8 +617,8 @@ def test_the_own_pages_see_the_name_once_and_a_channels_proof() -> None:
         b"X-Shim-Channel: s3cret\r\nX-Shim-User: %b\r\nX-Shim-Uid: %b\r\nX-Shim-Admin: %b\r\n"
         b"X-Shim-Identity: %b\r\n"
     )
-    told = decision.render_control_head(ADMINS.paths, lines)
-    read = read_by_llhttp(told)
+    rendered = decision.render_control_head(ADMINS.paths, lines)
+    read = read_by_llhttp(rendered)
     assert read is not None
     assert read.target == b"/api/audit?x=1"
     assert read.values("X-Shim-User") == [b"ada"]

@@ -1,4 +1,4 @@
-"""The provider's key set: which keys count, and that each has one algorithm."""
+"""Parsing of the provider's key set: usable keys, and one algorithm for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.jwt_minting import ec_key, ed_key, jwk, key_set, pem, rsa_key
 P384 = ec.generate_private_key(ec.SECP384R1())
 
 
-def test_each_key_has_the_algorithm_that_follows_from_its_type() -> None:
+def test_each_key_has_the_algorithm_of_its_type() -> None:
     keys = read_key_set(key_set(jwk(rsa_key(), "a"), jwk(ec_key(), "b"), jwk(ed_key())))
     assert [(key.kid, key.algorithm) for key in keys] == [
         ("a", "RS256"),
@@ -25,7 +25,7 @@ def test_each_key_has_the_algorithm_that_follows_from_its_type() -> None:
     assert len({key.fingerprint for key in keys}) == 3
 
 
-def test_the_same_set_is_equal_and_another_is_not() -> None:
+def test_equal_key_sets_compare_equal_and_others_do_not() -> None:
     one = read_key_set(key_set(jwk(rsa_key(), "a")))
     assert one == read_key_set(key_set(jwk(rsa_key(), "a", use="sig", alg="RS256", x5c=["AA=="])))
     assert one == read_key_set(key_set(jwk(rsa_key(), "a", use=None, alg=None, key_ops=None)))
@@ -62,7 +62,7 @@ def test_the_same_set_is_equal_and_another_is_not() -> None:
     ],
     ids=itertools.count(),
 )
-def test_a_key_that_cannot_be_used_is_passed_over(entry: Any) -> None:
+def test_an_unusable_key_is_skipped(entry: Any) -> None:
     with pytest.raises(ValueError, match="can be used"):
         read_key_set(key_set(entry))
     assert len(read_key_set(key_set(entry, jwk(rsa_key(1), "good")))) == 1
@@ -86,7 +86,7 @@ def test_a_key_that_cannot_be_used_is_passed_over(entry: Any) -> None:
     ],
     ids=lambda data: repr(data[:24]),
 )
-def test_what_is_no_key_set(data: bytes) -> None:
+def test_an_invalid_key_set_is_rejected(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"key|JSON"):
         read_key_set(data)
 
@@ -96,12 +96,12 @@ def test_what_is_no_key_set(data: bytes) -> None:
     [b"", pem(rsa_key()), json.dumps(jwk(rsa_key())).encode()],
     ids=["nothing", "PEM", "JWK"],
 )
-def test_a_public_key_is_no_secret(secret: bytes) -> None:
+def test_a_public_key_is_not_accepted_as_a_secret(secret: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         secret_key(secret)
 
 
-def test_a_key_does_not_show_its_secret() -> None:
+def test_the_repr_of_a_key_does_not_show_its_secret() -> None:
     secret = b"do-not-tell-0123456789abcdef0123"
     key = secret_key(secret)
     assert "do-not-tell" not in repr(key) + str(key)

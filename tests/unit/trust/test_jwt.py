@@ -1,4 +1,4 @@
-"""The provider's token: which ones hold, and every way in which one was forged before."""
+"""Verification of the provider's token: valid tokens, and every known forgery."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def verified(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> T
     return verify_token(text, rules, now)
 
 
-def why_not(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Reason:
+def rejection_reason(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Reason:
     with pytest.raises(RequestRejected) as rejection:
         verify_token(text, rules, now)
     parts = [part for part in text.split(".") if len(part) > 20]
@@ -61,7 +61,9 @@ def why_not(text: str, rules: TokenRules = RULES, now: float | None = NOW) -> Re
     ],
     ids=["RS256", "RS256 without a name", "ES256", "EdDSA"],
 )
-def test_a_token_of_a_key_of_the_set_says_who_is_there(key: Any, algorithm: str, kid: str) -> None:
+def test_a_token_signed_by_a_key_of_the_set_gives_the_claims(
+    key: Any, algorithm: str, kid: str
+) -> None:
     found = verified(token(key=key, algorithm=algorithm, kid=kid))
     assert (found.uid, found.username, found.name) == ("5a1c", "ada", "Ada Lovelace")
     assert (found.email, found.groups) == ("ada@example.org", ("family", "admins"))
@@ -69,7 +71,7 @@ def test_a_token_of_a_key_of_the_set_says_who_is_there(key: Any, algorithm: str,
 
 
 @pytest.mark.parametrize("kid", [None, "whatever"])
-def test_a_token_of_the_configured_secret_holds_whatever_its_key_is_called(kid: str | None) -> None:
+def test_a_token_signed_with_the_configured_secret_is_valid_for_any_kid(kid: str | None) -> None:
     text = token(key=SECRET, algorithm="HS256", kid=kid)
     assert verified(text, BY_SECRET).username == "ada"
     both = replace(RULES, keys=(*BY_SECRET.keys, *KEYS))
@@ -77,15 +79,15 @@ def test_a_token_of_the_configured_secret_holds_whatever_its_key_is_called(kid: 
     assert verified(token(), both).username == "ada"
 
 
-# The attacks, each by its name.
+# Attacks, named after their usual names.
 
 
 @pytest.mark.parametrize("name", ["none", "None", "NONE", "nOnE", ""])
 def test_alg_none(name: str) -> None:
     text = f"{encoded({'alg': name, 'typ': 'JWT'})}.{encoded(claims())}."
-    assert why_not(text) is Reason.JWT_INVALID
-    assert why_not(token(algorithm=name)) is Reason.JWT_INVALID
-    assert why_not(text, BY_SECRET) is Reason.JWT_INVALID
+    assert rejection_reason(text) is Reason.JWT_INVALID
+    assert rejection_reason(token(algorithm=name)) is Reason.JWT_INVALID
+    assert rejection_reason(text, BY_SECRET) is Reason.JWT_INVALID
 
 
 def test_a_public_key_used_as_the_secret_of_hs256() -> None:
@@ -97,9 +99,10 @@ def test_a_public_key_used_as_the_secret_of_hs256() -> None:
     ):
         for kid in ("rsa-0", None):
             text = token(key=secret, algorithm="HS256", kid=kid)
-            assert why_not(text) is Reason.JWT_INVALID
+            assert rejection_reason(text) is Reason.JWT_INVALID
             assert (
-                why_not(text, replace(RULES, keys=(*BY_SECRET.keys, *KEYS))) is Reason.JWT_INVALID
+                rejection_reason(text, replace(RULES, keys=(*BY_SECRET.keys, *KEYS)))
+                is Reason.JWT_INVALID
             )
 
 
@@ -115,9 +118,9 @@ def test_a_public_key_used_as_the_secret_of_hs256() -> None:
     ],
     ids=" ".join,
 )
-def test_a_token_that_brings_its_own_key(header: dict[str, Any]) -> None:
+def test_a_key_inside_the_token_is_not_used(header: dict[str, Any]) -> None:
     expected = Reason.JWT_UNKNOWN_KEY if header.get("kid") == "evil" else Reason.JWT_INVALID
-    assert why_not(token(key=rsa_key(1), **header)) is expected
+    assert rejection_reason(token(key=rsa_key(1), **header)) is expected
     # The same entries beside a good signature change nothing.
     if "kid" not in header:
         assert verified(token(**header)).username == "ada"
@@ -136,16 +139,19 @@ def test_a_token_that_brings_its_own_key(header: dict[str, Any]) -> None:
         (SECRET, "RS256", "rsa-0"),
     ],
 )
-def test_an_algorithm_that_is_not_the_keys_own(key: Any, algorithm: str, kid: str) -> None:
+def test_an_algorithm_that_is_not_the_keys_is_rejected(key: Any, algorithm: str, kid: str) -> None:
     for rules in (RULES, replace(RULES, keys=(*BY_SECRET.keys, *KEYS))):
-        assert why_not(token(key=key, algorithm=algorithm, kid=kid), rules) is Reason.JWT_INVALID
+        assert (
+            rejection_reason(token(key=key, algorithm=algorithm, kid=kid), rules)
+            is Reason.JWT_INVALID
+        )
 
 
-def test_a_token_of_another_key_under_a_known_name() -> None:
-    assert why_not(token(key=rsa_key(1))) is Reason.JWT_INVALID
+def test_a_token_of_another_key_with_a_known_kid_is_rejected() -> None:
+    assert rejection_reason(token(key=rsa_key(1))) is Reason.JWT_INVALID
 
 
-def test_of_many_keys_a_few_are_tried_for_a_token_that_names_none() -> None:
+def test_a_token_without_a_kid_is_tried_with_a_limited_number_of_keys() -> None:
     entries = [jwk(rsa_key(number), None) for number in range(1, 5)]
     four = replace(RULES, keys=read_key_set(key_set(*entries[:3], jwk(rsa_key(), None))))
     assert verified(token(kid=None), four).username == "ada"
@@ -157,37 +163,40 @@ def test_of_many_keys_a_few_are_tried_for_a_token_that_names_none() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "Ed25519"])
-def test_both_names_of_ed25519(algorithm: str) -> None:
+def test_both_algorithm_names_of_ed25519_are_accepted(algorithm: str) -> None:
     head = b64(json.dumps({"alg": algorithm, "kid": "ed-0"}).encode())
     body = b64(json.dumps(claims()).encode())
     text = f"{head}.{body}.{b64(ed_key().sign(f'{head}.{body}'.encode()))}"
     assert verified(text).username == "ada"
-    assert why_not(text, replace(RULES, keys=KEYS[:2], fetched=False)) is Reason.JWT_INVALID
-
-
-def test_a_token_of_a_key_that_is_not_in_the_set_yet() -> None:
-    assert why_not(token(key=rsa_key(1), kid="rsa-1")) is Reason.JWT_UNKNOWN_KEY
     assert (
-        why_not(token(key=rsa_key(1), kid=None), replace(RULES, keys=())) is Reason.JWT_UNKNOWN_KEY
+        rejection_reason(text, replace(RULES, keys=KEYS[:2], fetched=False)) is Reason.JWT_INVALID
+    )
+
+
+def test_a_token_of_a_key_that_is_not_in_the_set_yet_requests_a_refresh() -> None:
+    assert rejection_reason(token(key=rsa_key(1), kid="rsa-1")) is Reason.JWT_UNKNOWN_KEY
+    assert (
+        rejection_reason(token(key=rsa_key(1), kid=None), replace(RULES, keys=()))
+        is Reason.JWT_UNKNOWN_KEY
     )
     # Where no key set is fetched, there is nothing to wait for; nor for a secret.
-    assert why_not(token(kid="rsa-1"), BY_SECRET) is Reason.JWT_INVALID
-    assert why_not(token(key=SECRET, algorithm="HS256", kid="x")) is Reason.JWT_INVALID
+    assert rejection_reason(token(kid="rsa-1"), BY_SECRET) is Reason.JWT_INVALID
+    assert rejection_reason(token(key=SECRET, algorithm="HS256", kid="x")) is Reason.JWT_INVALID
 
 
 @pytest.mark.parametrize("entry", ["crit", "b64", "zip", "enc"])
-def test_a_header_that_asks_for_an_extension(entry: str) -> None:
+def test_a_header_with_a_critical_extension_is_rejected(entry: str) -> None:
     header: dict[str, Any] = {entry: ["exp"]}
-    assert why_not(token(**header)) is Reason.JWT_INVALID
+    assert rejection_reason(token(**header)) is Reason.JWT_INVALID
 
 
 @pytest.mark.parametrize("kind", ["logout+jwt", "application/logout+jwt", "secevent+jwt", "JWE", 7])
-def test_a_token_of_another_kind(kind: Any) -> None:
-    assert why_not(token(typ=kind)) is Reason.JWT_INVALID
+def test_a_token_of_another_type_is_rejected(kind: Any) -> None:
+    assert rejection_reason(token(typ=kind)) is Reason.JWT_INVALID
 
 
 @pytest.mark.parametrize("kind", [None, "jwt", "JWT", "at+jwt", "application/at+jwt"])
-def test_a_token_of_a_kind_that_names_a_person(kind: str | None) -> None:
+def test_a_token_of_a_type_that_names_a_user_is_accepted(kind: str | None) -> None:
     assert verified(token(typ=kind)).username == "ada"
 
 
@@ -220,11 +229,13 @@ def test_a_token_of_a_kind_that_names_a_person(kind: str | None) -> None:
     ],
     ids=repr,
 )
-def test_a_signed_token_that_is_not_for_here_or_not_whole(changes: dict[str, Any]) -> None:
-    assert why_not(token(claims(**changes))) is Reason.JWT_INVALID
+def test_a_signed_token_for_another_audience_or_without_required_claims_is_rejected(
+    changes: dict[str, Any],
+) -> None:
+    assert rejection_reason(token(claims(**changes))) is Reason.JWT_INVALID
 
 
-def test_one_audience_of_several_is_enough() -> None:
+def test_one_matching_audience_of_several_is_enough() -> None:
     assert verified(token(claims(aud=["else", AUDIENCE]))).username == "ada"
 
 
@@ -244,14 +255,14 @@ def test_one_audience_of_several_is_enough() -> None:
     ],
     ids=repr,
 )
-def test_a_clock_that_is_off(
+def test_clock_skew_is_tolerated_up_to_the_leeway(
     changes: dict[str, Any], now: float | None, reason: Reason | None
 ) -> None:
     text = token(claims(**changes))
     if reason is None:
         verified(text, now=now)
     else:
-        assert why_not(text, now=now) is reason
+        assert rejection_reason(text, now=now) is reason
 
 
 @pytest.mark.parametrize(
@@ -259,13 +270,13 @@ def test_a_clock_that_is_off(
     [{}, {"exp": 1}, {"nbf": NOW + 99}, {"iss": "x"}, {"aud": "x"}, {"sub": None}],
     ids=repr,
 )
-def test_what_a_forged_token_says_is_never_told(changes: dict[str, Any]) -> None:
+def test_claims_of_a_forged_token_never_appear_in_the_result(changes: dict[str, Any]) -> None:
     forged = token(claims(**changes), key=rsa_key(1))
     with pytest.raises(RequestRejected, match="the signature is not that of the key"):
         verify_token(forged, RULES, NOW)
 
 
-def test_no_signature_is_looked_at_where_no_key_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_signature_is_verified_without_a_candidate_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from shim.trust.jwks import Key
 
     def never(*_: object) -> bool:
@@ -273,30 +284,30 @@ def test_no_signature_is_looked_at_where_no_key_is_meant(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Key, "verify", never)
     for text in (token(kid="unknown"), token(algorithm="none"), "a.b.c", "x" * 20000):
-        why_not(text)
+        rejection_reason(text)
 
 
 @pytest.mark.parametrize("changes", [{"exp": 1}, {"iss": "x"}, {"aud": "x"}], ids=repr)
-def test_the_key_set_is_not_asked_again_for_a_token_that_would_not_hold(
+def test_the_key_set_is_not_refreshed_for_a_token_that_would_be_rejected(
     changes: dict[str, Any],
 ) -> None:
-    assert why_not(token(kid="unknown")) is Reason.JWT_UNKNOWN_KEY
-    assert why_not(token(claims(**changes), kid="unknown")) is not Reason.JWT_UNKNOWN_KEY
+    assert rejection_reason(token(kid="unknown")) is Reason.JWT_UNKNOWN_KEY
+    assert rejection_reason(token(claims(**changes), kid="unknown")) is not Reason.JWT_UNKNOWN_KEY
 
 
-def test_a_header_is_read_alike_at_first_and_again() -> None:
+def test_a_token_header_gives_the_same_result_when_it_is_parsed_again() -> None:
     long: dict[str, Any] = {"x5c": ["A" * 2000]}
     headers: list[dict[str, Any]] = [{}, long, {"crit": ["x"]}, {**long, "crit": ["x"]}]
     for header in headers:
-        told = []
+        results = []
         for _ in range(3):
             try:
                 verified(token(**header))
-                told.append("holds")
+                results.append("holds")
             except RequestRejected as rejection:
-                told.append(rejection.detail)
-        assert told == [told[0]] * 3
-        assert (told[0] == "holds") is ("crit" not in header)
+                results.append(rejection.detail)
+        assert results == [results[0]] * 3
+        assert (results[0] == "holds") is ("crit" not in header)
 
 
 @pytest.mark.parametrize(
@@ -304,8 +315,8 @@ def test_a_header_is_read_alike_at_first_and_again() -> None:
     ["", ".", "..", "a.b", "a.b.c.d", "....", " . . ", "é.é.é", "{}", "null.null.null", "=.=.=",
      '{"payload":"","signatures":[]}'],
 )  # fmt: skip
-def test_what_is_no_token(text: str) -> None:
-    assert why_not(text) is Reason.JWT_INVALID
+def test_a_malformed_token_is_rejected(text: str) -> None:
+    assert rejection_reason(text) is Reason.JWT_INVALID
 
 
 def _signed(head: bytes, body: bytes) -> str:
@@ -331,25 +342,23 @@ def _signed(head: bytes, body: bytes) -> str:
         (None, b'{"exp":' + b"9" * 5000 + b"}"),
     ],
 )
-def test_json_that_two_parsers_could_read_in_two_ways(
-    head: bytes | None, body: bytes | None
-) -> None:
+def test_ambiguous_json_is_rejected(head: bytes | None, body: bytes | None) -> None:
     good_head = b'{"alg":"RS256","kid":"rsa-0"}'
     good_body = json.dumps(claims()).encode()
     assert verified(_signed(good_head, good_body)).username == "ada"
-    assert why_not(_signed(head or good_head, body or good_body)) is Reason.JWT_INVALID
+    assert rejection_reason(_signed(head or good_head, body or good_body)) is Reason.JWT_INVALID
 
 
-def test_a_token_may_be_long_and_its_header_may_not() -> None:
+def test_a_token_may_be_long_but_not_its_header() -> None:
     groups = [f"{number:0120}" for number in range(152)]
     assert verified(token(claims(groups=groups))).groups == tuple(groups)
     head = json.dumps({"alg": "RS256", "kid": "rsa-0", "x": "x" * MAX_HEADER}).encode()
-    assert why_not(_signed(head, json.dumps(claims()).encode())) is Reason.JWT_INVALID
+    assert rejection_reason(_signed(head, json.dumps(claims()).encode())) is Reason.JWT_INVALID
 
 
-def test_the_claims_of_a_long_token_are_read_only_after_its_signature() -> None:
+def test_the_claims_of_a_long_token_are_parsed_only_after_its_signature() -> None:
     def reason(**changes: Any) -> Reason | None:
-        return why_not(token(claims(exp=NOW - 60, **changes), key=rsa_key(1), kid="new"))
+        return rejection_reason(token(claims(exp=NOW - 60, **changes), key=rsa_key(1), kid="new"))
 
     assert reason() is Reason.JWT_EXPIRED
     assert reason(x="x" * 16384) is Reason.JWT_UNKNOWN_KEY
@@ -360,26 +369,26 @@ GOOD = token()
 
 @given(st.integers(0, len(GOOD) - 1), st.characters(codec="utf-8"))
 @settings(max_examples=400, deadline=None)
-def test_no_other_character_anywhere_in_a_token_passes(at: int, other: str) -> None:
+def test_no_changed_character_in_a_token_is_accepted(at: int, other: str) -> None:
     mutated = GOOD[:at] + other + GOOD[at + 1 :]
     if mutated != GOOD:
-        why_not(mutated)
+        rejection_reason(mutated)
 
 
 @given(st.integers(0, len(GOOD)), st.text(min_size=1, max_size=3))
 @settings(max_examples=200, deadline=None)
-def test_nothing_can_be_put_into_a_token(at: int, more: str) -> None:
-    why_not(GOOD[:at] + more + GOOD[at:])
+def test_no_inserted_character_in_a_token_is_accepted(at: int, more: str) -> None:
+    rejection_reason(GOOD[:at] + more + GOOD[at:])
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
-def test_nothing_can_be_left_out_of_a_token(at: int, count: int) -> None:
-    why_not(GOOD[:at] + GOOD[at + count :])
+def test_no_removed_character_in_a_token_is_accepted(at: int, count: int) -> None:
+    rejection_reason(GOOD[:at] + GOOD[at + count :])
 
 
-def test_no_other_spelling_of_the_last_character_passes() -> None:
-    # Two bits of it are left over: four characters stand for the same bytes.
+def test_no_other_last_character_is_accepted() -> None:
+    # It has two unused bits: four characters decode to the same bytes.
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/="
     for text in (GOOD, token(key=ec_key(), algorithm="ES256", kid="ec-0")):
         passed = [c for c in alphabet if _passes(text[:-1] + c)]

@@ -1,4 +1,4 @@
-"""Names as Navidrome compares them, and the accounts that no identity may be."""
+"""Account names as Navidrome compares them, and reserved accounts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESERVED = replace(POLICY, reserved=frozenset({"navidrome-shim", "böss"}))
     ("name", "folded"),
     [("Alice", "alice"), ("ÉCOLE", "École"), ("\u212a", "\u212a"), ("ß", "ß"), ("A_B", "a_b")],
 )
-def test_names_fold_for_ascii_alone(name: str, folded: str) -> None:
+def test_names_are_case_folded_for_ascii_only(name: str, folded: str) -> None:
     assert normalize_name(name) == folded
 
 
@@ -33,7 +33,7 @@ def test_names_fold_for_ascii_alone(name: str, folded: str) -> None:
         ("navidrome-shim2", Reason.TRUSTED_PEER),
     ],
 )
-def test_a_reserved_account_is_nobodys_in_any_case(name: str, reason: Reason) -> None:
+def test_a_reserved_account_is_reserved_in_any_case(name: str, reason: Reason) -> None:
     field = f"X-authentik-username: {name}".encode()
     decision = decided(head("GET /app/ HTTP/1.1", field), EDGE, RESERVED)
     assert decision.outcome.reason is reason
@@ -41,7 +41,7 @@ def test_a_reserved_account_is_nobodys_in_any_case(name: str, reason: Reason) ->
 
 
 @pytest.mark.parametrize("provisioning", ["true", "false"])
-def test_the_shims_own_and_the_protected_accounts_are_reserved(provisioning: str) -> None:
+def test_the_shims_admin_and_the_protected_accounts_are_reserved(provisioning: str) -> None:
     settings = load(
         {
             "SHIM_PROVISIONING": provisioning,

@@ -1,4 +1,4 @@
-"""Navidrome's own tokens: found in every spelling that Navidrome reads, and bound to one account."""
+"""Navidrome's own tokens: found in every encoding that Navidrome accepts, and bound to one account."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from hypothesis import strategies as st
 
 from shim.trust.decision import Decision, decide
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ADA, ANYONE, EDGE, POLICY, head
+from tests.support.decisions import ADA, EDGE, POLICY, UNTRUSTED, head
 from tests.support.jwt_minting import SECRET, encoded, token
 
 ID = "0a1b2c"
 
 
 def of(sub: object = "ada", uid: object = ID, **more: object) -> str:
-    """A token as Navidrome makes them."""
-    said = {"iss": "ND", "sub": sub, "uid": uid, "adm": False, "iat": 1_700_000_000, **more}
-    return token(said, key=SECRET, algorithm="HS256", kid=None)
+    """A token as Navidrome issues it."""
+    claims = {"iss": "ND", "sub": sub, "uid": uid, "adm": False, "iat": 1_700_000_000, **more}
+    return token(claims, key=SECRET, algorithm="HS256", kid=None)
 
 
 MINE, OLD = of(), of("bob", "b0b")
 
 
-def asked(line: str, *fields: str | bytes, identity: bool = True) -> Decision:
+def decide_on(line: str, *fields: str | bytes, identity: bool = True) -> Decision:
     given_fields = (ADA, *fields) if identity else fields
     return decide(head(line, *given_fields), EDGE, POLICY)
 
 
 def bound(line: str, *fields: str | bytes, name: str = "ada", uid: str | None = ID) -> Decision:
-    decision = asked(line, *fields)
+    decision = decide_on(line, *fields)
     assert decision.outcome.verdict is Verdict.AUTHENTICATED
     assert decision.has_navidrome_tokens
     return decision.with_tokens_bound_to(name.encode(), uid)
 
 
-def kept(line: str, *fields: str | bytes, uid: str | None = ID) -> bool:
-    """Whether the tokens passed; in either case the user is named, once."""
+def forwarded(line: str, *fields: str | bytes, uid: str | None = ID) -> bool:
+    """Return whether the tokens were forwarded; in either case the user header is sent once."""
     decision = bound(line, *fields, uid=uid)
     assert decision.render_head().count(b"\r\nRemote-User: ada\r\n") == 1
     if decision.removed_tokens:
         assert OLD.encode() not in decision.render_head()
         return False
-    assert decision.render_head() == asked(line, *fields).render_head()
+    assert decision.render_head() == decide_on(line, *fields).render_head()
     return True
 
 
@@ -68,8 +68,10 @@ ND = "X-ND-Authorization: Bearer "
         (f"GET /api/events?jwt={MINE} HTTP/1.1", [ND + MINE, f"Cookie: jwt={MINE}"]),
     ],
 )
-def test_the_accounts_own_token_passes_in_every_place(line: str, fields: list[str]) -> None:
-    assert kept(line, *fields)
+def test_the_accounts_own_token_is_forwarded_in_every_location(
+    line: str, fields: list[str]
+) -> None:
+    assert forwarded(line, *fields)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +110,8 @@ def test_the_accounts_own_token_passes_in_every_place(line: str, fields: list[st
         (APP, ["X-ND-Authorization: "]),
     ],
 )
-def test_one_that_does_not_name_the_account_is_removed(line: str, fields: list[str]) -> None:
-    assert not kept(line, *fields)
+def test_a_token_of_another_account_is_removed(line: str, fields: list[str]) -> None:
+    assert not forwarded(line, *fields)
 
 
 @pytest.mark.parametrize(
@@ -133,27 +135,27 @@ def test_one_that_does_not_name_the_account_is_removed(line: str, fields: list[s
         "eyJé",
     ],
 )
-def test_what_is_not_exactly_the_accounts_is_not(text: str) -> None:
+def test_a_token_that_does_not_match_the_account_exactly_is_removed(text: str) -> None:
     for line, fields in (
         (APP, [ND + text]),
         (APP, [f"Cookie: jwt={text}"]),
         (f"GET /api/x?jwt={quote(text)} HTTP/1.1", []),
     ):
-        assert not kept(line, *fields)
+        assert not forwarded(line, *fields)
         assert b"eyJ" not in bound(line, *fields).render_head()
 
 
-def test_where_no_account_is_known_by_its_id_no_token_passes() -> None:
-    assert not kept(APP, ND + MINE, uid=None)
-    assert not kept(APP, ND + of("ada", None), uid=None)
+def test_without_a_known_account_id_no_token_is_forwarded() -> None:
+    assert not forwarded(APP, ND + MINE, uid=None)
+    assert not forwarded(APP, ND + of("ada", None), uid=None)
 
 
-def test_an_account_that_is_named_otherwise_than_the_identity() -> None:
+def test_a_token_is_compared_with_the_account_name_and_not_the_identitys() -> None:
     assert bound(APP, ND + of("Ada L."), name="Ada L.").removed_tokens == ()
     assert bound(APP, ND + MINE, name="Ada L.").removed_tokens == ("X-ND-Authorization",)
 
 
-def test_what_is_beside_a_token_stays_as_it_was() -> None:
+def test_the_data_beside_a_token_is_unchanged() -> None:
     decision = bound(
         f"GET /api/events?a=%20b&jwt={OLD}&&c=;d HTTP/1.1",
         'Cookie: theme=dark; a="b"',
@@ -161,11 +163,11 @@ def test_what_is_beside_a_token_stays_as_it_was() -> None:
         ND + OLD,
         "Accept: */*",
     )
-    told = decision.render_head()
-    assert told.startswith(b"GET /api/events?a=%20b&&c=;d HTTP/1.1\r\n")
-    assert b'\r\nCookie: theme=dark; a="b"\r\n' in told
-    assert b"\r\nCookie: session=x;  other=y\r\n" in told
-    assert b"\r\nAccept: */*\r\n" in told
+    rendered = decision.render_head()
+    assert rendered.startswith(b"GET /api/events?a=%20b&&c=;d HTTP/1.1\r\n")
+    assert b'\r\nCookie: theme=dark; a="b"\r\n' in rendered
+    assert b"\r\nCookie: session=x;  other=y\r\n" in rendered
+    assert b"\r\nAccept: */*\r\n" in rendered
     assert decision.removed_tokens == ("cookie jwt", "X-ND-Authorization", "query jwt") or set(
         decision.removed_tokens
     ) == {"cookie jwt", "X-ND-Authorization", "query jwt"}
@@ -174,13 +176,13 @@ def test_what_is_beside_a_token_stays_as_it_was() -> None:
     assert b"ookie" not in bare
 
 
-def test_the_token_that_is_taken_is_the_header_and_not_what_looks_like_it() -> None:
+def test_only_the_header_that_navidrome_reads_is_treated_as_a_token() -> None:
     line = ND + OLD
     decision = bound(APP, f"X-Note: {line}", f"X-{line}", line, f"Z-{line}")
-    told = decision.render_head()
-    assert f"\r\n{line}\r\n".encode() not in told
+    rendered = decision.render_head()
+    assert f"\r\n{line}\r\n".encode() not in rendered
     for other in (f"X-Note: {line}", f"X-{line}", f"Z-{line}"):
-        assert f"\r\n{other}\r\n".encode() in told
+        assert f"\r\n{other}\r\n".encode() in rendered
 
 
 @pytest.mark.parametrize(
@@ -195,19 +197,23 @@ def test_the_token_that_is_taken_is_the_header_and_not_what_looks_like_it() -> N
         (APP, ["X-Authorization: Bearer x", "Authorization: Bearer y"]),
     ],
 )
-def test_what_navidrome_takes_for_no_token_is_left_alone(line: str, fields: list[str]) -> None:
-    decision = asked(line, *fields)
+def test_a_value_that_navidrome_does_not_read_as_a_token_is_unchanged(
+    line: str, fields: list[str]
+) -> None:
+    decision = decide_on(line, *fields)
     assert not decision.has_navidrome_tokens
 
 
-def test_a_token_that_connection_names_is_gone_already() -> None:
-    decision = asked(APP, ND + OLD, "Connection: X-ND-Authorization, cookie", f"Cookie: jwt={OLD}")
+def test_a_token_listed_in_connection_is_already_removed() -> None:
+    decision = decide_on(
+        APP, ND + OLD, "Connection: X-ND-Authorization, cookie", f"Cookie: jwt={OLD}"
+    )
     assert not decision.has_navidrome_tokens
     assert b"eyJ" not in decision.render_head()
 
 
 @pytest.mark.parametrize("line", ["GET /rest/ping?jwt={} HTTP/1.1", "GET /share/x?jwt={} HTTP/1.1"])
-def test_tokens_on_public_paths_are_left_alone_where_no_account_is_known(line: str) -> None:
+def test_tokens_on_public_paths_are_unchanged_where_no_account_is_known(line: str) -> None:
     fields = (ND + OLD, f"Cookie: jwt={OLD}")
     decision = decide(head(line.format(OLD), *fields), EDGE, POLICY)
     assert decision.has_navidrome_tokens
@@ -215,8 +221,8 @@ def test_tokens_on_public_paths_are_left_alone_where_no_account_is_known(line: s
     assert decision.notes == ()
 
 
-def test_one_on_a_protected_path_without_an_identity_passes_and_is_noted() -> None:
-    for peer in (EDGE, ANYONE):
+def test_a_token_on_a_protected_path_without_an_identity_is_forwarded_and_logged() -> None:
+    for peer in (EDGE, UNTRUSTED):
         decision = decide(head(f"GET /api/x?jwt={OLD} HTTP/1.1", ND + OLD), peer, POLICY)
         assert decision.outcome.reason is Reason.NO_IDENTITY
         assert decision.has_navidrome_tokens
@@ -226,14 +232,14 @@ def test_one_on_a_protected_path_without_an_identity_passes_and_is_noted() -> No
         assert "Navidrome token" in note and "eyJ" not in note
 
 
-def test_explain_shows_what_becomes_of_a_token_that_is_not_the_accounts() -> None:
-    told = asked(f"GET /api/x?jwt={OLD} HTTP/1.1", ND + OLD).explain()
-    assert "eyJ" not in str(told)
-    assert "X-ND-Authorization" in str(told["removed_headers"])
-    assert "token_mismatch" in str(told["notes"])
+def test_explain_shows_the_removal_of_another_accounts_token() -> None:
+    rendered = decide_on(f"GET /api/x?jwt={OLD} HTTP/1.1", ND + OLD).explain()
+    assert "eyJ" not in str(rendered)
+    assert "X-ND-Authorization" in str(rendered["removed_headers"])
+    assert "token_mismatch" in str(rendered["notes"])
 
 
-def test_binding_twice_changes_nothing_more() -> None:
+def test_binding_tokens_twice_gives_the_same_result() -> None:
     once = bound(APP, ND + OLD)
     assert once.with_tokens_bound_to(b"ada", ID) is once
     same = bound(APP, ND + MINE)
@@ -242,7 +248,7 @@ def test_binding_twice_changes_nothing_more() -> None:
 
 
 def _as_go_reads(query: str) -> list[str]:
-    """url.ParseQuery: a part with a semicolon or a bad escape is passed over."""
+    """Like url.ParseQuery: a part with a semicolon or an invalid escape is skipped."""
     found = []
     for part in query.split("&"):
         if ";" in part:
@@ -260,25 +266,25 @@ _PIECES = st.sampled_from(
 
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
-def test_no_query_hands_navidrome_a_token_that_is_not_the_accounts(query: str) -> None:
+def test_no_query_passes_another_accounts_token_to_navidrome(query: str) -> None:
     decision = decide(head(f"GET /api/x?{query} HTTP/1.1", ADA), EDGE, POLICY)
     if decision.outcome.verdict is Verdict.REJECTED:
         return
     target = decision.with_tokens_bound_to(b"ada", ID).render_head().split(b" ")[1].decode()
     assert all(value == MINE for value in _as_go_reads(target.partition("?")[2]))
-    nobody = decision.with_tokens_bound_to(b"ada", None).render_head().split(b" ")[1].decode()
-    assert _as_go_reads(nobody.partition("?")[2]) == []
+    without_id = decision.with_tokens_bound_to(b"ada", None).render_head().split(b" ")[1].decode()
+    assert _as_go_reads(without_id.partition("?")[2]) == []
 
 
 _CRUMBS = st.sampled_from(["jwt", "jwt=", '"', ";", " ", "\t", "=", "x", MINE, OLD, "a=b", ","])
 
 
 @given(st.lists(st.lists(_CRUMBS, max_size=8).map("".join), min_size=1, max_size=3))
-def test_no_cookie_hands_navidrome_a_token_that_is_not_the_accounts(values: list[str]) -> None:
+def test_no_cookie_passes_another_accounts_token_to_navidrome(values: list[str]) -> None:
     decision = decide(head(APP, ADA, *(f"Cookie: {v}" for v in values)), EDGE, POLICY)
     for uid, allowed in ((ID, {MINE}), (None, set())):
-        told = decision.with_tokens_bound_to(b"ada", uid).render_head().decode()
-        for line in told.split("\r\n"):
+        rendered = decision.with_tokens_bound_to(b"ada", uid).render_head().decode()
+        for line in rendered.split("\r\n"):
             name, _, value = line.partition(":")
             if name.lower() != "cookie":
                 continue
@@ -288,7 +294,7 @@ def test_no_cookie_hands_navidrome_a_token_that_is_not_the_accounts(values: list
                     assert text.strip('"') in allowed
 
 
-def test_the_flag_is_off_for_most_requests() -> None:
+def test_the_token_flag_is_off_for_most_requests() -> None:
     policy = replace(POLICY, require_identity=True)
     decision = decide(head("GET /api/x?_start=0&q=%20 HTTP/1.1", ADA, "Cookie: a=b"), EDGE, policy)
     assert not decision.has_navidrome_tokens

@@ -55,27 +55,27 @@ AMBIGUOUS = [
     "/api%3buser",
     "/api%3Fx",
     "/api%23x",
-    # what one parser decodes before it matches and the other does not
+    # decoded before the match by one parser and not by the other
     "/%72est/ping",
     "/%61pi/user",
     "/api%2duser",
     "/api%2Euser",
     "/api%5Fuser",
     "/api%7Euser",
-    # decoded twice
+    # double encoding
     "/rest%252fping",
     "/%2572est/",
-    # escapes that are none
+    # invalid escapes
     "/api%",
     "/api%2",
     "/api%zz",
     "/api%u002f",
     "/api%%32%66",
-    # no UTF-8
+    # invalid UTF-8
     "/api/%ff",
     "/api/%c0%af",
     "/api/%ed%a0%80",
-    # bytes that have no place in a target
+    # bytes that are not allowed in a target
     "/api#fragment",
     "/api?x#fragment",
     "/api/\u00e9",
@@ -98,7 +98,7 @@ AMBIGUOUS = [
 
 
 @pytest.mark.parametrize("target", AMBIGUOUS)
-def test_a_target_that_could_be_read_in_two_ways_is_rejected(target: str) -> None:
+def test_an_ambiguous_target_is_rejected(target: str) -> None:
     decision = decided(head(f"GET {target} HTTP/1.1", ADA))
     assert decision.outcome.reason in (Reason.AMBIGUOUS_TARGET, Reason.MALFORMED_HEAD)
     assert decision.outcome.status == 400
@@ -110,7 +110,7 @@ def test_a_target_that_could_be_read_in_two_ways_is_rejected(target: str) -> Non
     [(byte, b"/rest/%bx") for byte in (*range(0x21), 0x23, *range(0x7F, 0x100))]
     + [(byte, b"/api?x=%by") for byte in (*range(0x21), 0x23, 0x7F)],
 )
-def test_a_target_holds_visible_ascii_alone_but_for_its_query(byte: int, place: bytes) -> None:
+def test_a_target_is_visible_ascii_except_in_its_query(byte: int, place: bytes) -> None:
     line = b"GET " + place % bytes([byte]) + b" HTTP/1.1"
     with pytest.raises(RequestRejected) as rejection:
         parse_request_line(line, Paths())
@@ -136,7 +136,7 @@ def test_a_target_holds_visible_ascii_alone_but_for_its_query(byte: int, place: 
         "/rest/stream?id=1&f=%",
     ],
 )
-def test_a_plain_target_is_passed_on_as_it_is(target: str) -> None:
+def test_a_plain_target_is_forwarded_unchanged(target: str) -> None:
     decision = decided(head(f"GET {target} HTTP/1.1"))
     assert decision.outcome.verdict is Verdict.ANONYMOUS
     assert decision.render_head().startswith(f"GET {target} HTTP/1.1\r\n".encode())
@@ -192,7 +192,7 @@ def test_a_plain_target_is_passed_on_as_it_is(target: str) -> None:
         ("/app/browserconfig.xml", PathZone.SHARE),
     ],
 )
-def test_public_prefixes_hold_without_case_without_their_slash_and_without_a_boundary(
+def test_public_prefixes_match_without_case_trailing_slash_and_boundary(
     path: str, place: PathZone
 ) -> None:
     assert Paths().zone(path.encode()) is place
@@ -219,7 +219,7 @@ def test_a_public_prefix_is_compared_with_the_decoded_path() -> None:
         ("/api/a%20b", PathZone.PROTECTED),
     ],
 )
-def test_a_path_with_a_byte_beyond_ascii_carries_no_identity(path: str, place: PathZone) -> None:
+def test_a_path_with_a_non_ascii_byte_carries_no_identity(path: str, place: PathZone) -> None:
     assert Paths().zone(path.encode()) is place
     assert Paths("/music").zone(b"/music" + path.encode()) is place
 
@@ -228,7 +228,7 @@ def test_a_path_with_a_byte_beyond_ascii_carries_no_identity(path: str, place: P
     ("target", "reason"),
     [("/api/%C3%A9", Reason.NON_ASCII_PATH), ("/rest/%C3%A9", Reason.PUBLIC_PATH)],
 )
-def test_an_identity_on_a_path_that_is_not_ascii_is_stripped(target: str, reason: Reason) -> None:
+def test_an_identity_on_a_non_ascii_path_is_stripped(target: str, reason: Reason) -> None:
     for policy in POLICIES[:4]:
         secret = "X-Shim-Proxy-Secret: swordfish"
         decision = decided(head(f"GET {target} HTTP/1.1", ADA, secret), policy=policy)
@@ -237,7 +237,7 @@ def test_an_identity_on_a_path_that_is_not_ascii_is_stripped(target: str, reason
         assert b"Remote-User" not in decision.render_head()
 
 
-def test_a_path_that_is_not_ascii_needs_an_identity_where_one_is_required() -> None:
+def test_a_non_ascii_path_is_rejected_where_an_identity_is_required() -> None:
     policy = Policy(whitelist=trusting("127.0.0.2"), require_identity=True, local_login=True)
     for line in ("GET /api/%C3%A9", "POST /%C3%A9/auth/login"):
         for fields in ((), (ADA,)):
@@ -246,8 +246,8 @@ def test_a_path_that_is_not_ascii_needs_an_identity_where_one_is_required() -> N
             assert decision.detail
 
 
-# What an edge may find a public prefix in: Go's (?i) folds ſ to s and the Kelvin sign to k, Caddy lowers the
-# whole path, and İ becomes an i with a dot above.
+# Characters that an edge may match with a public prefix: Go's (?i) folds ſ to s and the Kelvin sign
+# to k, Caddy lowers the whole path, and İ becomes an i with a dot above.
 _FOLDED = {"s": "sSſ", "k": "kK\u212a", "i": "iIİı"}
 _PREFIXES = ("/rest", "/share", "/jellyfin")
 
@@ -267,7 +267,9 @@ def _open_at_an_edge(path: str) -> bool:
     st.sampled_from(_PREFIXES).flatmap(lambda prefix: st.tuples(*map(_folds, prefix))).map("".join),
     st.sampled_from(("", "/", ".", "x", "/ping", "%20/x", "/é")),
 )
-def test_a_path_that_an_edge_may_leave_open_carries_no_identity(prefix: str, rest: str) -> None:
+def test_a_path_that_an_edge_may_treat_as_public_carries_no_identity(
+    prefix: str, rest: str
+) -> None:
     path = quote(prefix, safe="/") + quote(rest, safe="/%")
     assert _open_at_an_edge(path)
     for base in ("", "/music"):
@@ -280,7 +282,7 @@ def test_a_path_that_an_edge_may_leave_open_carries_no_identity(prefix: str, res
     "path",
     ["/", "/rest/ping", "/app/", "/musical/", "/MUSIC/app/", "/Music", "/x/music/app/", "/_shim/"],
 )
-def test_outside_the_base_path_is_a_place_of_its_own(path: str) -> None:
+def test_paths_outside_the_base_path_have_their_own_zone(path: str) -> None:
     paths = Paths("/music/")
     assert paths.zone(path.encode()) is PathZone.OUTSIDE
     line = parse_request_line(f"GET {path} HTTP/1.1".encode(), paths)
@@ -288,27 +290,27 @@ def test_outside_the_base_path_is_a_place_of_its_own(path: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["/music", "/music/", "music", "//music//"])
-def test_the_base_path_may_be_written_with_and_without_slashes(base: str) -> None:
+def test_the_base_path_can_be_written_with_and_without_slashes(base: str) -> None:
     assert Paths(base).base == b"/music/"
     assert Paths(base).zone(b"/music") is PathZone.PROTECTED
     assert Paths("").base == Paths("/").base == b"/"
 
 
-def test_shares_stay_shares_where_the_settings_do_not_name_them() -> None:
+def test_shares_are_public_even_if_the_settings_do_not_name_them() -> None:
     paths = Paths(public=("/rest/",))
     assert paths.zone(b"/share/x") is PathZone.SHARE
     assert paths.zone(b"/jellyfin/x") is PathZone.PROTECTED
 
 
 @pytest.mark.parametrize("prefix", ["/rest", "rest/", "REST"])
-def test_a_public_prefix_may_be_written_with_and_without_slashes(prefix: str) -> None:
+def test_a_public_prefix_can_be_written_with_and_without_slashes(prefix: str) -> None:
     paths = Paths(public=(prefix,))
     assert paths.zone(b"/rest") is paths.zone(b"/rest/x") is PathZone.PUBLIC
     assert paths.zone(b"/restx") is PathZone.PUBLIC
     assert paths.zone(b"/res") is PathZone.PROTECTED
 
 
-def test_the_root_as_a_public_prefix_makes_everything_public() -> None:
+def test_the_root_as_public_prefix_makes_every_path_public() -> None:
     paths = Paths("/music", public=("/", "/rest/"))
     for path in (b"/music", b"/music/", b"/music/api/user", b"/music/_shim/"):
         assert paths.zone(path) in (PathZone.PUBLIC, PathZone.SHARE), path
@@ -325,7 +327,7 @@ def test_the_root_as_a_public_prefix_makes_everything_public() -> None:
         ("/music/_shim/?x", b"/?x"),
     ],
 )
-def test_the_control_plane_knows_its_pages_below_its_own_root(target: str, below: bytes) -> None:
+def test_the_control_plane_gets_paths_below_its_own_root(target: str, below: bytes) -> None:
     paths = Paths("/music")
     line = parse_request_line(f"GET {target} HTTP/1.1".encode(), paths)
     assert line.zone in (PathZone.INTERNAL, PathZone.PERSONAL)
@@ -333,14 +335,14 @@ def test_the_control_plane_knows_its_pages_below_its_own_root(target: str, below
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_the_methods_of_navidrome_are_passed_on(method: bytes) -> None:
+def test_the_methods_of_navidrome_are_forwarded(method: bytes) -> None:
     assert decided(head(f"{method.decode()} /app/ HTTP/1.1")).outcome.verdict is Verdict.ANONYMOUS
 
 
 @pytest.mark.parametrize(
     "method", ["CONNECT", "TRACE", "QUERY", "PROPFIND", "PRI", "get", "Post", "GETS"]
 )
-def test_any_other_method_is_answered_with_501(method: str) -> None:
+def test_any_other_method_is_rejected_with_501(method: str) -> None:
     decision = decided(head(f"{method} /app/ HTTP/1.1", ADA))
     assert decision.outcome.reason is Reason.METHOD_NOT_IMPLEMENTED
     assert decision.outcome.status == 501
@@ -375,7 +377,7 @@ def test_any_other_method_is_answered_with_501(method: str) -> None:
         "G\u00cbT / HTTP/1.1",
     ],
 )
-def test_a_request_line_is_three_words_and_a_version_of_1(line: str) -> None:
+def test_a_request_line_is_three_words_with_http_version_1(line: str) -> None:
     assert decided(head(line, ADA)).outcome.reason is Reason.MALFORMED_HEAD
 
 
@@ -391,7 +393,7 @@ def test_a_request_line_is_three_words_and_a_version_of_1(line: str) -> None:
         ("http://music.example.com./app/", "music.example.com", False),
     ],
 )
-def test_an_absolute_target_names_the_host_that_host_names(
+def test_an_absolute_target_must_name_the_same_host_as_host(
     target: str, host: str, passes: bool
 ) -> None:
     decision = decided(head(f"GET {target} HTTP/1.1", host=host))
@@ -402,7 +404,7 @@ def test_an_absolute_target_names_the_host_that_host_names(
         assert decision.outcome.reason is Reason.AMBIGUOUS_TARGET
 
 
-def test_an_absolute_target_is_classed_by_its_path() -> None:
+def test_an_absolute_target_is_classified_by_its_path() -> None:
     line = f"GET http://{'music.example.com'}/REST/getUsers HTTP/1.1"
     decision = decided(head(line, ADA))
     assert decision.outcome.reason is Reason.PUBLIC_PATH
@@ -418,7 +420,7 @@ def test_an_absolute_target_is_classed_by_its_path() -> None:
         ("/auth/login", False),
     ],
 )
-def test_the_call_that_makes_the_first_admin_is_known(path: str, closed: bool) -> None:
+def test_the_call_that_creates_the_first_admin_is_detected(path: str, closed: bool) -> None:
     assert Paths().creates_admin(path.encode()) is closed
     assert Paths("/music").creates_admin(b"/music" + path.encode()) is closed
 
@@ -430,9 +432,7 @@ _SPACES = (" ", "  ", "\t", "\r", "\n", "\x7f", "\u00e9")
 @given(
     st.lists(st.sampled_from((*_PIECES.split(), *_SPACES)), max_size=8).map("".join), st.booleans()
 )
-def test_the_quick_way_through_a_usual_line_says_what_the_long_way_says(
-    text: str, framed: bool
-) -> None:
+def test_the_fast_path_for_common_lines_equals_the_full_parser(text: str, framed: bool) -> None:
     line = (f"GET /{text} HTTP/1.1" if framed else text).encode()
 
     def outcome(read: Callable[[bytes, Paths], RequestLine]) -> RequestLine | Reason:
@@ -452,7 +452,7 @@ def test_the_quick_way_through_a_usual_line_says_what_the_long_way_says(
     st.sampled_from(["GET", "POST", "OPTIONS"]),
     st.sampled_from(["1.1", "1.0"]),
 )
-def test_the_usual_request_line_comes_to_what_the_steps_make_of_it(
+def test_a_common_request_line_gives_the_result_of_the_single_steps(
     parts: list[str], method: str, version: str
 ) -> None:
     line = f"{method} /{''.join(parts)} HTTP/{version}".encode()
@@ -474,11 +474,11 @@ _ESCAPED = st.integers(0, 255).map(lambda byte: b"%%%02x" % byte)
 
 
 @given(st.lists(_RAW | _ESCAPED | _ESCAPED.map(bytes.upper)).map(b"".join))
-def test_escapes_are_decoded_as_the_standard_library_does(text: bytes) -> None:
+def test_escapes_are_decoded_like_the_standard_library(text: bytes) -> None:
     assert unquote_path(text) == unquote_to_bytes(text)
 
 
-def test_raw_bytes_of_a_query_are_forwarded_as_their_escapes() -> None:
+def test_raw_bytes_of_a_query_are_forwarded_percent_encoded() -> None:
     line = parse_request_line("GET /rest/search3?query=Björk&a=b%20c\\ HTTP/1.1".encode(), Paths())
     assert line.target == b"/rest/search3?query=Bj%C3%B6rk&a=b%20c\\"
     assert line.path == b"/rest/search3"
@@ -487,7 +487,7 @@ def test_raw_bytes_of_a_query_are_forwarded_as_their_escapes() -> None:
 @given(
     st.binary(max_size=300).map(lambda data: data.translate(None, bytes(range(0x21)) + b"#\x7f"))
 )
-def test_every_query_of_visible_and_high_bytes_is_escaped_alike(query: bytes) -> None:
+def test_every_query_of_visible_and_high_bytes_is_encoded_the_same(query: bytes) -> None:
     line = parse_request_line(b"GET /x?" + query + b" HTTP/1.1", Paths())
     assert line.target == b"/x?" + b"".join(
         b"%%%02X" % byte if byte >= 0x80 else bytes([byte]) for byte in query
@@ -518,7 +518,7 @@ def test_raw_bytes_elsewhere_are_rejected(line: str) -> None:
         ("http://a/x", "b", False),
     ],
 )
-def test_an_absolute_form_agrees_with_host_whatever_spells_the_schemes_port(
+def test_an_absolute_form_matches_host_with_and_without_the_default_port(
     target: str, host: str, agrees: bool
 ) -> None:
     decision = decided(head(f"GET {target} HTTP/1.1", host=host))

@@ -1,4 +1,4 @@
-"""The list of peers: what an entry covers, and what is no entry."""
+"""The list of trusted peers: what an entry matches, and invalid entries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.support.instructions import instructions
         ("@", ""),
     ],
 )
-def test_a_list_holds_the_peers_that_its_entry_covers(entry: str, peer: str) -> None:
+def test_a_list_matches_the_peers_of_its_entry(entry: str, peer: str) -> None:
     assert parse_peer(peer) in trusting(entry)
 
 
@@ -67,11 +67,11 @@ def test_a_list_holds_the_peers_that_its_entry_covers(entry: str, peer: str) -> 
         ("traefik", "10.0.0.5"),
     ],
 )
-def test_a_list_holds_nobody_else(entry: str, peer: str) -> None:
+def test_a_list_matches_no_other_peers(entry: str, peer: str) -> None:
     assert parse_peer(peer) not in trusting(entry)
 
 
-def test_an_empty_list_holds_nobody() -> None:
+def test_an_empty_list_matches_no_peer() -> None:
     empty = AddressList()
     assert not empty
     assert not empty.matches_everyone
@@ -84,7 +84,7 @@ def test_an_empty_list_holds_nobody() -> None:
     [
         "",
         " ",
-        "010.0.0.5",  # octal for some
+        "010.0.0.5",  # octal in some parsers
         "10.0.0.08",
         "0x0a.0.0.5",
         "0x0a000005",
@@ -93,7 +93,7 @@ def test_an_empty_list_holds_nobody() -> None:
         "167772165",
         "10.0.0.256",
         "10.0.0.5.6",
-        "\uff11\uff10.0.0.5",  # digits that are none to a resolver
+        "\uff11\uff10.0.0.5",  # digits that a resolver does not accept
         "10.0.0.5:80",
         "[fd00::1]",
         "[fd00::1]:80",
@@ -122,29 +122,29 @@ def test_an_empty_list_holds_nobody() -> None:
         "!",
     ],
 )
-def test_what_is_no_plain_entry_is_rejected_with_a_sentence(entry: str) -> None:
+def test_an_invalid_entry_is_rejected_with_a_message(entry: str) -> None:
     with pytest.raises(ValueError, match=r"\w+ \w+"):
         parse_entry(entry)
 
 
-def test_a_cidr_with_host_bits_says_so_and_what_it_covers() -> None:
+def test_a_cidr_with_host_bits_is_rejected_with_its_network() -> None:
     entry = parse_entry("10.0.0.5/8")
     assert isinstance(entry, NetworkEntry)
     assert entry.host_bits
     plain = parse_entry("10.0.0.0/8")
     assert isinstance(plain, NetworkEntry)
     assert not plain.host_bits
-    told = trusting("10.0.0.5/8", "10.0.0.0/8").describe()
-    assert told == ("10.0.0.5/8 (all of 10.0.0.0/8)", "10.0.0.0/8")
+    described = trusting("10.0.0.5/8", "10.0.0.0/8").describe()
+    assert described == ("10.0.0.5/8 (all of 10.0.0.0/8)", "10.0.0.0/8")
 
 
-def test_kinds_of_entries_are_told_apart() -> None:
+def test_kinds_of_entries_are_distinguished() -> None:
     assert parse_entry("@") == UnixEntry()
     assert parse_entry("Traefik.") == HostEntry("Traefik.", "traefik")
     assert parse_entry("navidrome_edge-1") == HostEntry("navidrome_edge-1", "navidrome_edge-1")
 
 
-def test_a_host_name_holds_the_addresses_that_were_found_for_it() -> None:
+def test_a_host_name_matches_its_resolved_addresses() -> None:
     unresolved = trusting("traefik", "caddy", "traefik")
     assert unresolved.hosts == ("traefik", "caddy")
     found = {"traefik": frozenset({ip_address("10.0.0.7"), ip_address("fd00::7")})}
@@ -158,7 +158,7 @@ def test_a_host_name_holds_the_addresses_that_were_found_for_it() -> None:
 
 
 @pytest.mark.parametrize("entry", ["0.0.0.0/0", "10.0.0.1/0", "::/0", "::ffff:0:0/96"])
-def test_an_entry_for_everybody_is_noticed(entry: str) -> None:
+def test_an_entry_that_matches_everyone_is_detected(entry: str) -> None:
     assert trusting("10.0.0.5", entry).matches_everyone
     assert not trusting("10.0.0.5", "10.0.0.0/1").matches_everyone
 
@@ -173,7 +173,7 @@ def test_an_entry_for_everybody_is_noticed(entry: str) -> None:
         ("@", "@"),
     ],
 )
-def test_a_peer_is_named_in_one_way(sent: str, text: str) -> None:
+def test_a_peer_has_one_normal_form(sent: str, text: str) -> None:
     assert parse_peer(sent).text == text
 
 
@@ -205,12 +205,12 @@ def test_a_peer_is_an_address(sent: str) -> None:
         (b"\xff", None),
     ],
 )
-def test_a_forwarded_entry_is_an_address_or_none(sent: bytes, address: str | None) -> None:
+def test_a_forwarded_entry_is_an_address_or_invalid(sent: bytes, address: str | None) -> None:
     found = parse_address(sent)
     assert (None if found is None else str(found)) == address
 
 
-def test_a_name_server_may_answer_with_mapped_addresses() -> None:
+def test_a_dns_server_may_return_ipv4_mapped_addresses() -> None:
     found = {"traefik": frozenset({ip_address("::ffff:10.0.0.7")})}
     assert parse_peer("10.0.0.7") in trusting("traefik").with_resolved(found)
 
@@ -220,12 +220,12 @@ def test_a_name_server_may_answer_with_mapped_addresses() -> None:
         st.ip_addresses(network="10.0.0.0/29") | st.ip_addresses(network="fd00::/125")
     ),
     prefixes=st.lists(st.integers(0, 8), min_size=1),
-    asked=st.ip_addresses(network="10.0.0.0/28") | st.ip_addresses(network="fd00::/124"),
+    looked_up=st.ip_addresses(network="10.0.0.0/28") | st.ip_addresses(network="fd00::/124"),
 )
 def test_a_list_agrees_with_its_networks(
     networks: list[IPv4Address | IPv6Address],
     prefixes: list[int],
-    asked: IPv4Address | IPv6Address,
+    looked_up: IPv4Address | IPv6Address,
 ) -> None:
     listed = [
         ip_network(
@@ -234,14 +234,14 @@ def test_a_list_agrees_with_its_networks(
         for at, address in enumerate(networks)
     ]
     peers = AddressList([parse_entry(str(network)) for network in listed])
-    assert (parse_peer(str(asked)) in peers) == any(asked in network for network in listed)
+    assert (parse_peer(str(looked_up)) in peers) == any(looked_up in network for network in listed)
 
 
-def test_the_work_for_a_peer_does_not_grow_with_the_list() -> None:
+def test_the_cost_of_a_lookup_does_not_grow_with_the_list() -> None:
     def work(count: int) -> int:
         peers = AddressList([parse_entry(f"10.{n >> 8}.{n & 255}.0/24") for n in range(count)])
-        stranger = parse_peer("203.0.113.9")
-        assert stranger not in peers
-        return instructions(lambda: stranger in peers)
+        unknown_peer = parse_peer("203.0.113.9")
+        assert unknown_peer not in peers
+        return instructions(lambda: unknown_peer in peers)
 
     assert work(10_000) == work(10)

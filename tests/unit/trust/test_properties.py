@@ -1,7 +1,7 @@
-"""What holds of `decide` whatever the bytes.
+"""Properties of `decide` for any input.
 
-The forwarded head is read by parsers that share nothing with the code under test: llhttp, and one that
-takes any line end, joins folded lines and folds names.
+The forwarded head is read by parsers that share nothing with the code under test: llhttp, and one
+that accepts any line end, joins folded lines and normalizes names.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from shim.trust.peers import Peer, parse_peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
 from shim.trust.rejection import RequestRejected
-from tests.support.decisions import ANYONE, EDGE, decided, head
+from tests.support.decisions import EDGE, UNTRUSTED, decided, head
 from tests.support.reference_parsers import read_by_llhttp, read_by_the_laxest
 from tests.support.request_strategies import POLICIES, policies, requests, single_fragment_requests
 
-PEERS = (EDGE, ANYONE, parse_peer("@"), parse_peer("fe80::1%eth0"))
-# Navidrome's user header, and everything that says who somebody is, as folding stacks see the names.
+PEERS = (EDGE, UNTRUSTED, parse_peer("@"), parse_peer("fe80::1%eth0"))
+# Navidrome's user header, and every header that carries an identity, as normalizing stacks see the
+# names.
 USER = b"remote-user"
 SPEAKING = re.compile(
     rb"x-authentik-.*|x-shim-proxy-secret|x-webauth-.*|x-forwarded-user|remote-groups|cf-access-.*"
@@ -45,13 +46,13 @@ PROTOCOL_FAULTS = {
 
 
 def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
-    """Everything that may never be otherwise."""
-    believed = decision.outcome.verdict is Verdict.AUTHENTICATED
-    assert (decision.identity is not None) == believed
+    """Check every invariant."""
+    trusted = decision.outcome.verdict is Verdict.AUTHENTICATED
+    assert (decision.identity is not None) == trusted
     if decision.outcome.verdict is Verdict.REJECTED:
         assert 400 <= decision.outcome.status <= 503
         return
-    if believed:
+    if trusted:
         assert peer in policy.whitelist
         assert not policy.suspended
         assert_may_carry_an_identity(decision, policy)
@@ -65,7 +66,7 @@ def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
         assert len(fields) == len(read.fields)
         names = [name for name, _ in fields]
         users = [value for name, value in fields if name == USER]
-        if believed:
+        if trusted:
             assert decision.identity is not None
             assert users == [name or decision.identity.username.encode()]
         else:
@@ -83,7 +84,7 @@ def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
 
 
 def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
-    """The path and the proof, worked out again from the head that is forwarded."""
+    """Compute the path and the proof again from the forwarded head."""
     assert decision.request_line is not None
     path = unquote_to_bytes(decision.request_line.target.partition(b"?")[0]).lower() + b"/"
     base = policy.paths.base
@@ -104,15 +105,15 @@ def assert_may_carry_an_identity(decision: Decision, policy: Policy) -> None:
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests(), st.sampled_from(PEERS), policies())
-def test_what_is_forwarded_names_a_user_once_where_one_is_trusted_and_nowhere_else(
+def test_a_forwarded_head_names_a_user_once_if_trusted_and_never_otherwise(
     text: bytes, peer: Peer, policy: Policy
 ) -> None:
     hold(decided(text, peer, policy), peer, policy)
 
 
 @settings(max_examples=500, deadline=None)
-@given(requests(), st.data(), st.sampled_from((EDGE, ANYONE)), policies())
-def test_the_same_holds_with_a_byte_that_is_another(
+@given(requests(), st.data(), st.sampled_from((EDGE, UNTRUSTED)), policies())
+def test_the_invariants_hold_after_a_changed_byte(
     text: bytes, data: st.DataObject, peer: Peer, policy: Policy
 ) -> None:
     at = data.draw(st.integers(0, len(text) - 1))
@@ -122,7 +123,7 @@ def test_the_same_holds_with_a_byte_that_is_another(
 
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(PEERS), policies())
-def test_no_bytes_at_all_make_it_raise(text: bytes, peer: Peer, policy: Policy) -> None:
+def test_no_input_makes_it_raise(text: bytes, peer: Peer, policy: Policy) -> None:
     hold(decided(text, peer, policy), peer, policy)
     hold(
         decided(b"GET /app/ HTTP/1.1\r\nHost: a\r\n" + text + b"\r\n\r\n", peer, policy),
@@ -132,7 +133,7 @@ def test_no_bytes_at_all_make_it_raise(text: bytes, peer: Peer, policy: Policy) 
 
 
 def with_query_escaped(text: bytes) -> bytes:
-    """The head with its query as it is forwarded: bytes from 0x80 as their escapes."""
+    """The head with its query as it is forwarded: bytes from 0x80 percent-encoded."""
     line, end, rest = text.partition(b"\r\n")
     path, mark, query = line.partition(b"?")
     escaped = re.sub(rb"[\x80-\xff]", lambda match: b"%%%02X" % match[0][0], query)
@@ -141,7 +142,7 @@ def with_query_escaped(text: bytes) -> bytes:
 
 @settings(max_examples=1000, deadline=None)
 @given(requests(), st.data())
-def test_a_head_that_is_accepted_is_one_for_llhttp_too(text: bytes, data: st.DataObject) -> None:
+def test_llhttp_accepts_every_accepted_head(text: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(text)))
     text = text[:at] + data.draw(st.binary(max_size=2)) + text[at + data.draw(st.integers(0, 2)) :]
     decision = decided(text)
@@ -150,7 +151,7 @@ def test_a_head_that_is_accepted_is_one_for_llhttp_too(text: bytes, data: st.Dat
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_a_header_line_with_any_byte_in_it_is_never_accepted_where_llhttp_rejects_it(
+def test_a_header_line_with_any_byte_is_never_accepted_where_llhttp_rejects_it(
     byte: int,
 ) -> None:
     one = bytes([byte])
@@ -186,7 +187,7 @@ def test_a_header_line_is_never_accepted_where_llhttp_rejects_it(line: bytes) ->
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_rejects_it(
+def test_a_request_line_with_any_byte_is_never_accepted_where_llhttp_rejects_it(
     byte: int,
 ) -> None:
     one = bytes([byte])
@@ -211,7 +212,7 @@ def test_a_request_line_with_any_byte_in_it_is_never_accepted_where_llhttp_rejec
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_an_authority_with_any_byte_in_it_is_never_accepted_where_llhttp_rejects_it(
+def test_an_authority_with_any_byte_is_never_accepted_where_llhttp_rejects_it(
     byte: int,
 ) -> None:
     name = b"a%bb" % bytes([byte])
@@ -256,7 +257,7 @@ def test_requests_of_a_single_fragment_reach_every_reason() -> None:
     met: set[Reason] = set()
     for text in single_fragment_requests():
         for policy in POLICIES:
-            for peer in (EDGE, ANYONE):
+            for peer in (EDGE, UNTRUSTED):
                 decision = decided(text, peer, policy)
                 hold(decision, peer, policy)
                 met.add(decision.outcome.reason)
@@ -267,7 +268,7 @@ def test_random_requests_get_every_verdict_often() -> None:
     verdicts: Counter[Verdict] = Counter()
 
     @settings(max_examples=1000, database=None, derandomize=True, deadline=None)
-    @given(requests(), st.sampled_from((EDGE, ANYONE)), policies())
+    @given(requests(), st.sampled_from((EDGE, UNTRUSTED)), policies())
     def meet(text: bytes, peer: Peer, policy: Policy) -> None:
         verdicts[decided(text, peer, policy).outcome.verdict] += 1
 

@@ -1,4 +1,4 @@
-"""Decisions while Navidrome does not obey the user header, or is not known to."""
+"""Decisions while Navidrome rejects the user header, or while that is unknown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shim.settings import load
 from shim.trust.peers import Peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ADA, ANYONE, EDGE, decided, head
+from tests.support.decisions import ADA, EDGE, UNTRUSTED, decided, head
 
 
 def policy(state: UserHeaderState, **settings: str) -> Policy:
@@ -25,7 +25,7 @@ UNKNOWN = policy(UserHeaderState(None))
 
 
 @pytest.mark.parametrize("path", ["/app/", "/api/song"])
-def test_an_identity_is_rejected_while_its_header_is_not_obeyed(path: str) -> None:
+def test_an_identity_is_rejected_while_navidrome_rejects_its_header(path: str) -> None:
     decision = decided(head(f"GET {path} HTTP/1.1", ADA), EDGE, MISMATCH)
     assert decision.outcome.reason is Reason.USER_HEADER_MISMATCH
     assert decision.outcome.status == 503
@@ -44,7 +44,7 @@ def test_an_identity_on_a_public_path_with_a_proof_is_rejected_as_well() -> None
     )
 
 
-def test_an_identity_passes_while_nothing_is_known() -> None:
+def test_an_identity_passes_while_the_state_is_unknown() -> None:
     decision = decided(head("GET /app/ HTTP/1.1", ADA, "X-Anything: 1"), EDGE, UNKNOWN)
     assert decision.outcome.verdict is Verdict.AUTHENTICATED
     assert (
@@ -53,13 +53,13 @@ def test_an_identity_passes_while_nothing_is_known() -> None:
     )
 
 
-@pytest.mark.parametrize("peer", [EDGE, ANYONE])
+@pytest.mark.parametrize("peer", [EDGE, UNTRUSTED])
 @pytest.mark.parametrize("rejection", [MISMATCH, UNKNOWN])
 @pytest.mark.parametrize(
     "name",
     ["X-Own-Idea", "X-WebAuth-User", "x_webauth_user", "X-Forwarded-User", "X-ND-User", "From"],
 )
-def test_headers_that_are_not_on_the_allow_list_do_not_pass(
+def test_headers_that_are_not_on_the_allow_list_are_removed(
     name: str, rejection: Policy, peer: Peer
 ) -> None:
     decision = decided(head("GET /rest/ping HTTP/1.1", f"{name}: admin"), peer, rejection)
@@ -89,21 +89,21 @@ def test_headers_that_are_not_on_the_allow_list_do_not_pass(
     ],
 )
 @pytest.mark.parametrize("rejection", [MISMATCH, UNKNOWN])
-def test_headers_that_clients_need_pass(line: str, rejection: Policy) -> None:
-    decision = decided(head("GET /rest/ping HTTP/1.1", line), ANYONE, rejection)
+def test_headers_that_clients_need_are_forwarded(line: str, rejection: Policy) -> None:
+    decision = decided(head("GET /rest/ping HTTP/1.1", line), UNTRUSTED, rejection)
     assert f"{line}\r\n".encode() in decision.render_head()
 
 
 @pytest.mark.parametrize("name", ["X-Emby-Token", "x-emby-token", "X_Emby_Token"])
-def test_the_header_that_navidrome_obeys_does_not_pass_even_if_it_is_on_the_allow_list(
+def test_the_accepted_user_header_is_removed_even_if_it_is_on_the_allow_list(
     name: str,
 ) -> None:
-    decision = decided(head("GET /rest/ping HTTP/1.1", f"{name}: admin"), ANYONE, MISMATCH)
+    decision = decided(head("GET /rest/ping HTTP/1.1", f"{name}: admin"), UNTRUSTED, MISMATCH)
     assert b"admin" not in decision.render_head()
 
 
-def test_what_frames_a_request_is_read_as_before() -> None:
-    alias = decided(head("GET /rest/ping HTTP/1.1", "Content_Length: 5"), ANYONE, MISMATCH)
+def test_framing_headers_are_parsed_as_before() -> None:
+    alias = decided(head("GET /rest/ping HTTP/1.1", "Content_Length: 5"), UNTRUSTED, MISMATCH)
     assert alias.outcome.reason is Reason.FRAMING_ALIAS
-    body = decided(head("POST /rest/ping HTTP/1.1", "Content-Length: 5"), ANYONE, MISMATCH)
+    body = decided(head("POST /rest/ping HTTP/1.1", "Content-Length: 5"), UNTRUSTED, MISMATCH)
     assert body.block is not None and body.block.metadata.length == 5

@@ -1,4 +1,4 @@
-"""Navidrome's own tokens as Jellyfin's API and forms carry them, and what becomes of void ones."""
+"""Navidrome's own tokens in Jellyfin's API and in forms, and the removal of void ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shim.trust.decision import Decision, decide
 from shim.trust.navidrome_tokens import MAX_TOKENS, NavidromeClaims, filter_form, read_claims
 from shim.trust.reasons import Reason, Verdict
-from tests.support.decisions import ADA, ANYONE, EDGE, POLICY, head
+from tests.support.decisions import ADA, EDGE, POLICY, UNTRUSTED, head
 from tests.support.jwt_minting import encoded
 from tests.unit.trust.test_navidrome_tokens import ID, MINE, ND, OLD, of
 
@@ -25,8 +25,8 @@ def is_adas(claims: NavidromeClaims) -> bool:
 
 
 def checked(line: str, *fields: str | bytes) -> Decision:
-    """What a request without an identity becomes, where ada's tokens are valid and all others void."""
-    return decide(head(line, *fields), ANYONE, POLICY).without_void_tokens(is_adas)
+    """Decide a request without an identity, where ada's tokens are valid and all others void."""
+    return decide(head(line, *fields), UNTRUSTED, POLICY).without_void_tokens(is_adas)
 
 
 PLACES = [
@@ -51,7 +51,9 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("line", "field"), PLACES)
-def test_void_tokens_are_removed_in_every_place_and_valid_ones_pass(line: str, field: str) -> None:
+def test_void_tokens_are_removed_in_every_location_and_valid_ones_are_forwarded(
+    line: str, field: str
+) -> None:
     for encode in (str, lambda text: text.replace(".", "%2E")):
         valid = encode(MINE) if "{}" in line or "uthorization: " in field else MINE
         if field.startswith("X-ND"):
@@ -80,20 +82,20 @@ def test_void_tokens_are_removed_in_every_place_and_valid_ones_pass(line: str, f
         ("GET /jellyfin/x?apikeys=1&xapi_key=2&api__key=3&key=4 HTTP/1.1", "A: b"),
     ],
 )
-def test_what_carries_no_token_is_left_alone(line: str, field: str) -> None:
+def test_a_request_without_a_token_is_unchanged(line: str, field: str) -> None:
     decision = checked(line, field)
     assert decision.outcome.reason is Reason.NO_IDENTITY
-    assert decision.render_head() == decide(head(line, field), ANYONE, POLICY).render_head()
+    assert decision.render_head() == decide(head(line, field), UNTRUSTED, POLICY).render_head()
 
 
-def test_what_is_no_token_of_such_a_header_stays() -> None:
+def test_a_value_of_such_a_header_that_is_not_a_token_is_unchanged() -> None:
     field = f'X-Emby-Authorization: MediaBrowser Client="x", XToken="{OLD}", Token="{OLD}", V="1"'
-    told = checked(JELLYFIN, field).render_head().decode()
-    assert f'MediaBrowser Client="x", XToken="{OLD}", Token="", V="1"' in told
+    rendered = checked(JELLYFIN, field).render_head().decode()
+    assert f'MediaBrowser Client="x", XToken="{OLD}", Token="", V="1"' in rendered
     assert checked(JELLYFIN, 'X-Emby-Authorization: M XToken="a"').void == ()
 
 
-def test_an_account_is_named_and_a_void_token_removed_without_changing_the_verdict() -> None:
+def test_removing_a_void_token_does_not_change_the_verdict() -> None:
     decision = decide(head("GET /api/x HTTP/1.1", ADA, ND + OLD), EDGE, POLICY)
     stripped = decision.without_void_tokens(is_adas)
     assert stripped.outcome is decision.outcome
@@ -123,7 +125,7 @@ def test_a_request_with_too_many_tokens_loses_all_of_them() -> None:
         ("/x", [f'X-Emby-Authorization: Emby a="{number}",Token="{MINE}"' for number in range(17)]),
     ],
 )
-def test_a_request_with_more_places_than_are_looked_at_loses_its_tokens(
+def test_a_request_with_too_many_token_locations_loses_its_tokens(
     target: str, fields: list[str]
 ) -> None:
     decision = checked(f"GET {target} HTTP/1.1", *fields)
@@ -131,12 +133,12 @@ def test_a_request_with_more_places_than_are_looked_at_loses_its_tokens(
     assert b"eyJ" not in decision.render_head()
 
 
-def test_a_form_with_more_places_than_are_looked_at_loses_all_of_its_fields() -> None:
+def test_a_form_with_too_many_token_locations_loses_all_of_its_fields() -> None:
     body = b"a=1" + b"&j" * 600 + b"&jwt=" + MINE.encode()
     assert filter_form(body, is_adas) == (b"", True, ())
 
 
-def test_other_parameters_are_no_places_to_look_at() -> None:
+def test_other_parameters_do_not_count_as_token_locations() -> None:
     songs = "&".join(f"songId={number:032d}" for number in range(1500))
     decision = checked(f"GET /rest/createPlaylist?{songs}&jwt={MINE} HTTP/1.1")
     assert not decision.void
@@ -160,7 +162,7 @@ def test_a_token_without_its_claims_is_void(claims: object) -> None:
     assert read_claims(text.encode()) is None
 
 
-def test_a_token_with_numbers_that_are_no_times_is_void() -> None:
+def test_a_token_with_invalid_times_is_void() -> None:
     for number in ("1e999", "-1e999", "NaN", "Infinity"):
         payload = encoded(f'{{"sub":"ada","uid":"{ID}","iat":{number}}}'.encode())
         assert read_claims(f"e30.{payload}.e30".encode()) is None
@@ -186,10 +188,10 @@ _CRUMBS = st.sampled_from(
 
 
 @given(st.lists(_CRUMBS, max_size=12).map("".join), st.booleans())
-def test_no_authorization_hands_jellyfin_a_void_token(value: str, deprecated: bool) -> None:
+def test_no_authorization_passes_a_void_token_to_jellyfin(value: str, deprecated: bool) -> None:
     name = "X-Emby-Authorization" if deprecated else "Authorization"
-    told = checked(JELLYFIN, f"{name}: MediaBrowser {value}").render_head().decode()
-    for line in told.split("\r\n"):
+    rendered = checked(JELLYFIN, f"{name}: MediaBrowser {value}").render_head().decode()
+    for line in rendered.split("\r\n"):
         if not line.startswith(name):
             continue
         for key, text in _FIELD.findall(line.partition(" ")[2].partition(" ")[2]):
@@ -212,7 +214,7 @@ def _read_by_go(query: str, keys: set[str]) -> list[str]:
 
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
-def test_no_query_hands_jellyfin_a_void_token(query: str) -> None:
+def test_no_query_passes_a_void_token_to_jellyfin(query: str) -> None:
     decision = checked(f"GET /jellyfin/items?{query} HTTP/1.1")
     if decision.outcome.verdict is not Verdict.REJECTED:
         rest = decision.render_head().split(b" ")[1].decode().partition("?")[2]
@@ -220,7 +222,7 @@ def test_no_query_hands_jellyfin_a_void_token(query: str) -> None:
 
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
-def test_no_form_hands_navidrome_a_void_token(form: str) -> None:
+def test_no_form_passes_a_void_token_to_navidrome(form: str) -> None:
     body, removed, claims = filter_form(form.encode(), is_adas)
     read = [
         value
@@ -245,9 +247,11 @@ def test_no_form_hands_navidrome_a_void_token(form: str) -> None:
         ("POST", "/api/x", "application/x-www-form-urlencoded", False),
     ],
 )
-def test_which_bodies_are_read(method: str, target: str, content_type: str, is_form: bool) -> None:
+def test_bodies_that_can_contain_tokens_are_buffered(
+    method: str, target: str, content_type: str, is_form: bool
+) -> None:
     fields = ("Content-Length: 4", f"Content-Type: {content_type}")
-    decision = decide(head(f"{method} {target} HTTP/1.1", *fields), ANYONE, POLICY)
+    decision = decide(head(f"{method} {target} HTTP/1.1", *fields), UNTRUSTED, POLICY)
     assert decision.form is is_form
     if is_form:
         read = decision.with_form(7, (), void=True)
@@ -255,7 +259,7 @@ def test_which_bodies_are_read(method: str, target: str, content_type: str, is_f
         assert b"\r\nContent-Length: 7\r\n" in read.render_head()
         assert b"Content-Length: 4" not in read.render_head()
         assert read.outcome.reason is Reason.NAVIDROME_TOKEN_VOID
-    bare = decide(head(f"{method} {target} HTTP/1.1", fields[1]), ANYONE, POLICY)
+    bare = decide(head(f"{method} {target} HTTP/1.1", fields[1]), UNTRUSTED, POLICY)
     assert not bare.form
 
 
@@ -273,5 +277,5 @@ def test_bodies_for_the_user_api_are_limited(
     method: str, target: str, length: int, status: int
 ) -> None:
     line = f"{method} {target} HTTP/1.1"
-    decision = decide(head(line, f"Content-Length: {length}"), ANYONE, POLICY)
+    decision = decide(head(line, f"Content-Length: {length}"), UNTRUSTED, POLICY)
     assert decision.outcome.status == status

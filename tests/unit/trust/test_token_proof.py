@@ -1,4 +1,4 @@
-"""Tokens and secrets in a whole request: what an identity has to bring, where, and what it may say."""
+"""Provider tokens and secrets in a complete request: what an identity requires, and where."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shim.trust.jwt import TokenRules
 from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
 from shim.trust.reasons import Reason, Verdict
 from shim.trust.token_proof import TokenProof
-from tests.support.decisions import ANYONE, EDGE, POLICY, cache_for, explained, head
+from tests.support.decisions import EDGE, POLICY, UNTRUSTED, cache_for, explained, head
 from tests.support.jwt_minting import AUDIENCE, ISSUER, NOW, claims, jwk, key_set, rsa_key, token
 
 RULES = TokenRules(
@@ -49,34 +49,32 @@ def by_token(text: str = "", **changes: Any) -> str:
     return f"X-authentik-jwt: {text or token(claims(**changes))}"
 
 
-def asked(
+def decide_on(
     *fields: str,
     policy: Policy = REQUIRED,
     now: float | None = NOW,
     line: str = "GET /app/ HTTP/1.1",
     peer: Any = EDGE,
 ) -> Decision:
-    """The decision, fresh and as often as it is remembered, by a memory that all the tests share."""
+    """The decision, fresh and from a cache that all the tests share."""
     whole = head(line, *fields)
     fresh = decide(whole, peer, policy, b"http", now)
-    memory = cache_for(policy)
-    standing = memory.connection_context(peer, b"http")
+    cache = cache_for(policy)
+    standing = cache.connection_context(peer, b"http")
     text, _, block = whole[:-2].partition(b"\r\n")
     for _ in range(4):
-        remembered = memory.decide(
-            text, block, standing, memory.cached_headers(block, standing), now
-        )
-        assert explained(remembered) == explained(fresh)
+        from_cache = cache.decide(text, block, standing, cache.cached_headers(block, standing), now)
+        assert explained(from_cache) == explained(fresh)
     return fresh
 
 
 def reason(*fields: str, **options: Any) -> Reason:
-    return asked(*fields, **options).outcome.reason
+    return decide_on(*fields, **options).outcome.reason
 
 
 def test_the_claims_become_the_identity() -> None:
     for fields in ([by_token()], [*EVERYTHING, by_token()]):
-        decision = asked(*fields)
+        decision = decide_on(*fields)
         assert decision.outcome.reason is Reason.VERIFIED_JWT
         assert decision.identity == ADA
         assert b"\r\nRemote-User: ada\r\n" in decision.render_head()
@@ -84,7 +82,7 @@ def test_the_claims_become_the_identity() -> None:
 
 
 def test_headers_alone_are_not_verified() -> None:
-    decision = asked(*EVERYTHING, policy=OPTIONAL)
+    decision = decide_on(*EVERYTHING, policy=OPTIONAL)
     assert decision.outcome.reason is Reason.TRUSTED_PEER
     assert decision.identity == ADA
     for empty in ([], ["X-authentik-jwt: "], ["X-authentik-jwt:   "]):
@@ -92,7 +90,7 @@ def test_headers_alone_are_not_verified() -> None:
         assert reason(*EVERYTHING, *empty, policy=OPTIONAL) is Reason.TRUSTED_PEER
 
 
-def test_a_token_that_is_there_has_to_hold_also_where_none_is_needed() -> None:
+def test_a_token_must_be_valid_even_where_none_is_required() -> None:
     forged = by_token(token(key=rsa_key(1)))
     for policy in (OPTIONAL, REQUIRED):
         assert reason(*EVERYTHING, forged, policy=policy) is Reason.JWT_INVALID
@@ -100,8 +98,8 @@ def test_a_token_that_is_there_has_to_hold_also_where_none_is_needed() -> None:
         assert reason(forged, policy=policy) is Reason.JWT_INVALID
 
 
-def test_a_token_is_not_looked_at_where_it_is_off() -> None:
-    decision = asked(*EVERYTHING, by_token("x"), policy=POLICY)
+def test_a_token_is_ignored_where_verification_is_off() -> None:
+    decision = decide_on(*EVERYTHING, by_token("x"), policy=POLICY)
     assert decision.outcome.reason is Reason.TRUSTED_PEER
     assert decision.identity == ADA
 
@@ -117,16 +115,16 @@ def test_a_token_is_not_looked_at_where_it_is_off() -> None:
         ("X-authentik-groups: ", {}),
     ],
 )
-def test_a_header_that_says_something_else_is_rejected(
+def test_a_header_that_contradicts_the_token_is_rejected(
     header: str, changes: dict[str, Any]
 ) -> None:
-    decision = asked(header, by_token(**changes))
+    decision = decide_on(header, by_token(**changes))
     assert decision.outcome.reason is Reason.JWT_CLAIM_MISMATCH
     assert "eyJ" not in decision.detail
 
 
-def test_a_disagreement_tells_both_sides() -> None:
-    decision = asked("X-authentik-username: bob", by_token())
+def test_a_claim_mismatch_reports_both_values() -> None:
+    decision = decide_on("X-authentik-username: bob", by_token())
     assert "'bob'" in decision.detail and "'ada'" in decision.detail
 
 
@@ -138,12 +136,12 @@ def test_a_disagreement_tells_both_sides() -> None:
         "X-authentik-groups: family||admins|",
     ],
 )
-def test_groups_in_another_order_are_the_same(header: str) -> None:
+def test_groups_in_another_order_are_equal(header: str) -> None:
     assert reason(header, by_token()) is Reason.VERIFIED_JWT
 
 
 def test_a_group_with_the_separator_in_its_name_is_one_group() -> None:
-    decision = asked("X-authentik-groups: a|b|c", by_token(groups=["a|b", "c"]))
+    decision = decide_on("X-authentik-groups: a|b|c", by_token(groups=["a|b", "c"]))
     assert decision.identity is not None
     assert decision.identity.groups == ("a|b", "c")
     admin = replace(REQUIRED, admin_groups=frozenset({"a"}))
@@ -151,9 +149,9 @@ def test_a_group_with_the_separator_in_its_name_is_one_group() -> None:
     assert reason(*fields, policy=admin, line="GET /_shim/admin/ HTTP/1.1") is Reason.NOT_FOUND
 
 
-def test_what_the_token_is_silent_about_no_header_can_say() -> None:
+def test_a_header_cannot_add_a_claim_that_the_token_lacks() -> None:
     silent = by_token(groups=None, email=None, name=None)
-    decision = asked(*EVERYTHING, silent)
+    decision = decide_on(*EVERYTHING, silent)
     assert decision.identity == Identity("ada", uid="5a1c")
     needs_groups = replace(REQUIRED, required=frozenset({Role.GROUPS}))
     assert reason(*EVERYTHING, silent, policy=needs_groups) is Reason.IDENTITY_INCOMPLETE
@@ -174,7 +172,7 @@ def test_what_the_token_is_silent_about_no_header_can_say() -> None:
     ],
     ids=repr,
 )
-def test_a_claim_has_to_be_what_a_header_could_carry(changes: dict[str, Any]) -> None:
+def test_a_claim_must_be_valid_as_a_header_value(changes: dict[str, Any]) -> None:
     assert reason(by_token(**changes)) is Reason.IDENTITY_INVALID
 
 
@@ -187,12 +185,12 @@ def test_an_empty_name_or_subject_of_a_token_is_absent() -> None:
 @pytest.mark.parametrize(
     ("header", "changes", "identity"),
     [
-        # The token's value counts, whatever the header says.
+        # The token's value is used, whatever the header contains.
         ("X-authentik-email: eve@example.org", {}, ADA),
         ("X-authentik-name: Eve", {}, ADA),
         ("X-authentik-name: ", {}, ADA),
         ("X-authentik-name: Jo\u0308rg", {"name": "J\u00f6rg"}, replace(ADA, name="J\u00f6rg")),
-        # One that is unusable is dropped, and the header does not stand in for it.
+        # An invalid one is dropped, and the header does not replace it.
         ("X-authentik-name: Ada", {"name": "\x1b[0m"}, replace(ADA, name=None)),
         ("X-authentik-name: Ada", {"name": "\ud800"}, replace(ADA, name=None)),
         ("X-authentik-name: Ada", {"email": "a" * 321}, replace(ADA, email=None)),
@@ -201,7 +199,7 @@ def test_an_empty_name_or_subject_of_a_token_is_absent() -> None:
 def test_a_display_name_or_e_mail_never_decides(
     header: str, changes: dict[str, Any], identity: Identity
 ) -> None:
-    decision = asked(header, by_token(**changes))
+    decision = decide_on(header, by_token(**changes))
     assert decision.outcome.reason is Reason.VERIFIED_JWT
     assert decision.identity == identity
 
@@ -212,10 +210,10 @@ def test_a_reserved_name_in_a_token_is_reserved() -> None:
     assert reason(fields, policy=policy) is Reason.RESERVED_ACCOUNT
 
 
-def test_a_token_from_a_peer_that_is_not_listed_says_nothing() -> None:
-    decision = asked(by_token(), policy=BEARER, peer=ANYONE)
+def test_a_token_from_an_untrusted_peer_is_ignored() -> None:
+    decision = decide_on(by_token(), policy=BEARER, peer=UNTRUSTED)
     assert decision.outcome.reason is Reason.UNTRUSTED_PEER
-    decision = asked(f"Authorization: Bearer {token()}", policy=BEARER, peer=ANYONE)
+    decision = decide_on(f"Authorization: Bearer {token()}", policy=BEARER, peer=UNTRUSTED)
     assert decision.outcome.reason is Reason.UNTRUSTED_PEER
     assert b"eyJ" not in decision.render_head()
 
@@ -226,7 +224,7 @@ def test_a_token_under_an_alias_of_its_header_is_rejected() -> None:
     assert reason(by_token(), by_token()) is Reason.IDENTITY_DUPLICATE
 
 
-def test_keys_that_come_beside_the_token_are_not_read() -> None:
+def test_keys_inside_the_token_are_not_used() -> None:
     meta = "X-authentik-meta-jwks: https://evil.example/jwks"
     assert reason(by_token(), meta) is Reason.VERIFIED_JWT
     forged = by_token(token(key=rsa_key(1)))
@@ -236,17 +234,17 @@ def test_keys_that_come_beside_the_token_are_not_read() -> None:
 # Time
 
 
-def test_the_end_of_a_token_is_looked_at_on_every_request_whatever_is_remembered() -> None:
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+def test_the_expiry_of_a_token_is_checked_on_every_request_despite_the_cache() -> None:
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
     line, _, block = head("GET /app/ HTTP/1.1", by_token())[:-2].partition(b"\r\n")
 
     def at(now: float | None) -> Reason:
-        known = memory.cached_headers(block, standing)
-        return memory.decide(line, block, standing, known, now).outcome.reason
+        known = cache.cached_headers(block, standing)
+        return cache.decide(line, block, standing, known, now).outcome.reason
 
     assert [at(NOW) for _ in range(4)] == [Reason.VERIFIED_JWT] * 4
-    assert memory.cached_headers(block, standing) is not None
+    assert cache.cached_headers(block, standing) is not None
     assert at(NOW + 329) is Reason.VERIFIED_JWT
     assert at(NOW + 330) is Reason.JWT_EXPIRED
     assert at(None) is Reason.JWT_EXPIRED
@@ -254,14 +252,14 @@ def test_the_end_of_a_token_is_looked_at_on_every_request_whatever_is_remembered
     assert at(NOW) is Reason.VERIFIED_JWT, "a clock that was put right"
 
 
-def test_a_token_that_was_too_early_holds_later() -> None:
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+def test_a_token_that_was_too_early_is_accepted_later() -> None:
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
     line, _, block = head("GET /app/ HTTP/1.1", by_token(nbf=NOW + 100))[:-2].partition(b"\r\n")
     for _ in range(4):
-        early = memory.decide(line, block, standing, memory.cached_headers(block, standing), NOW)
+        early = cache.decide(line, block, standing, cache.cached_headers(block, standing), NOW)
         assert early.outcome.reason is Reason.JWT_NOT_YET_VALID
-    later = memory.decide(line, block, standing, None, NOW + 100)
+    later = cache.decide(line, block, standing, None, NOW + 100)
     assert later.outcome.reason is Reason.VERIFIED_JWT
 
 
@@ -273,22 +271,22 @@ def test_a_token_that_was_too_early_holds_later() -> None:
         ("rsa-1", "ada", Reason.JWT_UNKNOWN_KEY),
     ],
 )
-def test_whatever_else_was_wrong_with_a_token_it_has_expired_once_it_has(
+def test_an_expired_token_is_reported_as_expired_whatever_else_was_wrong(
     kid: str, name: str | None, at_first: Reason
 ) -> None:
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
     field = by_token(token(claims(preferred_username=name), kid=kid))
     line, _, block = head("GET /app/ HTTP/1.1", field)[:-2].partition(b"\r\n")
 
     def at(now: float) -> Reason:
-        return memory.decide(line, block, standing, None, now).outcome.reason
+        return cache.decide(line, block, standing, None, now).outcome.reason
 
     assert [at(NOW) for _ in range(4)] == [at_first] * 4
     assert at(NOW + 330) is Reason.JWT_EXPIRED
 
 
-def test_a_browsers_hundred_covers_cost_one_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hundred_requests_of_one_page_cost_one_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
     signed = Key.verify
 
@@ -298,24 +296,24 @@ def test_a_browsers_hundred_covers_cost_one_signature(monkeypatch: pytest.Monkey
         return signed(key, text, signature)
 
     monkeypatch.setattr(Key, "verify", counted)
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
     text = by_token()
     for number in range(100):
         # Each with a header block of its own.
         fields = (text, f"Range: bytes={number}-", f"X-Forwarded-For: 192.0.2.{number}")
         line, _, block = head(f"GET /api/{number} HTTP/1.1", *fields)[:-2].partition(b"\r\n")
-        decision = memory.decide(line, block, standing, memory.cached_headers(block, standing), NOW)
+        decision = cache.decide(line, block, standing, cache.cached_headers(block, standing), NOW)
         assert decision.outcome.reason is Reason.VERIFIED_JWT
     assert count == 1
 
 
-def test_nothing_verified_under_other_keys_counts() -> None:
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+def test_no_verification_under_other_keys_is_reused() -> None:
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
     line, _, block = head("GET /app/ HTTP/1.1", by_token())[:-2].partition(b"\r\n")
     for _ in range(3):
-        assert memory.decide(line, block, standing, None, NOW).outcome.reason is Reason.VERIFIED_JWT
+        assert cache.decide(line, block, standing, None, NOW).outcome.reason is Reason.VERIFIED_JWT
     rotated = replace(RULES, keys=read_key_set(key_set(jwk(rsa_key(1), "rsa-1"))), required=True)
     renewed = DecisionCache(REQUIRED.next_version(tokens=rotated))
     standing = renewed.connection_context(EDGE, b"http")
@@ -323,13 +321,13 @@ def test_nothing_verified_under_other_keys_counts() -> None:
     assert decision.outcome.reason is Reason.JWT_UNKNOWN_KEY
 
 
-# Where it counts
+# Where it applies
 
 APP = "GET /app/ HTTP/1.1"
 PUBLIC = "GET /rest/ping HTTP/1.1"
 
 
-def test_a_token_counts_on_a_public_path_only_as_the_settings_say() -> None:
+def test_a_token_is_used_on_a_public_path_only_if_the_settings_say_so() -> None:
     with_jwt = replace(REQUIRED, public_path_proof=Proof.JWT)
     assert reason(by_token(), line=PUBLIC) is Reason.PUBLIC_PATH
     assert reason(by_token(), policy=with_jwt, line=PUBLIC) is Reason.VERIFIED_JWT
@@ -342,7 +340,7 @@ def test_a_token_counts_on_a_public_path_only_as_the_settings_say() -> None:
     assert reason(*EVERYTHING, policy=optional, line=PUBLIC) is Reason.PUBLIC_PATH
 
 
-def test_a_forged_token_costs_nothing_where_it_could_not_count(
+def test_a_forged_token_costs_nothing_where_it_could_not_be_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(*_: object) -> bool:
@@ -352,12 +350,12 @@ def test_a_forged_token_costs_nothing_where_it_could_not_count(
     forged = by_token(token(key=rsa_key(1)))
     assert reason(forged, line=PUBLIC) is Reason.PUBLIC_PATH
     assert reason(forged, line="GET /share/x HTTP/1.1") is Reason.PUBLIC_PATH
-    assert reason(forged, peer=ANYONE) is Reason.UNTRUSTED_PEER
+    assert reason(forged, peer=UNTRUSTED) is Reason.UNTRUSTED_PEER
     secret = replace(REQUIRED, secrets=(b"s3cret-s3cret-s3cret",))
     assert reason(forged, policy=secret) is Reason.SECRET_MISSING
 
 
-def test_secret_and_token_are_both_needed_where_both_are_set() -> None:
+def test_secret_and_token_are_both_required_where_both_are_set() -> None:
     both = replace(REQUIRED, secrets=(b"s3cret", b"older"))
     good, wrong = "X-Shim-Proxy-Secret: s3cret", "X-Shim-Proxy-Secret: s3cre"
     assert reason(by_token(), good, policy=both) is Reason.VERIFIED_JWT
@@ -374,7 +372,7 @@ def test_secret_and_token_are_both_needed_where_both_are_set() -> None:
     assert reason(by_token(), wrong, policy=secret, line=PUBLIC) is Reason.PUBLIC_PATH
 
 
-def test_the_console_needs_an_admin_whom_the_token_names() -> None:
+def test_the_console_requires_an_admin_named_by_the_token() -> None:
     policy = replace(REQUIRED, admin_groups=frozenset({"admins"}))
     line = "GET /_shim/admin/ HTTP/1.1"
     assert reason(by_token(), policy=policy, line=line) is Reason.VERIFIED_JWT
@@ -395,64 +393,64 @@ def test_a_persons_own_pages_need_a_token_that_is_verified() -> None:
 # Authorization: Bearer
 
 
-def test_a_native_client_brings_its_token_as_bearer() -> None:
+def test_a_native_client_sends_its_token_as_bearer() -> None:
     for scheme in ("Bearer", "bearer", "BEARER"):
-        decision = asked(f"Authorization: {scheme} {token()}", policy=BEARER)
+        decision = decide_on(f"Authorization: {scheme} {token()}", policy=BEARER)
         assert decision.identity == ADA
         assert b"uthorization" not in decision.render_head()
     public = replace(BEARER, public_path_proof=Proof.JWT)
-    decision = asked(f"Authorization: Bearer {token()}", policy=public, line=PUBLIC)
+    decision = decide_on(f"Authorization: Bearer {token()}", policy=public, line=PUBLIC)
     assert decision.identity == ADA
 
 
 @pytest.mark.parametrize("value", ["Bearer ", "Bearer", "Bearer x", "Bearer a.b.c"])
-def test_a_bearer_that_is_no_token_of_the_provider(value: str) -> None:
+def test_an_invalid_bearer_token_is_not_accepted(value: str) -> None:
     expected = Reason.NO_IDENTITY if value.strip() == "Bearer" else Reason.JWT_INVALID
     assert reason(f"Authorization: {value}", policy=BEARER) is expected
 
 
-def test_other_authorization_passes_as_it_is() -> None:
+def test_other_authorization_is_forwarded_unchanged() -> None:
     for value in ("Basic YTpi", "MediaBrowser Token=x", f"Token {token()}"):
-        decision = asked(f"Authorization: {value}", policy=BEARER)
+        decision = decide_on(f"Authorization: {value}", policy=BEARER)
         assert decision.outcome.reason is Reason.NO_IDENTITY
         assert f"Authorization: {value}\r\n".encode() in decision.render_head()
-    decision = asked(f"Authorization: Bearer {token()}")
+    decision = decide_on(f"Authorization: Bearer {token()}")
     assert decision.outcome.verdict is Verdict.ANONYMOUS, "the setting is off"
 
 
-def test_the_edges_header_speaks_where_a_bearer_is_there_too() -> None:
+def test_the_edges_header_takes_precedence_over_a_bearer() -> None:
     bob = f"Authorization: Bearer {token(claims(preferred_username='bob', sub='b0b'))}"
     for fields in ([by_token(), bob], [bob, by_token()]):
-        assert asked(*fields, policy=BEARER).identity == ADA
+        assert decide_on(*fields, policy=BEARER).identity == ADA
     assert reason(bob, bob, policy=BEARER) is Reason.IDENTITY_DUPLICATE
     assert reason(*EVERYTHING, bob, policy=BEARER) is Reason.JWT_CLAIM_MISMATCH
 
 
-def test_a_flood_of_forged_tokens_pushes_nobodys_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+def test_a_flood_of_forged_tokens_evicts_no_other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
     honest = by_token()
 
-    def ask_with(text: str, *more: str) -> Reason:
+    def reason_with(text: str, *more: str) -> Reason:
         line, _, block = head("GET /app/ HTTP/1.1", text, *more)[:-2].partition(b"\r\n")
-        known = memory.cached_headers(block, standing)
-        return memory.decide(line, block, standing, known, NOW).outcome.reason
+        known = cache.cached_headers(block, standing)
+        return cache.decide(line, block, standing, known, NOW).outcome.reason
 
     for _ in range(3):
-        assert ask_with(honest) is Reason.VERIFIED_JWT
+        assert reason_with(honest) is Reason.VERIFIED_JWT
     stem = honest.rpartition(".")[0]
     for number in range(5000):
-        assert ask_with(f"{stem}.{number:04}AAAA") is Reason.JWT_INVALID
+        assert reason_with(f"{stem}.{number:04}AAAA") is Reason.JWT_INVALID
 
     def never(*_: object) -> bool:
         raise AssertionError("the honest token was verified again")
 
     monkeypatch.setattr(Key, "verify", never)
-    assert ask_with(honest) is Reason.VERIFIED_JWT
-    assert ask_with(honest, "Range: bytes=0-") is Reason.VERIFIED_JWT
+    assert reason_with(honest) is Reason.VERIFIED_JWT
+    assert reason_with(honest, "Range: bytes=0-") is Reason.VERIFIED_JWT
 
 
-def test_tokens_and_the_headers_beside_them_are_remembered_apart() -> None:
+def test_tokens_and_the_headers_beside_them_are_cached_separately() -> None:
     forged = by_token(token(key=rsa_key(1)))
     bob = token(claims(preferred_username="bob", sub="b0b"))
     late = token(claims(exp=int(NOW) - 100))
@@ -464,22 +462,22 @@ def test_tokens_and_the_headers_beside_them_are_remembered_apart() -> None:
         ["X-authentik-jwt: \xff"],
     ]  # fmt: skip
     beside = [[], EVERYTHING, EVERYTHING[:1], ["X-authentik-username: eve"], ["X-authentik-uid: 1"]]
-    questions = [
+    requests = [
         (fields, more, line) for fields in carried for more in beside for line in (APP, PUBLIC)
     ]
     shuffled = random.Random(6)
     for policy in (BEARER, OPTIONAL, POLICY):
         for _ in range(5):
-            shuffled.shuffle(questions)
-            for fields, more, line in questions:
-                asked(*more, *fields, policy=policy, line=line)
-                asked(*fields, *more, policy=policy, line=line)
+            shuffled.shuffle(requests)
+            for fields, more, line in requests:
+                decide_on(*more, *fields, policy=policy, line=line)
+                decide_on(*fields, *more, policy=policy, line=line)
 
 
 @pytest.mark.parametrize("named", ["one person", "each another"])
-def test_a_flood_of_forged_tokens_leaves_no_trace(named: str) -> None:
-    memory = DecisionCache(REQUIRED)
-    standing = memory.connection_context(EDGE, b"http")
+def test_a_flood_of_forged_tokens_is_not_cached(named: str) -> None:
+    cache = DecisionCache(REQUIRED)
+    standing = cache.connection_context(EDGE, b"http")
 
     def left() -> int:
         gc.collect()
@@ -490,5 +488,5 @@ def test_a_flood_of_forged_tokens_leaves_no_trace(named: str) -> None:
         other = EVERYTHING if named == "one person" else [f"X-authentik-username: {number}"]
         fields = [*other, by_token(f"e30.e30.{number:04}AAAA")]
         line, _, block = head(APP, *fields)[:-2].partition(b"\r\n")
-        memory.decide(line, block, standing, memory.cached_headers(block, standing), NOW)
+        cache.decide(line, block, standing, cache.cached_headers(block, standing), NOW)
     assert left() < before + 30

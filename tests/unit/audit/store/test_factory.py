@@ -1,4 +1,4 @@
-"""The trail's parts as the settings name them, and what `check` says of its database."""
+"""The trail's parts by the settings, and the check of its database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings(**values: str) -> Settings:
         ({"AUDIT_DATABASE_URL": "None"}, None),
     ],
 )
-def test_where_the_trail_is(values: dict[str, str], url: str | None) -> None:
+def test_the_location_of_the_trail(values: dict[str, str], url: str | None) -> None:
     assert trail_url(settings(**values)) == url
 
 
@@ -47,9 +47,7 @@ def test_where_the_trail_is(values: dict[str, str], url: str | None) -> None:
         ({"AUDIT_DATABASE_URL": "audit.db"}, "or none"),
     ],
 )
-def test_settings_that_contradict_each_other_are_faults(
-    values: dict[str, str], sentence: str
-) -> None:
+def test_conflicting_settings_are_faults(values: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         settings(**values)
 
@@ -95,5 +93,5 @@ def test_check_names_a_folder_that_is_missing(tmp_path: Path) -> None:
     assert "set SHIM_AUDIT_DATABASE_URL" in found.detail
 
 
-def test_check_says_that_the_trail_is_in_the_log_only() -> None:
+def test_check_reports_a_trail_that_is_only_in_the_log() -> None:
     assert "the log only" in check_trail(settings(AUDIT_DATABASE_URL="none")).detail

@@ -35,9 +35,9 @@ def database(store_url: str) -> Iterator[Database]:
 @pytest.fixture
 def reader(database: Database, store_url: str) -> Iterator[TrailReader]:
     assert database is not None
-    made = TrailReader(store_url)
-    yield made
-    made.close()
+    reader_ = TrailReader(store_url)
+    yield reader_
+    reader_.close()
 
 
 def ids(page: Page | tuple[StoredEvent, ...]) -> list[str]:
@@ -135,7 +135,7 @@ def test_text_is_not_found_in_the_names_of_fields(database: Database, reader: Tr
     assert len(ids(reader.page(Filters(text="anna")))) == 1
 
 
-def test_a_search_for_text_is_limited_and_says_so(
+def test_a_search_for_text_is_limited_with_a_note(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_SEARCHED", 10)
@@ -150,7 +150,7 @@ def test_a_search_for_text_is_limited_and_says_so(
     assert page.next_cursor is None
 
 
-def test_a_page_whose_time_is_over_says_so_and_the_next_one_continues(
+def test_a_page_that_reaches_its_time_limit_has_a_note_and_the_next_one_continues(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = refused(START, method="PATCH")
@@ -173,7 +173,7 @@ def test_a_page_whose_time_is_over_says_so_and_the_next_one_continues(
     assert "The search is not complete: the next page searches further back." in notes
 
 
-def test_a_page_that_ends_with_a_piece_continues(
+def test_a_page_that_ends_inside_a_piece_continues(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_FIRST_PIECE", 2)
@@ -266,7 +266,7 @@ def test_the_summary_counts_each_event_of_a_coalesced_one(
     assert sum(c.count for c in day.cells if c.verdict == "rejected") == 43
 
 
-def test_the_report_has_refusals_origins_people_and_changes(
+def test_the_report_has_rejections_origins_users_and_changes(
     database: Database, reader: TrailReader
 ) -> None:
     store(

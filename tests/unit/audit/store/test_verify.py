@@ -17,7 +17,7 @@ from shim.audit.store.verify import StreamResult, Verification
 from shim.store.database import Database
 from tests.support.trail_records import KEYS, START, record, refused, store, trail
 
-STRANGER = build_keys(["somebody-elses-key-0123456789"])
+OTHER_KEYS = build_keys(["somebody-elses-key-0123456789"])
 LAST = 12
 
 
@@ -75,7 +75,7 @@ def test_an_untouched_trail_has_no_problem(database: Database, store_url: str) -
 
 
 def renumber(connection: Connection, start: int, by: int) -> None:
-    """Move the rows from `start` on, as somebody who hides a gap."""
+    """Move the rows from `start` on, as an attacker who hides a gap."""
     rows = connection.execute(select(REQUESTS.c.index).where(REQUESTS.c.index >= start)).all()
     for (index,) in sorted(rows, reverse=by > 0):
         connection.execute(
@@ -145,7 +145,7 @@ def forged_row(connection: Connection, index: int) -> None:
             index=index,
             chain=1,
             key_id=KEYS.signing,
-            hash=row_hash(STRANGER.secrets[0], bytes(before), data),
+            hash=row_hash(OTHER_KEYS.secrets[0], bytes(before), data),
             data=data,
             **column_values(forged),
         )
@@ -174,7 +174,7 @@ def remove_the_oldest(connection: Connection) -> None:
     connection.execute(delete(REQUESTS).where(REQUESTS.c.index < 4))
 
 
-def remove_the_oldest_and_say_so(connection: Connection) -> None:
+def remove_the_oldest_with_an_event(connection: Connection) -> None:
     hashed = connection.execute(select(REQUESTS.c.hash).where(REQUESTS.c.index == 3)).scalar_one()
     remove_the_oldest(connection)
     here = STREAM_STATES.c.stream == "requests"
@@ -203,10 +203,10 @@ def remove_the_oldest_and_say_so(connection: Connection) -> None:
         (insert_before_the_start, "inserted", -7),
         (truncate, "missing", 10),
         (remove_the_oldest, "missing", 1),
-        (remove_the_oldest_and_say_so, "missing", 1),
+        (remove_the_oldest_with_an_event, "missing", 1),
     ],
 )
-def test_the_first_row_that_was_changed_is_named(
+def test_the_first_changed_row_is_named(
     database: Database,
     store_url: str,
     change: Callable[[Connection], None],
@@ -228,7 +228,7 @@ def set_last_to(connection: Connection, index: int) -> None:
     connection.execute(update(STREAM_STATES).where(here).values(last_index=index, last_hash=hashed))
 
 
-def test_only_a_checkpoint_shows_that_the_end_was_removed_and_the_state_too(
+def test_only_a_checkpoint_shows_that_the_end_and_the_state_were_removed(
     database: Database, store_url: str
 ) -> None:
     log = [checkpoint(database)]
@@ -245,7 +245,7 @@ def test_only_a_checkpoint_shows_that_the_end_was_removed_and_the_state_too(
     assert problem.detail == "row 10 is missing: the log of 2026-11-27T00:00:00.000000Z has row 12"
 
 
-def test_only_a_checkpoint_shows_a_chain_without_a_key_that_was_computed_again(
+def test_only_a_checkpoint_shows_that_a_chain_without_a_key_was_recomputed(
     store_url: str,
 ) -> None:
     none = build_keys([])
@@ -271,7 +271,7 @@ def test_only_a_checkpoint_shows_a_chain_without_a_key_that_was_computed_again(
     assert "has another hash than the log of 2026-11-27" in problem.detail
 
 
-def test_a_log_of_another_database_proves_nothing(database: Database, store_url: str) -> None:
+def test_a_log_of_another_database_is_not_accepted(database: Database, store_url: str) -> None:
     assert database is not None
     line = (
         '{"kind":"audit_checkpoint","time":"t","database":"d","checked_stream":"requests",'

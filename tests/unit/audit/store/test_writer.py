@@ -1,4 +1,4 @@
-"""The writer of the trail, on SQLite and on PostgreSQL: batches, losses, faults of the database, keys."""
+"""The writer of the trail, on SQLite and on PostgreSQL: batches, losses, database failures, keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import make_url, text
+from sqlalchemy import inspect, make_url, text
 
 from shim.audit.admin_actions import AdminActions, NotStored
 from shim.audit.events import AdminAction, Event, Stopped, Stream, UpstreamUp
@@ -39,15 +39,15 @@ Make = Callable[..., TrailStore]
 
 @pytest_asyncio.fixture
 async def make(store_url: str) -> AsyncIterator[Make]:
-    """Makes writers of one trail, as processes are, that are closed in the end."""
-    made: list[TrailStore] = []
+    """Opens writers of one trail, one for each process, that are closed at the end."""
+    opened_stores: list[TrailStore] = []
 
     def new(keys: Keys = KEYS, url: str = store_url, **options: object) -> TrailStore:
-        made.append(TrailStore(url, keys, **options))  # type: ignore[arg-type]
-        return made[-1]
+        opened_stores.append(TrailStore(url, keys, **options))  # type: ignore[arg-type]
+        return opened_stores[-1]
 
     yield new
-    for each in made:
+    for each in opened_stores:
         await each.close()
 
 
@@ -91,6 +91,22 @@ async def test_events_are_stored_in_their_streams_with_their_records(
     assert found.record["chain"] == 1
     assert found.record["stream"] == "requests"
     assert found.record["reason"] == str(request.reason)
+
+
+async def test_indexes_leave_out_rows_without_the_value(make: Make) -> None:
+    store = make()
+    await store.open()
+    name = "postgresql" if store._database._url.get_backend_name() == "postgresql" else "sqlite"
+    found = store._database.read(
+        lambda connection: {
+            str(index["name"]): index.get("dialect_options", {})
+            for index in inspect(connection).get_indexes(
+                "audit_requests", schema="shim_audit" if name == "postgresql" else None
+            )
+        }
+    )
+    assert f"{name}_where" in found["audit_requests_user"]
+    assert f"{name}_where" not in found["audit_requests_kind"]
 
 
 async def test_events_for_the_log_only_are_not_stored(make: Make, store_url: str) -> None:
@@ -150,7 +166,7 @@ async def test_two_processes_append_to_one_chain(make: Make, store_url: str) -> 
     assert {e.chain for e in found} == {1}
 
 
-async def test_a_new_key_begins_a_chain_that_cites_the_one_before(
+async def test_a_new_key_starts_a_chain_that_cites_the_one_before(
     make: Make, store_url: str
 ) -> None:
     old, new = "old-key-old-key-old-key", "new-key-new-key-new-key"
@@ -188,7 +204,7 @@ async def test_checkpoints_are_logged_at_the_start_after_many_rows_and_at_the_en
     assert {e.checked_stream for e in logged if isinstance(e, Checkpoint)} == {"changes"}
 
 
-async def test_the_trail_counts_losses_and_stores_their_number_when_the_store_works_again(
+async def test_the_trail_counts_losses_and_stores_their_number_after_recovery(
     make: Make, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make()
@@ -229,7 +245,7 @@ async def test_an_administrative_action_is_on_disk_when_record_returns(
     assert logged == [done]
 
 
-async def test_an_action_that_gives_a_right_is_refused_while_nothing_can_be_stored(
+async def test_an_action_that_grants_a_right_is_refused_while_storing_is_impossible(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, logged = make(), list[Event]()
@@ -336,10 +352,10 @@ async def test_a_state_that_was_altered_is_reported(make: Make, store_url: str) 
     assert len(stored(store_url)) == 1
 
 
-# PostgreSQL alone
+# PostgreSQL only
 
 
-async def test_after_the_server_was_away_events_are_stored_again(
+async def test_events_are_stored_again_after_an_outage_of_the_server(
     postgresql: PostgreSQL, postgresql_url: str
 ) -> None:
     store, (first, second) = TrailStore(postgresql_url, KEYS), (up(), up())
@@ -357,7 +373,7 @@ async def test_after_the_server_was_away_events_are_stored_again(
     await store.close()
 
 
-async def test_a_role_that_may_not_create_the_schema_is_reported(
+async def test_a_role_that_cannot_create_the_schema_is_reported(
     postgresql: PostgreSQL, postgresql_url: str
 ) -> None:
     name = make_url(postgresql_url).database
@@ -380,7 +396,7 @@ async def test_a_role_that_may_not_create_the_schema_is_reported(
     postgresql.do("DROP ROLE guest")
 
 
-# SQLite alone
+# SQLite only
 
 
 @pytest.fixture
@@ -409,7 +425,7 @@ def pragma(store: TrailStore, text: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["header", "page"])
-async def test_a_corrupt_trail_is_set_aside_and_begun_anew(file: Path, damage: str) -> None:
+async def test_a_corrupt_trail_is_set_aside_and_a_new_one_started(file: Path, damage: str) -> None:
     store = sqlite_store(file)
     await store.write([up() for _ in range(200)])
     await store.close()
@@ -418,19 +434,19 @@ async def test_a_corrupt_trail_is_set_aside_and_begun_anew(file: Path, damage: s
     store = sqlite_store(file, log=logged.append, replaces=True)
     event = up()
     await store.write([event])
-    (kept,) = file.parent.glob("audit.corrupt-*.db")
-    assert content_of(kept) == content
+    (set_aside,) = file.parent.glob("audit.corrupt-*.db")
+    assert content_of(set_aside) == content
     found = stored(f"sqlite:///{file}")
     assert [e.record["kind"] for e in found] == ["audit_database_replaced", "upstream_up"]
-    assert str(kept) in found[0].record["detail"]
-    (told,) = [e for e in logged if isinstance(e, TrailReplaced)]
-    assert told.id == found[0].record["id"]
+    assert str(set_aside) in found[0].record["detail"]
+    (reported,) = [e for e in logged if isinstance(e, TrailReplaced)]
+    assert reported.id == found[0].record["id"]
     check = store.check()
-    assert (check.state, check.detail) == (State.WARNING, told.detail)
+    assert (check.state, check.detail) == (State.WARNING, reported.detail)
     await store.close()
 
 
-async def test_a_command_replaces_no_corrupt_trail(file: Path) -> None:
+async def test_a_command_does_not_replace_a_corrupt_trail(file: Path) -> None:
     content = overwrite(file, 0)
     store = sqlite_store(file)
     with pytest.raises(StoreError, match="not a database"):
@@ -440,7 +456,7 @@ async def test_a_command_replaces_no_corrupt_trail(file: Path) -> None:
     assert list(file.parent.glob("*corrupt*")) == []
 
 
-async def test_a_trail_that_was_deleted_meanwhile_is_begun_anew(file: Path) -> None:
+async def test_a_trail_that_was_deleted_meanwhile_is_created_again(file: Path) -> None:
     store = sqlite_store(file, replaces=True)
     await store.write([up()])
     for part in file.parent.glob("audit.db*"):
@@ -483,7 +499,7 @@ async def test_a_newer_version_is_not_written(make: Make, store_url: str) -> Non
     reader.close()
 
 
-async def test_a_full_disk_is_reported_and_ends(file: Path) -> None:
+async def test_a_full_disk_is_reported_until_it_has_space_again(file: Path) -> None:
     store = sqlite_store(file, replaces=True)
     await store.write([up()])
     pragma(store, "max_page_count=1")
@@ -523,10 +539,10 @@ async def test_a_locked_trail_is_reported_without_stopping_the_event_loop(
     await store.close()
 
 
-async def test_a_trail_that_became_read_only_is_reported_and_ends(file: Path) -> None:
+async def test_a_trail_that_became_read_only_is_reported_until_it_is_writable(file: Path) -> None:
     store = sqlite_store(file, replaces=True)
     await store.write([up()])
-    # As a file system that is mounted again for reading: root may write to any file.
+    # Like a file system that is remounted read-only: root may write to any file.
     pragma(store, "query_only=ON")
     with pytest.raises(StoreError, match="readonly"):
         await store.write([up()])

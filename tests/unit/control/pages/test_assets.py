@@ -1,4 +1,4 @@
-"""The static files: what others wrote is unchanged, and every file may be cached for ever."""
+"""The static files: vendored files are unchanged, and every file can be cached indefinitely."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_name_of_a_file_has_the_hash_of_its_content() -> None:
         assert gzip.decompress(asset.compressed) == asset.plain
 
 
-def test_a_name_without_its_hash_is_no_file() -> None:
+def test_a_name_without_its_hash_is_not_found() -> None:
     assert find_asset("console.css") is None
     assert find_asset("../assets.py") is None
 

@@ -36,7 +36,7 @@ def test_text_of_several_lines_keeps_only_its_line_ends() -> None:
     assert text == "<textarea>a: 1\n&lt;/textarea&gt;\\u001b\\u202e</textarea>"
 
 
-def test_markup_of_the_shim_itself_is_left_as_it_is() -> None:
+def test_the_shims_own_markup_is_not_escaped() -> None:
     assert rendered("{{ value | number }}", value=1_234_567) == "1\u202f234\u202f567"
     assert number(12) == "12"
 

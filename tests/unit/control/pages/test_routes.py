@@ -1,4 +1,4 @@
-"""The pages over HTTP: who gets them, how they are sent, and what a browser must prove before a change."""
+"""The pages over HTTP: authorization, headers, and the proof that a browser needs for a change."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CSRF = re.compile(r'name="csrf_token" value="([^"]+)"')
 
 
 class Accounts:
-    """Accounts that note what is done to them. `refusal` is raised by each action."""
+    """Accounts that record the actions on them. `refusal` is raised by each action."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, Operator, str | None]] = []
@@ -113,7 +113,7 @@ class Console:
         access = Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"])
         self.app: FastAPI = create_app(services, access)
 
-    async def ask(
+    async def send(
         self,
         path: str,
         headers: Mapping[str, str] | None = None,
@@ -127,7 +127,7 @@ class Console:
             return await each.request(method, path, headers={**HTML, **(headers or {})}, data=form)
 
     async def csrf(self, path: str, headers: Mapping[str, str]) -> str:
-        found = CSRF.search((await self.ask(path, headers)).text)
+        found = CSRF.search((await self.send(path, headers)).text)
         assert found is not None
         return found[1]
 
@@ -147,7 +147,7 @@ async def console(tmp_path: Path) -> AsyncIterator[Console]:
 
 @pytest.mark.parametrize("path", PAGES)
 async def test_a_page_has_the_policy_and_is_not_cached(console: Console, path: str) -> None:
-    response = await console.ask(path, ADMIN)
+    response = await console.send(path, ADMIN)
     assert response.status_code == 200, response.text
     policy = response.headers["content-security-policy"]
     assert policy == HEADERS["Content-Security-Policy"]
@@ -159,100 +159,98 @@ async def test_a_page_has_the_policy_and_is_not_cached(console: Console, path: s
 
 @pytest.mark.parametrize("path", PAGES)
 async def test_every_link_of_a_page_is_relative(console: Console, path: str) -> None:
-    text = (await console.ask(path, ADMIN)).text
+    text = (await console.send(path, ADMIN)).text
     links = re.findall(r'(?:href|src|action|hx-get|data-stream)="([^"]*)"', text)
     assert len(links) > 8
     assert not [link for link in links if link.startswith("/") or "://" in link]
 
 
-async def test_a_static_file_is_cached_for_ever_and_compressed(console: Console) -> None:
-    text = (await console.ask("/sign-in")).text
+async def test_a_static_file_is_cached_indefinitely_and_compressed(console: Console) -> None:
+    text = (await console.send("/sign-in")).text
     files = re.findall(r'(?:href|src)="\./(static/[^"]+)"', text)
     assert len(files) == 4
     for name in files:
-        response = await console.ask(f"/{name}", {"Accept-Encoding": "gzip"})
+        response = await console.send(f"/{name}", {"Accept-Encoding": "gzip"})
         assert response.status_code == 200
         assert "immutable" in response.headers["cache-control"]
         assert response.headers["content-encoding"] == "gzip"
-        plain = await console.ask(f"/{name}", {"Accept-Encoding": "identity"})
+        plain = await console.send(f"/{name}", {"Accept-Encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.content == response.content
-    assert (await console.ask("/static/console.css")).status_code == 404
+    assert (await console.send("/static/console.css")).status_code == 404
 
 
 async def test_a_page_is_compressed_only_for_a_client_that_accepts_it(console: Console) -> None:
-    plain = await console.ask("/admin/trail", {**ADMIN, "Accept-Encoding": "identity"})
+    plain = await console.send("/admin/trail", {**ADMIN, "Accept-Encoding": "identity"})
     assert "content-encoding" not in plain.headers
-    packed = await console.ask("/admin/trail", {**ADMIN, "Accept-Encoding": "br, gzip"})
+    packed = await console.send("/admin/trail", {**ADMIN, "Accept-Encoding": "br, gzip"})
     assert packed.headers["content-encoding"] == "gzip"
     assert packed.text.count("</li>") == plain.text.count("</li>")
     assert len(gzip.compress(plain.content)) < len(plain.content) / 2
 
 
-# who gets them
+# authorization
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_pages_need_a_sign_in_which_leads_back(console: Console, path: str) -> None:
-    response = await console.ask(f"{path}?user=a%26b")
+async def test_pages_require_a_sign_in_which_redirects_back(console: Console, path: str) -> None:
+    response = await console.send(f"{path}?user=a%26b")
     assert response.status_code == 303
     assert response.headers["location"].endswith(
         f"sign-in?next={path.replace('/', '%2F')}%3Fuser%3Da%2526b"
     )
-    assert (await console.ask(path, BEARER)).status_code == 200
+    assert (await console.send(path, BEARER)).status_code == 200
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/api/devices", "/metrics", "/sign-in"])
-async def test_a_person_who_is_no_administrator_gets_404(console: Console, path: str) -> None:
+async def test_a_user_who_is_not_an_administrator_gets_404(console: Console, path: str) -> None:
     person = {CHANNEL_HEADER: SECRET, USER_HEADER: "eve"}
-    assert (await console.ask(path, person)).status_code == 404
+    assert (await console.send(path, person)).status_code == 404
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/", "/sign-in", "/static/x.css"])
-async def test_a_name_that_is_not_the_control_planes_is_rejected(
-    console: Console, path: str
-) -> None:
-    response = await console.ask(path, {"Host": "evil.example"})
+async def test_another_host_name_is_rejected(console: Console, path: str) -> None:
+    response = await console.send(path, {"Host": "evil.example"})
     assert response.status_code == 421
     assert "csrf_token" not in response.text
 
 
-async def test_without_a_token_only_this_machine_reads_and_there_is_no_sign_in() -> None:
+async def test_without_a_token_only_this_machine_can_read_and_there_is_no_sign_in() -> None:
     console = Console(None, token=None)
-    assert (await console.ask("/admin/accounts")).status_code == 200
-    assert "Read only" in (await console.ask("/admin/accounts")).text
-    assert (await console.ask("/admin/accounts", peer="192.0.2.7")).status_code == 403
-    assert (await console.ask("/sign-in")).status_code == 404
+    assert (await console.send("/admin/accounts")).status_code == 200
+    assert "Read only" in (await console.send("/admin/accounts")).text
+    assert (await console.send("/admin/accounts", peer="192.0.2.7")).status_code == 403
+    assert (await console.send("/sign-in")).status_code == 404
 
 
-async def test_the_root_leads_to_the_console_on_the_listener(console: Console) -> None:
-    assert (await console.ask("/", BEARER)).headers["location"] == "/admin/"
-    assert (await console.ask("/")).headers["location"] == "./sign-in?next=%2F"
-    assert (await console.ask("/without-slash", ADMIN)).headers["location"] == "/_shim/"
+async def test_the_root_redirects_to_the_console_on_the_listener(console: Console) -> None:
+    assert (await console.send("/", BEARER)).headers["location"] == "/admin/"
+    assert (await console.send("/")).headers["location"] == "./sign-in?next=%2F"
+    assert (await console.send("/without-slash", ADMIN)).headers["location"] == "/_shim/"
 
 
 async def test_a_sign_in_with_the_token_and_signing_out(console: Console) -> None:
-    wrong = await console.ask("/sign-in", form={"token": "guess", "next": "/admin/trail"})
+    wrong = await console.send("/sign-in", form={"token": "guess", "next": "/admin/trail"})
     assert wrong.status_code == 401
     assert 'role="alert"' in wrong.text
     assert 'value="/admin/trail"' in wrong.text
-    response = await console.ask("/sign-in", form={"token": TOKEN, "next": "/admin/trail"})
+    response = await console.send("/sign-in", form={"token": TOKEN, "next": "/admin/trail"})
     assert (response.status_code, response.headers["location"]) == (303, "/admin/trail")
     session = {"Cookie": response.headers["set-cookie"].partition(";")[0]}
-    assert (await console.ask("/admin/", session)).status_code == 200
+    assert (await console.send("/admin/", session)).status_code == 200
     token = await console.csrf("/admin/", session)
-    assert (await console.ask("/sign-out", session, form={})).status_code == 403
-    left = await console.ask("/sign-out", session, form={"csrf_token": token})
+    assert (await console.send("/sign-out", session, form={})).status_code == 403
+    left = await console.send("/sign-out", session, form={"csrf_token": token})
     assert left.status_code == 303
-    assert (await console.ask("/admin/", session)).status_code == 303
+    assert (await console.send("/admin/", session)).status_code == 303
 
 
-async def test_too_many_wrong_tokens_are_a_page_that_says_when_to_try_again(
+async def test_too_many_wrong_tokens_give_a_page_with_the_time_to_wait(
     console: Console,
 ) -> None:
     for _ in range(5):
-        assert (await console.ask("/sign-in", form={"token": "guess"})).status_code == 401
-    response = await console.ask("/sign-in", form={"token": TOKEN})
+        assert (await console.send("/sign-in", form={"token": "guess"})).status_code == 401
+    response = await console.send("/sign-in", form={"token": TOKEN})
     assert response.status_code == 429
     assert "try again in" in response.text.lower()
     assert "retry-after" in response.headers
@@ -262,10 +260,12 @@ async def test_too_many_wrong_tokens_are_a_page_that_says_when_to_try_again(
 
 
 @pytest.mark.parametrize("path", WRITES)
-async def test_a_write_needs_the_csrf_token_of_the_same_person(console: Console, path: str) -> None:
+async def test_a_write_requires_the_csrf_token_of_the_same_user(
+    console: Console, path: str
+) -> None:
     other = await console.csrf("/admin/configuration", {**ADMIN, USER_HEADER: "mallory"})
     for form in ({}, {"csrf_token": ""}, {"csrf_token": "1.2"}, {"csrf_token": other}):
-        response = await console.ask(path, ADMIN, form={"account": "bob & co", **form})
+        response = await console.send(path, ADMIN, form={"account": "bob & co", **form})
         assert response.status_code == 403
     assert not console.accounts.done
     assert not console.reloaded_by
@@ -282,55 +282,55 @@ async def test_a_write_needs_the_csrf_token_of_the_same_person(console: Console,
     ],
     ids=lambda each: str(*each.values()),
 )
-async def test_a_write_that_another_site_sends_is_rejected(
+async def test_a_cross_site_write_is_rejected(
     console: Console, path: str, foreign: Mapping[str, str]
 ) -> None:
     token = await console.csrf("/admin/configuration", ADMIN)
     form = {"account": "bob & co", "csrf_token": token}
-    assert (await console.ask(path, {**ADMIN, **foreign}, form=form)).status_code == 403
+    assert (await console.send(path, {**ADMIN, **foreign}, form=form)).status_code == 403
     assert not console.accounts.done
     assert not console.reloaded_by
 
 
 @pytest.mark.parametrize("action", ["sync", "lock", "unlink"])
-async def test_a_change_is_shown_first_then_done_and_named(console: Console, action: str) -> None:
+async def test_a_change_is_shown_then_applied_and_reported(console: Console, action: str) -> None:
     path = f"/admin/accounts/{action}"
-    shown = await console.ask(f"{path}?account=bob+%26+co", ADMIN)
+    shown = await console.send(f"{path}?account=bob+%26+co", ADMIN)
     assert shown.status_code == 200
     assert "bob &amp; co" in shown.text
     assert not console.accounts.done
     found = CSRF.search(shown.text)
     assert found is not None
     form = {"account": "bob & co", "csrf_token": found[1]}
-    response = await console.ask(path, ADMIN, form=form)
+    response = await console.send(path, ADMIN, form=form)
     assert response.status_code == 303
     assert response.headers["location"] == f"../accounts?done={action}&account=bob+%26+co"
     ((_, operator, name),) = console.accounts.done
     assert (operator.actor, operator.origin, name) == ("console:ada", "console", "bob & co")
 
 
-async def test_a_change_that_is_refused_says_why(console: Console) -> None:
+async def test_a_refused_change_shows_the_reason(console: Console) -> None:
     console.accounts.refusal = NotStored("refused, because the audit trail can't be written")
     token = await console.csrf("/admin/configuration", ADMIN)
     form = {"account": "bob & co", "csrf_token": token}
-    response = await console.ask("/admin/accounts/unlink", ADMIN, form=form)
+    response = await console.send("/admin/accounts/unlink", ADMIN, form=form)
     assert response.status_code == 409
     assert "the audit trail can&#39;t be written" in response.text
 
 
-async def test_a_change_that_could_not_be_recorded_says_so(console: Console) -> None:
+async def test_a_change_that_could_not_be_recorded_shows_a_note(console: Console) -> None:
     console.accounts.note = "not recorded in the audit trail, only in the log: disk full"
     token = await console.csrf("/admin/configuration", ADMIN)
     form = {"account": "bob & co", "csrf_token": token}
-    response = await console.ask("/admin/accounts/lock", ADMIN, form=form)
+    response = await console.send("/admin/accounts/lock", ADMIN, form=form)
     assert response.status_code == 200
     assert "disk full" in response.text
 
 
 async def test_an_unknown_account_or_action_is_not_changed(console: Console) -> None:
-    assert (await console.ask("/admin/accounts/lock?account=x", ADMIN)).status_code == 409
-    assert (await console.ask("/admin/accounts/lock", ADMIN)).status_code == 400
-    assert (await console.ask("/admin/accounts/delete?account=x", ADMIN)).status_code == 404
+    assert (await console.send("/admin/accounts/lock?account=x", ADMIN)).status_code == 409
+    assert (await console.send("/admin/accounts/lock", ADMIN)).status_code == 400
+    assert (await console.send("/admin/accounts/delete?account=x", ADMIN)).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -347,14 +347,14 @@ async def test_a_reload_shows_its_result(
 ) -> None:
     console.reload_result = result
     token = await console.csrf("/admin/configuration", ADMIN)
-    response = await console.ask("/admin/configuration", ADMIN, form={"csrf_token": token})
+    response = await console.send("/admin/configuration", ADMIN, form={"csrf_token": token})
     assert response.status_code == status
     assert text in response.text
     (operator,) = console.reloaded_by
     assert (operator.actor, operator.origin) == ("console:ada", "console")
 
 
-# bad input
+# invalid input
 
 
 @pytest.mark.parametrize(
@@ -369,8 +369,8 @@ async def test_a_reload_shows_its_result(
         "/admin/trail?client=300.1.2.3/99",
     ],
 )
-async def test_nonsense_is_a_sentence_with_400(console: Console, path: str) -> None:
-    response = await console.ask(path, ADMIN)
+async def test_invalid_input_is_a_message_with_400(console: Console, path: str) -> None:
+    response = await console.send(path, ADMIN)
     if "%00" in path:
         assert response.status_code == 200
         return
@@ -378,38 +378,38 @@ async def test_nonsense_is_a_sentence_with_400(console: Console, path: str) -> N
     assert re.search(r"<p>(<bdi>)?[^<]*\w+ [^<]*<", response.text)
 
 
-async def test_an_event_that_is_not_there_is_404(console: Console) -> None:
+async def test_an_unknown_event_is_404(console: Console) -> None:
     for name in ("nothing", "%3Cscript%3E", "..%2f..%2f", "x" * 5000):
-        response = await console.ask(f"/admin/trail/{name}", ADMIN)
+        response = await console.send(f"/admin/trail/{name}", ADMIN)
         assert response.status_code == 404
         assert "<script>" not in response.text
 
 
-async def test_a_request_that_can_not_be_explained_says_why(console: Console) -> None:
+async def test_a_request_that_cannot_be_explained_shows_the_reason(console: Console) -> None:
     form = {"peer": "<b>", "path": "/", "headers": "a"}
-    response = await console.ask("/admin/explain", ADMIN, form=form)
+    response = await console.send("/admin/explain", ADMIN, form=form)
     assert response.status_code == 400
     assert "&lt;b&gt;" in response.text
     assert "is neither an IP address nor @" in response.text
 
 
 async def test_secrets_are_masked(console: Console) -> None:
-    text = (await console.ask("/admin/configuration", ADMIN)).text
+    text = (await console.send("/admin/configuration", ADMIN)).text
     assert "SHIM_PROXY_SECRET" in text
     assert "s3cret" not in text
 
 
 async def test_without_a_stored_trail_the_other_parts_are_shown() -> None:
     console = Console(None)
-    response = await console.ask("/admin/", ADMIN)
+    response = await console.send("/admin/", ADMIN)
     assert response.status_code == 200
     assert "events are only in the log" in response.text
-    assert (await console.ask("/admin/trail", ADMIN)).status_code == 503
+    assert (await console.send("/admin/trail", ADMIN)).status_code == 503
 
 
-async def test_a_fault_within_a_page_is_a_page_without_details(console: Console) -> None:
+async def test_an_internal_error_is_a_page_without_details(console: Console) -> None:
     console.accounts.accounts = None  # type: ignore[assignment,method-assign]
-    response = await console.ask("/admin/accounts", ADMIN)
+    response = await console.send("/admin/accounts", ADMIN)
     assert response.status_code == 500
     assert "see the log" in response.text
     assert "TypeError" not in response.text

@@ -34,9 +34,9 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def reader(database: Database, tmp_path: Path) -> Iterator[TrailReader]:
     assert database is not None
-    made = TrailReader(f"sqlite:///{tmp_path}/audit.db")
-    yield made
-    made.close()
+    reader_ = TrailReader(f"sqlite:///{tmp_path}/audit.db")
+    yield reader_
+    reader_.close()
 
 
 def shown(reader: TrailReader, *checks: Check, number: int = 0) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_errors_come_before_warnings_and_warnings_before_the_rest(
     assert found[3][1] == "1 new account: bert"
 
 
-def test_a_person_who_got_no_account_is_a_finding_that_leads_to_them(
+def test_a_user_without_an_account_is_a_finding_that_links_to_them(
     database: Database, reader: TrailReader
 ) -> None:
     denied = record(
@@ -93,7 +93,9 @@ def test_a_person_who_got_no_account_is_a_finding_that_leads_to_them(
     assert parse_qs(finding.query)["user"] == ["dirk & co"]
 
 
-def test_a_sudden_rise_of_refusals_is_a_finding(database: Database, reader: TrailReader) -> None:
+def test_a_sudden_increase_of_rejections_is_a_finding(
+    database: Database, reader: TrailReader
+) -> None:
     usual = [refused(NOW - hours * HOUR) for hours in range(1, 24)]
     store(database, "requests", *usual, refused(NOW, count=90))
     assert ("warning", "90 requests were rejected recently, usually about 1") in titles(
@@ -120,7 +122,7 @@ def test_every_range_counts_the_same_events_in_bars_and_table(
     assert len(strips["rejected"].counts) <= 54
 
 
-def test_a_bar_leads_to_exactly_its_events(database: Database, reader: TrailReader) -> None:
+def test_a_bar_links_to_exactly_its_events(database: Database, reader: TrailReader) -> None:
     store(database, "requests", refused(NOW - HOUR, count=7), refused(NOW - 5 * HOUR))
     context = shown(reader, FINE)
     (strip,) = [each for each in context["strips"] if each.name == "rejected"]
@@ -148,7 +150,7 @@ def test_one_address_is_one_row_with_all_its_reasons(
 # the trail
 
 
-def test_a_view_is_its_address() -> None:
+def test_a_view_is_determined_by_its_url() -> None:
     given = "verdict=stripped&verdict=rejected&user=eve&since=yesterday&zone=Europe/Vienna&text="
     query = Query.parse(parse_qsl(given, keep_blank_values=True))
     assert query.values["verdict"] == "stripped,rejected"
@@ -180,13 +182,13 @@ def test_yesterday_begins_at_the_readers_midnight() -> None:
         ("colour", "red"),
     ],
 )
-def test_nonsense_in_a_filter_is_a_sentence(name: str, value: str) -> None:
+def test_an_invalid_filter_shows_a_message(name: str, value: str) -> None:
     query = Query.parse([("since", "2h"), (name, value)])
     with pytest.raises(FilterError, match=r"\w+ \w+"):
         query.filters(NOW)
 
 
-def test_a_chip_removes_its_filter_alone() -> None:
+def test_a_chip_removes_only_its_filter() -> None:
     query = Query.parse([("user", "eve"), ("since", "2h"), ("zone", "UTC")])
     context = trail(query, None, "")
     chips = {chip.name: chip.without for chip in context["chips"]}
@@ -233,7 +235,7 @@ def test_an_event_explains_its_decision(database: Database, reader: TrailReader)
     assert tried["headers"] == ["X-authentik-username: anna\nX-Forwarded-For: 203.0.113.9"]
 
 
-def test_a_claimed_name_can_not_add_a_header_line(database: Database, reader: TrailReader) -> None:
+def test_a_claimed_name_cannot_add_a_header_line(database: Database, reader: TrailReader) -> None:
     event = refused(NOW, claimed_user="eve\nX-Evil: 1")
     store(database, "requests", event)
     stored = reader.get(event["id"])
