@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     public_url: Annotated[str | None, reader(endpoints.public_address)] = setting(
         None,
         "URL at which users open Navidrome through the edge. `navidrome-shim check` sends requests to it and "
-        "finds faults of the edge; the shim itself does not use it.",
+        "finds faults of the edge; a person's own page shows it as the server for apps.",
         example="https://music.example.org",
         reloadable=True,
     )
