@@ -49,6 +49,7 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     ),
     "configuration": ("/admin/configuration", click()),
     "no page": ("/admin/nothing", click()),
+    "own page without an account": ("/", click()),
 }
 
 
@@ -72,7 +73,6 @@ def open_first(action: str) -> Callable[[Page], None]:
 PERSON = "alice"
 OWN_PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "own page": ("/", click()),
-    "own page without an account": ("/?user=dirk", click()),
     "device added": ("/", add_a_device),
     "rename a device": ("/", open_first("Rename")),
     "revoke a device": ("/", open_first("Revoke")),

@@ -31,7 +31,8 @@ EVIL = "<script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A shim with two people who have accounts."""
-    with scene_of(tmp_path_factory.mktemp("own")) as running:
+    sign_out = "https://sso.example.com/sign-out?a=b&c"
+    with scene_of(tmp_path_factory.mktemp("own"), SIGN_OUT_URL=sign_out) as running:
         running.visit("ada", "users")
         running.visit("bob", "users")
         yield running
@@ -96,6 +97,15 @@ def test_a_person_adds_a_device_renames_and_revokes_it(own: Scene) -> None:
     with own.operator() as operator:
         stored = operator.get("/api/audit/events", params={"kind": "device_added"}).json()
     assert secret not in str(stored) and stored["events"]
+
+
+def test_a_person_sees_who_the_shim_thinks_it_is(own: Scene) -> None:
+    with own.edge("ada", "users", "choir") as ada:
+        page = ada.get("/_shim/", headers=HTML).text
+    for text in ("uid-of-ada", "ada@example.com", "choir", "user of the music server", "Jellyfin"):
+        assert text in page
+    assert 'href="https://sso.example.com/sign-out?a=b&amp;c"' in page
+    assert "admin/" not in page
 
 
 def test_a_form_that_is_sent_again_adds_nothing(own: Scene) -> None:
@@ -321,6 +331,10 @@ def test_while_nothing_can_be_recorded_devices_are_revoked_and_not_added(tmp_pat
     with scene_of(tmp_path, AUDIT_DATABASE_URL=trail) as scene:
         scene.visit("ada", "users")
         secret = asyncio.run(_added(scene, "uid-of-ada"))
+        deadline = time.monotonic() + 20
+        while app_error(scene, "ada", secret) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         with scene.edge("ada") as ada:
             refused = add(ada, "Another")
             assert refused.status_code == 503

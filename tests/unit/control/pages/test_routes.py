@@ -16,7 +16,13 @@ from shim.audit.admin_actions import NotStored
 from shim.audit.events import Operator
 from shim.audit.performing import Performed
 from shim.audit.store.reader import TrailReader
-from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.access import (
+    ADMIN_HEADER,
+    CHANNEL_HEADER,
+    IDENTITY_HEADER,
+    USER_HEADER,
+    Access,
+)
 from shim.control.app import create_app
 from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.metrics import build_registry
@@ -27,6 +33,7 @@ from shim.provisioning.operations import AccountRow, Change, OperationError
 from shim.proxy.counters import Counters
 from shim.settings import load
 from shim.settings.reload import ReloadResult
+from shim.trust.identity import Identity
 from tests.support.trail_records import START, refused, store, trail
 from tests.unit.control.test_app import FINE, SECRET, TOKEN, Health
 
@@ -221,6 +228,21 @@ async def test_without_a_token_only_this_machine_can_read_and_there_is_no_sign_i
     assert "Read only" in (await console.send("/admin/accounts")).text
     assert (await console.send("/admin/accounts", peer="192.0.2.7")).status_code == 403
     assert (await console.send("/sign-in")).status_code == 404
+
+
+async def test_a_persons_own_page_works_without_provisioning(console: Console) -> None:
+    identity = Identity("eve", "Eve <b>", groups=("a|b",), uid="u-2").as_json().decode()
+    person = {CHANNEL_HEADER: SECRET, USER_HEADER: "eve", IDENTITY_HEADER: identity}
+    response = await console.send("/", person)
+    assert response.status_code == 200, response.text
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+    assert "Eve &lt;b&gt;" in response.text and "a|b" in response.text
+    assert "SHIM_PROVISIONING" in response.text and "form_key" not in response.text
+    assert "admin/" not in response.text
+    assert "admin/trail" in (await console.send("/", ADMIN)).text
+    for path in ("/devices/1/revoke", "/devices/1/rename"):
+        assert (await console.send(path, person)).status_code == 404
 
 
 async def test_the_root_redirects_to_the_console_on_the_listener(console: Console) -> None:
