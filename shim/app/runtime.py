@@ -32,6 +32,7 @@ from shim.app.factories import (
     build_notify_sink,
     build_policy,
     build_upstream_address,
+    sign_out_url,
 )
 from shim.app.out_of_memory import end_process_on_memory_error
 from shim.app.policy_updater import PolicyUpdater
@@ -70,7 +71,9 @@ if TYPE_CHECKING:
     from shim.audit.store.reader import TrailReader
     from shim.audit.store.writer import TrailStore
     from shim.control.live import LiveTrail
+    from shim.devices.administration import DeviceAdministration
     from shim.devices.gate import SubsonicDevices
+    from shim.devices.people import People
     from shim.provisioning.administration import AccountAdministration
     from shim.provisioning.factory import AccountParts
     from shim.store.database import Database
@@ -407,8 +410,11 @@ class Runtime:
             pending_restart=lambda: self._reloader.pending_restart,
             reload=self.reload,
             explain=self.explain,
+            sign_out_url=lambda: sign_out_url(self._reloader.settings),
             start_edge_probe=self.start_edge_probe,
             accounts=self._administration(),
+            devices=self._device_administration(),
+            people=self._people(),
             trail=self._trail_reader,
             live=self._live,
         )
@@ -449,6 +455,21 @@ class Runtime:
             ),
             self.admin_actions,
         )
+
+    def _device_administration(self) -> DeviceAdministration | None:
+        people = self._people()
+        if self.devices is None or people is None:
+            return None
+        from shim.devices.administration import DeviceAdministration  # noqa: PLC0415
+
+        return DeviceAdministration(self.devices.service, people.names, self.admin_actions)
+
+    def _people(self) -> People | None:
+        if self.accounts is None:
+            return None
+        from shim.devices.people import People  # noqa: PLC0415
+
+        return People(self.accounts.service)
 
     async def _read_control_key(self, accounts: AccountParts) -> None:
         """Read the key of the control plane's sessions, once the database is open."""

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.events import Operator
 from shim.audit.line_writer import LineWriter
 from shim.audit.sanitize import timestamp
-from shim.audit.sinks.log import LogSink, configure_log
+from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
+from shim.cli.operator import command_operator, report
 from shim.cli.terminal import cell, print_json, print_table, safe
 
 if TYPE_CHECKING:
+    from shim.devices.administration import DeviceAdministration, ListedDevice
     from shim.devices.models import Device
-    from shim.devices.operations import DeviceOperations
 
 T = TypeVar("T")
 
@@ -45,11 +48,15 @@ def list_devices(
 ) -> None:
     """List the devices with their last use."""
 
-    async def work(operations: DeviceOperations) -> list[tuple[str, Device]]:
-        return operations.rows(account)
+    async def work(devices: DeviceAdministration, _: Operator) -> list[ListedDevice]:
+        return devices.devices(account)
 
     now = time.time()
-    found = [(name, device) for name, device in _run(work) if everything or device.is_active(now)]
+    found = [
+        (each.account, each.device)
+        for each in _run(work)
+        if everything or each.device.is_active(now)
+    ]
     if as_json:
         print_json([_as_json(name, device, now) for name, device in found])
         return
@@ -79,9 +86,9 @@ def add(
 ) -> None:
     """Add a device for the user of an account, and print its password. It is shown only now."""
 
-    async def work(operations: DeviceOperations) -> tuple[Device, str]:
+    async def work(devices: DeviceAdministration, by: Operator) -> tuple[Device, str]:
         expires = None if days is None else time.time() + days * 86400.0
-        new = await operations.add(account, name, expires)
+        new = report(await devices.add_for(by, account, name, expires))
         return new.device, new.secret
 
     device, secret = _run(work)
@@ -101,14 +108,14 @@ def revoke(
 ) -> None:
     """Revoke a device. Its next request is refused, and what it plays stops within 5 seconds."""
 
-    async def work(operations: DeviceOperations) -> Device:
-        name, device = operations.find(device_id)
+    async def work(devices: DeviceAdministration, by: Operator) -> Device:
+        found = devices.find(device_id)
         if not yes:
-            print_error(f"{device.name} of {name} will need a new password.")
+            print_error(f"{found.device.name} of {found.account} will need a new password.")
             if as_json or not sys.stdin.isatty() or not typer.confirm("Continue?"):
                 print_error("Nothing was changed. Use --yes to continue without a question.")
                 raise typer.Exit(1)
-        return await operations.revoke(device_id)
+        return report(await devices.revoke(by, device_id))
 
     device = _run(work)
     if as_json:
@@ -125,8 +132,8 @@ def rotate_key(as_json: AsJson = False) -> None:
     to NEW,OLD and restart the shim, then run this, then set it to NEW.
     """
 
-    async def work(operations: DeviceOperations) -> int:
-        return await operations.rotate_key()
+    async def work(devices: DeviceAdministration, by: Operator) -> int:
+        return report(await devices.rotate_key(by))
 
     count = _run(work)
     if as_json:
@@ -135,10 +142,11 @@ def rotate_key(as_json: AsJson = False) -> None:
         typer.echo(f"{count} device passwords are encrypted with the new key.")
 
 
-def _run(work: Callable[[DeviceOperations], Awaitable[T]]) -> T:
-    """Run `work` and return its result. Events go to stderr, as in the log. If it fails, print the error
-    there and exit with 1."""
+def _run(work: Callable[[DeviceAdministration, Operator], Awaitable[T]]) -> T:
+    """Run `work` and return its result. Events go to the audit trail, and to stderr as in the log. If it
+    fails, print the error there and exit with 1."""
     # Import late: the database code is large, and few commands need it.
+    from shim.audit.store.factory import build_store  # noqa: PLC0415
     from shim.devices.models import DeviceError  # noqa: PLC0415
     from shim.devices.operations import device_operations  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
@@ -148,17 +156,22 @@ def _run(work: Callable[[DeviceOperations], Awaitable[T]]) -> T:
     configure_log(writer, log_format=settings.log_format, level=settings.log_level)
 
     async def within() -> T:
-        trail = Trail((LogSink(writer),))
+        store = build_store(settings, log=log_event)
+        log = LogSink(writer)
+        trail = Trail((log,) if store is None else (log, store))
         trail.start()
         try:
-            async with device_operations(settings, trail.record) as opened:
-                return await work(opened)
+            actions = AdminActions(store, trail.record)
+            async with device_operations(settings, trail.record, actions) as opened:
+                return await work(opened, command_operator())
         finally:
             await trail.close()
+            if store is not None:
+                await store.close()
 
     try:
         return asyncio.run(within())
-    except (DeviceError, StoreError) as error:
+    except (DeviceError, StoreError, NotStored) as error:
         print_error(str(error))
         raise typer.Exit(1) from None
     finally:

@@ -1,11 +1,16 @@
-"""Who runs a command, for the audit trail."""
+"""Who runs a command, for the audit trail, and what it prints of a recorded action."""
 
 from __future__ import annotations
 
 import os
 import pwd
+from typing import TypeVar
 
 from shim.audit.events import Operator
+from shim.audit.performing import Performed
+from shim.cli.errors import print_error
+
+T = TypeVar("T")
 
 
 def command_operator() -> Operator:
@@ -17,3 +22,10 @@ def command_operator() -> Operator:
     except KeyError:
         name = str(number)
     return Operator(f"command:{name}", "command")
+
+
+def report(done: Performed[T]) -> T:
+    """Return what an action returned; print a note on it."""
+    if done.note is not None:
+        print_error(f"navidrome-shim: {done.note}")
+    return done.value

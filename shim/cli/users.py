@@ -13,13 +13,12 @@ import typer
 from shim.audit.admin_actions import AdminActions, NotStored
 from shim.audit.events import Operator
 from shim.audit.line_writer import LineWriter
-from shim.audit.performing import Performed
 from shim.audit.sanitize import timestamp
 from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
-from shim.cli.operator import command_operator
+from shim.cli.operator import command_operator, report
 from shim.cli.terminal import cell, console, print_json, print_table, safe, short_uid
 from shim.trust.names import normalize_name
 
@@ -111,7 +110,7 @@ def sync(
             _show_changes(changes)
         applied = confirmed(changes)
         if applied:
-            _report(await accounts.sync(by, name))
+            report(await accounts.sync(by, name))
         return changes, applied
 
     changes, applied = _run(work)
@@ -128,7 +127,7 @@ def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 
     async def work(accounts: AccountAdministration, by: Operator) -> bool:
         _confirm(accounts.unlink_plan(by, name), yes=yes, as_json=as_json)
-        return _report(await accounts.unlink(by, name))
+        return report(await accounts.unlink(by, name))
 
     closed = _run(work)
     later = (
@@ -174,7 +173,7 @@ def rebind(
         asks = not yes and not as_json and sys.stdin.isatty()
         if not (yes or (asks and typer.confirm("Bind these accounts again?"))):
             return plans, False
-        _report(await accounts.rebind(by, possible, target=name))
+        report(await accounts.rebind(by, possible, target=name))
         return plans, True
 
     plans, applied = _run(work)
@@ -192,7 +191,7 @@ def lock(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
 
     async def work(accounts: AccountAdministration, by: Operator) -> None:
         _confirm(accounts.lock_plan(by, name), yes=yes, as_json=as_json)
-        _report(await accounts.lock(by, name))
+        report(await accounts.lock(by, name))
 
     _run(work)
     if as_json:
@@ -206,7 +205,7 @@ def unlock(name: Name, as_json: AsJson = False) -> None:
     """End the lock of an account that was never linked. Then set a password for it in Navidrome."""
 
     async def work(accounts: AccountAdministration, by: Operator) -> None:
-        _report(await accounts.unlock(by, name))
+        report(await accounts.unlock(by, name))
 
     _run(work)
     if as_json:
@@ -239,7 +238,7 @@ def end_hold(name: Name, as_json: AsJson = False) -> None:
     """End the hold of a user name. The next user with this name may have it."""
 
     async def work(accounts: AccountAdministration, by: Operator) -> None:
-        _report(await accounts.end_hold(by, name))
+        report(await accounts.end_hold(by, name))
 
     _run(work)
     if as_json:
@@ -258,13 +257,6 @@ def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
     if not asks or not typer.confirm("Continue?"):
         print_error("Nothing was changed. Use --yes to continue without a question.")
         raise typer.Exit(1)
-
-
-def _report(done: Performed[T]) -> T:
-    """Return what an action returned; print a note on it."""
-    if done.note is not None:
-        print_error(f"navidrome-shim: {done.note}")
-    return done.value
 
 
 def _run(work: Callable[[AccountAdministration, Operator], Awaitable[T]]) -> T:

@@ -3,8 +3,9 @@
 Requests arrive in one of two ways:
 
 - **private channel**: the data plane forwards requests of authenticated users under `/_shim/`. It
-  authenticates with a secret that only this process knows, and sends the user's name and uid, and whether
-  the user is an administrator. A loopback address gives no rights there.
+  authenticates with a secret that only this process knows, and sends the user's identity, and whether
+  the user is an administrator. Anybody else has only the pages of a person. A loopback address gives no
+  rights there.
 - **listener** of the control plane: the bearer token, or a session that was made with it. Without a token
   only this machine has access: it may read and reload. `Host` must be an address of the control plane. This
   stops DNS rebinding, where a page in a browser has a name that points to 127.0.0.1: its requests carry that
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,17 +28,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from shim.control.csrf import CSRF_FIELD, CSRF_HEADER, CsrfTokens
+from shim.control.form_keys import FormKeys
 from shim.control.forms import read_form
 from shim.control.keys import ControlKey
 from shim.control.sessions import SESSION_COOKIE, Sessions, SignInLimit
+from shim.trust.identity import Identity
 
 CHANNEL_HEADER = "X-Shim-Channel"
 USER_HEADER = "X-Shim-User"
 UID_HEADER = "X-Shim-Uid"
 ADMIN_HEADER = "X-Shim-Admin"
+IDENTITY_HEADER = "X-Shim-Identity"
 
 # Headers that a proxy adds: then only the proxy is on this machine, and the client is unknown.
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_OLD_PAGE = "the page is older than 12 hours, or of another sign-in: load it again"
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
@@ -44,7 +50,7 @@ def channel_lines(secret: str) -> bytes:
     """Return the header lines of the private channel, as `DataPlane.connect_control` expects them."""
     return (
         f"{CHANNEL_HEADER}: {secret}\r\n"
-        f"{USER_HEADER}: %b\r\n{UID_HEADER}: %b\r\n{ADMIN_HEADER}: %b\r\n"
+        f"{USER_HEADER}: %b\r\n{UID_HEADER}: %b\r\n{ADMIN_HEADER}: %b\r\n{IDENTITY_HEADER}: %b\r\n"
     ).encode()
 
 
@@ -53,8 +59,8 @@ class Caller:
     """The client of one request, and its rights.
 
     `actor`: who it is, for the audit trail: `console:NAME`, `token`, or `loopback` (this machine, without a
-    token). `user` and `uid`: the authenticated person on the private channel, None on the listener. `client`:
-    the client's address.
+    token). `user`, `uid` and `identity`: the authenticated person on the private channel, None on the
+    listener. `client`: the client's address.
     `is_admin`: may use the console and the API. `may_write`: may change something. `may_reload`: may reload
     the settings.
     `csrf_subject`: the subject that its CSRF tokens are bound to, empty if its writes need none. `session`:
@@ -70,6 +76,7 @@ class Caller:
     may_reload: bool = True
     csrf_subject: str = ""
     session: str | None = None
+    identity: Identity | None = None
 
 
 class Access:
@@ -96,6 +103,7 @@ class Access:
         self._hosts = frozenset(_bare_host(host) for host in hosts)
         self._any_address = not self._hosts.isdisjoint(("0.0.0.0", "::"))
         self._csrf = CsrfTokens(key)
+        self._form_keys = FormKeys(key)
         self._sessions = Sessions(key, token)
         self._limit = SignInLimit()
 
@@ -125,6 +133,20 @@ class Access:
         caller = await self.authorize(request)
         if not caller.may_reload:
             raise HTTPException(404)
+        await self.check_csrf(request, caller)
+        return caller
+
+    async def authorize_person(self, request: Request) -> Caller:
+        """Return an authenticated person, for the pages that everybody has. Raises 401, 403, 404 or 421."""
+        caller = self.identify(request)
+        if caller.identity is None:
+            raise HTTPException(404)
+        return caller
+
+    async def authorize_person_write(self, request: Request) -> Caller:
+        """Return a person, for a change of what is the person's own, if the request proves to come from a
+        page of the shim. Raises 401, 403, 404 or 421."""
+        caller = await self.authorize_person(request)
         await self.check_csrf(request, caller)
         return caller
 
@@ -168,6 +190,17 @@ class Access:
         """Return a CSRF token for the pages of this client, empty if it needs none."""
         return self._csrf.issue(caller.csrf_subject) if caller.csrf_subject else ""
 
+    def form_key(self, caller: Caller) -> str:
+        """Return the key of a new form of this client: see `FormKeys`."""
+        return self._form_keys.issue(caller.csrf_subject)
+
+    def form_id(self, caller: Caller, form_key: str) -> str:
+        """Return the id in the key of a form of this client. Raises 403 if it is none, or has expired."""
+        found = self._form_keys.read(form_key, caller.csrf_subject)
+        if found is None:
+            raise HTTPException(403, _OLD_PAGE)
+        return found
+
     def check_not_foreign(self, request: Request) -> None:
         """Check that no page of another site made the browser send the request. Raises 403."""
         _check_not_foreign(request)
@@ -179,9 +212,7 @@ class Access:
         _check_not_foreign(request)
         token = request.headers.get(CSRF_HEADER) or (await read_form(request)).get(CSRF_FIELD, "")
         if not self._csrf.is_valid(token, caller.csrf_subject):
-            raise HTTPException(
-                403, "the page is older than 12 hours, or of another sign-in: load it again"
-            )
+            raise HTTPException(403, _OLD_PAGE)
 
     # signing in on the listener
 
@@ -239,6 +270,7 @@ class Access:
             may_write=admin,
             may_reload=admin,
             csrf_subject=f"uid:{uid}" if uid else f"user:{name}",
+            identity=_identity(name, uid or None, _single_header(request, IDENTITY_HEADER)),
         )
 
     def _check_host(self, request: Request) -> None:
@@ -257,6 +289,20 @@ def _single_header(request: Request, name: str) -> bytes:
     """Return the value of this header, or nothing if it occurs several times."""
     values = request.headers.getlist(name)
     return values[0].encode("latin-1") if len(values) == 1 else b""
+
+
+def _identity(user: str, uid: str | None, text: bytes) -> Identity:
+    """Return the identity that `Identity.as_json` wrote; without its text, only the name and the uid."""
+    shown = json.loads(text) if text else {}
+    groups = shown.get("groups")
+    return Identity(
+        user,
+        name=shown.get("name"),
+        email=shown.get("email"),
+        groups=None if groups is None else tuple(groups),
+        uid=uid,
+        uid_source=shown.get("uid_source", ""),
+    )
 
 
 def _bearer(request: Request) -> str:

@@ -61,6 +61,10 @@ def create_app(services: ControlServices, access: Access) -> FastAPI:
         from shim.control.accounts_api import account_routes  # noqa: PLC0415
 
         guarded.include_router(account_routes(access, services.accounts))
+    if services.devices is not None:
+        from shim.control.devices_api import device_routes  # noqa: PLC0415
+
+        guarded.include_router(device_routes(access, services.devices))
     if services.trail is not None and services.live is not None:
         from shim.control.audit_api import audit_routes  # noqa: PLC0415
 
@@ -192,6 +196,7 @@ def _add_store_error_handlers(app: FastAPI) -> None:
     """Add the errors of accounts and of the trail."""
     from shim.audit.store.filters import FilterError  # noqa: PLC0415 - loads the database code
     from shim.audit.store.reader import CursorError, QueryTooSlow  # noqa: PLC0415
+    from shim.devices.models import DeviceError, UnknownDevice  # noqa: PLC0415
     from shim.navidrome.errors import NavidromeError  # noqa: PLC0415
     from shim.provisioning.operations import OperationError, UnknownAccount  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
@@ -200,6 +205,8 @@ def _add_store_error_handlers(app: FastAPI) -> None:
         FilterError: 400,
         CursorError: 400,
         UnknownAccount: 404,
+        UnknownDevice: 404,
+        DeviceError: 409,
         OperationError: 409,
         QueryTooSlow: 503,
         StoreError: 503,

@@ -18,6 +18,8 @@ from shim.settings.reload import ReloadResult
 if TYPE_CHECKING:  # importing them loads the database code
     from shim.audit.store.reader import TrailReader
     from shim.control.live import LiveTrail
+    from shim.devices.administration import DeviceAdministration
+    from shim.devices.people import People
     from shim.provisioning.administration import AccountAdministration
 
 
@@ -28,7 +30,8 @@ class ControlServices:
     `settings` returns the settings in force, `pending_restart` the names of those whose new value waits for a
     restart. `reload` reads the settings again. `explain` raises `InvalidRequest`. `start_edge_probe` returns
     a one-time path below a public prefix, and raises ValueError for another one; None without a data plane.
-    `accounts` is None without provisioning, `trail` and `live` if the events are only in the log.
+    `sign_out_url` returns where a person signs out, empty if that is unknown. `accounts`, `devices` and
+    `people` are None without provisioning, `trail` and `live` if the events are only in the log.
     """
 
     health: HealthSource
@@ -38,6 +41,9 @@ class ControlServices:
     reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]]
     explain: Callable[[ExplainedRequest], Awaitable[dict[str, object]]]
     start_edge_probe: Callable[[str], str] | None = None
+    sign_out_url: Callable[[], str] = str
     accounts: AccountAdministration | None = None
+    devices: DeviceAdministration | None = None
+    people: People | None = None
     trail: TrailReader | None = None
     live: LiveTrail | None = None

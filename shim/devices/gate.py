@@ -58,6 +58,7 @@ _ALL_OUTCOMES = tuple(
         PathClass.PUBLIC,
         PathClass.INTERNAL,
         PathClass.PROTECTED,
+        PathClass.INTERNAL,
     )
 )
 

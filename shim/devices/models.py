@@ -24,6 +24,14 @@ class DeviceError(Exception):
     """The operation on a device is not possible; the message states the reason and a remedy."""
 
 
+class DeviceExists(DeviceError):
+    """A device with this id was added before."""
+
+
+class UnknownDevice(DeviceError):
+    """No device in use has this id, or it belongs to another person."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device, without its secret. Times are in seconds since the epoch; None for never.

@@ -8,7 +8,6 @@ the right key it works again.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any, TypedDict
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from shim.audit.events import Event, Origin
+from shim.audit.events import Event, Operator, Origin
 from shim.audit.events.devices import (
     DeviceAdded,
     DeviceKeyRotated,
@@ -32,7 +31,9 @@ from shim.devices.models import (
     MAX_DEVICES,
     Device,
     DeviceError,
+    DeviceExists,
     NewDevice,
+    UnknownDevice,
     new_device_id,
     new_secret,
     valid_name,
@@ -72,14 +73,6 @@ class LoadedDevice:
 
     def __repr__(self) -> str:
         return f"LoadedDevice({self.device!r})"
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who changes a device, as the audit trail has it."""
-
-    name: str
-    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,27 +169,33 @@ class DeviceService:
         self,
         uid: str,
         name: str,
-        actor: Actor,
+        operator: Operator,
         *,
         expires: float | None = None,
         account: str | None = None,
+        device_id: str | None = None,
     ) -> NewDevice:
         """Add a device for the person `uid`, and return it with its secret, which is stored encrypted only.
 
-        `expires` is in seconds since the epoch. `account` is the account's name for the audit trail. Raises
-        `DeviceError` if the name is not allowed, the person has no usable account or too many devices, or
-        without a key; `StoreError`.
+        `expires` is in seconds since the epoch. `account` is the account's name for the audit trail.
+        `device_id` is the new device's id, None for a random one. Raises `DeviceExists` if there is one with
+        this id, `DeviceError` if the name is not allowed, the person has no usable account or too many
+        devices, or without a key; `StoreError`.
         """
         name, now = valid_name(name), self._now()
         if expires is not None and expires <= now:
             raise DeviceError("The device's expiry is in the past.")
         keys = await self._keys_for_a_new_secret()
         secret = new_secret()
-        device = Device(id=new_device_id(), uid=uid, name=name, created=now, expires=expires)
+        device = Device(
+            id=device_id or new_device_id(), uid=uid, name=name, created=now, expires=expires
+        )
         sealed = keys.encrypt(secret, device.id, uid)
 
         def work(connection: Connection) -> int:
             _check_person(connection, uid)
+            if connection.execute(select(DEVICES.c.id).where(DEVICES.c.id == device.id)).first():
+                raise DeviceExists("This device was added already.")
             _forget_old(connection, uid, now)
             active = connection.execute(
                 select(func.count())
@@ -213,18 +212,23 @@ class DeviceService:
             return increment_devices(connection)
 
         await self.database.write_async(work)
-        self._record(DeviceAdded(time=now, **_event_fields(device, actor, account)))
+        self._record(DeviceAdded(time=now, **_event_fields(device, operator, account)))
         await self.refresh()
         return NewDevice(device, secret)
 
     async def revoke(
-        self, device_id: str, actor: Actor, *, uid: str | None = None, account: str | None = None
+        self,
+        device_id: str,
+        operator: Operator,
+        *,
+        uid: str | None = None,
+        account: str | None = None,
     ) -> Device:
         """Revoke a device; its secret is deleted. With `uid`, only a device of this person.
 
-        Raises `DeviceError` if there is no such device in use, and `StoreError`.
+        Raises `UnknownDevice` if there is no such device in use, and `StoreError`.
         """
-        now, cause = self._now(), "owner" if uid is not None else actor.origin
+        now, cause = self._now(), "owner" if uid is not None else operator.origin
         condition = DEVICES.c.id == device_id
         if uid is not None:
             condition &= DEVICES.c.uid == uid
@@ -232,13 +236,15 @@ class DeviceService:
         def work(connection: Connection) -> Device:
             row = connection.execute(select(DEVICES).where(condition)).first()
             if row is None or not end_devices(connection, condition, now, cause):
-                raise DeviceError("There is no such device in use.")
+                raise UnknownDevice("There is no such device in use.")
             return _device(row)
 
         device = await self.database.write_async(work)
         # At once, and not after the store was read again.
         self._end(device_id)
-        self._record(DeviceRevoked(time=now, reason=cause, **_event_fields(device, actor, account)))
+        self._record(
+            DeviceRevoked(time=now, reason=cause, **_event_fields(device, operator, account))
+        )
         await self.refresh()
         return replace(device, revoked=now, revoked_by=cause)
 
@@ -246,7 +252,7 @@ class DeviceService:
         self,
         device_id: str,
         name: str,
-        actor: Actor,
+        operator: Operator,
         *,
         uid: str | None = None,
         account: str | None = None,
@@ -260,17 +266,17 @@ class DeviceService:
         def work(connection: Connection) -> Device:
             row = connection.execute(select(DEVICES).where(condition)).first()
             if row is None:
-                raise DeviceError("There is no such device in use.")
+                raise UnknownDevice("There is no such device in use.")
             connection.execute(update(DEVICES).where(condition).values(name=name))
             increment_devices(connection)
             return replace(_device(row), name=name)
 
         device = await self.database.write_async(work)
-        self._record(DeviceRenamed(time=now, **_event_fields(device, actor, account)))
+        self._record(DeviceRenamed(time=now, **_event_fields(device, operator, account)))
         await self.refresh()
         return device
 
-    async def rotate_key(self, actor: Actor) -> int:
+    async def rotate_key(self, operator: Operator) -> int:
         """Encrypt all secrets with another key: a new one in the key file, or the first one of
         SHIM_DEVICE_KEY. Return how many there were.
 
@@ -305,8 +311,8 @@ class DeviceService:
                 time=self._now(),
                 device_count=count,
                 key_id=keys.current,
-                actor=actor.name,
-                origin=actor.origin,
+                actor=operator.actor,
+                origin=operator.origin,
             )
         )
         await self.refresh()
@@ -416,17 +422,6 @@ class DeviceService:
         return _KEY_REMEDY
 
 
-def command_actor() -> Actor:
-    """Return who runs a command on this machine."""
-    import getpass  # noqa: PLC0415
-
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = str(os.getuid())
-    return Actor(f"command:{name}", "command")
-
-
 def _read(
     connection: Connection, source: KeySource, known: Mapping[str, LoadedDevice]
 ) -> _Contents:
@@ -518,14 +513,14 @@ class _EventFields(TypedDict):
     origin: Origin | None
 
 
-def _event_fields(device: Device, actor: Actor | None, account: str | None) -> _EventFields:
+def _event_fields(device: Device, operator: Operator | None, account: str | None) -> _EventFields:
     return {
         "device": device.id,
         "device_name": device.name,
         "uid": device.uid,
         "account": account,
-        "actor": None if actor is None else actor.name,
-        "origin": None if actor is None else actor.origin,
+        "actor": None if operator is None else operator.actor,
+        "origin": None if operator is None else operator.origin,
     }
 
 

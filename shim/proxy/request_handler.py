@@ -1121,7 +1121,7 @@ class RequestHandler:
         if decision.outcome.reason is not Reason.DEVICE_SIGN_IN_DUE:
             return ""
         block, base = decision.block, self._plane.decisions.policy.paths.base
-        return "" if block is None else public_address(block, base)
+        return "" if block is None else public_address(block.forward, base)
 
     def _send_response(self, status: int, response: bytes, *, keep_alive: bool) -> None:
         """Send a complete response of the shim, and end the request."""

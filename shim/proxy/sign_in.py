@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from shim.trust.block import HeaderBlock
 from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths
 from shim.trust.reasons import Reason
@@ -52,10 +51,10 @@ def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | No
     return f"{address}{'&' if '?' in address else '?'}rd={quote(return_url, safe='')}"
 
 
-def public_address(block: HeaderBlock, base: bytes) -> str:
+def public_address(lines: bytes, base: bytes) -> str:
     """Return the web address of the music server as the request's sender has it, empty if it is unknown.
-    `base` is the base path."""
-    return _return_url(_fields(block.forward), base) or ""
+    `lines` are the header lines, `base` is the base path."""
+    return _return_url(_fields(lines), base) or ""
 
 
 def _fields(lines: bytes) -> dict[bytes, list[bytes]]:

@@ -102,6 +102,9 @@ def sign_in(
     if not policy.suspended and policy.user_header_obeyed:
         credentials = CredentialText(in_query, in_body, basic)
         found = devices.identify(credentials, block.metadata.client, listed=listed)
+    if isinstance(found, DeviceMatch) and not policy.audit_available:
+        detail = "the audit trail cannot be written"
+        return SignInResult(decision, body, refused=DeviceRefused(Reason.AUDIT_UNAVAILABLE, detail))
     if isinstance(found, DeviceMatch):
         if devices.use_is_due(found):
             devices.record_use(found, decision, first_parameter(b"c", query, body))

@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     public_url: Annotated[str | None, reader(endpoints.public_address)] = setting(
         None,
         "URL at which users open Navidrome through the edge. `navidrome-shim check` sends requests to it and "
-        "finds faults of the edge; the shim itself does not use it.",
+        "finds faults of the edge; a person's own page shows it as the server for apps.",
         example="https://music.example.org",
         reloadable=True,
     )
@@ -519,7 +519,7 @@ class Settings(BaseSettings):
     )
     notify_kinds: Names = setting(
         "account_created,account_linked,account_unlinked,account_locked,account_readmitted,admin_action,"
-        "admin_created,own_account_secured",
+        "admin_created,device_added,own_account_secured",
         "Kinds of events to notify of, whatever their severity, comma-separated; see docs/operations.md.",
     )
     notify_severity: Annotated[

@@ -276,7 +276,7 @@ class Decision:
         """Render the request head for the control plane, with the target relative to its root.
 
         `lines` authenticate the internal connection. They have a `%b` for the user's name, the uid (empty
-        without one), and `1` for an administrator.
+        without one), `1` for an administrator, and the rest of the identity (`Identity.as_json`).
         """
         identity, trust_result = self.identity, self.trust_result
         assert (
@@ -294,6 +294,7 @@ class Decision:
                 identity.username.encode(),
                 (identity.uid or "").encode(),
                 b"1" if trust_result.is_admin else b"",
+                identity.as_json(),
             ),
         )
 

@@ -60,6 +60,7 @@ _DOMAIN = re.compile(
 )
 _CHARSETS = frozenset({"utf-8", "us-ascii", "iso-8859-1", "iso-8859-15", "windows-1252"})
 MAX_GROUPS = 2048
+SHOWN_GROUPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,18 @@ class Identity:
     groups: tuple[str, ...] | None = None
     uid: str | None = None
     uid_source: str = ""
+
+    def as_json(self) -> bytes:
+        """Return what the control plane shows of it besides user name and uid, in ASCII: a JSON object with
+        the first `SHOWN_GROUPS` groups."""
+        groups = self.groups and self.groups[:SHOWN_GROUPS]
+        shown = {
+            "name": self.name,
+            "email": self.email,
+            "groups": groups,
+            "uid_source": self.uid_source,
+        }
+        return json.dumps(shown).encode()
 
 
 class UidSource(StrEnum):

@@ -42,7 +42,7 @@ class TrustResult:
     if it could be parsed; it counts only if the outcome is `authenticated`. `user_line` is the header
     line that names it to Navidrome, empty without an identity. `detail` is the error of an outcome that
     is `rejected` because of the identity. `without_requirement` is the outcome of protected paths if they
-    required no identity. `is_admin`: the identity may use the control plane's pages.
+    required no identity. `is_admin`: the identity may use the console.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -100,7 +100,14 @@ def _evaluate_trusted(
         ), None
     public = secret or policy.public_path_proof is Proof.JWT
     deferred = DeferredResult(
-        frozenset({PathZone.PROTECTED, PathZone.INTERNAL, *((PathZone.PUBLIC,) if public else ())}),
+        frozenset(
+            {
+                PathZone.PROTECTED,
+                PathZone.INTERNAL,
+                PathZone.PERSONAL,
+                *((PathZone.PUBLIC,) if public else ()),
+            }
+        ),
         partial(_with_token, claims, policy, public),
     )
     # If the proof is needed, no identity is trusted without it.
@@ -245,9 +252,10 @@ def _result(
         non_ascii = Reason.IDENTITY_REQUIRED
         detail = detail or "the path needs an identity, and none counts on one that is not ASCII"
     admin = protected in _PROOFS and identity is not None and policy.admits_admin(identity)
-    internal = (
-        protected if admin or protected is Reason.UNTRUSTED_PEER_REJECTED else Reason.NOT_FOUND
-    )
+    member = authenticated and identity is not None and policy.admits(identity)
+    rejected = protected is Reason.UNTRUSTED_PEER_REJECTED
+    internal = protected if admin or rejected else Reason.NOT_FOUND
+    personal = protected if member or rejected else Reason.NOT_FOUND
     if authenticated and not policy.user_header_obeyed:
         # Navidrome would not read the name, or would read another header than the one that the shim
         # writes.
@@ -258,12 +266,13 @@ def _result(
     if authenticated and not policy.audit_available:
         detail = "the audit trail cannot be written"
         public = Reason.AUDIT_UNAVAILABLE if public is not Reason.PUBLIC_PATH else public
-        protected, internal = Reason.AUDIT_UNAVAILABLE, Reason.NOT_FOUND
+        protected = personal = Reason.AUDIT_UNAVAILABLE
+        internal = Reason.NOT_FOUND
         without_requirement = outcome(protected, PathClass.PROTECTED)
     user_line = b""
     if identity is not None:
         user_line = b"%b: %b\r\n" % (policy.names.user.encode(), identity.username.encode())
-    rows = _outcome_rows(protected, public, share, outside, internal, non_ascii)
+    rows = _outcome_rows(protected, public, share, outside, internal, non_ascii, personal)
     return TrustResult(rows, identity, user_line, detail, without_requirement, admin)
 
 
@@ -275,6 +284,7 @@ def _outcome_rows(
     outside: Reason,
     internal: Reason,
     non_ascii: Reason,
+    personal: Reason,
 ) -> tuple[Outcome, ...]:
     """Return one outcome for every `PathZone`. The cache is bounded by the combinations of reasons."""
     rows = {
@@ -284,6 +294,7 @@ def _outcome_rows(
         PathZone.OUTSIDE: outcome(outside, PathClass.PUBLIC),
         PathZone.INTERNAL: outcome(internal, PathClass.INTERNAL),
         PathZone.NON_ASCII: outcome(non_ascii, PathClass.PROTECTED),
+        PathZone.PERSONAL: outcome(personal, PathClass.INTERNAL),
     }
     return tuple(rows[zone] for zone in PathZone)
 

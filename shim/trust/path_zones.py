@@ -37,6 +37,10 @@ _ASSETS = (
 )
 
 
+# A person's own pages, below /_shim/.
+_PERSONAL = (b"devices/", b"static/")
+
+
 class PathZone(IntEnum):
     """The zone of a path, which determines whether an identity counts."""
 
@@ -44,8 +48,9 @@ class PathZone(IntEnum):
     PUBLIC = 1  # an identity counts only with the proof that `public_path_proof` names
     SHARE = 2  # public, never with an identity: shares, files fetched without cookies
     OUTSIDE = 3  # outside the base path: never with an identity
-    INTERNAL = 4
+    INTERNAL = 4  # the shim's own pages for administrators
     NON_ASCII = 5  # protected, but an edge may parse it as public: never with an identity
+    PERSONAL = 6  # the shim's own pages for every person
 
 
 _CLASS = {
@@ -55,6 +60,7 @@ _CLASS = {
     PathZone.OUTSIDE: PathClass.PUBLIC,
     PathZone.INTERNAL: PathClass.INTERNAL,
     PathZone.NON_ASCII: PathClass.PROTECTED,
+    PathZone.PERSONAL: PathClass.INTERNAL,
 }
 
 
@@ -133,11 +139,19 @@ class Paths:
             return _PUBLIC
         if lowered.startswith(self._app):
             return PathZone.SHARE if lowered.startswith(self._assets) else _PROTECTED
-        return PathZone.INTERNAL if (lowered + b"/").startswith(self._internal) else _PROTECTED
+        lowered += b"/"
+        if not lowered.startswith(self._internal):
+            return _PROTECTED
+        page = lowered[len(self._internal) :]
+        personal = page in (b"", b"/") or page.startswith(_PERSONAL)
+        return PathZone.PERSONAL if personal else PathZone.INTERNAL
 
     def control_target(self, target: bytes) -> bytes:
         """Return the target relative to the shim's own prefix, as the control plane expects it."""
         path, separator, query = target.partition(b"?")
+        if len(path) < len(self._internal):
+            # The relative links of a page need the slash at the end.
+            return b"/without-slash"
         return b"/" + path[len(self._internal) :] + separator + query
 
     def creates_admin(self, path: bytes) -> bool:

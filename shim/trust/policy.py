@@ -96,9 +96,12 @@ class Policy:
     def admits_admin(self, identity: Identity) -> bool:
         """Return whether the groups of this identity allow the control plane's pages."""
         groups = identity.groups or ()
-        return not self.admin_groups.isdisjoint(groups) and (
-            not self.allowed_groups or not self.allowed_groups.isdisjoint(groups)
-        )
+        return not self.admin_groups.isdisjoint(groups) and self.admits(identity)
+
+    def admits(self, identity: Identity) -> bool:
+        """Return whether the groups of this identity allow an account."""
+        groups = identity.groups or ()
+        return not self.allowed_groups or not self.allowed_groups.isdisjoint(groups)
 
     def next_version(self, **changes: object) -> Self:
         """Return a new policy with these changes and the next number."""

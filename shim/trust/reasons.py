@@ -283,8 +283,9 @@ class Reason(StrEnum):
         Verdict.REJECTED,
         404,
         (
-            "the shim's own pages need an authenticated member of SHIM_ADMIN_GROUPS, and of "
-            "SHIM_ALLOWED_GROUPS if it is set, with a proof: SHIM_PROXY_SECRET or a verified token"
+            "the shim's own pages need an authenticated identity, and a group of SHIM_ALLOWED_GROUPS if that "
+            "is set; the console also needs a group of SHIM_ADMIN_GROUPS, and a proof: SHIM_PROXY_SECRET or "
+            "a verified token"
         ),
     )
     # rejected: the account

@@ -25,8 +25,8 @@ from pathlib import Path
 import httpx
 
 from demo.navidrome import StandIn, StandInOptions
+from shim.audit.events import Operator
 from shim.devices.factory import build_device_service
-from shim.devices.service import Actor
 from shim.settings import load
 from shim.store.database import Database
 
@@ -126,7 +126,7 @@ async def _add_device(environment: dict[str, str]) -> str:
     database = Database(environment["SHIM_DATABASE_URL"])
     try:
         service = build_device_service(load(environment), lambda _: None, database)
-        new = await service.add("uid-alice", "Phone", Actor("command:bench", "command"))
+        new = await service.add("uid-alice", "Phone", Operator("command:bench", "command"))
         return new.secret
     finally:
         await asyncio.to_thread(database.close)

@@ -29,6 +29,10 @@ class Played:
     local: str
     cookies: list[Any]
 
+    def cookies_of(self, user: str) -> list[Any]:
+        """Return the cookies of a session at the edge."""
+        return _sign_in(self.environment.edge.url, user)
+
     @property
     def host(self) -> str:
         return self.url.partition("//")[2].partition("/")[0]
@@ -70,16 +74,16 @@ def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterato
             environment,
             f"{environment.edge.url}/_shim",
             environment.shim.control_url,
-            _sign_in(environment.edge.url),
+            _sign_in(environment.edge.url, "admin"),
         )
     finally:
         ended.set()
         thread.join(60)
 
 
-def _sign_in(edge: str) -> list[Any]:
+def _sign_in(edge: str, user: str) -> list[Any]:
     with httpx.Client(trust_env=False, follow_redirects=True) as client:
-        response = client.get(f"{edge}/_shim/?user=admin")
+        response = client.get(f"{edge}/_shim/?user={user}")
         assert response.status_code == 200, response.text
         return [
             {"name": cookie.name, "value": cookie.value, "url": edge}

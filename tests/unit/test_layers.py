@@ -35,6 +35,7 @@ BELOW = {
     "provisioning": {"audit", "health", "navidrome", "proxy", "settings", "store", "trust"},
     "control": {
         "audit",
+        "devices",
         "health",
         "navidrome",
         "provisioning",

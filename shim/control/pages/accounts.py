@@ -93,6 +93,8 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
         request: Request, caller: Caller = reader, visitor: Visitor = visitor
     ) -> Response:
         context: dict[str, Any] = {"rows": (), "linked": 0, "fault": "", "done": ""}
+        context["has_devices"] = services.devices is not None
+        context["sign_in_days"] = services.settings().device_sign_in_days
         context["may_write"] = visitor.may_write and services.accounts is not None
         done = request.query_params.get("done", "")
         if done in ACTIONS:

@@ -2,7 +2,7 @@
 
 | path | page |
 |---|---|
-| `/` | leads to the console; later a person's own page |
+| `/` | a person's own page (`person.py`); on the listener it leads to the console |
 | `/admin/` | Overview; the other pages of the console are below it |
 | `/static/` | style sheet, scripts, icon |
 
@@ -24,11 +24,12 @@ from starlette.requests import Request
 
 from shim.audit.store.filters import FilterError
 from shim.audit.store.reader import CursorError, QueryTooSlow, TrailReader
-from shim.control.access import CHANNEL_HEADER, Access
+from shim.control.access import Access
 from shim.control.audit_api import Queries
 from shim.control.pages.accounts import account_pages
 from shim.control.pages.assets import IMMUTABLE, find_asset
 from shim.control.pages.configuration import configuration_pages
+from shim.control.pages.devices import device_pages
 from shim.control.pages.event import event_page
 from shim.control.pages.explain import explain_pages
 from shim.control.pages.overview import (
@@ -38,6 +39,7 @@ from shim.control.pages.overview import (
     overview,
     read_activity,
 )
+from shim.control.pages.person import person_pages
 from shim.control.pages.rendering import accepts_gzip, page, root_of
 from shim.control.pages.trail import Query, read_page, trail
 from shim.control.pages.visitor import Visitor, visitor_of
@@ -58,9 +60,13 @@ def build_pages(access: Access, services: ControlServices) -> FastAPI:
     queries = None if services.trail is None else Queries(services.trail)
     _add_overview(guarded, access, services, queries)
     _add_trail(guarded, access, services, queries)
-    for add in (account_pages, explain_pages, configuration_pages):
+    for add in (account_pages, device_pages, explain_pages, configuration_pages):
         add(guarded, access, services)
     app.include_router(guarded)
+    # For people who are no administrators too.
+    personal = APIRouter()
+    person_pages(personal, access, services)
+    app.include_router(personal)
     _add_error_pages(app)
     return app
 
@@ -100,13 +106,6 @@ def _add_overview(
     router: APIRouter, access: Access, services: ControlServices, queries: Queries | None
 ) -> None:
     visitor = Depends(visitor_of(access))
-
-    @router.get("/")
-    async def root(request: Request) -> Response:
-        # Not relative: without its last slash, the mount is the last part of the path.
-        base = services.settings().base_path.rstrip("/")
-        mount = f"{base}/_shim" if CHANNEL_HEADER in request.headers else ""
-        return RedirectResponse(f"{mount}{ADMIN}/", 303)
 
     @router.get(ADMIN)
     async def without_slash() -> Response:

@@ -37,6 +37,8 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "event": ("/admin/trail?verdict=rejected", click(".event a", "main details summary")),
     "change": ("/admin/trail?kind=account_created", click(".event a")),
     "accounts": ("/admin/accounts", click()),
+    "devices": ("/admin/devices", click()),
+    "ended devices": ("/admin/devices?all=1", click()),
     "lock": ("/admin/accounts/lock?account=bert", click()),
     "sync": ("/admin/accounts/sync", click()),
     "unknown account": ("/admin/accounts/lock?account=nobody", click()),
@@ -47,7 +49,36 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     ),
     "configuration": ("/admin/configuration", click()),
     "no page": ("/admin/nothing", click()),
+    "own page without an account": ("/", click()),
 }
+
+
+def add_a_device(page: Page) -> None:
+    page.get_by_label("Name").fill("Phone")
+    page.get_by_role("button", name="Add the device").click()
+
+
+def open_first(action: str) -> Callable[[Page], None]:
+    """Add a device, and open the page of an action on it."""
+
+    def steps(page: Page) -> None:
+        add_a_device(page)
+        page.get_by_role("link", name="I have entered it").click()
+        page.get_by_role("link", name=action).first.click()
+
+    return steps
+
+
+# The pages of a person who is no administrator, and has an account.
+PERSON = "alice"
+OWN_PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "own page": ("/", click()),
+    "device added": ("/", add_a_device),
+    "rename a device": ("/", open_first("Rename")),
+    "revoke a device": ("/", open_first("Revoke")),
+    "no device": ("/devices/0011/revoke", click()),
+}
+PAGES |= OWN_PAGES
 THEMES: tuple[tuple[Theme, int], ...] = (("light", 1280), ("dark", 360))
 
 
@@ -71,7 +102,8 @@ class Visit:
 def visit(request: pytest.FixtureRequest, browser: Browser, played: Played) -> Visit:
     name, theme, width = request.param
     path, steps = PAGES[name]
-    with watched(browser, played.host, theme=theme, width=width, cookies=played.cookies) as found:
+    cookies = played.cookies_of(PERSON) if name in OWN_PAGES else played.cookies
+    with watched(browser, played.host, theme=theme, width=width, cookies=cookies) as found:
         found.page.goto(played.url + path)
         wire_bytes = found.wire_bytes
         steps(found.page)

@@ -18,7 +18,7 @@ from tests.support.played_demo import Played
 @pytest.fixture
 def page(browser: Browser, played: Played) -> Iterator[Page]:
     with watched(browser, played.host, cookies=played.cookies) as found:
-        found.page.goto(f"{played.url}/")
+        found.page.goto(f"{played.url}/admin/")
         yield found.page
         assert not found.dialogs
         assert not found.foreign
@@ -28,7 +28,7 @@ def page(browser: Browser, played: Played) -> Iterator[Page]:
 def plain(browser: Browser, played: Played) -> Iterator[Page]:
     """A browser without scripts."""
     with watched(browser, played.host, cookies=played.cookies, scripts=False) as found:
-        found.page.goto(f"{played.url}/")
+        found.page.goto(f"{played.url}/admin/")
         yield found.page
 
 

@@ -18,9 +18,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from shim.audit.events import Operator
 from shim.devices.factory import build_device_service
 from shim.devices.models import Device, NewDevice
-from shim.devices.service import Actor, DeviceService
+from shim.devices.service import DeviceService
 from shim.settings import load
 from shim.store.database import Database
 from tests.support.navidrome_servers import build_server
@@ -28,7 +29,7 @@ from tests.support.real_navidrome import real_navidrome
 from tests.support.world import World
 
 ROOT = Path(__file__).parents[3]
-TEST = Actor("command:test", "command")
+TEST = Operator("command:test", "command")
 VERSION = {"v": "1.16.1", "c": "test", "f": "json"}
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -42,12 +43,27 @@ async def _command(front: Music, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+def _events(err: str) -> list[dict[str, Any]]:
+    """The events that a command wrote to stderr."""
+    return [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+
+
+async def _stored(front: Music) -> list[dict[str, Any]]:
+    """The administrative actions in the stored trail."""
+    code, out, err = await _command(front, "audit", "list", "--kind", "admin_action", "--json")
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
 async def test_a_device_is_added_listed_and_revoked(front: Music) -> None:
     code, out, err = await _command(front, "devices", "add", "Alice", "Phone", "--json")
     assert code == 0, err
     added = json.loads(out)
     assert '"kind": "device_added"' in err or '"kind":"device_added"' in err
     assert added["password"] not in err and added["account"] == "Alice"
+    (action,) = [each for each in _events(err) if each["kind"] == "admin_action"]
+    assert (action["action"], action["target"], action["result"]) == ("device.add", "alice", "done")
+    assert action["actor"].startswith("command:") and action["origin"] == "command"
     async with asyncio.timeout(10):
         while error_of(await front.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
@@ -61,6 +77,7 @@ async def test_a_device_is_added_listed_and_revoked(front: Music) -> None:
     assert code == 1 and "--yes" in err
     code, out, _ = await _command(front, "devices", "revoke", added["id"], "--yes", "--json")
     assert code == 0 and json.loads(out) == {"id": added["id"], "revoked": True}
+    assert "device.revoke" in [each.get("action") for each in await _stored(front)]
     async with asyncio.timeout(10):
         while not error_of(await front.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
             await asyncio.sleep(0.1)

@@ -13,6 +13,7 @@ from starlette.types import Message
 from shim.control.access import (
     ADMIN_HEADER,
     CHANNEL_HEADER,
+    IDENTITY_HEADER,
     UID_HEADER,
     USER_HEADER,
     Access,
@@ -20,8 +21,10 @@ from shim.control.access import (
     channel_lines,
 )
 from shim.control.csrf import CSRF_FIELD, CSRF_HEADER
+from shim.control.form_keys import FormKeys
 from shim.control.keys import ControlKey
 from shim.control.sessions import SESSION_COOKIE, SIGN_IN_TRIES
+from shim.trust.identity import Identity
 
 SECRET = "s" * 43
 TOKEN = "t" * 32
@@ -251,7 +254,12 @@ def admin(*headers: tuple[str, str], uid: str = "u-1", method: str = "GET") -> R
 def test_the_private_channel_authenticates_an_administrator_without_a_token() -> None:
     caller = CLOSED.identify(admin())
     assert caller == Caller(
-        "console:Zoë", user="Zoë", uid="u-1", client="192.0.2.9", csrf_subject="uid:u-1"
+        "console:Zoë",
+        user="Zoë",
+        uid="u-1",
+        client="192.0.2.9",
+        csrf_subject="uid:u-1",
+        identity=Identity("Zoë", uid="u-1"),
     )
     assert asyncio.run(CLOSED.authorize(admin())) == caller
     asyncio.run(CLOSED.check_host(admin()))
@@ -300,11 +308,43 @@ def test_a_user_name_outside_the_channel_is_ignored() -> None:
 
 
 def test_the_headers_of_the_channel_are_the_ones_that_are_read() -> None:
-    lines = channel_lines(SECRET) % ("Zoë".encode(), b"u-1", b"1")
+    identity = Identity(
+        "Zoë", "Zoë Ä", None, ("a|b", "\u202e"), uid="u-1", uid_source="header X-authentik-uid"
+    )
+    lines = channel_lines(SECRET) % ("Zoë".encode(), b"u-1", b"1", identity.as_json())
     fields = [line.split(": ", 1) for line in lines.decode().split("\r\n")[:-1]]
     incoming = request(*((name, value) for name, value in fields), host="music.example")
     assert CLOSED.identify(incoming).user == "Zoë"
     assert CLOSED.identify(incoming).is_admin
+    assert CLOSED.identify(incoming).identity == identity
+
+
+def test_a_client_that_sends_an_identity_of_its_own_adds_nothing() -> None:
+    forged = Identity("eve", groups=("admins",), uid="u-2", uid_source="forged").as_json().decode()
+    incoming = channel(
+        (USER_HEADER, "eve"),
+        (UID_HEADER, "u-2"),
+        (IDENTITY_HEADER, forged),
+        (IDENTITY_HEADER, Identity("eve", uid="u-2").as_json().decode()),
+    )
+    assert CLOSED.identify(incoming).identity == Identity("eve", uid="u-2")
+
+
+# form keys
+
+
+def test_the_key_of_a_form_is_of_one_client_and_expires() -> None:
+    now = [1000.0]
+    keys = FormKeys(ControlKey(), lambda: now[0])
+    first, second = keys.issue("uid:1"), keys.issue("uid:1")
+    found = keys.read(first, "uid:1")
+    assert found is not None and found != keys.read(second, "uid:1")
+    assert keys.read(first, "uid:2") is None
+    for wrong in ("", ".", "..", "a.b.c", first[:-1], first.replace(found, "0" * 16)):
+        assert keys.read(wrong, "uid:1") is None
+    assert FormKeys(ControlKey(), lambda: now[0]).read(first, "uid:1") is None
+    now[0] += 12 * 3600
+    assert keys.read(first, "uid:1") is None
 
 
 # sessions

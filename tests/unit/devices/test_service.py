@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, insert, select, update
 
-from shim.audit.events import Event
+from shim.audit.events import Event, Operator
 from shim.audit.events.devices import (
     DeviceAdded,
     DeviceKeyRotated,
@@ -22,12 +22,12 @@ from shim.audit.events.devices import (
 )
 from shim.devices.keys import KeySource
 from shim.devices.models import MAX_DEVICES, DeviceError, new_secret
-from shim.devices.service import Actor, DeviceService
+from shim.devices.service import DeviceService
 from shim.store.database import Database
 from shim.store.device_rows import end_devices
 from shim.store.schema import BINDINGS, DEVICES, TOKEN_RULES
 
-ACTOR = Actor("console:root", "console")
+ACTOR = Operator("console:root", "console")
 KEY = "11" * 32
 OTHER = "22" * 32
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -567,10 +568,42 @@ def test_a_trusted_identity_passes_where_one_is_required() -> None:
         ),
     ],
 )
-def test_the_control_pages_are_for_trusted_admins_only(
+def test_the_console_is_for_trusted_admins_only(
     fields: tuple[str, ...], policy: Policy, expected: Reason
 ) -> None:
-    for path in ("/_shim/", "/_shim", "/_SHIM/metrics"):
+    for path in ("/_shim/admin/", "/_shim/devicesx", "/_shim/api/devices", "/_SHIM/metrics"):
+        assert reason(*fields, path=path, policy=policy) is expected
+        assert reason(*fields, path=path, policy=policy, untrusted=True) is Reason.NOT_FOUND
+
+
+FAMILY = ADMINS.next_version(allowed_groups=frozenset({"family"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "policy", "expected"),
+    [
+        ((ADA, SECRET, "X-authentik-groups: users"), ADMINS, Reason.PROXY_SECRET),
+        ((ADA, SECRET), ADMINS, Reason.PROXY_SECRET),
+        ((ADA,), ADMINS.next_version(secrets=()), Reason.TRUSTED_PEER),
+        ((ADA, SECRET, "X-authentik-groups: users|family"), FAMILY, Reason.PROXY_SECRET),
+        # Without an identity that may have an account.
+        ((ADA, SECRET, "X-authentik-groups: users"), FAMILY, Reason.NOT_FOUND),
+        ((ADA, SECRET, GROUPS), FAMILY, Reason.NOT_FOUND),
+        ((ADA, SECRET, GROUPS), ADMINS.next_version(reserved=frozenset({"ada"})), Reason.NOT_FOUND),
+        ((ADA, SECRET), ADMINS.next_version(required=frozenset({Role.UID})), Reason.NOT_FOUND),
+        ((ADA,), ADMINS, Reason.NOT_FOUND),
+        ((ADA, ADA, SECRET), ADMINS, Reason.NOT_FOUND),
+        ((SECRET, "Remote-User: ada"), ADMINS, Reason.NOT_FOUND),
+        ((SECRET,), ADMINS, Reason.NOT_FOUND),
+        ((), ADMINS, Reason.NOT_FOUND),
+        # Administrative changes could not be recorded, so nobody signs in.
+        ((ADA, SECRET), ADMINS.next_version(audit_available=False), Reason.AUDIT_UNAVAILABLE),
+    ],
+)
+def test_a_persons_own_pages_are_there_for_every_identity_that_may_have_an_account(
+    fields: tuple[str, ...], policy: Policy, expected: Reason
+) -> None:
+    for path in ("/_shim/", "/_shim", "/_SHIM/devices/add", "/_shim/static/x.css"):
         assert reason(*fields, path=path, policy=policy) is expected
         assert reason(*fields, path=path, policy=policy, untrusted=True) is Reason.NOT_FOUND
 
@@ -580,7 +613,10 @@ def test_the_control_pages_get_the_name_once_and_a_proof_of_the_channel() -> Non
         head("GET /_shim/api/audit?x=1 HTTP/1.1", ADA, "X-authentik-uid: 7", SECRET, GROUPS),
         policy=ADMINS,
     )
-    lines = b"X-Shim-Channel: s3cret\r\nX-Shim-User: %b\r\nX-Shim-Uid: %b\r\nX-Shim-Admin: %b\r\n"
+    lines = (
+        b"X-Shim-Channel: s3cret\r\nX-Shim-User: %b\r\nX-Shim-Uid: %b\r\nX-Shim-Admin: %b\r\n"
+        b"X-Shim-Identity: %b\r\n"
+    )
     rendered = decision.render_control_head(ADMINS.paths, lines)
     read = read_by_llhttp(rendered)
     assert read is not None
@@ -588,5 +624,6 @@ def test_the_control_pages_get_the_name_once_and_a_proof_of_the_channel() -> Non
     assert read.values("X-Shim-User") == [b"ada"]
     assert read.values("X-Shim-Uid") == [b"7"]
     assert read.values("X-Shim-Admin") == [b"1"]
+    assert json.loads(read.values("X-Shim-Identity")[0])["groups"] == ["admins"]
     assert read.values("X-Shim-Channel") == [b"s3cret"]
     assert read.values("Remote-User") == []

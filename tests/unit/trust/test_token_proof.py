@@ -146,7 +146,7 @@ def test_a_group_with_the_separator_in_its_name_is_one_group() -> None:
     assert decision.identity.groups == ("a|b", "c")
     admin = replace(REQUIRED, admin_groups=frozenset({"a"}))
     fields = ("X-authentik-groups: a|b|c", by_token(groups=["a|b", "c"]))
-    assert reason(*fields, policy=admin, line="GET /_shim/ HTTP/1.1") is Reason.NOT_FOUND
+    assert reason(*fields, policy=admin, line="GET /_shim/admin/ HTTP/1.1") is Reason.NOT_FOUND
 
 
 def test_a_header_cannot_add_a_claim_that_the_token_lacks() -> None:
@@ -372,15 +372,22 @@ def test_secret_and_token_are_both_required_where_both_are_set() -> None:
     assert reason(by_token(), wrong, policy=secret, line=PUBLIC) is Reason.PUBLIC_PATH
 
 
-def test_the_control_pages_require_an_admin_named_by_the_token() -> None:
+def test_the_console_requires_an_admin_named_by_the_token() -> None:
     policy = replace(REQUIRED, admin_groups=frozenset({"admins"}))
-    line = "GET /_shim/ HTTP/1.1"
+    line = "GET /_shim/admin/ HTTP/1.1"
     assert reason(by_token(), policy=policy, line=line) is Reason.VERIFIED_JWT
     assert reason(by_token(groups=["family"]), policy=policy, line=line) is Reason.NOT_FOUND
     spoofed = (*EVERYTHING, by_token(groups=None))
     assert reason(*spoofed, policy=policy, line=line) is Reason.NOT_FOUND
     forged = by_token(token(key=rsa_key(1)))
     assert reason(forged, policy=policy, line=line) is Reason.NOT_FOUND
+
+
+def test_a_persons_own_pages_need_a_token_that_is_verified() -> None:
+    line = "GET /_shim/ HTTP/1.1"
+    assert reason(by_token(groups=["family"]), line=line) is Reason.VERIFIED_JWT
+    assert reason(*EVERYTHING, line=line) is Reason.NOT_FOUND
+    assert reason(by_token(token(key=rsa_key(1))), line=line) is Reason.NOT_FOUND
 
 
 # Authorization: Bearer

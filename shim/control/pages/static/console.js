@@ -46,6 +46,22 @@
     }
   };
 
+  // Copy the text of an element. Browsers allow it only with TLS.
+  const copy = (button) => {
+    const note = document.getElementById("copied");
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const text = document.getElementById(button.dataset.copy).textContent;
+      try {
+        await navigator.clipboard.writeText(text);
+        button.firstChild.textContent = "Copied";
+        note.textContent = "Copied.";
+      } catch {
+        note.textContent = "The browser did not allow it: select the text and copy it.";
+      }
+    });
+  };
+
   // Follow the trail: the server's stream says that there are new events, and the list is loaded again.
   const follow = (button) => {
     const rows = document.getElementById("rows");
@@ -96,6 +112,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     start();
     remember(false);
+    if (navigator.clipboard) document.querySelectorAll("button[data-copy]").forEach(copy);
     const button = document.querySelector("button[data-stream]");
     if (button && globalThis.EventSource && globalThis.htmx) follow(button);
   });

@@ -16,7 +16,13 @@ from shim.audit.admin_actions import NotStored
 from shim.audit.events import Operator
 from shim.audit.performing import Performed
 from shim.audit.store.reader import TrailReader
-from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER, Access
+from shim.control.access import (
+    ADMIN_HEADER,
+    CHANNEL_HEADER,
+    IDENTITY_HEADER,
+    USER_HEADER,
+    Access,
+)
 from shim.control.app import create_app
 from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.metrics import build_registry
@@ -27,13 +33,21 @@ from shim.provisioning.operations import AccountRow, Change, OperationError
 from shim.proxy.counters import Counters
 from shim.settings import load
 from shim.settings.reload import ReloadResult
+from shim.trust.identity import Identity
 from tests.support.trail_records import START, refused, store, trail
 from tests.unit.control.test_app import FINE, SECRET, TOKEN, Health
 
 ADMIN = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", ADMIN_HEADER: "1"}
 HTML = {"Accept": "text/html"}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-PAGES = ("/admin/", "/admin/trail", "/admin/accounts", "/admin/explain", "/admin/configuration")
+PAGES = (
+    "/admin/",
+    "/admin/trail",
+    "/admin/accounts",
+    "/admin/devices",
+    "/admin/explain",
+    "/admin/configuration",
+)
 WRITES = (
     "/admin/accounts/sync",
     "/admin/accounts/lock",
@@ -195,7 +209,7 @@ async def test_pages_require_a_sign_in_which_redirects_back(console: Console, pa
     assert (await console.send(path, BEARER)).status_code == 200
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/", "/sign-in"])
+@pytest.mark.parametrize("path", [*PAGES, "/api/devices", "/metrics", "/sign-in"])
 async def test_a_user_who_is_not_an_administrator_gets_404(console: Console, path: str) -> None:
     person = {CHANNEL_HEADER: SECRET, USER_HEADER: "eve"}
     assert (await console.send(path, person)).status_code == 404
@@ -216,9 +230,25 @@ async def test_without_a_token_only_this_machine_can_read_and_there_is_no_sign_i
     assert (await console.send("/sign-in")).status_code == 404
 
 
-async def test_the_root_redirects_to_the_console_on_both_mounts(console: Console) -> None:
+async def test_a_persons_own_page_works_without_provisioning(console: Console) -> None:
+    identity = Identity("eve", "Eve <b>", groups=("a|b",), uid="u-2").as_json().decode()
+    person = {CHANNEL_HEADER: SECRET, USER_HEADER: "eve", IDENTITY_HEADER: identity}
+    response = await console.send("/", person)
+    assert response.status_code == 200, response.text
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+    assert "Eve &lt;b&gt;" in response.text and "a|b" in response.text
+    assert "SHIM_PROVISIONING" in response.text and "form_key" not in response.text
+    assert "admin/" not in response.text
+    assert "admin/trail" in (await console.send("/", ADMIN)).text
+    for path in ("/devices/1/revoke", "/devices/1/rename"):
+        assert (await console.send(path, person)).status_code == 404
+
+
+async def test_the_root_redirects_to_the_console_on_the_listener(console: Console) -> None:
     assert (await console.send("/", BEARER)).headers["location"] == "/admin/"
-    assert (await console.send("/", ADMIN)).headers["location"] == "/_shim/admin/"
+    assert (await console.send("/")).headers["location"] == "./sign-in?next=%2F"
+    assert (await console.send("/without-slash", ADMIN)).headers["location"] == "/_shim/"
 
 
 async def test_a_sign_in_with_the_token_and_signing_out(console: Console) -> None:
