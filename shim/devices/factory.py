@@ -36,7 +36,10 @@ def build_device_service(
 
 async def check_devices(settings: Settings) -> Check:
     """Return the check of device passwords for the command `check`, which changes nothing."""
-    database = Database(settings.database_url.get_secret_value())
+    try:
+        database = Database(settings.database_url.get_secret_value())
+    except StoreError as error:  # the check of the accounts has the remedy
+        return Check("devices", State.WARNING, str(error))
     try:
         service = build_device_service(settings, lambda _: None, database)
         if database.file is not None and not database.file.exists():
