@@ -55,7 +55,7 @@ ATTACKS = [
     ("a signed-in user adds `X_auth", EDGE, API, (*SIGNED_IN, "X_authentik_groups: admins")),
     ("the command above with `/restx`", EDGE, "GET /restx HTTP/1.1", ADMIN),
     ("the same with `/re%C5%BFt/x`", EDGE, "GET /re%C5%BFt/x HTTP/1.1", ADMIN),
-    ("a stranger sends `Remote-User", EDGE, API, ("Remote-User: admin",)),
+    ("an attacker sends `Remote-User", EDGE, API, ("Remote-User: admin",)),
 ]
 
 
