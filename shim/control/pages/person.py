@@ -60,6 +60,8 @@ _SENT_BEFORE: Final = (
     "not have it, revoke the device and add it again."
 )
 
+_NO_DEVICE = "You have no such device in use."
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -213,7 +215,7 @@ class _OwnPage:
         self, request: Request, caller: Caller, device_id: str, action: str, fault: str = ""
     ) -> Response:
         """Return the form of an action on a device."""
-        devices, uid = self._devices(caller)
+        devices, uid = self._own_devices(caller)
         if action not in ("rename", "revoke"):
             raise HTTPException(404)
         line = device_line(_found(devices, device_id, uid), time.time())
@@ -232,7 +234,7 @@ class _OwnPage:
         self, request: Request, caller: Caller, device_id: str, action: str
     ) -> Response:
         """Rename or revoke a device."""
-        devices, uid = self._devices(caller)
+        devices, uid = self._own_devices(caller)
         if action not in ("rename", "revoke"):
             raise HTTPException(404)
         operator = operator_of(caller, "console")
@@ -243,7 +245,7 @@ class _OwnPage:
             else:
                 done = await devices.revoke(operator, device_id, uid=uid)
         except UnknownDevice:
-            raise HTTPException(404, "You have no such device in use.") from None
+            raise HTTPException(404, _NO_DEVICE) from None
         except DeviceError as error:
             return await self.ask(request, caller, device_id, action, str(error))
         except StoreError as error:
@@ -254,7 +256,16 @@ class _OwnPage:
         return RedirectResponse(f"../../?done={action}d", 303)
 
     def _lines(self, devices: DeviceAdministration, caller: Caller, now: float) -> list[Line]:
-        return [] if caller.uid is None else lines(devices.devices_of(caller.uid, now), now)
+        if caller.uid is None or not self._account(caller).name:
+            return []
+        return lines(devices.devices_of(caller.uid, now), now)
+
+    def _own_devices(self, caller: Caller) -> tuple[DeviceAdministration, str]:
+        """Return the devices, and the uid of this person. An equal uid of another source is another person,
+        whose account has another one. Raises 404."""
+        if not self._account(caller).name:
+            raise HTTPException(404, _NO_DEVICE)
+        return self._devices(caller)
 
     def _devices(self, caller: Caller) -> tuple[DeviceAdministration, str]:
         if self._services.devices is None or caller.uid is None:
@@ -292,7 +303,7 @@ def _found(devices: DeviceAdministration, device_id: str, uid: str) -> Device:
     try:
         return devices.find(device_id, uid=uid).device
     except UnknownDevice:
-        raise HTTPException(404, "You have no such device in use.") from None
+        raise HTTPException(404, _NO_DEVICE) from None
 
 
 def _microseconds(seconds: float) -> int:

@@ -19,7 +19,7 @@ from shim.devices.factory import build_device_service
 from shim.settings import load
 from shim.store.database import Database
 from tests.integration.control.conftest import Scene, scene_of
-from tests.support.shim_process import EDGE
+from tests.support.shim_process import EDGE, shim_before
 
 _FIELD = re.compile(r'name="(csrf_token|form_key)" value="([^"]+)"')
 _SECRET = re.compile(r'id="secret" class="secret">([^<]+)<')
@@ -153,6 +153,29 @@ def test_a_person_with_the_same_name_and_another_uid_sees_nothing(own: Scene) ->
         assert "Mine alone" not in page and "form_key" not in page
         assert other.get(f"/_shim/devices/{device}/revoke").status_code == 404
         ada.post(f"/_shim/devices/{device}/revoke", data=form_of(ada))
+
+
+def test_the_same_uid_of_another_provider_is_another_person(tmp_path: Path) -> None:
+    with scene_of(tmp_path) as first, first.edge("ada") as ada:
+        first.visit("ada", "users")
+        assert add(ada, "Phone").status_code == 200
+        (device,) = devices(ada)
+        port = int(first.settings["UPSTREAM"].rsplit(":", 1)[1])
+        changed = {**first.settings, "UID_HEADER": "X-Sso-Uid"}
+        del changed["UPSTREAM"]
+        (tmp_path / "second").mkdir()
+        with (
+            shim_before(port, tmp_path / "second", **changed) as second,
+            Scene(second, tmp_path, changed).edge("ada") as other,
+        ):
+            other.headers["X-Sso-Uid"] = "uid-of-ada"
+            assert devices(other) == []
+            for action in ("rename", "revoke"):
+                path = f"/_shim/devices/{device}/{action}"
+                assert other.get(path).status_code == 404
+                sent = {**form_of(ada), "name": "Mine"}  # Its token is valid for an equal uid.
+                assert other.post(path, data=sent).status_code == 404
+        assert devices(ada) == [device]
 
 
 @pytest.mark.parametrize(
