@@ -176,11 +176,12 @@ def test_the_add_on_lets_only_the_shim_reach_navidrome() -> None:
 def test_settings_in_composes_env_file_reach_the_shim() -> None:
     shim = add_on()["services"]["navidrome-shim"]
     assert shim["env_file"] == [{"path": ".env", "required": False}]
-    # `environment` overrides the file: it names no setting that a user would put there.
+    # `environment` overrides the file: it names only settings that follow from the other files.
     assert set(shim["environment"]) == {
         "SHIM_UPSTREAM",
         "SHIM_REVERSE_PROXY_WHITELIST",
         "SHIM_PROXY_SECRET",
+        "SHIM_PUBLIC_URL",
     }
 
 
