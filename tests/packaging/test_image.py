@@ -58,7 +58,7 @@ def test_health_check_succeeds_once_the_image_serves_and_fails_otherwise(image: 
     finally:
         process.terminate()
         log, _ = process.communicate(timeout=30)
-    assert b'"event":"started"' in log
+    assert b'"kind":"started"' in log
 
 
 def test_image_has_no_capability_and_can_write_only_its_volume(image: Image) -> None:
