@@ -67,6 +67,7 @@ FEATURES: dict[str, Feature] = {
         }
     ),
     "provisioning": Feature({"SHIM_PROVISIONING": "true", "SHIM_LINK_EXISTING": "all"}),
+    "no-trail": Feature({"SHIM_AUDIT_DATABASE_URL": "none"}),
     "wide": Feature({"SHIM_MAX_UPSTREAM_CONNECTIONS": "2048"}),
     "reject": Feature({"SHIM_UNTRUSTED_PEERS": "reject", "SHIM_REQUIRE_IDENTITY": "true"}),
 }
