@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.admin_actions import AdminActions
 from shim.audit.events import Operator
-from shim.audit.line_writer import LineWriter
 from shim.audit.sanitize import timestamp
-from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
 from shim.cli.operator import command_operator, report
+from shim.cli.recorded import run_recorded
 from shim.cli.terminal import cell, print_json, print_table, safe
 
 if TYPE_CHECKING:
@@ -143,39 +141,18 @@ def rotate_key(as_json: AsJson = False) -> None:
 
 
 def _run(work: Callable[[DeviceAdministration, Operator], Awaitable[T]]) -> T:
-    """Run `work` and return its result. Events go to the audit trail, and to stderr as in the log. If it
-    fails, print the error there and exit with 1."""
+    """Run `work` on the devices, as `run_recorded` does."""
     # Import late: the database code is large, and few commands need it.
-    from shim.audit.store.factory import build_store  # noqa: PLC0415
     from shim.devices.models import DeviceError  # noqa: PLC0415
     from shim.devices.operations import device_operations  # noqa: PLC0415
-    from shim.store.errors import StoreError  # noqa: PLC0415
 
     settings = settings_or_exit()
-    writer = LineWriter(sys.stderr.fileno())
-    configure_log(writer, log_format=settings.log_format, level=settings.log_level)
 
-    async def within() -> T:
-        store = build_store(settings, log=log_event)
-        log = LogSink(writer)
-        trail = Trail((log,) if store is None else (log, store))
-        trail.start()
-        try:
-            actions = AdminActions(store, trail.record)
-            async with device_operations(settings, trail.record, actions) as opened:
-                return await work(opened, command_operator())
-        finally:
-            await trail.close()
-            if store is not None:
-                await store.close()
+    async def within(trail: Trail, actions: AdminActions) -> T:
+        async with device_operations(settings, trail.record, actions) as opened:
+            return await work(opened, command_operator())
 
-    try:
-        return asyncio.run(within())
-    except (DeviceError, StoreError, NotStored) as error:
-        print_error(str(error))
-        raise typer.Exit(1) from None
-    finally:
-        writer.close(2.0)
+    return run_recorded(settings, within, DeviceError)
 
 
 def _as_json(account: str, device: Device, now: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.admin_actions import AdminActions
 from shim.audit.events import Operator
-from shim.audit.line_writer import LineWriter
 from shim.audit.sanitize import timestamp
-from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.trail import Trail
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
 from shim.cli.operator import command_operator, report
+from shim.cli.recorded import run_recorded
 from shim.cli.terminal import cell, console, print_json, print_table, safe, short_uid
 from shim.trust.names import normalize_name
 
@@ -260,41 +258,19 @@ def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
 
 
 def _run(work: Callable[[AccountAdministration, Operator], Awaitable[T]]) -> T:
-    """Run `work` and return its result. Events go to the audit trail, and to stderr as in the log. If it
-    fails, print the error there and exit with 1."""
+    """Run `work` on the accounts, as `run_recorded` does."""
     # Import late: the database code is large, and few commands need it.
-    from shim.audit.store.factory import build_store  # noqa: PLC0415
     from shim.provisioning.administration import AccountAdministration  # noqa: PLC0415
     from shim.provisioning.operations import OperationError, operations  # noqa: PLC0415
-    from shim.store.errors import StoreError  # noqa: PLC0415
 
     settings = settings_or_exit()
+    operator = command_operator()
 
-    writer = LineWriter(sys.stderr.fileno())
-    configure_log(writer, log_format=settings.log_format, level=settings.log_level)
+    async def within(trail: Trail, actions: AdminActions) -> T:
+        async with operations(settings, trail.record, operator) as opened:
+            return await work(AccountAdministration(lambda _: opened, actions), operator)
 
-    async def within() -> T:
-        store = build_store(settings, log=log_event)
-        log = LogSink(writer)
-        trail = Trail((log,) if store is None else (log, store))
-        trail.start()
-        operator = command_operator()
-        try:
-            async with operations(settings, trail.record, operator) as opened:
-                actions = AdminActions(store, trail.record)
-                return await work(AccountAdministration(lambda _: opened, actions), operator)
-        finally:
-            await trail.close()
-            if store is not None:
-                await store.close()
-
-    try:
-        return asyncio.run(within())
-    except (OperationError, StoreError, NotStored) as error:
-        print_error(str(error))
-        raise typer.Exit(1) from None
-    finally:
-        writer.close(2.0)
+    return run_recorded(settings, within, OperationError)
 
 
 def _row_as_json(row: AccountRow) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Run the work of a command that changes something: its events go to the audit trail and to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import typer
+
+from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.line_writer import LineWriter
+from shim.audit.sinks.log import LogSink, configure_log, log_event
+from shim.audit.trail import Trail
+from shim.cli.errors import print_error
+from shim.settings import Settings
+
+T = TypeVar("T")
+
+
+def run_recorded(
+    settings: Settings,
+    work: Callable[[Trail, AdminActions], Awaitable[T]],
+    *expected: type[Exception],
+) -> T:
+    """Run `work` and return its result. If it raises one of `expected`, `StoreError` or `NotStored`, print
+    the error and exit with 1."""
+    # Import late: the database code is large, and few commands need it.
+    from shim.audit.store.factory import build_store  # noqa: PLC0415
+    from shim.store.errors import StoreError  # noqa: PLC0415
+
+    errors: tuple[type[Exception], ...] = (StoreError, NotStored, *expected)
+    writer = LineWriter(sys.stderr.fileno())
+    configure_log(writer, log_format=settings.log_format, level=settings.log_level)
+
+    async def within() -> T:
+        store = build_store(settings, log=log_event)
+        log = LogSink(writer)
+        trail = Trail((log,) if store is None else (log, store))
+        trail.start()
+        try:
+            return await work(trail, AdminActions(store, trail.record))
+        finally:
+            await trail.close()
+            if store is not None:
+                await store.close()
+
+    try:
+        return asyncio.run(within())
+    except errors as error:
+        print_error(str(error))
+        raise typer.Exit(1) from None
+    finally:
+        writer.close(2.0)
