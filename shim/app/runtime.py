@@ -186,7 +186,7 @@ class Runtime:
 
     def checks(self) -> tuple[Check, ...]:
         """Return the state of all components for `/readyz`."""
-        edge = self.edge.check(self.plane.decisions.policy)
+        edge = self.edge.check(self.plane.policy)
         checks = (*self.policy_updater.checks(), edge)
         if self._notify is not None:
             checks = (*checks, self._notify.check())
@@ -233,7 +233,7 @@ class Runtime:
 
     async def explain(self, request: ExplainedRequest) -> dict[str, object]:
         """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
-        return await explain(request, self._reloader.settings, self.plane.decisions.policy)
+        return await explain(request, self._reloader.settings, self.plane.policy)
 
     def start_edge_probe(self, prefix: str) -> str:
         """Return the path of a new edge probe. Raises ValueError if the prefix is not public."""

@@ -80,6 +80,11 @@ class RequestMetadata:
     client: bytes | None
     removed: tuple[Field, ...]
 
+    @property
+    def has_body(self) -> bool:
+        """Return whether a body follows the head, of at least one byte or chunked."""
+        return self.length not in (NO_BODY, 0)
+
 
 def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:
     """Return the fields without the provider's token, and the token, empty if there is none.
