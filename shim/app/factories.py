@@ -24,7 +24,6 @@ from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy, Proof
 
 if TYPE_CHECKING:
-    from shim.audit.sinks.notify import NotifySink
     from shim.monitors.user_header import UserHeaderState
     from shim.trust.jwks import Key
 
@@ -107,22 +106,6 @@ def build_upstream_address(settings: Settings, tls: ssl.SSLContext | None) -> Up
     """
     upstream = settings.upstream
     return UpstreamAddress(upstream.host, upstream.port, upstream.path, tls)
-
-
-def build_notify_sink(settings: Settings) -> NotifySink | None:
-    """Return the sink that sends notifications, or None if no service is configured; its code is then not
-    loaded. Raises `NotifyError`."""
-    if not settings.notify_urls:
-        return None
-    from shim.audit.events import Severity  # noqa: PLC0415
-    from shim.audit.sinks.notify import NotifySink, check_kinds, load_targets  # noqa: PLC0415
-
-    check_kinds(settings.notify_kinds)
-    targets = load_targets([url.get_secret_value() for url in settings.notify_urls])
-    least = settings.notify_severity
-    return NotifySink(
-        targets, settings.notify_kinds, None if least == "none" else Severity[least.upper()]
-    )
 
 
 def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldNames:
