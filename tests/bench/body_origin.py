@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from tests.bench.pacing import Pace
 from tests.bench.pattern import BLOCK, pattern
 from tests.bench.processes import free_port, running
+from tests.bench.read_rate import Pace
 
 _PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 _EVENTS = (

@@ -20,11 +20,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.forging import ALGORITHMS, Forger, key_set
+from tests.bench.constant_rate import FloodResult, constant_rate_flood
+from tests.bench.forged_tokens import ALGORITHMS, Forger, key_set
 from tests.bench.interrupt import ending_on_signals
 from tests.bench.load import LoadFailed, LoadResult, run_load, write_script
 from tests.bench.origin import origin
-from tests.bench.pouring import Poured, pouring
 from tests.bench.processes import Cores, MissingBinary, StartFailed, split_cores
 from tests.bench.proxies import Proxy, proxy
 from tests.bench.rounds import check_job
@@ -105,21 +105,25 @@ def _round(
     def honest() -> LoadResult:
         return run_load(_HONEST, script, through.port, options.seconds, cores.rest)
 
-    def flooded(port: int) -> tuple[LoadResult, Poured]:
-        with pouring(forger, port, options.rate, options.connections, cores.rest) as poured:
+    def flooded(port: int) -> tuple[LoadResult, FloodResult]:
+        with constant_rate_flood(
+            forger, port, options.rate, options.connections, cores.rest
+        ) as flood_result:
             result = honest()
-        return result, poured
+        return result, flood_result
 
     before = through.process.cpu_seconds()
     alone = honest()
     quiet = (through.process.cpu_seconds() - before) / alone.requests
     beside, _ = flooded(upstream)
     before = through.process.cpu_seconds()
-    under, poured = flooded(through.port)
+    under, flood_result = flooded(through.port)
     cpu = through.process.cpu_seconds() - before
-    if set(poured.statuses) != {401}:
-        raise LoadFailed(f"the responses to the flood were {poured.statuses}, not with 401 alone")
-    refused = poured.statuses[401]
+    if set(flood_result.statuses) != {401}:
+        raise LoadFailed(
+            f"the responses to the flood were {flood_result.statuses}, not with 401 alone"
+        )
+    refused = flood_result.statuses[401]
     return Noticed(
         algorithm=forger.algorithm,
         p50_alone=alone.p50_us,
@@ -128,9 +132,9 @@ def _round(
         p99_beside=beside.p99_us,
         p50_flooded=under.p50_us,
         p99_flooded=under.p99_us,
-        refused=refused / poured.seconds,
+        refused=refused / flood_result.seconds,
         cpu_us=(cpu - quiet * under.requests) / refused * 1e6,
-        busy=cpu / poured.seconds,
+        busy=cpu / flood_result.seconds,
     )
 
 

@@ -25,10 +25,10 @@ from tests.bench.body_origin import body_origin
 from tests.bench.browsers import header_block
 from tests.bench.interrupt import ending_on_signals
 from tests.bench.load import LoadFailed
-from tests.bench.pacing import Pace
 from tests.bench.pattern import BLOCK, pattern, pattern_crc32
 from tests.bench.processes import MissingBinary, Running, StartFailed, split_cores
 from tests.bench.proxies import Proxy, UnknownProxy, check_name, proxy
+from tests.bench.read_rate import Pace
 from tests.bench.rounds import check_job
 
 GROWTH_LIMIT_MB = 16.0

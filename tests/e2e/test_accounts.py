@@ -17,8 +17,8 @@ from libopensonic.errors import CredentialError
 
 from demo.navidrome import StandInOptions, StandInThread
 from demo.outpost import Outpost, OutpostOptions, OutpostUser
-from tests.e2e.conftest import ADMIN_GROUP, EDGES, USERS, Scene
-from tests.e2e.parts import SECRET, Behind, shim
+from tests.e2e.conftest import ADMIN_GROUP, EDGES, USERS, Deployment
+from tests.e2e.servers import SECRET, Upstreams, shim
 
 SHIMS_ACCOUNT = "navidrome-shim"
 CONTACT = "who-runs-it@example.org"
@@ -42,33 +42,33 @@ def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str
     with (
         Outpost(OutpostOptions(users=users)) as outpost,
         shim(folder, navidrome, **settings) as before,
-        EDGES[edge](folder, Behind(outpost.url, before.url, SECRET)) as url,
+        EDGES[edge](folder, Upstreams(outpost.url, before.url, SECRET)) as url,
     ):
         yield url, before.url, outpost
 
 
 @contextmanager
-def set_home(folder: Path, edge: str) -> Iterator[Scene]:
+def set_home(folder: Path, edge: str) -> Iterator[Deployment]:
     """The same with a stand-in without accounts."""
     with (
         StandInThread(StandInOptions()) as stand_in,
         new_home(folder, edge, stand_in.url) as (url, shim_url, outpost),
     ):
-        yield Scene(edge, url, shim_url, "", outpost, stand_in)
+        yield Deployment(edge, url, shim_url, "", outpost, stand_in)
 
 
 @pytest.fixture(scope="module", params=["traefik", "caddy"])
 def home(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scene]:
+) -> Iterator[Deployment]:
     edge: str = request.param
-    with set_home(tmp_path_factory.mktemp(edge), edge) as scene:
-        yield scene
+    with set_home(tmp_path_factory.mktemp(edge), edge) as deployment:
+        yield deployment
 
 
 @pytest.mark.parametrize("user", [ALICE, BOSS, JOERG], ids=lambda user: user.username)
 def test_a_first_request_through_an_edge_gets_the_page_for_the_right_account(
-    home: Scene, user: OutpostUser
+    home: Deployment, user: OutpostUser
 ) -> None:
     is_admin = ADMIN_GROUP in user.groups
     with home.client(user.username) as browser:
@@ -97,7 +97,7 @@ def test_only_the_shim_creates_the_first_admin(tmp_path: Path) -> None:
 
 
 def test_a_user_without_an_allowed_group_gets_the_support_contact_and_no_account(
-    home: Scene,
+    home: Deployment,
 ) -> None:
     with home.client(GUEST.username) as browser:
         pages = [browser.get(path) for path in ("/app/", "/api/song")]
@@ -112,7 +112,7 @@ def test_a_user_without_an_allowed_group_gets_the_support_contact_and_no_account
 
 
 async def test_the_owner_sets_a_password_without_the_generated_one_and_uses_an_app(
-    home: Scene,
+    home: Deployment,
 ) -> None:
     with home.client(KATE.username) as browser:
         own_id = auth_of(browser.get("/app/"))["id"]
@@ -152,22 +152,22 @@ def auth_of(page: httpx.Response) -> dict[str, Any]:
     return auth
 
 
-def accounts_of(scene: Scene) -> dict[str, dict[str, Any]]:
+def accounts_of(deployment: Deployment) -> dict[str, dict[str, Any]]:
     """Navidrome's accounts by name, as its API shows them."""
-    listed = request_directly(scene, "/api/user", SHIMS_ACCOUNT).json()
+    listed = request_directly(deployment, "/api/user", SHIMS_ACCOUNT).json()
     return {account["userName"]: account for account in listed}
 
 
-def request_directly(scene: Scene, target: str, user: str) -> httpx.Response:
+def request_directly(deployment: Deployment, target: str, user: str) -> httpx.Response:
     """Navidrome's response to a request from the shim's address."""
-    url = scene.stand_in.url + target
+    url = deployment.stand_in.url + target
     return httpx.get(url, headers={"Remote-User": user}, trust_env=False)
 
 
 @asynccontextmanager
-async def app_of(scene: Scene) -> AsyncIterator[AsyncConnection]:
+async def app_of(deployment: Deployment) -> AsyncIterator[AsyncConnection]:
     """The owner's app, with the edge's address, her name and the password that she set."""
-    edge = urlsplit(scene.url)
+    edge = urlsplit(deployment.url)
     app = AsyncConnection(f"http://{edge.hostname}", KATE.username, CHOSEN, edge.port, use_get=True)
     try:
         yield app

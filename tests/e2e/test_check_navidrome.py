@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.parts import shim
+from tests.e2e.servers import shim
 from tests.support.real_navidrome import real_navidrome
 from tests.support.shim_settings import command
 

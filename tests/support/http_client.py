@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.socket_ends import End
+from tests.support.raw_connection import End
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,12 @@ _RESPONSE_SECONDS = 10.0
 _fresh = itertools.count(1)
 
 
-def an_edge() -> str:
+def edge_address() -> str:
     """A trusted address that no test has used yet."""
     return _fresh_address("127.2")
 
 
-def someone() -> str:
+def untrusted_address() -> str:
     """An untrusted address that no test has used yet."""
     return _fresh_address("127.1")
 
@@ -154,7 +154,7 @@ def read_to_the_end(client: socket.socket) -> Response:
 
 
 @contextmanager
-def shim_before(
+def run_shim(
     port: int,
     folder: Path,
     *,
@@ -214,13 +214,13 @@ def shim_before(
 
 
 def assert_rejected(
-    front: Shim, upstream: Recorder, response: Response, peer: str, status: int, *reasons: str
+    shim: Shim, upstream: Recorder, response: Response, peer: str, status: int, *reasons: str
 ) -> None:
     """Assert one response and a close, one line in the log, and nothing upstream."""
     assert response.statuses == [status], response.raw
     assert response.closed
     assert b"connection: close" in response.raw.lower()
-    (line,) = front.decided(peer, upstream)
+    (line,) = shim.decided(peer, upstream)
     assert line["verdict"] == "rejected"
     assert line["reason"] in reasons
     assert line["status"] == status
@@ -229,11 +229,11 @@ def assert_rejected(
 
 
 def assert_stripped(
-    front: Shim, upstream: Recorder, response: Response, peer: str, *reasons: str
+    shim: Shim, upstream: Recorder, response: Response, peer: str, *reasons: str
 ) -> Received:
     """Assert Navidrome's response, one line in the log, and one request upstream without any identity."""
     assert response.statuses == [200], response.raw
-    (line,) = front.decided(peer, upstream)
+    (line,) = shim.decided(peer, upstream)
     assert line["verdict"] == "stripped"
     assert not reasons or line["reason"] in reasons
     (received,) = upstream.requested

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
-from tests.support.shim_process import Shim, an_edge, build_request, shim_before, someone
+from tests.support.shim_process import (
+    Shim,
+    build_request,
+    edge_address,
+    run_shim,
+    untrusted_address,
+)
 
 PING = "GET /rest/ping?v=1&c=x&f=json HTTP/1.1"
 
@@ -28,14 +34,14 @@ def navidrome(obeyed: str) -> Iterator[StandIn]:
 
 @pytest.fixture
 def shim(navidrome: StandIn, tmp_path: Path) -> Iterator[Shim]:
-    with shim_before(navidrome.port, tmp_path) as running:
+    with run_shim(navidrome.port, tmp_path) as running:
         yield running
 
 
 def test_the_header_that_navidrome_reads_is_removed(
     shim: Shim, navidrome: StandIn, obeyed: str
 ) -> None:
-    for peer in (someone(), an_edge()):
+    for peer in (untrusted_address(), edge_address()):
         navidrome.seen.clear()
         for name in (obeyed, obeyed.lower(), obeyed.replace("-", "_")):
             response = shim.request(build_request(PING, f"{name}: admin", "Range: bytes=0-"), peer)
@@ -48,7 +54,7 @@ def test_the_header_that_navidrome_reads_is_removed(
 
 def test_an_identity_is_rejected_with_a_reason(shim: Shim, navidrome: StandIn) -> None:
     navidrome.seen.clear()
-    edge = an_edge()
+    edge = edge_address()
     response = shim.request(
         build_request("GET /app/ HTTP/1.1", "X-authentik-username: admin"), edge
     )

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser
 
 from demo.environment import EDGE_ADDRESS, OUTSIDER, Environment
 from tests.support.browser import chromium
-from tests.support.played_demo import Played, played_demo
+from tests.support.demo_run import FinishedDemo, run_demo
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"
@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="package")
-def played() -> Iterator[Played]:
-    with played_demo(attack) as found:
+def demo() -> Iterator[FinishedDemo]:
+    with run_demo(attack) as found:
         yield found
 
 
@@ -58,7 +58,7 @@ def attack(environment: Environment) -> None:
 
 
 @pytest.fixture(scope="package")
-def browser(played: Played) -> Iterator[Browser]:
-    assert played is not None  # the browser ends first
+def browser(demo: FinishedDemo) -> Iterator[Browser]:
+    assert demo is not None  # the browser ends first
     with chromium() as found:
         yield found

@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from tests.support.browser import Theme, watched
-from tests.support.played_demo import Played
+from tests.support.demo_run import FinishedDemo
 
 MAX_WIRE_BYTES = 100_000
 
@@ -99,12 +99,12 @@ class Visit:
     params=[(name, *theme) for name in PAGES for theme in THEMES],
     ids=lambda each: f"{each[0]}-{each[1]}-{each[2]}",
 )
-def visit(request: pytest.FixtureRequest, browser: Browser, played: Played) -> Visit:
+def visit(request: pytest.FixtureRequest, browser: Browser, demo: FinishedDemo) -> Visit:
     name, theme, width = request.param
     path, steps = PAGES[name]
-    cookies = played.cookies_of(PERSON) if name in OWN_PAGES else played.cookies
-    with watched(browser, played.host, theme=theme, width=width, cookies=cookies) as found:
-        found.page.goto(played.url + path)
+    cookies = demo.cookies_of(PERSON) if name in OWN_PAGES else demo.cookies
+    with watched(browser, demo.host, theme=theme, width=width, cookies=cookies) as found:
+        found.page.goto(demo.url + path)
         wire_bytes = found.wire_bytes
         steps(found.page)
         found.page.wait_for_load_state("networkidle")

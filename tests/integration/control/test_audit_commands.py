@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 import shim as package
-from tests.integration.control.conftest import Scene, scene_of
+from tests.integration.control.conftest import Deployment, start_deployment
 from tests.support.shim_settings import command, eventually
 
 FORMULA = "=1+1"
@@ -25,34 +25,34 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A running shim, with a provisioned user, rejections with an attacker's texts, and a lock."""
-    with scene_of(tmp_path_factory.mktemp("shim"), AUDIT_KEY=KEY) as scene:
-        scene.visit("ada", "users")
-        with scene.edge("mallory") as mallory:
+    with start_deployment(tmp_path_factory.mktemp("shim"), AUDIT_KEY=KEY) as deployment:
+        deployment.visit("ada", "users")
+        with deployment.edge("mallory") as mallory:
             mallory.headers.encoding = "utf-8"
             del mallory.headers["X-Shim-Proxy-Secret"]
             mallory.headers["User-Agent"] = ESCAPE
             for name in (FORMULA, ESCAPE, "[red]markup[/red]", "<script>"):
                 mallory.headers["X-authentik-username"] = name
                 mallory.get("/app/")
-        with scene.operator() as operator:
+        with deployment.operator() as operator:
             operator.post("/api/accounts/lock", json={"account": "ada"})
-        eventually(lambda: len(lines(scene, "list", "--reason", "secret_missing")), 3)
-        yield scene
+        eventually(lambda: len(lines(deployment, "list", "--reason", "secret_missing")), 3)
+        yield deployment
 
 
-def run(scene: Scene, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command(scene.folder, "audit", *arguments, settings=scene.settings)
+def run(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command(deployment.folder, "audit", *arguments, settings=deployment.settings)
 
 
-def lines(scene: Scene, *arguments: str) -> list[dict[str, Any]]:
-    ran = run(scene, *arguments, "--json")
+def lines(deployment: Deployment, *arguments: str) -> list[dict[str, Any]]:
+    ran = run(deployment, *arguments, "--json")
     assert ran.returncode == 0, ran.stderr
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-def test_the_list_has_filters_and_is_newest_first(played: Scene) -> None:
+def test_the_list_has_filters_and_is_newest_first(played: Deployment) -> None:
     kinds = [event["kind"] for event in lines(played, "list")]
     assert {"started", "account_created", "request_decision", "admin_action"} <= set(kinds)
     assert kinds.index("admin_action") < kinds.index("account_created") < kinds.index("started")
@@ -66,7 +66,7 @@ def test_the_list_has_filters_and_is_newest_first(played: Scene) -> None:
     assert lines(played, "list", "--user", "ADA", "--kind", "identity_seen")
 
 
-def test_the_table_has_no_raw_text_of_an_attacker(played: Scene) -> None:
+def test_the_table_has_no_raw_text_of_an_attacker(played: Deployment) -> None:
     for arguments in (("list",), ("report",), ("list", "--json"), ("export",)):
         ran = run(played, *arguments)
         assert ran.returncode == 0, ran.stderr
@@ -75,7 +75,7 @@ def test_the_table_has_no_raw_text_of_an_attacker(played: Scene) -> None:
     assert "[red]markup[/red]" in run(played, "list").stdout
 
 
-def test_csv_cells_are_not_formulas(played: Scene) -> None:
+def test_csv_cells_are_not_formulas(played: Deployment) -> None:
     for arguments in (("list", "--csv"), ("export", "--csv")):
         ran = run(played, *arguments)
         rows = list(csv.DictReader(io.StringIO(ran.stdout)))
@@ -96,7 +96,7 @@ def test_csv_cells_are_not_formulas(played: Scene) -> None:
     ],
 )
 def test_an_invalid_filter_is_reported_with_the_valid_values(
-    played: Scene, option: str, value: str
+    played: Deployment, option: str, value: str
 ) -> None:
     ran = run(played, "list", option, value)
     assert ran.returncode == 2
@@ -104,7 +104,7 @@ def test_an_invalid_filter_is_reported_with_the_valid_values(
     assert "expected" in ran.stderr or "not" in ran.stderr
 
 
-def test_show_has_reason_and_remedy(played: Scene) -> None:
+def test_show_has_reason_and_remedy(played: Deployment) -> None:
     event = lines(played, "list", "--reason", "secret_missing")[0]
     ran = run(played, "show", event["id"])
     assert "SHIM_PROXY_SECRET" in ran.stdout
@@ -118,7 +118,7 @@ def test_show_has_reason_and_remedy(played: Scene) -> None:
     assert (unknown.returncode, unknown.stdout) == (1, "")
 
 
-def test_the_report_has_one_page(played: Scene) -> None:
+def test_the_report_has_one_page(played: Deployment) -> None:
     out = run(played, "report", "--since", "2h").stdout
     assert "secret_missing" in out
     assert "The account ada was created" in out
@@ -128,7 +128,7 @@ def test_the_report_has_one_page(played: Scene) -> None:
     assert [event["account"] for event in found["locks"]] == ["ada"]
 
 
-def test_follow_prints_new_events(played: Scene) -> None:
+def test_follow_prints_new_events(played: Deployment) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "shim", "audit", "follow", "--json", "--kind", "admin_action"],
         cwd=played.folder,
@@ -171,7 +171,7 @@ def eventually_long(holds: Any) -> None:
     raise AssertionError("nothing was printed")
 
 
-def test_an_export_writes_every_event_to_a_new_file(played: Scene) -> None:
+def test_an_export_writes_every_event_to_a_new_file(played: Deployment) -> None:
     file = played.folder / "events.ndjson"
     ran = run(played, "export", "--kind", "started", "--output", str(file))
     assert ran.returncode == 0, ran.stderr
@@ -182,7 +182,7 @@ def test_an_export_writes_every_event_to_a_new_file(played: Scene) -> None:
     assert "exists" in again.stderr
 
 
-def test_an_unaltered_trail_is_verified(played: Scene) -> None:
+def test_an_unaltered_trail_is_verified(played: Deployment) -> None:
     ran = run(played, "verify")
     assert ran.returncode == 0, ran.stderr
     assert "rows verified" in ran.stdout
@@ -211,35 +211,35 @@ def test_without_a_stored_trail_the_commands_report_it(tmp_path: Path) -> None:
 def test_the_commands_work_after_the_shim_has_stopped_and_find_an_altered_row(
     tmp_path: Path,
 ) -> None:
-    with scene_of(tmp_path, AUDIT_KEY=KEY) as scene:
-        scene.visit("ada")
-        with httpx.Client(base_url=scene.control) as client:
+    with start_deployment(tmp_path, AUDIT_KEY=KEY) as deployment:
+        deployment.visit("ada")
+        with httpx.Client(base_url=deployment.control) as client:
             client.get("/healthz")
-    assert "stopped" in {event["kind"] for event in lines(scene, "list")}
-    assert run(scene, "verify").returncode == 0
+    assert "stopped" in {event["kind"] for event in lines(deployment, "list")}
+    assert run(deployment, "verify").returncode == 0
     # The `users` commands are recorded too.
-    settings = {**scene.settings, "NAVIDROME_TIMEOUT": "1"}
-    unlinked = command(scene.folder, "users", "unlink", "ada", "--yes", settings=settings)
+    settings = {**deployment.settings, "NAVIDROME_TIMEOUT": "1"}
+    unlinked = command(deployment.folder, "users", "unlink", "ada", "--yes", settings=settings)
     assert unlinked.returncode == 0, unlinked.stderr
-    (action,) = lines(scene, "list", "--kind", "admin_action")
+    (action,) = lines(deployment, "list", "--kind", "admin_action")
     assert (action["action"], action["result"], action["origin"]) == (
         "users.unlink",
         "done",
         "command",
     )
     assert action["actor"].startswith("command:")
-    pruned = run(scene, "prune", "--before", "now")
+    pruned = run(deployment, "prune", "--before", "now")
     assert (pruned.returncode, pruned.stdout) == (1, "")
-    done = run(scene, "prune", "--before", "now", "--yes")
+    done = run(deployment, "prune", "--before", "now", "--yes")
     assert done.returncode == 0, done.stderr
-    found = lines(scene, "list")
+    found = lines(deployment, "list")
     assert {event["kind"] for event in found} >= {"admin_action"}
     assert "account_created" not in {event["kind"] for event in found}
-    assert run(scene, "verify").returncode == 0
-    database = sqlite3.connect(scene.folder / "audit.db")
+    assert run(deployment, "verify").returncode == 0
+    database = sqlite3.connect(deployment.folder / "audit.db")
     with database:
         database.execute("UPDATE audit_changes SET data = replace(data, 'prune', 'print')")
     database.close()
-    altered = run(scene, "verify")
+    altered = run(deployment, "verify")
     assert altered.returncode == 1
     assert "altered" in altered.stderr

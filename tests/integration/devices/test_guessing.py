@@ -10,18 +10,18 @@ import pytest
 import pytest_asyncio
 
 from shim.devices.guessing import MAX_AT_ONCE
-from tests.integration.devices.conftest import Music, error_of, shim_before, token
-from tests.support.world import World
+from tests.integration.devices.conftest import RunningShim, error_of, run_shim, token
+from tests.support.harness import Harness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guessed(any_world: World) -> AsyncIterator[Music]:
+async def guessed(any_harness: Harness) -> AsyncIterator[RunningShim]:
     """A shim that takes the client's address from the edge, so that each test is a client of its own."""
-    async with shim_before(any_world) as started:
+    async with run_shim(any_harness) as started:
         await started.sign_in("alice")
-        await any_world.create("dave", "right")
+        await any_harness.create("dave", "right")
         yield started
 
 
@@ -35,7 +35,7 @@ def _answered_by(response: httpx.Response) -> str:
 
 
 async def _guess(
-    music: Music,
+    shim: RunningShim,
     address: str,
     times: int,
     headers: Mapping[str, str] | None = None,
@@ -45,7 +45,7 @@ async def _guess(
     answered = []
     for number in range(times):
         credentials = {"u": "dave", **token(f"wrong {number}", "s"), **parameters}
-        response = await music.rest("ping", {**_from(address), **(headers or {})}, **credentials)
+        response = await shim.rest("ping", {**_from(address), **(headers or {})}, **credentials)
         answered.append(_answered_by(response))
     return answered
 
@@ -53,7 +53,7 @@ async def _guess(
 _TEN = ["navidrome"] * 10
 
 
-async def test_after_ten_failures_the_shim_answers_itself(guessed: Music) -> None:
+async def test_after_ten_failures_the_shim_answers_itself(guessed: RunningShim) -> None:
     client = "192.0.2.1"
     assert await _guess(guessed, client, 11) == [*_TEN, "shim"]
     # Even the right password waits, and another client does not.
@@ -69,7 +69,7 @@ async def test_after_ten_failures_the_shim_answers_itself(guessed: Music) -> Non
     assert failed and failed[0]["claimed_user"] == "dave" and failed[0]["app"] == "test"
 
 
-async def test_a_device_is_never_delayed(guessed: Music) -> None:
+async def test_a_device_is_never_delayed(guessed: RunningShim) -> None:
     client = "192.0.2.3"
     device = await guessed.add("uid-alice")
     assert await _guess(guessed, client, 11, u="alice") == [*_TEN, "shim"]
@@ -80,7 +80,7 @@ async def test_a_device_is_never_delayed(guessed: Music) -> None:
         assert error_of(response) is None
 
 
-async def test_every_format_and_coding_of_error_40_is_recognised(guessed: Music) -> None:
+async def test_every_format_and_coding_of_error_40_is_recognised(guessed: RunningShim) -> None:
     for number, (format_, coding) in enumerate(
         [("json", "gzip"), ("xml", "gzip"), ("xml", "identity"), ("jsonp", "deflate")]
     ):
@@ -90,7 +90,7 @@ async def test_every_format_and_coding_of_error_40_is_recognised(guessed: Music)
         assert answered == [*_TEN, "shim"], (format_, coding)
 
 
-async def test_a_form_and_head_count_too(guessed: Music) -> None:
+async def test_a_form_and_head_count_too(guessed: RunningShim) -> None:
     answered = [
         _answered_by(
             await guessed.post(
@@ -111,7 +111,7 @@ async def test_a_form_and_head_count_too(guessed: Music) -> None:
     assert answered == [*_TEN, "shim"]
 
 
-async def test_parameters_that_lengthen_an_error_hide_no_failure(guessed: Music) -> None:
+async def test_parameters_that_lengthen_an_error_hide_no_failure(guessed: RunningShim) -> None:
     """Navidrome reads a salt and a callback of any length."""
     answered = []
     for attempt in range(11):
@@ -137,7 +137,9 @@ async def test_parameters_that_lengthen_an_error_hide_no_failure(guessed: Music)
     assert answered == [*_TEN, "shim"]
 
 
-async def test_a_call_that_needs_no_credentials_makes_no_client_exempt(guessed: Music) -> None:
+async def test_a_call_that_needs_no_credentials_makes_no_client_exempt(
+    guessed: RunningShim,
+) -> None:
     client = "192.0.2.30"
     for call in ("getOpenSubsonicExtensions", "getOpenSubsonicExtensions.view", "nothing"):
         await guessed.rest(call, _from(client), u="dave", p="wrong")
@@ -145,7 +147,7 @@ async def test_a_call_that_needs_no_credentials_makes_no_client_exempt(guessed: 
     assert await _guess(guessed, client, 11) == [*_TEN, "shim"]
 
 
-async def test_unknown_api_keys_are_delayed_for_the_client(guessed: Music) -> None:
+async def test_unknown_api_keys_are_delayed_for_the_client(guessed: RunningShim) -> None:
     client = "192.0.2.40"
     codes = [
         error_of(await guessed.rest("ping", _from(client), apiKey=f"unknown {number}"))
@@ -154,7 +156,7 @@ async def test_unknown_api_keys_are_delayed_for_the_client(guessed: Music) -> No
     assert codes == [44] * 30 + [40]
 
 
-async def test_other_accounts_of_one_client_share_a_limit(guessed: Music) -> None:
+async def test_other_accounts_of_one_client_share_a_limit(guessed: RunningShim) -> None:
     network = "2001:db8:1:2::"
     answered = [
         _answered_by(
@@ -165,7 +167,7 @@ async def test_other_accounts_of_one_client_share_a_limit(guessed: Music) -> Non
     assert answered == ["navidrome"] * 30 + ["shim"]
 
 
-async def test_guesses_at_once_are_limited_too(guessed: Music) -> None:
+async def test_guesses_at_once_are_limited_too(guessed: RunningShim) -> None:
     first = await asyncio.gather(
         *(
             guessed.rest("ping", _from("192.0.2.50"), u="dave", p=f"wrong {number}")

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.provider import provider
 from tests.support.recorder import recorder
-from tests.support.shim_process import shim_before
+from tests.support.shim_process import run_shim
 
 ROOT = Path(__file__).parents[3]
 RULES = ROOT / "deploy/prometheus/navidrome-shim.rules.yml"
@@ -54,7 +54,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             DATABASE_URL=f"sqlite:///{folder}/shim.db",
             REVERSE_PROXY_WHITELIST="localhost",
         )
-        with shim_before(upstream.port, folder, **settings) as shim:
+        with run_shim(upstream.port, folder, **settings) as shim:
             control = shim.wait_for_line(kind="started")["control_listen"]
             opener = build_opener(ProxyHandler({}))
             with opener.open(f"http://{control}/metrics", timeout=20) as response:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.provider import Provider
 from tests.support.real_navidrome import real_navidrome
-from tests.support.shim_process import Shim, shim_before
+from tests.support.shim_process import Shim, run_shim
 from tests.support.shim_settings import eventually, hang_up
 
 EDGE = "127.0.0.2"
@@ -59,7 +59,7 @@ def shim_with_accounts(navidrome: int, folder: Path, **settings: str) -> Iterato
     """A shim whose reloadable settings are in its `.env`."""
     write(folder, **settings)
     database = f"sqlite:///{folder / 'shim.db'}"
-    with shim_before(
+    with run_shim(
         navidrome,
         folder,
         without=("REVERSE_PROXY_WHITELIST",),

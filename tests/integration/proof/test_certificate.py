@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.recorder import Recorder
-from tests.support.shim_process import Shim, shim_before
+from tests.support.shim_process import Shim, run_shim
 from tests.support.shim_settings import command, eventually, hang_up
 
 EDGE = "127.0.0.2"
@@ -45,9 +45,7 @@ def test_a_renewed_certificate_is_used_and_open_connections_continue(
     upstream: Recorder, tmp_path: Path, issued: Certificates
 ) -> None:
     with (
-        shim_before(
-            upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=EDGE, **settings(issued)
-        ) as shim,
+        run_shim(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=EDGE, **settings(issued)) as shim,
         connected(shim, issued) as before,
     ):
         assert users_received(before, upstream) == ["ada"]
@@ -63,7 +61,7 @@ def test_a_renewed_certificate_is_used_and_open_connections_continue(
 def test_an_invalid_certificate_leaves_the_previous_one_in_use(
     upstream: Recorder, tmp_path: Path, issued: Certificates
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **settings(issued)) as shim:
+    with run_shim(upstream.port, tmp_path, **settings(issued)) as shim:
         first = shown(shim)
         issued.key.write_text("half of a key")
         hang_up(shim)

@@ -12,7 +12,12 @@ import pytest
 from tests.support.jwt_minting import SECRET, claims, encoded, jwk, pem, rsa_key, token
 from tests.support.provider import Provider
 from tests.support.recorder import Recorder
-from tests.support.shim_process import an_edge, build_request, shim_before, someone
+from tests.support.shim_process import (
+    build_request,
+    edge_address,
+    run_shim,
+    untrusted_address,
+)
 from tests.support.shim_settings import checks, command, eventually
 
 APP = "GET /app/ HTTP/1.1"
@@ -26,9 +31,9 @@ def carrying(text: str, *fields: str, line: str = APP) -> bytes:
 def test_a_verified_token_names_the_user_and_is_not_forwarded(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         response = shim.request(
-            carrying(issuer.token(), "X-authentik-groups: family|admins"), an_edge()
+            carrying(issuer.token(), "X-authentik-groups: family|admins"), edge_address()
         )
         assert response.status == 200
         (received,) = upstream.requested
@@ -78,9 +83,9 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
 def test_each_forged_token_is_rejected_and_never_logged(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         for name, (text, reason) in attacks(issuer).items():
-            peer = an_edge()
+            peer = edge_address()
             response = shim.request(
                 carrying(text, "X-authentik-meta-jwks: http://127.0.0.1:9/jwks"), peer
             )
@@ -97,14 +102,14 @@ def test_each_forged_token_is_rejected_and_never_logged(
 def test_headers_that_contradict_the_token_are_rejected(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
-        peer = an_edge()
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
+        peer = edge_address()
         response = shim.request(carrying(issuer.token(), "X-authentik-username: root"), peer)
         assert response.status == 401
         (line,) = shim.decided(peer, upstream)
         assert line["reason"] == "jwt_claim_mismatch"
         assert "'root'" in str(line["notes"]) and "'ada'" in str(line["notes"])
-        peer = an_edge()
+        peer = edge_address()
         response = shim.request(
             carrying(issuer.token(), "X-authentik-groups: family|admins|root"), peer
         )
@@ -115,10 +120,10 @@ def test_headers_that_contradict_the_token_are_rejected(
 def test_an_expired_token_is_rejected_on_an_open_connection(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         text = issuer.token(exp=time.time() + 2.5)
         head = f"{APP}\r\nHost: h\r\nX-authentik-jwt: {text}\r\n\r\n".encode()
-        with shim.connect(an_edge()) as client:
+        with shim.connect(edge_address()) as client:
             statuses: list[bytes] = []
             end = time.monotonic() + _PATIENCE
             while b"401" not in statuses:
@@ -138,8 +143,8 @@ def test_rotating_keys_under_load_rejects_no_user(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWKS_MIN_INTERVAL="1")
-    with shim_before(upstream.port, tmp_path, **settings) as shim, ThreadPoolExecutor(8) as pool:
-        peer = an_edge()
+    with run_shim(upstream.port, tmp_path, **settings) as shim, ThreadPoolExecutor(8) as pool:
+        peer = edge_address()
         old = [issuer.token(sub=str(n)) for n in range(8)]
         assert {a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), old)} == {200}
         # The provider signs with the new key at once, and publishes both for a while.
@@ -166,19 +171,19 @@ def test_a_key_that_is_replaced_under_its_kid_is_used_after_the_next_fetch(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWKS_REFRESH_SECONDS="1")
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         old = issuer.token()
-        assert shim.request(carrying(old), an_edge()).status == 200
+        assert shim.request(carrying(old), edge_address()).status == 200
         issuer.keys = {"rsa-0": rsa_key(1)}
-        eventually(lambda: shim.request(carrying(issuer.token()), an_edge()).status, 200)
-        assert shim.request(carrying(old), an_edge()).status == 401
+        eventually(lambda: shim.request(carrying(issuer.token()), edge_address()).status, 200)
+        assert shim.request(carrying(old), edge_address()).status == 401
 
 
 def test_forged_key_ids_cause_a_limited_number_of_fetches(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
-        peer, honest = an_edge(), issuer.token()
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
+        peer, honest = edge_address(), issuer.token()
         payload = encoded(claims(iat=None, exp=2_000_000_000))
         for number in range(300):
             forged = f"{encoded({'alg': 'RS256', 'kid': f'k{number}'})}.{payload}.AAAA"
@@ -193,15 +198,15 @@ def test_no_identity_is_trusted_until_the_key_set_is_available(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     issuer.status = 503
-    with shim_before(upstream.port, tmp_path, **issuer.settings(JWKS_MIN_INTERVAL="1")) as shim:
-        assert shim.request(carrying(issuer.token()), an_edge()).status == 401
+    with run_shim(upstream.port, tmp_path, **issuer.settings(JWKS_MIN_INTERVAL="1")) as shim:
+        assert shim.request(carrying(issuer.token()), edge_address()).status == 401
         keys = checks(shim)["keys"]
         assert keys["state"] == "failing" and "503" in keys["detail"]
         failed = shim.wait_for_line(kind="key_set_failed")
         assert failed["severity"] == "error"
         issuer.status = 200
         end = time.monotonic() + _PATIENCE
-        while shim.request(carrying(issuer.token()), an_edge()).status != 200:
+        while shim.request(carrying(issuer.token()), edge_address()).status != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
         assert checks(shim)["keys"]["state"] == "ok"
@@ -210,9 +215,9 @@ def test_no_identity_is_trusted_until_the_key_set_is_available(
         before = issuer.requests
         unknown = token(claims(iat=None, exp=2_000_000_000), key=rsa_key(1), kid="unknown")
         while issuer.requests == before:
-            assert shim.request(carrying(unknown), an_edge()).status == 401
+            assert shim.request(carrying(unknown), edge_address()).status == 401
             assert time.monotonic() < end
-        assert shim.request(carrying(issuer.token()), an_edge()).status == 200
+        assert shim.request(carrying(issuer.token()), edge_address()).status == 200
         assert checks(shim)["keys"]["state"] == "warning"
 
 
@@ -220,10 +225,10 @@ def test_a_native_client_can_use_a_bearer_token_on_a_public_path(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWT_BEARER="true", PUBLIC_PATH_PROOF="jwt")
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         line = "GET /rest/ping?v=1.16.1&c=x HTTP/1.1"
         response = shim.request(
-            build_request(line, f"Authorization: Bearer {issuer.token()}"), an_edge()
+            build_request(line, f"Authorization: Bearer {issuer.token()}"), edge_address()
         )
         assert response.status == 200
         (received,) = upstream.requested
@@ -231,13 +236,13 @@ def test_a_native_client_can_use_a_bearer_token_on_a_public_path(
         assert received.values("Authorization") == []
         upstream.clear()
         spoofed = build_request(line, "X-authentik-username: root", "X-authentik-uid: 1")
-        assert shim.request(spoofed, an_edge()).status == 200
-        assert shim.request(carrying(issuer.token(), line=line), someone()).status == 200
+        assert shim.request(spoofed, edge_address()).status == 200
+        assert shim.request(carrying(issuer.token(), line=line), untrusted_address()).status == 200
         share = build_request("GET /share/x HTTP/1.1", f"Authorization: Bearer {issuer.token()}")
-        assert shim.request(share, an_edge()).status == 200
+        assert shim.request(share, edge_address()).status == 200
         assert [one.values("Remote-User") for one in upstream.requested] == [[], [], []]
         forged = build_request(line, f"Authorization: Bearer {issuer.token(key=rsa_key(1))}")
-        response = shim.request(forged, an_edge())
+        response = shim.request(forged, edge_address())
         assert response.status == 401 and b"subsonic-response" in response.raw
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.name_server import NameServer, in_its_place, name_server
 from tests.support.recorder import Recorder
-from tests.support.shim_process import build_request, shim_before
+from tests.support.shim_process import build_request, run_shim
 from tests.support.shim_settings import checks, eventually
 
 EDGE, GHOST = "edge.home.arpa", "ghost.home.arpa"
@@ -41,7 +41,7 @@ def test_the_new_address_of_an_edge_is_trusted_and_its_old_one_is_not(
         "LISTEN": "[::]:0",
     }
     place = in_its_place(tmp_path)
-    with shim_before(upstream.port, tmp_path, before=place, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, before=place, **settings) as shim:
 
         def is_trusted(source: str) -> bool:
             upstream.clear()

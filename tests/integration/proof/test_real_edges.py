@@ -11,8 +11,8 @@ import pytest
 
 from demo.navidrome import StandInOptions, StandInThread
 from demo.outpost import Outpost, OutpostOptions
-from tests.e2e.conftest import EDGES, USERS, Scene
-from tests.e2e.parts import SECRET, Behind, shim
+from tests.e2e.conftest import EDGES, USERS, Deployment
+from tests.e2e.servers import SECRET, Upstreams, shim
 from tests.support.jwt_minting import claims, rsa_key, token
 
 SPOOFED = {
@@ -24,7 +24,7 @@ REST = "/rest/getUsers?v=1.16.1&c=curl&f=json"
 
 
 @contextmanager
-def scene_of(folder: Path, edge: str, *, secret: str = "", **settings: str) -> Iterator[Scene]:
+def scene_of(folder: Path, edge: str, *, secret: str = "", **settings: str) -> Iterator[Deployment]:
     """An edge, a provider with a key set, the shim and a stand-in."""
     with (
         StandInThread(StandInOptions(login_window=3600)) as stand_in,
@@ -41,12 +41,12 @@ def scene_of(folder: Path, edge: str, *, secret: str = "", **settings: str) -> I
             given["SHIM_PROXY_SECRET"] = secret
         with (
             shim(folder, stand_in.url, **given) as before,
-            EDGES[edge](folder, Behind(outpost.url, before.url, secret)) as url,
+            EDGES[edge](folder, Upstreams(outpost.url, before.url, secret)) as url,
         ):
-            yield Scene(edge, url, before.url, before.control, outpost, stand_in)
+            yield Deployment(edge, url, before.url, before.control, outpost, stand_in)
 
 
-def users_seen(scene: Scene) -> set[str]:
+def users_seen(scene: Deployment) -> set[str]:
     """Every user that Navidrome received, except in the shim's own probe of the user header."""
     seen = list(scene.stand_in.seen)
     users = {value for one in seen for name, value in one.headers if name.lower() == "remote-user"}

@@ -16,7 +16,7 @@ import shim as package
 from tests.support.jwt_minting import rsa_key
 from tests.support.provider import Provider
 from tests.support.recorder import Recorder
-from tests.support.shim_process import Shim, build_request, shim_before
+from tests.support.shim_process import Shim, build_request, run_shim
 from tests.support.shim_settings import checks, command, eventually, hang_up
 
 APP = "GET /app/ HTTP/1.1"
@@ -33,7 +33,7 @@ def write(folder: Path, **settings: str) -> None:
 def running(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
     """A shim with these settings in its `.env`, and with the settings to run it in its environment."""
     write(folder, **settings)
-    with shim_before(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
+    with run_shim(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
         yield shim
 
 
@@ -156,7 +156,7 @@ def test_the_command_lists_applied_and_pending_settings(upstream: Recorder, tmp_
 
 def test_a_missing_file_removes_no_secret(upstream: Recorder, tmp_path: Path) -> None:
     write(tmp_path, PROXY_SECRET="s3cret-s3cret-s3cret")
-    with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
+    with run_shim(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
         assert user(shim, upstream, ONE) == ["401"]
         (tmp_path / ".env").unlink()
         hang_up(shim)

@@ -343,7 +343,7 @@ class AnyOrder(RuleBasedStateMachine):
             owner = self.owners.setdefault(account_id, uid)
             self.last_owners[account_id] = uid
             assert owner == uid, f"{response.name} is {owner}'s, and {uid} was let into it"
-            bindings = self.simulation.shims[shim].world.accounts.service.bindings
+            bindings = self.simulation.shims[shim].harness.accounts.service.bindings
             bound = bindings.by_uid(uid)
             assert bound is not None, f"{uid} was let in without a binding"
             assert bound.navidrome_id == account_id, f"{uid} was let into an account not theirs"
@@ -592,7 +592,7 @@ class AnyOrder(RuleBasedStateMachine):
                 may = may and (bound is None or bound.uid in {None, uid})
             response = await self._visit(identity, 0)
             if may:
-                last = self.simulation.world.events[-1]
+                last = self.simulation.harness.events[-1]
                 assert response.status == 200, f"{uid} is locked out: {response.text}, {last}"
 
     async def _revoked_streams_end(self) -> None:
@@ -641,7 +641,7 @@ class AnyOrder(RuleBasedStateMachine):
         return self.runner.run(run())
 
     def _bindings(self) -> BindingStore:
-        return self.simulation.world.accounts.service.bindings
+        return self.simulation.harness.accounts.service.bindings
 
     def _bound_account(self, name: str) -> str | None:
         """The id of the account that `users unlink NAME` frees."""

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
 from tests.support.postgresql import PASSWORD, PostgreSQL
-from tests.support.shim_process import EDGE, Shim, shim_before
+from tests.support.shim_process import EDGE, Shim, run_shim
 from tests.support.shim_settings import checks, command, eventually
 
 WITHOUT_DRIVER = "import sys; sys.modules['psycopg'] = None; from shim.cli.main import main; main()"
@@ -60,8 +60,8 @@ def test_a_user_bound_by_one_process_is_known_to_every_other(
 ) -> None:
     given = settings(navidrome, postgresql_url)
     with (
-        shim_before(port_of(navidrome), tmp_path, **given) as first,
-        shim_before(port_of(navidrome), tmp_path, **given) as second,
+        run_shim(port_of(navidrome), tmp_path, **given) as first,
+        run_shim(port_of(navidrome), tmp_path, **given) as second,
     ):
         assert checks(first)["store"]["state"] == checks(second)["store"]["state"] == "ok"
         assert visit(first, "alice").status_code == 200
@@ -90,7 +90,7 @@ def test_a_shim_that_starts_without_its_database_rejects_identities_until_it_is_
     place = make_url(postgresql_url).render_as_string(hide_password=True)
     postgresql.stop()
     try:
-        with shim_before(port_of(navidrome), tmp_path, **given) as shim:
+        with run_shim(port_of(navidrome), tmp_path, **given) as shim:
             refused = visit(shim, "alice")
             assert refused.status_code == 503 and refused.headers["Retry-After"]
             assert PASSWORD not in refused.text and "postgresql" not in refused.text
@@ -119,7 +119,7 @@ def test_a_wrong_password_is_reported_without_its_value(
 ) -> None:
     url = make_url(postgresql_url).set(password="wr0ng").render_as_string(hide_password=False)
     given = settings(navidrome, url)
-    with shim_before(port_of(navidrome), tmp_path, **given) as shim:
+    with run_shim(port_of(navidrome), tmp_path, **given) as shim:
         assert visit(shim, "alice").status_code == 503
         assert "password authentication failed" in checks(shim)["store"]["detail"]
         looked = command(tmp_path, "check", settings=given)

@@ -22,10 +22,10 @@ from shim.proxy.pool import UpstreamAddress
 from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.peers import parse_peer
-from tests.support.data_plane import EDGE, RecordingObserver
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
 from tests.support.program import PATIENCE, Program, ScriptedNavidrome, program, started
+from tests.support.running_proxy import EDGE, RecordingObserver
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 
 

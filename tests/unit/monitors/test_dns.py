@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from shim.monitors.dns import DnsMonitor
-from tests.support.pauses import note_pauses
-from tests.support.socket_ends import until
+from tests.support.raw_connection import until
+from tests.support.recorded_sleeps import record_sleeps
 
 LookupResult = Sequence[str] | Exception
 
@@ -191,7 +191,7 @@ async def test_a_blocked_lookup_uses_no_thread_of_the_default_executor(
 async def test_a_name_without_an_address_is_retried_soon(
     name_server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pauses = note_pauses(monkeypatch, "shim.monitors.dns", 3)
+    pauses = record_sleeps(monkeypatch, "shim.monitors.dns", 3)
     name_server.results_by_name = {"edge": OSError("not yet"), "other": ["192.0.2.5"]}
     watch = DnsMonitor(("edge", "other"), stale_seconds=300)
     await watch.resolve()

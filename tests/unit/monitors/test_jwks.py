@@ -13,7 +13,7 @@ from shim.monitors.jwks import MAX_WAITERS, JwksConfig, JwksMonitor
 from tests.support.certificates import make_certificates
 from tests.support.jwks_server import build_response, jwks_server
 from tests.support.jwt_minting import jwk, key_set, rsa_key
-from tests.support.pauses import note_pauses
+from tests.support.recorded_sleeps import record_sleeps
 
 ONE = key_set(jwk(rsa_key(), "one"))
 TWO = key_set(jwk(rsa_key(), "one"), jwk(rsa_key(1), "two"))
@@ -197,7 +197,7 @@ async def test_it_is_fetched_periodically_and_sooner_while_there_is_no_key(
     async with jwks_server(build_response(b"", status="503 Away")) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0))
         await watch.fetch()
-        pauses = note_pauses(monkeypatch, "shim.monitors.jwks", 3)
+        pauses = record_sleeps(monkeypatch, "shim.monitors.jwks", 3)
         responses = iter(
             [build_response(ONE), build_response(b"", status="503 Away"), build_response(ONE)]
         )

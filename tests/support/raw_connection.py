@@ -25,7 +25,7 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-class PlainWire:
+class SocketTransport:
     """A socket without TLS."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -44,7 +44,7 @@ class PlainWire:
         self.sock.close()
 
 
-class StreamWire:
+class StreamTransport:
     """A connection of asyncio's streams, with or without TLS."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -129,12 +129,12 @@ class End:
 
     def finish(self) -> None:
         """Send FIN, and continue reading."""
-        assert isinstance(self._wire, PlainWire)
+        assert isinstance(self._wire, SocketTransport)
         self._wire.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Send RST."""
-        assert isinstance(self._wire, PlainWire)
+        assert isinstance(self._wire, SocketTransport)
         linger = struct.pack("ii", 1, 0)
         self._wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._wire.close()

@@ -1,4 +1,4 @@
-"""`python -m tests.support.visiting ROUND`: a shim that is busy with accounts until it is killed.
+"""`python -m tests.support.provisioning_load ROUND`: a shim that is busy with accounts until it is killed.
 
 It provisions users, renames half of them and changes their groups, all concurrently, and prints
 when it has begun.

@@ -66,7 +66,7 @@ class Exchange:
     """One request and the recorded response."""
 
     number: int
-    what: str
+    description: str
     request: dict[str, Any]
     recorded_response: dict[str, Any]
 
@@ -84,7 +84,7 @@ class Received:
 
 
 @dataclass(slots=True)
-class Story:
+class Replayer:
     """A replay to one server, and the values of its placeholders so far.
 
     differences: descriptions of responses that were not the recorded ones.
@@ -105,7 +105,7 @@ class Story:
         self._compare(exchange, received)
         self._remember(exchange, received)
         self.differences[before:] = [
-            f"#{exchange.number} {exchange.what}: {difference}"
+            f"#{exchange.number} {exchange.description}: {difference}"
             for difference in self.differences[before:]
         ]
 
@@ -270,10 +270,10 @@ class Story:
             self.differences.append(f"{where}: recorded {recorded!r}, got {shown!r}")
 
 
-def exchanges() -> list[Exchange]:
+def recorded_exchanges() -> list[Exchange]:
     """The recorded exchanges, in order."""
     recording = json.loads(RECORDING.read_text("utf-8"))
     return [
-        Exchange(number, each["what"], each["request"], each["answer"])
+        Exchange(number, each["description"], each["request"], each["response"])
         for number, each in enumerate(recording["exchanges"])
     ]
