@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.browser import chromium, watched
+from tests.support.browser import chromium, observed_page
 from tests.support.demo_run import run_demo
 
 FILE = Path(__file__).parents[1] / "docs/console.png"
@@ -21,7 +21,7 @@ def main() -> None:
     with (
         run_demo() as demo,
         chromium() as browser,
-        watched(browser, demo.host, width=WIDTH, cookies=demo.cookies) as found,
+        observed_page(browser, demo.host, width=WIDTH, cookies=demo.cookies) as found,
     ):
         found.page.goto(f"{demo.url}/admin/")
         found.page.wait_for_load_state("networkidle")

@@ -39,7 +39,9 @@ def test_the_comparison_detects_a_different_response() -> None:
     # The same requests to a stand-in without trusted sources: responses by user header must differ.
     with StandInThread(StandInOptions(trusted_sources="127.0.0.2")) as stand_in:
         replayer = Replayer("127.0.0.1", stand_in.port)
-        by_header = [e for e in recorded_exchanges() if e.description == "list by header of an admin"]
+        by_header = [
+            e for e in recorded_exchanges() if e.description == "list by header of an admin"
+        ]
         replayer.replay(by_header[0])
         assert any("status: recorded 200, got 401" in line for line in replayer.differences)
 

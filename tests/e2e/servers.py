@@ -67,7 +67,7 @@ def traefik_behind_a_cdn(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     URL.
     """
     port, redirecting = free_port(), free_port()
-    static = _changed(
+    static = _replaced(
         _static(port, redirecting, folder),
         {
             "    # forwardedHeaders:\n": "    forwardedHeaders:\n",
@@ -91,7 +91,7 @@ def traefik_of_the_full_stack(
     )
     port = free_port()
     static = _static(port, free_port(), folder)
-    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    static = _replaced(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
     with _traefik(folder, static, port, upstreams, AUTHENTIK_HOST=authentik_host) as url:
         yield url
 
@@ -111,7 +111,7 @@ def traefik_by_labels(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     carried = labels(compose["services"]["navidrome-shim"])
     carried[_PORT_LABEL] = str(urlsplit(upstreams.navidrome).port)
     with docker_engine(carried, compose["networks"]["edge"]["name"]) as docker:
-        static = _changed(
+        static = _replaced(
             _static(port, redirecting, folder),
             {
                 f"  file:\n    directory: {DEPLOY}/traefik/dynamic\n    watch: true\n": (
@@ -137,7 +137,7 @@ def traefik_by_ingress_routes(folder: Path, upstreams: Upstreams) -> Iterator[st
     )
     port = free_port()
     static = _static(port, free_port(), folder)
-    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    static = _replaced(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
     with _traefik(folder, static, port, upstreams) as url:
         yield url
 
@@ -146,7 +146,7 @@ def traefik_by_ingress_routes(folder: Path, upstreams: Upstreams) -> Iterator[st
 def guides_traefik(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Traefik with the guide's own routers, including their weakness; returns its URL."""
     port = free_port()
-    static = _changed(
+    static = _replaced(
         (GUIDE / "traefik.yml").read_text(),
         {
             'address: ":443"': f'address: "127.0.0.1:{port}"',
@@ -164,7 +164,7 @@ def caddy(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     config = folder / "Caddyfile"
     # Loopback only, and no control socket.
     config.write_text(
-        _changed(
+        _replaced(
             (DEPLOY / "caddy/Caddyfile").read_text(),
             {"\n{\n\tservers {": "\n{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tservers {"},
         )
@@ -179,7 +179,7 @@ def caddy(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     }
     command = [beside_python("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
     with running(command, port, folder, env):
-        yield _routed(f"http://127.0.0.1:{port}")
+        yield _wait_until_routed(f"http://127.0.0.1:{port}")
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def nginx(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """nginx with `deploy/nginx/`; returns its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    text = _changed(
+    text = _replaced(
         (DEPLOY / "nginx/navidrome.conf.template").read_text(),
         {
             "    listen 80;\n": f"    listen 127.0.0.1:{free_port()};\n",
@@ -214,7 +214,7 @@ def nginx(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     )
     command = [beside_python("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
     with running(command, port, folder, {}):
-        yield _routed(url)
+        yield _wait_until_routed(url)
 
 
 @contextmanager
@@ -253,11 +253,11 @@ def _traefik(
     }
     command = [beside_python("traefik"), f"--configfile={config}"]
     with running(command, port, folder, env):
-        yield _routed(f"http://127.0.0.1:{port}")
+        yield _wait_until_routed(f"http://127.0.0.1:{port}")
 
 
 def _static(port: int, redirecting: int, folder: Path) -> str:
-    return _changed(
+    return _replaced(
         (DEPLOY / "traefik/traefik.yml").read_text(),
         {
             'address: ":80"': f'address: "127.0.0.1:{redirecting}"',
@@ -269,7 +269,7 @@ def _static(port: int, redirecting: int, folder: Path) -> str:
     )
 
 
-def _routed(url: str) -> str:
+def _wait_until_routed(url: str) -> str:
     """Wait until the outpost responds through an edge: Traefik listens before it has read its routers."""
     deadline = time.monotonic() + _ROUTED_SECONDS
     while time.monotonic() < deadline:
@@ -280,7 +280,7 @@ def _routed(url: str) -> str:
     raise NotStarted(f"{url} does not lead to the outpost after {_ROUTED_SECONDS:g} s")
 
 
-def _changed(text: str, changes: dict[str, str]) -> str:
+def _replaced(text: str, changes: dict[str, str]) -> str:
     for old, new in changes.items():
         if text.count(old) != 1:
             raise NotStarted(f"{old!r} stands {text.count(old)} times in what is copied, not once")

@@ -30,8 +30,8 @@ def attack(deployment: Deployment) -> str:
     words = block("curl -s -H")
     name, _, value = words[words.index("-H") + 1].partition(": ")
     url = urlsplit(next(word for word in words if word.startswith("https://")))
-    with deployment.client() as stranger:
-        return stranger.get(f"{url.path}?{url.query}", headers={name: value}).text
+    with deployment.client() as untrusted_client:
+        return untrusted_client.get(f"{url.path}?{url.query}", headers={name: value}).text
 
 
 def test_the_command_that_shows_if_you_are_affected_succeeds_in_the_guides_setup(
@@ -50,8 +50,8 @@ def test_the_command_that_shows_if_you_are_affected_fails_with_the_shim(
 def preview(guide_without_shim: Deployment, tmp_path: Path) -> dict[str, tuple[str, str]]:
     """What the command of step 0 prints about each account: without an admin group, and with one."""
     words = block("docker run")
-    given = dict(words[at + 1].split("=", 1) for at, w in enumerate(words) if w == "--env")
-    assert set(given) >= {"SHIM_UPSTREAM", "SHIM_ADMIN_GROUPS"}
+    environment = dict(words[at + 1].split("=", 1) for at, w in enumerate(words) if w == "--env")
+    assert set(environment) >= {"SHIM_UPSTREAM", "SHIM_ADMIN_GROUPS"}
     done = subprocess.run(
         [
             sys.executable,
@@ -64,7 +64,7 @@ def preview(guide_without_shim: Deployment, tmp_path: Path) -> dict[str, tuple[s
         env={
             "PATH": os.defpath,
             "PYTHONPATH": str(ROOT),
-            **given,
+            **environment,
             "SHIM_UPSTREAM": guide_without_shim.stand_in.url,
             "SHIM_ADMIN_GROUPS": ADMIN_GROUP,
         },

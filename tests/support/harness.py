@@ -29,7 +29,7 @@ OPERATOR = Operator("command:root", "command")
 VERIFIED = RequestInfo("192.0.2.9", "r-1", verified=True)
 
 # Time limits that a loaded machine does not reach either: for tests of what many requests come to.
-PATIENT = {"PROVISIONING_TIMEOUT": "3600", "NAVIDROME_TIMEOUT": "3600"}
+LONG_TIMEOUTS = {"PROVISIONING_TIMEOUT": "3600", "NAVIDROME_TIMEOUT": "3600"}
 
 
 def person(

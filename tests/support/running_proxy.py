@@ -160,7 +160,7 @@ class RunningProxy:
             assert isinstance(self._address, tuple)
             host, port = self._address
             wire = StreamTransport(*await asyncio.open_connection(host, port, ssl=tls))
-            return self._known(Client(wire))
+            return self._track(Client(wire))
         unix = isinstance(self._address, str)
         sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         if receive_buffer is not None:
@@ -170,9 +170,9 @@ class RunningProxy:
             sock.bind((source, 0))
         async with asyncio.timeout(PATIENCE):
             await asyncio.get_running_loop().sock_connect(sock, self._address)
-        return self._known(Client(SocketTransport(sock)))
+        return self._track(Client(SocketTransport(sock)))
 
-    def _known(self, client: Client) -> Client:
+    def _track(self, client: Client) -> Client:
         self._clients.append(client)
         return client
 

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shim.proxy.pool import UpstreamAddress
-from tests.support.raw_connection import PATIENCE, End, SocketTransport, StreamTransport
+from tests.support.raw_connection import PATIENCE, RawConnection, SocketTransport, StreamTransport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-class Served(End):
+class Served(RawConnection):
     """A connection that the shim made."""
 
     async def head(self) -> bytes:

@@ -22,7 +22,7 @@ from typing import Any
 
 import shim
 from tests.support.event_schema import faults_of_line
-from tests.support.recorder import FENCE, Received, Recorder
+from tests.support.recorder import SYNC_PATH, Received, Recorder
 
 EDGE = "127.0.0.2"
 UNTRUSTED = "127.0.0.1"
@@ -129,7 +129,7 @@ class Shim:
 
         Waits until everything that was sent before has been logged and has arrived upstream.
         """
-        mark = f"{FENCE}{next(_fresh)}"
+        mark = f"{SYNC_PATH}{next(_fresh)}"
         self.request(f"GET {mark} HTTP/1.0\r\n\r\n".encode())
         upstream.wait_for(mark)
         self.wait_for_line(kind="access", path=mark)
@@ -166,7 +166,7 @@ def run_shim(
     that begin with `ND_` unchanged. Those in `without` are left to the folder's `.env`; `before`
     precedes its command line.
     """
-    given = {
+    all_settings = {
         "LISTEN": "127.0.0.1:0",
         "CONTROL_LISTEN": "127.0.0.1:0",
         "UPSTREAM": f"http://127.0.0.1:{port}",
@@ -181,7 +181,7 @@ def run_shim(
         "PYTHONPATH": str(Path(shim.__file__).parents[1]),
         **{
             name if name.startswith("ND_") else f"SHIM_{name}": value
-            for name, value in given.items()
+            for name, value in all_settings.items()
             if name not in without
         },
     }
@@ -225,7 +225,7 @@ def assert_rejected(
     assert line["reason"] in reasons
     assert line["status"] == status
     assert not upstream.requested, upstream.requested
-    assert not upstream.torn
+    assert not upstream.incomplete
 
 
 def assert_stripped(
@@ -238,7 +238,7 @@ def assert_stripped(
     assert not reasons or line["reason"] in reasons
     (received,) = upstream.requested
     assert_no_identity(received)
-    assert upstream.torn == []
+    assert upstream.incomplete == []
     return received
 
 

@@ -12,16 +12,21 @@ from tests.support.shim_process import assert_stripped, build_request, edge_addr
 ADMIN = "X-authentik-username: admin"
 
 
-@pytest.mark.parametrize("navidromes", ["/music/", "/Music/"])
-@pytest.mark.parametrize("ours", ["/", "/other"])
+@pytest.mark.parametrize("navidrome_base_path", ["/music/", "/Music/"])
+@pytest.mark.parametrize("base_path", ["/", "/other"])
 def test_no_identity_is_trusted_while_navidromes_base_path_differs(
-    tmp_path: Path, navidromes: str, ours: str
+    tmp_path: Path, navidrome_base_path: str, base_path: str
 ) -> None:
     with (
-        recorder(navidromes) as upstream,
-        run_shim(upstream.port, tmp_path, BASE_PATH=ours) as shim,
+        recorder(navidrome_base_path) as upstream,
+        run_shim(upstream.port, tmp_path, BASE_PATH=base_path) as shim,
     ):
-        for path in (f"{navidromes}rest/getUsers", f"{navidromes}app/", "/app/", "/other/app/"):
+        for path in (
+            f"{navidrome_base_path}rest/getUsers",
+            f"{navidrome_base_path}app/",
+            "/app/",
+            "/other/app/",
+        ):
             upstream.clear()
             edge = edge_address()
             response = shim.request(build_request(f"GET {path} HTTP/1.1", ADMIN), edge)

@@ -78,7 +78,7 @@ def test_an_admin_gets_control_pages_and_navidrome_gets_no_request(
     assert b"shim_requests_total" in response.raw
     shim.decided("nobody", upstream)
     assert not upstream.requested
-    assert not upstream.torn
+    assert not upstream.incomplete
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_disconnected_peer_is_not_mistaken_for_a_unix_socket(tmp_path: Path) -
         shim.decided(UNTRUSTED, upstream)
         for received in upstream.requested:
             assert_no_identity(received)
-        assert all(b"Remote-User" not in torn for torn in upstream.torn)
+        assert all(b"Remote-User" not in incomplete for incomplete in upstream.incomplete)
 
 
 def test_a_missing_or_wrong_proof_is_rejected(upstream: Recorder, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_ambiguous_chunks_are_rejected(shim: Shim, upstream: Recorder, case: str
     assert (line["verdict"], line["reason"]) == ("rejected", "ambiguous_framing")
     # The first request may have begun upstream. It never ends there, and no second one begins.
     assert upstream.requested == []
-    for begun in upstream.torn:
+    for begun in upstream.incomplete:
         assert begun.count(b" HTTP/1.1\r\n") == 1
         assert b"smuggled" not in begun
 
@@ -191,7 +191,7 @@ def test_chunked_bodies_are_framed_again_without_extensions_and_trailers(
     (received,) = upstream.requested
     assert received.body == b"hello"
     assert_no_identity(received)
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_request_in_a_body_stays_in_the_body(
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.body == SECOND
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
 def test_a_pipelined_request_gets_its_own_decision(shim: Shim, upstream: Recorder) -> None:
@@ -229,7 +229,7 @@ def test_data_after_connection_close_is_dropped(shim: Shim, upstream: Recorder) 
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.target == "/rest/ping"
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
 def test_data_after_a_rejected_request_is_dropped(shim: Shim, upstream: Recorder) -> None:

@@ -48,7 +48,7 @@ def test_data_after_a_handshake_that_navidrome_rejects_is_dropped(
     shim.decided(untrusted_peer, upstream)
     (received,) = upstream.requested
     assert received.target == path
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
@@ -67,7 +67,7 @@ def test_no_data_is_sent_upstream_before_navidromes_101(
             response += client.recv(65536)
         assert response.startswith(b"HTTP/1.1 101 ")
         # The upstream waited before it switched protocols, and nothing had arrived.
-        assert upstream.torn == []
+        assert upstream.incomplete == []
         while b"echo early" not in response:
             response += client.recv(65536)
         client.sendall(b"late")

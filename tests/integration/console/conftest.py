@@ -18,7 +18,7 @@ from tests.support.demo_run import FinishedDemo, run_demo
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"
-TURNED = "\u202egnp.exe\u202c"
+RIGHT_TO_LEFT = "\u202egnp.exe\u202c"
 FORMULA = "=cmd|' /C calc'!A0"
 EMOJI = "🎵" * 255
 
@@ -42,7 +42,7 @@ def attack(environment: Environment) -> None:
     name = "X-authentik-username"
     for source, path, lines in (
         (OUTSIDER, f"/app/{IMAGE.replace(' ', '%20')}", [f"{name}: {SCRIPT}"]),
-        (OUTSIDER, "/app/\u202e".encode(), [f"{name}: {TURNED}", f"User-Agent: {SCRIPT}"]),
+        (OUTSIDER, "/app/\u202e".encode(), [f"{name}: {RIGHT_TO_LEFT}", f"User-Agent: {SCRIPT}"]),
         (OUTSIDER, "/app/", [f"{name}: {FORMULA}"]),
         (OUTSIDER, "/app/", [f"{name}: {EMOJI}"]),
         (EDGE_ADDRESS, "/app/", [b"X-authentik-username: \xff\xfe\x9b31m", b"User-Agent: \x9b31m"]),

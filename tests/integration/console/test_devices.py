@@ -12,7 +12,7 @@ from libopensonic import AsyncConnection
 from libopensonic.errors import CredentialError
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import watched
+from tests.support.browser import observed_page
 from tests.support.demo_run import FinishedDemo
 
 NAME = "<img src=x onerror=alert(1)> phone"
@@ -22,7 +22,7 @@ NAME = "<img src=x onerror=alert(1)> phone"
 def person(request: pytest.FixtureRequest, browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
     """The own page of somebody who is no administrator."""
     cookies = demo.cookies_of("alice")
-    with watched(browser, demo.host, cookies=cookies, scripts=request.param) as found:
+    with observed_page(browser, demo.host, cookies=cookies, scripts=request.param) as found:
         found.page.goto(f"{demo.url}/")
         yield found.page
         assert not found.dialogs
@@ -81,7 +81,7 @@ def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
 
 
 def test_the_button_copies_the_password(browser: Browser, demo: FinishedDemo) -> None:
-    with watched(browser, demo.host, cookies=demo.cookies_of("alice")) as found:
+    with observed_page(browser, demo.host, cookies=demo.cookies_of("alice")) as found:
         page = found.page
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.goto(f"{demo.url}/")
@@ -96,13 +96,13 @@ def test_the_button_copies_the_password(browser: Browser, demo: FinishedDemo) ->
 def test_an_administrator_revokes_the_device_of_somebody_else(
     browser: Browser, demo: FinishedDemo
 ) -> None:
-    with watched(browser, demo.host, cookies=demo.cookies_of("alice")) as theirs:
+    with observed_page(browser, demo.host, cookies=demo.cookies_of("alice")) as theirs:
         theirs.page.goto(f"{demo.url}/")
         theirs.page.get_by_label("Name").fill("Lost phone")
         theirs.page.get_by_role("button", name="Add the device").click()
         password = theirs.page.locator("#secret").inner_text()
     assert use(demo.environment.edge.url, "alice", password)
-    with watched(browser, demo.host, cookies=demo.cookies) as found:
+    with observed_page(browser, demo.host, cookies=demo.cookies) as found:
         page = found.page
         page.goto(f"{demo.url}/admin/accounts")
         page.get_by_role("row", name="alice").get_by_role("link", name="Devices").click()

@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from tests.support.browser import Theme, watched
+from tests.support.browser import Theme, observed_page
 from tests.support.demo_run import FinishedDemo
 
 MAX_WIRE_BYTES = 100_000
@@ -87,7 +87,7 @@ class Visit:
     """The result of one visit."""
 
     violations: str
-    sideways: int
+    horizontal_overflow: int
     foreign: list[str]
     messages: list[str]
     dialogs: list[str]
@@ -103,7 +103,7 @@ def visit(request: pytest.FixtureRequest, browser: Browser, demo: FinishedDemo) 
     name, theme, width = request.param
     path, steps = PAGES[name]
     cookies = demo.cookies_of(PERSON) if name in OWN_PAGES else demo.cookies
-    with watched(browser, demo.host, theme=theme, width=width, cookies=cookies) as found:
+    with observed_page(browser, demo.host, theme=theme, width=width, cookies=cookies) as found:
         found.page.goto(demo.url + path)
         wire_bytes = found.wire_bytes
         steps(found.page)
@@ -112,7 +112,7 @@ def visit(request: pytest.FixtureRequest, browser: Browser, demo: FinishedDemo) 
         violations = checked.generate_report() if checked.violations_count else ""
         return Visit(
             violations,
-            found.sideways,
+            found.horizontal_overflow,
             found.foreign,
             [text for text in found.messages if "status of 4" not in text],
             found.dialogs,
@@ -138,4 +138,4 @@ def test_a_page_with_all_its_files_is_small(visit: Visit) -> None:
 
 
 def test_a_page_is_no_wider_than_the_window(visit: Visit) -> None:
-    assert visit.sideways <= 0
+    assert visit.horizontal_overflow <= 0

@@ -11,13 +11,13 @@ from playwright.sync_api import Browser, Page, expect
 
 from demo.environment import OUTSIDER
 from tests.integration.console.conftest import EMOJI, FORMULA, IMAGE, SCRIPT
-from tests.support.browser import watched
+from tests.support.browser import observed_page
 from tests.support.demo_run import FinishedDemo
 
 
 @pytest.fixture
 def page(browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
-    with watched(browser, demo.host, cookies=demo.cookies) as found:
+    with observed_page(browser, demo.host, cookies=demo.cookies) as found:
         found.page.goto(f"{demo.url}/admin/")
         yield found.page
         assert not found.dialogs
@@ -27,7 +27,7 @@ def page(browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
 @pytest.fixture
 def plain(browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
     """A browser without scripts."""
-    with watched(browser, demo.host, cookies=demo.cookies, scripts=False) as found:
+    with observed_page(browser, demo.host, cookies=demo.cookies, scripts=False) as found:
         found.page.goto(f"{demo.url}/admin/")
         yield found.page
 
@@ -195,7 +195,7 @@ def test_the_keyboard_reaches_the_content_first(page: Page) -> None:
 
 def test_on_this_machine_the_listener_is_read_only(browser: Browser, demo: FinishedDemo) -> None:
     host = demo.local.removeprefix("http://")
-    with watched(browser, host) as found:
+    with observed_page(browser, host) as found:
         found.page.goto(f"{demo.local}/")
         expect(found.page).to_have_title("Overview · navidrome-shim")
         go(found.page, "Accounts")
@@ -205,7 +205,7 @@ def test_on_this_machine_the_listener_is_read_only(browser: Browser, demo: Finis
 
 
 def test_another_user_gets_no_console(browser: Browser, demo: FinishedDemo) -> None:
-    with watched(browser, demo.host) as found:
+    with observed_page(browser, demo.host) as found:
         found.page.goto(f"{demo.environment.edge.url}/?user=alice")
         response = found.page.goto(f"{demo.url}/admin/")
         assert response is not None

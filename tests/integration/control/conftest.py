@@ -67,12 +67,12 @@ class Deployment:
 @contextmanager
 def start_deployment(folder: Path, **settings: str) -> Iterator[Deployment]:
     """Start a shim; an empty value removes a setting."""
-    given = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
-    given["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
+    environment = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
+    environment["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
     with StandInThread(StandInOptions(login_window=3600)) as stand_in:
         port = int(stand_in.url.rsplit(":", 1)[1])
-        with run_shim(port, folder, **given) as shim:
-            yield Deployment(shim, folder, {**given, "UPSTREAM": stand_in.url})
+        with run_shim(port, folder, **environment) as shim:
+            yield Deployment(shim, folder, {**environment, "UPSTREAM": stand_in.url})
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ _FIELD = re.compile(r'name="(csrf_token|form_key)" value="([^"]+)"')
 _SECRET = re.compile(r'id="secret" class="secret">([^<]+)<')
 _DEVICE = re.compile(r'href="devices/([0-9a-f]+)/revoke"')
 HTML = {"Accept": "text/html"}
-EVIL = "<script>alert(1)</script>"
+SCRIPT = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
@@ -251,10 +251,10 @@ def test_the_listener_has_no_pages_of_a_person(own: Deployment, write: str) -> N
 def test_texts_of_attackers_are_text_or_are_rejected(own: Deployment) -> None:
     with own.edge("ada") as ada, own.edge("root", "admins") as root:
         root.get("/app/")
-        assert add(ada, EVIL).status_code == 200
+        assert add(ada, SCRIPT).status_code == 200
         page = ada.get("/_shim/", headers=HTML).text
-        assert EVIL not in page and "&lt;script&gt;" in page
-        assert EVIL not in root.get("/_shim/admin/devices", headers=HTML).text
+        assert SCRIPT not in page and "&lt;script&gt;" in page
+        assert SCRIPT not in root.get("/_shim/admin/devices", headers=HTML).text
         (device,) = devices(ada)
         for name in ("", "   ", "x" * 65, "a\nb", "\u202egnp.exe", "\x1b[31m"):
             refused = add(ada, name)

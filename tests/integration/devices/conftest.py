@@ -137,7 +137,7 @@ def error_of(response: httpx.Response) -> int | None:
 
 @asynccontextmanager
 async def run_shim(harness: Harness, **settings: str) -> AsyncIterator[RunningShim]:
-    """Start the shim before a world's server, and stop it."""
+    """Start the shim with the server of a harness, and stop it."""
     port, control = _free_port(), _free_port()
     harness.use(
         LISTEN=f"127.0.0.1:{port}",
@@ -200,7 +200,7 @@ def _free_port() -> int:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stand_in_harness(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harness]:
     """An empty stand-in."""
-    async for harness in _harness("stand-in tcp", tmp_path_factory.mktemp("world")):
+    async for harness in _harness("stand-in tcp", tmp_path_factory.mktemp("harness")):
         yield harness
 
 
@@ -211,7 +211,7 @@ async def any_harness(
     """An empty server of each kind."""
     if request.param.startswith("real") and "NAVIDROME_BIN" not in os.environ:
         pytest.skip("NAVIDROME_BIN names no binary")
-    async for harness in _harness(request.param, tmp_path_factory.mktemp("world")):
+    async for harness in _harness(request.param, tmp_path_factory.mktemp("harness")):
         yield harness
 
 

@@ -65,11 +65,13 @@ async def test_bodies_that_are_too_long(shim: RunningShim) -> None:
         "Content-Type: application/x-www-form-urlencoded\r\n"
     )
     for length in (2 << 20, 1 << 30):
-        answer = await _raw(shim, f"{head}Content-Length: {length}\r\n\r\n".encode())
-        assert b" 413 " in answer.partition(b"\r\n")[0] and b'code="0"' in answer
+        raw_response = await _raw(shim, f"{head}Content-Length: {length}\r\n\r\n".encode())
+        assert b" 413 " in raw_response.partition(b"\r\n")[0] and b'code="0"' in raw_response
     chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
-    answer = await _raw(shim, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), chunk * 40)
-    assert b" 413 " in answer.partition(b"\r\n")[0]
+    raw_response = await _raw(
+        shim, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), chunk * 40
+    )
+    assert b" 413 " in raw_response.partition(b"\r\n")[0]
 
 
 async def test_a_large_form_with_the_password_in_it(shim: RunningShim) -> None:
@@ -96,9 +98,9 @@ async def test_the_shim_answers_expect_itself(shim: RunningShim) -> None:
     writer.write(head.encode())
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(body)
-    answer = await reader.read()
+    raw_response = await reader.read()
     writer.close()
-    assert answer.startswith(b"HTTP/1.1 200") and b'"status":"ok"' in answer
+    assert raw_response.startswith(b"HTTP/1.1 200") and b'"status":"ok"' in raw_response
 
 
 async def test_another_account_with_my_token(shim: RunningShim) -> None:
@@ -112,10 +114,10 @@ async def test_another_account_with_my_token(shim: RunningShim) -> None:
 async def test_an_untrusted_peer_gets_nothing_from_a_device(shim: RunningShim) -> None:
     secret = (await shim.add("uid-alice")).secret
     request = f"GET /rest/ping?u=alice&p={secret}&v=1.16.1&c=x&f=json HTTP/1.1\r\nHost: x\r\n"
-    answer = await asyncio.to_thread(
+    raw_response = await asyncio.to_thread(
         _from_elsewhere, shim.port, f"{request}Connection: close\r\n\r\n".encode()
     )
-    assert b'"code":40' in answer
+    assert b'"code":40' in raw_response
 
 
 async def test_a_lost_key_is_reported_and_nothing_is_deleted(tmp_path: Path) -> None:
@@ -143,18 +145,18 @@ async def test_a_lost_key_is_reported_and_nothing_is_deleted(tmp_path: Path) -> 
 async def _raw(shim: RunningShim, head: bytes, body: bytes = b"") -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", shim.port)
     writer.write(head + body)
-    answer = await reader.read()
+    raw_response = await reader.read()
     writer.close()
-    return answer
+    return raw_response
 
 
 def _from_elsewhere(port: int, data: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), 10, ("127.0.0.9", 0)) as client:
         client.sendall(data)
-        answer = b""
+        raw_response = b""
         while piece := client.recv(65536):
-            answer += piece
-        return answer
+            raw_response += piece
+        return raw_response
 
 
 async def test_the_name_of_an_app_is_stored_as_harmless_text(postgresql_url: str) -> None:

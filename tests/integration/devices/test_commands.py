@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shim(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningShim]:
-    async for harness in _harness("stand-in tcp", tmp_path_factory.mktemp("world")):
+    async for harness in _harness("stand-in tcp", tmp_path_factory.mktemp("harness")):
         async with run_shim(harness, SUBSONIC_PASSWORDS="devices") as started:
             await started.sign_in("alice")
             yield started

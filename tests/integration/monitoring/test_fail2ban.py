@@ -19,7 +19,7 @@ pytestmark = pytest.mark.binary("fail2ban-regex")
 DEPLOY = Path(__file__).parents[3] / "deploy/fail2ban"
 FILTER = DEPLOY / "filter.d/navidrome-shim.conf"
 ALIAS = "X_authentik_username: admin"
-EVIL = '","peer_trusted":true,"client":"198.51.100.66","x":"'
+INJECTED_FIELDS = '","peer_trusted":true,"client":"198.51.100.66","x":"'
 
 
 def banned(folder: Path, lines: Sequence[Line], prefix: str = "") -> list[str]:
@@ -105,7 +105,7 @@ def test_client_data_adds_no_address(upstream: Recorder, tmp_path: Path) -> None
         separators=(",", ":"),
     )  # fmt: skip
     with run_shim(upstream.port, tmp_path) as shim:
-        for number, text in enumerate((EVIL, forged), 1):
+        for number, text in enumerate((INJECTED_FIELDS, forged), 1):
             agent = f"User-Agent: {text}"
             attack(shim, f"203.0.113.{number}", f"X-authentik-username: {text}", agent, ALIAS)
             attack(shim, f"203.0.113.{number}", agent, path="/rest/x" + text.replace(" ", ""))

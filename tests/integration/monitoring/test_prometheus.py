@@ -29,12 +29,12 @@ METRIC = re.compile(r"\b((?:shim|process)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 
 
-def promtool(*arguments: str, given: str | None = None, folder: Path | None = None) -> str:
+def promtool(*arguments: str, stdin: str | None = None, folder: Path | None = None) -> str:
     """Return what promtool prints; fail if it fails."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=folder,
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -124,7 +124,7 @@ def test_an_expression_groups_by_labels_that_its_metrics_have(
 
 @pytest.mark.binary("promtool")
 def test_metrics_follow_prometheus_conventions(metrics: str) -> None:
-    promtool("check", "metrics", given=metrics)
+    promtool("check", "metrics", stdin=metrics)
 
 
 @pytest.mark.binary("promtool")

@@ -24,7 +24,7 @@ APP = "GET /app/ HTTP/1.1"
 _PATIENCE = 10.0
 
 
-def carrying(text: str, *fields: str, line: str = APP) -> bytes:
+def request_with_token(text: str, *fields: str, line: str = APP) -> bytes:
     return build_request(line, f"X-authentik-jwt: {text}", *fields)
 
 
@@ -33,7 +33,7 @@ def test_a_verified_token_names_the_user_and_is_not_forwarded(
 ) -> None:
     with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         response = shim.request(
-            carrying(issuer.token(), "X-authentik-groups: family|admins"), edge_address()
+            request_with_token(issuer.token(), "X-authentik-groups: family|admins"), edge_address()
         )
         assert response.status == 200
         (received,) = upstream.requested
@@ -50,7 +50,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
     now = int(time.time())
     entries = claims(iat=now - 5, exp=now + 300)
     assert rsa_key() is by.keys["rsa-0"], "what would be signed well, but for what is wrong"
-    nowhere = "http://127.0.0.1:9/"
+    closed_port = "http://127.0.0.1:9/"
     public = pem(rsa_key())
     return {
         "alg none": (f"{encoded({'alg': 'none'})}.{encoded(entries)}.", "jwt_invalid"),
@@ -65,7 +65,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
             "jwt_invalid",
         ),
         "an address that it brings": (
-            token(entries, key=rsa_key(1), jku=nowhere, x5u=nowhere),
+            token(entries, key=rsa_key(1), jku=closed_port, x5u=closed_port),
             "jwt_invalid",
         ),
         "another issuer": (by.token(iss="https://evil.example/"), "jwt_invalid"),
@@ -87,7 +87,7 @@ def test_each_forged_token_is_rejected_and_never_logged(
         for name, (text, reason) in attacks(issuer).items():
             peer = edge_address()
             response = shim.request(
-                carrying(text, "X-authentik-meta-jwks: http://127.0.0.1:9/jwks"), peer
+                request_with_token(text, "X-authentik-meta-jwks: http://127.0.0.1:9/jwks"), peer
             )
             (line,) = shim.decided(peer, upstream)
             assert response.status in (400, 401, 403), name
@@ -104,14 +104,16 @@ def test_headers_that_contradict_the_token_are_rejected(
 ) -> None:
     with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         peer = edge_address()
-        response = shim.request(carrying(issuer.token(), "X-authentik-username: root"), peer)
+        response = shim.request(
+            request_with_token(issuer.token(), "X-authentik-username: root"), peer
+        )
         assert response.status == 401
         (line,) = shim.decided(peer, upstream)
         assert line["reason"] == "jwt_claim_mismatch"
         assert "'root'" in str(line["notes"]) and "'ada'" in str(line["notes"])
         peer = edge_address()
         response = shim.request(
-            carrying(issuer.token(), "X-authentik-groups: family|admins|root"), peer
+            request_with_token(issuer.token(), "X-authentik-groups: family|admins|root"), peer
         )
         assert response.status == 401
         assert upstream.requested == []
@@ -146,12 +148,16 @@ def test_rotating_keys_under_load_rejects_no_user(
     with run_shim(upstream.port, tmp_path, **settings) as shim, ThreadPoolExecutor(8) as pool:
         peer = edge_address()
         old = [issuer.token(sub=str(n)) for n in range(8)]
-        assert {a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), old)} == {200}
+        assert {
+            a.status for a in pool.map(lambda t: shim.request(request_with_token(t), peer), old)
+        } == {200}
         # The provider signs with the new key at once, and publishes both for a while.
         issuer.keys["rsa-1"] = rsa_key(1)
         new = [issuer.token(kid="rsa-1", sub=str(n)) for n in range(32)]
         mixed = [text for pair in zip(new, old * 4, strict=True) for text in pair]
-        statuses = [a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), mixed)]
+        statuses = [
+            a.status for a in pool.map(lambda t: shim.request(request_with_token(t), peer), mixed)
+        ]
         assert statuses == [200] * 64
         assert issuer.requests == 2
         changed = shim.wait_for_line(kind="policy_changed", subject="keys")
@@ -160,11 +166,11 @@ def test_rotating_keys_under_load_rejects_no_user(
         del issuer.keys["rsa-0"]
         issuer.keys["rsa-2"] = rsa_key(2)
         end = time.monotonic() + _PATIENCE
-        while shim.request(carrying(issuer.token(kid="rsa-2")), peer).status != 200:
+        while shim.request(request_with_token(issuer.token(kid="rsa-2")), peer).status != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
         for text in old:
-            assert shim.request(carrying(text), peer).status == 401
+            assert shim.request(request_with_token(text), peer).status == 401
 
 
 def test_a_key_that_is_replaced_under_its_kid_is_used_after_the_next_fetch(
@@ -173,23 +179,25 @@ def test_a_key_that_is_replaced_under_its_kid_is_used_after_the_next_fetch(
     settings = issuer.settings(JWKS_REFRESH_SECONDS="1")
     with run_shim(upstream.port, tmp_path, **settings) as shim:
         old = issuer.token()
-        assert shim.request(carrying(old), edge_address()).status == 200
+        assert shim.request(request_with_token(old), edge_address()).status == 200
         issuer.keys = {"rsa-0": rsa_key(1)}
-        eventually(lambda: shim.request(carrying(issuer.token()), edge_address()).status, 200)
-        assert shim.request(carrying(old), edge_address()).status == 401
+        eventually(
+            lambda: shim.request(request_with_token(issuer.token()), edge_address()).status, 200
+        )
+        assert shim.request(request_with_token(old), edge_address()).status == 401
 
 
 def test_forged_key_ids_cause_a_limited_number_of_fetches(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
-        peer, honest = edge_address(), issuer.token()
+        peer, valid = edge_address(), issuer.token()
         payload = encoded(claims(iat=None, exp=2_000_000_000))
         for number in range(300):
             forged = f"{encoded({'alg': 'RS256', 'kid': f'k{number}'})}.{payload}.AAAA"
-            assert shim.request(carrying(forged), peer).status == 401
+            assert shim.request(request_with_token(forged), peer).status == 401
             if number % 30 == 0:
-                assert shim.request(carrying(honest), peer).status == 200
+                assert shim.request(request_with_token(valid), peer).status == 200
         assert issuer.requests == 2, "one at the start, one for all of them"
         assert shim.wait_for_line(reason="jwt_unknown_key")
 
@@ -199,14 +207,14 @@ def test_no_identity_is_trusted_until_the_key_set_is_available(
 ) -> None:
     issuer.status = 503
     with run_shim(upstream.port, tmp_path, **issuer.settings(JWKS_MIN_INTERVAL="1")) as shim:
-        assert shim.request(carrying(issuer.token()), edge_address()).status == 401
+        assert shim.request(request_with_token(issuer.token()), edge_address()).status == 401
         keys = checks(shim)["keys"]
         assert keys["state"] == "failing" and "503" in keys["detail"]
         failed = shim.wait_for_line(kind="key_set_failed")
         assert failed["severity"] == "error"
         issuer.status = 200
         end = time.monotonic() + _PATIENCE
-        while shim.request(carrying(issuer.token()), edge_address()).status != 200:
+        while shim.request(request_with_token(issuer.token()), edge_address()).status != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
         assert checks(shim)["keys"]["state"] == "ok"
@@ -215,9 +223,9 @@ def test_no_identity_is_trusted_until_the_key_set_is_available(
         before = issuer.requests
         unknown = token(claims(iat=None, exp=2_000_000_000), key=rsa_key(1), kid="unknown")
         while issuer.requests == before:
-            assert shim.request(carrying(unknown), edge_address()).status == 401
+            assert shim.request(request_with_token(unknown), edge_address()).status == 401
             assert time.monotonic() < end
-        assert shim.request(carrying(issuer.token()), edge_address()).status == 200
+        assert shim.request(request_with_token(issuer.token()), edge_address()).status == 200
         assert checks(shim)["keys"]["state"] == "warning"
 
 
@@ -237,7 +245,10 @@ def test_a_native_client_can_use_a_bearer_token_on_a_public_path(
         upstream.clear()
         spoofed = build_request(line, "X-authentik-username: root", "X-authentik-uid: 1")
         assert shim.request(spoofed, edge_address()).status == 200
-        assert shim.request(carrying(issuer.token(), line=line), untrusted_address()).status == 200
+        assert (
+            shim.request(request_with_token(issuer.token(), line=line), untrusted_address()).status
+            == 200
+        )
         share = build_request("GET /share/x HTTP/1.1", f"Authorization: Bearer {issuer.token()}")
         assert shim.request(share, edge_address()).status == 200
         assert [one.values("Remote-User") for one in upstream.requested] == [[], [], []]

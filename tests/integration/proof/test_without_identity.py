@@ -26,8 +26,8 @@ SIGN_IN = "/outpost.goauthentik.io/start"
 
 @contextmanager
 def requiring(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
-    given = {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": SIGN_IN, **settings}
-    with run_shim(upstream.port, folder, **given) as shim:
+    all_settings = {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": SIGN_IN, **settings}
+    with run_shim(upstream.port, folder, **all_settings) as shim:
         yield shim
 
 

@@ -1,4 +1,4 @@
-"""A world on each server: most tests run on all of them, some on the stand-in only, some with each
+"""A harness for each server: most tests run on all of them, some on the stand-in only, some with each
 database.
 """
 
@@ -24,7 +24,7 @@ def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def unlimited_busy_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a transaction wait for the others without a limit."""
     monkeypatch.setattr(engine, "BUSY_SECONDS", 3600.0)
 
@@ -32,14 +32,14 @@ def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=KINDS)
 async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty server of each kind."""
-    async for one in _harnesses(_there(request.param), tmp_path):
+    async for one in _harnesses(_require_binary(request.param), tmp_path):
         yield one
 
 
 @pytest.fixture(params=["stand-in tcp", "real tcp"])
 async def tcp_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty server of each kind, on TCP only."""
-    async for one in _harnesses(_there(request.param), tmp_path):
+    async for one in _harnesses(_require_binary(request.param), tmp_path):
         yield one
 
 
@@ -50,7 +50,7 @@ async def any_store_harness(
     """An empty server of each kind, with each kind of database."""
     kind, _, store = request.param.partition(", ")
     url = request.getfixturevalue("postgresql_url") if store else ""
-    async for one in _harnesses(_there(kind), tmp_path, url):
+    async for one in _harnesses(_require_binary(kind), tmp_path, url):
         yield one
 
 
@@ -61,7 +61,7 @@ async def stand_in_harness(tmp_path: Path) -> AsyncIterator[Harness]:
         yield one
 
 
-def _there(kind: str) -> str:
+def _require_binary(kind: str) -> str:
     if kind.startswith("real") and "NAVIDROME_BIN" not in os.environ:
         pytest.skip("NAVIDROME_BIN names no binary")
     return kind

@@ -192,7 +192,7 @@ class Simulation:
             shim.close()
         await self._exits.aclose()
 
-    async def let_processes_see_each_other(self) -> None:
+    async def sync_processes(self) -> None:
         """Let the time pass after which a shim has read what another process wrote to the database."""
         for shim in self.shims:
             await shim.harness.accounts.service.announced()
@@ -337,13 +337,13 @@ class Simulation:
         """The ways in which the credential is accepted through this shim, by an account of this name,
         from an untrusted peer and from the edge.
         """
-        ways = []
+        accepted_by = []
         for client, where in ((self._untrusted, "untrusted peer"), (self._edge, "edge")):
-            ways += [
+            accepted_by += [
                 f"{way} from the {where}"
                 for way in await self._uses(client, credential, name, shim)
             ]
-        return tuple(ways)
+        return tuple(accepted_by)
 
     async def change_password_with(self, credential: Credential, shim: int) -> str | None:
         """Set a password with a token alone. The password, None where it was rejected."""
@@ -361,17 +361,17 @@ class Simulation:
         parameter = "p" if credential.kind == "password" else "jwt"
         query = {**PING, "u": name, parameter: secret}
         ping = await client.get(f"{url}/rest/ping", params=query)
-        ways = ["Subsonic"] if _succeeded(ping) else []
+        accepted_by = ["Subsonic"] if _succeeded(ping) else []
         if credential.kind == "password":
-            return ways
+            return accepted_by
         bearer = {"X-ND-Authorization": f"Bearer {secret}"}
         alive = await client.get(f"{url}/api/keepalive/keepalive", headers=bearer)
         if alive.status_code == 200:
-            ways.append("native API")
+            accepted_by.append("native API")
         me = await client.get(f"{url}/jellyfin/Users/Me", headers={"X-Emby-Token": secret})
         if me.status_code == 200:
-            ways.append("Jellyfin")
-        return ways
+            accepted_by.append("Jellyfin")
+        return accepted_by
 
     async def _log_in(self, name: str, password: str) -> str | None:
         response = await self._untrusted.post(
@@ -399,7 +399,7 @@ class Simulation:
             self.break_the_api(None)
         data = await _call(self._untrusted, method, f"{url}{path}", headers, body)
         if method != "GET" and self._administrator_token:
-            await self.let_processes_see_each_other()
+            await self.sync_processes()
         elif method != "GET":
             await self.reconcile()  # no shim learns of it before
         return data

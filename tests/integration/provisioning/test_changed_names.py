@@ -124,8 +124,8 @@ async def test_an_account_recreated_as_an_admin_is_not_its_previous_users(harnes
     assert await harness.reason(person("alice")) is Reason.IDENTITY_CONFLICT
     assert await harness.opens("alice", "known")
     assert harness.accounts.service.bindings.by_account(new) is None
-    [forgotten] = harness.recorded(AccountBindingRemoved)
-    assert forgotten.account == "alice"
+    [removed] = harness.recorded(AccountBindingRemoved)
+    assert removed.account == "alice"
     assert await harness.reason(person("alice", uid="other")) is Reason.NAME_HELD
 
 
@@ -186,14 +186,14 @@ async def test_a_request_after_a_change_does_not_share_an_earlier_read(
     harness = stand_in_harness
     await harness.start(RECONCILE_SECONDS="3600")
     await harness.request(person("alice"))
-    api, go_on, reads = harness.accounts.service.api, asyncio.Event(), []
+    api, resume, reads = harness.accounts.service.api, asyncio.Event(), []
     read = api.user
 
     async def slow(user_id: str) -> Any:
         reads.append(user_id)
         user = await read(user_id)
         if len(reads) == 1:
-            await go_on.wait()
+            await resume.wait()
         return user
 
     api.user = slow  # type: ignore[method-assign]
@@ -202,6 +202,6 @@ async def test_a_request_after_a_change_does_not_share_an_earlier_read(
     await until(lambda: bool(reads))
     gate.users_may_have_changed()
     second = gate.ensure(person("alice", "more"), REQUEST_INFO)
-    go_on.set()
+    resume.set()
     assert isinstance(await first, Account) and isinstance(await second, Account)
     assert len(reads) >= 2

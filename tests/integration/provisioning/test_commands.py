@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 async def run(harness: Harness, *arguments: str) -> tuple[int, str, str]:
-    """Run a command with the world's settings: its exit, stdout and stderr."""
+    """Run a command with the harness's settings: its exit, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -22,20 +22,20 @@ from tests.support.harness import OPERATOR, REQUEST_INFO, Harness, person, until
 @asynccontextmanager
 async def slow_read(harness: Harness) -> AsyncIterator[asyncio.Event]:
     """Block the next reading of a user until the event is set; entered once it is read."""
-    api, go_on = harness.accounts.service.api, asyncio.Event()
+    api, resume = harness.accounts.service.api, asyncio.Event()
     read = api.user
 
     async def slow(user_id: str) -> User | None:
         api.user = read  # type: ignore[method-assign]
         user = await read(user_id)
-        await go_on.wait()
+        await resume.wait()
         return user
 
     api.user = slow  # type: ignore[method-assign]
     try:
-        yield go_on
+        yield resume
     finally:
-        go_on.set()
+        resume.set()
 
 
 async def test_a_slow_request_does_not_undo_an_unlink(any_store_harness: Harness) -> None:
@@ -45,13 +45,13 @@ async def test_a_slow_request_does_not_undo_an_unlink(any_store_harness: Harness
     alice = await harness.user("alice")
     await harness.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
     bindings = harness.accounts.service.bindings
-    async with slow_read(harness) as go_on:
+    async with slow_read(harness) as resume:
         late = harness.accounts.gate.ensure(person("alice", "more", display="Late"), REQUEST_INFO)
         status, _, err = await run(harness, "users", "unlink", "alice", "--yes")
         assert status == 0, err
         async with harness.replica() as second:
             assert await second.request(person("alice", uid="other")) == "alice"
-        go_on.set()
+        resume.set()
         response = await late
     assert (await harness.user("alice"))["name"] != "Late", "nothing is written for who is late"
     assert isinstance(response, AccountDenied) and response.reason is Reason.IDENTITY_CONFLICT
@@ -70,11 +70,11 @@ async def test_a_user_who_is_provisioned_while_being_unlinked_gets_a_new_passwor
     await harness.request(person("alice"))
     alice = await harness.user("alice")
     await harness.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"})
-    async with slow_read(harness) as go_on:
+    async with slow_read(harness) as resume:
         late = harness.accounts.gate.ensure(person("alice", "more"), REQUEST_INFO)
         status, _, err = await run(harness, "users", "unlink", "alice", "--yes")
         assert status == 0, err
-        go_on.set()
+        resume.set()
         assert isinstance(await late, Account), "the unlinked account is claimed again"
     rule = harness.accounts.service.bindings.rule_of(alice["id"])
     assert rule is not None and rule.void_before and not rule.locked
@@ -89,11 +89,11 @@ async def test_no_account_is_known_that_another_shim_changed_meanwhile(
     await first.start(ALLOWED_GROUPS="music", RECONCILE_SECONDS="3600")
     await first.request(person("eve", "music"))
     async with first.replica() as second:
-        async with slow_read(first) as go_on:
+        async with slow_read(first) as resume:
             late = first.accounts.gate.ensure(person("eve", "music", "more"), REQUEST_INFO)
             assert await second.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
             await until(lambda: first.accounts.service.bindings.is_locked(_id(first, "uid-of-eve")))
-            go_on.set()
+            resume.set()
             response = await late
         # The late identity is allowed: it gets access again, as after any lock.
         assert isinstance(response, Account)
@@ -109,11 +109,11 @@ async def test_a_reconcile_gives_no_libraries_to_an_account_that_was_unlinked_me
     assert await harness.request(person("alice", "family")) == "alice"
     alice = await harness.user("alice")
     await harness.call("PUT", f"/api/user/{alice['id']}/library", {"libraryIds": [1]})
-    async with slow_read(harness) as go_on:
+    async with slow_read(harness) as resume:
         reconcile = asyncio.create_task(harness.accounts.service.reconcile())
         status, _, err = await run(harness, "users", "unlink", "alice", "--yes")
         assert status == 0, err
-        go_on.set()
+        resume.set()
         await reconcile
     after = await harness.user("alice")
     assert [library["id"] for library in after["libraries"]] == [1]

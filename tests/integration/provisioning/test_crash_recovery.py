@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support.harness import VERIFIED, Harness
-from tests.support.provisioning_load import PEOPLE, people
+from tests.support.provisioning_load import USER_COUNT, identities
 
 ROOT = Path(__file__).parents[3]
 # Seconds after the first request, so that each kill interrupts another part of the work.
@@ -25,10 +25,10 @@ async def test_a_shim_that_is_killed_repeatedly_loses_and_duplicates_nothing(
         await _visited_until_killed(harness, at, moment)
         users = await harness.users()
         folded = [name.lower() for name in users]
-        assert len(folded) == len(set(folded)) <= PEOPLE
+        assert len(folded) == len(set(folded)) <= USER_COUNT
     await harness.start()
     assert harness.accounts.service.fault is None
-    last = people(len(MOMENTS))
+    last = identities(len(MOMENTS))
     assert [await harness.request(one, VERIFIED) for one in last] == [one.username for one in last]
     users = await harness.users()
     assert sorted(users) == sorted(one.username for one in last)

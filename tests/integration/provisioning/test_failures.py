@@ -220,13 +220,15 @@ async def test_a_user_who_writes_the_creation_time_is_not_mistaken_for_recreated
     api = harness.accounts.service.api
     write = api.write
 
-    async def raced(user: User, changes: Mapping[str, object], password: str | None = None) -> User:
+    async def write_after_race(
+        user: User, changes: Mapping[str, object], password: str | None = None
+    ) -> User:
         after = await write(user, changes, password)
         own = {**alice, "createdAt": "2001-02-03T04:05:06Z"}
         await harness.call("PUT", f"/api/user/{alice['id']}", own, "alice")
         return await api.user(after.id) or after
 
-    api.write = raced  # type: ignore[method-assign]
+    api.write = write_after_race  # type: ignore[method-assign]
     assert await harness.request(person("alice", display="New")) == "alice"
     assert (await harness.user("alice"))["id"] == alice["id"]
     assert not harness.recorded(AccountRecreatedByRace)
@@ -237,12 +239,14 @@ def _deletes_before_writing(harness: Harness) -> None:
     api = harness.accounts.service.api
     write = api.write
 
-    async def raced(user: User, changes: Mapping[str, object], password: Any = None) -> User:
+    async def write_after_race(
+        user: User, changes: Mapping[str, object], password: Any = None
+    ) -> User:
         api.write = write  # type: ignore[method-assign]
         await harness.call("DELETE", f"/api/user/{user.id}")
         return await write(user, changes, password)
 
-    api.write = raced  # type: ignore[method-assign]
+    api.write = write_after_race  # type: ignore[method-assign]
 
 
 async def _settled(harness: Harness, identity: Identity) -> None:

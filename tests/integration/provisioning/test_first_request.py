@@ -10,7 +10,7 @@ import pytest
 from shim.audit.events.provisioning import AccountCreated, AdminCreated
 from shim.provisioning.gate import ProvisioningGate
 from shim.trust.reasons import Reason
-from tests.support.harness import PATIENT, Harness, person
+from tests.support.harness import LONG_TIMEOUTS, Harness, person
 
 
 async def test_an_empty_server_gets_the_shims_admin_and_no_user_becomes_it(
@@ -94,9 +94,9 @@ async def test_names_that_differ_only_in_case_never_become_two_accounts(harness:
     assert responses.count(Reason.IDENTITY_CONFLICT) == 3
 
 
-@pytest.mark.usefixtures("patient_store")
+@pytest.mark.usefixtures("unlimited_busy_timeout")
 async def test_many_concurrent_new_users_get_one_account_each(harness: Harness) -> None:
-    await harness.start(**PATIENT)
+    await harness.start(**LONG_TIMEOUTS)
     names = [f"user{number}" for number in range(500)]
     responses = await asyncio.gather(*(harness.request(person(name)) for name in names))
     assert responses == names

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.provisioning.conftest import _harnesses, _there
+from tests.integration.provisioning.conftest import _harnesses, _require_binary
 from tests.integration.provisioning.test_serving_shim import ServingShim, serve_shim
 from tests.support.harness import Harness, person
 
@@ -21,7 +21,7 @@ from tests.support.harness import Harness, person
 @pytest.fixture
 async def real_harness(tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty real Navidrome: the stand-in reads the sender once it has the body."""
-    async for one in _harnesses(_there("real tcp"), tmp_path):
+    async for one in _harnesses(_require_binary("real tcp"), tmp_path):
         yield one
 
 

@@ -11,7 +11,7 @@ from shim.health import State
 from shim.proxy.gate import AccountDenied
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
-from tests.support.harness import PATIENT, VERIFIED, Harness, person, until
+from tests.support.harness import LONG_TIMEOUTS, VERIFIED, Harness, person, until
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.unit.trust.test_token_proof import by_token, decide_on
 
@@ -33,12 +33,12 @@ async def test_a_user_bound_by_one_shim_is_known_to_the_other_at_once(
         assert not second.recorded(AccountLocked), "no password was changed"
 
 
-@pytest.mark.usefixtures("patient_store")
+@pytest.mark.usefixtures("unlimited_busy_timeout")
 async def test_of_two_concurrent_first_requests_one_creates_the_account_and_both_succeed(
     any_store_harness: Harness,
 ) -> None:
     first = any_store_harness
-    await first.start(**PATIENT)
+    await first.start(**LONG_TIMEOUTS)
     names = [f"person{number}" for number in range(12)]
     async with first.replica() as second:
         both = [harness.request(person(name)) for name in names for harness in (first, second)]

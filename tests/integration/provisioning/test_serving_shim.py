@@ -165,7 +165,7 @@ async def test_no_user_becomes_the_admin_of_a_navidrome_that_restarted_empty(
         assert (await shim.visit("alice")).status_code == 200
         await harness.server.stop()
         await harness.server.empty()
-        early = [asyncio.create_task(_insists(shim, name)) for name in ("alice", "bob")]
+        early = [asyncio.create_task(_repeat_until_served(shim, name)) for name in ("alice", "bob")]
         await asyncio.sleep(0.2)
         await harness.server.start()
         async with asyncio.timeout(30):
@@ -193,7 +193,7 @@ async def test_without_provisioning_a_reserved_name_is_rejected_too(tcp_harness:
         assert not (tcp_harness.folder / "shim.db").exists()
 
 
-async def _insists(shim: ServingShim, name: str) -> httpx.Response:
+async def _repeat_until_served(shim: ServingShim, name: str) -> httpx.Response:
     """Retry, as a user would."""
     while True:
         response = await shim.visit(name)

@@ -112,15 +112,15 @@ async def test_a_new_monitor_copies_the_addresses_with_their_age(
     before = DnsMonitor(("edge", "former"), stale_seconds=300)
     await before.resolve()
     name_server.results_by_name = {"edge": OSError("no network"), "new": OSError("no network")}
-    after, hasty = (
+    after, early = (
         DnsMonitor(("edge", "new"), stale_seconds=300),
         DnsMonitor(("edge",), stale_seconds=-1),
     )
-    for watch in (after, hasty):
+    for watch in (after, early):
         watch.copy_state_from(before)
         await watch.resolve()
     assert after.addresses() == {"edge": before.addresses()["edge"], "new": frozenset()}
-    assert found(hasty) == set()
+    assert found(early) == set()
 
 
 async def test_a_name_that_never_resolved_matches_no_peer(name_server: NameServer) -> None:

@@ -11,7 +11,7 @@ from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
-from tests.support.raw_connection import turns, until
+from tests.support.raw_connection import run_loop_turns, until
 from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy, policy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome, Served
 from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
@@ -113,7 +113,7 @@ async def test_a_public_path_with_an_identity_accepts_no_token_of_another_accoun
             assert (b"eyJ" in head) is passes
             await served.send(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
             await client.read_response()
-        assert [loosed for loosed in proxy.recorded.tokens if loosed] == [
+        assert [removed for removed in proxy.recorded.tokens if removed] == [
             ("X-ND-Authorization", "query jwt")
         ]
 
@@ -438,7 +438,7 @@ async def test_many_connections_are_checked_over_several_turns(
         assert proxy.plane.counters.streams_open == 3, (
             "two in this turn, the others in the next ones"
         )
-        await turns(4)
+        await run_loop_turns(4)
         for client in clients:
             assert await is_cut(client)
 
@@ -596,7 +596,7 @@ async def test_a_buffered_body_is_not_sent_for_claims_that_a_later_request_repla
         head = build_request("PUT", "/api/user/1", "Content-Length: 2", *IDENTITY).encode()
         await client.send(head, b"{")
         await proxy.wait_until_idle()
-        accounts.superseded.add("ada")
+        accounts.outdated.add("ada")
         await client.send(b"}")
         assert (await client.read_response()).status == 503
         assert navidrome.count == 0

@@ -23,7 +23,7 @@ from tests.support.running_proxy import EDGE, RunningProxy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
 from tests.support.slow_gate import SlowGate
 
-AHEAD = 1 << 16
+PIPELINED_BYTES = 1 << 16
 
 
 @asynccontextmanager
@@ -220,7 +220,7 @@ async def test_a_client_must_wait_for_a_response_before_it_sends_64_kb_more(
     client = await proxy.client()
     await client.send(get("/api/song").encode())
     served, _ = await navidrome.requests()
-    await client.send(bytes(AHEAD))
+    await client.send(bytes(PIPELINED_BYTES))
     await proxy.wait_until_idle()
     assert proxy.recorded.failures == []
     await client.send(bytes(4096))

@@ -75,10 +75,10 @@ async def test_a_second_head_that_takes_too_long_has_its_own_request_id(
 async def test_a_connection_without_data_is_closed_without_a_response(
     proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    mute = await proxy.client()
+    silent_client = await proxy.client()
     await proxy.wait_until_idle()
     proxy.pass_time(11)
-    assert await mute.read_to_end() == b""
+    assert await silent_client.read_to_end() == b""
     client = await proxy.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()

@@ -100,7 +100,7 @@ async def test_a_disconnect_while_connecting_sends_nothing(navidrome: Navidrome)
 async def test_an_account_that_is_ready_after_the_disconnect_sends_nothing(
     navidrome: Navidrome,
 ) -> None:
-    class DeafGate(SlowGate):
+    class UncancellableGate(SlowGate):
         """Its futures can't be cancelled, like those of a shared provisioning run."""
 
         def ensure(
@@ -108,7 +108,7 @@ async def test_an_account_that_is_ready_after_the_disconnect_sends_nothing(
         ) -> asyncio.Future[Account | AccountDenied]:
             return _Uncancellable(super().ensure(identity, request_info))  # type: ignore[return-value]
 
-    gate = DeafGate()
+    gate = UncancellableGate()
     async with start_proxy(navidrome, gate=gate) as proxy:
         client = await signed_in(proxy)
         future = await gate.next_request()
@@ -291,10 +291,10 @@ async def test_requests_that_waited_for_a_slow_reader_are_served_after_it(
     navidrome: Navidrome,
 ) -> None:
     async with start_proxy(navidrome, send_buffer=4096) as proxy:
-        await _read_at_last(proxy, navidrome)
+        await _read_everything(proxy, navidrome)
 
 
-async def _read_at_last(proxy: RunningProxy, navidrome: Navidrome) -> None:
+async def _read_everything(proxy: RunningProxy, navidrome: Navidrome) -> None:
     client = await proxy.client(receive_buffer=4096)
     await client.send(get("/cover").encode())
     served, _ = await navidrome.requests()

@@ -60,7 +60,7 @@ async def test_the_account_is_reported_also_for_a_request_that_waited(
     accounts = Accounts()
     async with start_proxy(navidrome, gate=accounts) as proxy:
         await request(proxy, navidrome, ADA)
-        accounts.superseded.add("bob")
+        accounts.outdated.add("bob")
         response = await proxy.request(get("/app/", "X-authentik-username: bob"), source=EDGE)
 
     assert response.status == 403

@@ -20,14 +20,14 @@ HEAD = f"GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-jwt: {TOKEN}\r\n\r\n"
 
 
 class Fetcher:
-    """Gives each requester of a refresh a future, while `willing`."""
+    """Gives each requester of a refresh a future, while `accepts`."""
 
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[None]] = []
-        self.willing = True
+        self.accepts = True
 
     def request_refresh(self) -> asyncio.Future[None] | None:
-        if not self.willing:
+        if not self.accepts:
             return None
         self.futures.append(asyncio.get_running_loop().create_future())
         return self.futures[-1]
@@ -89,7 +89,7 @@ async def test_a_request_is_rejected_at_once_where_no_refresh_is_possible(
 ) -> None:
     async with start_proxy(navidrome, by=policy(tokens=RULES)) as proxy:
         assert (await proxy.request(HEAD, source=EDGE)).status == 401, "no fetch is started"
-        ready(proxy).willing = False
+        ready(proxy).accepts = False
         assert (await proxy.request(HEAD, source=EDGE)).status == 401
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from shim.trust.reasons import Reason
 from tests.support.http_client import build_request, get
-from tests.support.raw_connection import cuts
+from tests.support.raw_connection import two_piece_splits
 from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy
 from tests.support.scripted_navidrome import OK, Navidrome
 
@@ -22,7 +22,7 @@ async def test_a_head_split_at_every_byte_is_parsed_as_in_one_piece(
     served, whole = await navidrome.requests()
     await served.send(OK)
     assert (await client.read_response()).body == b"ok"
-    for pieces in cuts(head):
+    for pieces in two_piece_splits(head):
         await client.send(*pieces)
         assert await served.head() == whole
         await served.send(OK)
@@ -50,7 +50,7 @@ async def test_a_body_split_at_every_byte_is_forwarded_completely(
     client = await proxy.client()
     head = build_request("POST", "/api/playlist", framing).encode()
     served = None
-    for pieces in cuts(head + body):
+    for pieces in two_piece_splits(head + body):
         await client.send(*pieces)
         served = served or await navidrome.accepted()
         got_head = await served.head()
@@ -376,16 +376,16 @@ async def test_a_tls_handshake_on_the_plain_port_is_closed_and_logged(proxy: Run
 async def test_tls_handshakes_on_the_plain_port_are_logged_once_a_minute_for_each_peer(
     proxy: RunningProxy,
 ) -> None:
-    async def shake_hands(source: str) -> int:
+    async def tls_handshake(source: str) -> int:
         client = await proxy.client(source)
         await client.send(bytes.fromhex("1603010200010001fc0303") + bytes(500))
         assert await client.read_to_end() == b""
         return len(proxy.recorded.decided_as)
 
-    assert [await shake_hands(UNTRUSTED) for _ in range(3)] == [1, 1, 1]
-    assert await shake_hands(EDGE) == 2
+    assert [await tls_handshake(UNTRUSTED) for _ in range(3)] == [1, 1, 1]
+    assert await tls_handshake(EDGE) == 2
     proxy.pass_time(59)
-    assert await shake_hands(UNTRUSTED) == 2
+    assert await tls_handshake(UNTRUSTED) == 2
     proxy.pass_time(2)
-    assert await shake_hands(UNTRUSTED) == 3
+    assert await tls_handshake(UNTRUSTED) == 3
     assert sum(proxy.counters.requests) == 6

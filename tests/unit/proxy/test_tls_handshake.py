@@ -11,7 +11,7 @@ from shim.proxy.server import Options
 from tests.support.certificates import Certificates
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
-from tests.support.raw_connection import turns, until
+from tests.support.raw_connection import run_loop_turns, until
 from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome
 
@@ -104,7 +104,7 @@ async def test_a_shutdown_does_not_wait_for_handshakes(
     async with start_proxy(navidrome, tls=certificates.server(), limits=PATIENT) as proxy:
         client = await proxy.client(EDGE)
         await counted(proxy, 1)
-        await turns(later)
+        await run_loop_turns(later)
         for connection in list(proxy.state.connections):
             connection.shutdown()
         await wait_closed(client)

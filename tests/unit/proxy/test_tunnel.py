@@ -22,7 +22,7 @@ HANDSHAKE = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Version: 13",
 )
-AGREED = (
+SWITCHING_PROTOCOLS = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Accept: x\r\n\r\n"
 )
@@ -32,7 +32,7 @@ async def tunnel(proxy: RunningProxy, navidrome: Navidrome) -> tuple[Client, Ser
     client = await proxy.client()
     await client.send(get("/socket", *HANDSHAKE).encode())
     served, _ = await navidrome.requests()
-    await served.send(AGREED)
+    await served.send(SWITCHING_PROTOCOLS)
     assert (await client.read_response()).status == 101
     return client, served
 
@@ -48,7 +48,7 @@ async def test_no_data_behind_the_head_is_forwarded_before_the_101(
     await client.send(b" bird")
     await proxy.wait_until_idle()
     assert bytes(served.received) == head
-    await served.send(AGREED + b"hello")
+    await served.send(SWITCHING_PROTOCOLS + b"hello")
     response = await client.read_response()
     assert (response.get("connection"), response.get("upgrade")) == ("Upgrade", "websocket")
     assert response.get("sec-websocket-accept") == "x"
@@ -77,8 +77,8 @@ async def test_no_data_behind_the_head_is_forwarded_before_the_101(
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n", 502),
         (b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n", 502),
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket, h2c\r\n\r\n", 502),
-        (AGREED.replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n"), 502),
-        (AGREED.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), 502),
+        (SWITCHING_PROTOCOLS.replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n"), 502),
+        (SWITCHING_PROTOCOLS.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), 502),
     ],
 )
 async def test_any_other_response_closes_both_connections_and_drops_buffered_data(
@@ -196,7 +196,7 @@ async def test_buffered_data_does_not_resume_a_paused_tunnel(tmp_path: Path) -> 
         served, _ = await navidrome.requests()
         await client.send(*(bytes(50_000) for _ in range(12)))
         await proxy.wait_until_idle()
-        await served.send(AGREED)
+        await served.send(SWITCHING_PROTOCOLS)
         assert (await client.read_response()).status == 101
         await _fill(proxy, client)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.certificates import Certificates
 from tests.support.http_client import build_request, get
-from tests.support.raw_connection import turns, until
+from tests.support.raw_connection import run_loop_turns, until
 from tests.support.running_proxy import RunningProxy, start_proxy
 from tests.support.scripted_navidrome import (
     OK,
@@ -25,11 +25,13 @@ from tests.support.scripted_navidrome import (
     navidrome_with_tls,
 )
 
-FAR_SIDES = ("tcp", "unix", "tls", "tls on unix")
+UPSTREAM_KINDS = ("tcp", "unix", "tls", "tls on unix")
 
 
 @asynccontextmanager
-async def far_side(kind: str, folder: Path, certificates: Certificates) -> AsyncIterator[Navidrome]:
+async def start_upstream(
+    kind: str, folder: Path, certificates: Certificates
+) -> AsyncIterator[Navidrome]:
     path = folder / "navidrome.sock" if "unix" in kind else None
     if "tls" in kind:
         server, client = certificates.server(), certificates.client()
@@ -46,10 +48,10 @@ def noise(seed: int, size: int) -> bytes:
 
 def sliced(data: bytes, seed: int, most: int) -> list[bytes]:
     """The data in pieces of random lengths, some of them a byte."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     pieces, at = [], 0
     while at < len(data):
-        size = 1 if chance.random() < 0.2 else chance.randint(1, most)
+        size = 1 if rng.random() < 0.2 else rng.randint(1, most)
         pieces.append(data[at : at + size])
         at += size
     return pieces
@@ -84,14 +86,14 @@ async def _round(
     }
     back = sliced(returned, seed + 2, most)
 
-    async def give() -> None:
+    async def send_response() -> None:
         await served.send(heads[down], *(chunked(back) if down == "chunked" else back))
         if down == "close":
             served.close()
 
-    giving = asyncio.create_task(give())
+    sending = asyncio.create_task(send_response())
     response = await client.read_response()
-    await giving
+    await sending
     assert digest(response.body) == digest(returned)
     client.close()
     served.close()
@@ -113,13 +115,13 @@ async def test_random_bodies_of_any_length_and_chunking(
         await _round(proxy, navidrome, size, seed, up, down)
 
 
-@pytest.mark.parametrize("kind", FAR_SIDES)
+@pytest.mark.parametrize("kind", UPSTREAM_KINDS)
 @pytest.mark.parametrize(("up", "down"), [("length", "chunked"), ("chunked", "length")])
 async def test_bodies_are_unchanged_over_every_kind_of_socket(
     tmp_path: Path, certificates: Certificates, kind: str, up: str, down: str
 ) -> None:
     async with (
-        far_side(kind, tmp_path, certificates) as navidrome,
+        start_upstream(kind, tmp_path, certificates) as navidrome,
         start_proxy(navidrome) as proxy,
     ):
         await _round(proxy, navidrome, 1_500_000, 7, up, down)
@@ -157,7 +159,7 @@ async def test_a_slow_reader_receives_everything_with_little_buffering(
     tmp_path: Path, certificates: Certificates, kind: str, length: str
 ) -> None:
     async with (
-        far_side(kind, tmp_path, certificates) as navidrome,
+        start_upstream(kind, tmp_path, certificates) as navidrome,
         start_proxy(navidrome) as proxy,
     ):
         await _read_slowly(proxy, navidrome, length)
@@ -174,11 +176,11 @@ async def _read_slowly(proxy: RunningProxy, navidrome: Navidrome, length: str) -
     )
     payload = body if length == "length" else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     pieces = (payload[at : at + (1 << 18)] for at in range(0, len(payload), 1 << 18))
-    giving = asyncio.create_task(served.send(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % head, *pieces))
+    sending = asyncio.create_task(served.send(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % head, *pieces))
     await until(lambda: proxy.writing_paused)
-    await turns(1000)
+    await run_loop_turns(1000)
     assert proxy.held < 1 << 20
-    assert not giving.done(), "Navidrome is held back"
+    assert not sending.done(), "Navidrome is held back"
     response = await client.read_response()
-    await giving
+    await sending
     assert digest(response.body) == digest(body)

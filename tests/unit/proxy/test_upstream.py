@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.http_client import Client, build_request, get
-from tests.support.raw_connection import cuts
+from tests.support.raw_connection import two_piece_splits
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_navidrome import OK, Navidrome, Served
 
-OLD_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
+HTTP10_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
 
 
 async def start_request(
@@ -35,7 +35,7 @@ async def test_a_response_split_at_every_byte_is_forwarded_completely(
     proxy: RunningProxy, navidrome: Navidrome, kind: str
 ) -> None:
     client, served = await start_request(proxy, navidrome)
-    for number, pieces in enumerate(cuts(RESPONSES[kind])):
+    for number, pieces in enumerate(two_piece_splits(RESPONSES[kind])):
         if number:
             await client.send(get().encode())
             await served.head()
@@ -103,7 +103,7 @@ async def test_a_body_until_close_is_chunked_for_an_http_1_1_client(
 async def test_an_http_1_0_client_gets_no_chunks_and_a_close_at_the_end(
     proxy: RunningProxy, navidrome: Navidrome, response: bytes
 ) -> None:
-    head = OLD_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
+    head = HTTP10_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
     client, served = await start_request(proxy, navidrome, head)
     await served.send(response)
     served.finish()
@@ -115,7 +115,7 @@ async def test_an_http_1_0_client_gets_no_chunks_and_a_close_at_the_end(
 async def test_interim_responses_are_not_forwarded_to_an_http_1_0_client(
     proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client, served = await start_request(proxy, navidrome, OLD_GET)
+    client, served = await start_request(proxy, navidrome, HTTP10_GET)
     await served.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
     assert (await client.read_response()).status == 200
 
@@ -193,7 +193,7 @@ CUT = {
 async def test_a_truncated_body_never_ends_cleanly(
     proxy: RunningProxy, navidrome: Navidrome, kind: str, old: bool
 ) -> None:
-    client, served = await start_request(proxy, navidrome, OLD_GET if old else "")
+    client, served = await start_request(proxy, navidrome, HTTP10_GET if old else "")
     await served.send(CUT[kind])
     await client.read_response_head()
     if kind != "bad chunk":
@@ -216,7 +216,7 @@ async def test_a_truncated_body_never_ends_cleanly(
 async def test_a_body_until_close_that_is_reset_is_reset_for_the_client(
     proxy: RunningProxy, navidrome: Navidrome, old: bool
 ) -> None:
-    client, served = await start_request(proxy, navidrome, OLD_GET if old else "")
+    client, served = await start_request(proxy, navidrome, HTTP10_GET if old else "")
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
     await client.read_response_head()
     served.reset()

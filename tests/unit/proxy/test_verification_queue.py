@@ -36,9 +36,9 @@ class Piece:
     """Records when its turn was."""
 
     def __init__(
-        self, turns: list[object], name: object, queue: VerificationQueue | None = None
+        self, run_loop_turns: list[object], name: object, queue: VerificationQueue | None = None
     ) -> None:
-        self.order = turns
+        self.order = run_loop_turns
         self.name = name
         self.queue = queue
 
@@ -51,35 +51,35 @@ class Piece:
 
 
 async def test_each_loop_turn_runs_one_verification_and_other_ready_callbacks() -> None:
-    turns: list[object] = []
+    run_loop_turns: list[object] = []
     queue = VerificationQueue()
     for number in range(3):
-        queue.enqueue(Piece(turns, number))
+        queue.enqueue(Piece(run_loop_turns, number))
     for turn in range(3):
         await asyncio.sleep(0)
-        turns.append(f"others {turn}")
-    assert turns == [0, "others 0", 1, "others 1", 2, "others 2"]
+        run_loop_turns.append(f"others {turn}")
+    assert run_loop_turns == [0, "others 0", 1, "others 1", 2, "others 2"]
 
 
 async def test_a_verification_that_is_queued_again_goes_to_the_end() -> None:
-    turns: list[object] = []
+    run_loop_turns: list[object] = []
     queue = VerificationQueue()
-    queue.enqueue(Piece(turns, "a", queue))
-    queue.enqueue(Piece(turns, "b"))
+    queue.enqueue(Piece(run_loop_turns, "a", queue))
+    queue.enqueue(Piece(run_loop_turns, "b"))
     for _ in range(6):
         await asyncio.sleep(0)
-    assert turns == ["a", "b", "a again"]
+    assert run_loop_turns == ["a", "b", "a again"]
 
 
 async def test_a_verification_that_fails_does_not_stop_the_others() -> None:
-    turns: list[object] = []
+    run_loop_turns: list[object] = []
     queue = VerificationQueue()
-    asyncio.get_running_loop().set_exception_handler(lambda *_: turns.append("reported"))
-    queue.enqueue(Piece(turns, "broken"))
-    queue.enqueue(Piece(turns, "next"))
+    asyncio.get_running_loop().set_exception_handler(lambda *_: run_loop_turns.append("reported"))
+    queue.enqueue(Piece(run_loop_turns, "broken"))
+    queue.enqueue(Piece(run_loop_turns, "next"))
     for _ in range(4):
         await asyncio.sleep(0)
-    assert turns == ["broken", "reported", "next"]
+    assert run_loop_turns == ["broken", "reported", "next"]
 
 
 class HeldQueue(VerificationQueue):
