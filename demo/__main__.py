@@ -13,7 +13,7 @@ from demo.runner import DemoFailed, run
 
 
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Exit after the last scene.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the last step.")] = False,
 ) -> None:
     """Run attackers, users and administrators against a stand-in Navidrome, on loopback only."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -115,10 +115,10 @@ class Edge:
     async def _read(self, reader: asyncio.StreamReader) -> _Head | None:
         try:
             async with asyncio.timeout(_SECONDS):
-                text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                auth_response = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             return None
-        request_line, *lines = text.removesuffix("\r\n\r\n").split("\r\n")
+        request_line, *lines = auth_response.removesuffix("\r\n\r\n").split("\r\n")
         words = request_line.split(" ")
         if len(words) != 3:
             return None
@@ -145,7 +145,7 @@ class Edge:
         self, head: _Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Request authentication from the outpost: its identity headers, or a redirect to sign in."""
-        text = await self._outpost_headers.get(
+        auth_response = await self._outpost_headers.get(
             f"{self._outpost.geturl()}{PREFIX}/auth/traefik",
             headers={
                 "Cookie": head.value("cookie"),
@@ -154,21 +154,21 @@ class Edge:
                 "X-Forwarded-Uri": head.target,
             },
         )
-        if text.status_code != httpx.codes.OK:
-            status = f"{text.status_code} {text.reason_phrase}"
-            location = text.headers.get("Location", "")
+        if auth_response.status_code != httpx.codes.OK:
+            status = f"{auth_response.status_code} {auth_response.reason_phrase}"
+            location = auth_response.headers.get("Location", "")
             writer.write(_response(status, *([("Location", location)] if location else [])))
             await writer.drain()
             return
         # By exact name, like Traefik: an alias (`X_authentik_username`) is forwarded.
         forwarded = [f for f in head.fields if not f[0].lower().startswith(IDENTITY_PREFIX)]
-        given = [
+        identity_fields = [
             (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in text.headers.raw
+            for name, value in auth_response.headers.raw
             if name.lower().startswith(IDENTITY_PREFIX.encode())
         ]
-        owned = _Head(head.method, head.target, (*forwarded, *given))
-        await self._forward(owned, self._before.port, reader, writer)
+        authenticated = _Head(head.method, head.target, (*forwarded, *identity_fields))
+        await self._forward(authenticated, self._before.port, reader, writer)
 
     async def _forward(
         self,
@@ -186,25 +186,27 @@ class Edge:
             ("Connection", "close"),
         ]
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
-        behind, sending = await asyncio.open_connection(
+        upstream_reader, upstream_writer = await asyncio.open_connection(
             "127.0.0.1", port, local_addr=(self._address, 0)
         )
         try:
-            sending.write(f"{head.method} {head.target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
-            both = {
-                asyncio.create_task(_copy(reader, sending)),
-                asyncio.create_task(_copy(behind, writer)),
+            upstream_writer.write(
+                f"{head.method} {head.target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+            )
+            copy_tasks = {
+                asyncio.create_task(_copy(reader, upstream_writer)),
+                asyncio.create_task(_copy(upstream_reader, writer)),
             }
             # The first side that ends closes both: the response is complete, or the client has
             # disconnected.
             try:
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(copy_tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for copying in both:
-                    copying.cancel()
-                await asyncio.gather(*both, return_exceptions=True)
+                for task in copy_tasks:
+                    task.cancel()
+                await asyncio.gather(*copy_tasks, return_exceptions=True)
         finally:
-            sending.close()
+            upstream_writer.close()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -52,7 +52,7 @@ class EntryPoint(Enum):
     """The destination of a request. The value is its name in the scenario."""
 
     EDGE = "the edge"
-    BARE_EDGE = "the edge, with no shim behind it"
+    EDGE_WITHOUT_SHIM = "the edge, with no shim behind it"
     SHIM = "the shim, past the edge"
 
 
@@ -61,44 +61,50 @@ class Ports:
     """The ports of the parts on 127.0.0.1; 0 is any free port."""
 
     edge: int = 0
-    bare_edge: int = 0
+    edge_without_shim: int = 0
     navidrome: int = 0
     shim: int = 0
     control: int = 0
 
 
-WELL_KNOWN: Final = Ports(edge=4580, bare_edge=4581, navidrome=4583, shim=4584, control=4585)
+WELL_KNOWN: Final = Ports(
+    edge=4580, edge_without_shim=4581, navidrome=4583, shim=4584, control=4585
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The running parts. `bare_navidrome` is the one without a shim."""
+    """The running parts. `navidrome_without_shim` is the one without a shim."""
 
     outpost: Outpost
     navidrome: StandIn
-    bare_navidrome: StandIn
+    navidrome_without_shim: StandIn
     shim: Sidecar
     edge: Edge
-    bare_edge: Edge
+    edge_without_shim: Edge
 
     def url(self, entry_point: EntryPoint) -> str:
         """The URL of this entry point; no slash at its end."""
         match entry_point:
             case EntryPoint.EDGE:
                 return self.edge.url
-            case EntryPoint.BARE_EDGE:
-                return self.bare_edge.url
+            case EntryPoint.EDGE_WITHOUT_SHIM:
+                return self.edge_without_shim.url
             case EntryPoint.SHIM:
                 return self.shim.url
 
     def navidrome_behind(self, entry_point: EntryPoint) -> StandIn:
         """The Navidrome behind this entry point."""
-        return self.bare_navidrome if entry_point is EntryPoint.BARE_EDGE else self.navidrome
+        return (
+            self.navidrome_without_shim
+            if entry_point is EntryPoint.EDGE_WITHOUT_SHIM
+            else self.navidrome
+        )
 
 
 @asynccontextmanager
 async def start_environment(ports: Ports | None = None) -> AsyncIterator[Environment]:
-    """Run everything until the block ends. Raises `NotStaged`, `NotStarted` or `OSError`."""
+    """Run everything until the block ends. Raises `EnvironmentFailed`, `NotStarted` or `OSError`."""
     ports = ports or Ports()
     for address in ADDRESSES:
         _require_address(address)
@@ -107,20 +113,22 @@ async def start_environment(ports: Ports | None = None) -> AsyncIterator[Environ
         outpost = parts.enter_context(Outpost(OutpostOptions(users=(*USERS, DIRK))))
         options = StandInOptions(trusted_sources="127.0.0.1/32")
         navidrome = _with_content(options)
-        bare = _with_content(
+        without_shim = _with_content(
             StandInOptions(trusted_sources=f"{EDGE_ADDRESS}/32", user_header=CLAIM)
         )
-        for server, port in ((navidrome, ports.navidrome), (bare, 0)):
+        for server, port in ((navidrome, ports.navidrome), (without_shim, 0)):
             await server.start(f"127.0.0.1:{port}")
             parts.push_async_callback(server.stop)
         running = await parts.enter_async_context(
             sidecar(folder, settings(folder, navidrome.url, outpost, ports))
         )
         edge = Edge(running.url, outpost.url, address=EDGE_ADDRESS, port=ports.edge)
-        bare_edge = Edge(bare.url, outpost.url, address=EDGE_ADDRESS, port=ports.bare_edge)
-        for each in (edge, bare_edge):
+        edge_without_shim = Edge(
+            without_shim.url, outpost.url, address=EDGE_ADDRESS, port=ports.edge_without_shim
+        )
+        for each in (edge, edge_without_shim):
             await parts.enter_async_context(each)
-        yield Environment(outpost, navidrome, bare, running, edge, bare_edge)
+        yield Environment(outpost, navidrome, without_shim, running, edge, edge_without_shim)
 
 
 def settings(folder: Path, navidrome: str, outpost: Outpost, ports: Ports) -> dict[str, str]:
@@ -155,7 +163,7 @@ def free_ports(ports: Ports) -> Ports:
     """These ports, with 0 in place of each that is in use."""
     return Ports(
         edge=_free(ports.edge),
-        bare_edge=_free(ports.bare_edge),
+        edge_without_shim=_free(ports.edge_without_shim),
         navidrome=_free(ports.navidrome),
         shim=_free(ports.shim),
         control=_free(ports.control),

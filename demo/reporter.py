@@ -66,7 +66,7 @@ class ConsoleReporter:
             "Navidrome", f"{environment.navidrome.url}, a stand-in that trusts only the shim"
         )
         table.add_row(
-            "for contrast", f"{environment.bare_edge.url}, the same edge without the shim"
+            "for contrast", f"{environment.edge_without_shim.url}, the same edge without the shim"
         )
         self.console.print(table)
 
@@ -98,16 +98,20 @@ class ConsoleReporter:
             named = ", ".join(map(str, wrong))
             self.console.print(
                 Text(
-                    f"FAILED: {len(wrong)} of {len(results)} scenes are wrong: {named}.",
+                    f"FAILED: {len(wrong)} of {len(results)} steps are wrong: {named}.",
                     "bold red",
                 )
             )
         else:
-            self.console.print(Text(f"All {len(results)} scenes passed.", "bold green"))
+            self.console.print(Text(f"All {len(results)} steps passed.", "bold green"))
 
     def instructions(self, environment: Environment) -> None:
         """Print commands to try while everything runs."""
-        edge, bare, shim = environment.edge.url, environment.bare_edge.url, environment.shim.url
+        edge, without_shim, shim = (
+            environment.edge.url,
+            environment.edge_without_shim.url,
+            environment.shim.url,
+        )
         names = ", ".join(f"?user={user.username}" for user in (BERT, ADMIN, DIRK))
         self.console.print()
         self.console.print(Rule(Text("Try it yourself", "bold"), align="left", style="dim"))
@@ -118,7 +122,7 @@ class ConsoleReporter:
         for caption, command in (
             (
                 "become the admin, without the shim",
-                f"curl -H '{CLAIM}: admin' \\\n  '{bare}{TAKEOVER}'",
+                f"curl -H '{CLAIM}: admin' \\\n  '{without_shim}{TAKEOVER}'",
             ),
             ("and with the shim", f"curl -H '{CLAIM}: admin' \\\n  '{edge}{TAKEOVER}'"),
             (

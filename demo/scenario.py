@@ -129,7 +129,7 @@ async def _run_step(environment: Environment, step: Step) -> StepResult:
     target, body = _fill_in(server, request)
     pending = _send(environment, replace(request, target=target), body)
     try:
-        if request.entry_point is EntryPoint.BARE_EDGE:
+        if request.entry_point is EntryPoint.EDGE_WITHOUT_SHIM:
             response = await pending
         else:
             response, decision = await environment.shim.send_and_follow(pending)

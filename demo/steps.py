@@ -58,7 +58,7 @@ STEPS: Final = (
         "Without the shim: an attacker is the admin",
         "Most guides leave /rest/ open at the edge, because apps cannot sign in on a web page. "
         "Navidrome trusts the edge's address, so one header is enough.",
-        RequestSpec("an attacker", OUTSIDER, EntryPoint.BARE_EDGE, TAKEOVER, _CLAIMS_ADMIN),
+        RequestSpec("an attacker", OUTSIDER, EntryPoint.EDGE_WITHOUT_SHIM, TAKEOVER, _CLAIMS_ADMIN),
         Expectation(
             None,
             _CLAIMS_ADMIN,

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.browser import chromium, watched
-from tests.support.played_demo import played_demo
+from tests.support.browser import chromium, observed_page
+from tests.support.demo_run import run_demo
 
 FILE = Path(__file__).parents[1] / "docs/console.png"
 WIDTH, HEIGHT = 1100, 965
@@ -19,11 +19,11 @@ WIDTH, HEIGHT = 1100, 965
 def main() -> None:
     """Write the file."""
     with (
-        played_demo() as played,
+        run_demo() as demo,
         chromium() as browser,
-        watched(browser, played.host, width=WIDTH, cookies=played.cookies) as found,
+        observed_page(browser, demo.host, width=WIDTH, cookies=demo.cookies) as found,
     ):
-        found.page.goto(f"{played.url}/admin/")
+        found.page.goto(f"{demo.url}/admin/")
         found.page.wait_for_load_state("networkidle")
         clip = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT}
         found.page.screenshot(path=FILE, full_page=True, clip=clip)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from demo.navidrome.state import State
 
 def login(state: State, request: Request) -> Response:
     """`POST /auth/login`, limited by the client's claimed address."""
-    if not state.logins.admits(claimed_address(request)):
+    if not state.logins.allows(claimed_address(request)):
         retry = ("Retry-After", str(int(state.options.login_window)))
         return text_error(429, "Too Many Requests", (retry,))
     credentials = _credentials(request)

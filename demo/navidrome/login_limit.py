@@ -35,11 +35,11 @@ class LoginLimit:
     clock: Callable[[], float]
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def admits(self, address: str) -> bool:
+    def allows(self, address: str) -> bool:
         """Count one login from an address, unless it exceeds the limit."""
         if self.limit <= 0:
             return True
-        key = _counted_as(address)
+        key = _counter_key(address)
         now = self.clock()
         current = int(now // self.window)
         weight = 1 - (now % self.window) / self.window
@@ -53,7 +53,7 @@ class LoginLimit:
         return True
 
 
-def _counted_as(address: str) -> str:
+def _counter_key(address: str) -> str:
     # httprate counts an IPv6 client by its /64.
     try:
         parsed = ipaddress.ip_address(address)

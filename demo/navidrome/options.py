@@ -37,7 +37,7 @@ class StandInOptions:
     session_timeout: float = SESSION_TIMEOUT
     jellyfin: bool = True
     events_every: float = 15.0
-    racy_names: float = 0.0
+    name_race_probability: float = 0.0
     cover_bytes: int = 30_000
     seen_limit: int = 1000
     libraries: tuple[Library, ...] = (Library(1, "Music Library"),)

@@ -47,12 +47,12 @@ def _authenticated(state: State, request: Request, params: Params) -> Account:
         if not params.first(parameter):
             raise SubsonicError(10, f"missing parameter: '{parameter}'")
     account = state.accounts.find(by_header or params.first("u"))
-    if account is None or not (by_header or _proves(state, account, params)):
+    if account is None or not (by_header or _is_password_correct(state, account, params)):
         raise SubsonicError(40, "Wrong username or password")
     return account
 
 
-def _proves(state: State, account: Account, params: Params) -> bool:
+def _is_password_correct(state: State, account: Account, params: Params) -> bool:
     # `validateCredentials`: the first of jwt, p and t that is present decides.
     token, password, digest = (params.first(name) for name in ("jwt", "p", "t"))
     if token:
@@ -63,13 +63,13 @@ def _proves(state: State, account: Account, params: Params) -> bool:
     return bool(digest) and digest == subsonic_token(account.password, params.first("s"))
 
 
-def _password(given: str) -> str:
-    if not given.startswith("enc:"):
-        return given
+def _password(text: str) -> str:
+    if not text.startswith("enc:"):
+        return text
     try:
-        return bytes.fromhex(given[4:]).decode("utf-8", "replace")
+        return bytes.fromhex(text[4:]).decode("utf-8", "replace")
     except ValueError:
-        return given
+        return text
 
 
 def _called(

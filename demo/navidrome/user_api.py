@@ -76,8 +76,8 @@ async def create_user(state: State, caller: Account, request: Request) -> Respon
         return json_error(403, "Saving user: Permission denied")
     if _taken(state, fields):
         return _invalid("userName", "ra.validation.unique")
-    if state.options.racy_names:
-        await pause_before_writing(state.options.racy_names)
+    if state.options.name_race_probability:
+        await pause_before_writing(state.options.name_race_probability)
         # Only the table's own constraint prevents two at once, and it is case-sensitive.
         if any(a.user_name == fields.user_name for a in state.accounts.by_id.values()):
             return _invalid("userName", "ra.validation.unique")

@@ -18,7 +18,7 @@ from tests.bench.interrupt import ending_on_signals
 from tests.bench.load import LoadFailed
 from tests.bench.origin import origin
 from tests.bench.processes import MissingBinary, StartFailed, find_binary, split_cores
-from tests.bench.proxies import FEATURES, RIVALS, UnknownProxy, check_name, proxy
+from tests.bench.proxies import BASELINES, FEATURES, UnknownProxy, check_name, proxy
 from tests.bench.report import check_goals, render, summarize, write_json
 from tests.bench.rounds import Measurement, run_rounds
 from tests.bench.scenarios import SCENARIOS, Scenario
@@ -96,7 +96,7 @@ def _scenarios(options: argparse.Namespace) -> list[Scenario]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    everyone = ["shim", *RIVALS]
+    everyone = ["shim", *BASELINES]
     features = ", +".join(FEATURES)
     parser.add_argument(
         "--only",

@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from tests.bench.pacing import Pace
 from tests.bench.pattern import BLOCK, pattern
 from tests.bench.processes import free_port, running
+from tests.bench.read_rate import ReadRate
 
 _PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 _EVENTS = (
@@ -51,12 +51,12 @@ def body_origin(folder: Path, cores: frozenset[int]) -> Iterator[int]:
 
 
 async def serve(port: int) -> None:
-    server = await asyncio.start_server(_converse, "127.0.0.1", port, limit=BLOCK, backlog=4096)
+    server = await asyncio.start_server(_serve_client, "127.0.0.1", port, limit=BLOCK, backlog=4096)
     async with server:
         await server.serve_forever()
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _serve_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -104,14 +104,14 @@ async def _send_track(size: int, writer: asyncio.StreamWriter) -> None:
 async def _take_upload(
     size: int, rate: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    pace, crc, taken = Pace(rate), 0, 0
+    rate_limit, crc, taken = ReadRate(rate), 0, 0
     while taken < size:
         data = await reader.read(min(BLOCK, size - taken))
         if not data:
             return
         taken += len(data)
         crc = zlib.crc32(data, crc)
-        await asyncio.sleep(pace.delay(taken))
+        await asyncio.sleep(rate_limit.delay(taken))
     body = json.dumps({"bytes": taken, "crc32": crc}).encode()
     writer.write(_PLAIN % (len(body), body))
 

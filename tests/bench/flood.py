@@ -20,11 +20,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.forging import ALGORITHMS, Forger, key_set
+from tests.bench.constant_rate import FloodResult, constant_rate_flood
+from tests.bench.forged_tokens import ALGORITHMS, Forger, key_set
 from tests.bench.interrupt import ending_on_signals
 from tests.bench.load import LoadFailed, LoadResult, run_load, write_script
 from tests.bench.origin import origin
-from tests.bench.pouring import Poured, pouring
 from tests.bench.processes import Cores, MissingBinary, StartFailed, split_cores
 from tests.bench.proxies import Proxy, proxy
 from tests.bench.rounds import check_job
@@ -39,7 +39,7 @@ _REST_MS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Noticed:
+class FloodImpact:
     """One round. Times in microseconds, rates in requests a second."""
 
     algorithm: str
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(_reached(rounds, name, options.rate) for name in options.algorithms) else 1
 
 
-def _measure(algorithm: str, options: argparse.Namespace) -> list[Noticed]:
+def _measure(algorithm: str, options: argparse.Namespace) -> list[FloodImpact]:
     cores = split_cores()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shim-bench-")))
@@ -101,26 +101,30 @@ def _round(
     script: Path,
     cores: Cores,
     options: argparse.Namespace,
-) -> Noticed:
+) -> FloodImpact:
     def honest() -> LoadResult:
         return run_load(_HONEST, script, through.port, options.seconds, cores.rest)
 
-    def flooded(port: int) -> tuple[LoadResult, Poured]:
-        with pouring(forger, port, options.rate, options.connections, cores.rest) as poured:
+    def flooded(port: int) -> tuple[LoadResult, FloodResult]:
+        with constant_rate_flood(
+            forger, port, options.rate, options.connections, cores.rest
+        ) as flood_result:
             result = honest()
-        return result, poured
+        return result, flood_result
 
     before = through.process.cpu_seconds()
     alone = honest()
     quiet = (through.process.cpu_seconds() - before) / alone.requests
     beside, _ = flooded(upstream)
     before = through.process.cpu_seconds()
-    under, poured = flooded(through.port)
+    under, flood_result = flooded(through.port)
     cpu = through.process.cpu_seconds() - before
-    if set(poured.statuses) != {401}:
-        raise LoadFailed(f"the responses to the flood were {poured.statuses}, not with 401 alone")
-    refused = poured.statuses[401]
-    return Noticed(
+    if set(flood_result.statuses) != {401}:
+        raise LoadFailed(
+            f"the responses to the flood were {flood_result.statuses}, not with 401 alone"
+        )
+    refused = flood_result.statuses[401]
+    return FloodImpact(
         algorithm=forger.algorithm,
         p50_alone=alone.p50_us,
         p99_alone=alone.p99_us,
@@ -128,13 +132,13 @@ def _round(
         p99_beside=beside.p99_us,
         p50_flooded=under.p50_us,
         p99_flooded=under.p99_us,
-        refused=refused / poured.seconds,
+        refused=refused / flood_result.seconds,
         cpu_us=(cpu - quiet * under.requests) / refused * 1e6,
-        busy=cpu / poured.seconds,
+        busy=cpu / flood_result.seconds,
     )
 
 
-def _ratio(rounds: Sequence[Noticed], algorithm: str) -> float:
+def _ratio(rounds: Sequence[FloodImpact], algorithm: str) -> float:
     """p99 of the flooded to that beside the flood, medians of the rounds."""
     own = [one for one in rounds if one.algorithm == algorithm]
     return statistics.median(one.p99_flooded for one in own) / statistics.median(
@@ -142,13 +146,13 @@ def _ratio(rounds: Sequence[Noticed], algorithm: str) -> float:
     )
 
 
-def _reached(rounds: Sequence[Noticed], algorithm: str, rate: int) -> bool:
+def _reached(rounds: Sequence[FloodImpact], algorithm: str, rate: int) -> bool:
     """Whether as many were rejected as were to be sent, and the client was hardly affected."""
     refused = statistics.median(one.refused for one in rounds if one.algorithm == algorithm)
     return refused > _MIN_RATE * rate and _ratio(rounds, algorithm) < P99_LIMIT
 
 
-def _table(rounds: Sequence[Noticed], rate: int) -> Table:
+def _table(rounds: Sequence[FloodImpact], rate: int) -> Table:
     table = Table(
         title=f"{rate:,} forged tokens a second; an honest p99 stays under {P99_LIMIT:g} times what it was"
     )
@@ -159,7 +163,7 @@ def _table(rounds: Sequence[Noticed], rate: int) -> Table:
     for name in dict.fromkeys(one.algorithm for one in rounds):
         own = [one for one in rounds if one.algorithm == name]
 
-        def median(field: str, own: list[Noticed] = own) -> float:
+        def median(field: str, own: list[FloodImpact] = own) -> float:
             values: list[float] = [getattr(one, field) for one in own]
             return statistics.median(values)
 

@@ -98,10 +98,10 @@ async def _rounds(
     for each in (device, native):  # each client has succeeded once
         await _until_accepted(client, each)
     before = _resident_bytes(pid)
-    alone = await _ask(client, (device, native), options.seconds / 2)
+    alone = await _send_requests(client, (device, native), options.seconds / 2)
     cpu = _cpu_seconds(pid)
     async with _guessing(options, port) as report:
-        beside = await _ask(client, (device, native), options.seconds)
+        beside = await _send_requests(client, (device, native), options.seconds)
     cpu = _cpu_seconds(pid) - cpu
     guesses = int(report[0].partition(" requests in")[0].split()[-1])
     rate = float(report[0].partition("Requests/sec:")[2].split()[0])
@@ -150,7 +150,7 @@ async def _is_refused(client: httpx.AsyncClient, credentials: dict[str, str]) ->
     return response.status_code != 200 or b'"status":"ok"' not in response.content
 
 
-async def _ask(
+async def _send_requests(
     client: httpx.AsyncClient, apps: Sequence[dict[str, str]], seconds: float
 ) -> tuple[list[float], int, int]:
     """Return the times of the requests in seconds, and how many of each app were refused."""

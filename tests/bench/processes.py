@@ -138,7 +138,7 @@ def running(
 ) -> Iterator[Running]:
     """Starts a program in `folder`, on the given cores, with hardly more than `env`, and ends it."""
     log = folder / f"{name}.log"
-    surroundings = {
+    environment = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "HOME": str(folder),
         **(env or {}),
@@ -153,7 +153,7 @@ def running(
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=surroundings,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

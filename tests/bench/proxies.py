@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench.browsers import JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, Field
 from tests.bench.processes import Running, find_binary, free_port, running
 
-RIVALS = ("nginx", "haproxy", "traefik", "caddy")
+BASELINES = ("nginx", "haproxy", "traefik", "caddy")
 
 
 class UnknownProxy(Exception):
@@ -89,7 +89,7 @@ def proxy(
     plan = (
         _shim(name, port, upstream, place)
         if name.startswith("shim")
-        else _rival(name)(port, upstream, place)
+        else _baseline(name)(port, upstream, place)
     )
     env = {**plan.env, **(more or {})}
     with running(name, plan.command, folder=place, env=env, cores=cores) as process:
@@ -102,10 +102,10 @@ def check_name(name: str) -> None:
     if name.startswith("shim"):
         _features(name)
     else:
-        _rival(name)
+        _baseline(name)
 
 
-def _rival(name: str) -> Callable[[int, int, Path], Plan]:
+def _baseline(name: str) -> Callable[[int, int, Path], Plan]:
     plans = {"nginx": _nginx, "haproxy": _haproxy, "traefik": _traefik, "caddy": _caddy}
     if name not in plans:
         raise UnknownProxy(

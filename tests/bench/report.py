@@ -42,7 +42,7 @@ class Outcome:
 
     proxy: str
     goal: Goal
-    rival: str | None
+    baseline: str | None
     value: float
 
     @property
@@ -68,11 +68,11 @@ def check_goals(summaries: Sequence[Summary]) -> list[Outcome]:
             own = figures.get((goal.scenario, name))
             if own is None:
                 continue
-            if goal.rival is None:
+            if goal.baseline is None:
                 outcomes.append(Outcome(name, goal, None, _figure(own, goal.figure)))
-            elif (rival := _rival(goal, summaries)) is not None:
-                ratio = _figure(own, goal.figure) / _figure(rival, goal.figure)
-                outcomes.append(Outcome(name, goal, rival.proxy, ratio))
+            elif (baseline := _baseline(goal, summaries)) is not None:
+                ratio = _figure(own, goal.figure) / _figure(baseline, goal.figure)
+                outcomes.append(Outcome(name, goal, baseline.proxy, ratio))
     return outcomes
 
 
@@ -120,13 +120,13 @@ def _summary(scenario: str, proxy: str, group: Sequence[Measurement]) -> Summary
     )
 
 
-def _rival(goal: Goal, summaries: Sequence[Summary]) -> Summary | None:
+def _baseline(goal: Goal, summaries: Sequence[Summary]) -> Summary | None:
     candidates = [
         summary
         for summary in summaries
         if summary.scenario == goal.scenario
         and not summary.proxy.startswith("shim")
-        and goal.rival in ("best", summary.proxy)
+        and goal.baseline in ("best", summary.proxy)
     ]
     return min(candidates, key=lambda summary: _figure(summary, goal.figure), default=None)
 
@@ -184,10 +184,10 @@ def _goal_table(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(heading)
     for outcome in outcomes:
         goal = outcome.goal
-        unit = f"× {outcome.rival}" if outcome.rival else "MB"
-        rival = f"{unit} (best of the others)" if goal.rival == "best" else unit
+        unit = f"× {outcome.baseline}" if outcome.baseline else "MB"
+        baseline = f"{unit} (best of the others)" if goal.baseline == "best" else unit
         verdict = "[green]reached[/]" if outcome.reached else "[red]missed[/]"
-        figures = (f"{outcome.value:.2f} {unit}", f"{goal.limit:g} {rival}")
+        figures = (f"{outcome.value:.2f} {unit}", f"{goal.limit:g} {baseline}")
         table.add_row(outcome.proxy, goal.scenario, goal.figure, *figures, verdict)
     return table
 

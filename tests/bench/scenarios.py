@@ -34,7 +34,9 @@ class Goal:
     scenario: str
     figure: Figure
     limit: float
-    rival: str | None = None  # "best" is the cheapest of the others; None makes the limit absolute
+    baseline: str | None = (
+        None  # "best" is the cheapest of the others; None makes the limit absolute
+    )
 
 
 _SONGS = "/api/song?_end=15&_order=ASC&_sort=title&_start="

@@ -53,13 +53,13 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def templates(chance: random.Random) -> list[dict[str, Any]]:
+def templates(rng: random.Random) -> list[dict[str, Any]]:
     """Return some thousand kinds of records, as a shim that is probed and used has them."""
     reasons = ["untrusted_peer", "public_path", "cross_site", "identity_incomplete", "header_alias"]
     found: list[dict[str, Any]] = []
     for number in range(4000):
         client = f"198.{18 + number % 2}.{number // 250 % 250}.{number % 250}"
-        user = f"user{chance.randrange(200)}"
+        user = f"user{rng.randrange(200)}"
         record: dict[str, Any] = {
             "schema": 1, "instance": "bench/1", "stream": "requests", "chain": 1, "client": client,
             "peer": f"172.20.0.{2 + number % 3}", "path": f"/app/{number % 90}", "method": "GET",
@@ -75,7 +75,7 @@ def templates(chance: random.Random) -> list[dict[str, Any]]:
             record |= {
                 "kind": "request_decision", "severity": "warning",
                 "verdict": "stripped" if stripped else "rejected",
-                "reason": chance.choice(reasons), "claimed_user": user, "status": 403,
+                "reason": rng.choice(reasons), "claimed_user": user, "status": 403,
                 "path_class": "public" if number % 5 == 0 else "protected",
                 "removed_headers": ["x-authentik-username", "x-authentik-uid"],
             }  # fmt: skip
@@ -94,9 +94,9 @@ def rare(template: dict[str, Any]) -> dict[str, Any]:
 
 def rows(count: int) -> Iterator[tuple[Any, ...]]:
     """Return rows with a true chain. The records of one template differ in index, id, time and request."""
-    chance = random.Random(7)
+    rng = random.Random(7)
     parts: list[tuple[str, dict[str, Any]]] = []
-    for template in templates(chance):
+    for template in templates(rng):
         for each in (template, rare(template)) if len(parts) == 0 else (template,):
             marked = {**each, "index": "@I", "id": "@D", "time": "@T", "request_id": "@R"}
             columns = column_values({**each, "id": "", "time": iso_time(START)})
@@ -106,7 +106,7 @@ def rows(count: int) -> Iterator[tuple[Any, ...]]:
     step = (END - START) // count
     for index in range(1, count + 1):
         is_rare = index % (count // 20) == count // 40
-        data, columns = parts[1] if is_rare else common[chance.randrange(len(common))]
+        data, columns = parts[1] if is_rare else common[rng.randrange(len(common))]
         moment = START + index * step
         identity, request = f"{uuid.UUID(int=moment << 64 | index)}", f"r{index:x}"
         data = (
@@ -211,9 +211,9 @@ def timed(name: str, limit: float, work: Callable[[], object], failed: list[str]
         done: object = work()
     except QueryTooSlow as error:
         done = error
-    took = (time.perf_counter() - begin) * 1000
-    is_late = took > limit or isinstance(done, QueryTooSlow)
-    print(f"{took:9.1f} ms  {name}{'  LATE' if is_late else ''}", flush=True)
+    seconds = (time.perf_counter() - begin) * 1000
+    is_late = seconds > limit or isinstance(done, QueryTooSlow)
+    print(f"{seconds:9.1f} ms  {name}{'  LATE' if is_late else ''}", flush=True)
     if is_late:
         failed.append(name)
     return done
@@ -263,11 +263,11 @@ async def measure_retention(url: str, failed: list[str]) -> None:
     removed = 0
     async with asyncio.timeout(120):
         removed = await store.apply_retention({"requests": limits})
-    took = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
     ticking.cancel()
     await store.close()
     pause = max(pauses)
-    print(f"{removed} rows removed in {took:.1f} s ({removed / took:.0f}/s)")
+    print(f"{removed} rows removed in {seconds:.1f} s ({removed / seconds:.0f}/s)")
     late = "  LATE" if pause > LIMITS["pause"] else ""
     print(f"longest pause of the event loop: {pause:.1f} ms, idle before {idle:.1f} ms{late}")
     if late:
@@ -280,10 +280,10 @@ def main() -> int:
     parser.add_argument("--url")
     parser.add_argument("--postgresql", action="store_true")
     parser.add_argument("--folder", default=None)
-    given = parser.parse_args()
+    options = parser.parse_args()
     failed: list[str] = []
     with ExitStack() as stack:
-        if given.postgresql:
+        if options.postgresql:
             found = programs()
             assert found is not None, "PostgreSQL's server is not installed"
             server = PostgreSQL(found)
@@ -291,18 +291,18 @@ def main() -> int:
             server.create()
             url = stack.enter_context(server.database())
         else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=given.folder))
-            url = given.url or f"sqlite:///{Path(folder) / 'audit.db'}"
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=options.folder))
+            url = options.url or f"sqlite:///{Path(folder) / 'audit.db'}"
         database = build_database(url)
         database.open()
-        if not given.url:
+        if not options.url:
             begin = time.perf_counter()
-            fill(database, given.rows)
-            took = time.perf_counter() - begin
+            fill(database, options.rows)
+            seconds = time.perf_counter() - begin
             size = (
                 "" if database.file is None else f", {database.file.stat().st_size / 2**20:.0f} MiB"
             )
-            print(f"{given.rows} rows stored in {took:.0f} s{size}", flush=True)
+            print(f"{options.rows} rows stored in {seconds:.0f} s{size}", flush=True)
         database.close()
         measure_reads(url, failed)
         asyncio.run(measure_retention(url, failed))

@@ -25,10 +25,10 @@ from tests.bench.body_origin import body_origin
 from tests.bench.browsers import header_block
 from tests.bench.interrupt import ending_on_signals
 from tests.bench.load import LoadFailed
-from tests.bench.pacing import Pace
 from tests.bench.pattern import BLOCK, pattern, pattern_crc32
 from tests.bench.processes import MissingBinary, Running, StartFailed, split_cores
 from tests.bench.proxies import Proxy, UnknownProxy, check_name, proxy
+from tests.bench.read_rate import ReadRate
 from tests.bench.rounds import check_job
 
 GROWTH_LIMIT_MB = 16.0
@@ -140,9 +140,9 @@ async def _download(through: Proxy, size: int, rate: float, crc: int) -> None:
         response = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in response.split(b"\r\n", 1)[0]:
             raise LoadFailed(f"{through.name} responds {response[:300]!r}")
-        pace, seen, taken = Pace(rate), 0, 0
+        rate_limit, seen, taken = ReadRate(rate), 0, 0
         while taken < size:
-            await asyncio.sleep(pace.delay(taken))
+            await asyncio.sleep(rate_limit.delay(taken))
             data = await reader.read(min(BLOCK, size - taken))
             if not data:
                 break

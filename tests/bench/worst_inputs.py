@@ -228,9 +228,9 @@ RESPONSES: Mapping[str, bytes] = {
 def decide_head(data: bytes, policy: Policy, address: str) -> None:
     """Decide a head as the data plane does, and build the shim's own response where it is rejected."""
     decisions = DecisionCache(policy)
-    standing = decisions.connection_context(parse_peer(address), b"http")
+    context = decisions.connection_context(parse_peer(address), b"http")
     line, _, block = data[:-2].partition(b"\r\n")
-    decision = decisions.decide(line, block, standing, None, 1.0)
+    decision = decisions.decide(line, block, context, None, 1.0)
     decision = (
         decision.with_tokens_bound_to(b"ada", "1") if decision.has_navidrome_tokens else decision
     )

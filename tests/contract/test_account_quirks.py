@@ -22,9 +22,9 @@ def test_a_put_to_a_deleted_admin_recreates_the_admin_with_an_empty_password(
     account_id = client.create(name, isAdmin=True)
     before = client.read(account_id)
     client.request("DELETE", f"/api/user/{account_id}")
-    risen = client.request("PUT", f"/api/user/{account_id}", body=before).json()
-    assert risen["isAdmin"] is True
-    assert risen["createdAt"] != before["createdAt"]
+    recreated = client.request("PUT", f"/api/user/{account_id}", body=before).json()
+    assert recreated["isAdmin"] is True
+    assert recreated["createdAt"] != before["createdAt"]
     assert client.subsonic_opens(name, "")
     assert not client.subsonic_opens(name, "pw")
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from demo.navidrome import StandInOptions, StandInThread
-from tests.contract.story import Story, exchanges
+from tests.contract.replay import Replayer, recorded_exchanges
 from tests.support.real_navidrome import real_navidrome
 
 TRUSTED = "127.0.0.2/32"
 
 
 def _assert_replayed(port: int) -> None:
-    story = Story("127.0.0.1", port)
-    for exchange in exchanges():
-        story.replay(exchange)
-    assert not story.differences, "\n".join(story.differences)
+    replayer = Replayer("127.0.0.1", port)
+    for exchange in recorded_exchanges():
+        replayer.replay(exchange)
+    assert not replayer.differences, "\n".join(replayer.differences)
 
 
 def test_the_stand_in_responds_as_recorded() -> None:
@@ -38,11 +38,13 @@ def test_the_real_navidrome_responds_as_recorded(tmp_path: Path) -> None:
 def test_the_comparison_detects_a_different_response() -> None:
     # The same requests to a stand-in without trusted sources: responses by user header must differ.
     with StandInThread(StandInOptions(trusted_sources="127.0.0.2")) as stand_in:
-        story = Story("127.0.0.1", stand_in.port)
-        by_header = [e for e in exchanges() if e.what == "list by header of an admin"]
-        story.replay(by_header[0])
-        assert any("status: recorded 200, got 401" in line for line in story.differences)
+        replayer = Replayer("127.0.0.1", stand_in.port)
+        by_header = [
+            e for e in recorded_exchanges() if e.description == "list by header of an admin"
+        ]
+        replayer.replay(by_header[0])
+        assert any("status: recorded 200, got 401" in line for line in replayer.differences)
 
 
 def test_the_complete_recording_is_replayed() -> None:
-    assert len(exchanges()) == 87
+    assert len(recorded_exchanges()) == 87

@@ -40,8 +40,8 @@ def test_an_empty_location_is_skipped_and_an_invalid_token_falls_back_to_the_use
     client.create(name)
     cookie = {"Cookie": f"jwt={client.token(name)}"}
     for header, status in (("Basic abcdef", 403), ("Bearer", 403), ("Bearer abcdef", 200)):
-        given = {**cookie, "X-ND-Authorization": header}
-        assert client.request("GET", "/api/user", headers=given).status == status, header
+        sent_headers = {**cookie, "X-ND-Authorization": header}
+        assert client.request("GET", "/api/user", headers=sent_headers).status == status, header
 
 
 def test_a_token_outlives_a_rename_and_belongs_to_the_next_user_of_the_name(

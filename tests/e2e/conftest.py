@@ -17,10 +17,10 @@ from demo.navidrome import StandIn, StandInOptions, StandInThread
 from demo.navidrome.accounts import AccountFields
 from demo.navidrome.request import SeenRequest
 from demo.outpost import COOKIE, Outpost, OutpostOptions, OutpostUser
-from tests.e2e.parts import (
+from tests.e2e.servers import (
     CDN,
     SECRET,
-    Behind,
+    Upstreams,
     caddy,
     guides_traefik,
     nginx,
@@ -44,11 +44,11 @@ LOOPBACK = "127.0.0.1"
 
 # The others come as Python packages.
 NGINX = pytest.param("nginx", marks=pytest.mark.binary("nginx"))
-Edge = Callable[[Path, Behind], AbstractContextManager[str]]
+Edge = Callable[[Path, Upstreams], AbstractContextManager[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Deployment:
     """The running parts.
 
     url: the edge's. shim_url, control: the shim's, its control plane as `host:port`; "" without
@@ -88,9 +88,9 @@ class Scene:
 
 
 @contextmanager
-def set_scene(
+def start_deployment(
     folder: Path, edge: str, *, with_shim: bool, secret: str = "", user_header: str = "Remote-User"
-) -> Iterator[Scene]:
+) -> Iterator[Deployment]:
     """Start the parts of an environment and end them. `edge` is a name in `EDGES`."""
     options = StandInOptions(user_header=user_header, login_window=3600)
     provider = OutpostOptions(users=USERS, open_paths=(rf"^{OPEN_PATH}$",))
@@ -102,8 +102,8 @@ def set_scene(
                 )
             )
         if not with_shim:
-            with EDGES[edge](folder, Behind(outpost.url, stand_in.url, secret)) as url:
-                yield Scene(edge, url, "", "", outpost, stand_in)
+            with EDGES[edge](folder, Upstreams(outpost.url, stand_in.url, secret)) as url:
+                yield Deployment(edge, url, "", "", outpost, stand_in)
             return
         settings = {"SHIM_ADMIN_GROUPS": ADMIN_GROUP}
         if edge == "cdn":
@@ -112,9 +112,9 @@ def set_scene(
             settings["SHIM_PROXY_SECRET"] = f"{secret},another-secret-of-this-edge-0123456789"
         with (
             shim(folder, stand_in.url, **settings) as before,
-            EDGES[edge](folder, Behind(outpost.url, before.url, secret)) as url,
+            EDGES[edge](folder, Upstreams(outpost.url, before.url, secret)) as url,
         ):
-            yield Scene(edge, url, before.url, before.control, outpost, stand_in)
+            yield Deployment(edge, url, before.url, before.control, outpost, stand_in)
 
 
 EDGES: dict[str, Edge] = {
@@ -129,54 +129,58 @@ EDGES: dict[str, Edge] = {
 
 
 @pytest.fixture(scope="session", params=["traefik", "caddy", NGINX, "guide"])
-def standing_scene(
+def shared_deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scene]:
+) -> Iterator[Deployment]:
     """The shim behind each edge.
 
     The edges of `deploy/` send the shared secret, the guide's sends none.
     """
     edge: str = request.param
     secret = "" if edge == "guide" else SECRET
-    with set_scene(tmp_path_factory.mktemp(edge), edge, with_shim=True, secret=secret) as scene:
-        yield scene
+    with start_deployment(
+        tmp_path_factory.mktemp(edge), edge, with_shim=True, secret=secret
+    ) as deployment:
+        yield deployment
 
 
 @pytest.fixture(scope="session")
-def standing_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def shared_guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The guide's setup: its Traefik, and directly behind it a Navidrome that trusts it."""
-    with set_scene(
+    with start_deployment(
         tmp_path_factory.mktemp("bare"),
         "guide",
         with_shim=False,
         user_header="X-authentik-username",
-    ) as scene:
-        yield scene
+    ) as deployment:
+        yield deployment
 
 
 @pytest.fixture(scope="session", params=["traefik", "labels", "kubernetes", "caddy", NGINX])
-def standing_edge(
+def shared_edge(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scene]:
+) -> Iterator[Deployment]:
     """An edge of `deploy/` directly in front of Navidrome, which shows what the edge forwards."""
     edge: str = request.param
-    with set_scene(tmp_path_factory.mktemp("edge"), edge, with_shim=False, secret=SECRET) as scene:
-        yield scene
+    with start_deployment(
+        tmp_path_factory.mktemp("edge"), edge, with_shim=False, secret=SECRET
+    ) as deployment:
+        yield deployment
 
 
 @pytest.fixture
-def scene(standing_scene: Scene) -> Scene:
-    standing_scene.stand_in.seen.clear()
-    return standing_scene
+def deployment(shared_deployment: Deployment) -> Deployment:
+    shared_deployment.stand_in.seen.clear()
+    return shared_deployment
 
 
 @pytest.fixture
-def guide_without_shim(standing_guide: Scene) -> Scene:
-    standing_guide.stand_in.seen.clear()
-    return standing_guide
+def guide_without_shim(shared_guide: Deployment) -> Deployment:
+    shared_guide.stand_in.seen.clear()
+    return shared_guide
 
 
 @pytest.fixture
-def edge_alone(standing_edge: Scene) -> Scene:
-    standing_edge.stand_in.seen.clear()
-    return standing_edge
+def edge_without_shim(shared_edge: Deployment) -> Deployment:
+    shared_edge.stand_in.seen.clear()
+    return shared_edge

@@ -17,19 +17,21 @@ from libopensonic.errors import CredentialError
 
 from demo.navidrome import StandInOptions, StandInThread
 from demo.outpost import Outpost, OutpostOptions, OutpostUser
-from tests.e2e.conftest import ADMIN_GROUP, EDGES, USERS, Scene
-from tests.e2e.parts import SECRET, Behind, shim
+from tests.e2e.conftest import ADMIN_GROUP, EDGES, USERS, Deployment
+from tests.e2e.servers import SECRET, Upstreams, shim
 
 SHIMS_ACCOUNT = "navidrome-shim"
 CONTACT = "who-runs-it@example.org"
-CHOSEN = "a password of her own"
+OWN_PASSWORD = "a password of her own"
 GUEST = OutpostUser("guest", "A Guest", "guest@example.org", ("colleagues",))
 ALICE, BOSS, JOERG = USERS[:3]
 KATE = OutpostUser("kate", "Kate", "kate@example.org", ("family",))
 
 
 @contextmanager
-def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str, Outpost]]:
+def start_edge_and_shim(
+    folder: Path, edge: str, navidrome: str
+) -> Iterator[tuple[str, str, Outpost]]:
     """An edge and a shim that provisions the accounts of a Navidrome; the URLs of both, the provider."""
     settings = {
         "SHIM_PROVISIONING": "true",
@@ -42,47 +44,47 @@ def new_home(folder: Path, edge: str, navidrome: str) -> Iterator[tuple[str, str
     with (
         Outpost(OutpostOptions(users=users)) as outpost,
         shim(folder, navidrome, **settings) as before,
-        EDGES[edge](folder, Behind(outpost.url, before.url, SECRET)) as url,
+        EDGES[edge](folder, Upstreams(outpost.url, before.url, SECRET)) as url,
     ):
         yield url, before.url, outpost
 
 
 @contextmanager
-def set_home(folder: Path, edge: str) -> Iterator[Scene]:
+def start_provisioned(folder: Path, edge: str) -> Iterator[Deployment]:
     """The same with a stand-in without accounts."""
     with (
         StandInThread(StandInOptions()) as stand_in,
-        new_home(folder, edge, stand_in.url) as (url, shim_url, outpost),
+        start_edge_and_shim(folder, edge, stand_in.url) as (url, shim_url, outpost),
     ):
-        yield Scene(edge, url, shim_url, "", outpost, stand_in)
+        yield Deployment(edge, url, shim_url, "", outpost, stand_in)
 
 
 @pytest.fixture(scope="module", params=["traefik", "caddy"])
-def home(
+def provisioned(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scene]:
+) -> Iterator[Deployment]:
     edge: str = request.param
-    with set_home(tmp_path_factory.mktemp(edge), edge) as scene:
-        yield scene
+    with start_provisioned(tmp_path_factory.mktemp(edge), edge) as deployment:
+        yield deployment
 
 
 @pytest.mark.parametrize("user", [ALICE, BOSS, JOERG], ids=lambda user: user.username)
 def test_a_first_request_through_an_edge_gets_the_page_for_the_right_account(
-    home: Scene, user: OutpostUser
+    provisioned: Deployment, user: OutpostUser
 ) -> None:
     is_admin = ADMIN_GROUP in user.groups
-    with home.client(user.username) as browser:
+    with provisioned.client(user.username) as browser:
         page = browser.get("/app/")
     assert page.status_code == httpx.codes.OK
     auth = auth_of(page)
     assert (auth["username"], auth["name"], auth["isAdmin"]) == (user.username, user.name, is_admin)
-    account = accounts_of(home)[user.username]
+    account = accounts_of(provisioned)[user.username]
     assert (account["id"], account["name"]) == (auth["id"], user.name)
     assert (account["email"], account["isAdmin"]) == (user.email, is_admin)
 
 
 def test_the_first_user_of_an_empty_navidrome_is_not_admin(tmp_path: Path) -> None:
-    with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
+    with start_provisioned(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
         assert auth_of(browser.get("/app/"))["isAdmin"] is False
         admins = {name: account["isAdmin"] for name, account in accounts_of(fresh).items()}
     assert admins == {SHIMS_ACCOUNT: True, "alice": False}
@@ -90,53 +92,53 @@ def test_the_first_user_of_an_empty_navidrome_is_not_admin(tmp_path: Path) -> No
 
 def test_only_the_shim_creates_the_first_admin(tmp_path: Path) -> None:
     mine = {"username": "mine", "password": "mine"}
-    with set_home(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
+    with start_provisioned(tmp_path, "traefik") as fresh, fresh.client("alice") as browser:
         response = browser.post("/auth/createAdmin", json=mine)
         assert response.status_code == httpx.codes.FORBIDDEN
         assert "mine" not in accounts_of(fresh)
 
 
 def test_a_user_without_an_allowed_group_gets_the_support_contact_and_no_account(
-    home: Scene,
+    provisioned: Deployment,
 ) -> None:
-    with home.client(GUEST.username) as browser:
+    with provisioned.client(GUEST.username) as browser:
         pages = [browser.get(path) for path in ("/app/", "/api/song")]
     assert [page.status_code for page in pages] == [httpx.codes.FORBIDDEN] * 2
     assert pages[0].headers["Content-Type"] == "text/html; charset=utf-8"
     for page in pages:
         assert "not in a group that may use this music server" in page.text
         assert CONTACT in page.text
-    assert GUEST.username not in accounts_of(home)
-    text = {value for seen in home.stand_in.seen for value in seen.values("Remote-User")}
+    assert GUEST.username not in accounts_of(provisioned)
+    text = {value for seen in provisioned.stand_in.seen for value in seen.values("Remote-User")}
     assert GUEST.username not in text
 
 
 async def test_the_owner_sets_a_password_without_the_generated_one_and_uses_an_app(
-    home: Scene,
+    provisioned: Deployment,
 ) -> None:
-    with home.client(KATE.username) as browser:
+    with provisioned.client(KATE.username) as browser:
         own_id = auth_of(browser.get("/app/"))["id"]
         record = browser.get(f"/api/user/{own_id}").json()
-        async with app_of(home) as app:
+        async with app_of(provisioned) as app:
             with pytest.raises(CredentialError):
                 await app.get_artists()
         # Like the web app: the whole record, the new password, and no current one.
         saved = browser.put(
             f"/api/user/{own_id}",
-            json={**record, "changePassword": True, "password": CHOSEN},
-            headers={"Origin": home.url, "Sec-Fetch-Site": "same-origin"},
+            json={**record, "changePassword": True, "password": OWN_PASSWORD},
+            headers={"Origin": provisioned.url, "Sec-Fetch-Site": "same-origin"},
         )
         assert saved.status_code == httpx.codes.OK, saved.text
         browser.get("/app/")
     assert record["email"] == KATE.email  # the account was created by the shim and not by Navidrome
     assert {**saved.json(), **_MOVING} == {**record, **_MOVING}
-    async with app_of(home) as app:
+    async with app_of(provisioned) as app:
         assert await app.ping()
         [album] = await app.get_album_list2("alphabeticalByName", size=1)
         song = (await app.get_album(album.id)).song[0]
         async with await app.stream(song.id, tformat="raw") as response:
             received = await response.read()
-    whole = request_directly(home, f"/rest/stream?v=1.16.1&c=x&id={song.id}", KATE.username)
+    whole = request_directly(provisioned, f"/rest/stream?v=1.16.1&c=x&id={song.id}", KATE.username)
     assert len(received) > 0
     assert hashlib.sha256(received).digest() == hashlib.sha256(whole.content).digest()
 
@@ -152,23 +154,25 @@ def auth_of(page: httpx.Response) -> dict[str, Any]:
     return auth
 
 
-def accounts_of(scene: Scene) -> dict[str, dict[str, Any]]:
+def accounts_of(deployment: Deployment) -> dict[str, dict[str, Any]]:
     """Navidrome's accounts by name, as its API shows them."""
-    listed = request_directly(scene, "/api/user", SHIMS_ACCOUNT).json()
+    listed = request_directly(deployment, "/api/user", SHIMS_ACCOUNT).json()
     return {account["userName"]: account for account in listed}
 
 
-def request_directly(scene: Scene, target: str, user: str) -> httpx.Response:
+def request_directly(deployment: Deployment, target: str, user: str) -> httpx.Response:
     """Navidrome's response to a request from the shim's address."""
-    url = scene.stand_in.url + target
+    url = deployment.stand_in.url + target
     return httpx.get(url, headers={"Remote-User": user}, trust_env=False)
 
 
 @asynccontextmanager
-async def app_of(scene: Scene) -> AsyncIterator[AsyncConnection]:
+async def app_of(deployment: Deployment) -> AsyncIterator[AsyncConnection]:
     """The owner's app, with the edge's address, her name and the password that she set."""
-    edge = urlsplit(scene.url)
-    app = AsyncConnection(f"http://{edge.hostname}", KATE.username, CHOSEN, edge.port, use_get=True)
+    edge = urlsplit(deployment.url)
+    app = AsyncConnection(
+        f"http://{edge.hostname}", KATE.username, OWN_PASSWORD, edge.port, use_get=True
+    )
     try:
         yield app
     finally:

@@ -21,9 +21,9 @@ import pytest
 
 from demo.navidrome import StandInOptions, StandInThread
 from demo.outpost import COOKIE, Outpost, OutpostOptions
-from tests.e2e import parts
+from tests.e2e import servers
 from tests.e2e.conftest import EDGES, NGINX, USERS
-from tests.e2e.parts import ROOT, SECRET, Behind, shim
+from tests.e2e.servers import ROOT, SECRET, Upstreams, shim
 from tests.support.certificates import make_certificates
 
 EDGE_NAMES = ["traefik", "caddy", NGINX]
@@ -101,7 +101,7 @@ def site_with(
         with (
             shim(folder, stand_in.url, **given) as before,
             EDGES[edge](
-                folder, Behind(outpost.url, before.url, secret if sent is None else sent)
+                folder, Upstreams(outpost.url, before.url, secret if sent is None else sent)
             ) as url,
         ):
             control = {
@@ -122,13 +122,13 @@ def changed(
     for name in ("traefik/traefik.yml", "traefik/dynamic/navidrome.yml", "caddy/Caddyfile",
                  "nginx/navidrome.conf.template"):  # fmt: skip
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        text = (parts.DEPLOY / name).read_text()
+        text = (servers.DEPLOY / name).read_text()
         if name == file:
             for old, new in changes:
                 assert old in text, old
                 text = text.replace(old, new)
         (copy / name).write_text(text)
-    monkeypatch.setattr(parts, "DEPLOY", copy)
+    monkeypatch.setattr(servers, "DEPLOY", copy)
 
 
 FILES = {

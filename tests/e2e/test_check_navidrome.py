@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.parts import shim
+from tests.e2e.servers import shim
 from tests.support.real_navidrome import real_navidrome
 from tests.support.shim_settings import command
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not BINARY, reason="NAVIDROME_BIN names no Navid
 def check(
     folder: Path, port: int, **settings: str
 ) -> tuple[int, dict[str, dict[str, str]], list[str]]:
-    given = {
+    settings_given = {
         "UPSTREAM": f"http://127.0.0.1:{port}",
         "REVERSE_PROXY_WHITELIST": "127.0.0.1",
         "PROVISIONING": "false",
@@ -30,7 +30,7 @@ def check(
         "CONTROL_LISTEN": "127.0.0.1:9",
         **settings,
     }
-    done = command(folder, "check", "--json", settings=given)
+    done = command(folder, "check", "--json", settings=settings_given)
     assert not done.stderr, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, found["checks"], found["not_checked"]

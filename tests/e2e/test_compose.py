@@ -18,8 +18,8 @@ import yaml
 
 from demo.outpost import Outpost
 from tests.e2e import compose
-from tests.e2e.parts import DEPLOY, ROOT, Behind, traefik_of_the_full_stack
 from tests.e2e.programs import beside_python
+from tests.e2e.servers import DEPLOY, ROOT, Upstreams, traefik_of_the_full_stack
 
 FULL = DEPLOY / "compose/full"
 FILES = (FULL / "compose.yml", DEPLOY / "compose/add-on.yml", DEPLOY / "compose/unix-socket.yml")
@@ -149,7 +149,7 @@ def test_the_full_stacks_settings_are_valid(tmp_path: Path, with_socket: bool) -
 def test_traefik_of_the_full_stack_routes_both_hosts(tmp_path: Path) -> None:
     with (
         Outpost() as outpost,
-        traefik_of_the_full_stack(tmp_path, Behind(outpost.url, outpost.url), HOSTS[1]) as url,
+        traefik_of_the_full_stack(tmp_path, Upstreams(outpost.url, outpost.url), HOSTS[1]) as url,
     ):
         start = f"{url}/outpost.goauthentik.io/start"
         for host in (HOSTS[1], "127.0.0.1"):

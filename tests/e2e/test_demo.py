@@ -63,7 +63,9 @@ def stored(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+def completed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("once")
     ended = subprocess.run(
         [*COMMAND, "--once"],
@@ -77,17 +79,17 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Completed
     return ended, folder
 
 
-Once = tuple["subprocess.CompletedProcess[str]", Path]
+CompletedDemo = tuple["subprocess.CompletedProcess[str]", Path]
 
 
-def test_every_step_passes(once: Once) -> None:
-    ended, _ = once
+def test_every_step_passes(completed: CompletedDemo) -> None:
+    ended, _ = completed
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.rstrip().endswith(f"All {len(STEPS)} scenes passed.")
+    assert ended.stdout.rstrip().endswith(f"All {len(STEPS)} steps passed.")
 
 
-def test_each_step_shows_the_decision_and_the_forwarded_headers(once: Once) -> None:
-    text = _scenes(once)
+def test_each_step_shows_the_decision_and_the_forwarded_headers(completed: CompletedDemo) -> None:
+    text = _outputs_by_title(completed)
     assert len(text) == len(STEPS)
     takeover = text["Without the shim: an attacker is the admin"]
     assert "X-authentik-username: admin shim none" in takeover
@@ -107,8 +109,8 @@ def test_each_step_shows_the_decision_and_the_forwarded_headers(once: Once) -> N
     assert "Navidrome got no request response 400" in alias
 
 
-def test_the_steps_about_accounts_show_each_result(once: Once) -> None:
-    text = _scenes(once)
+def test_the_steps_about_accounts_show_each_result(completed: CompletedDemo) -> None:
+    text = _outputs_by_title(completed)
     first = text["Carla visits for the first time"]
     assert "created the account carla.berg Navidrome got Remote-User: carla.berg" in first
     assert "carla.berg: regular user, Carla Berg <carla.berg@example.org>" in first
@@ -125,21 +127,23 @@ def test_the_steps_about_accounts_show_each_result(once: Once) -> None:
     assert "account carla.berg: none account carla.novak: admin, Carla Novak" in renamed
 
 
-def test_a_new_account_gets_a_chosen_password_and_a_linked_one_keeps_its_own(once: Once) -> None:
-    text = _scenes(once)
+def test_a_new_account_gets_a_chosen_password_and_a_linked_one_keeps_its_own(
+    completed: CompletedDemo,
+) -> None:
+    text = _outputs_by_title(completed)
     chosen = text["She sets a password for her apps"]
     assert "PUT /api/user/{id} password = correct horse battery staple" in chosen
     assert "response 200" in chosen
     assert "response 200 Subsonic: ok" in text["Alice's phone signs in with her Subsonic password"]
 
 
-def test_without_a_terminal_it_is_plain_text_of_80_columns(once: Once) -> None:
-    assert "\x1b" not in once[0].stdout
-    assert max(map(len, once[0].stdout.splitlines())) <= 80
+def test_without_a_terminal_it_is_plain_text_of_80_columns(completed: CompletedDemo) -> None:
+    assert "\x1b" not in completed[0].stdout
+    assert max(map(len, completed[0].stdout.splitlines())) <= 80
 
 
-def test_no_files_or_processes_remain_after_the_scenario(once: Once) -> None:
-    assert stored(once[1]) == []
+def test_no_files_or_processes_remain_after_the_scenario(completed: CompletedDemo) -> None:
+    assert stored(completed[1]) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -178,7 +182,7 @@ def test_a_signal_during_the_scenario_ends_everything_with_a_message(tmp_path: P
 def test_a_failed_step_is_named_and_fails_the_demo(tmp_path: Path) -> None:
     change = 'expected=replace(alice.expected, navidrome=(("Remote-User", "bert"),))'
     with _staying(tmp_path, _with_step(change, "--once")) as (process, lines):
-        text = _read_until(lines, "FAILED: 1 of 1 scenes are wrong: 1.")
+        text = _read_until(lines, "FAILED: 1 of 1 steps are wrong: 1.")
         assert process.wait(_SECONDS) == 1
     assert "Navidrome saw Remote-User: alice, not Remote-User: bert" in _flat(text)
 
@@ -232,10 +236,10 @@ def _read_until(lines: Iterator[str], wanted: str) -> str:
     raise AssertionError(f"{wanted!r} never came: {''.join(read)}")
 
 
-def _scenes(once: Once) -> dict[str, str]:
+def _outputs_by_title(completed: CompletedDemo) -> dict[str, str]:
     """The output of each step, by its title."""
-    scenes = re.split(r"^\d+\. ", once[0].stdout, flags=re.MULTILINE)[1:]
-    return {text.partition(" ─")[0]: _flat(text) for text in scenes}
+    steps = re.split(r"^\d+\. ", completed[0].stdout, flags=re.MULTILINE)[1:]
+    return {text.partition(" ─")[0]: _flat(text) for text in steps}
 
 
 def _flat(text: str) -> str:

@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from tests.e2e import compose
-from tests.e2e.conftest import Scene
-from tests.e2e.parts import DEPLOY, ROOT
+from tests.e2e.conftest import Deployment
 from tests.e2e.programs import beside_python, free_port
+from tests.e2e.servers import DEPLOY, ROOT
 from tests.e2e.test_edges import NAMES
 
 ADD_ON = DEPLOY / "compose/add-on.yml"
@@ -144,9 +144,9 @@ def healthy(check: list[str], control: str) -> bool:
 
 @pytest.mark.parametrize("check", [image_check, add_on_check])
 def test_a_health_check_distinguishes_a_running_shim_from_a_stopped_one(
-    scene: Scene, check: Any
+    deployment: Deployment, check: Any
 ) -> None:
-    assert healthy(check(), scene.control)
+    assert healthy(check(), deployment.control)
     assert not healthy(check(), f"127.0.0.1:{free_port()}")
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.e2e.conftest import ADMIN_GROUP, Scene
+from tests.e2e.conftest import ADMIN_GROUP, Deployment
 from tests.support.documentation import ROOT, blocks
 
 PAGE = ROOT / "docs/traefik-authentik.md"
@@ -25,31 +25,33 @@ def block(text: str) -> list[str]:
     return shlex.split(found[0].replace("\\\n", " "))
 
 
-def attack(scene: Scene) -> str:
+def attack(deployment: Deployment) -> str:
     """Send the page's test for the takeover, and return the response."""
     words = block("curl -s -H")
     name, _, value = words[words.index("-H") + 1].partition(": ")
     url = urlsplit(next(word for word in words if word.startswith("https://")))
-    with scene.client() as stranger:
-        return stranger.get(f"{url.path}?{url.query}", headers={name: value}).text
+    with deployment.client() as untrusted_client:
+        return untrusted_client.get(f"{url.path}?{url.query}", headers={name: value}).text
 
 
 def test_the_command_that_shows_if_you_are_affected_succeeds_in_the_guides_setup(
-    guide_without_shim: Scene,
+    guide_without_shim: Deployment,
 ) -> None:
     assert 'status="ok"' in attack(guide_without_shim)
 
 
-def test_the_command_that_shows_if_you_are_affected_fails_with_the_shim(scene: Scene) -> None:
-    assert 'status="failed"' in attack(scene)
+def test_the_command_that_shows_if_you_are_affected_fails_with_the_shim(
+    deployment: Deployment,
+) -> None:
+    assert 'status="failed"' in attack(deployment)
 
 
 @pytest.fixture
-def preview(guide_without_shim: Scene, tmp_path: Path) -> dict[str, tuple[str, str]]:
+def preview(guide_without_shim: Deployment, tmp_path: Path) -> dict[str, tuple[str, str]]:
     """What the command of step 0 prints about each account: without an admin group, and with one."""
     words = block("docker run")
-    given = dict(words[at + 1].split("=", 1) for at, w in enumerate(words) if w == "--env")
-    assert set(given) >= {"SHIM_UPSTREAM", "SHIM_ADMIN_GROUPS"}
+    environment = dict(words[at + 1].split("=", 1) for at, w in enumerate(words) if w == "--env")
+    assert set(environment) >= {"SHIM_UPSTREAM", "SHIM_ADMIN_GROUPS"}
     done = subprocess.run(
         [
             sys.executable,
@@ -62,7 +64,7 @@ def preview(guide_without_shim: Scene, tmp_path: Path) -> dict[str, tuple[str, s
         env={
             "PATH": os.defpath,
             "PYTHONPATH": str(ROOT),
-            **given,
+            **environment,
             "SHIM_UPSTREAM": guide_without_shim.stand_in.url,
             "SHIM_ADMIN_GROUPS": ADMIN_GROUP,
         },
@@ -96,7 +98,7 @@ def test_step_0_shows_the_outcomes_that_the_page_lists(
 
 
 def test_step_0_changes_nothing(
-    guide_without_shim: Scene, preview: dict[str, tuple[str, str]], tmp_path: Path
+    guide_without_shim: Deployment, preview: dict[str, tuple[str, str]], tmp_path: Path
 ) -> None:
     assert "navidrome-shim" not in preview
     assert {seen.method for seen in guide_without_shim.stand_in.seen} == {"GET"}

@@ -17,7 +17,7 @@ import yaml
 
 from tests.e2e.kubernetes import ROOT as FOLDER
 from tests.e2e.kubernetes import documents, named
-from tests.e2e.parts import ROOT
+from tests.e2e.servers import ROOT
 from tests.e2e.test_deploy_files import file_provider
 
 FOLDERS = ("base", "components/postgresql")

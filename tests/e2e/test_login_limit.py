@@ -8,7 +8,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.e2e.conftest import Scene
+from tests.e2e.conftest import Deployment
 
 GUESSES = 9
 CLAIMS = ("True-Client-IP", "X-Real-IP", "X-Forwarded-For", "CF-Connecting-IP", "X-Client-IP")
@@ -26,7 +26,7 @@ def statuses(client: httpx.Client, *headers: str) -> list[int]:
     ]
 
 
-def test_without_the_shim_the_limit_never_applies(guide_without_shim: Scene) -> None:
+def test_without_the_shim_the_limit_never_applies(guide_without_shim: Deployment) -> None:
     guide = guide_without_shim
     with guide.client("alice", source="127.0.0.40") as client:
         assert statuses(client, "True-Client-IP") == [httpx.codes.UNAUTHORIZED] * GUESSES
@@ -41,24 +41,24 @@ def test_without_the_shim_the_limit_never_applies(guide_without_shim: Scene) -> 
     ],
 )
 def test_with_the_shim_the_limit_applies_whatever_address_is_claimed(
-    scene: Scene, source: str, headers: tuple[str, ...]
+    deployment: Deployment, source: str, headers: tuple[str, ...]
 ) -> None:
-    with scene.client("alice", source=source) as client:
+    with deployment.client("alice", source=source) as client:
         responses = statuses(client, *headers)
-    limit = scene.stand_in.options.login_limit
+    limit = deployment.stand_in.options.login_limit
     assert responses[:limit] == [httpx.codes.UNAUTHORIZED] * limit
     assert responses[limit:] == [httpx.codes.TOO_MANY_REQUESTS] * (GUESSES - limit)
-    assert {tuple(seen.values("X-Real-IP")) for seen in scene.received} == {(source,)}
+    assert {tuple(seen.values("X-Real-IP")) for seen in deployment.received} == {(source,)}
 
 
-def test_one_attacker_does_not_lock_out_others(scene: Scene) -> None:
-    with scene.client("alice", source="127.0.0.60") as guesser:
+def test_one_attacker_does_not_lock_out_others(deployment: Deployment) -> None:
+    with deployment.client("alice", source="127.0.0.60") as guesser:
         statuses(guesser)
-    with scene.client("alice", source="127.0.0.61") as other:
+    with deployment.client("alice", source="127.0.0.61") as other:
         assert statuses(other)[0] == httpx.codes.UNAUTHORIZED
 
 
-def test_the_limit_applies_to_clients_that_bypass_the_edge(scene: Scene) -> None:
-    with scene.client(source="127.0.0.62", to=scene.shim_url) as client:
+def test_the_limit_applies_to_clients_that_bypass_the_edge(deployment: Deployment) -> None:
+    with deployment.client(source="127.0.0.62", to=deployment.shim_url) as client:
         responses = statuses(client, *CLAIMS)
     assert responses[-1] == httpx.codes.TOO_MANY_REQUESTS

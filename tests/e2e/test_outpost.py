@@ -37,13 +37,13 @@ def auth_request(
     outpost: Outpost, path: str = TRAEFIK, *, session: str = "", **headers: str
 ) -> httpx.Response:
     """Send an edge's auth request; `headers` with `_` for `-`, beside or instead of the default ones."""
-    given = {
+    sent_headers = {
         **ORIGINAL_REQUEST,
         **{name.replace("_", "-"): value for name, value in headers.items()},
     }
     if session:
-        given["Cookie"] = f"{COOKIE}={session}"
-    return httpx.get(outpost.url + path, headers=given, trust_env=False)
+        sent_headers["Cookie"] = f"{COOKIE}={session}"
+    return httpx.get(outpost.url + path, headers=sent_headers, trust_env=False)
 
 
 @pytest.mark.parametrize("edge", ["traefik", "caddy", "nginx"])

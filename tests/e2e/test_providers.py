@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
-from tests.e2e.parts import SECRET, shim
 from tests.e2e.programs import beside_python, free_port, running
+from tests.e2e.servers import SECRET, shim
 from tests.support.provider_headers import SENDS, Sent
 
 GUIDE = (Path(__file__).parents[2] / "docs/providers.md").read_text()

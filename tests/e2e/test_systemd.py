@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.parts import DEPLOY, ROOT
+from tests.e2e.servers import DEPLOY, ROOT
 
 UNITS = ("navidrome-shim", "navidrome")
 FOLDER = DEPLOY / "systemd"

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Scene
+from tests.e2e.conftest import Deployment
 
 USERS_CALL = "/rest/getUsers?v=1.16.1&c=curl&f=json"
 CLAIMS = (
@@ -29,7 +29,7 @@ def subsonic(response: httpx.Response) -> dict[str, Any]:
 
 
 def test_with_the_guides_routers_alone_any_client_can_be_the_admin(
-    guide_without_shim: Scene,
+    guide_without_shim: Deployment,
 ) -> None:
     with guide_without_shim.client() as attacker:
         response = attacker.get(USERS_CALL, headers={"X-authentik-username": "admin"})
@@ -41,35 +41,37 @@ def test_with_the_guides_routers_alone_any_client_can_be_the_admin(
 
 
 @pytest.mark.parametrize("header", CLAIMS)
-def test_behind_the_shim_the_same_request_has_no_identity(scene: Scene, header: str) -> None:
-    with scene.client() as attacker:
+def test_behind_the_shim_the_same_request_has_no_identity(
+    deployment: Deployment, header: str
+) -> None:
+    with deployment.client() as attacker:
         response = attacker.get(USERS_CALL, headers={header: "admin"})
     refused = subsonic(response)
     assert refused["status"] == "failed"
     assert "users" not in refused
-    seen = scene.last_seen(USERS_CALL)
+    seen = deployment.last_seen(USERS_CALL)
     assert identity_fields(seen.headers) == []
 
 
 @pytest.mark.parametrize("header", CLAIMS)
 def test_a_session_does_not_confirm_a_claimed_identity_on_a_public_path(
-    scene: Scene, header: str
+    deployment: Deployment, header: str
 ) -> None:
-    with scene.client("alice") as alice:
+    with deployment.client("alice") as alice:
         response = alice.get(USERS_CALL, headers={header: "admin"})
     assert subsonic(response)["status"] == "failed"
-    assert identity_fields(scene.last_seen(USERS_CALL).headers) == []
+    assert identity_fields(deployment.last_seen(USERS_CALL).headers) == []
 
 
 @pytest.mark.parametrize(
     "path", ["/share/nothing", "/share/img/nothing", "/rest/ping.view?v=1&c=x"]
 )
 @pytest.mark.parametrize("header", CLAIMS)
-def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str) -> None:
-    with scene.client() as attacker:
+def test_no_public_path_carries_an_identity(deployment: Deployment, path: str, header: str) -> None:
+    with deployment.client() as attacker:
         response = attacker.get(path, headers={header: "admin"})
-    seen = identities_seen(scene)
-    if scene.edge == "guide" and path.startswith("/share/") and not seen:
+    seen = identities_seen(deployment)
+    if deployment.edge == "guide" and path.startswith("/share/") and not seen:
         # Two of the guide's routers for a share have the same priority, and Traefik uses either of
         # them.
         assert response.status_code == httpx.codes.FOUND
@@ -80,33 +82,35 @@ def test_no_public_path_carries_an_identity(scene: Scene, path: str, header: str
 @pytest.mark.parametrize("path", ["/restx", "/rest.", "/re%C5%BFt/x", "/jellyf%C4%B0n/x"])
 @pytest.mark.parametrize("header", CLAIMS)
 def test_no_path_that_an_edge_may_treat_as_public_carries_an_identity(
-    scene: Scene, path: str, header: str
+    deployment: Deployment, path: str, header: str
 ) -> None:
-    with scene.client() as attacker:
+    with deployment.client() as attacker:
         attacker.get(path, headers={header: "admin"})
-    with scene.client("alice") as alice:
+    with deployment.client("alice") as alice:
         alice.get(path, headers={header: "admin"})
-    assert identities_seen(scene) in ([(path, [])], [(path, [])] * 2)
+    assert identities_seen(deployment) in ([(path, [])], [(path, [])] * 2)
 
 
 @pytest.mark.parametrize("header", CLAIMS)
-def test_a_client_that_bypasses_the_edge_has_no_identity(scene: Scene, header: str) -> None:
-    with scene.client(source="127.0.0.9", to=scene.shim_url) as direct_client:
+def test_a_client_that_bypasses_the_edge_has_no_identity(
+    deployment: Deployment, header: str
+) -> None:
+    with deployment.client(source="127.0.0.9", to=deployment.shim_url) as direct_client:
         claims = {header: "admin", "X-Forwarded-For": "127.0.0.1", "X-Real-IP": "127.0.0.1"}
         assert subsonic(direct_client.get(USERS_CALL, headers=claims))["status"] == "failed"
         direct_client.get("/app/", headers=claims)
         assert (
             direct_client.get("/api/user", headers=claims).status_code == httpx.codes.UNAUTHORIZED
         )
-    assert len(scene.received) == 3
-    for seen in scene.received:
+    assert len(deployment.received) == 3
+    for seen in deployment.received:
         assert identity_fields(seen.headers) == []
         assert seen.values("X-Real-IP") == ["127.0.0.9"]
 
 
-def identities_seen(scene: Scene) -> list[tuple[str, list[tuple[str, str]]]]:
+def identities_seen(deployment: Deployment) -> list[tuple[str, list[tuple[str, str]]]]:
     """The target of each request that reached Navidrome, with its fields that may be an identity."""
-    return [(seen.target, identity_fields(seen.headers)) for seen in scene.received]
+    return [(seen.target, identity_fields(seen.headers)) for seen in deployment.received]
 
 
 def identity_fields(headers: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:

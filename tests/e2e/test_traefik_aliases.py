@@ -14,8 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.parts import DEPLOY
 from tests.e2e.programs import beside_python, free_port, running
+from tests.e2e.servers import DEPLOY
 from tests.e2e.test_edges import NAMES
 
 ALL_NAMES = (*NAMES, "Remote-User", "X-Shim-Proxy-Secret")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.e2e.parts import SECRET, Shim, shim
+from tests.e2e.servers import SECRET, Shim, shim
 from tests.e2e.test_systemd import environment
 from tests.support.real_navidrome import real_navidrome
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.programs import free_port
-from tests.packaging.building import VERSION, Image, built, download, run
+from tests.packaging.image import VERSION, Image, build_image, download, run
 
 pytestmark = [
     pytest.mark.packaging,
@@ -33,7 +33,7 @@ print(len(sys.modules) > 20, names)
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    with built(tmp_path_factory.mktemp("image")) as image:
+    with build_image(tmp_path_factory.mktemp("image")) as image:
         yield image
 
 

@@ -14,13 +14,13 @@ import pytest
 
 import shim
 from tests.e2e.programs import free_port, running
-from tests.packaging.building import ROOT, download, run
+from tests.packaging.image import ROOT, download, run
 
 pytestmark = pytest.mark.packaging
 DIST = ROOT / "dist"
 
 
-def built(pattern: str) -> Path:
+def package_file(pattern: str) -> Path:
     [path] = DIST.glob(pattern)
     return path
 
@@ -34,7 +34,7 @@ def tracked(*paths: str) -> set[str]:
 def wheel_of_the_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that the unpacked sdist builds."""
     folder = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(built("*.tar.gz")) as archive:
+    with tarfile.open(package_file("*.tar.gz")) as archive:
         archive.extractall(folder, filter="data")
     [source] = folder.iterdir()
     subprocess.run(
@@ -83,7 +83,7 @@ def command(
 
 
 def test_wheel_has_every_file_of_the_package_and_no_other() -> None:
-    with zipfile.ZipFile(built("*.whl")) as wheel:
+    with zipfile.ZipFile(package_file("*.whl")) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         licenses = [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
     assert names == tracked("shim")
@@ -91,7 +91,7 @@ def test_wheel_has_every_file_of_the_package_and_no_other() -> None:
 
 
 def test_sdist_has_what_building_and_deploying_need() -> None:
-    with tarfile.open(built("*.tar.gz")) as archive:
+    with tarfile.open(package_file("*.tar.gz")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = ("shim", "deploy", "docs", "requirements", "Makefile", "SECURITY.md", ".dockerignore")
     assert tracked(*needed) <= names
@@ -103,7 +103,7 @@ def test_sdist_builds_the_same_wheel(wheel_of_the_sdist: Path) -> None:
         with zipfile.ZipFile(path) as wheel:
             return {info.filename: info.CRC for info in wheel.infolist()}
 
-    assert contents(wheel_of_the_sdist) == contents(built("*.whl"))
+    assert contents(wheel_of_the_sdist) == contents(package_file("*.whl"))
 
 
 def test_installed_command_has_the_version_of_the_package(
@@ -111,7 +111,7 @@ def test_installed_command_has_the_version_of_the_package(
 ) -> None:
     done = command(environment, "--version", cwd=tmp_path)
     assert done.stdout.strip() == shim.__version__
-    assert built("*.whl").name.split("-")[1] == shim.__version__
+    assert package_file("*.whl").name.split("-")[1] == shim.__version__
 
 
 def test_installed_command_serves(environment: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @dataclass
-class Watched:
+class ObservedPage:
     """A page, and what it did: requests to other hosts, messages of the console, dialogs."""
 
     page: Page
@@ -40,14 +40,14 @@ class Watched:
     wire_bytes: int = 0
 
     @property
-    def sideways(self) -> int:
+    def horizontal_overflow(self) -> int:
         """By how many pixels the page is wider than the window."""
         found: int = self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
         return found
 
 
 @contextmanager
-def watched(
+def observed_page(
     browser: Browser,
     host: str,
     *,
@@ -56,7 +56,7 @@ def watched(
     scripts: bool = True,
     cookies: list[Any] | None = None,
     zone: str = "Europe/Vienna",
-) -> Iterator[Watched]:
+) -> Iterator[ObservedPage]:
     """Open an empty page in a context of its own. `host` is `name:port` of the pages under test."""
     context = browser.new_context(
         color_scheme=theme,
@@ -67,7 +67,7 @@ def watched(
     )
     try:
         context.add_cookies(cookies or [])
-        found = Watched(context.new_page())
+        found = ObservedPage(context.new_page())
 
         def on_request(request: Request) -> None:
             address = urlsplit(request.url)

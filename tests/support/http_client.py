@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.socket_ends import End
+from tests.support.raw_connection import RawConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Response:
         return found[0] if found else None
 
 
-class Client(End):
+class Client(RawConnection):
     """The client's end of a connection."""
 
     async def request(

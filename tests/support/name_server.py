@@ -65,10 +65,10 @@ def name_server() -> Iterator[NameServer]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
         listening.bind((ADDRESS, 53))
         listening.settimeout(0.1)
-        leaving = threading.Event()
+        stopping = threading.Event()
 
         def serve() -> None:
-            while not leaving.is_set():
+            while not stopping.is_set():
                 try:
                     question, client = listening.recvfrom(512)
                 except TimeoutError:
@@ -82,11 +82,11 @@ def name_server() -> Iterator[NameServer]:
         try:
             yield server
         finally:
-            leaving.set()
+            stopping.set()
             thread.join()
 
 
-def in_its_place(folder: Path) -> tuple[str, ...]:
+def resolver_namespace(folder: Path) -> tuple[str, ...]:
     """The command prefix that makes this the only DNS server for a command; None where that can't
     be done here.
     """

@@ -150,7 +150,7 @@ def build_server(
         options = StandInOptions(
             trusted_sources="127.0.0.1/32,@",
             libraries=(Library(1, "Music Library"), *others),
-            racy_names=0.01,
+            name_race_probability=0.01,
             seen_limit=20_000,
         )
         return StandInServer(listen, options)

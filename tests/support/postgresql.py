@@ -136,7 +136,7 @@ class PostgreSQL:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def wait_for_waiting(self, url: str, sessions: int) -> None:
+    def wait_for_blocked_sessions(self, url: str, sessions: int) -> None:
         """Wait until this many sessions of a database wait for another session's lock."""
         count = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
@@ -178,9 +178,9 @@ class PostgreSQL:
             "port": str(self.port),
             "unix_socket_directories": str(self._folder),
         }
-        given = [f"--{name}={value}" for name, value in options.items()]
+        option_arguments = [f"--{name}={value}" for name, value in options.items()]
         with self._log() as log:
-            process = self._run("postgres", "-D", str(self._data), *given, log=log)
+            process = self._run("postgres", "-D", str(self._data), *option_arguments, log=log)
         end = time.monotonic() + _START_SECONDS
         while process.poll() is None and time.monotonic() < end:
             if self._is_ready(process.pid):

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.data_plane import EDGE
 from tests.support.event_schema import faults_of_line
 from tests.support.http_client import Client, Response
+from tests.support.raw_connection import SocketTransport
+from tests.support.running_proxy import EDGE
 from tests.support.scripted_navidrome import OK, Navidrome, Served
-from tests.support.socket_ends import PlainWire
 
 _ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -56,7 +56,7 @@ class Program:
             host, port = self.listen.rsplit(":", 1)
             address = (host, int(port))
         sock.setblocking(False)
-        client = Client(PlainWire(sock))
+        client = Client(SocketTransport(sock))
         self.clients.append(client)
         await asyncio.get_running_loop().sock_connect(sock, address)
         return client

@@ -37,9 +37,9 @@ class Sent:
 
     def load(self, **settings: str) -> Settings:
         """Load the preset's settings, with these."""
-        given = {"PROVIDER": self.provider, "REVERSE_PROXY_WHITELIST": "127.0.0.2"}
-        given |= self.settings | settings
-        return load({f"SHIM_{name}": value for name, value in given.items()})
+        all_settings = {"PROVIDER": self.provider, "REVERSE_PROXY_WHITELIST": "127.0.0.2"}
+        all_settings |= self.settings | settings
+        return load({f"SHIM_{name}": value for name, value in all_settings.items()})
 
 
 def keys() -> tuple[Key, ...]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 SOCKET = b"/jellyfin/socket"
-FENCE = "/rest/fence/"
+SYNC_PATH = "/rest/fence/"
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 _SECONDS = 5.0
@@ -57,10 +57,10 @@ class Recorder:
     @property
     def requested(self) -> list[Received]:
         """The requests without the fences."""
-        return [each for each in list(self.requests) if not each.target.startswith(FENCE)]
+        return [each for each in list(self.requests) if not each.target.startswith(SYNC_PATH)]
 
     @property
-    def torn(self) -> list[bytes]:
+    def incomplete(self) -> list[bytes]:
         """Everything received that is not a complete request."""
         return [data for data in list(self.pending.values()) if data]
 
@@ -111,7 +111,7 @@ def recorder(base_path: str = "/") -> Iterator[Recorder]:
 def _serve(connection: socket.socket, record: Recorder) -> None:
     data = b""
     while True:
-        while (request := _whole(data)) is None:
+        while (request := _complete_request(data)) is None:
             record.pending[id(connection)] = data
             more = connection.recv(65536)
             if not more:
@@ -124,7 +124,7 @@ def _serve(connection: socket.socket, record: Recorder) -> None:
             continue
         record.requests.append(received)
         if received.values("Upgrade"):
-            data += _early(connection)
+            data += _read_early_data(connection)
             record.pending[id(connection)] = data
             if received.target.startswith(SOCKET.decode()):
                 _tunnel(connection, record)
@@ -146,7 +146,7 @@ def _respond_to_the_shim(received: Received, base_path: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {web_app}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-def _early(connection: socket.socket) -> bytes:
+def _read_early_data(connection: socket.socket) -> bytes:
     """The bytes that come before the response to a handshake, which is delayed for a moment."""
     connection.settimeout(0.2)
     try:
@@ -164,7 +164,7 @@ def _tunnel(connection: socket.socket, record: Recorder) -> None:
         connection.sendall(b"echo " + more)
 
 
-def _whole(data: bytes) -> tuple[Received, bytes] | None:
+def _complete_request(data: bytes) -> tuple[Received, bytes] | None:
     head, end, rest = data.partition(b"\r\n\r\n")
     if not end:
         return None

@@ -57,7 +57,7 @@ def folded(name: bytes) -> bytes:
     return bytes(byte if chr(byte).isalnum() and byte < 128 else 45 for byte in name.lower())
 
 
-def read_by_the_laxest(head: bytes) -> Fields:
+def read_leniently(head: bytes) -> Fields:
     """Every field that any parser might see in it: any line end, obs-fold joined, names normalized,
     blanks before the colon and at both ends ignored.
     """

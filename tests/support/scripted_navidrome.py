@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shim.proxy.pool import UpstreamAddress
-from tests.support.socket_ends import PATIENCE, End, PlainWire, StreamWire
+from tests.support.raw_connection import PATIENCE, RawConnection, SocketTransport, StreamTransport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-class Served(End):
+class Served(RawConnection):
     """A connection that the shim made."""
 
     async def head(self) -> bytes:
@@ -108,7 +108,7 @@ async def _accept(listener: socket.socket, navidrome: Navidrome) -> None:
     loop = asyncio.get_running_loop()
     while True:
         sock, _ = await loop.sock_accept(listener)
-        navidrome.created(Served(PlainWire(sock)))
+        navidrome.created(Served(SocketTransport(sock)))
 
 
 @asynccontextmanager
@@ -119,7 +119,7 @@ async def navidrome_with_tls(
     navidrome: Navidrome
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        navidrome.created(Served(StreamWire(reader, writer)))
+        navidrome.created(Served(StreamTransport(reader, writer)))
         await writer.wait_closed()
 
     if path is None:

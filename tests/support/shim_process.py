@@ -22,7 +22,7 @@ from typing import Any
 
 import shim
 from tests.support.event_schema import faults_of_line
-from tests.support.recorder import FENCE, Received, Recorder
+from tests.support.recorder import SYNC_PATH, Received, Recorder
 
 EDGE = "127.0.0.2"
 UNTRUSTED = "127.0.0.1"
@@ -35,12 +35,12 @@ _RESPONSE_SECONDS = 10.0
 _fresh = itertools.count(1)
 
 
-def an_edge() -> str:
+def edge_address() -> str:
     """A trusted address that no test has used yet."""
     return _fresh_address("127.2")
 
 
-def someone() -> str:
+def untrusted_address() -> str:
     """An untrusted address that no test has used yet."""
     return _fresh_address("127.1")
 
@@ -129,7 +129,7 @@ class Shim:
 
         Waits until everything that was sent before has been logged and has arrived upstream.
         """
-        mark = f"{FENCE}{next(_fresh)}"
+        mark = f"{SYNC_PATH}{next(_fresh)}"
         self.request(f"GET {mark} HTTP/1.0\r\n\r\n".encode())
         upstream.wait_for(mark)
         self.wait_for_line(kind="access", path=mark)
@@ -154,7 +154,7 @@ def read_to_the_end(client: socket.socket) -> Response:
 
 
 @contextmanager
-def shim_before(
+def run_shim(
     port: int,
     folder: Path,
     *,
@@ -166,7 +166,7 @@ def shim_before(
     that begin with `ND_` unchanged. Those in `without` are left to the folder's `.env`; `before`
     precedes its command line.
     """
-    given = {
+    all_settings = {
         "LISTEN": "127.0.0.1:0",
         "CONTROL_LISTEN": "127.0.0.1:0",
         "UPSTREAM": f"http://127.0.0.1:{port}",
@@ -181,7 +181,7 @@ def shim_before(
         "PYTHONPATH": str(Path(shim.__file__).parents[1]),
         **{
             name if name.startswith("ND_") else f"SHIM_{name}": value
-            for name, value in given.items()
+            for name, value in all_settings.items()
             if name not in without
         },
     }
@@ -214,31 +214,31 @@ def shim_before(
 
 
 def assert_rejected(
-    front: Shim, upstream: Recorder, response: Response, peer: str, status: int, *reasons: str
+    shim: Shim, upstream: Recorder, response: Response, peer: str, status: int, *reasons: str
 ) -> None:
     """Assert one response and a close, one line in the log, and nothing upstream."""
     assert response.statuses == [status], response.raw
     assert response.closed
     assert b"connection: close" in response.raw.lower()
-    (line,) = front.decided(peer, upstream)
+    (line,) = shim.decided(peer, upstream)
     assert line["verdict"] == "rejected"
     assert line["reason"] in reasons
     assert line["status"] == status
     assert not upstream.requested, upstream.requested
-    assert not upstream.torn
+    assert not upstream.incomplete
 
 
 def assert_stripped(
-    front: Shim, upstream: Recorder, response: Response, peer: str, *reasons: str
+    shim: Shim, upstream: Recorder, response: Response, peer: str, *reasons: str
 ) -> Received:
     """Assert Navidrome's response, one line in the log, and one request upstream without any identity."""
     assert response.statuses == [200], response.raw
-    (line,) = front.decided(peer, upstream)
+    (line,) = shim.decided(peer, upstream)
     assert line["verdict"] == "stripped"
     assert not reasons or line["reason"] in reasons
     (received,) = upstream.requested
     assert_no_identity(received)
-    assert upstream.torn == []
+    assert upstream.incomplete == []
     return received
 
 

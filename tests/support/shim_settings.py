@@ -32,7 +32,7 @@ def checks(shim: Shim) -> dict[str, dict[str, str]]:
     return found
 
 
-def hang_up(shim: Shim) -> None:
+def send_sighup(shim: Shim) -> None:
     """Make it reload its settings."""
     os.kill(shim.process.pid, signal.SIGHUP)
 

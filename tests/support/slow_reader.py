@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.data_plane import Front
 from tests.support.http_client import Client
+from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_navidrome import Served
 
 SIZE = 8_000_000
@@ -13,13 +13,13 @@ SIZE = 8_000_000
 _LAST = 32_768
 
 
-async def send_response_partly_read(front: Front, client: Client, served: Served) -> int:
+async def send_response_partly_read(proxy: RunningProxy, client: Client, served: Served) -> int:
     """Send a response of `SIZE` bytes, and read of it until the shim has received all of it and
     buffers a part. The sockets between the shim and the client need small buffers.
 
     Return how many bytes are still unread.
     """
-    front.pause_writing_above(0)
+    proxy.pause_writing_above(0)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE
     giving = asyncio.create_task(served.send(head, bytes(SIZE - _LAST)))
     await client.read_response_head()
@@ -29,7 +29,7 @@ async def send_response_partly_read(front: Front, client: Client, served: Served
     await giving
     # The client has read all that was sent, so that only the last segment fills the buffers.
     await served.send(bytes(_LAST))
-    await front.until_response_complete()
-    assert front.writing_paused
-    assert front.held
+    await proxy.until_response_complete()
+    assert proxy.writing_paused
+    assert proxy.held
     return left

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.recorder import Recorder, recorder
-from tests.support.shim_process import Shim, shim_before
+from tests.support.shim_process import Shim, run_shim
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +17,12 @@ def recording() -> Iterator[Recorder]:
 
 
 @pytest.fixture(scope="module")
-def front(
+def shim(
     recording: Recorder, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shim]:
     """A shim with the recorder as its upstream."""
     settings: dict[str, str] = getattr(request.module, "SETTINGS", {})
-    with shim_before(recording.port, tmp_path_factory.mktemp("shim"), **settings) as shim:
+    with run_shim(recording.port, tmp_path_factory.mktemp("shim"), **settings) as shim:
         yield shim
 
 

@@ -9,7 +9,14 @@ import pytest
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
 from tests.support.recorder import Recorder
-from tests.support.shim_process import EDGE, Shim, an_edge, build_request, shim_before, someone
+from tests.support.shim_process import (
+    EDGE,
+    Shim,
+    build_request,
+    edge_address,
+    run_shim,
+    untrusted_address,
+)
 
 LIMIT = 5
 CLAIMS = {
@@ -30,7 +37,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shim, St
     options = StandInOptions(trusted_sources="127.0.0.1/32", login_limit=LIMIT, login_window=3600)
     with (
         StandInThread(options) as stand_in,
-        shim_before(stand_in.port, tmp_path_factory.mktemp("shim")) as shim,
+        run_shim(stand_in.port, tmp_path_factory.mktemp("shim")) as shim,
     ):
         yield shim, stand_in
 
@@ -49,7 +56,7 @@ def test_a_forged_client_address_does_not_avoid_the_login_limit(
     guarded: tuple[Shim, StandIn], case: str, listed: bool
 ) -> None:
     shim, _ = guarded
-    source = an_edge() if listed else someone()
+    source = edge_address() if listed else untrusted_address()
     responses = [guess(shim, source, CLAIMS[case], number) for number in range(LIMIT + 3)]
     assert responses == [401] * LIMIT + [429] * 3
 
@@ -64,14 +71,14 @@ def test_a_forged_first_entry_does_not_avoid_the_login_limit(
     claim = CLAIMS[case].replace("198.51.100.7", last)
     responses = [guess(shim, EDGE, claim, number) for number in range(LIMIT + 3)]
     assert responses == [401] * LIMIT + [429] * 3
-    untrusted_peer = someone()
+    untrusted_peer = untrusted_address()
     responses = [guess(shim, untrusted_peer, claim, number) for number in range(LIMIT + 3)]
     assert responses == [401] * LIMIT + [429] * 3
 
 
 def test_two_clients_behind_one_edge_have_separate_limits(guarded: tuple[Shim, StandIn]) -> None:
     shim, _ = guarded
-    edge = an_edge()
+    edge = edge_address()
     for number in range(LIMIT + 1):
         status = guess(shim, edge, "X-Forwarded-For: 198.51.100.99", number)
     assert status == 429
@@ -85,19 +92,19 @@ def test_an_attacker_does_not_lock_out_others_behind_an_edge_that_sends_ports(
     guarded: tuple[Shim, StandIn], claim: str
 ) -> None:
     shim, _ = guarded
-    edge = an_edge()
+    edge = edge_address()
     for number in range(LIMIT + 1):
         status = guess(shim, edge, f"X-Forwarded-For: {claim.format(1)}", number)
     assert status == 429
     assert guess(shim, edge, f"X-Forwarded-For: {claim.format(2)}", 0) == 401
 
 
-def test_no_other_header_carries_a_forged_client_address(front: Shim, upstream: Recorder) -> None:
+def test_no_other_header_carries_a_forged_client_address(shim: Shim, upstream: Recorder) -> None:
     names = ("True-Client-IP", "X-Real-IP", "CF-Connecting-IP", "X-Client-IP", "x.real_ip")
     fields = [f"{name}: 6.6.6.6" for name in names]
-    for peer in (an_edge(), someone()):
+    for peer in (edge_address(), untrusted_address()):
         upstream.clear()
-        front.request(build_request("POST /auth/login HTTP/1.1", *fields), peer)
+        shim.request(build_request("POST /auth/login HTTP/1.1", *fields), peer)
         (received,) = upstream.requested
         assert b"6.6.6.6" not in received.head
         assert received.values("X-Real-IP") == [peer]

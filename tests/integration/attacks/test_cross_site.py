@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.support.recorder import Recorder
-from tests.support.shim_process import HOST, Shim, an_edge, assert_rejected, build_request
+from tests.support.shim_process import (
+    HOST,
+    Shim,
+    assert_rejected,
+    build_request,
+    edge_address,
+)
 
 ADMIN = "X-authentik-username: admin"
 FORM = ("Content-Type: text/plain", "Content-Length: 2")
@@ -26,16 +32,16 @@ FORM = ("Content-Type: text/plain", "Content-Length: 2")
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_a_form_post_from_a_sibling_subdomain_is_rejected(
-    front: Shim, upstream: Recorder, fields: tuple[str, ...], method: str
+    shim: Shim, upstream: Recorder, fields: tuple[str, ...], method: str
 ) -> None:
-    edge = an_edge()
+    edge = edge_address()
     line = f"{method} /api/user HTTP/1.1"
-    response = front.request(build_request(line, ADMIN, *FORM, *fields, body=b"{}"), edge)
-    assert_rejected(front, upstream, response, edge, 403, "cross_site")
+    response = shim.request(build_request(line, ADMIN, *FORM, *fields, body=b"{}"), edge)
+    assert_rejected(shim, upstream, response, edge, 403, "cross_site")
 
 
-def test_a_websocket_from_another_site_is_rejected(front: Shim, upstream: Recorder) -> None:
-    edge = an_edge()
+def test_a_websocket_from_another_site_is_rejected(shim: Shim, upstream: Recorder) -> None:
+    edge = edge_address()
     fields = (
         ADMIN,
         "Connection: Upgrade",
@@ -44,8 +50,8 @@ def test_a_websocket_from_another_site_is_rejected(front: Shim, upstream: Record
         "Sec-WebSocket-Version: 13",
         "Origin: https://evil.example",
     )
-    response = front.request(build_request("GET /api/socket HTTP/1.1", *fields), edge)
-    assert_rejected(front, upstream, response, edge, 403, "cross_site")
+    response = shim.request(build_request("GET /api/socket HTTP/1.1", *fields), edge)
+    assert_rejected(shim, upstream, response, edge, 403, "cross_site")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +66,10 @@ def test_a_websocket_from_another_site_is_rejected(front: Shim, upstream: Record
     ],
 )
 def test_the_web_app_itself_can_post(
-    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+    shim: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
     line = "POST /api/playlist HTTP/1.1"
-    response = front.request(build_request(line, ADMIN, *FORM, *fields, body=b"{}"), an_edge())
+    response = shim.request(build_request(line, ADMIN, *FORM, *fields, body=b"{}"), edge_address())
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.values("Remote-User") == ["admin"]

@@ -6,7 +6,13 @@ import pytest
 
 from shim.control.protocol import MAX_CONNECTIONS
 from tests.support.recorder import Recorder
-from tests.support.shim_process import Shim, an_edge, assert_rejected, build_request, someone
+from tests.support.shim_process import (
+    Shim,
+    assert_rejected,
+    build_request,
+    edge_address,
+    untrusted_address,
+)
 
 SETTINGS = {"ADMIN_GROUPS": "admins", "PROXY_SECRET": "swordfish-swordfish"}
 SECRET = "X-Shim-Proxy-Secret: swordfish-swordfish"
@@ -28,11 +34,11 @@ USER = ("X-authentik-username: eve", "X-authentik-groups: users", SECRET)
     ids=["nobody", "a claim", "a claim and a forwarded address", "the user header", "the channel"],
 )
 def test_an_untrusted_peer_gets_no_control_pages(
-    front: Shim, upstream: Recorder, path: str, fields: tuple[str, ...]
+    shim: Shim, upstream: Recorder, path: str, fields: tuple[str, ...]
 ) -> None:
-    untrusted_peer = someone()
-    response = front.request(build_request(f"GET {path} HTTP/1.1", *fields), untrusted_peer)
-    assert_rejected(front, upstream, response, untrusted_peer, 404, "not_found")
+    untrusted_peer = untrusted_address()
+    response = shim.request(build_request(f"GET {path} HTTP/1.1", *fields), untrusted_peer)
+    assert_rejected(shim, upstream, response, untrusted_peer, 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -57,22 +63,22 @@ def test_an_untrusted_peer_gets_no_control_pages(
     ],
 )
 def test_a_user_who_is_not_admin_gets_no_control_pages(
-    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+    shim: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
-    edge = an_edge()
-    response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *fields), edge)
-    assert_rejected(front, upstream, response, edge, 404, "not_found")
+    edge = edge_address()
+    response = shim.request(build_request("GET /_shim/metrics HTTP/1.1", *fields), edge)
+    assert_rejected(shim, upstream, response, edge, 404, "not_found")
 
 
 def test_an_admin_gets_control_pages_and_navidrome_gets_no_request(
-    front: Shim, upstream: Recorder
+    shim: Shim, upstream: Recorder
 ) -> None:
-    response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), an_edge())
+    response = shim.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), edge_address())
     assert response.statuses == [200]
     assert b"shim_requests_total" in response.raw
-    front.decided("nobody", upstream)
+    shim.decided("nobody", upstream)
     assert not upstream.requested
-    assert not upstream.torn
+    assert not upstream.incomplete
 
 
 @pytest.mark.parametrize(
@@ -84,33 +90,33 @@ def test_an_admin_gets_control_pages_and_navidrome_gets_no_request(
     ],
 )
 def test_an_admin_cannot_forge_the_channels_headers(
-    front: Shim, upstream: Recorder, fields: tuple[str, ...]
+    shim: Shim, upstream: Recorder, fields: tuple[str, ...]
 ) -> None:
-    response = front.request(
-        build_request("GET /_shim/metrics HTTP/1.1", *ADMIN, *fields), an_edge()
+    response = shim.request(
+        build_request("GET /_shim/metrics HTTP/1.1", *ADMIN, *fields), edge_address()
     )
     assert response.statuses == [404]
     assert not upstream.requested
 
 
-def test_a_query_is_not_part_of_the_control_planes_path(front: Shim, upstream: Recorder) -> None:
-    response = front.request(build_request("GET /_shim?metrics HTTP/1.1", *ADMIN), an_edge())
+def test_a_query_is_not_part_of_the_control_planes_path(shim: Shim, upstream: Recorder) -> None:
+    response = shim.request(build_request("GET /_shim?metrics HTTP/1.1", *ADMIN), edge_address())
     assert b"shim_requests_total" not in response.raw
     assert not upstream.requested
 
 
-def test_unfinished_requests_of_one_person_do_not_keep_others_out(front: Shim) -> None:
+def test_unfinished_requests_of_one_person_do_not_keep_others_out(shim: Shim) -> None:
     unfinished = []
     for _ in range(MAX_CONNECTIONS + 10):
-        client = front.connect(an_edge())
+        client = shim.connect(edge_address())
         client.sendall(build_request("POST /_shim/api/reload HTTP/1.1", *ADMIN, *FORM) + b"half")
         unfinished.append(client)
-    response = front.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), an_edge())
+    response = shim.request(build_request("GET /_shim/metrics HTTP/1.1", *ADMIN), edge_address())
     assert response.statuses == [200]
     for client in unfinished:
         client.close()
 
 
-def test_a_long_body_does_not_reach_the_pages(front: Shim) -> None:
+def test_a_long_body_does_not_reach_the_pages(shim: Shim) -> None:
     request = build_request("POST /_shim/api/reload HTTP/1.1", *ADMIN, "Content-Length: 100000")
-    assert front.request(request, an_edge()).statuses == [413]
+    assert shim.request(request, edge_address()).statuses == [413]

@@ -13,26 +13,26 @@ from tests.support.shim_process import (
     EDGE,
     UNTRUSTED,
     Shim,
-    an_edge,
     assert_no_identity,
     assert_rejected,
     assert_stripped,
     build_request,
-    shim_before,
-    someone,
+    edge_address,
+    run_shim,
+    untrusted_address,
 )
 
 ADMIN = "X-authentik-username: admin"
 
 
-def test_only_the_edge_is_trusted(front: Shim, upstream: Recorder) -> None:
-    assert front.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE).statuses == [200]
-    assert front.decided(EDGE, upstream) == []
+def test_only_the_edge_is_trusted(shim: Shim, upstream: Recorder) -> None:
+    assert shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE).statuses == [200]
+    assert shim.decided(EDGE, upstream) == []
     (trusted_request,) = upstream.requested
     assert trusted_request.values("Remote-User") == ["admin"]
     upstream.clear()
     assert_stripped(
-        front, upstream, front.request(build_request("GET /app/ HTTP/1.1", ADMIN)), UNTRUSTED
+        shim, upstream, shim.request(build_request("GET /app/ HTTP/1.1", ADMIN)), UNTRUSTED
     )
 
 
@@ -52,11 +52,11 @@ def test_only_the_edge_is_trusted(front: Shim, upstream: Recorder) -> None:
     ],
 )
 def test_a_forwarded_address_of_the_trusted_proxy_is_not_trusted(
-    front: Shim, upstream: Recorder, field: str
+    shim: Shim, upstream: Recorder, field: str
 ) -> None:
-    untrusted_peer = someone()
-    response = front.request(build_request("GET /app/ HTTP/1.1", ADMIN, field), untrusted_peer)
-    received = assert_stripped(front, upstream, response, untrusted_peer)
+    untrusted_peer = untrusted_address()
+    response = shim.request(build_request("GET /app/ HTTP/1.1", ADMIN, field), untrusted_peer)
+    received = assert_stripped(shim, upstream, response, untrusted_peer)
     assert b"127.0.0.2" not in received.head
     assert received.values("X-Real-IP") == [untrusted_peer]
     assert received.values("X-Forwarded-For") == [untrusted_peer]
@@ -74,7 +74,7 @@ def assert_no_peer_trusted(shim: Shim, upstream: Recorder) -> None:
 
 
 def test_an_empty_whitelist_trusts_no_peer(upstream: Recorder, tmp_path: Path) -> None:
-    with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST="") as shim:
+    with run_shim(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST="") as shim:
         assert_no_peer_trusted(shim, upstream)
 
 
@@ -83,13 +83,13 @@ def test_navidromes_own_trusted_list_is_not_used(
     upstream: Recorder, tmp_path: Path, name: str
 ) -> None:
     others = {name: "0.0.0.0/0", "REVERSE_PROXY_WHITELIST": ""}
-    with shim_before(upstream.port, tmp_path, **others) as shim:
+    with run_shim(upstream.port, tmp_path, **others) as shim:
         assert_no_peer_trusted(shim, upstream)
 
 
 def test_an_ipv4_mapped_address_equals_its_ipv4_address(upstream: Recorder, tmp_path: Path) -> None:
     settings = {"LISTEN": "[::]:0", "REVERSE_PROXY_WHITELIST": "127.0.0.2"}
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), EDGE)
         response = shim.request(build_request("GET /app/ HTTP/1.1", ADMIN), UNTRUSTED)
         assert response.statuses == [200]
@@ -101,9 +101,9 @@ def test_an_ipv4_mapped_address_equals_its_ipv4_address(upstream: Recorder, tmp_
 
 
 def test_an_untrusted_peer_can_be_rejected(upstream: Recorder, tmp_path: Path) -> None:
-    with shim_before(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
+    with run_shim(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
         for fields in ((), (ADMIN,)):
-            untrusted_peer = someone()
+            untrusted_peer = untrusted_address()
             response = shim.request(build_request("GET /app/ HTTP/1.1", *fields), untrusted_peer)
             assert response.statuses == [403]
             assert response.closed
@@ -119,7 +119,7 @@ def test_a_disconnected_peer_is_not_mistaken_for_a_unix_socket(tmp_path: Path) -
     """A connection that was reset before it was accepted has no address, and its bytes are still read."""
     with (
         recorder() as upstream,
-        shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST="@,127.0.0.2") as shim,
+        run_shim(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST="@,127.0.0.2") as shim,
     ):
         text = build_request("POST /api/user HTTP/1.1", ADMIN, "Content-Length: 2", body=b"{}")
         for _ in range(50):
@@ -129,13 +129,13 @@ def test_a_disconnected_peer_is_not_mistaken_for_a_unix_socket(tmp_path: Path) -
         shim.decided(UNTRUSTED, upstream)
         for received in upstream.requested:
             assert_no_identity(received)
-        assert all(b"Remote-User" not in torn for torn in upstream.torn)
+        assert all(b"Remote-User" not in incomplete for incomplete in upstream.incomplete)
 
 
 def test_a_missing_or_wrong_proof_is_rejected(upstream: Recorder, tmp_path: Path) -> None:
     settings = {"PROXY_SECRET": "edge-secret-of-the-tests-0123456789", "REQUIRE_IDENTITY": "true"}
     sent = f"X-Shim-Proxy-Secret: {settings['PROXY_SECRET']}"
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         for number, (fields, reason) in enumerate(
             (
                 ((ADMIN,), "secret_missing"),
@@ -163,25 +163,25 @@ def test_a_user_name_in_navidromes_own_user_header_is_stripped(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     user = "remote-user: ada"
-    with shim_before(upstream.port, tmp_path, USERNAME_HEADER="Remote-User") as shim:
+    with run_shim(upstream.port, tmp_path, USERNAME_HEADER="Remote-User") as shim:
         assert shim.request(build_request("GET /app/ HTTP/1.1", user), EDGE).statuses == [200]
         (received,) = upstream.requested
         assert received.values("Remote-User") == ["ada"]
         upstream.clear()
-        edge = an_edge()
+        edge = edge_address()
         response = shim.request(
             build_request("GET /app/ HTTP/1.1", user, "Remote_User: root"), edge
         )
         assert_rejected(shim, upstream, response, edge, 400, "header_alias")
         upstream.clear()
-        untrusted_peer = someone()
+        untrusted_peer = untrusted_address()
         response = shim.request(build_request("GET /app/ HTTP/1.1", user), untrusted_peer)
         assert_stripped(shim, upstream, response, untrusted_peer, "untrusted_peer")
 
 
-def test_a_host_name_is_not_treated_as_an_address(front: Shim, upstream: Recorder) -> None:
-    untrusted_peer = someone()
-    response = front.request(
+def test_a_host_name_is_not_treated_as_an_address(shim: Shim, upstream: Recorder) -> None:
+    untrusted_peer = untrusted_address()
+    response = shim.request(
         build_request("GET /app/ HTTP/1.1", ADMIN, host="127.0.0.2"), untrusted_peer
     )
-    assert_stripped(front, upstream, response, untrusted_peer)
+    assert_stripped(shim, upstream, response, untrusted_peer)

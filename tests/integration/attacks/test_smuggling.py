@@ -11,11 +11,11 @@ from tests.support.recorder import Recorder
 from tests.support.shim_process import (
     HOST,
     Shim,
-    an_edge,
     assert_no_identity,
     assert_rejected,
     build_request,
-    someone,
+    edge_address,
+    untrusted_address,
 )
 
 SECOND = (
@@ -57,11 +57,11 @@ AMBIGUOUS = {
 @pytest.mark.parametrize("case", AMBIGUOUS)
 @pytest.mark.parametrize("body", [SECOND, CHUNKED], ids=["as a request", "as chunks"])
 def test_ambiguous_framing_is_rejected(
-    front: Shim, upstream: Recorder, case: str, body: bytes
+    shim: Shim, upstream: Recorder, case: str, body: bytes
 ) -> None:
-    edge = an_edge()
-    response = front.request(build_request(POST, *AMBIGUOUS[case], body=body), edge)
-    assert_rejected(front, upstream, response, edge, 400, "ambiguous_framing")
+    edge = edge_address()
+    response = shim.request(build_request(POST, *AMBIGUOUS[case], body=body), edge)
+    assert_rejected(shim, upstream, response, edge, 400, "ambiguous_framing")
 
 
 MALFORMED: dict[str, bytes] = {
@@ -84,10 +84,10 @@ MALFORMED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_ambiguous_header_lines_are_rejected(front: Shim, upstream: Recorder, case: str) -> None:
-    edge = an_edge()
-    response = front.request(build_request(POST, MALFORMED[case], body=CHUNKED), edge)
-    assert_rejected(front, upstream, response, edge, 400, "malformed_head")
+def test_ambiguous_header_lines_are_rejected(shim: Shim, upstream: Recorder, case: str) -> None:
+    edge = edge_address()
+    response = shim.request(build_request(POST, MALFORMED[case], body=CHUNKED), edge)
+    assert_rejected(shim, upstream, response, edge, 400, "malformed_head")
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_ambiguous_header_lines_are_rejected(front: Shim, upstream: Recorder, ca
         "\r\n\r\nPOST /rest/ping HTTP/1.1",
     ],
 )
-def test_ambiguous_request_lines_are_rejected(front: Shim, upstream: Recorder, line: str) -> None:
-    edge = an_edge()
-    response = front.request(build_request(line, f"Content-Length: {N}", body=SECOND), edge)
-    assert_rejected(front, upstream, response, edge, 400, "malformed_head")
+def test_ambiguous_request_lines_are_rejected(shim: Shim, upstream: Recorder, line: str) -> None:
+    edge = edge_address()
+    response = shim.request(build_request(line, f"Content-Length: {N}", body=SECOND), edge)
+    assert_rejected(shim, upstream, response, edge, 400, "malformed_head")
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_ambiguous_request_lines_are_rejected(front: Shim, upstream: Recorder, l
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
 def test_an_alias_of_content_length_is_rejected(
-    front: Shim, upstream: Recorder, name: str, listed: bool
+    shim: Shim, upstream: Recorder, name: str, listed: bool
 ) -> None:
-    peer = an_edge() if listed else someone()
+    peer = edge_address() if listed else untrusted_address()
     value = str(N) if "ength" in name else "chunked"
-    response = front.request(build_request(POST, f"{name}: {value}", body=SECOND), peer)
-    assert_rejected(front, upstream, response, peer, 400, "framing_alias")
+    response = shim.request(build_request(POST, f"{name}: {value}", body=SECOND), peer)
+    assert_rejected(shim, upstream, response, peer, 400, "framing_alias")
 
 
-def test_chunked_coding_in_http_1_0_is_rejected(front: Shim, upstream: Recorder) -> None:
-    edge = an_edge()
+def test_chunked_coding_in_http_1_0_is_rejected(shim: Shim, upstream: Recorder) -> None:
+    edge = edge_address()
     line = "POST /rest/ping HTTP/1.0"
-    response = front.request(build_request(line, "Transfer-Encoding: chunked", body=CHUNKED), edge)
-    assert_rejected(front, upstream, response, edge, 400, "ambiguous_framing")
+    response = shim.request(build_request(line, "Transfer-Encoding: chunked", body=CHUNKED), edge)
+    assert_rejected(shim, upstream, response, edge, 400, "ambiguous_framing")
 
 
 BAD_CHUNKS = {
@@ -165,33 +165,33 @@ BAD_CHUNKS = {
 
 
 @pytest.mark.parametrize("case", BAD_CHUNKS)
-def test_ambiguous_chunks_are_rejected(front: Shim, upstream: Recorder, case: str) -> None:
-    edge = an_edge()
+def test_ambiguous_chunks_are_rejected(shim: Shim, upstream: Recorder, case: str) -> None:
+    edge = edge_address()
     text = build_request(POST, "Transfer-Encoding: chunked", body=BAD_CHUNKS[case] + SECOND)
-    response = front.request(text, edge)
+    response = shim.request(text, edge)
     assert response.statuses == [400], response.raw
     assert response.closed
-    (line,) = front.decided(edge, upstream)
+    (line,) = shim.decided(edge, upstream)
     assert (line["verdict"], line["reason"]) == ("rejected", "ambiguous_framing")
     # The first request may have begun upstream. It never ends there, and no second one begins.
     assert upstream.requested == []
-    for begun in upstream.torn:
+    for begun in upstream.incomplete:
         assert begun.count(b" HTTP/1.1\r\n") == 1
         assert b"smuggled" not in begun
 
 
 def test_chunked_bodies_are_framed_again_without_extensions_and_trailers(
-    front: Shim, upstream: Recorder
+    shim: Shim, upstream: Recorder
 ) -> None:
     chunks = b"5;name=value\r\nhello\r\n0;last\r\nRemote-User: admin\r\nX-authentik-uid: 1\r\n\r\n"
-    response = front.request(
-        build_request(POST, "Transfer-Encoding: chunked", body=chunks), an_edge()
+    response = shim.request(
+        build_request(POST, "Transfer-Encoding: chunked", body=chunks), edge_address()
     )
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.body == b"hello"
     assert_no_identity(received)
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
 @pytest.mark.parametrize(
@@ -201,51 +201,49 @@ def test_chunked_bodies_are_framed_again_without_extensions_and_trailers(
 )
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_request_in_a_body_stays_in_the_body(
-    front: Shim, upstream: Recorder, fields: tuple[str, ...], body: bytes, method: str
+    shim: Shim, upstream: Recorder, fields: tuple[str, ...], body: bytes, method: str
 ) -> None:
-    response = front.request(
-        build_request(f"{method} /rest/ping HTTP/1.1", *fields, body=body), an_edge()
+    response = shim.request(
+        build_request(f"{method} /rest/ping HTTP/1.1", *fields, body=body), edge_address()
     )
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.body == SECOND
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
-def test_a_pipelined_request_gets_its_own_decision(front: Shim, upstream: Recorder) -> None:
-    untrusted_peer = someone()
+def test_a_pipelined_request_gets_its_own_decision(shim: Shim, upstream: Recorder) -> None:
+    untrusted_peer = untrusted_address()
     first = f"GET /rest/ping?first HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     last = f"GET /app/last HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode()
-    response = front.request(first + SECOND + last, untrusted_peer)
+    response = shim.request(first + SECOND + last, untrusted_peer)
     assert response.statuses == [200, 200, 200]
     for received in upstream.requested:
         assert_no_identity(received)
         assert received.values("X-Real-IP") == [untrusted_peer]
-    assert [line["reason"] for line in front.decided(untrusted_peer, upstream)] == [
-        "untrusted_peer"
-    ]
+    assert [line["reason"] for line in shim.decided(untrusted_peer, upstream)] == ["untrusted_peer"]
 
 
-def test_data_after_connection_close_is_dropped(front: Shim, upstream: Recorder) -> None:
-    response = front.request(build_request("GET /rest/ping HTTP/1.1") + SECOND, an_edge())
+def test_data_after_connection_close_is_dropped(shim: Shim, upstream: Recorder) -> None:
+    response = shim.request(build_request("GET /rest/ping HTTP/1.1") + SECOND, edge_address())
     assert response.statuses == [200]
     (received,) = upstream.requested
     assert received.target == "/rest/ping"
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
-def test_data_after_a_rejected_request_is_dropped(front: Shim, upstream: Recorder) -> None:
-    edge = an_edge()
-    response = front.request(f"GET //x HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + SECOND, edge)
-    assert_rejected(front, upstream, response, edge, 400, "ambiguous_target")
+def test_data_after_a_rejected_request_is_dropped(shim: Shim, upstream: Recorder) -> None:
+    edge = edge_address()
+    response = shim.request(f"GET //x HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() + SECOND, edge)
+    assert_rejected(shim, upstream, response, edge, 400, "ambiguous_target")
 
 
 def test_a_length_that_ends_inside_the_second_request_creates_no_third(
-    front: Shim, upstream: Recorder
+    shim: Shim, upstream: Recorder
 ) -> None:
-    edge = an_edge()
+    edge = edge_address()
     text = f"{POST}\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\n".encode() + b"hello" + SECOND[5:]
-    response = front.request(text, edge)
+    response = shim.request(text, edge)
     assert response.statuses == [200, 400]  # the rest of "GET /rest…" is not a request line
     (received,) = upstream.requested
     assert received.body == b"hello"

@@ -8,11 +8,11 @@ from tests.support.recorder import Recorder
 from tests.support.shim_process import (
     HOST,
     Shim,
-    an_edge,
     assert_rejected,
     assert_stripped,
     build_request,
-    someone,
+    edge_address,
+    untrusted_address,
 )
 
 ADMIN = "X-authentik-username: admin"
@@ -20,12 +20,12 @@ ADMIN = "X-authentik-username: admin"
 
 @pytest.mark.parametrize("name", ["X-Forwarded-Uri", "X-Original-URL", "X-Rewrite-URL"])
 def test_the_decision_uses_the_path_of_the_request_line(
-    front: Shim, upstream: Recorder, name: str
+    shim: Shim, upstream: Recorder, name: str
 ) -> None:
-    edge = an_edge()
+    edge = edge_address()
     fields = (ADMIN, f"{name}: /app/", "X-Forwarded-Prefix: /app")
-    response = front.request(build_request("GET /rest/getUsers?v=1&c=x HTTP/1.1", *fields), edge)
-    received = assert_stripped(front, upstream, response, edge)
+    response = shim.request(build_request("GET /rest/getUsers?v=1&c=x HTTP/1.1", *fields), edge)
+    received = assert_stripped(shim, upstream, response, edge)
     assert received.target == "/rest/getUsers?v=1&c=x"
 
 
@@ -67,12 +67,12 @@ def test_the_decision_uses_the_path_of_the_request_line(
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
 def test_an_ambiguous_target_is_rejected_and_not_normalized(
-    front: Shim, upstream: Recorder, target: str, listed: bool
+    shim: Shim, upstream: Recorder, target: str, listed: bool
 ) -> None:
-    peer = an_edge() if listed else someone()
+    peer = edge_address() if listed else untrusted_address()
     method = "OPTIONS" if target == "*" else "GET"
-    response = front.request(build_request(f"{method} {target} HTTP/1.1", ADMIN), peer)
-    assert_rejected(front, upstream, response, peer, 400, "ambiguous_target")
+    response = shim.request(build_request(f"{method} {target} HTTP/1.1", ADMIN), peer)
+    assert_rejected(shim, upstream, response, peer, 400, "ambiguous_target")
 
 
 @pytest.mark.parametrize(
@@ -91,49 +91,47 @@ def test_an_ambiguous_target_is_rejected_and_not_normalized(
     ],
 )
 def test_a_path_that_an_edge_may_treat_as_public_carries_no_identity(
-    front: Shim, upstream: Recorder, target: str, reason: str
+    shim: Shim, upstream: Recorder, target: str, reason: str
 ) -> None:
     """An edge's rule may be a bare prefix (`/rest`), and may fold case as Unicode does (Go's `(?i)`)."""
-    edge = an_edge()
-    response = front.request(build_request(f"GET {target} HTTP/1.1", ADMIN), edge)
-    received = assert_stripped(front, upstream, response, edge, reason)
+    edge = edge_address()
+    response = shim.request(build_request(f"GET {target} HTTP/1.1", ADMIN), edge)
+    received = assert_stripped(shim, upstream, response, edge, reason)
     assert received.target == target
 
 
 @pytest.mark.parametrize("target", ["/app/\x00", "/app/\x7f", "/app/\x01", "/app/\u00e9"])
 def test_a_target_with_a_control_or_raw_byte_is_rejected(
-    front: Shim, upstream: Recorder, target: str
+    shim: Shim, upstream: Recorder, target: str
 ) -> None:
-    edge = an_edge()
-    response = front.request(build_request(f"GET {target} HTTP/1.1", ADMIN), edge)
-    assert_rejected(front, upstream, response, edge, 400, "ambiguous_target")
+    edge = edge_address()
+    response = shim.request(build_request(f"GET {target} HTTP/1.1", ADMIN), edge)
+    assert_rejected(shim, upstream, response, edge, 400, "ambiguous_target")
 
 
 def test_an_absolute_target_is_decided_and_forwarded_by_its_path(
-    front: Shim, upstream: Recorder
+    shim: Shim, upstream: Recorder
 ) -> None:
-    edge = an_edge()
-    response = front.request(
-        build_request(f"GET http://{HOST}/rest/getUsers HTTP/1.1", ADMIN), edge
-    )
-    received = assert_stripped(front, upstream, response, edge)
+    edge = edge_address()
+    response = shim.request(build_request(f"GET http://{HOST}/rest/getUsers HTTP/1.1", ADMIN), edge)
+    received = assert_stripped(shim, upstream, response, edge)
     assert received.target == "/rest/getUsers"
     assert received.values("Host") == [HOST]
 
 
-def test_two_host_headers_are_rejected(front: Shim, upstream: Recorder) -> None:
+def test_two_host_headers_are_rejected(shim: Shim, upstream: Recorder) -> None:
     for fields in ((f"Host: {HOST}", "Host: evil.example"), ("Host: a", "host: a"), ("Host: a,b",)):
-        edge = an_edge()
-        response = front.request(
+        edge = edge_address()
+        response = shim.request(
             build_request("GET /app/ HTTP/1.1", ADMIN, *fields, host=None), edge
         )
-        assert_rejected(front, upstream, response, edge, 400, "ambiguous_host")
+        assert_rejected(shim, upstream, response, edge, 400, "ambiguous_host")
 
 
 def test_a_method_that_another_parser_could_read_differently_is_not_forwarded(
-    front: Shim, upstream: Recorder
+    shim: Shim, upstream: Recorder
 ) -> None:
     for method in ("CONNECT", "TRACE", "get", "PROPFIND", "QUERY"):
-        edge = an_edge()
-        response = front.request(build_request(f"{method} /app/ HTTP/1.1", ADMIN), edge)
-        assert_rejected(front, upstream, response, edge, 501, "method_not_implemented")
+        edge = edge_address()
+        response = shim.request(build_request(f"{method} /app/ HTTP/1.1", ADMIN), edge)
+        assert_rejected(shim, upstream, response, edge, 501, "method_not_implemented")

@@ -8,11 +8,11 @@ from tests.support.recorder import Recorder
 from tests.support.shim_process import (
     HOST,
     Shim,
-    an_edge,
     assert_no_identity,
     assert_rejected,
+    edge_address,
     read_to_the_end,
-    someone,
+    untrusted_address,
 )
 
 HANDSHAKE = (
@@ -32,10 +32,10 @@ def handshake(path: str) -> bytes:
 @pytest.mark.parametrize("path", ["/api/translation", "/jellyfin/Users", "/rest/ping"])
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
 def test_data_after_a_handshake_that_navidrome_rejects_is_dropped(
-    front: Shim, upstream: Recorder, path: str, at_once: bool
+    shim: Shim, upstream: Recorder, path: str, at_once: bool
 ) -> None:
-    untrusted_peer = someone()
-    with front.connect(untrusted_peer) as client:
+    untrusted_peer = untrusted_address()
+    with shim.connect(untrusted_peer) as client:
         if at_once:
             client.sendall(handshake(path) + SECOND)
         else:
@@ -45,17 +45,17 @@ def test_data_after_a_handshake_that_navidrome_rejects_is_dropped(
         response = read_to_the_end(client)
     assert response.statuses == [200]
     assert response.closed
-    front.decided(untrusted_peer, upstream)
+    shim.decided(untrusted_peer, upstream)
     (received,) = upstream.requested
     assert received.target == path
-    assert upstream.torn == []
+    assert upstream.incomplete == []
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "before the answer"])
 def test_no_data_is_sent_upstream_before_navidromes_101(
-    front: Shim, upstream: Recorder, at_once: bool
+    shim: Shim, upstream: Recorder, at_once: bool
 ) -> None:
-    with front.connect(someone()) as client:
+    with shim.connect(untrusted_address()) as client:
         if at_once:
             client.sendall(handshake("/jellyfin/socket") + b"early")
         else:
@@ -67,7 +67,7 @@ def test_no_data_is_sent_upstream_before_navidromes_101(
             response += client.recv(65536)
         assert response.startswith(b"HTTP/1.1 101 ")
         # The upstream waited before it switched protocols, and nothing had arrived.
-        assert upstream.torn == []
+        assert upstream.incomplete == []
         while b"echo early" not in response:
             response += client.recv(65536)
         client.sendall(b"late")
@@ -88,12 +88,12 @@ def test_no_data_is_sent_upstream_before_navidromes_101(
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
 def test_an_incomplete_handshake_is_rejected(
-    front: Shim, upstream: Recorder, fields: str, listed: bool
+    shim: Shim, upstream: Recorder, fields: str, listed: bool
 ) -> None:
-    peer = an_edge() if listed else someone()
+    peer = edge_address() if listed else untrusted_address()
     text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
-    response = front.request(text + SECOND, peer)
-    assert_rejected(front, upstream, response, peer, 400, "upgrade_rejected")
+    response = shim.request(text + SECOND, peer)
+    assert_rejected(shim, upstream, response, peer, 400, "upgrade_rejected")
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_an_incomplete_handshake_is_rejected(
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["the edge", "anyone"])
 def test_an_upgrade_to_h2c_or_another_protocol_is_ignored_and_the_rest_is_a_request(
-    front: Shim, upstream: Recorder, fields: str, listed: bool
+    shim: Shim, upstream: Recorder, fields: str, listed: bool
 ) -> None:
-    peer = an_edge() if listed else someone()
+    peer = edge_address() if listed else untrusted_address()
     text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n".encode()
     last = SECOND.replace(b"Host", b"Connection: close\r\nHost")
-    assert front.request(text + last, peer).statuses == [200, 200]
-    front.decided(peer, upstream)
+    assert shim.request(text + last, peer).statuses == [200, 200]
+    shim.decided(peer, upstream)
     assert [received.target for received in upstream.requested] == [
         "/app/",
         "/rest/getUsers?v=1&c=smuggled",
@@ -124,18 +124,18 @@ def test_an_upgrade_to_h2c_or_another_protocol_is_ignored_and_the_rest_is_a_requ
             assert received.values(name) == []
 
 
-def test_a_handshake_with_a_body_is_rejected(front: Shim, upstream: Recorder) -> None:
+def test_a_handshake_with_a_body_is_rejected(shim: Shim, upstream: Recorder) -> None:
     for framing in (f"Content-Length: {len(SECOND)}", "Transfer-Encoding: chunked"):
-        edge = an_edge()
+        edge = edge_address()
         text = handshake("/jellyfin/socket").replace(b"\r\n\r\n", f"\r\n{framing}\r\n\r\n".encode())
-        response = front.request(text + SECOND, edge)
-        assert_rejected(front, upstream, response, edge, 400, "upgrade_rejected")
+        response = shim.request(text + SECOND, edge)
+        assert_rejected(shim, upstream, response, edge, 400, "upgrade_rejected")
 
 
 def test_an_upgrade_without_the_connection_option_is_dropped(
-    front: Shim, upstream: Recorder
+    shim: Shim, upstream: Recorder
 ) -> None:
     text = f"GET /app/ HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: h2c\r\nConnection: close\r\n\r\n"
-    assert front.request(text.encode(), an_edge()).statuses == [200]
+    assert shim.request(text.encode(), edge_address()).statuses == [200]
     (received,) = upstream.requested
     assert received.values("Upgrade") == received.values("Connection") == []

@@ -8,47 +8,53 @@ from pathlib import Path
 import pytest
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
-from tests.support.shim_process import Shim, an_edge, build_request, shim_before, someone
+from tests.support.shim_process import (
+    Shim,
+    build_request,
+    edge_address,
+    run_shim,
+    untrusted_address,
+)
 
 PING = "GET /rest/ping?v=1&c=x&f=json HTTP/1.1"
 
 
 @pytest.fixture(params=["X-WebAuth-User", "X-Own-Idea"])
-def obeyed(request: pytest.FixtureRequest) -> str:
+def accepted_header(request: pytest.FixtureRequest) -> str:
     """The header that Navidrome reads: a known one, and an unknown one."""
     header: str = request.param
     return header
 
 
 @pytest.fixture
-def navidrome(obeyed: str) -> Iterator[StandIn]:
-    with StandInThread(StandInOptions(user_header=obeyed)) as stand_in:
+def navidrome(accepted_header: str) -> Iterator[StandIn]:
+    with StandInThread(StandInOptions(user_header=accepted_header)) as stand_in:
         yield stand_in
 
 
 @pytest.fixture
 def shim(navidrome: StandIn, tmp_path: Path) -> Iterator[Shim]:
-    with shim_before(navidrome.port, tmp_path) as running:
+    with run_shim(navidrome.port, tmp_path) as running:
         yield running
 
 
 def test_the_header_that_navidrome_reads_is_removed(
-    shim: Shim, navidrome: StandIn, obeyed: str
+    shim: Shim, navidrome: StandIn, accepted_header: str
 ) -> None:
-    for peer in (someone(), an_edge()):
+    for peer in (untrusted_address(), edge_address()):
         navidrome.seen.clear()
-        for name in (obeyed, obeyed.lower(), obeyed.replace("-", "_")):
+        for name in (accepted_header, accepted_header.lower(), accepted_header.replace("-", "_")):
             response = shim.request(build_request(PING, f"{name}: admin", "Range: bytes=0-"), peer)
             assert b'"code":10' in response.raw, response.raw
         assert len(navidrome.seen) == 3
         for seen in navidrome.seen:
             names = {name.lower().replace("_", "-") for name, _ in seen.headers}
-            assert obeyed.lower() not in names and "range" in names
+            assert accepted_header.lower() not in names and "range" in names
 
 
 def test_an_identity_is_rejected_with_a_reason(shim: Shim, navidrome: StandIn) -> None:
     navidrome.seen.clear()
-    edge = an_edge()
+    edge = edge_address()
     response = shim.request(
         build_request("GET /app/ HTTP/1.1", "X-authentik-username: admin"), edge
     )

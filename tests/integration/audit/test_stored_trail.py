@@ -19,9 +19,9 @@ from shim.audit.events import AdminAction
 from shim.audit.store.filters import Filters
 from shim.audit.store.reader import StoredEvent, TrailReader
 from shim.audit.store.writer import TrailStore
-from tests.support.data_plane import EDGE
 from tests.support.http_client import get
 from tests.support.program import PATIENCE, Program, started
+from tests.support.running_proxy import EDGE
 from tests.support.scripted_navidrome import OK, Navidrome, navidrome_on_a_socket
 from tests.support.trail_records import KEYS
 

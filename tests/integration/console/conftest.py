@@ -14,11 +14,11 @@ from playwright.sync_api import Browser
 
 from demo.environment import EDGE_ADDRESS, OUTSIDER, Environment
 from tests.support.browser import chromium
-from tests.support.played_demo import Played, played_demo
+from tests.support.demo_run import FinishedDemo, run_demo
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"
-TURNED = "\u202egnp.exe\u202c"
+RIGHT_TO_LEFT = "\u202egnp.exe\u202c"
 FORMULA = "=cmd|' /C calc'!A0"
 EMOJI = "🎵" * 255
 
@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="package")
-def played() -> Iterator[Played]:
-    with played_demo(attack) as found:
+def demo() -> Iterator[FinishedDemo]:
+    with run_demo(attack) as found:
         yield found
 
 
@@ -42,7 +42,7 @@ def attack(environment: Environment) -> None:
     name = "X-authentik-username"
     for source, path, lines in (
         (OUTSIDER, f"/app/{IMAGE.replace(' ', '%20')}", [f"{name}: {SCRIPT}"]),
-        (OUTSIDER, "/app/\u202e".encode(), [f"{name}: {TURNED}", f"User-Agent: {SCRIPT}"]),
+        (OUTSIDER, "/app/\u202e".encode(), [f"{name}: {RIGHT_TO_LEFT}", f"User-Agent: {SCRIPT}"]),
         (OUTSIDER, "/app/", [f"{name}: {FORMULA}"]),
         (OUTSIDER, "/app/", [f"{name}: {EMOJI}"]),
         (EDGE_ADDRESS, "/app/", [b"X-authentik-username: \xff\xfe\x9b31m", b"User-Agent: \x9b31m"]),
@@ -58,7 +58,7 @@ def attack(environment: Environment) -> None:
 
 
 @pytest.fixture(scope="package")
-def browser(played: Played) -> Iterator[Browser]:
-    assert played is not None  # the browser ends first
+def browser(demo: FinishedDemo) -> Iterator[Browser]:
+    assert demo is not None  # the browser ends first
     with chromium() as found:
         yield found

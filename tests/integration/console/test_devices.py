@@ -12,18 +12,18 @@ from libopensonic import AsyncConnection
 from libopensonic.errors import CredentialError
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import watched
-from tests.support.played_demo import Played
+from tests.support.browser import observed_page
+from tests.support.demo_run import FinishedDemo
 
 NAME = "<img src=x onerror=alert(1)> phone"
 
 
 @pytest.fixture(params=[True, False], ids=["with scripts", "without scripts"])
-def person(request: pytest.FixtureRequest, browser: Browser, played: Played) -> Iterator[Page]:
+def person(request: pytest.FixtureRequest, browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
     """The own page of somebody who is no administrator."""
-    cookies = played.cookies_of("alice")
-    with watched(browser, played.host, cookies=cookies, scripts=request.param) as found:
-        found.page.goto(f"{played.url}/")
+    cookies = demo.cookies_of("alice")
+    with observed_page(browser, demo.host, cookies=cookies, scripts=request.param) as found:
+        found.page.goto(f"{demo.url}/")
         yield found.page
         assert not found.dialogs
         assert not found.foreign
@@ -50,7 +50,7 @@ def use(server: str, user: str, password: str) -> bool:
 
 
 def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
-    person: Page, played: Played
+    person: Page, demo: FinishedDemo
 ) -> None:
     page = person
     expect(page.get_by_role("navigation", name="Console")).to_have_count(0)
@@ -61,7 +61,7 @@ def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
     server, user, password = (
         page.locator(f"#{each}").inner_text() for each in ("server", "user", "secret")
     )
-    assert (server, user) == (played.environment.edge.url, "alice")
+    assert (server, user) == (demo.environment.edge.url, "alice")
     expect(page.get_by_role("img", name="QR code of the password")).to_be_visible()
     assert use(server, user, password)
     assert not use(server, user, password[:-1] + ("a" if password[-1] != "a" else "b"))
@@ -69,7 +69,7 @@ def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("sent before")
     assert password not in page.content()
-    page.goto(f"{played.url}/")
+    page.goto(f"{demo.url}/")
     row = page.get_by_role("row").filter(has_text=NAME)
     expect(row).to_have_count(1)
     expect(row).to_contain_text("from 127.")
@@ -80,11 +80,11 @@ def test_a_person_adds_a_device_uses_it_in_an_app_and_revokes_it(
     assert not use(server, user, password)
 
 
-def test_the_button_copies_the_password(browser: Browser, played: Played) -> None:
-    with watched(browser, played.host, cookies=played.cookies_of("alice")) as found:
+def test_the_button_copies_the_password(browser: Browser, demo: FinishedDemo) -> None:
+    with observed_page(browser, demo.host, cookies=demo.cookies_of("alice")) as found:
         page = found.page
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        page.goto(f"{played.url}/")
+        page.goto(f"{demo.url}/")
         page.get_by_label("Name").fill("To copy")
         page.get_by_role("button", name="Add the device").click()
         page.get_by_role("button", name="Copy the password").click()
@@ -94,17 +94,17 @@ def test_the_button_copies_the_password(browser: Browser, played: Played) -> Non
 
 
 def test_an_administrator_revokes_the_device_of_somebody_else(
-    browser: Browser, played: Played
+    browser: Browser, demo: FinishedDemo
 ) -> None:
-    with watched(browser, played.host, cookies=played.cookies_of("alice")) as theirs:
-        theirs.page.goto(f"{played.url}/")
+    with observed_page(browser, demo.host, cookies=demo.cookies_of("alice")) as theirs:
+        theirs.page.goto(f"{demo.url}/")
         theirs.page.get_by_label("Name").fill("Lost phone")
         theirs.page.get_by_role("button", name="Add the device").click()
         password = theirs.page.locator("#secret").inner_text()
-    assert use(played.environment.edge.url, "alice", password)
-    with watched(browser, played.host, cookies=played.cookies) as found:
+    assert use(demo.environment.edge.url, "alice", password)
+    with observed_page(browser, demo.host, cookies=demo.cookies) as found:
         page = found.page
-        page.goto(f"{played.url}/admin/accounts")
+        page.goto(f"{demo.url}/admin/accounts")
         page.get_by_role("row", name="alice").get_by_role("link", name="Devices").click()
         expect(page.get_by_role("button", name="Add")).to_have_count(0)
         page.get_by_role("row").filter(has_text="Lost phone").get_by_role(
@@ -112,6 +112,6 @@ def test_an_administrator_revokes_the_device_of_somebody_else(
         ).click()
         page.get_by_role("button", name="Revoke the device").click()
         expect(page.get_by_role("status")).to_contain_text("revoked")
-        page.goto(f"{played.url}/admin/trail?kind=admin_action")
+        page.goto(f"{demo.url}/admin/trail?kind=admin_action")
         expect(page.locator(".event").first).to_contain_text("device.revoke")
-    assert not use(played.environment.edge.url, "alice", password)
+    assert not use(demo.environment.edge.url, "alice", password)

@@ -9,8 +9,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from tests.support.browser import Theme, watched
-from tests.support.played_demo import Played
+from tests.support.browser import Theme, observed_page
+from tests.support.demo_run import FinishedDemo
 
 MAX_WIRE_BYTES = 100_000
 
@@ -87,7 +87,7 @@ class Visit:
     """The result of one visit."""
 
     violations: str
-    sideways: int
+    horizontal_overflow: int
     foreign: list[str]
     messages: list[str]
     dialogs: list[str]
@@ -99,12 +99,12 @@ class Visit:
     params=[(name, *theme) for name in PAGES for theme in THEMES],
     ids=lambda each: f"{each[0]}-{each[1]}-{each[2]}",
 )
-def visit(request: pytest.FixtureRequest, browser: Browser, played: Played) -> Visit:
+def visit(request: pytest.FixtureRequest, browser: Browser, demo: FinishedDemo) -> Visit:
     name, theme, width = request.param
     path, steps = PAGES[name]
-    cookies = played.cookies_of(PERSON) if name in OWN_PAGES else played.cookies
-    with watched(browser, played.host, theme=theme, width=width, cookies=cookies) as found:
-        found.page.goto(played.url + path)
+    cookies = demo.cookies_of(PERSON) if name in OWN_PAGES else demo.cookies
+    with observed_page(browser, demo.host, theme=theme, width=width, cookies=cookies) as found:
+        found.page.goto(demo.url + path)
         wire_bytes = found.wire_bytes
         steps(found.page)
         found.page.wait_for_load_state("networkidle")
@@ -112,7 +112,7 @@ def visit(request: pytest.FixtureRequest, browser: Browser, played: Played) -> V
         violations = checked.generate_report() if checked.violations_count else ""
         return Visit(
             violations,
-            found.sideways,
+            found.horizontal_overflow,
             found.foreign,
             [text for text in found.messages if "status of 4" not in text],
             found.dialogs,
@@ -138,4 +138,4 @@ def test_a_page_with_all_its_files_is_small(visit: Visit) -> None:
 
 
 def test_a_page_is_no_wider_than_the_window(visit: Visit) -> None:
-    assert visit.sideways <= 0
+    assert visit.horizontal_overflow <= 0

@@ -11,24 +11,24 @@ from playwright.sync_api import Browser, Page, expect
 
 from demo.environment import OUTSIDER
 from tests.integration.console.conftest import EMOJI, FORMULA, IMAGE, SCRIPT
-from tests.support.browser import watched
-from tests.support.played_demo import Played
+from tests.support.browser import observed_page
+from tests.support.demo_run import FinishedDemo
 
 
 @pytest.fixture
-def page(browser: Browser, played: Played) -> Iterator[Page]:
-    with watched(browser, played.host, cookies=played.cookies) as found:
-        found.page.goto(f"{played.url}/admin/")
+def page(browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
+    with observed_page(browser, demo.host, cookies=demo.cookies) as found:
+        found.page.goto(f"{demo.url}/admin/")
         yield found.page
         assert not found.dialogs
         assert not found.foreign
 
 
 @pytest.fixture
-def plain(browser: Browser, played: Played) -> Iterator[Page]:
+def plain(browser: Browser, demo: FinishedDemo) -> Iterator[Page]:
     """A browser without scripts."""
-    with watched(browser, played.host, cookies=played.cookies, scripts=False) as found:
-        found.page.goto(f"{played.url}/admin/")
+    with observed_page(browser, demo.host, cookies=demo.cookies, scripts=False) as found:
+        found.page.goto(f"{demo.url}/admin/")
         yield found.page
 
 
@@ -123,14 +123,14 @@ def test_the_settings_are_reloaded_and_the_trail_shows_by_whom(page: Page) -> No
     expect(page.locator(".event").first).to_contain_text("console:admin: reload")
 
 
-def test_new_events_appear_while_the_trail_is_followed(page: Page, played: Played) -> None:
+def test_new_events_appear_while_the_trail_is_followed(page: Page, demo: FinishedDemo) -> None:
     go(page, "Trail")
     page.get_by_role("button", name="Follow new events").click()
     expect(page.locator("#live-note")).to_have_text("New events appear here as they happen.")
     transport = httpx.HTTPTransport(local_address=OUTSIDER)
     with httpx.Client(transport=transport, trust_env=False) as client:
         client.get(
-            f"{played.environment.shim.url}/app/live", headers={"X-authentik-username": "livia"}
+            f"{demo.environment.shim.url}/app/live", headers={"X-authentik-username": "livia"}
         )
     expect(page.locator(".event.new", has_text="livia: GET /app/live")).to_be_visible(
         timeout=90_000
@@ -139,8 +139,8 @@ def test_new_events_appear_while_the_trail_is_followed(page: Page, played: Playe
     expect(page.locator("#live-note")).to_have_text("")
 
 
-def test_an_attackers_text_is_shown_and_has_no_effect(page: Page, played: Played) -> None:
-    page.goto(f"{played.url}/admin/trail?client={OUTSIDER}")
+def test_an_attackers_text_is_shown_and_has_no_effect(page: Page, demo: FinishedDemo) -> None:
+    page.goto(f"{demo.url}/admin/trail?client={OUTSIDER}")
     shown = page.locator(".events").inner_text()
     for text in (SCRIPT, IMAGE.replace(" ", "%20"), FORMULA, EMOJI):
         assert text in shown, text
@@ -149,16 +149,16 @@ def test_an_attackers_text_is_shown_and_has_no_effect(page: Page, played: Played
     for link in page.locator(".event a").all():
         address = link.get_attribute("href")
         assert address is not None
-        inside = page.request.get(f"{played.url}/admin/{address.removeprefix('../admin/')}")
+        inside = page.request.get(f"{demo.url}/admin/{address.removeprefix('../admin/')}")
         assert inside.status == 200
         assert SCRIPT not in inside.text()
         assert "\u202e" not in inside.text()
 
 
-def test_times_are_in_the_readers_zone(page: Page, plain: Page, played: Played) -> None:
+def test_times_are_in_the_readers_zone(page: Page, plain: Page, demo: FinishedDemo) -> None:
     times = []
     for each in (page, plain):
-        each.goto(f"{played.url}/admin/trail")
+        each.goto(f"{demo.url}/admin/trail")
         first = each.locator(".event time").last
         times.append((first.get_attribute("datetime"), first.inner_text()))
     (moment, local), (same, utc) = times
@@ -193,10 +193,10 @@ def test_the_keyboard_reaches_the_content_first(page: Page) -> None:
     expect(page.get_by_role("link", name="24 hours")).to_be_focused()
 
 
-def test_on_this_machine_the_listener_is_read_only(browser: Browser, played: Played) -> None:
-    host = played.local.removeprefix("http://")
-    with watched(browser, host) as found:
-        found.page.goto(f"{played.local}/")
+def test_on_this_machine_the_listener_is_read_only(browser: Browser, demo: FinishedDemo) -> None:
+    host = demo.local.removeprefix("http://")
+    with observed_page(browser, host) as found:
+        found.page.goto(f"{demo.local}/")
         expect(found.page).to_have_title("Overview · navidrome-shim")
         go(found.page, "Accounts")
         expect(found.page.locator("main")).to_contain_text("Read only")
@@ -204,10 +204,10 @@ def test_on_this_machine_the_listener_is_read_only(browser: Browser, played: Pla
         assert not found.foreign
 
 
-def test_another_user_gets_no_console(browser: Browser, played: Played) -> None:
-    with watched(browser, played.host) as found:
-        found.page.goto(f"{played.environment.edge.url}/?user=alice")
-        response = found.page.goto(f"{played.url}/admin/")
+def test_another_user_gets_no_console(browser: Browser, demo: FinishedDemo) -> None:
+    with observed_page(browser, demo.host) as found:
+        found.page.goto(f"{demo.environment.edge.url}/?user=alice")
+        response = found.page.goto(f"{demo.url}/admin/")
         assert response is not None
         assert response.status == 404
         assert "Overview" not in found.page.content()

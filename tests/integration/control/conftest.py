@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from demo.navidrome import StandInOptions, StandInThread
-from tests.support.shim_process import EDGE, Shim, shim_before
+from tests.support.shim_process import EDGE, Shim, run_shim
 
 TOKEN = "the-control-token-of-these-tests"
 SECRET = "swordfish-swordfish"
@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Deployment:
     """A running shim, and the folder with its databases."""
 
     shim: Shim
@@ -65,26 +65,26 @@ class Scene:
 
 
 @contextmanager
-def scene_of(folder: Path, **settings: str) -> Iterator[Scene]:
+def start_deployment(folder: Path, **settings: str) -> Iterator[Deployment]:
     """Start a shim; an empty value removes a setting."""
-    given = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
-    given["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
+    environment = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
+    environment["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
     with StandInThread(StandInOptions(login_window=3600)) as stand_in:
         port = int(stand_in.url.rsplit(":", 1)[1])
-        with shim_before(port, folder, **given) as shim:
-            yield Scene(shim, folder, {**given, "UPSTREAM": stand_in.url})
+        with run_shim(port, folder, **environment) as shim:
+            yield Deployment(shim, folder, {**environment, "UPSTREAM": stand_in.url})
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A shim with a control token."""
-    with scene_of(tmp_path_factory.mktemp("shim")) as running:
+    with start_deployment(tmp_path_factory.mktemp("shim")) as running:
         running.visit("ada", "users")
         yield running
 
 
 @pytest.fixture(scope="module")
-def open_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def deployment_without_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A shim without a control token: this machine can read and reload."""
-    with scene_of(tmp_path_factory.mktemp("open"), CONTROL_TOKEN="") as running:
+    with start_deployment(tmp_path_factory.mktemp("open"), CONTROL_TOKEN="") as running:
         yield running

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.integration.control.conftest import TOKEN, Scene
+from tests.integration.control.conftest import TOKEN, Deployment
 from tests.support.shim_settings import eventually
 
 WRITES = {
@@ -25,8 +25,8 @@ ADMITTED = {200, 404, 409}
 
 
 @contextmanager
-def signed_in(scene: Scene) -> Iterator[httpx.Client]:
-    with scene.client() as client:
+def signed_in(deployment: Deployment) -> Iterator[httpx.Client]:
+    with deployment.client() as client:
         response = client.post("/sign-in", data={"token": TOKEN, "next": "/api/session"})
         assert response.status_code == 303, response.text
         assert response.headers["location"] == "/api/session"
@@ -40,14 +40,14 @@ def signed_in(scene: Scene) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("path", WRITES)
 def test_a_write_requires_the_token_or_a_session_with_its_csrf_token(
-    scene: Scene, path: str
+    deployment: Deployment, path: str
 ) -> None:
     body = WRITES[path]
-    with scene.client() as anonymous:
+    with deployment.client() as anonymous:
         assert anonymous.post(path, json=body).status_code == 401
-    with scene.operator() as operator:
+    with deployment.operator() as operator:
         assert operator.post(path, json=body).status_code in ADMITTED
-    with signed_in(scene) as client:
+    with signed_in(deployment) as client:
         assert client.post(path, json=body).status_code == 403
         token = client.get("/api/session").json()["csrf_token"]
         header = {"X-CSRF-Token": token}
@@ -60,15 +60,15 @@ def test_a_write_requires_the_token_or_a_session_with_its_csrf_token(
 
 @pytest.mark.parametrize("path", WRITES)
 def test_a_write_with_another_host_name_of_this_machine_is_rejected(
-    scene: Scene, open_scene: Scene, path: str
+    deployment: Deployment, deployment_without_token: Deployment, path: str
 ) -> None:
     rebound = {"Host": "evil.example:4535", "Origin": "http://evil.example:4535"}
-    with signed_in(scene) as client:
+    with signed_in(deployment) as client:
         token = client.get("/api/session").json()["csrf_token"]
         headers = {**rebound, "X-CSRF-Token": token, "Cookie": cookie_of(client)}
         response = client.post(path, json=WRITES[path], headers=headers)
         assert response.status_code == 421
-    with open_scene.client() as local:
+    with deployment_without_token.client() as local:
         assert local.post(path, json=WRITES[path], headers=rebound).status_code == 421
 
 
@@ -77,9 +77,11 @@ def cookie_of(client: httpx.Client) -> str:
 
 
 @pytest.mark.parametrize("path", WRITES)
-def test_an_administrator_at_the_edge_can_write_with_a_csrf_token(scene: Scene, path: str) -> None:
+def test_an_administrator_at_the_edge_can_write_with_a_csrf_token(
+    deployment: Deployment, path: str
+) -> None:
     body = WRITES[path]
-    with scene.edge("boss", "admins") as boss, scene.edge("root", "admins") as root:
+    with deployment.edge("boss", "admins") as boss, deployment.edge("root", "admins") as root:
         assert boss.post(f"/_shim{path}", json=body).status_code == 403
         header = {"X-CSRF-Token": boss.get("/_shim/api/session").json()["csrf_token"]}
         assert boss.post(f"/_shim{path}", json=body, headers=header).status_code in ADMITTED
@@ -87,24 +89,28 @@ def test_an_administrator_at_the_edge_can_write_with_a_csrf_token(scene: Scene, 
         assert root.post(f"/_shim{path}", json=body, headers=header).status_code == 403
         foreign = {**header, "Sec-Fetch-Site": "cross-site"}
         assert boss.post(f"/_shim{path}", json=body, headers=foreign).status_code == 403
-    with scene.edge("eve", "users") as eve:
+    with deployment.edge("eve", "users") as eve:
         assert eve.post(f"/_shim{path}", json=body, headers=header).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/api/session", "/api/accounts"])
-def test_without_proof_an_admin_group_grants_no_access_at_the_edge(scene: Scene, path: str) -> None:
-    with scene.edge("boss", "admins") as boss:
+def test_without_proof_an_admin_group_grants_no_access_at_the_edge(
+    deployment: Deployment, path: str
+) -> None:
+    with deployment.edge("boss", "admins") as boss:
         del boss.headers["X-Shim-Proxy-Secret"]
         assert boss.get(f"/_shim{path}").status_code == 404
 
 
-def test_the_session_endpoint_names_the_user(scene: Scene, open_scene: Scene) -> None:
-    with scene.edge("zoe", "admins", uid="u-9") as zoe:
+def test_the_session_endpoint_names_the_user(
+    deployment: Deployment, deployment_without_token: Deployment
+) -> None:
+    with deployment.edge("zoe", "admins", uid="u-9") as zoe:
         zoe.headers.encoding = "utf-8"
         zoe.headers["X-authentik-username"] = "Zoë"
         session = zoe.get("/_shim/api/session").json()
     assert (session["actor"], session["uid"], session["may_write"]) == ("console:Zoë", "u-9", True)
-    with open_scene.client() as local:
+    with deployment_without_token.client() as local:
         session = local.get("/api/session").json()
     assert session == {
         "actor": "loopback",
@@ -116,17 +122,19 @@ def test_the_session_endpoint_names_the_user(scene: Scene, open_scene: Scene) ->
 
 
 @pytest.mark.parametrize("path", sorted(WRITES.keys() - OPEN_TO_THIS_MACHINE))
-def test_without_a_token_this_machine_cannot_write(open_scene: Scene, path: str) -> None:
-    with open_scene.client() as local:
+def test_without_a_token_this_machine_cannot_write(
+    deployment_without_token: Deployment, path: str
+) -> None:
+    with deployment_without_token.client() as local:
         response = local.post(path, json=WRITES[path])
     assert response.status_code == 403
     assert "SHIM_CONTROL_TOKEN" in response.json()["detail"]
 
 
 def test_without_a_token_this_machine_can_reload_and_a_browser_needs_csrf(
-    open_scene: Scene,
+    deployment_without_token: Deployment,
 ) -> None:
-    with open_scene.client() as local:
+    with deployment_without_token.client() as local:
         assert local.post("/api/reload").status_code == 200
         browser = {"Sec-Fetch-Site": "same-origin"}
         assert local.post("/api/reload", headers=browser).status_code == 403
@@ -135,32 +143,32 @@ def test_without_a_token_this_machine_can_reload_and_a_browser_needs_csrf(
         assert local.post("/api/reload", headers=allowed).status_code == 200
 
 
-def test_signing_out_ends_the_session(scene: Scene) -> None:
-    with signed_in(scene) as client:
+def test_signing_out_ends_the_session(deployment: Deployment) -> None:
+    with signed_in(deployment) as client:
         old_cookie = cookie_of(client)
         token = client.get("/api/session").json()["csrf_token"]
         assert client.post("/sign-out").status_code == 403
         response = client.post("/sign-out", data={"csrf_token": token})
         assert response.status_code == 303
         assert "max-age=0" in response.headers["set-cookie"].lower()
-    with scene.client(Cookie=old_cookie) as copy:
+    with deployment.client(Cookie=old_cookie) as copy:
         assert copy.get("/api/session").status_code == 401
 
 
 @pytest.mark.parametrize(
     "target", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:1", "\t/x"]
 )
-def test_a_sign_in_redirects_to_no_other_site(scene: Scene, target: str) -> None:
-    with scene.client() as client:
+def test_a_sign_in_redirects_to_no_other_site(deployment: Deployment, target: str) -> None:
+    with deployment.client() as client:
         response = client.post("/sign-in", data={"token": TOKEN, "next": target})
     assert response.headers["location"] == "/"
 
 
-def test_the_session_key_is_in_the_database(scene: Scene) -> None:
+def test_the_session_key_is_in_the_database(deployment: Deployment) -> None:
     import sqlite3
 
     def keys() -> int:
-        connection = sqlite3.connect(scene.folder / "shim.db")
+        connection = sqlite3.connect(deployment.folder / "shim.db")
         try:
             row = connection.execute("SELECT count(*) FROM control_keys").fetchone()
             return int(row[0])
@@ -170,10 +178,10 @@ def test_the_session_key_is_in_the_database(scene: Scene) -> None:
     eventually(keys, 1)
 
 
-def test_a_long_body_is_rejected(scene: Scene) -> None:
-    with scene.operator() as operator:
+def test_a_long_body_is_rejected(deployment: Deployment) -> None:
+    with deployment.operator() as operator:
         response = operator.post("/api/explain", content=b"x" * 40_000)
     assert response.status_code in (400, 413)
-    with scene.client() as anonymous:
+    with deployment.client() as anonymous:
         response = anonymous.post("/sign-in", data={"token": "x" * 40_000})
     assert response.status_code == 413

@@ -12,24 +12,24 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.control.conftest import TOKEN, Scene, scene_of
+from tests.integration.control.conftest import TOKEN, Deployment, start_deployment
 from tests.support.shim_settings import command, eventually
 
 
-def get(scene: Scene, path: str, **parameters: Any) -> Any:
-    with scene.operator() as operator:
+def get(deployment: Deployment, path: str, **parameters: Any) -> Any:
+    with deployment.operator() as operator:
         response = operator.get(path, params=parameters)
     assert response.status_code == 200, response.text
     return response.json()
 
 
-def events(scene: Scene, **parameters: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = get(scene, "/api/audit/events", **parameters)["events"]
+def events(deployment: Deployment, **parameters: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = get(deployment, "/api/audit/events", **parameters)["events"]
     return found
 
 
-def account(scene: Scene, name: str) -> dict[str, Any]:
-    rows = get(scene, "/api/accounts")["accounts"]
+def account(deployment: Deployment, name: str) -> dict[str, Any]:
+    rows = get(deployment, "/api/accounts")["accounts"]
     (found,) = [row for row in rows if row["account"] == name]
     return dict(found)
 
@@ -37,8 +37,8 @@ def account(scene: Scene, name: str) -> dict[str, Any]:
 # accounts
 
 
-def test_the_accounts_have_identity_rights_libraries_and_state(scene: Scene) -> None:
-    found = account(scene, "ada")
+def test_the_accounts_have_identity_rights_libraries_and_state(deployment: Deployment) -> None:
+    found = account(deployment, "ada")
     expected = {
         "uid": "uid-of-ada",
         "user": "ada",
@@ -52,31 +52,33 @@ def test_the_accounts_have_identity_rights_libraries_and_state(scene: Scene) -> 
     assert {name: found[name] for name in expected} == expected
     assert found["libraries"]
     assert found["last_seen"].endswith("Z")
-    assert account(scene, "navidrome-shim")["state"] == "reserved"
+    assert account(deployment, "navidrome-shim")["state"] == "reserved"
 
 
-def test_a_lock_is_effective_when_the_response_arrives_and_is_recorded(scene: Scene) -> None:
-    scene.visit("bob")
-    with scene.operator() as operator:
+def test_a_lock_is_effective_when_the_response_arrives_and_is_recorded(
+    deployment: Deployment,
+) -> None:
+    deployment.visit("bob")
+    with deployment.operator() as operator:
         plan = operator.post("/api/accounts/lock", json={"account": "bob", "preview": True})
         assert "replaced by a random one" in plan.json()["plan"][0]
-        assert not account(scene, "bob")["locked"]
+        assert not account(deployment, "bob")["locked"]
         done = operator.post("/api/accounts/lock", json={"account": "bob"})
     assert done.json() == {"account": "bob", "locked": True}
-    assert account(scene, "bob")["locked"]
-    (action,) = [e for e in events(scene, kind="admin_action") if e["target"] == "bob"]
+    assert account(deployment, "bob")["locked"]
+    (action,) = [e for e in events(deployment, kind="admin_action") if e["target"] == "bob"]
     assert (action["action"], action["actor"], action["origin"]) == ("users.lock", "token", "api")
     assert (action["result"], action["client"]) == ("done", "127.0.0.1")
-    (locked,) = [e for e in events(scene, kind="account_locked") if e["account"] == "bob"]
+    (locked,) = [e for e in events(deployment, kind="account_locked") if e["account"] == "bob"]
     assert (locked["actor"], locked["trigger"]) == ("token", "admin_action")
     # The running shim gives the user access again.
-    scene.visit("bob")
-    assert not account(scene, "bob")["locked"]
+    deployment.visit("bob")
+    assert not account(deployment, "bob")["locked"]
 
 
-def test_a_sync_shows_its_changes_first(scene: Scene) -> None:
-    scene.visit("carl")
-    with scene.operator() as operator:
+def test_a_sync_shows_its_changes_first(deployment: Deployment) -> None:
+    deployment.visit("carl")
+    with deployment.operator() as operator:
         preview = operator.post("/api/accounts/sync", json={"account": "carl", "preview": True})
         assert preview.json() == {"changes": [], "applied": False}
         done = operator.post("/api/accounts/sync", json={"account": "carl"})
@@ -84,20 +86,20 @@ def test_a_sync_shows_its_changes_first(scene: Scene) -> None:
         missing = operator.post("/api/accounts/sync", json={"account": "nobody"})
     assert missing.status_code == 404
     assert "nobody" in missing.json()["detail"]
-    failed = [e for e in events(scene, kind="admin_action") if e["target"] == "nobody"]
+    failed = [e for e in events(deployment, kind="admin_action") if e["target"] == "nobody"]
     assert failed[0]["result"] == "failed"
 
 
-def test_an_unlinked_account_has_no_identity(scene: Scene) -> None:
-    scene.visit("dora")
-    with scene.edge("boss", "admins") as boss:
+def test_an_unlinked_account_has_no_identity(deployment: Deployment) -> None:
+    deployment.visit("dora")
+    with deployment.edge("boss", "admins") as boss:
         header = {"X-CSRF-Token": boss.get("/_shim/api/session").json()["csrf_token"]}
         body = {"account": "dora"}
         done = boss.post("/_shim/api/accounts/unlink", json=body, headers=header)
     assert done.json() == {"account": "dora", "unlinked": True, "locked": True}
-    found = account(scene, "dora")
+    found = account(deployment, "dora")
     assert (found["uid"], found["state"], found["locked"]) == (None, "unlinked", True)
-    (action,) = [e for e in events(scene, kind="admin_action") if e["target"] == "dora"]
+    (action,) = [e for e in events(deployment, kind="admin_action") if e["target"] == "dora"]
     assert (action["actor"], action["client"]) == ("console:boss", "127.0.0.2")
 
 
@@ -115,9 +117,9 @@ def test_an_unlinked_account_has_no_identity(scene: Scene) -> None:
         b'{"account": "\\ud800"}',
     ],
 )
-def test_an_invalid_body_is_rejected_with_a_message(scene: Scene, body: bytes) -> None:
+def test_an_invalid_body_is_rejected_with_a_message(deployment: Deployment, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    with scene.operator() as operator:
+    with deployment.operator() as operator:
         response = operator.post("/api/accounts/lock", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["detail"]
@@ -126,7 +128,7 @@ def test_an_invalid_body_is_rejected_with_a_message(scene: Scene, body: bytes) -
 # explain, settings, reload
 
 
-def test_explain_gives_the_same_result_as_the_command(scene: Scene) -> None:
+def test_explain_gives_the_same_result_as_the_command(deployment: Deployment) -> None:
     request: dict[str, Any] = {
         "peer": "127.0.0.2",
         "path": "/app/",
@@ -134,7 +136,7 @@ def test_explain_gives_the_same_result_as_the_command(scene: Scene) -> None:
         "with_secret": True,
     }
     headers = ["X-authentik-groups: users"]
-    with scene.operator() as operator:
+    with deployment.operator() as operator:
         response = operator.post(
             "/api/explain", json={**request, "headers": [*request["headers"], *headers]}
         )
@@ -145,12 +147,12 @@ def test_explain_gives_the_same_result_as_the_command(scene: Scene) -> None:
     options = ["--peer", "127.0.0.2", "--path", "/app/", "--with-secret", "--json"]
     for line in (*request["headers"], *headers):
         options += ["-H", line]
-    ran = command(scene.folder, "explain", *options, settings=settings_of(scene))
+    ran = command(deployment.folder, "explain", *options, settings=settings_of(deployment))
     assert json.loads(ran.stdout) == command_output
 
 
-def settings_of(scene: Scene) -> dict[str, str]:
-    return {**scene.settings, "REVERSE_PROXY_WHITELIST": "127.0.0.2,127.2.0.0/16"}
+def settings_of(deployment: Deployment) -> dict[str, str]:
+    return {**deployment.settings, "REVERSE_PROXY_WHITELIST": "127.0.0.2,127.2.0.0/16"}
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,10 @@ def settings_of(scene: Scene) -> dict[str, str]:
         ({"headers": ["X: \ud800"]}, "no UTF-8"),
     ],
 )
-def test_explain_rejects_invalid_input(scene: Scene, change: dict[str, Any], sentence: str) -> None:
-    with scene.operator() as operator:
+def test_explain_rejects_invalid_input(
+    deployment: Deployment, change: dict[str, Any], sentence: str
+) -> None:
+    with deployment.operator() as operator:
         response = operator.post(
             "/api/explain",
             content=json.dumps({"peer": "@", "path": "/", **change}),
@@ -176,8 +180,8 @@ def test_explain_rejects_invalid_input(scene: Scene, change: dict[str, Any], sen
     assert sentence in response.json()["detail"]
 
 
-def test_the_settings_have_their_sources_and_no_secret(scene: Scene) -> None:
-    with scene.operator() as operator:
+def test_the_settings_have_their_sources_and_no_secret(deployment: Deployment) -> None:
+    with deployment.operator() as operator:
         response = operator.get("/api/config")
     assert TOKEN not in response.text
     assert "swordfish" not in response.text
@@ -191,23 +195,23 @@ def test_the_settings_have_their_sources_and_no_secret(scene: Scene) -> None:
     assert any("Console at /_shim/: members of admins" in s for s in response.json()["summary"])
 
 
-def test_a_reload_is_recorded_with_its_result(scene: Scene) -> None:
-    with scene.operator() as operator:
+def test_a_reload_is_recorded_with_its_result(deployment: Deployment) -> None:
+    with deployment.operator() as operator:
         assert operator.post("/api/reload").json() == {"changed": [], "pending_restart": []}
-    reloads = [e for e in events(scene, kind="admin_action") if e["action"] == "reload"]
+    reloads = [e for e in events(deployment, kind="admin_action") if e["action"] == "reload"]
     assert reloads[0]["result"] == "done"
 
 
 # the trail
 
 
-def test_pages_are_contiguous(scene: Scene) -> None:
-    every = events(scene, limit=1000)
+def test_pages_are_contiguous(deployment: Deployment) -> None:
+    every = events(deployment, limit=1000)
     assert len(every) > 5
     found: list[dict[str, Any]] = []
     cursor = ""
     while True:
-        page = get(scene, "/api/audit/events", limit=3, cursor=cursor, until=every[0]["time"])
+        page = get(deployment, "/api/audit/events", limit=3, cursor=cursor, until=every[0]["time"])
         found += page["events"]
         cursor = page["next_cursor"]
         if cursor is None:
@@ -218,12 +222,12 @@ def test_pages_are_contiguous(scene: Scene) -> None:
     assert set(known) <= set(ids)
 
 
-def test_one_event_has_its_position_in_the_chain(scene: Scene) -> None:
-    first = events(scene, kind="started")[0]
-    found = get(scene, f"/api/audit/events/{first['id'].upper()}")
+def test_one_event_has_its_position_in_the_chain(deployment: Deployment) -> None:
+    first = events(deployment, kind="started")[0]
+    found = get(deployment, f"/api/audit/events/{first['id'].upper()}")
     assert found["event"]["id"] == first["id"]
     assert len(found["integrity"]["hash"]) == 64
-    with scene.operator() as operator:
+    with deployment.operator() as operator:
         unknown = operator.get("/api/audit/events/00000000-0000-7000-8000-000000000000")
         assert unknown.status_code == 404
         assert operator.get("/api/audit/events/nonsense").status_code == 400
@@ -259,8 +263,8 @@ def test_one_event_has_its_position_in_the_chain(scene: Scene) -> None:
         "since=2h;drop",
     ],
 )
-def test_an_invalid_query_is_rejected_with_a_message(scene: Scene, query: str) -> None:
-    with scene.operator() as operator:
+def test_an_invalid_query_is_rejected_with_a_message(deployment: Deployment, query: str) -> None:
+    with deployment.operator() as operator:
         response = operator.get(f"/api/audit/events?{query}")
     assert response.status_code == 400, response.text
     assert len(response.json()["detail"]) > 10
@@ -269,16 +273,18 @@ def test_an_invalid_query_is_rejected_with_a_message(scene: Scene, query: str) -
 @pytest.mark.parametrize(
     "query", ["since=x", "bucket=week", "kind=started", "since=2000w&bucket=minute", "since=now"]
 )
-def test_an_invalid_summary_range_is_rejected(scene: Scene, query: str) -> None:
-    with scene.operator() as operator:
+def test_an_invalid_summary_range_is_rejected(deployment: Deployment, query: str) -> None:
+    with deployment.operator() as operator:
         assert operator.get(f"/api/audit/summary?{query}").status_code == 400
 
 
-def test_a_summary_counts_by_kind_verdict_and_reason(scene: Scene) -> None:
-    with httpx.Client(base_url=f"http://{scene.shim.host}:{scene.shim.port}") as untrusted:
+def test_a_summary_counts_by_kind_verdict_and_reason(deployment: Deployment) -> None:
+    with httpx.Client(
+        base_url=f"http://{deployment.shim.host}:{deployment.shim.port}"
+    ) as untrusted:
         untrusted.get("/app/", headers={"Remote-User": "admin"})
-    eventually(lambda: bool(events(scene, reason="untrusted_peer")), True)
-    found = get(scene, "/api/audit/summary", bucket="hour")
+    eventually(lambda: bool(events(deployment, reason="untrusted_peer")), True)
+    found = get(deployment, "/api/audit/summary", bucket="hour")
     counted = [cell for cell in found["cells"] if cell["reason"] == "untrusted_peer"]
     assert sum(cell["count"] for cell in counted) >= 1
     assert found["bucket_seconds"] == 3600
@@ -287,15 +293,15 @@ def test_a_summary_counts_by_kind_verdict_and_reason(scene: Scene) -> None:
 ATTACK = '=HYPERLINK("http://evil.example","x")'
 
 
-def test_csv_and_ndjson_disarm_an_attackers_texts(scene: Scene) -> None:
-    with scene.edge("mallory") as mallory:
+def test_csv_and_ndjson_disarm_an_attackers_texts(deployment: Deployment) -> None:
+    with deployment.edge("mallory") as mallory:
         del mallory.headers["X-Shim-Proxy-Secret"]
         mallory.headers.encoding = "utf-8"
         mallory.headers["X-authentik-username"] = ATTACK
         mallory.headers["User-Agent"] = "\u202e<script>"
         assert mallory.get("/app/").status_code == 401
-    eventually(lambda: bool(events(scene, user=ATTACK)), True)
-    with scene.operator() as operator:
+    eventually(lambda: bool(events(deployment, user=ATTACK)), True)
+    with deployment.operator() as operator:
         query = {"user": ATTACK, "format": "csv"}
         response = operator.get("/api/audit/events", params=query)
         assert response.headers["content-type"].startswith("text/csv")
@@ -310,13 +316,13 @@ def test_csv_and_ndjson_disarm_an_attackers_texts(scene: Scene) -> None:
     assert event["claimed_user"] == ATTACK
 
 
-def test_a_stream_has_new_events_and_continues_where_it_ended(scene: Scene) -> None:
-    with scene.operator() as operator:
+def test_a_stream_has_new_events_and_continues_where_it_ended(deployment: Deployment) -> None:
+    with deployment.operator() as operator:
         with operator.stream("GET", "/api/audit/stream?kind=admin_action") as response:
             assert response.headers["content-type"].startswith("text/event-stream")
             lines = response.iter_lines()
             begin = next(line for line in lines if line.startswith("id: "))
-            with scene.operator() as other:
+            with deployment.operator() as other:
                 other.post("/api/reload")
             (first,) = [json.loads(line[6:]) for line in _until_data(lines)]
         assert first["action"] == "reload"
@@ -330,21 +336,21 @@ def _until_data(lines: Any) -> list[str]:
     return [next(line for line in lines if line.startswith("data: "))]
 
 
-def test_an_administrator_follows_the_trail_through_the_edge(scene: Scene) -> None:
+def test_an_administrator_follows_the_trail_through_the_edge(deployment: Deployment) -> None:
     with (
-        scene.edge("boss", "admins") as boss,
+        deployment.edge("boss", "admins") as boss,
         boss.stream("GET", "/_shim/api/audit/stream?kind=admin_action") as response,
     ):
         lines = response.iter_lines()
         assert any(line.startswith("id: ") for line in lines)
-        with scene.operator() as operator:
+        with deployment.operator() as operator:
             operator.post("/api/reload")
         (event,) = [json.loads(line[6:]) for line in _until_data(lines)]
     assert event["action"] == "reload"
 
 
-def test_a_stream_from_an_invalid_position_is_rejected(scene: Scene) -> None:
-    with scene.operator() as operator:
+def test_a_stream_from_an_invalid_position_is_rejected(deployment: Deployment) -> None:
+    with deployment.operator() as operator:
         bad = operator.get("/api/audit/stream", headers={"Last-Event-ID": "nonsense"})
         assert bad.status_code == 400
         assert operator.get("/api/audit/stream?since=2h").status_code == 400
@@ -353,7 +359,7 @@ def test_a_stream_from_an_invalid_position_is_rejected(scene: Scene) -> None:
 def test_a_shim_stops_with_sixteen_open_streams_and_accepts_no_more(
     tmp_path: Path,
 ) -> None:
-    with scene_of(tmp_path) as scene, scene.operator() as operator:
+    with start_deployment(tmp_path) as deployment, deployment.operator() as operator:
         streams = [operator.stream("GET", "/api/audit/stream") for _ in range(16)]
         for each in streams:
             each.__enter__()
@@ -361,15 +367,15 @@ def test_a_shim_stops_with_sixteen_open_streams_and_accepts_no_more(
         assert refused.status_code == 429
         assert refused.headers["retry-after"]
         started = time.monotonic()
-        scene.shim.process.terminate()
-        scene.shim.process.wait(10)
+        deployment.shim.process.terminate()
+        deployment.shim.process.wait(10)
         assert time.monotonic() - started < 8
         for each in streams:
             each.__exit__(None, None, None)
 
 
-def test_the_openapi_document_names_every_route(scene: Scene) -> None:
-    document = get(scene, "/api/openapi.json")
+def test_the_openapi_document_names_every_route(deployment: Deployment) -> None:
+    document = get(deployment, "/api/openapi.json")
     assert document["openapi"].startswith("3.")
     assert {
         "/api/audit/events",
@@ -397,22 +403,25 @@ def test_without_a_writable_trail_a_lock_is_done_and_granting_a_right_is_refused
     tmp_path: Path,
 ) -> None:
     url = f"sqlite:///{tmp_path}/missing/audit.db"
-    with scene_of(tmp_path, AUDIT_DATABASE_URL=url) as scene, scene.operator() as operator:
-        scene.visit("ada")
+    with (
+        start_deployment(tmp_path, AUDIT_DATABASE_URL=url) as deployment,
+        deployment.operator() as operator,
+    ):
+        deployment.visit("ada")
         for action in ("sync", "unlink", "unlock"):
             refused = operator.post(f"/api/accounts/{action}", json={"account": "ada"})
             assert refused.status_code == 503, action
             assert "the audit trail can't be written" in refused.json()["detail"]
-        assert account(scene, "ada")["uid"] == "uid-of-ada"
+        assert account(deployment, "ada")["uid"] == "uid-of-ada"
         done = operator.post("/api/accounts/lock", json={"account": "ada"})
         assert done.status_code == 200
         assert "only in the log" in done.json()["note"]
-        assert account(scene, "ada")["locked"]
+        assert account(deployment, "ada")["locked"]
         reloaded = operator.post("/api/reload")
         assert "only in the log" in reloaded.json()["note"]
-        logged = scene.shim.wait_for_line(kind="admin_action", action="users.lock")
+        logged = deployment.shim.wait_for_line(kind="admin_action", action="users.lock")
         assert logged["result"] == "done"
-        assert scene.shim.wait_for_line(
+        assert deployment.shim.wait_for_line(
             kind="admin_action", action="users.unlink", result="refused"
         )
         assert operator.get("/api/audit/events").status_code == 503
@@ -422,7 +431,7 @@ def test_without_a_stored_trail_or_accounts_their_api_is_absent(
     tmp_path: Path,
 ) -> None:
     settings = {"AUDIT_DATABASE_URL": "none", "PROVISIONING": "false"}
-    with scene_of(tmp_path, **settings) as scene, scene.operator() as operator:
+    with start_deployment(tmp_path, **settings) as deployment, deployment.operator() as operator:
         assert operator.get("/api/audit/events").status_code == 404
         assert operator.get("/api/accounts").status_code == 404
         assert operator.post("/api/reload").status_code == 200

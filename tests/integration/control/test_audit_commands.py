@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 import shim as package
-from tests.integration.control.conftest import Scene, scene_of
+from tests.integration.control.conftest import Deployment, start_deployment
 from tests.support.shim_settings import command, eventually
 
 FORMULA = "=1+1"
@@ -25,59 +25,59 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def stopped_shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A running shim, with a provisioned user, rejections with an attacker's texts, and a lock."""
-    with scene_of(tmp_path_factory.mktemp("shim"), AUDIT_KEY=KEY) as scene:
-        scene.visit("ada", "users")
-        with scene.edge("mallory") as mallory:
+    with start_deployment(tmp_path_factory.mktemp("shim"), AUDIT_KEY=KEY) as deployment:
+        deployment.visit("ada", "users")
+        with deployment.edge("mallory") as mallory:
             mallory.headers.encoding = "utf-8"
             del mallory.headers["X-Shim-Proxy-Secret"]
             mallory.headers["User-Agent"] = ESCAPE
             for name in (FORMULA, ESCAPE, "[red]markup[/red]", "<script>"):
                 mallory.headers["X-authentik-username"] = name
                 mallory.get("/app/")
-        with scene.operator() as operator:
+        with deployment.operator() as operator:
             operator.post("/api/accounts/lock", json={"account": "ada"})
-        eventually(lambda: len(lines(scene, "list", "--reason", "secret_missing")), 3)
-        yield scene
+        eventually(lambda: len(lines(deployment, "list", "--reason", "secret_missing")), 3)
+        yield deployment
 
 
-def run(scene: Scene, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command(scene.folder, "audit", *arguments, settings=scene.settings)
+def run(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command(deployment.folder, "audit", *arguments, settings=deployment.settings)
 
 
-def lines(scene: Scene, *arguments: str) -> list[dict[str, Any]]:
-    ran = run(scene, *arguments, "--json")
+def lines(deployment: Deployment, *arguments: str) -> list[dict[str, Any]]:
+    ran = run(deployment, *arguments, "--json")
     assert ran.returncode == 0, ran.stderr
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-def test_the_list_has_filters_and_is_newest_first(played: Scene) -> None:
-    kinds = [event["kind"] for event in lines(played, "list")]
+def test_the_list_has_filters_and_is_newest_first(stopped_shim: Deployment) -> None:
+    kinds = [event["kind"] for event in lines(stopped_shim, "list")]
     assert {"started", "account_created", "request_decision", "admin_action"} <= set(kinds)
     assert kinds.index("admin_action") < kinds.index("account_created") < kinds.index("started")
-    oldest = lines(played, "list", "--oldest-first")
+    oldest = lines(stopped_shim, "list", "--oldest-first")
     assert oldest[0]["time"] <= oldest[-1]["time"]
-    (locked,) = lines(played, "list", "--kind", "account_locked", "--since", "2h")
+    (locked,) = lines(stopped_shim, "list", "--kind", "account_locked", "--since", "2h")
     assert locked["account"] == "ada"
-    assert lines(played, "list", "--until", "yesterday") == []
-    assert lines(played, "list", "--client", "127.0.0.0/8", "--verdict", "rejected")
-    assert lines(played, "list", "--text", "MALLORY@example") == []
-    assert lines(played, "list", "--user", "ADA", "--kind", "identity_seen")
+    assert lines(stopped_shim, "list", "--until", "yesterday") == []
+    assert lines(stopped_shim, "list", "--client", "127.0.0.0/8", "--verdict", "rejected")
+    assert lines(stopped_shim, "list", "--text", "MALLORY@example") == []
+    assert lines(stopped_shim, "list", "--user", "ADA", "--kind", "identity_seen")
 
 
-def test_the_table_has_no_raw_text_of_an_attacker(played: Scene) -> None:
+def test_the_table_has_no_raw_text_of_an_attacker(stopped_shim: Deployment) -> None:
     for arguments in (("list",), ("report",), ("list", "--json"), ("export",)):
-        ran = run(played, *arguments)
+        ran = run(stopped_shim, *arguments)
         assert ran.returncode == 0, ran.stderr
         assert not [c for c in ran.stdout if not c.isprintable() and c != "\n"]
-    assert "\\u202e" in run(played, "export").stdout
-    assert "[red]markup[/red]" in run(played, "list").stdout
+    assert "\\u202e" in run(stopped_shim, "export").stdout
+    assert "[red]markup[/red]" in run(stopped_shim, "list").stdout
 
 
-def test_csv_cells_are_not_formulas(played: Scene) -> None:
+def test_csv_cells_are_not_formulas(stopped_shim: Deployment) -> None:
     for arguments in (("list", "--csv"), ("export", "--csv")):
-        ran = run(played, *arguments)
+        ran = run(stopped_shim, *arguments)
         rows = list(csv.DictReader(io.StringIO(ran.stdout)))
         assert f"'{FORMULA}" in {row["claimed_user"] for row in rows}
         for row in rows:
@@ -96,45 +96,45 @@ def test_csv_cells_are_not_formulas(played: Scene) -> None:
     ],
 )
 def test_an_invalid_filter_is_reported_with_the_valid_values(
-    played: Scene, option: str, value: str
+    stopped_shim: Deployment, option: str, value: str
 ) -> None:
-    ran = run(played, "list", option, value)
+    ran = run(stopped_shim, "list", option, value)
     assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
     assert "expected" in ran.stderr or "not" in ran.stderr
 
 
-def test_show_has_reason_and_remedy(played: Scene) -> None:
-    event = lines(played, "list", "--reason", "secret_missing")[0]
-    ran = run(played, "show", event["id"])
+def test_show_has_reason_and_remedy(stopped_shim: Deployment) -> None:
+    event = lines(stopped_shim, "list", "--reason", "secret_missing")[0]
+    ran = run(stopped_shim, "show", event["id"])
     assert "SHIM_PROXY_SECRET" in ran.stdout
     assert "→" in ran.stdout
     assert event["request_id"] in ran.stdout
-    shown = json.loads(run(played, "show", event["request_id"], "--json").stdout)
+    shown = json.loads(run(stopped_shim, "show", event["request_id"], "--json").stdout)
     assert shown["event"]["id"] == event["id"]
     assert shown["words"]["remedy"]
     assert len(shown["integrity"]["hash"]) == 64
-    unknown = run(played, "show", "nonsense")
+    unknown = run(stopped_shim, "show", "nonsense")
     assert (unknown.returncode, unknown.stdout) == (1, "")
 
 
-def test_the_report_has_one_page(played: Scene) -> None:
-    out = run(played, "report", "--since", "2h").stdout
+def test_the_report_has_one_page(stopped_shim: Deployment) -> None:
+    out = run(stopped_shim, "report", "--since", "2h").stdout
     assert "secret_missing" in out
     assert "The account ada was created" in out
     assert "users.lock" in out
-    found = json.loads(run(played, "report", "--json").stdout)
+    found = json.loads(run(stopped_shim, "report", "--json").stdout)
     assert {each["value"]: each["count"] for each in found["refusals"]}["secret_missing"] >= 3
     assert [event["account"] for event in found["locks"]] == ["ada"]
 
 
-def test_follow_prints_new_events(played: Scene) -> None:
+def test_follow_prints_new_events(stopped_shim: Deployment) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "shim", "audit", "follow", "--json", "--kind", "admin_action"],
-        cwd=played.folder,
+        cwd=stopped_shim.folder,
         env={
             "PYTHONPATH": str(Path(package.__file__).parents[1]),
-            **{f"SHIM_{name}": value for name, value in played.settings.items()},
+            **{f"SHIM_{name}": value for name, value in stopped_shim.settings.items()},
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -144,7 +144,7 @@ def test_follow_prints_new_events(played: Scene) -> None:
     try:
         # It follows from the moment at which it has started, which is not announced.
         found: list[str] = []
-        with played.operator() as operator:
+        with stopped_shim.operator() as operator:
             import threading
 
             reader = threading.Thread(target=lambda: found.append(process.stdout.readline()))  # type: ignore[union-attr]
@@ -171,29 +171,29 @@ def eventually_long(holds: Any) -> None:
     raise AssertionError("nothing was printed")
 
 
-def test_an_export_writes_every_event_to_a_new_file(played: Scene) -> None:
-    file = played.folder / "events.ndjson"
-    ran = run(played, "export", "--kind", "started", "--output", str(file))
+def test_an_export_writes_every_event_to_a_new_file(stopped_shim: Deployment) -> None:
+    file = stopped_shim.folder / "events.ndjson"
+    ran = run(stopped_shim, "export", "--kind", "started", "--output", str(file))
     assert ran.returncode == 0, ran.stderr
     assert [json.loads(line)["kind"] for line in file.read_text().splitlines()] == ["started"]
     assert file.stat().st_mode & 0o077 == 0
-    again = run(played, "export", "--output", str(file))
+    again = run(stopped_shim, "export", "--output", str(file))
     assert again.returncode == 1
     assert "exists" in again.stderr
 
 
-def test_an_unaltered_trail_is_verified(played: Scene) -> None:
-    ran = run(played, "verify")
+def test_an_unaltered_trail_is_verified(stopped_shim: Deployment) -> None:
+    ran = run(stopped_shim, "verify")
     assert ran.returncode == 0, ran.stderr
     assert "rows verified" in ran.stdout
     assert "accidental" not in ran.stderr
-    log = played.folder / "log.jsonl"
-    log.write_text("".join(json.dumps(line) + "\n" for line in played.shim.lines))
-    compared = run(played, "verify", "--checkpoints", str(log), "--json")
+    log = stopped_shim.folder / "log.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in stopped_shim.shim.lines))
+    compared = run(stopped_shim, "verify", "--checkpoints", str(log), "--json")
     assert compared.returncode == 0, compared.stderr
     streams = json.loads(compared.stdout)["streams"]
     assert sum(stream["checkpoints"] for stream in streams) > 0
-    missing = run(played, "verify", "--checkpoints", str(played.folder / "none"))
+    missing = run(stopped_shim, "verify", "--checkpoints", str(stopped_shim.folder / "none"))
     assert missing.returncode == 1
 
 
@@ -211,35 +211,35 @@ def test_without_a_stored_trail_the_commands_report_it(tmp_path: Path) -> None:
 def test_the_commands_work_after_the_shim_has_stopped_and_find_an_altered_row(
     tmp_path: Path,
 ) -> None:
-    with scene_of(tmp_path, AUDIT_KEY=KEY) as scene:
-        scene.visit("ada")
-        with httpx.Client(base_url=scene.control) as client:
+    with start_deployment(tmp_path, AUDIT_KEY=KEY) as deployment:
+        deployment.visit("ada")
+        with httpx.Client(base_url=deployment.control) as client:
             client.get("/healthz")
-    assert "stopped" in {event["kind"] for event in lines(scene, "list")}
-    assert run(scene, "verify").returncode == 0
+    assert "stopped" in {event["kind"] for event in lines(deployment, "list")}
+    assert run(deployment, "verify").returncode == 0
     # The `users` commands are recorded too.
-    settings = {**scene.settings, "NAVIDROME_TIMEOUT": "1"}
-    unlinked = command(scene.folder, "users", "unlink", "ada", "--yes", settings=settings)
+    settings = {**deployment.settings, "NAVIDROME_TIMEOUT": "1"}
+    unlinked = command(deployment.folder, "users", "unlink", "ada", "--yes", settings=settings)
     assert unlinked.returncode == 0, unlinked.stderr
-    (action,) = lines(scene, "list", "--kind", "admin_action")
+    (action,) = lines(deployment, "list", "--kind", "admin_action")
     assert (action["action"], action["result"], action["origin"]) == (
         "users.unlink",
         "done",
         "command",
     )
     assert action["actor"].startswith("command:")
-    pruned = run(scene, "prune", "--before", "now")
+    pruned = run(deployment, "prune", "--before", "now")
     assert (pruned.returncode, pruned.stdout) == (1, "")
-    done = run(scene, "prune", "--before", "now", "--yes")
+    done = run(deployment, "prune", "--before", "now", "--yes")
     assert done.returncode == 0, done.stderr
-    found = lines(scene, "list")
+    found = lines(deployment, "list")
     assert {event["kind"] for event in found} >= {"admin_action"}
     assert "account_created" not in {event["kind"] for event in found}
-    assert run(scene, "verify").returncode == 0
-    database = sqlite3.connect(scene.folder / "audit.db")
+    assert run(deployment, "verify").returncode == 0
+    database = sqlite3.connect(deployment.folder / "audit.db")
     with database:
         database.execute("UPDATE audit_changes SET data = replace(data, 'prune', 'print')")
     database.close()
-    altered = run(scene, "verify")
+    altered = run(deployment, "verify")
     assert altered.returncode == 1
     assert "altered" in altered.stderr

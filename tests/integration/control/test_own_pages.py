@@ -18,21 +18,21 @@ from shim.audit.events import Operator
 from shim.devices.factory import build_device_service
 from shim.settings import load
 from shim.store.database import Database
-from tests.integration.control.conftest import Scene, scene_of
-from tests.support.shim_process import EDGE, shim_before
+from tests.integration.control.conftest import Deployment, start_deployment
+from tests.support.shim_process import EDGE, run_shim
 
 _FIELD = re.compile(r'name="(csrf_token|form_key)" value="([^"]+)"')
 _SECRET = re.compile(r'id="secret" class="secret">([^<]+)<')
 _DEVICE = re.compile(r'href="devices/([0-9a-f]+)/revoke"')
 HTML = {"Accept": "text/html"}
-EVIL = "<script>alert(1)</script>"
+SCRIPT = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A shim with two people who have accounts."""
     sign_out = "https://sso.example.com/sign-out?a=b&c"
-    with scene_of(tmp_path_factory.mktemp("own"), SIGN_OUT_URL=sign_out) as running:
+    with start_deployment(tmp_path_factory.mktemp("own"), SIGN_OUT_URL=sign_out) as running:
         running.visit("ada", "users")
         running.visit("bob", "users")
         yield running
@@ -60,16 +60,16 @@ def devices(client: httpx.Client) -> list[str]:
     return _DEVICE.findall(client.get("/_shim/", headers=HTML).text)
 
 
-def app_error(scene: Scene, user: str, secret: str) -> int | None:
+def app_error(deployment: Deployment, user: str, secret: str) -> int | None:
     """Return the error of a Subsonic request with this password, None if it is accepted."""
     query = {"u": user, "p": secret, "v": "1.16.1", "c": "app", "f": "json"}
     with httpx.Client(transport=httpx.HTTPTransport(local_address=EDGE)) as client:
-        url = f"http://{scene.shim.host}:{scene.shim.port}/rest/ping"
+        url = f"http://{deployment.shim.host}:{deployment.shim.port}/rest/ping"
         content: dict[str, Any] = client.get(url, params=query).json()["subsonic-response"]
     return None if content["status"] == "ok" else int(content["error"]["code"])
 
 
-def test_a_person_adds_a_device_renames_and_revokes_it(own: Scene) -> None:
+def test_a_person_adds_a_device_renames_and_revokes_it(own: Deployment) -> None:
     with own.edge("ada") as ada:
         added = add(ada, "Ada’s phone", days="30")
         assert added.status_code == 200 and added.headers["cache-control"] == "no-store"
@@ -99,7 +99,7 @@ def test_a_person_adds_a_device_renames_and_revokes_it(own: Scene) -> None:
     assert secret not in str(stored) and stored["events"]
 
 
-def test_a_person_sees_who_the_shim_thinks_it_is(own: Scene) -> None:
+def test_a_person_sees_who_the_shim_thinks_it_is(own: Deployment) -> None:
     with own.edge("ada", "users", "choir") as ada:
         page = ada.get("/_shim/", headers=HTML).text
     for text in ("uid-of-ada", "ada@example.com", "choir", "user of the music server", "Jellyfin"):
@@ -108,7 +108,7 @@ def test_a_person_sees_who_the_shim_thinks_it_is(own: Scene) -> None:
     assert "admin/" not in page
 
 
-def test_a_form_that_is_sent_again_adds_nothing(own: Scene) -> None:
+def test_a_form_that_is_sent_again_adds_nothing(own: Deployment) -> None:
     with own.edge("bob") as bob:
         form = {**form_of(bob), "name": "Player"}
         first = bob.post("/_shim/devices/add", data=form)
@@ -121,7 +121,7 @@ def test_a_form_that_is_sent_again_adds_nothing(own: Scene) -> None:
         assert devices(bob) == []
 
 
-def test_the_key_of_a_form_is_needed_and_belongs_to_one_person(own: Scene) -> None:
+def test_the_key_of_a_form_is_needed_and_belongs_to_one_person(own: Deployment) -> None:
     with own.edge("ada") as ada, own.edge("bob") as bob:
         form = form_of(ada)
         for key in ("", "1.2.3", form_of(bob)["form_key"]):
@@ -130,7 +130,7 @@ def test_the_key_of_a_form_is_needed_and_belongs_to_one_person(own: Scene) -> No
         assert devices(ada) == devices(bob) == []
 
 
-def test_nobody_sees_or_changes_the_device_of_somebody_else(own: Scene) -> None:
+def test_nobody_sees_or_changes_the_device_of_somebody_else(own: Deployment) -> None:
     with own.edge("ada") as ada, own.edge("bob") as bob:
         secret = password(add(ada, "Mine alone"))
         (device,) = devices(ada)
@@ -145,7 +145,7 @@ def test_nobody_sees_or_changes_the_device_of_somebody_else(own: Scene) -> None:
         ada.post(f"/_shim/devices/{device}/revoke", data=form_of(ada))
 
 
-def test_a_person_with_the_same_name_and_another_uid_sees_nothing(own: Scene) -> None:
+def test_a_person_with_the_same_name_and_another_uid_sees_nothing(own: Deployment) -> None:
     with own.edge("ada") as ada, own.edge("ada", uid="another") as other:
         add(ada, "Mine alone")
         (device,) = devices(ada)
@@ -156,7 +156,7 @@ def test_a_person_with_the_same_name_and_another_uid_sees_nothing(own: Scene) ->
 
 
 def test_the_same_uid_of_another_provider_is_another_person(tmp_path: Path) -> None:
-    with scene_of(tmp_path) as first, first.edge("ada") as ada:
+    with start_deployment(tmp_path) as first, first.edge("ada") as ada:
         first.visit("ada", "users")
         assert add(ada, "Phone").status_code == 200
         (device,) = devices(ada)
@@ -165,8 +165,8 @@ def test_the_same_uid_of_another_provider_is_another_person(tmp_path: Path) -> N
         del changed["UPSTREAM"]
         (tmp_path / "second").mkdir()
         with (
-            shim_before(port, tmp_path / "second", **changed) as second,
-            Scene(second, tmp_path, changed).edge("ada") as other,
+            run_shim(port, tmp_path / "second", **changed) as second,
+            Deployment(second, tmp_path, changed).edge("ada") as other,
         ):
             other.headers["X-Sso-Uid"] = "uid-of-ada"
             assert devices(other) == []
@@ -195,7 +195,7 @@ def test_the_same_uid_of_another_provider_is_another_person(tmp_path: Path) -> N
         "static/../metrics",
     ],
 )
-def test_everything_else_is_not_there_for_a_person(own: Scene, path: str) -> None:
+def test_everything_else_is_not_there_for_a_person(own: Deployment, path: str) -> None:
     with own.edge("ada") as ada:
         request = ada.build_request("GET", "/_shim/", headers=HTML)
         raw = request.url.copy_with(raw_path=f"/_shim/{path}".encode())
@@ -220,7 +220,7 @@ WRITES = ("add", "{device}/rename", "{device}/revoke")
     ],
 )
 def test_no_other_site_can_make_a_browser_write(
-    own: Scene, write: str, headers: dict[str, str], token: str | None
+    own: Deployment, write: str, headers: dict[str, str], token: str | None
 ) -> None:
     with own.edge("ada") as ada:
         add(ada, "Kept")
@@ -238,7 +238,7 @@ def test_no_other_site_can_make_a_browser_write(
 
 
 @pytest.mark.parametrize("write", ["/devices/add", "/devices/0011223344556677/revoke"])
-def test_the_listener_has_no_pages_of_a_person(own: Scene, write: str) -> None:
+def test_the_listener_has_no_pages_of_a_person(own: Deployment, write: str) -> None:
     with own.operator() as operator:
         assert operator.get("/", headers=HTML).headers["location"] == "/admin/"
         assert operator.post(write, data={"name": "X"}).status_code == 404
@@ -248,13 +248,13 @@ def test_the_listener_has_no_pages_of_a_person(own: Scene, write: str) -> None:
         assert rebound.post("/api/devices/revoke", json={"id": "1"}).status_code == 421
 
 
-def test_texts_of_attackers_are_text_or_are_rejected(own: Scene) -> None:
+def test_texts_of_attackers_are_text_or_are_rejected(own: Deployment) -> None:
     with own.edge("ada") as ada, own.edge("root", "admins") as root:
         root.get("/app/")
-        assert add(ada, EVIL).status_code == 200
+        assert add(ada, SCRIPT).status_code == 200
         page = ada.get("/_shim/", headers=HTML).text
-        assert EVIL not in page and "&lt;script&gt;" in page
-        assert EVIL not in root.get("/_shim/admin/devices", headers=HTML).text
+        assert SCRIPT not in page and "&lt;script&gt;" in page
+        assert SCRIPT not in root.get("/_shim/admin/devices", headers=HTML).text
         (device,) = devices(ada)
         for name in ("", "   ", "x" * 65, "a\nb", "\u202egnp.exe", "\x1b[31m"):
             refused = add(ada, name)
@@ -265,7 +265,7 @@ def test_texts_of_attackers_are_text_or_are_rejected(own: Scene) -> None:
         ada.post(f"/_shim/devices/{device}/revoke", data=form_of(ada))
 
 
-def test_somebody_without_an_account_adds_nothing(own: Scene) -> None:
+def test_somebody_without_an_account_adds_nothing(own: Deployment) -> None:
     with own.edge("newcomer") as client, own.edge("ada") as ada:
         page = client.get("/_shim/", headers=HTML)
         assert page.status_code == 200 and "no account" in page.text
@@ -275,7 +275,7 @@ def test_somebody_without_an_account_adds_nothing(own: Scene) -> None:
         assert client.post("/_shim/devices/add", data=form).status_code == 403
 
 
-def test_a_locked_account_shows_why_it_has_no_devices(own: Scene) -> None:
+def test_a_locked_account_shows_why_it_has_no_devices(own: Deployment) -> None:
     own.visit("carol", "users")
     with own.edge("carol") as carol, own.operator() as operator:
         form, secret = form_of(carol), password(add(carol, "Phone"))
@@ -287,7 +287,7 @@ def test_a_locked_account_shows_why_it_has_no_devices(own: Scene) -> None:
     assert app_error(own, "carol", secret) == 40
 
 
-def test_an_administrator_lists_and_revokes_everybodys_and_adds_none(own: Scene) -> None:
+def test_an_administrator_lists_and_revokes_everybodys_and_adds_none(own: Deployment) -> None:
     own.visit("root", "admins")
     with own.edge("ada") as ada, own.edge("root", "admins") as root, own.operator() as operator:
         first, second = password(add(ada, "One")), password(add(ada, "Two"))
@@ -313,7 +313,7 @@ def test_an_administrator_lists_and_revokes_everybodys_and_adds_none(own: Scene)
     assert own.shim.wait_for_line(kind="device_revoked", reason="api")["actor"] == "token"
 
 
-def test_twenty_devices_are_enough(own: Scene) -> None:
+def test_twenty_devices_are_enough(own: Deployment) -> None:
     own.visit("dora", "users")
     with own.edge("dora") as dora:
         spare = form_of(dora)
@@ -337,10 +337,10 @@ def locked_trail(folder: Path) -> Iterator[None]:
             other.execute("ROLLBACK")
 
 
-async def _added(scene: Scene, uid: str) -> str:
+async def _added(deployment: Deployment, uid: str) -> str:
     """Add a device in a process beside the shim's, and return its password."""
-    settings = load({f"SHIM_{name}": value for name, value in scene.settings.items()})
-    database = Database(scene.settings["DATABASE_URL"])
+    settings = load({f"SHIM_{name}": value for name, value in deployment.settings.items()})
+    database = Database(deployment.settings["DATABASE_URL"])
     try:
         service = build_device_service(settings, lambda _: None, database)
         await service.load()
@@ -351,43 +351,43 @@ async def _added(scene: Scene, uid: str) -> str:
 
 def test_while_nothing_can_be_recorded_devices_are_revoked_and_not_added(tmp_path: Path) -> None:
     trail = f"sqlite:///{tmp_path}/missing/audit.db"
-    with scene_of(tmp_path, AUDIT_DATABASE_URL=trail) as scene:
-        scene.visit("ada", "users")
-        secret = asyncio.run(_added(scene, "uid-of-ada"))
+    with start_deployment(tmp_path, AUDIT_DATABASE_URL=trail) as deployment:
+        deployment.visit("ada", "users")
+        secret = asyncio.run(_added(deployment, "uid-of-ada"))
         deadline = time.monotonic() + 20
-        while app_error(scene, "ada", secret) is not None:
+        while app_error(deployment, "ada", secret) is not None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        with scene.edge("ada") as ada:
+        with deployment.edge("ada") as ada:
             refused = add(ada, "Another")
             assert refused.status_code == 503
             assert "the audit trail can" in refused.text and 'value="Another"' in refused.text
             (device,) = devices(ada)
-            assert app_error(scene, "ada", secret) is None
+            assert app_error(deployment, "ada", secret) is None
             path = f"/_shim/devices/{device}/revoke"
             done = ada.post(path, data=form_of(ada, path))
             assert done.status_code == 200 and "only in the log" in done.text
             assert devices(ada) == []
-        assert app_error(scene, "ada", secret) == 40
-        line = scene.shim.wait_for_line(kind="admin_action", action="device.add")
+        assert app_error(deployment, "ada", secret) == 40
+        line = deployment.shim.wait_for_line(kind="admin_action", action="device.add")
         assert line["result"] == "refused"
 
 
 def test_with_fail_mode_closed_no_device_is_accepted_while_nothing_can_be_stored(
     tmp_path: Path,
 ) -> None:
-    with scene_of(tmp_path, AUDIT_FAIL_MODE="closed") as scene:
-        scene.visit("ada", "users")
-        with scene.edge("ada") as ada:
+    with start_deployment(tmp_path, AUDIT_FAIL_MODE="closed") as deployment:
+        deployment.visit("ada", "users")
+        with deployment.edge("ada") as ada:
             secret = password(add(ada, "Phone"))
-            assert app_error(scene, "ada", secret) is None
+            assert app_error(deployment, "ada", secret) is None
             with locked_trail(tmp_path):
                 deadline = time.monotonic() + 30
                 while ada.get("/app/").status_code != 503:
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
                 assert ada.get("/_shim/", headers=HTML).status_code == 503
-                assert app_error(scene, "ada", secret) == 0
-                assert app_error(scene, "ada", "wrong") == 40
-        refused = scene.shim.wait_for_line(kind="request_decision", reason="audit_unavailable")
+                assert app_error(deployment, "ada", secret) == 0
+                assert app_error(deployment, "ada", "wrong") == 40
+        refused = deployment.shim.wait_for_line(kind="request_decision", reason="audit_unavailable")
         assert refused["verdict"] == "rejected"

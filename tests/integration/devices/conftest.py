@@ -24,9 +24,9 @@ from shim.devices.models import Device, NewDevice
 from shim.devices.service import DeviceService
 from shim.settings import load
 from shim.store.database import Database
+from tests.support.harness import Harness
 from tests.support.navidrome_servers import build_server
 from tests.support.real_navidrome import real_navidrome
-from tests.support.world import World
 
 ROOT = Path(__file__).parents[3]
 TEST = Operator("command:test", "command")
@@ -39,10 +39,10 @@ def token(secret: str, salt: str) -> dict[str, str]:
 
 
 @dataclass
-class Music:
+class RunningShim:
     """A shim that serves, in a process of its own, and what it logs. `client` speaks as the edge."""
 
-    world: World
+    harness: Harness
     port: int
     control: int
     client: httpx.AsyncClient
@@ -94,8 +94,8 @@ class Music:
     @asynccontextmanager
     async def devices(self) -> AsyncIterator[DeviceService]:
         """The devices in the same database, as a command has them."""
-        database = Database(self.world.database_url)
-        service = build_device_service(load(self.world.environment()), lambda _: None, database)
+        database = Database(self.harness.database_url)
+        service = build_device_service(load(self.harness.environment()), lambda _: None, database)
         try:
             await service.load()
             yield service
@@ -136,10 +136,10 @@ def error_of(response: httpx.Response) -> int | None:
 
 
 @asynccontextmanager
-async def shim_before(world: World, **settings: str) -> AsyncIterator[Music]:
-    """Start the shim before a world's server, and stop it."""
+async def run_shim(harness: Harness, **settings: str) -> AsyncIterator[RunningShim]:
+    """Start the shim with the server of a harness, and stop it."""
     port, control = _free_port(), _free_port()
-    world.use(
+    harness.use(
         LISTEN=f"127.0.0.1:{port}",
         CONTROL_LISTEN=f"127.0.0.1:{control}",
         LOG_FORMAT="json",
@@ -151,7 +151,7 @@ async def shim_before(world: World, **settings: str) -> AsyncIterator[Music]:
         "-m",
         "shim",
         "serve",
-        env={**world.environment(), "PATH": os.environ.get("PATH", "")},
+        env={**harness.environment(), "PATH": os.environ.get("PATH", "")},
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -160,12 +160,12 @@ async def shim_before(world: World, **settings: str) -> AsyncIterator[Music]:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False
         ) as client:
-            music = Music(world, port, control, client)
-            reading = asyncio.create_task(_read_log(process, music.lines))
+            shim = RunningShim(harness, port, control, client)
+            reading = asyncio.create_task(_read_log(process, shim.lines))
             async with asyncio.timeout(30):
-                while not await _listens(music):  # noqa: ASYNC110
+                while not await _listens(shim):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-            yield music
+            yield shim
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 20) == 0
     finally:
@@ -182,9 +182,9 @@ async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, A
         lines += [json.loads(line)] if line.startswith(b"{") else []
 
 
-async def _listens(music: Music) -> bool:
+async def _listens(shim: RunningShim) -> bool:
     try:
-        response = await music.client.get(f"http://127.0.0.1:{music.control}/readyz")
+        response = await shim.client.get(f"http://127.0.0.1:{shim.control}/readyz")
     except httpx.TransportError:
         return False
     return response.status_code == 200
@@ -198,45 +198,45 @@ def _free_port() -> int:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stand_in_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+async def stand_in_harness(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harness]:
     """An empty stand-in."""
-    async for world in _world("stand-in tcp", tmp_path_factory.mktemp("world")):
-        yield world
+    async for harness in _harness("stand-in tcp", tmp_path_factory.mktemp("harness")):
+        yield harness
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["stand-in tcp", "real tcp"])
-async def any_world(
+async def any_harness(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Harness]:
     """An empty server of each kind."""
     if request.param.startswith("real") and "NAVIDROME_BIN" not in os.environ:
         pytest.skip("NAVIDROME_BIN names no binary")
-    async for world in _world(request.param, tmp_path_factory.mktemp("world")):
-        yield world
+    async for harness in _harness(request.param, tmp_path_factory.mktemp("harness")):
+        yield harness
 
 
-async def _world(kind: str, folder: Path) -> AsyncIterator[World]:
+async def _harness(kind: str, folder: Path) -> AsyncIterator[Harness]:
     server = build_server(kind, folder, libraries=("Family", "Kids"))
     await server.start()
-    world = World(server, folder)
+    harness = Harness(server, folder)
     try:
-        yield world
+        yield harness
     finally:
-        await world.close()
+        await harness.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def music(stand_in_world: World) -> AsyncIterator[Music]:
+async def shim(stand_in_harness: Harness) -> AsyncIterator[RunningShim]:
     """A shim before the stand-in, and alice, who has signed in once."""
-    async with shim_before(stand_in_world) as started:
+    async with run_shim(stand_in_harness) as started:
         assert (await started.sign_in("alice")).status_code == 200
         yield started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def any_music(any_world: World) -> AsyncIterator[Music]:
+async def any_shim(any_harness: Harness) -> AsyncIterator[RunningShim]:
     """A shim before each kind of server, and alice, who has signed in once."""
-    async with shim_before(any_world) as started:
+    async with run_shim(any_harness) as started:
         assert (await started.sign_in("alice")).status_code == 200
         yield started
 
@@ -244,25 +244,25 @@ async def any_music(any_world: World) -> AsyncIterator[Music]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["stand-in tcp", "real tcp"])
 async def songs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Music]:
+) -> AsyncIterator[RunningShim]:
     """A shim before a server of each kind that has music, and alice, who has signed in once."""
     tmp_path = tmp_path_factory.mktemp("songs")
     if request.param == "stand-in tcp":
-        async for world in _world(request.param, tmp_path):
-            async with shim_before(world) as started:
+        async for harness in _harness(request.param, tmp_path):
+            async with run_shim(harness) as started:
                 await started.sign_in("alice")
                 yield started
         return
     if "NAVIDROME_BIN" not in os.environ:
         pytest.skip("NAVIDROME_BIN names no binary")
     with real_navidrome(os.environ["NAVIDROME_BIN"], tmp_path / "nd", "127.0.0.0/8") as port:
-        world = World(_Running(f"http://127.0.0.1:{port}"), tmp_path)
+        harness = Harness(_Running(f"http://127.0.0.1:{port}"), tmp_path)
         try:
-            async with shim_before(world) as started:
+            async with run_shim(harness) as started:
                 await started.sign_in("alice")
                 yield started
         finally:
-            await world.close()
+            await harness.close()
 
 
 class _Running:

@@ -11,64 +11,75 @@ from tempfile import TemporaryDirectory
 import pytest
 import pytest_asyncio
 
-from tests.integration.devices.conftest import TEST, Music, _world, error_of, shim_before, token
+from tests.integration.devices.conftest import (
+    TEST,
+    RunningShim,
+    _harness,
+    error_of,
+    run_shim,
+    token,
+)
+from tests.support.harness import Harness
 from tests.support.navidrome_servers import build_server
-from tests.support.world import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(any_world: World) -> AsyncIterator[Music]:
-    async with shim_before(any_world) as started:
+async def shim(any_harness: Harness) -> AsyncIterator[RunningShim]:
+    async with run_shim(any_harness) as started:
         await started.sign_in("alice")
         yield started
 
 
-async def test_a_token_with_an_unusual_salt(front: Music) -> None:
-    secret = (await front.add("uid-alice")).secret
+async def test_a_token_with_an_unusual_salt(shim: RunningShim) -> None:
+    secret = (await shim.add("uid-alice")).secret
     right = {"u": "alice"}
-    assert error_of(await front.rest("ping", **right, **token(secret, ""))) is None
-    assert error_of(await front.rest("ping", **right, **token(secret, "x" * 1024))) is None
-    assert error_of(await front.rest("ping", **right, **token(secret, "x" * 10_000))) == 40
-    assert error_of(await front.post("ping", {**right, **token(secret, "é&=;\n")})) is None
+    assert error_of(await shim.rest("ping", **right, **token(secret, ""))) is None
+    assert error_of(await shim.rest("ping", **right, **token(secret, "x" * 1024))) is None
+    assert error_of(await shim.rest("ping", **right, **token(secret, "x" * 10_000))) == 40
+    assert error_of(await shim.post("ping", {**right, **token(secret, "é&=;\n")})) is None
     upper = token(secret, "s")["t"].upper()
-    assert error_of(await front.rest("ping", **right, t=upper, s="s")) == 40
-    assert error_of(await front.rest("ping", **right, p=f"enc:{secret.encode().hex()}f")) == 40
+    assert error_of(await shim.rest("ping", **right, t=upper, s="s")) == 40
+    assert error_of(await shim.rest("ping", **right, p=f"enc:{secret.encode().hex()}f")) == 40
 
 
-async def test_names_that_differ_in_case(front: Music) -> None:
+async def test_names_that_differ_in_case(shim: RunningShim) -> None:
     """Navidrome makes two such accounts if they are created at once."""
     one, two = await asyncio.gather(
-        front.world.create("RaCe", "one"), front.world.create("rAcE", "two"), return_exceptions=True
+        shim.harness.create("RaCe", "one"),
+        shim.harness.create("rAcE", "two"),
+        return_exceptions=True,
     )
     if isinstance(one, BaseException) or isinstance(two, BaseException):
         pytest.skip("the server made one account only")
-    secret = (await front.add("uid-alice")).secret
+    secret = (await shim.add("uid-alice")).secret
     for name in ("RaCe", "rAcE", "race"):
-        assert error_of(await front.rest("ping", u=name, p=secret)) == 40
+        assert error_of(await shim.rest("ping", u=name, p=secret)) == 40
 
 
-async def test_bodies_that_are_too_long(front: Music) -> None:
-    secret = (await front.add("uid-alice")).secret
+async def test_bodies_that_are_too_long(shim: RunningShim) -> None:
+    secret = (await shim.add("uid-alice")).secret
     head = (
         f"POST /rest/ping?u=alice&p={secret}&v=1.16.1&c=x HTTP/1.1\r\nHost: x\r\n"
         "Content-Type: application/x-www-form-urlencoded\r\n"
     )
     for length in (2 << 20, 1 << 30):
-        answer = await _raw(front, f"{head}Content-Length: {length}\r\n\r\n".encode())
-        assert b" 413 " in answer.partition(b"\r\n")[0] and b'code="0"' in answer
+        raw_response = await _raw(shim, f"{head}Content-Length: {length}\r\n\r\n".encode())
+        assert b" 413 " in raw_response.partition(b"\r\n")[0] and b'code="0"' in raw_response
     chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
-    answer = await _raw(front, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), chunk * 40)
-    assert b" 413 " in answer.partition(b"\r\n")[0]
+    raw_response = await _raw(
+        shim, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), chunk * 40
+    )
+    assert b" 413 " in raw_response.partition(b"\r\n")[0]
 
 
-async def test_a_large_form_with_the_password_in_it(front: Music) -> None:
-    secret = (await front.add("uid-alice")).secret
+async def test_a_large_form_with_the_password_in_it(shim: RunningShim) -> None:
+    secret = (await shim.add("uid-alice")).secret
     songs = "&".join(f"songId=song{number:022}" for number in range(9_900))
     body = f"u=alice&p={secret}&v=1.16.1&c=x&f=json&name=Many&{songs}".encode()
     assert len(body) > 300_000
-    response = await front.client.post(
+    response = await shim.client.post(
         "/rest/ping",
         content=body,
         headers={"Content-Type": "application/x-www-form-urlencoded", "Expect": "100-continue"},
@@ -76,76 +87,76 @@ async def test_a_large_form_with_the_password_in_it(front: Music) -> None:
     assert error_of(response) is None
 
 
-async def test_the_shim_answers_expect_itself(front: Music) -> None:
-    secret = (await front.add("uid-alice")).secret
+async def test_the_shim_answers_expect_itself(shim: RunningShim) -> None:
+    secret = (await shim.add("uid-alice")).secret
     body = f"u=alice&p={secret}&v=1.16.1&c=x&f=json".encode()
     head = (
         "POST /rest/ping HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n"
         f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", shim.port)
     writer.write(head.encode())
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(body)
-    answer = await reader.read()
+    raw_response = await reader.read()
     writer.close()
-    assert answer.startswith(b"HTTP/1.1 200") and b'"status":"ok"' in answer
+    assert raw_response.startswith(b"HTTP/1.1 200") and b'"status":"ok"' in raw_response
 
 
-async def test_another_account_with_my_token(front: Music) -> None:
-    await front.sign_in("mallory")
-    mine = (await front.add("uid-mallory")).secret
+async def test_another_account_with_my_token(shim: RunningShim) -> None:
+    await shim.sign_in("mallory")
+    mine = (await shim.add("uid-mallory")).secret
     for name in ("alice", "navidrome-shim", "mallory\x00", "mallory "):
-        assert error_of(await front.rest("ping", u=name, **token(mine, "s"))) == 40
-        assert error_of(await front.rest("ping", u=name, p=mine)) == 40
+        assert error_of(await shim.rest("ping", u=name, **token(mine, "s"))) == 40
+        assert error_of(await shim.rest("ping", u=name, p=mine)) == 40
 
 
-async def test_an_untrusted_peer_gets_nothing_from_a_device(front: Music) -> None:
-    secret = (await front.add("uid-alice")).secret
+async def test_an_untrusted_peer_gets_nothing_from_a_device(shim: RunningShim) -> None:
+    secret = (await shim.add("uid-alice")).secret
     request = f"GET /rest/ping?u=alice&p={secret}&v=1.16.1&c=x&f=json HTTP/1.1\r\nHost: x\r\n"
-    answer = await asyncio.to_thread(
-        _from_elsewhere, front.port, f"{request}Connection: close\r\n\r\n".encode()
+    raw_response = await asyncio.to_thread(
+        _from_elsewhere, shim.port, f"{request}Connection: close\r\n\r\n".encode()
     )
-    assert b'"code":40' in answer
+    assert b'"code":40' in raw_response
 
 
 async def test_a_lost_key_is_reported_and_nothing_is_deleted(tmp_path: Path) -> None:
-    async for world in _world("stand-in tcp", tmp_path):
-        async with shim_before(world) as front:
-            await front.sign_in("alice")
-            secret = (await front.add("uid-alice")).secret
+    async for harness in _harness("stand-in tcp", tmp_path):
+        async with run_shim(harness) as shim:
+            await shim.sign_in("alice")
+            secret = (await shim.add("uid-alice")).secret
         key = tmp_path / "device.key"
         good = key.read_bytes()
         key.unlink()
-        async with shim_before(world) as front:
-            check = (await front.ready())["devices"]
+        async with run_shim(harness) as shim:
+            check = (await shim.ready())["devices"]
             assert check["state"] == "warning" and str(key) in check["detail"]
-            (event,) = front.logged(kind="devices_unavailable")
+            (event,) = shim.logged(kind="devices_unavailable")
             assert str(key) in event["detail"]
-            assert error_of(await front.rest("ping", u="alice", p=secret)) == 40
-            assert (await front.sign_in("alice")).status_code == 200
+            assert error_of(await shim.rest("ping", u="alice", p=secret)) == 40
+            assert (await shim.sign_in("alice")).status_code == 200
         assert not key.exists()
         key.write_bytes(good)
-        async with shim_before(world) as front:
-            assert (await front.ready())["devices"]["state"] == "ok"
-            assert error_of(await front.rest("ping", u="alice", p=secret)) is None
+        async with run_shim(harness) as shim:
+            assert (await shim.ready())["devices"]["state"] == "ok"
+            assert error_of(await shim.rest("ping", u="alice", p=secret)) is None
 
 
-async def _raw(front: Music, head: bytes, body: bytes = b"") -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+async def _raw(shim: RunningShim, head: bytes, body: bytes = b"") -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", shim.port)
     writer.write(head + body)
-    answer = await reader.read()
+    raw_response = await reader.read()
     writer.close()
-    return answer
+    return raw_response
 
 
 def _from_elsewhere(port: int, data: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), 10, ("127.0.0.9", 0)) as client:
         client.sendall(data)
-        answer = b""
+        raw_response = b""
         while piece := client.recv(65536):
-            answer += piece
-        return answer
+            raw_response += piece
+        return raw_response
 
 
 async def test_the_name_of_an_app_is_stored_as_harmless_text(postgresql_url: str) -> None:
@@ -153,9 +164,9 @@ async def test_the_name_of_an_app_is_stored_as_harmless_text(postgresql_url: str
     with TemporaryDirectory() as folder:
         server = build_server("stand-in tcp", Path(folder))
         await server.start()
-        world = World(server, Path(folder), postgresql_url)
+        harness = Harness(server, Path(folder), postgresql_url)
         try:
-            async with shim_before(world, DEVICE_KEY="0" * 64) as started:
+            async with run_shim(harness, DEVICE_KEY="0" * 64) as started:
                 await started.sign_in("alice")
                 names = {"Phone": "\0\x1b[31m\u202e", "Tablet": "plain"}
                 for name, app in names.items():
@@ -168,5 +179,5 @@ async def test_the_name_of_an_app_is_stored_as_harmless_text(postgresql_url: str
             async with started.devices() as service:
                 found = {device.name: device.last_app for device in service.devices()}
         finally:
-            await world.close()
+            await harness.close()
     assert found == {"Phone": r"\u0000\u001b[31m\u202e", "Tablet": "plain"}

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from libopensonic import AsyncConnection
 
-from tests.integration.devices.conftest import Music, envelope, error_of, token
+from tests.integration.devices.conftest import RunningShim, envelope, error_of, token
 from tests.support.navidrome_servers import StandInServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,14 +32,14 @@ class App:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def call(
-        self, music: Music, secret: str, call: str, /, **parameters: Any
+        self, shim: RunningShim, secret: str, call: str, /, **parameters: Any
     ) -> httpx.Response:
         """Make one call as the app does. A list repeats its parameter."""
         values: dict[str, Any] = {"v": "1.16.1", "c": self.name, "f": "json", **parameters}
         values |= self.credentials(secret)
         if self.form:
-            return await music.client.post(f"/rest/{call}.view", data=values, headers=self.headers)
-        return await music.client.get(f"/rest/{call}.view", params=values, headers=self.headers)
+            return await shim.client.post(f"/rest/{call}.view", data=values, headers=self.headers)
+        return await shim.client.get(f"/rest/{call}.view", params=values, headers=self.headers)
 
 
 def _fixed(secret: str) -> Mapping[str, str]:
@@ -70,12 +70,14 @@ APPS = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def secret(songs: Music) -> str:
+async def secret(songs: RunningShim) -> str:
     return (await songs.add("uid-alice")).secret
 
 
 @pytest.mark.parametrize("app", APPS, ids=lambda app: app.name)
-async def test_an_app_lists_plays_and_keeps_playlists(songs: Music, secret: str, app: App) -> None:
+async def test_an_app_lists_plays_and_keeps_playlists(
+    songs: RunningShim, secret: str, app: App
+) -> None:
     async def call(call: str, /, **parameters: Any) -> dict[str, Any]:
         response = await app.call(songs, secret, call, **parameters)
         assert error_of(response) is None, response.text
@@ -96,7 +98,7 @@ async def test_an_app_lists_plays_and_keeps_playlists(songs: Music, secret: str,
     playlists = (await call("getPlaylists"))["playlists"]["playlist"]
     mine = next(each for each in playlists if each["name"] == f"By {app.name}")
     assert mine["owner"] == "alice" and mine["songCount"] == 2
-    if isinstance(songs.world.server, StandInServer):
+    if isinstance(songs.harness.server, StandInServer):
         return  # it has no more calls for playlists
     await call("updatePlaylist", playlistId=mine["id"], songIndexToRemove=0)
     assert (await call("getPlaylist", id=mine["id"]))["playlist"]["songCount"] == 1
@@ -104,7 +106,7 @@ async def test_an_app_lists_plays_and_keeps_playlists(songs: Music, secret: str,
 
 
 @pytest.mark.parametrize("how", ["post", "get", "password"])
-async def test_py_opensonic(songs: Music, secret: str, how: str) -> None:
+async def test_py_opensonic(songs: RunningShim, secret: str, how: str) -> None:
     app = AsyncConnection(
         "http://127.0.0.1",
         "alice",
@@ -130,7 +132,7 @@ async def test_py_opensonic(songs: Music, secret: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["token", "password"])
-async def test_py_sonic(songs: Music, secret: str, how: str) -> None:
+async def test_py_sonic(songs: RunningShim, secret: str, how: str) -> None:
     def use() -> None:
         app = libsonic.Connection(
             "http://127.0.0.1",
@@ -154,7 +156,7 @@ async def test_py_sonic(songs: Music, secret: str, how: str) -> None:
     await asyncio.to_thread(use)
 
 
-async def test_a_link_for_a_speaker_works(songs: Music, secret: str) -> None:
+async def test_a_link_for_a_speaker_works(songs: RunningShim, secret: str) -> None:
     """An app hands the address of a stream to a speaker, which sends nothing else."""
     albums = envelope(
         await songs.rest("getAlbumList2", type="newest", u="alice", **token(secret, "a"))

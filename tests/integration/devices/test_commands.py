@@ -13,26 +13,26 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.integration.devices.conftest import ROOT, Music, _world, error_of, shim_before
+from tests.integration.devices.conftest import ROOT, RunningShim, _harness, error_of, run_shim
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Music]:
-    async for world in _world("stand-in tcp", tmp_path_factory.mktemp("world")):
-        async with shim_before(world, SUBSONIC_PASSWORDS="devices") as started:
+async def shim(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningShim]:
+    async for harness in _harness("stand-in tcp", tmp_path_factory.mktemp("harness")):
+        async with run_shim(harness, SUBSONIC_PASSWORDS="devices") as started:
             await started.sign_in("alice")
             yield started
 
 
-async def _command(front: Music, *arguments: str) -> tuple[int, str, str]:
+async def _command(shim: RunningShim, *arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "shim",
         *arguments,
-        env={**front.world.environment(), "PATH": os.environ.get("PATH", ""), "NO_COLOR": "1"},
+        env={**shim.harness.environment(), "PATH": os.environ.get("PATH", ""), "NO_COLOR": "1"},
         cwd=ROOT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -48,15 +48,15 @@ def _events(err: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in err.splitlines() if line.startswith("{")]
 
 
-async def _stored(front: Music) -> list[dict[str, Any]]:
+async def _stored(shim: RunningShim) -> list[dict[str, Any]]:
     """The administrative actions in the stored trail."""
-    code, out, err = await _command(front, "audit", "list", "--kind", "admin_action", "--json")
+    code, out, err = await _command(shim, "audit", "list", "--kind", "admin_action", "--json")
     assert code == 0, err
     return [json.loads(line) for line in out.splitlines()]
 
 
-async def test_a_device_is_added_listed_and_revoked(front: Music) -> None:
-    code, out, err = await _command(front, "devices", "add", "Alice", "Phone", "--json")
+async def test_a_device_is_added_listed_and_revoked(shim: RunningShim) -> None:
+    code, out, err = await _command(shim, "devices", "add", "Alice", "Phone", "--json")
     assert code == 0, err
     added = json.loads(out)
     assert '"kind": "device_added"' in err or '"kind":"device_added"' in err
@@ -65,60 +65,60 @@ async def test_a_device_is_added_listed_and_revoked(front: Music) -> None:
     assert (action["action"], action["target"], action["result"]) == ("device.add", "alice", "done")
     assert action["actor"].startswith("command:") and action["origin"] == "command"
     async with asyncio.timeout(10):
-        while error_of(await front.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
+        while error_of(await shim.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    code, out, _ = await _command(front, "devices", "list", "--json")
+    code, out, _ = await _command(shim, "devices", "list", "--json")
     (listed,) = json.loads(out)
     assert code == 0 and listed["id"] == added["id"] and listed["account"] == "alice"
     assert "password" not in listed and added["password"] not in out
-    code, out, _ = await _command(front, "devices", "list", "alice")
+    code, out, _ = await _command(shim, "devices", "list", "alice")
     assert code == 0 and "Phone" in out
-    code, _, err = await _command(front, "devices", "revoke", added["id"])
+    code, _, err = await _command(shim, "devices", "revoke", added["id"])
     assert code == 1 and "--yes" in err
-    code, out, _ = await _command(front, "devices", "revoke", added["id"], "--yes", "--json")
+    code, out, _ = await _command(shim, "devices", "revoke", added["id"], "--yes", "--json")
     assert code == 0 and json.loads(out) == {"id": added["id"], "revoked": True}
-    assert "device.revoke" in [each.get("action") for each in await _stored(front)]
+    assert "device.revoke" in [each.get("action") for each in await _stored(shim)]
     async with asyncio.timeout(10):
-        while not error_of(await front.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
+        while not error_of(await shim.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    assert json.loads((await _command(front, "devices", "list", "--json"))[1]) == []
-    (revoked,) = json.loads((await _command(front, "devices", "list", "--all", "--json"))[1])
+    assert json.loads((await _command(shim, "devices", "list", "--json"))[1]) == []
+    (revoked,) = json.loads((await _command(shim, "devices", "list", "--all", "--json"))[1])
     assert revoked["revoked_by"] == "command" and revoked["active"] is False
 
 
-async def test_wrong_arguments_get_one_line(front: Music) -> None:
+async def test_wrong_arguments_get_one_line(shim: RunningShim) -> None:
     for arguments, text in [
         (("add", "nobody", "Phone"), "not linked"),
         (("add", "alice", "a\nb"), "U+000A"),
         (("revoke", "unknown", "--yes"), "no device unknown"),
     ]:
-        code, out, err = await _command(front, "devices", *arguments)
+        code, out, err = await _command(shim, "devices", *arguments)
         assert code == 1 and out == "" and text in err and "Traceback" not in err
 
 
-async def test_the_key_is_replaced_while_the_shim_serves(front: Music) -> None:
-    device = await front.add("uid-alice")
-    key = Path(front.world.folder) / "device.key"
+async def test_the_key_is_replaced_while_the_shim_serves(shim: RunningShim) -> None:
+    device = await shim.add("uid-alice")
+    key = Path(shim.harness.folder) / "device.key"
     before = key.read_text()
-    code, out, err = await _command(front, "devices", "rotate-key", "--json")
+    code, out, err = await _command(shim, "devices", "rotate-key", "--json")
     assert code == 0 and json.loads(out) == {"devices": 1}, err
     assert key.read_text() != before
     await asyncio.sleep(1.5)
-    assert error_of(await front.rest("ping", u="alice", p=device.secret)) is None
-    assert (await front.ready())["devices"]["state"] == "ok"
+    assert error_of(await shim.rest("ping", u="alice", p=device.secret)) is None
+    assert (await shim.ready())["devices"]["state"] == "ok"
 
 
-async def test_check_names_the_devices(front: Music) -> None:
-    _, out, _ = await _command(front, "check", "--json")
+async def test_check_names_the_devices(shim: RunningShim) -> None:
+    _, out, _ = await _command(shim, "check", "--json")
     assert json.loads(out)["checks"]["devices"]["state"] == "ok"
 
 
-async def test_with_only_device_passwords_no_other_can_be_set(front: Music) -> None:
+async def test_with_only_device_passwords_no_other_can_be_set(shim: RunningShim) -> None:
     """The account's password has no prefix that lets its owner replace it without knowing it."""
-    account = front.world.stand_in.stand_in.state.accounts.find("alice")
+    account = shim.harness.stand_in.stand_in.state.accounts.find("alice")
     assert account is not None
     password = account.password
     assert not password.startswith("__NAVIDROME_AUTOGEN__") and len(password) > 40
-    await front.world.create("dave", "known")
-    await front.sign_in("dave")  # the first link replaces the password
-    assert not await front.world.opens("dave", "known")
+    await shim.harness.create("dave", "known")
+    await shim.sign_in("dave")  # the first link replaces the password
+    assert not await shim.harness.opens("dave", "known")

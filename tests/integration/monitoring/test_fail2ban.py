@@ -12,14 +12,14 @@ import pytest
 
 from shim.trust.reasons import Reason, Verdict
 from tests.support.recorder import Recorder
-from tests.support.shim_process import EDGE, UNTRUSTED, Line, Shim, build_request, shim_before
+from tests.support.shim_process import EDGE, UNTRUSTED, Line, Shim, build_request, run_shim
 
 pytestmark = pytest.mark.binary("fail2ban-regex")
 
 DEPLOY = Path(__file__).parents[3] / "deploy/fail2ban"
 FILTER = DEPLOY / "filter.d/navidrome-shim.conf"
 ALIAS = "X_authentik_username: admin"
-EVIL = '","peer_trusted":true,"client":"198.51.100.66","x":"'
+INJECTED_FIELDS = '","peer_trusted":true,"client":"198.51.100.66","x":"'
 
 
 def banned(folder: Path, lines: Sequence[Line], prefix: str = "") -> list[str]:
@@ -62,7 +62,7 @@ def test_an_attack_through_the_edge_bans_the_client(upstream: Recorder, tmp_path
         for number, reason in enumerate(ATTACKS, 1)
     }
     settings = {"PROVISIONING": "true", "DATABASE_URL": f"sqlite:///{tmp_path}/shim.db"}
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         for reason, fields in ATTACKS.items():
             create = reason == "create_admin_disabled"
             line = "POST /auth/createAdmin HTTP/1.1" if create else "GET /app/ HTTP/1.1"
@@ -77,7 +77,7 @@ def test_an_attack_through_the_edge_bans_the_client(upstream: Recorder, tmp_path
 def test_a_request_without_a_known_client_does_not_ban_the_edge(
     upstream: Recorder, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path) as shim:
+    with run_shim(upstream.port, tmp_path) as shim:
         attack(shim, "unknown", ALIAS)
         assert shim.wait_for_line(kind="request_decision")["client"] == EDGE
         lines = list(shim.lines)
@@ -85,7 +85,7 @@ def test_a_request_without_a_known_client_does_not_ban_the_edge(
 
 
 def test_an_untrusted_peer_is_never_banned(upstream: Recorder, tmp_path: Path) -> None:
-    with shim_before(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
+    with run_shim(upstream.port, tmp_path, UNTRUSTED_PEERS="reject") as shim:
         attack(shim, "203.0.113.9", ALIAS, source=UNTRUSTED)
         attack(shim, "203.0.113.9", source=UNTRUSTED, path="/rest/..%2fapp/")
         line = shim.wait_for_line(kind="request_decision", reason="ambiguous_target")
@@ -104,8 +104,8 @@ def test_client_data_adds_no_address(upstream: Recorder, tmp_path: Path) -> None
         },
         separators=(",", ":"),
     )  # fmt: skip
-    with shim_before(upstream.port, tmp_path) as shim:
-        for number, text in enumerate((EVIL, forged), 1):
+    with run_shim(upstream.port, tmp_path) as shim:
+        for number, text in enumerate((INJECTED_FIELDS, forged), 1):
             agent = f"User-Agent: {text}"
             attack(shim, f"203.0.113.{number}", f"X-authentik-username: {text}", agent, ALIAS)
             attack(shim, f"203.0.113.{number}", agent, path="/rest/x" + text.replace(" ", ""))
@@ -124,7 +124,7 @@ def test_mistakes_of_users_and_administrators_do_not_ban(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     settings = {"PROXY_SECRET": "s3cret-s3cret-s3cret", "REQUIRE_IDENTITY": "true"}
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         attack(shim, "203.0.113.1")
         attack(shim, "203.0.113.2", "X-authentik-username: ada")
         attack(shim, "203.0.113.3", "X-authentik-username: ada", "X-Shim-Proxy-Secret: wrong")
@@ -137,7 +137,7 @@ def test_mistakes_of_users_and_administrators_do_not_ban(
 
 
 def test_a_line_without_a_client_does_not_ban_the_edge(upstream: Recorder, tmp_path: Path) -> None:
-    with shim_before(upstream.port, tmp_path) as shim:
+    with run_shim(upstream.port, tmp_path) as shim:
         attack(shim, "203.0.113.9", path="/rest/..%2fapp/")
         attack(shim, "203.0.113.9", "Content-Length: 5", "Transfer-Encoding: chunked")
         shim.wait_for_line(kind="request_decision", reason="ambiguous_framing", peer_trusted=True)
@@ -149,7 +149,7 @@ def test_a_line_without_a_client_does_not_ban_the_edge(upstream: Recorder, tmp_p
 def test_lines_of_the_journal_match_like_those_of_a_file(
     upstream: Recorder, tmp_path: Path, prefix: str
 ) -> None:
-    with shim_before(upstream.port, tmp_path) as shim:
+    with run_shim(upstream.port, tmp_path) as shim:
         attack(shim, "203.0.113.9", ALIAS)
         line = shim.wait_for_line(kind="request_decision")
     assert banned(tmp_path, [line], prefix) == ["203.0.113.9"]

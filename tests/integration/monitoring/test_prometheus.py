@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.provider import provider
 from tests.support.recorder import recorder
-from tests.support.shim_process import shim_before
+from tests.support.shim_process import run_shim
 
 ROOT = Path(__file__).parents[3]
 RULES = ROOT / "deploy/prometheus/navidrome-shim.rules.yml"
@@ -29,12 +29,12 @@ METRIC = re.compile(r"\b((?:shim|process)_[a-z0-9_]+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 
 
-def promtool(*arguments: str, given: str | None = None, folder: Path | None = None) -> str:
+def promtool(*arguments: str, stdin: str | None = None, folder: Path | None = None) -> str:
     """Return what promtool prints; fail if it fails."""
     done = subprocess.run(
         ["promtool", *arguments],
         cwd=folder,
-        input=given,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -54,7 +54,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             DATABASE_URL=f"sqlite:///{folder}/shim.db",
             REVERSE_PROXY_WHITELIST="localhost",
         )
-        with shim_before(upstream.port, folder, **settings) as shim:
+        with run_shim(upstream.port, folder, **settings) as shim:
             control = shim.wait_for_line(kind="started")["control_listen"]
             opener = build_opener(ProxyHandler({}))
             with opener.open(f"http://{control}/metrics", timeout=20) as response:
@@ -124,7 +124,7 @@ def test_an_expression_groups_by_labels_that_its_metrics_have(
 
 @pytest.mark.binary("promtool")
 def test_metrics_follow_prometheus_conventions(metrics: str) -> None:
-    promtool("check", "metrics", given=metrics)
+    promtool("check", "metrics", stdin=metrics)
 
 
 @pytest.mark.binary("promtool")

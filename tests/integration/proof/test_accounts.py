@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.provider import Provider
 from tests.support.real_navidrome import real_navidrome
-from tests.support.shim_process import Shim, shim_before
-from tests.support.shim_settings import eventually, hang_up
+from tests.support.shim_process import Shim, run_shim
+from tests.support.shim_settings import eventually, send_sighup
 
 EDGE = "127.0.0.2"
 ROOT = Path(__file__).parents[3]
@@ -59,7 +59,7 @@ def shim_with_accounts(navidrome: int, folder: Path, **settings: str) -> Iterato
     """A shim whose reloadable settings are in its `.env`."""
     write(folder, **settings)
     database = f"sqlite:///{folder / 'shim.db'}"
-    with shim_before(
+    with run_shim(
         navidrome,
         folder,
         without=("REVERSE_PROXY_WHITELIST",),
@@ -70,8 +70,8 @@ def shim_with_accounts(navidrome: int, folder: Path, **settings: str) -> Iterato
 
 
 def write(folder: Path, **settings: str) -> None:
-    given = {"REVERSE_PROXY_WHITELIST": EDGE, **settings}
-    (folder / ".env").write_text("".join(f"SHIM_{n}='{v}'\n" for n, v in given.items()))
+    all_settings = {"REVERSE_PROXY_WHITELIST": EDGE, **settings}
+    (folder / ".env").write_text("".join(f"SHIM_{n}='{v}'\n" for n, v in all_settings.items()))
 
 
 def send(shim: Shim, path: str, source: str = EDGE, **headers: str) -> httpx.Response:
@@ -108,8 +108,10 @@ def token_of_an_admin(navidrome: int) -> str:
         login = client.post("/auth/login", json={"username": "root", "password": "pw"})
         text: str = login.json()["token"]
         bearer = {"X-ND-Authorization": f"Bearer {text}"}
-        beats = client.get("/api/user", headers={**bearer, "Remote-User": "alice"})
-        assert beats.status_code == 200, "a token beats the user header: that is what this is about"
+        by_token = client.get("/api/user", headers={**bearer, "Remote-User": "alice"})
+        assert by_token.status_code == 200, (
+            "a token beats the user header: that is what this is about"
+        )
         return text
 
 
@@ -129,11 +131,11 @@ def test_a_token_of_another_account_does_not_override_the_identity(
             response = send(shim, path, **headers, **person("alice"))
             assert response.status_code == 403, (path, headers)
             assert "X-ND-Authorization" not in response.headers
-        noted = shim.wait_for_line(kind="navidrome_token_found")
+        token_event = shim.wait_for_line(kind="navidrome_token_found")
         # The account was created without the shim: until the users are listed again, the token is
         # void.
-        assert noted["reason"] in {"token_mismatch", "navidrome_token_void"}
-        assert noted["user"] == "alice"
+        assert token_event["reason"] in {"token_mismatch", "navidrome_token_void"}
+        assert token_event["user"] == "alice"
         assert root not in json.dumps(shim.lines, default=str)
 
 
@@ -158,13 +160,13 @@ def test_a_reload_applies_new_groups_to_known_users_too(navidrome: int, tmp_path
         for name in ("alice", "bob"):
             assert page(send(shim, "/app/", **person(name)))["isAdmin"] is False
         write(tmp_path, ALLOWED_GROUPS="family,admins", ADMIN_GROUPS="admins")
-        hang_up(shim)
+        send_sighup(shim)
         shim.wait_for_line(kind="policy_changed", subject="settings")
         assert page(send(shim, "/app/", **person("alice", "admins")))["isAdmin"] is True
         assert page(send(shim, "/app/", **person("bob")))["isAdmin"] is False
         assert send(shim, "/app/", **person("bob", "others")).status_code == 403
         write(tmp_path, ALLOWED_GROUPS="admins", ADMIN_GROUPS="admins")
-        hang_up(shim)
+        send_sighup(shim)
         eventually(lambda: send(shim, "/app/", **person("bob")).status_code, 403)
         assert send(shim, "/app/", **person("alice", "admins")).status_code == 200
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.recorder import Recorder
-from tests.support.shim_process import Shim, shim_before
-from tests.support.shim_settings import command, eventually, hang_up
+from tests.support.shim_process import Shim, run_shim
+from tests.support.shim_settings import command, eventually, send_sighup
 
 EDGE = "127.0.0.2"
 HEAD = b"GET /app/ HTTP/1.1\r\nHost: h\r\nX-authentik-username: ada\r\n\r\n"
@@ -45,15 +45,13 @@ def test_a_renewed_certificate_is_used_and_open_connections_continue(
     upstream: Recorder, tmp_path: Path, issued: Certificates
 ) -> None:
     with (
-        shim_before(
-            upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=EDGE, **settings(issued)
-        ) as shim,
+        run_shim(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=EDGE, **settings(issued)) as shim,
         connected(shim, issued) as before,
     ):
         assert users_received(before, upstream) == ["ada"]
         first = shown(shim)
         make_certificates(tmp_path)  # with the same file names
-        hang_up(shim)
+        send_sighup(shim)
         eventually(lambda: shown(shim) != first, True)
         with connected(shim, issued) as after:
             assert users_received(after, upstream) == ["ada"]
@@ -63,10 +61,10 @@ def test_a_renewed_certificate_is_used_and_open_connections_continue(
 def test_an_invalid_certificate_leaves_the_previous_one_in_use(
     upstream: Recorder, tmp_path: Path, issued: Certificates
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **settings(issued)) as shim:
+    with run_shim(upstream.port, tmp_path, **settings(issued)) as shim:
         first = shown(shim)
         issued.key.write_text("half of a key")
-        hang_up(shim)
+        send_sighup(shim)
         refused = shim.wait_for_line(kind="reload_rejected")
         assert "expected a certificate chain and its key in PEM" in str(refused["faults"])
         assert "half of a key" not in str(refused)
@@ -77,9 +75,9 @@ def test_the_commands_report_what_is_wrong_with_the_files(
     tmp_path: Path, issued: Certificates
 ) -> None:
     issued.key.write_text("half of a key")
-    given = {**settings(issued), "LISTEN": "127.0.0.1:0", "CONTROL_LISTEN": "127.0.0.1:0"}
+    all_settings = {**settings(issued), "LISTEN": "127.0.0.1:0", "CONTROL_LISTEN": "127.0.0.1:0"}
     for name in ("serve", "check"):
-        done = command(tmp_path, name, settings={**given, "PROVISIONING": "false"})
+        done = command(tmp_path, name, settings={**all_settings, "PROVISIONING": "false"})
         assert done.returncode == 1
         output = done.stdout + done.stderr
         assert "expected a certificate chain and its key in PEM" in " ".join(output.split())

@@ -13,7 +13,7 @@ from tests.support.shim_settings import command
 SECRET = "s3cret-s3cret-s3cret"
 
 
-def given(upstream: Recorder, **settings: str) -> dict[str, str]:
+def settings_with(upstream: Recorder, **settings: str) -> dict[str, str]:
     return {
         "UPSTREAM": f"http://127.0.0.1:{upstream.port}",
         "PROVISIONING": "false",
@@ -26,7 +26,7 @@ def given(upstream: Recorder, **settings: str) -> dict[str, str]:
 def test_check_reports_the_required_proof_of_an_identity(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    settings = given(upstream, **issuer.settings(PUBLIC_PATH_PROOF="jwt"))
+    settings = settings_with(upstream, **issuer.settings(PUBLIC_PATH_PROOF="jwt"))
     done = command(tmp_path, "check", settings=settings)
     assert done.returncode == 0, done.stderr
     output = " ".join(done.stdout.split())
@@ -56,7 +56,7 @@ def test_explain_resolves_host_names_and_requires_the_secret(
         (("-H", "X-Shim-Proxy-Secret: wrong"), "rejected", "secret_mismatch"),
         (("-H", f"X-Shim-Proxy-Secret: {SECRET}"), "authenticated", "proxy_secret"),
     ):
-        done = command(tmp_path, *arguments, *fields, settings=given(upstream))
+        done = command(tmp_path, *arguments, *fields, settings=settings_with(upstream))
         explained = json.loads(done.stdout)
         assert (explained["verdict"], explained["reason"]) == (verdict, reason)
         assert SECRET not in done.stdout
@@ -72,7 +72,7 @@ def test_check_reports_an_invalid_ca_file(upstream: Recorder, tmp_path: Path) ->
         "JWT_ISSUER": "issuer",
         "JWT_AUDIENCE": "audience",
     }
-    done = command(tmp_path, "check", "--json", settings=given(upstream, **token))
+    done = command(tmp_path, "check", "--json", settings=settings_with(upstream, **token))
     assert (done.returncode, done.stderr) == (1, "")
     keys = json.loads(done.stdout)["checks"]["keys"]
     assert keys["state"] == "failing" and "authority.pem contains no certificate" in keys["detail"]
@@ -83,7 +83,7 @@ def test_explain_reads_proofs_from_files_and_not_from_arguments(
 ) -> None:
     ada = ("-H", "X-authentik-username: ada", "--with-secret", "--json")
     arguments = ("explain", "--peer", "127.0.0.1", "--path", "/app/", *ada)
-    done = command(tmp_path, *arguments, settings=given(upstream))
+    done = command(tmp_path, *arguments, settings=settings_with(upstream))
     explained = json.loads(done.stdout)
     assert (explained["verdict"], explained["reason"]) == ("authenticated", "proxy_secret")
     assert SECRET not in done.stdout + done.stderr
@@ -94,10 +94,10 @@ def test_explain_reads_proofs_from_files_and_not_from_arguments(
         *arguments,
         "--token-file",
         str(token),
-        settings=given(upstream, **issuer.settings()),
+        settings=settings_with(upstream, **issuer.settings()),
     )
     assert json.loads(done.stdout)["reason"] == "jwt_invalid"
-    done = command(tmp_path, *arguments, settings=given(upstream) | {"PROXY_SECRET": ""})
+    done = command(tmp_path, *arguments, settings=settings_with(upstream) | {"PROXY_SECRET": ""})
     assert done.returncode == 2 or "SHIM_PROXY_SECRET" in done.stderr
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.recorder import Recorder
-from tests.support.shim_process import shim_before
+from tests.support.shim_process import run_shim
 from tests.support.shim_settings import command
 
 TOKEN = "t0ken-t0ken-t0ken"
@@ -16,7 +16,7 @@ TOKEN = "t0ken-t0ken-t0ken"
 def test_it_reads_the_chosen_settings_file(upstream: Recorder, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with shim_before(upstream.port, tmp_path, CONTROL_TOKEN=TOKEN) as shim:
+    with run_shim(upstream.port, tmp_path, CONTROL_TOKEN=TOKEN) as shim:
         control = shim.wait_for_line(kind="started")["control_listen"]
         file = tmp_path / "shim.env"
         file.write_text(f"SHIM_CONTROL_LISTEN={control}\nSHIM_CONTROL_TOKEN={TOKEN}\n")

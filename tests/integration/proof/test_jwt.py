@@ -12,23 +12,28 @@ import pytest
 from tests.support.jwt_minting import SECRET, claims, encoded, jwk, pem, rsa_key, token
 from tests.support.provider import Provider
 from tests.support.recorder import Recorder
-from tests.support.shim_process import an_edge, build_request, shim_before, someone
+from tests.support.shim_process import (
+    build_request,
+    edge_address,
+    run_shim,
+    untrusted_address,
+)
 from tests.support.shim_settings import checks, command, eventually
 
 APP = "GET /app/ HTTP/1.1"
 _PATIENCE = 10.0
 
 
-def carrying(text: str, *fields: str, line: str = APP) -> bytes:
+def request_with_token(text: str, *fields: str, line: str = APP) -> bytes:
     return build_request(line, f"X-authentik-jwt: {text}", *fields)
 
 
 def test_a_verified_token_names_the_user_and_is_not_forwarded(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         response = shim.request(
-            carrying(issuer.token(), "X-authentik-groups: family|admins"), an_edge()
+            request_with_token(issuer.token(), "X-authentik-groups: family|admins"), edge_address()
         )
         assert response.status == 200
         (received,) = upstream.requested
@@ -45,7 +50,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
     now = int(time.time())
     entries = claims(iat=now - 5, exp=now + 300)
     assert rsa_key() is by.keys["rsa-0"], "what would be signed well, but for what is wrong"
-    nowhere = "http://127.0.0.1:9/"
+    closed_port = "http://127.0.0.1:9/"
     public = pem(rsa_key())
     return {
         "alg none": (f"{encoded({'alg': 'none'})}.{encoded(entries)}.", "jwt_invalid"),
@@ -60,7 +65,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
             "jwt_invalid",
         ),
         "an address that it brings": (
-            token(entries, key=rsa_key(1), jku=nowhere, x5u=nowhere),
+            token(entries, key=rsa_key(1), jku=closed_port, x5u=closed_port),
             "jwt_invalid",
         ),
         "another issuer": (by.token(iss="https://evil.example/"), "jwt_invalid"),
@@ -78,11 +83,11 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
 def test_each_forged_token_is_rejected_and_never_logged(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         for name, (text, reason) in attacks(issuer).items():
-            peer = an_edge()
+            peer = edge_address()
             response = shim.request(
-                carrying(text, "X-authentik-meta-jwks: http://127.0.0.1:9/jwks"), peer
+                request_with_token(text, "X-authentik-meta-jwks: http://127.0.0.1:9/jwks"), peer
             )
             (line,) = shim.decided(peer, upstream)
             assert response.status in (400, 401, 403), name
@@ -97,16 +102,18 @@ def test_each_forged_token_is_rejected_and_never_logged(
 def test_headers_that_contradict_the_token_are_rejected(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
-        peer = an_edge()
-        response = shim.request(carrying(issuer.token(), "X-authentik-username: root"), peer)
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
+        peer = edge_address()
+        response = shim.request(
+            request_with_token(issuer.token(), "X-authentik-username: root"), peer
+        )
         assert response.status == 401
         (line,) = shim.decided(peer, upstream)
         assert line["reason"] == "jwt_claim_mismatch"
         assert "'root'" in str(line["notes"]) and "'ada'" in str(line["notes"])
-        peer = an_edge()
+        peer = edge_address()
         response = shim.request(
-            carrying(issuer.token(), "X-authentik-groups: family|admins|root"), peer
+            request_with_token(issuer.token(), "X-authentik-groups: family|admins|root"), peer
         )
         assert response.status == 401
         assert upstream.requested == []
@@ -115,10 +122,10 @@ def test_headers_that_contradict_the_token_are_rejected(
 def test_an_expired_token_is_rejected_on_an_open_connection(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
         text = issuer.token(exp=time.time() + 2.5)
         head = f"{APP}\r\nHost: h\r\nX-authentik-jwt: {text}\r\n\r\n".encode()
-        with shim.connect(an_edge()) as client:
+        with shim.connect(edge_address()) as client:
             statuses: list[bytes] = []
             end = time.monotonic() + _PATIENCE
             while b"401" not in statuses:
@@ -138,15 +145,19 @@ def test_rotating_keys_under_load_rejects_no_user(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWKS_MIN_INTERVAL="1")
-    with shim_before(upstream.port, tmp_path, **settings) as shim, ThreadPoolExecutor(8) as pool:
-        peer = an_edge()
+    with run_shim(upstream.port, tmp_path, **settings) as shim, ThreadPoolExecutor(8) as pool:
+        peer = edge_address()
         old = [issuer.token(sub=str(n)) for n in range(8)]
-        assert {a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), old)} == {200}
+        assert {
+            a.status for a in pool.map(lambda t: shim.request(request_with_token(t), peer), old)
+        } == {200}
         # The provider signs with the new key at once, and publishes both for a while.
         issuer.keys["rsa-1"] = rsa_key(1)
         new = [issuer.token(kid="rsa-1", sub=str(n)) for n in range(32)]
         mixed = [text for pair in zip(new, old * 4, strict=True) for text in pair]
-        statuses = [a.status for a in pool.map(lambda t: shim.request(carrying(t), peer), mixed)]
+        statuses = [
+            a.status for a in pool.map(lambda t: shim.request(request_with_token(t), peer), mixed)
+        ]
         assert statuses == [200] * 64
         assert issuer.requests == 2
         changed = shim.wait_for_line(kind="policy_changed", subject="keys")
@@ -155,36 +166,38 @@ def test_rotating_keys_under_load_rejects_no_user(
         del issuer.keys["rsa-0"]
         issuer.keys["rsa-2"] = rsa_key(2)
         end = time.monotonic() + _PATIENCE
-        while shim.request(carrying(issuer.token(kid="rsa-2")), peer).status != 200:
+        while shim.request(request_with_token(issuer.token(kid="rsa-2")), peer).status != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
         for text in old:
-            assert shim.request(carrying(text), peer).status == 401
+            assert shim.request(request_with_token(text), peer).status == 401
 
 
 def test_a_key_that_is_replaced_under_its_kid_is_used_after_the_next_fetch(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWKS_REFRESH_SECONDS="1")
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         old = issuer.token()
-        assert shim.request(carrying(old), an_edge()).status == 200
+        assert shim.request(request_with_token(old), edge_address()).status == 200
         issuer.keys = {"rsa-0": rsa_key(1)}
-        eventually(lambda: shim.request(carrying(issuer.token()), an_edge()).status, 200)
-        assert shim.request(carrying(old), an_edge()).status == 401
+        eventually(
+            lambda: shim.request(request_with_token(issuer.token()), edge_address()).status, 200
+        )
+        assert shim.request(request_with_token(old), edge_address()).status == 401
 
 
 def test_forged_key_ids_cause_a_limited_number_of_fetches(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path, **issuer.settings()) as shim:
-        peer, honest = an_edge(), issuer.token()
+    with run_shim(upstream.port, tmp_path, **issuer.settings()) as shim:
+        peer, valid = edge_address(), issuer.token()
         payload = encoded(claims(iat=None, exp=2_000_000_000))
         for number in range(300):
             forged = f"{encoded({'alg': 'RS256', 'kid': f'k{number}'})}.{payload}.AAAA"
-            assert shim.request(carrying(forged), peer).status == 401
+            assert shim.request(request_with_token(forged), peer).status == 401
             if number % 30 == 0:
-                assert shim.request(carrying(honest), peer).status == 200
+                assert shim.request(request_with_token(valid), peer).status == 200
         assert issuer.requests == 2, "one at the start, one for all of them"
         assert shim.wait_for_line(reason="jwt_unknown_key")
 
@@ -193,15 +206,15 @@ def test_no_identity_is_trusted_until_the_key_set_is_available(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     issuer.status = 503
-    with shim_before(upstream.port, tmp_path, **issuer.settings(JWKS_MIN_INTERVAL="1")) as shim:
-        assert shim.request(carrying(issuer.token()), an_edge()).status == 401
+    with run_shim(upstream.port, tmp_path, **issuer.settings(JWKS_MIN_INTERVAL="1")) as shim:
+        assert shim.request(request_with_token(issuer.token()), edge_address()).status == 401
         keys = checks(shim)["keys"]
         assert keys["state"] == "failing" and "503" in keys["detail"]
         failed = shim.wait_for_line(kind="key_set_failed")
         assert failed["severity"] == "error"
         issuer.status = 200
         end = time.monotonic() + _PATIENCE
-        while shim.request(carrying(issuer.token()), an_edge()).status != 200:
+        while shim.request(request_with_token(issuer.token()), edge_address()).status != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
         assert checks(shim)["keys"]["state"] == "ok"
@@ -210,9 +223,9 @@ def test_no_identity_is_trusted_until_the_key_set_is_available(
         before = issuer.requests
         unknown = token(claims(iat=None, exp=2_000_000_000), key=rsa_key(1), kid="unknown")
         while issuer.requests == before:
-            assert shim.request(carrying(unknown), an_edge()).status == 401
+            assert shim.request(request_with_token(unknown), edge_address()).status == 401
             assert time.monotonic() < end
-        assert shim.request(carrying(issuer.token()), an_edge()).status == 200
+        assert shim.request(request_with_token(issuer.token()), edge_address()).status == 200
         assert checks(shim)["keys"]["state"] == "warning"
 
 
@@ -220,10 +233,10 @@ def test_a_native_client_can_use_a_bearer_token_on_a_public_path(
     upstream: Recorder, issuer: Provider, tmp_path: Path
 ) -> None:
     settings = issuer.settings(JWT_BEARER="true", PUBLIC_PATH_PROOF="jwt")
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         line = "GET /rest/ping?v=1.16.1&c=x HTTP/1.1"
         response = shim.request(
-            build_request(line, f"Authorization: Bearer {issuer.token()}"), an_edge()
+            build_request(line, f"Authorization: Bearer {issuer.token()}"), edge_address()
         )
         assert response.status == 200
         (received,) = upstream.requested
@@ -231,13 +244,16 @@ def test_a_native_client_can_use_a_bearer_token_on_a_public_path(
         assert received.values("Authorization") == []
         upstream.clear()
         spoofed = build_request(line, "X-authentik-username: root", "X-authentik-uid: 1")
-        assert shim.request(spoofed, an_edge()).status == 200
-        assert shim.request(carrying(issuer.token(), line=line), someone()).status == 200
+        assert shim.request(spoofed, edge_address()).status == 200
+        assert (
+            shim.request(request_with_token(issuer.token(), line=line), untrusted_address()).status
+            == 200
+        )
         share = build_request("GET /share/x HTTP/1.1", f"Authorization: Bearer {issuer.token()}")
-        assert shim.request(share, an_edge()).status == 200
+        assert shim.request(share, edge_address()).status == 200
         assert [one.values("Remote-User") for one in upstream.requested] == [[], [], []]
         forged = build_request(line, f"Authorization: Bearer {issuer.token(key=rsa_key(1))}")
-        response = shim.request(forged, an_edge())
+        response = shim.request(forged, edge_address())
         assert response.status == 401 and b"subsonic-response" in response.raw
 
 

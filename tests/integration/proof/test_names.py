@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.name_server import NameServer, in_its_place, name_server
+from tests.support.name_server import NameServer, name_server, resolver_namespace
 from tests.support.recorder import Recorder
-from tests.support.shim_process import build_request, shim_before
+from tests.support.shim_process import build_request, run_shim
 from tests.support.shim_settings import checks, eventually
 
-EDGE, GHOST = "edge.home.arpa", "ghost.home.arpa"
+EDGE, UNRESOLVED = "edge.home.arpa", "ghost.home.arpa"
 APP = "GET /app/ HTTP/1.1"
 ADA = "X-authentik-username: ada"
 
 
 @pytest.fixture
 def names(tmp_path: Path) -> Iterator[NameServer]:
-    place = in_its_place(tmp_path)
+    place = resolver_namespace(tmp_path)
     if not place or subprocess.run([*place, "true"], check=False, capture_output=True).returncode:
         pytest.skip("only root may put a name server of its own in place")
     try:
@@ -35,13 +35,13 @@ def test_the_new_address_of_an_edge_is_trusted_and_its_old_one_is_not(
 ) -> None:
     names.records = {EDGE: ["127.0.0.2"]}
     settings = {
-        "REVERSE_PROXY_WHITELIST": f"{EDGE},{GHOST}",
+        "REVERSE_PROXY_WHITELIST": f"{EDGE},{UNRESOLVED}",
         "DNS_REFRESH_SECONDS": "1",
         "DNS_STALE_SECONDS": "5",
         "LISTEN": "[::]:0",
     }
-    place = in_its_place(tmp_path)
-    with shim_before(upstream.port, tmp_path, before=place, **settings) as shim:
+    place = resolver_namespace(tmp_path)
+    with run_shim(upstream.port, tmp_path, before=place, **settings) as shim:
 
         def is_trusted(source: str) -> bool:
             upstream.clear()
@@ -55,14 +55,14 @@ def test_the_new_address_of_an_edge_is_trusted_and_its_old_one_is_not(
 
         assert trusted_addresses() == ["127.0.0.2"]
         whitelist = checks(shim)["whitelist"]
-        assert whitelist["state"] == "warning" and GHOST in whitelist["detail"]
-        assert shim.wait_for_line(kind="name_lookup_failed", host=GHOST)["severity"] == "error"
+        assert whitelist["state"] == "warning" and UNRESOLVED in whitelist["detail"]
+        assert shim.wait_for_line(kind="name_lookup_failed", host=UNRESOLVED)["severity"] == "error"
 
         names.records[EDGE] = ["127.0.0.3", "127.0.0.4", "::1", "fd00::1"]
         eventually(trusted_addresses, ["127.0.0.3", "127.0.0.4"])
-        moved = shim.wait_for_line(kind="policy_changed", subject="whitelist")
-        assert moved["removed"] == [f"{EDGE}=127.0.0.2"]
-        assert set(moved["added"]) == {
+        changed = shim.wait_for_line(kind="policy_changed", subject="whitelist")
+        assert changed["removed"] == [f"{EDGE}=127.0.0.2"]
+        assert set(changed["added"]) == {
             f"{EDGE}={address}" for address in ("127.0.0.3", "127.0.0.4", "::1", "fd00::1")
         }
 
@@ -73,9 +73,11 @@ def test_the_new_address_of_an_edge_is_trusted_and_its_old_one_is_not(
         assert checks(shim)["whitelist"]["state"] == "failing"
         failed = [ln for ln in shim.lines if ln.get("kind") == "name_lookup_failed"]
         reported = [(line["host"], line["severity"]) for line in failed]
-        assert reported == [(GHOST, "error"), (EDGE, "warning"), (EDGE, "error")]
+        assert reported == [(UNRESOLVED, "error"), (EDGE, "warning"), (EDGE, "error")]
 
         names.silent = False
-        names.records = {GHOST: ["127.0.0.2"]}  # and the edge's own name is removed
+        names.records = {UNRESOLVED: ["127.0.0.2"]}  # and the edge's own name is removed
         eventually(trusted_addresses, ["127.0.0.2"])
-        assert shim.wait_for_line(kind="name_resolved", host=GHOST)["addresses"] == ["127.0.0.2"]
+        assert shim.wait_for_line(kind="name_resolved", host=UNRESOLVED)["addresses"] == [
+            "127.0.0.2"
+        ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.recorder import Recorder
-from tests.support.shim_process import shim_before
+from tests.support.shim_process import run_shim
 from tests.support.shim_settings import command
 
 TOKEN = "s3cret-s3cret-s3cret"
@@ -110,7 +110,7 @@ def test_a_running_shim_sends_a_notification_of_its_start(
     service: Service, upstream: Recorder, tmp_path: Path
 ) -> None:
     settings = {"NOTIFY_URLS": service.url, "NOTIFY_KINDS": "started"}
-    with shim_before(upstream.port, tmp_path, **settings) as shim:
+    with run_shim(upstream.port, tmp_path, **settings) as shim:
         assert service.arrived.wait(20)
         assert service.messages[0]["title"] == "navidrome-shim: started"
         assert f"listen=127.0.0.1:{shim.port}" in service.messages[0]["message"]

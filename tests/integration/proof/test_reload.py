@@ -16,8 +16,8 @@ import shim as package
 from tests.support.jwt_minting import rsa_key
 from tests.support.provider import Provider
 from tests.support.recorder import Recorder
-from tests.support.shim_process import Shim, build_request, shim_before
-from tests.support.shim_settings import checks, command, eventually, hang_up
+from tests.support.shim_process import Shim, build_request, run_shim
+from tests.support.shim_settings import checks, command, eventually, send_sighup
 
 APP = "GET /app/ HTTP/1.1"
 ADA = "X-authentik-username: ada"
@@ -33,7 +33,7 @@ def write(folder: Path, **settings: str) -> None:
 def running(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
     """A shim with these settings in its `.env`, and with the settings to run it in its environment."""
     write(folder, **settings)
-    with shim_before(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
+    with run_shim(upstream.port, folder, without=("REVERSE_PROXY_WHITELIST",)) as shim:
         yield shim
 
 
@@ -57,7 +57,7 @@ def test_a_signal_reloads_whitelist_and_secrets_between_two_requests(
             assert open_before.recv(65536).startswith(b"HTTP/1.1 200")
             secret = "s3cret-s3cret-s3cret"
             write(tmp_path, REVERSE_PROXY_WHITELIST=f"{OTHER},{ONE}", PROXY_SECRET=secret)
-            hang_up(shim)
+            send_sighup(shim)
             shim.wait_for_line(kind="policy_changed", subject="settings")
             assert user(shim, upstream, ONE) == ["401"]
             assert user(shim, upstream, OTHER, f"X-Shim-Proxy-Secret: {secret}") == ["ada"]
@@ -72,11 +72,11 @@ def test_a_stream_continues_during_a_reload(upstream: Recorder, tmp_path: Path) 
         fields = f"Host: h\r\n{ADA}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
         client.sendall(f"POST /api/x HTTP/1.1\r\n{fields}ab".encode())
         end = time.monotonic() + 10
-        while not any(upstream.torn):
+        while not any(upstream.incomplete):
             assert time.monotonic() < end
             time.sleep(0.01)
         write(tmp_path, REVERSE_PROXY_WHITELIST=OTHER)
-        hang_up(shim)
+        send_sighup(shim)
         shim.wait_for_line(kind="policy_changed", subject="settings")
         client.sendall(b"cd")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -95,7 +95,7 @@ def test_invalid_settings_leave_the_previous_ones_in_use(
         ):
             before = len(shim.lines)
             write(tmp_path, **bad)
-            hang_up(shim)
+            send_sighup(shim)
             eventually(
                 lambda before=before: any(
                     line.get("kind") == "reload_rejected" for line in shim.lines[before:]
@@ -156,10 +156,10 @@ def test_the_command_lists_applied_and_pending_settings(upstream: Recorder, tmp_
 
 def test_a_missing_file_removes_no_secret(upstream: Recorder, tmp_path: Path) -> None:
     write(tmp_path, PROXY_SECRET="s3cret-s3cret-s3cret")
-    with shim_before(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
+    with run_shim(upstream.port, tmp_path, REVERSE_PROXY_WHITELIST=ONE) as shim:
         assert user(shim, upstream, ONE) == ["401"]
         (tmp_path / ".env").unlink()
-        hang_up(shim)
+        send_sighup(shim)
         refused = shim.wait_for_line(kind="reload_rejected")
         assert ".env" in str(refused["faults"])
         assert user(shim, upstream, ONE) == ["401"]
@@ -169,7 +169,7 @@ def test_a_new_host_name_is_resolved_before_it_is_used(upstream: Recorder, tmp_p
     with running(upstream, tmp_path, **FIRST) as shim:
         assert user(shim, upstream, "127.0.0.1") == []
         write(tmp_path, REVERSE_PROXY_WHITELIST="localhost")
-        hang_up(shim)
+        send_sighup(shim)
         changed = shim.wait_for_line(kind="policy_changed", subject="settings")
         assert "localhost=127.0.0.1" in changed["added"]
         assert user(shim, upstream, "127.0.0.1") == ["ada"]
@@ -181,11 +181,11 @@ def test_the_sign_in_url_is_reloaded(upstream: Recorder, tmp_path: Path) -> None
     with running(upstream, tmp_path, **FIRST) as shim:
         assert shim.request(build_request(APP, page), OTHER).status == 200
         write(tmp_path, **FIRST, REQUIRE_IDENTITY="true", SIGN_IN_URL="/start")
-        hang_up(shim)
+        send_sighup(shim)
         shim.wait_for_line(kind="policy_changed", subject="settings")
         assert b"\r\nLocation: /start?rd=" in shim.request(build_request(APP, page), OTHER).raw
         write(tmp_path, **FIRST, REQUIRE_IDENTITY="true")
-        hang_up(shim)
+        send_sighup(shim)
         eventually(lambda: shim.request(build_request(APP, page), OTHER).status, 401)
 
 
@@ -203,14 +203,14 @@ def test_another_key_set_is_used_only_once_it_was_fetched(
         token = f"X-authentik-jwt: {issuer.token()}"
         assert user(shim, upstream, ONE, token) == ["ada"]
         write(tmp_path, **FIRST, **issuer.settings(JWKS_URL="http://127.0.0.1:9/jwks"))
-        hang_up(shim)
+        send_sighup(shim)
         refused = shim.wait_for_line(kind="reload_rejected")
         assert "SHIM_JWKS_URL" in str(refused["faults"])
         assert user(shim, upstream, ONE, token) == ["ada"]
         issuer.keys = {"rsa-1": rsa_key(1)}
         another = issuer.settings(JWKS_URL=f"{issuer.url}?v=2", JWKS_MIN_INTERVAL="1")
         write(tmp_path, **FIRST, **another)
-        hang_up(shim)
+        send_sighup(shim)
         shim.wait_for_line(kind="policy_changed", subject="settings")
         assert user(shim, upstream, ONE, token) == ["401"]
         fresh = f"X-authentik-jwt: {issuer.token(kid='rsa-1')}"
@@ -222,7 +222,7 @@ def test_another_key_set_is_used_only_once_it_was_fetched(
         eventually(lambda: user(shim, upstream, ONE, fresh), ["ada"])
         # And disabled again.
         write(tmp_path, **FIRST)
-        hang_up(shim)
+        send_sighup(shim)
         eventually(lambda: user(shim, upstream, ONE), ["ada"])
         assert "keys" not in checks(shim)
 
@@ -249,7 +249,7 @@ def test_an_invalid_ca_file_is_reported(
     with running(upstream, tmp_path, **FIRST) as shim:
         where = {"JWKS_URL": "https://127.0.0.1:9/", "JWKS_CA": str(authority)}
         write(tmp_path, **FIRST, **issuer.settings(**where))
-        hang_up(shim)
+        send_sighup(shim)
         refused = shim.wait_for_line(kind="reload_rejected")
         assert "SHIM_JWKS_URL" in str(refused["faults"])
         assert "authority.pem contains no certificate" in str(refused["faults"])
@@ -273,7 +273,7 @@ def test_a_signal_during_the_start_is_handled_after_it(upstream: Recorder, tmp_p
         shim = Shim(process)
         try:
             eventually(lambda: _holds_hang_ups_back(process.pid), True)
-            hang_up(shim)
+            send_sighup(shim)
             shim.wait_for_line(20.0, kind="started")
             expected_line = {"kind": "configuration_loaded"}
             eventually(

@@ -32,7 +32,7 @@ def token_of(shim: Shim, navidrome: int, name: str) -> str:
         return text
 
 
-def opens(shim: Shim, name: str, token: str, *, form: bool = False) -> bool:
+def token_is_accepted(shim: Shim, name: str, token: str, *, form: bool = False) -> bool:
     """Return whether an untrusted peer gets access with the token, on a public path."""
     query = f"u={name}&v=1&c=x&f=json&jwt={token}"
     url = f"http://127.0.0.1:{shim.port}/rest/ping"
@@ -50,8 +50,8 @@ def test_a_token_of_a_denied_identity_gives_no_access(navidrome: int, tmp_path: 
         alice, bob = (token_of(shim, navidrome, name) for name in ("alice", "bob"))
         send(shim, "/api/song", **person("alice"))
         for form in (False, True):
-            assert opens(shim, "alice", alice, form=form)
-            assert opens(shim, "bob", bob, form=form)
+            assert token_is_accepted(shim, "alice", alice, form=form)
+            assert token_is_accepted(shim, "bob", bob, form=form)
         events = f"GET /api/events?jwt={alice} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", shim.port), 10) as stream:
             stream.sendall(events)
@@ -67,8 +67,8 @@ def test_a_token_of_a_denied_identity_gives_no_access(navidrome: int, tmp_path: 
         assert "eyJ" not in str(line)
         send(shim, "/api/song", **person("bob"))
         for form in (False, True):
-            assert not opens(shim, "alice", alice, form=form)
-            assert opens(shim, "bob", bob, form=form)
+            assert not token_is_accepted(shim, "alice", alice, form=form)
+            assert token_is_accepted(shim, "bob", bob, form=form)
         shim.wait_for_line(kind="navidrome_token_found", reason="navidrome_token_void")
         bearer = {"X_ND_Authorization": f"Bearer {alice}"}
         assert send(shim, "/api/song", "127.0.0.1", **bearer).status_code == 401

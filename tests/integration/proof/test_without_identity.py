@@ -10,7 +10,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.support.recorder import Recorder, recorder
-from tests.support.shim_process import Response, Shim, an_edge, build_request, shim_before, someone
+from tests.support.shim_process import (
+    Response,
+    Shim,
+    build_request,
+    edge_address,
+    run_shim,
+    untrusted_address,
+)
 
 ADA = "X-authentik-username: ada"
 PAGE = "Accept: text/html,application/xhtml+xml"
@@ -19,8 +26,8 @@ SIGN_IN = "/outpost.goauthentik.io/start"
 
 @contextmanager
 def requiring(upstream: Recorder, folder: Path, **settings: str) -> Iterator[Shim]:
-    given = {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": SIGN_IN, **settings}
-    with shim_before(upstream.port, folder, **given) as shim:
+    all_settings = {"REQUIRE_IDENTITY": "true", "SIGN_IN_URL": SIGN_IN, **settings}
+    with run_shim(upstream.port, folder, **all_settings) as shim:
         yield shim
 
 
@@ -34,7 +41,9 @@ def test_a_page_redirects_to_sign_in_and_back_to_the_requested_host(
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
         line = "GET /app/?a=b&rd=https://evil.example/ HTTP/1.1"
-        response = shim.request(build_request(line, PAGE, "Sec-Fetch-Mode: navigate"), someone())
+        response = shim.request(
+            build_request(line, PAGE, "Sec-Fetch-Mode: navigate"), untrusted_address()
+        )
         assert response.status == 302
         where = urlsplit(location(response))
         assert (where.scheme, where.netloc, where.path) == ("", "", SIGN_IN)
@@ -46,13 +55,13 @@ def test_a_page_redirects_to_sign_in_and_back_to_the_requested_host(
             "X-Forwarded-Host: evil.example, music.home.arpa",
         )
         response = shim.request(
-            build_request("GET /app/ HTTP/1.1", PAGE, *forwarded_fields), an_edge()
+            build_request("GET /app/ HTTP/1.1", PAGE, *forwarded_fields), edge_address()
         )
         assert parse_qs(urlsplit(location(response)).query)["rd"] == [
             "https://music.home.arpa/app/"
         ]
         response = shim.request(
-            build_request("GET /app/ HTTP/1.1", PAGE, *forwarded_fields), someone()
+            build_request("GET /app/ HTTP/1.1", PAGE, *forwarded_fields), untrusted_address()
         )
         assert parse_qs(urlsplit(location(response)).query)["rd"] == [
             "http://music.example.com/app/"
@@ -84,7 +93,7 @@ def test_every_other_request_gets_401(
     upstream: Recorder, tmp_path: Path, line: str, fields: list[str]
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
-        response = shim.request(build_request(line, *fields), someone())
+        response = shim.request(build_request(line, *fields), untrusted_address())
         assert response.status == 401
         assert b"ocation:" not in response.raw
         assert upstream.requested == []
@@ -99,7 +108,7 @@ def test_no_page_redirects_to_an_invalid_host(
     with requiring(upstream, tmp_path) as shim:
         forwarded_fields = f"X-Forwarded-Host: {host}"
         response = shim.request(
-            build_request("GET /app/ HTTP/1.1", PAGE, forwarded_fields), an_edge()
+            build_request("GET /app/ HTTP/1.1", PAGE, forwarded_fields), edge_address()
         )
         assert response.status == 401
         assert b"ocation:" not in response.raw
@@ -109,19 +118,22 @@ def test_a_page_that_returns_without_an_identity_does_not_redirect_in_a_loop(
     upstream: Recorder, tmp_path: Path
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
-        first = shim.request(build_request("GET /app/ HTTP/1.1", PAGE), someone())
+        first = shim.request(build_request("GET /app/ HTTP/1.1", PAGE), untrusted_address())
         (cookie,) = [ln for ln in first.raw.split(b"\r\n") if ln.startswith(b"Set-Cookie: ")]
         pair, *attributes = cookie.decode().removeprefix("Set-Cookie: ").split("; ")
         assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(attributes)
         second = shim.request(
-            build_request("GET /app/ HTTP/1.1", PAGE, f"Cookie: {pair}"), someone()
+            build_request("GET /app/ HTTP/1.1", PAGE, f"Cookie: {pair}"), untrusted_address()
         )
         assert second.status == 401
 
 
 def test_without_a_sign_in_url_pages_get_401_too(upstream: Recorder, tmp_path: Path) -> None:
-    with shim_before(upstream.port, tmp_path, REQUIRE_IDENTITY="true") as shim:
-        assert shim.request(build_request("GET /app/ HTTP/1.1", PAGE), someone()).status == 401
+    with run_shim(upstream.port, tmp_path, REQUIRE_IDENTITY="true") as shim:
+        assert (
+            shim.request(build_request("GET /app/ HTTP/1.1", PAGE), untrusted_address()).status
+            == 401
+        )
 
 
 def test_public_paths_and_requests_with_an_identity_are_forwarded(
@@ -129,8 +141,11 @@ def test_public_paths_and_requests_with_an_identity_are_forwarded(
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
         for line in ("GET /rest/ping?u=a HTTP/1.1", "GET /share/abc HTTP/1.1"):
-            assert shim.request(build_request(line, PAGE), someone()).status == 200
-        assert shim.request(build_request("GET /app/ HTTP/1.1", PAGE, ADA), an_edge()).status == 200
+            assert shim.request(build_request(line, PAGE), untrusted_address()).status == 200
+        assert (
+            shim.request(build_request("GET /app/ HTTP/1.1", PAGE, ADA), edge_address()).status
+            == 200
+        )
         assert [one.values("Remote-User") for one in upstream.requested] == [[], [], ["ada"]]
 
 
@@ -143,7 +158,7 @@ def test_navidromes_own_login_is_disabled(
 ) -> None:
     with requiring(upstream, tmp_path) as shim:
         for path in LOGINS:
-            peer = an_edge()
+            peer = edge_address()
             response = shim.request(
                 build_request(f"POST {path} HTTP/1.1", "Content-Length: 0", *fields), peer
             )
@@ -156,24 +171,28 @@ def test_navidromes_own_login_is_disabled(
 def test_navidromes_own_login_can_be_enabled(upstream: Recorder, tmp_path: Path) -> None:
     with requiring(upstream, tmp_path, LOCAL_LOGIN="true") as shim:
         login = "POST /auth/login HTTP/1.1"
-        assert shim.request(build_request(login, "Content-Length: 0"), an_edge()).status == 200
-        assert shim.request(build_request(login, "Content-Length: 0", ADA), an_edge()).status == 200
-        peer = someone()
+        assert shim.request(build_request(login, "Content-Length: 0"), edge_address()).status == 200
+        assert (
+            shim.request(build_request(login, "Content-Length: 0", ADA), edge_address()).status
+            == 200
+        )
+        peer = untrusted_address()
         assert shim.request(build_request(login, "Content-Length: 0", ADA), peer).status == 200
         (line,) = shim.decided(peer, upstream)
         assert (line["verdict"], line["reason"]) == ("stripped", "untrusted_peer")
         assert [one.values("Remote-User") for one in upstream.requested] == [[], ["ada"], []]
         # Only the login itself: other requests still require an identity.
-        assert shim.request(build_request("GET /app/ HTTP/1.1"), an_edge()).status == 401
-        assert shim.request(build_request("GET /auth/login HTTP/1.1"), an_edge()).status == 401
+        assert shim.request(build_request("GET /app/ HTTP/1.1"), edge_address()).status == 401
+        assert shim.request(build_request("GET /auth/login HTTP/1.1"), edge_address()).status == 401
 
 
 def test_a_login_is_enabled_while_no_identity_is_required(
     upstream: Recorder, tmp_path: Path
 ) -> None:
-    with shim_before(upstream.port, tmp_path) as shim:
+    with run_shim(upstream.port, tmp_path) as shim:
         response = shim.request(
-            build_request("POST /auth/login HTTP/1.1", "Content-Length: 0"), someone()
+            build_request("POST /auth/login HTTP/1.1", "Content-Length: 0"),
+            untrusted_address(),
         )
         assert response.status == 200
 
@@ -184,10 +203,19 @@ def test_redirects_work_below_a_base_path(tmp_path: Path) -> None:
         requiring(upstream, tmp_path, BASE_PATH="/music") as shim,
     ):
         assert (
-            shim.request(build_request("GET /music/app/ HTTP/1.1", PAGE), someone()).status == 302
+            shim.request(
+                build_request("GET /music/app/ HTTP/1.1", PAGE), untrusted_address()
+            ).status
+            == 302
         )
         assert (
-            shim.request(build_request("GET /music/api/x HTTP/1.1", PAGE), someone()).status == 401
+            shim.request(
+                build_request("GET /music/api/x HTTP/1.1", PAGE), untrusted_address()
+            ).status
+            == 401
         )
         login = "POST /music/auth/login HTTP/1.1"
-        assert shim.request(build_request(login, "Content-Length: 0", ADA), an_edge()).status == 403
+        assert (
+            shim.request(build_request(login, "Content-Length: 0", ADA), edge_address()).status
+            == 403
+        )

@@ -1,4 +1,4 @@
-"""A world on each server: most tests run on all of them, some on the stand-in only, some with each
+"""A harness for each server: most tests run on all of them, some on the stand-in only, some with each
 database.
 """
 
@@ -12,8 +12,8 @@ import pytest
 
 from shim.provisioning import service
 from shim.store import engine
+from tests.support.harness import Harness
 from tests.support.navidrome_servers import build_server
-from tests.support.world import World
 
 KINDS = ("stand-in tcp", "stand-in unix", "real tcp", "real unix")
 
@@ -24,52 +24,54 @@ def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def unlimited_busy_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a transaction wait for the others without a limit."""
     monkeypatch.setattr(engine, "BUSY_SECONDS", 3600.0)
 
 
 @pytest.fixture(params=KINDS)
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty server of each kind."""
-    async for one in _worlds(_there(request.param), tmp_path):
+    async for one in _harnesses(_require_binary(request.param), tmp_path):
         yield one
 
 
 @pytest.fixture(params=["stand-in tcp", "real tcp"])
-async def tcp_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def tcp_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty server of each kind, on TCP only."""
-    async for one in _worlds(_there(request.param), tmp_path):
+    async for one in _harnesses(_require_binary(request.param), tmp_path):
         yield one
 
 
 @pytest.fixture(params=["stand-in tcp", "stand-in tcp, postgresql", "real tcp"])
-async def any_store_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def any_store_harness(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Harness]:
     """An empty server of each kind, with each kind of database."""
     kind, _, store = request.param.partition(", ")
     url = request.getfixturevalue("postgresql_url") if store else ""
-    async for one in _worlds(_there(kind), tmp_path, url):
+    async for one in _harnesses(_require_binary(kind), tmp_path, url):
         yield one
 
 
 @pytest.fixture
-async def stand_in_world(tmp_path: Path) -> AsyncIterator[World]:
+async def stand_in_harness(tmp_path: Path) -> AsyncIterator[Harness]:
     """An empty stand-in, which injects faults and counts its requests."""
-    async for one in _worlds("stand-in tcp", tmp_path):
+    async for one in _harnesses("stand-in tcp", tmp_path):
         yield one
 
 
-def _there(kind: str) -> str:
+def _require_binary(kind: str) -> str:
     if kind.startswith("real") and "NAVIDROME_BIN" not in os.environ:
         pytest.skip("NAVIDROME_BIN names no binary")
     return kind
 
 
-async def _worlds(kind: str, folder: Path, database_url: str = "") -> AsyncIterator[World]:
+async def _harnesses(kind: str, folder: Path, database_url: str = "") -> AsyncIterator[Harness]:
     server = build_server(kind, folder, libraries=("Family", "Kids"))
     await server.start()
-    world = World(server, folder, database_url)
+    harness = Harness(server, folder, database_url)
     try:
-        yield world
+        yield harness
     finally:
-        await world.close()
+        await harness.close()

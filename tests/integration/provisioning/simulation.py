@@ -31,10 +31,10 @@ from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
-from tests.support.data_plane import EDGE, RecordingObserver
+from tests.support.harness import OPERATOR, Harness
 from tests.support.navidrome_servers import ADMIN as OWN_ACCOUNT
 from tests.support.navidrome_servers import Server, StandInServer
-from tests.support.world import OPERATOR, World
+from tests.support.running_proxy import EDGE, RecordingObserver
 
 UNTRUSTED = "127.0.0.1"
 SECRET = "proxy-secret-proxy-secret"
@@ -90,15 +90,15 @@ class Stream:
 class RunningShim:
     """Data plane and accounts of one shim, listening on TCP."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
         self.url = ""
         self._plane: DataPlane
         self._listener: asyncio.Server
 
     async def listen(self) -> None:
-        """Serve HTTP for the accounts that `world` has started."""
-        settings = load(self.world.environment())
+        """Serve HTTP for the accounts that `harness` has started."""
+        settings = load(self.harness.environment())
         loop = asyncio.get_running_loop()
         plane = DataPlane(
             build_policy(settings),
@@ -106,7 +106,7 @@ class RunningShim:
             Counters(),
             RecordingObserver(),
             build_upstream_address(settings, None),
-            gate=self.world.accounts.gate,
+            gate=self.harness.accounts.gate,
         )
         state = ServerState()
 
@@ -128,15 +128,15 @@ class RunningShim:
     async def restart(self) -> None:
         """Stop and start with the same settings."""
         self.close()
-        await self.world.restart()
+        await self.harness.restart()
         await self.listen()
 
     def reload(self, settings: Mapping[str, str]) -> None:
         """Apply these settings, as a reload does."""
-        self.world.use(**settings)
-        loaded = load(self.world.environment())
+        self.harness.use(**settings)
+        loaded = load(self.harness.environment())
         self._plane.apply_policy(build_policy(loaded))
-        self.world.accounts.enforce(loaded)
+        self.harness.accounts.enforce(loaded)
 
 
 class Simulation:
@@ -145,7 +145,7 @@ class Simulation:
     def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
         self.folder = folder
-        self.world: World
+        self.harness: Harness
         self.shims: tuple[RunningShim, ...] = ()
         self.settings: dict[str, str] = {}
         self._edge = _client(EDGE)
@@ -161,7 +161,7 @@ class Simulation:
         uses it through the shims; without, its accounts are changed past the shims, which reconcile."""
         await self.server.start()
         self._exits.push_async_callback(self.server.stop)
-        self.world = World(self.server, self.folder)
+        self.harness = Harness(self.server, self.folder)
         self.settings = {
             "REVERSE_PROXY_WHITELIST": EDGE,
             "PROXY_SECRET": SECRET,
@@ -169,14 +169,14 @@ class Simulation:
             "RECONCILE_SECONDS": "3600",
             **settings,
         }
-        await self.world.start(**self.settings)
-        self._exits.push_async_callback(self.world.leave)
-        other = await self._exits.enter_async_context(self.world.replica())
-        self.shims = (RunningShim(self.world), RunningShim(other))
+        await self.harness.start(**self.settings)
+        self._exits.push_async_callback(self.harness.leave)
+        other = await self._exits.enter_async_context(self.harness.replica())
+        self.shims = (RunningShim(self.harness), RunningShim(other))
         for shim in self.shims:
             await shim.listen()
         if administrator:
-            await self.world.create(ADMINISTRATOR, "keeper's password", isAdmin=True)
+            await self.harness.create(ADMINISTRATOR, "keeper's password", isAdmin=True)
             self._administrator_token = (
                 await self._log_in(ADMINISTRATOR, "keeper's password")
             ) or ""
@@ -192,12 +192,12 @@ class Simulation:
             shim.close()
         await self._exits.aclose()
 
-    async def let_processes_see_each_other(self) -> None:
+    async def sync_processes(self) -> None:
         """Let the time pass after which a shim has read what another process wrote to the database."""
         for shim in self.shims:
-            await shim.world.accounts.service.announced()
+            await shim.harness.accounts.service.announced()
         for shim in self.shims:
-            await shim.world.accounts.service.refresh()
+            await shim.harness.accounts.service.refresh()
 
     def break_the_api(self, fault: Fault | None) -> None:
         """Inject a fault from now on, or none; a real Navidrome has no faults."""
@@ -221,7 +221,7 @@ class Simulation:
         """End the fault, and reconcile on these shims, on all where none is named."""
         self.break_the_api(None)
         for shim in shims or self.shims:
-            account_service = shim.world.accounts.service
+            account_service = shim.harness.accounts.service
             account_service.api._transport.breaker.succeeded()
             async with asyncio.timeout(20):
                 while await account_service.ensure_ready() is None:  # noqa: ASYNC110
@@ -337,13 +337,13 @@ class Simulation:
         """The ways in which the credential is accepted through this shim, by an account of this name,
         from an untrusted peer and from the edge.
         """
-        ways = []
+        accepted_by = []
         for client, where in ((self._untrusted, "untrusted peer"), (self._edge, "edge")):
-            ways += [
+            accepted_by += [
                 f"{way} from the {where}"
                 for way in await self._uses(client, credential, name, shim)
             ]
-        return tuple(ways)
+        return tuple(accepted_by)
 
     async def change_password_with(self, credential: Credential, shim: int) -> str | None:
         """Set a password with a token alone. The password, None where it was rejected."""
@@ -361,17 +361,17 @@ class Simulation:
         parameter = "p" if credential.kind == "password" else "jwt"
         query = {**PING, "u": name, parameter: secret}
         ping = await client.get(f"{url}/rest/ping", params=query)
-        ways = ["Subsonic"] if _succeeded(ping) else []
+        accepted_by = ["Subsonic"] if _succeeded(ping) else []
         if credential.kind == "password":
-            return ways
+            return accepted_by
         bearer = {"X-ND-Authorization": f"Bearer {secret}"}
         alive = await client.get(f"{url}/api/keepalive/keepalive", headers=bearer)
         if alive.status_code == 200:
-            ways.append("native API")
+            accepted_by.append("native API")
         me = await client.get(f"{url}/jellyfin/Users/Me", headers={"X-Emby-Token": secret})
         if me.status_code == 200:
-            ways.append("Jellyfin")
-        return ways
+            accepted_by.append("Jellyfin")
+        return accepted_by
 
     async def _log_in(self, name: str, password: str) -> str | None:
         response = await self._untrusted.post(
@@ -399,7 +399,7 @@ class Simulation:
             self.break_the_api(None)
         data = await _call(self._untrusted, method, f"{url}{path}", headers, body)
         if method != "GET" and self._administrator_token:
-            await self.let_processes_see_each_other()
+            await self.sync_processes()
         elif method != "GET":
             await self.reconcile()  # no shim learns of it before
         return data
@@ -407,7 +407,7 @@ class Simulation:
     async def accounts(self) -> dict[str, dict[str, Any]]:
         """Every account but the shim's and the administrator's, by id, as Navidrome lists it."""
         with self._without_faults():
-            users = await self.world.users()
+            users = await self.harness.users()
         return {user["id"]: user for user in users.values() if user["userName"] != ADMINISTRATOR}
 
     async def find(self, name: str) -> dict[str, Any] | None:
@@ -455,8 +455,8 @@ class Simulation:
 
     @asynccontextmanager
     async def _operations(self) -> AsyncIterator[Operations]:
-        settings = load(self.world.environment())
-        async with operations(settings, self.world.events.append, OPERATOR) as commands:
+        settings = load(self.harness.environment())
+        async with operations(settings, self.harness.events.append, OPERATOR) as commands:
             yield commands
 
 

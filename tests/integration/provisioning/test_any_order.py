@@ -131,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.generated: set[str] = set()
         self.credentials: list[Credential] = []
         self.streams: list[Stream] = []
-        self.calm = True
+        self.fault_free = True
         server = build_server(
             self.server,
             self.folder,
@@ -279,7 +279,7 @@ class AnyOrder(RuleBasedStateMachine):
     def break_the_api(
         self, kind: FaultKind, method: frozenset[str], times: int, carried_out: bool
     ) -> None:
-        self.calm = False
+        self.fault_free = False
         self.settled.clear()
         self._lose_track_of_links()
         fault = Fault(kind, ("/api/user",), method, times=times, carried_out=carried_out)
@@ -317,7 +317,7 @@ class AnyOrder(RuleBasedStateMachine):
     # steps
 
     async def _visit(self, identity: Identity, shim: int) -> Response:
-        await self.simulation.let_processes_see_each_other()
+        await self.simulation.sync_processes()
         response = await self.simulation.visit(identity, shim)
         await self._take_in(identity, response, shim, strict=True)
         return response
@@ -343,7 +343,7 @@ class AnyOrder(RuleBasedStateMachine):
             owner = self.owners.setdefault(account_id, uid)
             self.last_owners[account_id] = uid
             assert owner == uid, f"{response.name} is {owner}'s, and {uid} was let into it"
-            bindings = self.simulation.shims[shim].world.accounts.service.bindings
+            bindings = self.simulation.shims[shim].harness.accounts.service.bindings
             bound = bindings.by_uid(uid)
             assert bound is not None, f"{uid} was let in without a binding"
             assert bound.navidrome_id == account_id, f"{uid} was let into an account not theirs"
@@ -355,13 +355,13 @@ class AnyOrder(RuleBasedStateMachine):
             self._linked(account_id, identity, was_admin=self.linkable.pop(account_id))
         self.identities[uid] = identity
         self.known_names.setdefault(normalize_name(response.name), set()).add(uid)
-        if strict and self.calm:
+        if strict and self.fault_free:
             self.settled[uid] = identity
 
     def _note_password(self, account_id: str, *, strict: bool) -> None:
         """The shim generated the password of an account that it created, or whose person was readmitted."""
         created = account_id not in self.owned_before and account_id not in self.created_by_hand
-        if strict and self.calm and (created or account_id in self.refused):
+        if strict and self.fault_free and (created or account_id in self.refused):
             self.generated.add(account_id)
         self.owned_before.add(account_id)
         self.refused.discard(account_id)
@@ -423,12 +423,12 @@ class AnyOrder(RuleBasedStateMachine):
         if account_id is None:
             return
         self.created_by_hand.add(account_id)
-        if self.calm:
+        if self.fault_free:
             self.linkable[account_id] = admin
         if not self._is_full():
             issued = await self.simulation.log_in(account_id, name, password)
             for credential in issued:
-                credential.must_work = self.calm
+                credential.must_work = self.fault_free
             self.credentials += issued
 
     async def _rename_by_hand(self, name: str, new: str, shim: int) -> None:
@@ -486,7 +486,7 @@ class AnyOrder(RuleBasedStateMachine):
             [functools.partial(self._act, action) for action in actions], order
         )
         self.simulation.break_the_api(None)
-        await self.simulation.let_processes_see_each_other()
+        await self.simulation.sync_processes()
         for action, result in zip(actions, results, strict=True):
             match action, result:
                 case ("visit", identity, shim), Response():
@@ -535,7 +535,7 @@ class AnyOrder(RuleBasedStateMachine):
             case ("reconcile",):
                 await simulation.reconcile()
             case ("refresh",):
-                await simulation.let_processes_see_each_other()
+                await simulation.sync_processes()
         return None
 
     # checks
@@ -548,7 +548,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     async def _reconcile(self) -> None:
         await self.simulation.reconcile()
-        self.calm = True
+        self.fault_free = True
         accounts = await self.simulation.accounts()
         for uid, identity in list(self.identities.items()):
             binding = self._bindings().by_uid(uid)
@@ -592,7 +592,7 @@ class AnyOrder(RuleBasedStateMachine):
                 may = may and (bound is None or bound.uid in {None, uid})
             response = await self._visit(identity, 0)
             if may:
-                last = self.simulation.world.events[-1]
+                last = self.simulation.harness.events[-1]
                 assert response.status == 200, f"{uid} is locked out: {response.text}, {last}"
 
     async def _revoked_streams_end(self) -> None:
@@ -619,29 +619,33 @@ class AnyOrder(RuleBasedStateMachine):
         for number, credential in enumerate(list(self.credentials)):
             account = accounts.get(credential.account_id)
             name = credential.name if account is None else account["userName"]
-            ways = await self.simulation.uses(credential, name, number % 2)
+            accepted_by = await self.simulation.uses(credential, name, number % 2)
             what = f"{credential.kind} of {credential.name}"
             renamed = normalize_name(name) != normalize_name(credential.name)
             if account is None or (credential.kind != "password" and renamed):
                 if credential.kind != "password":
-                    assert not ways, f"the {what}, which names no account, works: {ways}"
-            elif credential.revoked and (self.calm or credential.kind != "password"):
-                assert not ways, f"the {what} works after {credential.revoked}: {ways}"
+                    assert not accepted_by, (
+                        f"the {what}, which names no account, works: {accepted_by}"
+                    )
+            elif credential.revoked and (self.fault_free or credential.kind != "password"):
+                assert not accepted_by, (
+                    f"the {what} works after {credential.revoked}: {accepted_by}"
+                )
             elif credential.must_work:
-                assert ways, f"the {what} does not work"
+                assert accepted_by, f"the {what} does not work"
 
     # state of the model
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         async def run() -> T:
             result = await work
-            await self.simulation.let_processes_see_each_other()
+            await self.simulation.sync_processes()
             return result
 
         return self.runner.run(run())
 
     def _bindings(self) -> BindingStore:
-        return self.simulation.world.accounts.service.bindings
+        return self.simulation.harness.accounts.service.bindings
 
     def _bound_account(self, name: str) -> str | None:
         """The id of the account that `users unlink NAME` frees."""

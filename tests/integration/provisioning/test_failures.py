@@ -16,7 +16,7 @@ from shim.provisioning.models import IntentKind
 from shim.proxy.gate import AccountDenied
 from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
-from tests.support.world import REQUEST_INFO, World, person, until
+from tests.support.harness import REQUEST_INFO, Harness, person, until
 
 USERS = ("/api/user",)
 
@@ -24,44 +24,44 @@ USERS = ("/api/user",)
 @pytest.mark.parametrize("kind", list(FaultKind))
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_first_request_while_the_api_fails_creates_no_duplicate(
-    stand_in_world: World, kind: FaultKind, method: str
+    stand_in_harness: Harness, kind: FaultKind, method: str
 ) -> None:
-    world = stand_in_world
-    await world.start(NAVIDROME_TIMEOUT="0.3")
-    world.stand_in.breaks(Fault(kind, USERS, frozenset({method}), times=6, carried_out=True))
-    refused = await world.request(person("alice"))
+    harness = stand_in_harness
+    await harness.start(NAVIDROME_TIMEOUT="0.3")
+    harness.stand_in.breaks(Fault(kind, USERS, frozenset({method}), times=6, carried_out=True))
+    refused = await harness.request(person("alice"))
     if method == "GET":
         assert isinstance(refused, AccountDenied)
         assert refused.reason is Reason.NAVIDROME_UNAVAILABLE and refused.retry_after
-        assert world.recorded(ProvisioningFailed)
+        assert harness.recorded(ProvisioningFailed)
     else:  # The account was created, and the shim reads that it is there.
         assert refused == "alice"
-        assert not world.recorded(ProvisioningFailed)
-    world.stand_in.breaks(None)
-    await _settled(world, person("alice"))
-    assert list(await world.users()) == ["alice"]
-    assert not await world.opens("alice", "")
+        assert not harness.recorded(ProvisioningFailed)
+    harness.stand_in.breaks(None)
+    await _settled(harness, person("alice"))
+    assert list(await harness.users()) == ["alice"]
+    assert not await harness.opens("alice", "")
 
 
 @pytest.mark.parametrize("kind", list(FaultKind))
 async def test_a_change_while_the_api_fails_loses_no_field(
-    stand_in_world: World, kind: FaultKind
+    stand_in_harness: Harness, kind: FaultKind
 ) -> None:
-    world = stand_in_world
-    await world.start(NAVIDROME_TIMEOUT="0.3")
-    await world.request(person("alice", display="Alice", email="a@example.com"))
-    before = await world.user("alice")
-    world.stand_in.breaks(Fault(kind, USERS, frozenset({"PUT"}), times=1, carried_out=True))
+    harness = stand_in_harness
+    await harness.start(NAVIDROME_TIMEOUT="0.3")
+    await harness.request(person("alice", display="Alice", email="a@example.com"))
+    before = await harness.user("alice")
+    harness.stand_in.breaks(Fault(kind, USERS, frozenset({"PUT"}), times=1, carried_out=True))
     changed = person("alice", display="Other", email="a@example.com")
-    outcome = await world.reason(changed)
+    outcome = await harness.reason(changed)
     if outcome is Reason.NAVIDROME_UNAVAILABLE:
-        bindings = world.accounts.service.bindings
+        bindings = harness.accounts.service.bindings
         assert [intent.kind for intent in bindings.intents()] == [IntentKind.WRITE]
     else:  # The shim has already read that the write was carried out.
         assert outcome == "alice"
-    world.stand_in.breaks(None)
-    await _settled(world, changed)
-    after = await world.user("alice")
+    harness.stand_in.breaks(None)
+    await _settled(harness, changed)
+    after = await harness.user("alice")
     assert after["name"] == "Other"
     for user in (before, after):
         user.pop("updatedAt")
@@ -71,178 +71,186 @@ async def test_a_change_while_the_api_fails_loses_no_field(
 
 
 async def test_a_known_user_does_not_wait_for_the_api_and_a_changed_one_does(
-    stand_in_world: World,
+    stand_in_harness: Harness,
 ) -> None:
-    world = stand_in_world
-    await world.start(PROVISIONING_FAIL_MODE="closed")
-    await world.request(person("alice"))
-    world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
-    assert world.accounts.gate.known(person("alice")) is not None
-    changed = await world.request(person("alice", "more"))
+    harness = stand_in_harness
+    await harness.start(PROVISIONING_FAIL_MODE="closed")
+    await harness.request(person("alice"))
+    harness.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
+    assert harness.accounts.gate.known(person("alice")) is not None
+    changed = await harness.request(person("alice", "more"))
     assert isinstance(changed, AccountDenied) and changed.retry_after
-    assert isinstance(await world.request(person("bob")), AccountDenied)
+    assert isinstance(await harness.request(person("bob")), AccountDenied)
 
 
 async def test_known_accounts_are_used_unchanged_if_the_settings_allow_it(
-    stand_in_world: World,
+    stand_in_harness: Harness,
 ) -> None:
-    world = stand_in_world
-    await world.start(PROVISIONING_FAIL_MODE="open", ALLOWED_GROUPS="music")
-    await world.request(person("alice", "music"))
-    world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
-    assert await world.request(person("alice", "music", "more")) == "alice"
-    assert [event.allowed_stale for event in world.recorded(ProvisioningFailed)] == [True]
-    assert world.accounts.gate.known(person("alice", "music", "more")) is None
-    assert isinstance(await world.request(person("bob", "music")), AccountDenied)
-    assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
+    harness = stand_in_harness
+    await harness.start(PROVISIONING_FAIL_MODE="open", ALLOWED_GROUPS="music")
+    await harness.request(person("alice", "music"))
+    harness.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
+    assert await harness.request(person("alice", "music", "more")) == "alice"
+    assert [event.allowed_stale for event in harness.recorded(ProvisioningFailed)] == [True]
+    assert harness.accounts.gate.known(person("alice", "music", "more")) is None
+    assert isinstance(await harness.request(person("bob", "music")), AccountDenied)
+    assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
     other_user = person("alice", "music", uid="stranger")
-    assert await world.reason(other_user) is Reason.IDENTITY_CONFLICT
+    assert await harness.reason(other_user) is Reason.IDENTITY_CONFLICT
 
 
-async def test_the_circuit_breaker_opens_for_a_failing_navidrome(stand_in_world: World) -> None:
-    world = stand_in_world
-    await world.start()
-    world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
-    world.stand_in.stand_in.seen.clear()
-    responses = await asyncio.gather(*(world.request(person(f"u{n}")) for n in range(100)))
+async def test_the_circuit_breaker_opens_for_a_failing_navidrome(stand_in_harness: Harness) -> None:
+    harness = stand_in_harness
+    await harness.start()
+    harness.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
+    harness.stand_in.stand_in.seen.clear()
+    responses = await asyncio.gather(*(harness.request(person(f"u{n}")) for n in range(100)))
     assert all(isinstance(response, AccountDenied) for response in responses)
-    assert len(world.stand_in.stand_in.seen) < 40
+    assert len(harness.stand_in.stand_in.seen) < 40
 
 
-async def test_a_request_has_a_deadline(stand_in_world: World) -> None:
-    world = stand_in_world
-    await world.start(PROVISIONING_TIMEOUT="0.2")
-    world.stand_in.breaks(Fault(FaultKind.HANG, USERS))
-    response = await world.accounts.gate.ensure(person("alice"), REQUEST_INFO)
+async def test_a_request_has_a_deadline(stand_in_harness: Harness) -> None:
+    harness = stand_in_harness
+    await harness.start(PROVISIONING_TIMEOUT="0.2")
+    harness.stand_in.breaks(Fault(FaultKind.HANG, USERS))
+    response = await harness.accounts.gate.ensure(person("alice"), REQUEST_INFO)
     assert isinstance(response, AccountDenied) and response.retry_after
     assert response.reason is Reason.ACCOUNT_PENDING
 
 
-async def test_a_lock_that_failed_is_repeated_later(stand_in_world: World) -> None:
-    world = stand_in_world
-    await world.start(ALLOWED_GROUPS="music")
-    await world.request(person("eve", "music"))
-    eve = await world.user("eve")
-    await world.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
-    world.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
-    assert await world.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
-    assert not world.recorded(AccountLocked)
-    world.stand_in.breaks(None)
-    assert await world.opens("eve", "mine")
-    await world.restart()
-    await until(lambda: bool(world.recorded(AccountLocked)))
-    assert not await world.opens("eve", "mine")
+async def test_a_lock_that_failed_is_repeated_later(stand_in_harness: Harness) -> None:
+    harness = stand_in_harness
+    await harness.start(ALLOWED_GROUPS="music")
+    await harness.request(person("eve", "music"))
+    eve = await harness.user("eve")
+    await harness.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
+    harness.stand_in.breaks(Fault(FaultKind.SERVER_ERROR, USERS))
+    assert await harness.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
+    assert not harness.recorded(AccountLocked)
+    harness.stand_in.breaks(None)
+    assert await harness.opens("eve", "mine")
+    await harness.restart()
+    await until(lambda: bool(harness.recorded(AccountLocked)))
+    assert not await harness.opens("eve", "mine")
 
 
 # accounts that are recreated by a race
 
 
-async def test_a_write_that_races_with_a_deletion_leaves_no_open_account(world: World) -> None:
-    await world.start()
-    await world.request(person("alice"))
-    before = await world.user("alice")
-    _deletes_before_writing(world)
-    assert await world.request(person("alice", display="New")) == "alice"
-    after = await world.user("alice")
+async def test_a_write_that_races_with_a_deletion_leaves_no_open_account(harness: Harness) -> None:
+    await harness.start()
+    await harness.request(person("alice"))
+    before = await harness.user("alice")
+    _deletes_before_writing(harness)
+    assert await harness.request(person("alice", display="New")) == "alice"
+    after = await harness.user("alice")
     assert after["id"] != before["id"] and after["name"] == "New"
-    assert not await world.opens("alice", "")
-    assert [event.account for event in world.recorded(AccountRecreatedByRace)] == ["alice"]
-    assert not world.accounts.service.bindings.intents()
+    assert not await harness.opens("alice", "")
+    assert [event.account for event in harness.recorded(AccountRecreatedByRace)] == ["alice"]
+    assert not harness.accounts.service.bindings.intents()
 
 
-async def test_a_new_password_that_races_with_a_deletion_leaves_no_account(world: World) -> None:
-    await world.start(ALLOWED_GROUPS="music")
-    await world.request(person("alice", "music"))
-    _deletes_before_writing(world)
-    assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
-    assert not await world.users()
-    assert len(world.recorded(AccountRecreatedByRace)) == 1
+async def test_a_new_password_that_races_with_a_deletion_leaves_no_account(
+    harness: Harness,
+) -> None:
+    await harness.start(ALLOWED_GROUPS="music")
+    await harness.request(person("alice", "music"))
+    _deletes_before_writing(harness)
+    assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
+    assert not await harness.users()
+    assert len(harness.recorded(AccountRecreatedByRace)) == 1
 
 
-async def test_a_claim_that_races_with_a_deletion_creates_the_account_again(world: World) -> None:
-    await world.start()
-    old_id = await world.create("old", "known")
-    _deletes_before_writing(world)
-    assert await world.request(person("old", display="New")) == "old"
-    after = await world.user("old")
+async def test_a_claim_that_races_with_a_deletion_creates_the_account_again(
+    harness: Harness,
+) -> None:
+    await harness.start()
+    old_id = await harness.create("old", "known")
+    _deletes_before_writing(harness)
+    assert await harness.request(person("old", display="New")) == "old"
+    after = await harness.user("old")
     assert after["id"] != old_id
-    assert not await world.opens("old", "known") and not await world.opens("old", "")
+    assert not await harness.opens("old", "known") and not await harness.opens("old", "")
 
 
 async def test_a_pending_write_is_verified_before_any_user_is_served(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await world.start(ADMIN_GROUPS="admins")
-    await world.request(person("alice", "admins"))
-    api = world.accounts.service.api
-    _deletes_before_writing(world)
+    await harness.start(ADMIN_GROUPS="admins")
+    await harness.request(person("alice", "admins"))
+    api = harness.accounts.service.api
+    _deletes_before_writing(harness)
 
     async def silent(user_name: str) -> bool:
         raise Unavailable(f"no answer about {user_name}")
 
     monkeypatch.setattr(api, "opens_without_password", silent)
-    response = await world.request(person("alice", "admins", display="New"))
+    response = await harness.request(person("alice", "admins", display="New"))
     assert isinstance(response, AccountDenied)
-    assert await world.opens("alice", "")
-    await world.restart()
-    assert world.accounts.service.fault is None
-    assert not await world.users()
-    assert len(world.recorded(AccountRecreatedByRace)) == 1
-    assert await world.request(person("alice", "admins", display="New")) == "alice"
-    assert not await world.opens("alice", "")
+    assert await harness.opens("alice", "")
+    await harness.restart()
+    assert harness.accounts.service.fault is None
+    assert not await harness.users()
+    assert len(harness.recorded(AccountRecreatedByRace)) == 1
+    assert await harness.request(person("alice", "admins", display="New")) == "alice"
+    assert not await harness.opens("alice", "")
 
 
 async def test_an_existing_empty_password_is_replaced_and_the_account_kept(
-    world: World,
+    harness: Harness,
 ) -> None:
-    await world.start()
-    await world.request(person("alice"))
-    alice = await world.user("alice")
-    await world.delete("alice")
-    await world.call("PUT", f"/api/user/{alice['id']}", alice)
-    assert await world.opens("alice", "")
-    assert await world.request(person("alice", display="New")) == "alice"
-    assert not await world.opens("alice", "")
-    assert (await world.user("alice"))["id"] == alice["id"]
-    assert not world.recorded(AccountRecreatedByRace)
+    await harness.start()
+    await harness.request(person("alice"))
+    alice = await harness.user("alice")
+    await harness.delete("alice")
+    await harness.call("PUT", f"/api/user/{alice['id']}", alice)
+    assert await harness.opens("alice", "")
+    assert await harness.request(person("alice", display="New")) == "alice"
+    assert not await harness.opens("alice", "")
+    assert (await harness.user("alice"))["id"] == alice["id"]
+    assert not harness.recorded(AccountRecreatedByRace)
 
 
 async def test_a_user_who_writes_the_creation_time_is_not_mistaken_for_recreated(
-    world: World,
+    harness: Harness,
 ) -> None:
-    await world.start()
-    await world.request(person("alice"))
-    alice = await world.user("alice")
-    api = world.accounts.service.api
+    await harness.start()
+    await harness.request(person("alice"))
+    alice = await harness.user("alice")
+    api = harness.accounts.service.api
     write = api.write
 
-    async def raced(user: User, changes: Mapping[str, object], password: str | None = None) -> User:
+    async def write_after_race(
+        user: User, changes: Mapping[str, object], password: str | None = None
+    ) -> User:
         after = await write(user, changes, password)
         own = {**alice, "createdAt": "2001-02-03T04:05:06Z"}
-        await world.call("PUT", f"/api/user/{alice['id']}", own, "alice")
+        await harness.call("PUT", f"/api/user/{alice['id']}", own, "alice")
         return await api.user(after.id) or after
 
-    api.write = raced  # type: ignore[method-assign]
-    assert await world.request(person("alice", display="New")) == "alice"
-    assert (await world.user("alice"))["id"] == alice["id"]
-    assert not world.recorded(AccountRecreatedByRace)
+    api.write = write_after_race  # type: ignore[method-assign]
+    assert await harness.request(person("alice", display="New")) == "alice"
+    assert (await harness.user("alice"))["id"] == alice["id"]
+    assert not harness.recorded(AccountRecreatedByRace)
 
 
-def _deletes_before_writing(world: World) -> None:
+def _deletes_before_writing(harness: Harness) -> None:
     """Delete the account between its next read and write."""
-    api = world.accounts.service.api
+    api = harness.accounts.service.api
     write = api.write
 
-    async def raced(user: User, changes: Mapping[str, object], password: Any = None) -> User:
+    async def write_after_race(
+        user: User, changes: Mapping[str, object], password: Any = None
+    ) -> User:
         api.write = write  # type: ignore[method-assign]
-        await world.call("DELETE", f"/api/user/{user.id}")
+        await harness.call("DELETE", f"/api/user/{user.id}")
         return await write(user, changes, password)
 
-    api.write = raced  # type: ignore[method-assign]
+    api.write = write_after_race  # type: ignore[method-assign]
 
 
-async def _settled(world: World, identity: Identity) -> None:
+async def _settled(harness: Harness, identity: Identity) -> None:
     """Wait until the identity has access."""
     async with asyncio.timeout(15):
-        while await world.request(identity) != identity.username:  # noqa: ASYNC110
+        while await harness.request(identity) != identity.username:  # noqa: ASYNC110
             await asyncio.sleep(0.1)

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
 from tests.support.postgresql import PASSWORD, PostgreSQL
-from tests.support.shim_process import EDGE, Shim, shim_before
+from tests.support.shim_process import EDGE, Shim, run_shim
 from tests.support.shim_settings import checks, command, eventually
 
 WITHOUT_DRIVER = "import sys; sys.modules['psycopg'] = None; from shim.cli.main import main; main()"
@@ -58,10 +58,10 @@ def log_and_checks(shim: Shim) -> str:
 def test_a_user_bound_by_one_process_is_known_to_every_other(
     navidrome: StandIn, postgresql_url: str, tmp_path: Path
 ) -> None:
-    given = settings(navidrome, postgresql_url)
+    common_settings = settings(navidrome, postgresql_url)
     with (
-        shim_before(port_of(navidrome), tmp_path, **given) as first,
-        shim_before(port_of(navidrome), tmp_path, **given) as second,
+        run_shim(port_of(navidrome), tmp_path, **common_settings) as first,
+        run_shim(port_of(navidrome), tmp_path, **common_settings) as second,
     ):
         assert checks(first)["store"]["state"] == checks(second)["store"]["state"] == "ok"
         assert visit(first, "alice").status_code == 200
@@ -71,10 +71,10 @@ def test_a_user_bound_by_one_process_is_known_to_every_other(
         assert visit(second, "bob").status_code == visit(first, "bob").status_code == 200
         assert (accounts_created(first), accounts_created(second)) == (["alice"], ["bob"])
 
-        listed = command(tmp_path, "users", "list", "--json", settings=given)
+        listed = command(tmp_path, "users", "list", "--json", settings=common_settings)
         owners = {line["account"]: line["uid"] for line in json.loads(listed.stdout)}
         assert owners == {"alice": "uid-alice", "bob": "uid-bob", "navidrome-shim": None}
-        unlinked = command(tmp_path, "users", "unlink", "alice", "--yes", settings=given)
+        unlinked = command(tmp_path, "users", "unlink", "alice", "--yes", settings=common_settings)
         assert unlinked.returncode == 0, unlinked.stderr
         # The next user with the name gets it, and not the previous one.
         assert visit(first, "alice", uid="new").status_code == 200
@@ -86,11 +86,11 @@ def test_a_user_bound_by_one_process_is_known_to_every_other(
 def test_a_shim_that_starts_without_its_database_rejects_identities_until_it_is_up(
     postgresql: PostgreSQL, navidrome: StandIn, postgresql_url: str, tmp_path: Path
 ) -> None:
-    given = settings(navidrome, postgresql_url)
+    common_settings = settings(navidrome, postgresql_url)
     place = make_url(postgresql_url).render_as_string(hide_password=True)
     postgresql.stop()
     try:
-        with shim_before(port_of(navidrome), tmp_path, **given) as shim:
+        with run_shim(port_of(navidrome), tmp_path, **common_settings) as shim:
             refused = visit(shim, "alice")
             assert refused.status_code == 503 and refused.headers["Retry-After"]
             assert PASSWORD not in refused.text and "postgresql" not in refused.text
@@ -98,17 +98,17 @@ def test_a_shim_that_starts_without_its_database_rejects_identities_until_it_is_
             assert store["state"] == "failing" and place in store["detail"]
             unready = shim.wait_for_line(kind="provisioning_unavailable")
             assert place in str(unready["detail"]) and "refused" in str(unready["detail"])
-            looked = command(tmp_path, "check", "--json", settings=given)
-            assert looked.returncode == 1
-            store = json.loads(looked.stdout)["checks"]["store"]
+            checked = command(tmp_path, "check", "--json", settings=common_settings)
+            assert checked.returncode == 1
+            store = json.loads(checked.stdout)["checks"]["store"]
             assert store["state"] == "failing" and place in store["detail"]
-            listed = command(tmp_path, "users", "list", settings=given)
+            listed = command(tmp_path, "users", "list", settings=common_settings)
             assert listed.returncode == 1 and place in listed.stderr
 
             postgresql.start()
             eventually(lambda: visit(shim, "alice").status_code, 200)
             assert checks(shim)["store"]["state"] == "ok"
-            output = log_and_checks(shim) + looked.stdout + looked.stderr + listed.stderr
+            output = log_and_checks(shim) + checked.stdout + checked.stderr + listed.stderr
     finally:
         postgresql.start()
     assert PASSWORD not in output and "Traceback" not in output
@@ -118,13 +118,13 @@ def test_a_wrong_password_is_reported_without_its_value(
     navidrome: StandIn, postgresql_url: str, tmp_path: Path
 ) -> None:
     url = make_url(postgresql_url).set(password="wr0ng").render_as_string(hide_password=False)
-    given = settings(navidrome, url)
-    with shim_before(port_of(navidrome), tmp_path, **given) as shim:
+    common_settings = settings(navidrome, url)
+    with run_shim(port_of(navidrome), tmp_path, **common_settings) as shim:
         assert visit(shim, "alice").status_code == 503
         assert "password authentication failed" in checks(shim)["store"]["detail"]
-        looked = command(tmp_path, "check", settings=given)
-        assert looked.returncode == 1 and "password authentication failed" in looked.stdout
-        assert "wr0ng" not in log_and_checks(shim) + looked.stdout + looked.stderr
+        checked = command(tmp_path, "check", settings=common_settings)
+        assert checked.returncode == 1 and "password authentication failed" in checked.stdout
+        assert "wr0ng" not in log_and_checks(shim) + checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("users", "list"), ("check",)])
@@ -132,9 +132,16 @@ def test_without_the_driver_no_command_runs_and_each_names_the_package(
     navidrome: StandIn, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     url = f"postgresql+psycopg://shim:{PASSWORD}@127.0.0.1/shim"
-    given = {"LISTEN": "127.0.0.1:0", "CONTROL_LISTEN": "127.0.0.1:0", **settings(navidrome, url)}
+    common_settings = {
+        "LISTEN": "127.0.0.1:0",
+        "CONTROL_LISTEN": "127.0.0.1:0",
+        **settings(navidrome, url),
+    }
     ran = command(
-        tmp_path, *arguments, settings=given, program=(sys.executable, "-c", WITHOUT_DRIVER)
+        tmp_path,
+        *arguments,
+        settings=common_settings,
+        program=(sys.executable, "-c", WITHOUT_DRIVER),
     )
     output = ran.stdout + ran.stderr
     assert ran.returncode == 1

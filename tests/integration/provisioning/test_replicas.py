@@ -11,15 +11,15 @@ from shim.health import State
 from shim.proxy.gate import AccountDenied
 from shim.store.errors import StoreError
 from shim.trust.reasons import Reason
+from tests.support.harness import LONG_TIMEOUTS, VERIFIED, Harness, person, until
 from tests.support.postgresql import PASSWORD, PostgreSQL
-from tests.support.world import PATIENT, VERIFIED, World, person, until
 from tests.unit.trust.test_token_proof import by_token, decide_on
 
 
 async def test_a_user_bound_by_one_shim_is_known_to_the_other_at_once(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
+    first = any_store_harness
     await first.start()
     async with first.replica() as second:
         for name in ("alice", "bob", "carol"):
@@ -33,21 +33,21 @@ async def test_a_user_bound_by_one_shim_is_known_to_the_other_at_once(
         assert not second.recorded(AccountLocked), "no password was changed"
 
 
-@pytest.mark.usefixtures("patient_store")
+@pytest.mark.usefixtures("unlimited_busy_timeout")
 async def test_of_two_concurrent_first_requests_one_creates_the_account_and_both_succeed(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
-    await first.start(**PATIENT)
+    first = any_store_harness
+    await first.start(**LONG_TIMEOUTS)
     names = [f"person{number}" for number in range(12)]
     async with first.replica() as second:
-        both = [world.request(person(name)) for name in names for world in (first, second)]
+        both = [harness.request(person(name)) for name in names for harness in (first, second)]
         for response in await asyncio.gather(*both):
             if isinstance(response, AccountDenied):
                 assert response.reason is Reason.ACCOUNT_PENDING and response.retry_after
                 assert "another process" in response.detail
-        for world in (first, second):
-            assert [await world.request(person(name)) for name in names] == names
+        for harness in (first, second):
+            assert [await harness.request(person(name)) for name in names] == names
         assert sorted(await first.users()) == sorted(names)
         created = [*first.recorded(AccountCreated), *second.recorded(AccountCreated)]
         assert sorted(event.account for event in created) == sorted(names)
@@ -56,42 +56,42 @@ async def test_of_two_concurrent_first_requests_one_creates_the_account_and_both
 
 
 async def test_a_user_denied_by_one_shim_is_invalidated_in_the_other(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
+    first = any_store_harness
     await first.start(ALLOWED_GROUPS="music")
     async with first.replica() as second:
-        for world in (first, second):
-            assert await world.request(person("eve", "music")) == "eve"
+        for harness in (first, second):
+            assert await harness.request(person("eve", "music")) == "eve"
         assert await first.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
         await until(lambda: second.accounts.gate.known(person("eve", "music")) is None)
 
 
 async def test_the_name_of_a_deleted_account_is_held_whichever_shim_notices_first(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
+    first = any_store_harness
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:
         assert await first.request(person("alice")) == "alice"
-        for world in (first, second):
-            await world.accounts.service.reconcile()
+        for harness in (first, second):
+            await harness.accounts.service.reconcile()
         await first.delete("alice")
-        for world in (first, second):
-            await world.accounts.service.reconcile()
-            await world.accounts.service.refresh()
+        for harness in (first, second):
+            await harness.accounts.service.reconcile()
+            await harness.accounts.service.refresh()
         assert await second.reason(person("alice", uid="another")) is Reason.NAME_HELD
         assert await second.request(person("alice")) == "alice"
 
 
 async def test_a_change_of_users_through_one_shim_is_seen_by_the_other(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
+    first = any_store_harness
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:
-        for world in (first, second):
-            assert await world.request(person("alice")) == "alice"
+        for harness in (first, second):
+            assert await harness.request(person("alice")) == "alice"
         gate = second.accounts.gate
         await first.delete("alice")
         await first.create("alice", isAdmin=True)
@@ -102,25 +102,25 @@ async def test_a_change_of_users_through_one_shim_is_seen_by_the_other(
 
 
 async def test_changes_of_another_shim_cause_no_further_changes(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
+    first = any_store_harness
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:
-        directories = [world.accounts.service.directory for world in (first, second)]
+        directories = [harness.accounts.service.directory for harness in (first, second)]
         changes = [directory.changes for directory in directories]
         first.accounts.gate.users_may_have_changed()
         await until(lambda: directories[1].changes > changes[1])
         await until(lambda: all(directory.current for directory in directories))
-        for world in (first, second):
-            await world.accounts.service.refresh()
+        for harness in (first, second):
+            await harness.accounts.service.refresh()
         assert [directory.changes for directory in directories] == [each + 1 for each in changes]
 
 
 async def test_a_change_of_users_that_could_not_be_announced_is_announced_later(
-    stand_in_world: World, monkeypatch: pytest.MonkeyPatch
+    stand_in_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = stand_in_world
+    first = stand_in_harness
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:
         bindings, directory = first.accounts.service.bindings, second.accounts.service.directory
@@ -140,21 +140,21 @@ async def test_a_change_of_users_that_could_not_be_announced_is_announced_later(
 
 
 async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    first = any_store_world
+    first = any_store_harness
     identity = decide_on(by_token()).identity
     assert identity is not None
     await first.start(RECONCILE_SECONDS="3600")
     async with first.replica() as second:
-        for world in (first, second):
-            assert await world.request(identity, VERIFIED) == "ada"
+        for harness in (first, second):
+            assert await harness.request(identity, VERIFIED) == "ada"
         bound = first.accounts.service.bindings.by_uid("5a1c")
         assert bound is not None
-        for world in (second, first, second):
-            await world.accounts.service.refresh()
-            assert world.accounts.gate.known(identity) is not None, "the other one wrote nothing"
-            assert await world.request(identity, VERIFIED) == "ada"
+        for harness in (second, first, second):
+            await harness.accounts.service.refresh()
+            assert harness.accounts.gate.known(identity) is not None, "the other one wrote nothing"
+            assert await harness.request(identity, VERIFIED) == "ada"
         await first.restart()
         assert await first.request(identity, VERIFIED) == "ada"
         again = first.accounts.service.bindings.by_uid("5a1c")
@@ -162,38 +162,38 @@ async def test_two_shims_with_verified_tokens_do_not_invalidate_each_other(
 
 
 async def test_while_the_database_is_down_only_known_users_are_served(
-    postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
+    postgresql: PostgreSQL, postgresql_url: str, stand_in_harness: Harness
 ) -> None:
-    world = stand_in_world
-    world.database_url = postgresql_url
-    await world.start(ALLOWED_GROUPS="music")
-    gate, account_service = world.accounts.gate, world.accounts.service
-    assert await world.request(person("alice", "music")) == "alice"
+    harness = stand_in_harness
+    harness.database_url = postgresql_url
+    await harness.start(ALLOWED_GROUPS="music")
+    gate, account_service = harness.accounts.gate, harness.accounts.service
+    assert await harness.request(person("alice", "music")) == "alice"
     postgresql.stop()
     try:
-        await until(lambda: world.accounts.checks()[0].state is State.FAILING)
+        await until(lambda: harness.accounts.checks()[0].state is State.FAILING)
         assert gate.known(person("alice", "music")) is not None
         for other_user in (person("bob", "music"), person("alice", "music", uid="other")):
-            refused = await world.request(other_user)
+            refused = await harness.request(other_user)
             assert isinstance(refused, AccountDenied) and refused.retry_after
             assert refused.reason is Reason.STORE_UNAVAILABLE
-        assert await world.reason(person("mallory")) is Reason.GROUP_NOT_ALLOWED
-        assert list(await world.users()) == ["alice"], "nothing is made that can't be bound"
+        assert await harness.reason(person("mallory")) is Reason.GROUP_NOT_ALLOWED
+        assert list(await harness.users()) == ["alice"], "nothing is made that can't be bound"
     finally:
         postgresql.start()
-    await until(lambda: world.accounts.checks()[0].state is State.OK)
+    await until(lambda: harness.accounts.checks()[0].state is State.OK)
     assert account_service.fault is None
-    assert await world.request(person("bob", "music")) == "bob"
-    assert PASSWORD not in repr(world.events)
+    assert await harness.request(person("bob", "music")) == "bob"
+    assert PASSWORD not in repr(harness.events)
 
 
 async def test_an_account_that_could_not_be_bound_is_bound_once_the_database_is_up(
-    postgresql: PostgreSQL, postgresql_url: str, stand_in_world: World
+    postgresql: PostgreSQL, postgresql_url: str, stand_in_harness: Harness
 ) -> None:
-    world = stand_in_world
-    world.database_url = postgresql_url
-    await world.start()
-    api = world.accounts.service.api
+    harness = stand_in_harness
+    harness.database_url = postgresql_url
+    await harness.start()
+    api = harness.accounts.service.api
     create = api.create
 
     async def cut(new: object, password: str) -> str:
@@ -203,11 +203,11 @@ async def test_an_account_that_could_not_be_bound_is_bound_once_the_database_is_
 
     api.create = cut  # type: ignore[method-assign]
     try:
-        assert isinstance(await world.request(person("alice")), AccountDenied)
+        assert isinstance(await harness.request(person("alice")), AccountDenied)
         api.create = create  # type: ignore[method-assign]
-        created_user = await world.user("alice")
+        created_user = await harness.user("alice")
     finally:
         postgresql.start()
-    assert await world.request(person("alice")) == "alice"
-    assert (await world.user("alice"))["id"] == created_user["id"]
-    assert world.accounts.service.bindings.by_account(created_user["id"]) is not None
+    assert await harness.request(person("alice")) == "alice"
+    assert (await harness.user("alice"))["id"] == created_user["id"]
+    assert harness.accounts.service.bindings.by_account(created_user["id"]) is not None

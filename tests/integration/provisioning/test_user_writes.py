@@ -12,8 +12,8 @@ import pytest
 from shim.audit.events.provisioning import AccountLocked
 from shim.provisioning import user_writes
 from shim.trust.reasons import Reason
-from tests.integration.provisioning.test_front_door import Front, front_before
-from tests.support.world import World, person, until
+from tests.integration.provisioning.test_serving_shim import ServingShim, serve_shim
+from tests.support.harness import Harness, person, until
 
 GROUPS = {"ALLOWED_GROUPS": "music", "ADMIN_GROUPS": "admins"}
 
@@ -34,11 +34,11 @@ class Held:
 
 
 @asynccontextmanager
-async def held(front: Front, line: str, body: object, *fields: str) -> AsyncIterator[Held]:
+async def held(shim: ServingShim, line: str, body: object, *fields: str) -> AsyncIterator[Held]:
     text = json.dumps(body).encode()
     head = [f"{line} HTTP/1.1", "Host: h", "Content-Type: application/json", *fields]
     head.append(f"Content-Length: {len(text)}")
-    reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", shim.port)
     writer.write("\r\n".join((*head, "", "")).encode() + text[:-1])
     await writer.drain()
     try:
@@ -54,77 +54,77 @@ def identity(name: str, groups: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("by", ["identity", "token"])
 async def test_an_incomplete_password_change_does_not_outlive_the_lock(
-    tcp_world: World, by: str
+    tcp_harness: Harness, by: str
 ) -> None:
-    world = tcp_world
-    async with front_before(world, **GROUPS) as front:
-        assert (await front.visit("alice")).status_code == 200
-        alice = await world.user("alice")
+    harness = tcp_harness
+    async with serve_shim(harness, **GROUPS) as shim:
+        assert (await shim.visit("alice")).status_code == 200
+        alice = await harness.user("alice")
         url = f"PUT /api/user/{alice['id']}"
         fields = identity("alice", "music")
         body = {**alice, "password": "evil"}
         if by == "token":
             own = {**alice, "password": "mine"}
-            await world.call("PUT", f"/api/user/{alice['id']}", own, "alice")
-            token = await world.login("alice", "mine")
+            await harness.call("PUT", f"/api/user/{alice['id']}", own, "alice")
+            token = await harness.login("alice", "mine")
             fields = (f"X-ND-Authorization: Bearer {token.text}",)
             body["currentPassword"] = "mine"
-        async with held(front, url, body, *fields) as request:
-            assert (await front.visit("alice", groups="others")).status_code == 403
+        async with held(shim, url, body, *fields) as request:
+            assert (await shim.visit("alice", groups="others")).status_code == 403
             assert await request.end() == 403
-        assert not await world.opens("alice", "evil")
-        assert not await world.opens("alice", "mine")
+        assert not await harness.opens("alice", "evil")
+        assert not await harness.opens("alice", "mine")
 
 
 @pytest.mark.parametrize("groups", ["music", "others"])
 async def test_an_incomplete_request_of_an_admin_does_not_outlive_the_admin_right(
-    tcp_world: World, groups: str
+    tcp_harness: Harness, groups: str
 ) -> None:
-    world = tcp_world
+    harness = tcp_harness
     admin = identity("ann", "music|admins")
-    async with front_before(world, **GROUPS) as front:
-        assert (await front.visit("ann", groups="music|admins")).status_code == 200
-        ann = await world.user("ann")
+    async with serve_shim(harness, **GROUPS) as shim:
+        assert (await shim.visit("ann", groups="music|admins")).status_code == 200
+        ann = await harness.user("ann")
         assert ann["isAdmin"]
         other = {"userName": "evil", "name": "evil", "password": "evil", "isAdmin": True}
         async with (
-            held(front, "POST /api/user", other, *admin) as creation,
-            held(front, f"PUT /api/user/{ann['id']}", {**ann, "isAdmin": True}, *admin) as own,
+            held(shim, "POST /api/user", other, *admin) as creation,
+            held(shim, f"PUT /api/user/{ann['id']}", {**ann, "isAdmin": True}, *admin) as own,
         ):
-            status = (await front.visit("ann", groups=groups)).status_code
+            status = (await shim.visit("ann", groups=groups)).status_code
             assert status == (200 if groups == "music" else 403)
             assert await creation.end() in (403, 503)
             assert await own.end() in (403, 503)
-        users = await world.users()
+        users = await harness.users()
         assert list(users) == ["ann"]
         assert not users["ann"]["isAdmin"]
 
 
-async def test_a_lock_waits_for_the_request_that_was_sent_before(tcp_world: World) -> None:
-    world = tcp_world
-    await world.start(**GROUPS)
-    await world.request(person("alice", "music"))
-    gate, account = world.accounts.gate, ((await world.user("alice"))["id"],)
+async def test_a_lock_waits_for_the_request_that_was_sent_before(tcp_harness: Harness) -> None:
+    harness = tcp_harness
+    await harness.start(**GROUPS)
+    await harness.request(person("alice", "music"))
+    gate, account = harness.accounts.gate, ((await harness.user("alice"))["id"],)
     assert gate.user_write_started(account)
-    denied = asyncio.create_task(world.reason(person("alice")))
+    denied = asyncio.create_task(harness.reason(person("alice")))
     await until(lambda: not gate.may_continue(account[0], "uid-of-alice", 0))
     assert gate.known(person("alice", "music")) is None
     assert not gate.user_write_started(account)
-    await world.change("alice", password="evil")
+    await harness.change("alice", password="evil")
     gate.user_write_ended(account, response_began=True)
     assert await denied is Reason.GROUP_NOT_ALLOWED
-    assert not await world.opens("alice", "evil")
-    assert len(world.recorded(AccountLocked)) == 1
+    assert not await harness.opens("alice", "evil")
+    assert len(harness.recorded(AccountLocked)) == 1
 
 
-async def test_no_request_is_sent_while_its_account_loses_its_rights(tcp_world: World) -> None:
-    world = tcp_world
-    await world.start(**GROUPS)
-    await world.request(person("ann", "music", "admins"))
-    gate, account = world.accounts.gate, ((await world.user("ann"))["id"],)
+async def test_no_request_is_sent_while_its_account_loses_its_rights(tcp_harness: Harness) -> None:
+    harness = tcp_harness
+    await harness.start(**GROUPS)
+    await harness.request(person("ann", "music", "admins"))
+    gate, account = harness.accounts.gate, ((await harness.user("ann"))["id"],)
     assert gate.user_write_started(account)
-    demoted = asyncio.create_task(world.request(person("ann", "music")))
-    writes = world.accounts.service.user_writes
+    demoted = asyncio.create_task(harness.request(person("ann", "music")))
+    writes = harness.accounts.service.user_writes
 
     def rejects() -> bool:
         if not writes.begin(account):
@@ -133,25 +133,25 @@ async def test_no_request_is_sent_while_its_account_loses_its_rights(tcp_world: 
         return False
 
     await until(rejects)
-    await world.change("ann", isAdmin=True, name="Ann")
+    await harness.change("ann", isAdmin=True, name="Ann")
     gate.user_write_ended(account, response_began=True)
     assert await demoted == "ann"
-    assert not (await world.user("ann"))["isAdmin"]
+    assert not (await harness.user("ann"))["isAdmin"]
     assert gate.user_write_started(account)
 
 
 async def test_a_request_that_the_lock_did_not_wait_for_makes_it_repeat(
-    tcp_world: World, monkeypatch: pytest.MonkeyPatch
+    tcp_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = tcp_world
+    harness = tcp_harness
     monkeypatch.setattr(user_writes, "WAIT_SECONDS", 0.0)
-    await world.start(**GROUPS)
-    await world.request(person("alice", "music"))
-    gate, account = world.accounts.gate, ((await world.user("alice"))["id"],)
+    await harness.start(**GROUPS)
+    await harness.request(person("alice", "music"))
+    gate, account = harness.accounts.gate, ((await harness.user("alice"))["id"],)
     assert gate.user_write_started(account)
-    assert await world.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
-    await world.change("alice", password="evil")
-    locks = len(world.recorded(AccountLocked))
+    assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
+    await harness.change("alice", password="evil")
+    locks = len(harness.recorded(AccountLocked))
     gate.user_write_ended(account, response_began=True)
-    await until(lambda: len(world.recorded(AccountLocked)) > locks)
-    assert not await world.opens("alice", "evil")
+    await until(lambda: len(harness.recorded(AccountLocked)) > locks)
+    assert not await harness.opens("alice", "evil")

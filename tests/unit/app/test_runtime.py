@@ -22,10 +22,10 @@ from shim.proxy.pool import UpstreamAddress
 from shim.proxy.server import DataPlane
 from shim.settings import load
 from shim.trust.peers import parse_peer
-from tests.support.data_plane import EDGE, RecordingObserver
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
 from tests.support.program import PATIENCE, Program, ScriptedNavidrome, program, started
+from tests.support.running_proxy import EDGE, RecordingObserver
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
 
 
@@ -163,9 +163,9 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, navidrome: Navidr
 
 async def test_unix_sockets_are_removed_at_shutdown(tmp_path: Path, navidrome: Navidrome) -> None:
     path, control = tmp_path / "shim.sock", tmp_path / "control.sock"
-    left_behind = socket.socket(socket.AF_UNIX)
-    left_behind.bind(str(path))
-    left_behind.close()
+    stale_socket = socket.socket(socket.AF_UNIX)
+    stale_socket.bind(str(path))
+    stale_socket.close()
     settings = {"listen": f"unix:{path}", "control_listen": f"unix:{control}"}
     async with started(
         tmp_path, navidrome, **settings, reverse_proxy_whitelist="@", listen_socket_mode="0600"

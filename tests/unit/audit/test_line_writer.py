@@ -20,11 +20,11 @@ PAGE = 4096
 class Pipe:
     reader: int
     writer: int
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     complained: threading.Event = field(default_factory=threading.Event)
 
-    def complain(self, text: str) -> None:
-        self.complaints.append(text)
+    def report_error(self, text: str) -> None:
+        self.errors.append(text)
         self.complained.set()
 
     def read(self, until: bytes) -> bytes:
@@ -90,19 +90,19 @@ def test_a_pipe_that_is_not_read_blocks_nothing_and_dropped_lines_are_counted(pi
 
 
 def test_a_stuck_pipe_does_not_block_shutdown(pipe: Pipe) -> None:
-    lines = LineWriter(pipe.writer, capacity=3, on_error=pipe.complain)
+    lines = LineWriter(pipe.writer, capacity=3, on_error=pipe.report_error)
     overfill(lines)
 
     assert not lines.close(0.01)
 
-    assert "lines were lost" in pipe.complaints[0]
+    assert "lines were lost" in pipe.errors[0]
     assert not lines.put("after the end")
     pipe.hang_up()
     assert lines.flush(5.0)
 
 
 def test_a_closed_pipe_is_reported_once_and_later_lines_are_counted(pipe: Pipe) -> None:
-    lines = LineWriter(pipe.writer, on_error=pipe.complain)
+    lines = LineWriter(pipe.writer, on_error=pipe.report_error)
     pipe.hang_up()
 
     lines.put("nobody reads this")
@@ -112,7 +112,7 @@ def test_a_closed_pipe_is_reported_once_and_later_lines_are_counted(pipe: Pipe) 
     assert lines.broken
     assert not lines.put("nor this")
     assert lines.dropped == 2
-    assert len(pipe.complaints) == 1
+    assert len(pipe.errors) == 1
     lines.close(1.0)
 
 

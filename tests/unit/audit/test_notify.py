@@ -31,7 +31,7 @@ from shim.audit.trail import Trail
 from shim.health import State
 from shim.settings import load
 from tests.support.audit_samples import request_decision
-from tests.support.socket_ends import until
+from tests.support.raw_connection import until
 
 # Apprise imports a module that Python 3.13 removed.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")

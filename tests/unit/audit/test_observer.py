@@ -33,7 +33,7 @@ class RecordingSink:
 
 
 @dataclass(slots=True)
-class Watched(Decision):
+class CountingDecision(Decision):
     """A decision that counts how often its fields are read."""
 
     reads: int = 0
@@ -44,9 +44,9 @@ class Watched(Decision):
         return ("seen",)
 
 
-def watched(text: str) -> Watched:
+def counting_decision(text: str) -> CountingDecision:
     found = decided(text.encode())
-    return Watched(
+    return CountingDecision(
         found.outcome, found.source, found.request_line, found.block, detail=found.detail
     )
 
@@ -55,8 +55,8 @@ async def test_a_flood_is_logged_in_a_few_lines_with_its_count() -> None:
     sink = RecordingSink()
     trail = Trail([sink], Coalescer(burst=3))
     observer = TrailObserver(trail, "upstream")
-    alias = watched(FORGED)
-    twice = watched(f"GET /app/ HTTP/1.1\r\nHost: h\r\n{ADA}\r\n{ADA}\r\n\r\n")
+    alias = counting_decision(FORGED)
+    twice = counting_decision(f"GET /app/ HTTP/1.1\r\nHost: h\r\n{ADA}\r\n{ADA}\r\n\r\n")
     for number in range(500):
         observer.request_decided(alias, f"{number:016}")
         observer.request_decided(twice, f"{number:016}")

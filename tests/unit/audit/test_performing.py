@@ -17,7 +17,7 @@ from shim.audit.store.writer import TrailStore
 BY = Operator("console:ada", "console", "192.0.2.1")
 
 
-class Work:
+class Action:
     """Counts; raises `error` if there is one."""
 
     def __init__(self, error: Exception | None = None) -> None:
@@ -45,19 +45,19 @@ def stored_in(folder: Path) -> list[dict[str, object]]:
 
 async def test_an_action_is_stored_when_it_returns(tmp_path: Path) -> None:
     store, logged = store_in(tmp_path), list[Event]()
-    work = Work()
+    action = Action()
     done = await perform(
         AdminActions(store, logged.append),
         BY,
         "users.lock",
-        work,
+        action,
         target="bob",
         gives_right=True,
         changes=lambda value: (value,),
     )
     (record,) = stored_in(tmp_path)
     await store.close()
-    assert (done.value, done.note, work.times) == ("result", None, 1)
+    assert (done.value, done.note, action.times) == ("result", None, 1)
     expected = {
         "action": "users.lock",
         "actor": "console:ada",
@@ -78,7 +78,7 @@ async def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
             AdminActions(store, lambda _: None),
             BY,
             "users.lock",
-            Work(ValueError("no such account")),
+            Action(ValueError("no such account")),
         )
     (record,) = stored_in(tmp_path)
     await store.close()
@@ -88,7 +88,7 @@ async def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
 async def test_a_failed_result_is_recorded_as_failed(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     actions = AdminActions(store, lambda _: None)
-    await perform(actions, BY, "reload", Work(), failure=lambda value: f"{value} is wrong")
+    await perform(actions, BY, "reload", Action(), failure=lambda value: f"{value} is wrong")
     (record,) = stored_in(tmp_path)
     await store.close()
     assert (record["result"], record["detail"]) == ("failed", "result is wrong")
@@ -98,11 +98,13 @@ async def test_an_action_that_grants_a_right_is_refused_while_storing_is_impossi
     tmp_path: Path,
 ) -> None:
     store, logged = store_in(tmp_path / "missing"), list[Event]()
-    work = Work()
+    action = Action()
     with pytest.raises(NotStored):
-        await perform(AdminActions(store, logged.append), BY, "users.sync", work, gives_right=True)
+        await perform(
+            AdminActions(store, logged.append), BY, "users.sync", action, gives_right=True
+        )
     await store.close()
-    assert work.times == 0
+    assert action.times == 0
     (event,) = logged
     assert isinstance(event, AdminAction)
     assert event.result == "refused"
@@ -112,7 +114,7 @@ async def test_an_action_that_removes_a_right_is_done_with_a_note_while_storing_
     tmp_path: Path,
 ) -> None:
     store, logged = store_in(tmp_path / "missing"), list[Event]()
-    done = await perform(AdminActions(store, logged.append), BY, "users.lock", Work())
+    done = await perform(AdminActions(store, logged.append), BY, "users.lock", Action())
     await store.close()
     assert done.value == "result"
     assert done.note is not None

@@ -60,19 +60,19 @@ def test_an_invalid_time_is_named(text: str) -> None:
 
 
 def test_a_filter_with_choices_accepts_several_values() -> None:
-    given = [("kind", "started, Stopped"), ("kind", "admin_action"), ("verdict", "rejected")]
-    assert parse_filters(given, NOW) == Filters(
+    parameters = [("kind", "started, Stopped"), ("kind", "admin_action"), ("verdict", "rejected")]
+    assert parse_filters(parameters, NOW) == Filters(
         kinds=("started", "stopped", "admin_action"), verdicts=("rejected",)
     )
 
 
 def test_empty_filters_do_not_restrict() -> None:
-    given = [("kind", ""), ("peer", " "), ("since", ""), ("text", "")]
-    assert parse_filters(given, NOW) == Filters()
+    parameters = [("kind", ""), ("peer", " "), ("since", ""), ("text", "")]
+    assert parse_filters(parameters, NOW) == Filters()
 
 
 def test_every_filter_reaches_the_trail() -> None:
-    given = [
+    parameters = [
         ("since", "2h"),
         ("until", "1h"),
         ("stream", "requests"),
@@ -87,7 +87,7 @@ def test_every_filter_reaches_the_trail() -> None:
         ("request_id", "r-1"),
         ("text", "curl"),
     ]
-    assert parse_filters(given, NOW) == Filters(
+    assert parse_filters(parameters, NOW) == Filters(
         since=NOW - 7_200_000_000,
         until=NOW - 3_600_000_000,
         streams=("requests",),

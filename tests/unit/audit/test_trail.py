@@ -33,7 +33,7 @@ class MemorySink:
         self.closed = True
 
 
-class Stuck(MemorySink):
+class BlockedSink(MemorySink):
     """A sink that never returns."""
 
     async def write(self, events: Sequence[Event]) -> None:
@@ -50,7 +50,7 @@ class Clock:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
+def errors() -> list[str]:
     return []
 
 
@@ -144,9 +144,9 @@ async def test_dropped_events_are_counted_and_reported_in_the_sink_itself() -> N
     ]
 
 
-async def test_a_stuck_sink_blocks_neither_the_others_nor_shutdown(complaints: list[str]) -> None:
-    stuck, other = Stuck("stuck"), MemorySink("other")
-    trail = Trail([stuck, other], on_error=complaints.append)
+async def test_a_stuck_sink_blocks_neither_the_others_nor_shutdown(errors: list[str]) -> None:
+    blocked, other = BlockedSink("blocked"), MemorySink("other")
+    trail = Trail([blocked, other], on_error=errors.append)
     trail.start()
     trail.record(access())
     await until(lambda: other.events == [access()])
@@ -154,15 +154,15 @@ async def test_a_stuck_sink_blocks_neither_the_others_nor_shutdown(complaints: l
     await trail.close(within=0.01)
 
     assert other.closed
-    assert trail.dropped() == {"stuck": 1, "other": 0}
-    assert complaints == ["1 events could not be written to stuck"]
+    assert trail.dropped() == {"blocked": 1, "other": 0}
+    assert errors == ["1 events could not be written to stuck"]
 
 
 async def test_a_failing_sink_is_reported_once_and_gets_every_event_later(
-    complaints: list[str],
+    errors: list[str],
 ) -> None:
     sink = MemorySink(faults=[OSError("disk full")] * 5)
-    trail = Trail([sink], on_error=complaints.append)
+    trail = Trail([sink], on_error=errors.append)
     trail.start()
     trail.record(access(request_id="1"))
     await until(lambda: len(sink.faults) < 5)
@@ -172,16 +172,16 @@ async def test_a_failing_sink_is_reported_once_and_gets_every_event_later(
     await trail.close()
 
     assert sink.events == [access(request_id="1"), access(request_id="2")]
-    assert len(complaints) == 2
-    assert "disk full" in complaints[0]
-    assert "again" in complaints[1]
+    assert len(errors) == 2
+    assert "disk full" in errors[0]
+    assert "again" in errors[1]
 
 
 async def test_a_sink_that_fails_while_closing_is_retried_until_the_deadline(
-    complaints: list[str],
+    errors: list[str],
 ) -> None:
     sink = MemorySink(faults=[OSError("busy")] * 3)
-    trail = Trail([sink], on_error=complaints.append)
+    trail = Trail([sink], on_error=errors.append)
     trail.record(access())
 
     await trail.close()
@@ -190,32 +190,32 @@ async def test_a_sink_that_fails_while_closing_is_retried_until_the_deadline(
 
 
 async def test_a_closed_sink_is_not_used_and_its_missed_events_are_counted(
-    complaints: list[str],
+    errors: list[str],
 ) -> None:
     sink = MemorySink(faults=[SinkClosed("nobody reads")])
-    trail = Trail([sink], on_error=complaints.append)
+    trail = Trail([sink], on_error=errors.append)
     trail.start()
     trail.record(access())
-    await until(lambda: bool(complaints))
+    await until(lambda: bool(errors))
     trail.record(access())
     trail.record(request_decision().summary(40, 9.0, many_peers=False))
 
     assert trail.dropped() == {"memory": 42}
     await trail.close()
     assert sink.events == []
-    assert complaints[0] == "memory is not written to any more: nobody reads"
+    assert errors[0] == "memory is not written to any more: nobody reads"
 
 
-async def test_recording_never_raises(complaints: list[str]) -> None:
+async def test_recording_never_raises(errors: list[str]) -> None:
     class Faulty(Coalescer):
         def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
             raise RuntimeError("a fault of ours", event, now)
 
-    trail = Trail([MemorySink()], Faulty(), on_error=complaints.append)
+    trail = Trail([MemorySink()], Faulty(), on_error=errors.append)
 
     trail.record(request_decision())
     trail.record(request_decision())
-    assert len(complaints) == 1
+    assert len(errors) == 1
     assert trail.dropped() == {"memory": 2}
 
     await trail.close()
@@ -224,7 +224,7 @@ async def test_recording_never_raises(complaints: list[str]) -> None:
 
 
 async def test_recorded_events_are_counted_by_kind_including_those_in_a_summary() -> None:
-    trail = Trail([Stuck()], Coalescer(burst=1), capacity=2)
+    trail = Trail([BlockedSink()], Coalescer(burst=1), capacity=2)
     for _ in range(3):
         trail.record(request_decision())
     event = request_decision(peer="192.0.2.7")

@@ -28,8 +28,8 @@ from shim.settings.reload import ReloadResult
 SECRET = "s" * 43
 TOKEN = "t" * 32
 
-FINE = Check("navidrome", State.OK, "answers")
-ODD = Check("whitelist", State.WARNING, "names everybody", "name the edge alone")
+PASSING = Check("navidrome", State.OK, "answers")
+IN_WARNING = Check("whitelist", State.WARNING, "names everybody", "name the edge alone")
 BROKEN = Check("navidrome", State.FAILING, "connection refused", "start it, or set SHIM_UPSTREAM")
 
 
@@ -41,7 +41,7 @@ class Health:
         return self.now
 
 
-class Unwell(Health):
+class FailingHealth(Health):
     def checks(self) -> tuple[Check, ...]:
         raise RuntimeError("a secret of the inside")
 
@@ -50,7 +50,7 @@ async def no_reload(_operator: Operator) -> Performed[ReloadResult]:
     raise AssertionError("no reload was requested")
 
 
-async def explain_nothing(_request: ExplainedRequest) -> dict[str, object]:
+async def fail_explain(_request: ExplainedRequest) -> dict[str, object]:
     return {"verdict": "anonymous"}
 
 
@@ -61,12 +61,12 @@ def app_of(
     reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]] = no_reload,
 ) -> FastAPI:
     services = ControlServices(
-        health=health or Health(FINE),
+        health=health or Health(PASSING),
         metrics=build_registry(Counters(), version="9.9.9"),
         settings=lambda: load({}),
         pending_restart=tuple,
         reload=reload,
-        explain=explain_nothing,
+        explain=fail_explain,
     )
     return create_app(services, Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]))
 
@@ -92,7 +92,7 @@ async def test_healthz_requires_no_authentication() -> None:
 
 
 async def test_readyz_has_the_state_and_remedy_of_each_part() -> None:
-    response = await send(app_of(Health(FINE, ODD)), "/readyz")
+    response = await send(app_of(Health(PASSING, IN_WARNING)), "/readyz")
 
     assert response.status_code == 200
     assert response.json() == {
@@ -109,7 +109,7 @@ async def test_readyz_has_the_state_and_remedy_of_each_part() -> None:
 
 
 async def test_readyz_is_503_while_a_part_is_failing() -> None:
-    health = Health(ODD, BROKEN)
+    health = Health(IN_WARNING, BROKEN)
     app = app_of(health)
 
     response = await send(app, "/readyz")
@@ -117,7 +117,7 @@ async def test_readyz_is_503_while_a_part_is_failing() -> None:
     assert response.json()["ready"] is False
     assert response.json()["checks"]["navidrome"]["remedy"] == BROKEN.remedy
 
-    health.now = (FINE,)
+    health.now = (PASSING,)
     assert (await send(app, "/readyz")).status_code == 200
 
 
@@ -191,7 +191,7 @@ async def test_a_wrong_method_gets_a_json_response() -> None:
 
 
 async def test_an_internal_error_shows_no_details() -> None:
-    response = await send(app_of(Unwell()), "/readyz")
+    response = await send(app_of(FailingHealth()), "/readyz")
 
     assert response.status_code == 500
     assert response.json()["error"] == "internal_server_error"
@@ -200,7 +200,7 @@ async def test_an_internal_error_shows_no_details() -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/nothing"])
 async def test_every_response_has_the_security_headers(path: str) -> None:
-    response = await send(app_of(Unwell() if path == "/readyz" else Health()), path)
+    response = await send(app_of(FailingHealth() if path == "/readyz" else Health()), path)
 
     assert {name: response.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 

@@ -15,16 +15,16 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class Reloads:
-    """Records who reloads; `comes_to` is the result of a reload, and `note` why it was not stored."""
+    """Records who reloads; `result` is the result of a reload, and `note` why it was not stored."""
 
-    def __init__(self, comes_to: ReloadResult, note: str | None = None) -> None:
-        self.comes_to = comes_to
+    def __init__(self, result: ReloadResult, note: str | None = None) -> None:
+        self.result = result
         self.note = note
         self.operators: list[Operator] = []
 
     async def __call__(self, operator: Operator) -> Performed[ReloadResult]:
         self.operators.append(operator)
-        return Performed(self.comes_to, self.note)
+        return Performed(self.result, self.note)
 
 
 def served(reloads: Reloads, token: str | None = None) -> FastAPI:

@@ -131,7 +131,7 @@ async def test_two_cases_of_a_name_can_race_and_equal_names_cannot(
         await all_checked.wait()
 
     monkeypatch.setattr(user_api, "pause_before_writing", pause_before_writing)
-    options = StandInOptions(trusted_sources="127.0.0.1/32", racy_names=1.0)
+    options = StandInOptions(trusted_sources="127.0.0.1/32", name_race_probability=1.0)
     async with StandIn(options) as stand_in:
         async with httpx.AsyncClient(base_url=stand_in.url, headers=ADMIN) as client:
             await client.get("/app/")

@@ -7,16 +7,16 @@ import sys
 from shim.devices import guessing
 from shim.devices.guessing import Guess, GuessLimiter, account_key, client_key
 
-ALICE, BOB, HERE, THERE = b"alice", b"bob", b"\x7f\0\0\1", b"\x7f\0\0\2"
+ALICE, BOB, CLIENT, OTHER_CLIENT = b"alice", b"bob", b"\x7f\0\0\1", b"\x7f\0\0\2"
 
 
 def _fail(limiter: GuessLimiter, times: int, now: float, account: bytes = ALICE) -> None:
     for _ in range(times):
-        limiter.failed(account, HERE, now)
+        limiter.failed(account, CLIENT, now)
 
 
 def _allowed(
-    limiter: GuessLimiter, now: float, account: bytes = ALICE, client: bytes = HERE
+    limiter: GuessLimiter, now: float, account: bytes = ALICE, client: bytes = CLIENT
 ) -> bool:
     guess = limiter.begin(account, client, now)
     if guess is not None:
@@ -30,7 +30,7 @@ def test_ten_failures_pause_this_account_and_client_alone() -> None:
     assert _allowed(limiter, 0)
     _fail(limiter, 1, 0)
     assert not _allowed(limiter, 0) and not _allowed(limiter, 0.9)
-    assert _allowed(limiter, 0, BOB) and _allowed(limiter, 0, ALICE, THERE)
+    assert _allowed(limiter, 0, BOB) and _allowed(limiter, 0, ALICE, OTHER_CLIENT)
 
 
 def test_the_pause_doubles_up_to_a_minute() -> None:
@@ -49,16 +49,16 @@ def test_the_pause_doubles_up_to_a_minute() -> None:
 def test_after_a_pause_one_request_is_checked_at_a_time() -> None:
     limiter = GuessLimiter()
     _fail(limiter, 10, 0)
-    probe = limiter.begin(ALICE, HERE, 2)
+    probe = limiter.begin(ALICE, CLIENT, 2)
     assert probe is not None
-    assert limiter.begin(ALICE, HERE, 2) is None
+    assert limiter.begin(ALICE, CLIENT, 2) is None
     limiter.end(probe)
-    assert limiter.begin(ALICE, HERE, 2) is not None
+    assert limiter.begin(ALICE, CLIENT, 2) is not None
 
 
 def _begin(limiter: GuessLimiter, times: int, account: bytes = ALICE) -> list[Guess]:
     """Begin guesses at once, and return those that are allowed."""
-    return [guess for _ in range(times) if (guess := limiter.begin(account, HERE, 0)) is not None]
+    return [guess for _ in range(times) if (guess := limiter.begin(account, CLIENT, 0)) is not None]
 
 
 def test_guesses_at_once_are_no_more_than_failures_may_follow() -> None:
@@ -70,7 +70,7 @@ def test_guesses_at_once_are_no_more_than_failures_may_follow() -> None:
     _fail(limiter, 7, 0)
     assert len(_begin(limiter, 100)) == 3
     limiter = GuessLimiter()
-    limiter.succeeded(ALICE, HERE, 0)
+    limiter.succeeded(ALICE, CLIENT, 0)
     assert len(_begin(limiter, 100)) == 100
     assert len(limiter) == 1
 
@@ -88,17 +88,17 @@ def test_failures_are_forgotten_after_five_minutes() -> None:
 def test_thirty_failures_of_one_client_count_for_all_accounts() -> None:
     limiter = GuessLimiter()
     for number in range(29):
-        limiter.failed(b"user%d" % number, HERE, 0)
+        limiter.failed(b"user%d" % number, CLIENT, 0)
     assert _allowed(limiter, 0, BOB)
-    limiter.failed(b"", HERE, 0)  # an unknown API key
-    assert not _allowed(limiter, 0, BOB) and not limiter.may_try(HERE, 0)
-    assert _allowed(limiter, 0, BOB, THERE) and limiter.may_try(THERE, 0)
-    assert limiter.may_try(HERE, 2)
+    limiter.failed(b"", CLIENT, 0)  # an unknown API key
+    assert not _allowed(limiter, 0, BOB) and not limiter.may_try(CLIENT, 0)
+    assert _allowed(limiter, 0, BOB, OTHER_CLIENT) and limiter.may_try(OTHER_CLIENT, 0)
+    assert limiter.may_try(CLIENT, 2)
 
 
 def test_a_client_that_succeeded_is_not_limited_for_that_account() -> None:
     limiter = GuessLimiter()
-    limiter.succeeded(ALICE, HERE, 0)
+    limiter.succeeded(ALICE, CLIENT, 0)
     _fail(limiter, 100, 10)
     day = 86400
     assert _allowed(limiter, 10) and not _allowed(limiter, 10, BOB)
@@ -110,9 +110,9 @@ def test_a_client_that_succeeded_is_not_limited_for_that_account() -> None:
 
 def test_a_success_is_noted_again_after_a_while() -> None:
     limiter = GuessLimiter()
-    assert not limiter.is_fresh(ALICE, HERE, 0)
-    limiter.succeeded(ALICE, HERE, 0)
-    assert limiter.is_fresh(ALICE, HERE, 3599) and not limiter.is_fresh(ALICE, HERE, 3601)
+    assert not limiter.is_fresh(ALICE, CLIENT, 0)
+    limiter.succeeded(ALICE, CLIENT, 0)
+    assert limiter.is_fresh(ALICE, CLIENT, 3599) and not limiter.is_fresh(ALICE, CLIENT, 3601)
 
 
 def test_memory_is_bounded() -> None:

@@ -32,7 +32,7 @@ KEY = "11" * 32
 OTHER = "22" * 32
 
 
-class Home:
+class DeviceDatabase:
     """A database with people, and the services over it."""
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -89,17 +89,19 @@ def _binding(number: int, uid: str, name: str) -> dict[str, object]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
+def device_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeviceDatabase]:
     url = f"sqlite:///{tmp_path}/shim.db"
     if request.param == "postgresql":
         url = request.getfixturevalue("postgresql_url")
-    home = Home(url, tmp_path)
-    yield home
-    home.close()
+    device_db = DeviceDatabase(url, tmp_path)
+    yield device_db
+    device_db.close()
 
 
-async def test_a_device_is_added_with_a_secret_that_is_stored_encrypted(home: Home) -> None:
-    service = await home.service()
+async def test_a_device_is_added_with_a_secret_that_is_stored_encrypted(
+    device_db: DeviceDatabase,
+) -> None:
+    service = await device_db.service()
     new = await service.add("uid-alice", " Phone ", ACTOR, account="alice")
     assert new.device.name == "Phone" and new.secret not in repr(new)
     assert re.fullmatch(r"([a-hj-km-np-z2-9]{4}-){6}[a-hj-km-np-z2-9]{4}", new.secret)
@@ -108,8 +110,8 @@ async def test_a_device_is_added_with_a_secret_that_is_stored_encrypted(home: Ho
     assert service.active("uid-bob") == [] and service.by_secret(b"other") is None
     row = service.database.read(lambda connection: connection.execute(select(DEVICES)).one())
     assert new.secret.encode() not in bytes(row.secret) and len(row.nonce) == 12
-    assert home.key_file.stat().st_mode & 0o777 == 0o600
-    (event,) = home.events
+    assert device_db.key_file.stat().st_mode & 0o777 == 0o600
+    (event,) = device_db.events
     assert isinstance(event, DeviceAdded) and new.secret not in repr(event)
     assert (event.device, event.account, event.actor) == (new.device.id, "alice", "console:root")
 
@@ -119,8 +121,8 @@ async def test_secrets_differ_and_have_128_bits_at_least() -> None:
     assert 31**28 > 2**128
 
 
-async def test_another_process_sees_a_change(home: Home) -> None:
-    one, two = await home.service(), await home.service()
+async def test_another_process_sees_a_change(device_db: DeviceDatabase) -> None:
+    one, two = await device_db.service(), await device_db.service()
     new = await one.add("uid-alice", "Phone", ACTOR)
     await two.refresh()
     (loaded,) = two.active("uid-alice")
@@ -131,30 +133,32 @@ async def test_another_process_sees_a_change(home: Home) -> None:
     assert not loaded.alive and two.active("uid-alice") == [] and two.revocations > before
 
 
-async def test_a_revoked_device_loses_its_secret_and_stays_in_the_list(home: Home) -> None:
-    service = await home.service()
+async def test_a_revoked_device_loses_its_secret_and_stays_in_the_list(
+    device_db: DeviceDatabase,
+) -> None:
+    service = await device_db.service()
     new = await service.add("uid-alice", "Phone", ACTOR)
     (loaded,) = service.active("uid-alice")
     revoked = await service.revoke(new.device.id, ACTOR, uid="uid-alice")
     assert not loaded.alive and revoked.revoked_by == "owner"
     (listed,) = service.devices("uid-alice")
-    assert listed.revoked == home.now and service.devices("uid-bob") == ()
+    assert listed.revoked == device_db.now and service.devices("uid-bob") == ()
     row = service.database.read(lambda connection: connection.execute(select(DEVICES)).one())
     assert bytes(row.secret) == b""
     with pytest.raises(DeviceError):
         await service.revoke(new.device.id, ACTOR)
-    assert home.kinds() == [DeviceAdded, DeviceRevoked]
-    home.now += 91 * 86400
+    assert device_db.kinds() == [DeviceAdded, DeviceRevoked]
+    device_db.now += 91 * 86400
     await service.add("uid-alice", "New", ACTOR)
     assert [device.name for device in service.devices()] == ["New"]
 
 
 async def test_a_device_that_is_revoked_during_a_refresh_has_ended(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    device_db: DeviceDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = await home.service()
+    service = await device_db.service()
     new = await service.add("uid-alice", "Phone", ACTOR)
-    await (await home.service()).add("uid-bob", "Phone", ACTOR)
+    await (await device_db.service()).add("uid-bob", "Phone", ACTOR)
     read = service.database.read_async
 
     async def revoke_meanwhile(work: Callable[[Connection], object]) -> object:
@@ -169,13 +173,15 @@ async def test_a_device_that_is_revoked_during_a_refresh_has_ended(
     assert service.by_secret(new.secret.encode()) is None
 
 
-async def test_adding_and_revoking_again_and_again_fills_nothing(home: Home) -> None:
-    service = await home.service(KEY)
+async def test_adding_and_revoking_again_and_again_fills_nothing(
+    device_db: DeviceDatabase,
+) -> None:
+    service = await device_db.service(KEY)
     kept = await service.add("uid-bob", "Phone", ACTOR)
     await service.revoke(kept.device.id, ACTOR)
     for number in range(30):
-        home.now += 1
-        new = await service.add("uid-alice", str(number), ACTOR, expires=home.now + 0.5)
+        device_db.now += 1
+        new = await service.add("uid-alice", str(number), ACTOR, expires=device_db.now + 0.5)
         if number % 2:
             await service.revoke(new.device.id, ACTOR)
     names = [device.name for device in service.devices("uid-alice")]
@@ -183,42 +189,46 @@ async def test_adding_and_revoking_again_and_again_fills_nothing(home: Home) -> 
     assert len(service.devices("uid-bob")) == 1
 
 
-async def test_a_person_has_twenty_devices_at_most(home: Home) -> None:
-    service = await home.service(KEY)
-    first = await service.add("uid-alice", "0", ACTOR, expires=home.now + 60)
+async def test_a_person_has_twenty_devices_at_most(device_db: DeviceDatabase) -> None:
+    service = await device_db.service(KEY)
+    first = await service.add("uid-alice", "0", ACTOR, expires=device_db.now + 60)
     for number in range(1, MAX_DEVICES):
         await service.add("uid-alice", str(number), ACTOR)
     with pytest.raises(DeviceError, match="20 devices"):
         await service.add("uid-alice", "21", ACTOR)
     await service.add("uid-bob", "Phone", ACTOR)
-    home.now += 61  # one has expired
-    assert not first.device.is_active(home.now)
+    device_db.now += 61  # one has expired
+    assert not first.device.is_active(device_db.now)
     await service.add("uid-alice", "21", ACTOR)
 
 
 @pytest.mark.parametrize(
     "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "a\x1b[31m", "safe\u202egnp", "zero\u200bwidth"]
 )
-async def test_a_name_that_is_not_shown_as_itself_is_refused(home: Home, name: str) -> None:
-    service = await home.service(KEY)
+async def test_a_name_that_is_not_shown_as_itself_is_refused(
+    device_db: DeviceDatabase, name: str
+) -> None:
+    service = await device_db.service(KEY)
     with pytest.raises(DeviceError):
         await service.add("uid-alice", name, ACTOR)
     assert service.devices() == ()
 
 
-async def test_names_in_any_script_are_kept(home: Home) -> None:
-    service = await home.service(KEY)
+async def test_names_in_any_script_are_kept(device_db: DeviceDatabase) -> None:
+    service = await device_db.service(KEY)
     for name in ("x" * 64, "Küche <b>&amp;", "电话", "📱 phone", "گوشی\u200cها"):
-        home.now += 1
+        device_db.now += 1
         new = await service.add("uid-alice", name, ACTOR)
         await service.rename(new.device.id, f"{name[:60]}!", ACTOR, uid="uid-alice")
         assert service.devices()[0].name == f"{name[:60]}!"
-    assert DeviceRenamed in home.kinds()
+    assert DeviceRenamed in device_db.kinds()
 
 
 @pytest.mark.parametrize("why", ["nobody", "denied", "locked"])
-async def test_without_a_usable_account_no_device_is_added(home: Home, why: str) -> None:
-    service = await home.service(KEY)
+async def test_without_a_usable_account_no_device_is_added(
+    device_db: DeviceDatabase, why: str
+) -> None:
+    service = await device_db.service(KEY)
     uid = "uid-of-nobody" if why == "nobody" else "uid-alice"
     if why == "denied":
         service.database.write(lambda c: c.execute(update(BINDINGS).values(state="denied")))
@@ -229,14 +239,14 @@ async def test_without_a_usable_account_no_device_is_added(home: Home, why: str)
         await service.add(uid, "Phone", ACTOR)
 
 
-async def test_what_ends_with_the_account_is_recorded(home: Home) -> None:
-    service = await home.service(KEY)
+async def test_what_ends_with_the_account_is_recorded(device_db: DeviceDatabase) -> None:
+    service = await device_db.service(KEY)
     await service.add("uid-alice", "Phone", ACTOR)
     service.database.write(
         lambda connection: end_devices(connection, DEVICES.c.uid == "uid-alice", 7.0, "locked")
     )
     await service.refresh()
-    event = home.events[-1]
+    event = device_db.events[-1]
     assert isinstance(event, DeviceRevoked) and event.reason == "locked" and event.actor is None
 
 
@@ -244,27 +254,29 @@ def _change(change: dict[str, str], connection: Connection) -> None:
     connection.execute(update(DEVICES).values(**change))
 
 
-async def test_the_last_use_is_stored(home: Home) -> None:
-    service = await home.service(KEY)
+async def test_the_last_use_is_stored(device_db: DeviceDatabase) -> None:
+    service = await device_db.service(KEY)
     await service.add("uid-alice", "Phone", ACTOR)
     (loaded,) = service.active("uid-alice")
-    loaded.used = (home.now + 5, "192.0.2.7", "Symfonium")
+    loaded.used = (device_db.now + 5, "192.0.2.7", "Symfonium")
     assert service.devices()[0].last_app == "Symfonium"
     await service.store_uses()
-    other = await home.service(KEY)
+    other = await device_db.service(KEY)
     (listed,) = other.devices()
-    assert (listed.last_used, listed.last_client) == (home.now + 5, "192.0.2.7")
+    assert (listed.last_used, listed.last_client) == (device_db.now + 5, "192.0.2.7")
 
 
 # the key
 
 
-async def test_a_row_under_another_id_or_person_is_worthless(home: Home) -> None:
-    service = await home.service(KEY)
+async def test_a_row_under_another_id_or_person_is_worthless(
+    device_db: DeviceDatabase,
+) -> None:
+    service = await device_db.service(KEY)
     await service.add("uid-alice", "Phone", ACTOR)
     for change in ({"uid": "uid-bob"}, {"id": "0" * 16}):
         service.database.write(partial(_change, change))
-        other = await home.service(KEY)
+        other = await device_db.service(KEY)
         assert len(other) == 0 and other.refused == 1
         assert other.fault is not None and "changed" in other.fault
         service.database.write(lambda c: c.execute(update(DEVICES).values(uid="uid-alice")))
@@ -272,88 +284,90 @@ async def test_a_row_under_another_id_or_person_is_worthless(home: Home) -> None
 
 @pytest.mark.parametrize("fault", ["missing", "unreadable", "empty", "binary", "short", "other"])
 async def test_a_key_that_is_lost_refuses_devices_and_deletes_nothing(
-    home: Home, fault: str
+    device_db: DeviceDatabase, fault: str
 ) -> None:
-    service = await home.service()
+    service = await device_db.service()
     new = await service.add("uid-alice", "Phone", ACTOR)
-    good = home.key_file.read_bytes()
+    good = device_db.key_file.read_bytes()
     contents = {"empty": b"", "binary": b"\xff\x00", "short": b"abcd\n", "other": OTHER.encode()}
     if fault == "missing":
-        home.key_file.unlink()
+        device_db.key_file.unlink()
     elif fault == "unreadable":
-        home.key_file.unlink()
-        home.key_file.mkdir()
+        device_db.key_file.unlink()
+        device_db.key_file.mkdir()
     else:
-        home.key_file.write_bytes(contents[fault])
-    home.events.clear()
-    lost = await home.service()
+        device_db.key_file.write_bytes(contents[fault])
+    device_db.events.clear()
+    lost = await device_db.service()
     assert lost.fault is not None and lost.refused == 1 and len(lost) == 0
     assert lost.active("uid-alice") == [] and lost.by_secret(new.secret.encode()) is None
-    assert home.kinds() == [DevicesUnavailable]
+    assert device_db.kinds() == [DevicesUnavailable]
     if fault != "other":
         with pytest.raises(DeviceError, match="key"):
             await lost.add("uid-alice", "New", ACTOR)
-        assert str(home.key_file) in lost.fault
+        assert str(device_db.key_file) in lost.fault
     if fault == "unreadable":
-        home.key_file.rmdir()
-    home.key_file.write_bytes(good)
+        device_db.key_file.rmdir()
+    device_db.key_file.write_bytes(good)
     await lost.load()
     assert lost.by_secret(new.secret.encode()) is not None
-    assert home.kinds()[-1] is DevicesAvailable
+    assert device_db.kinds()[-1] is DevicesAvailable
 
 
-async def test_postgresql_needs_a_key_in_the_settings(home: Home) -> None:
-    service = DeviceService(home.database(), KeySource(None, None), home.events.append)
+async def test_postgresql_needs_a_key_in_the_settings(device_db: DeviceDatabase) -> None:
+    service = DeviceService(device_db.database(), KeySource(None, None), device_db.events.append)
     await service.load()
     assert service.fault is None  # nobody has a device
     with pytest.raises(DeviceError, match="SHIM_DEVICE_KEY"):
         await service.add("uid-alice", "Phone", ACTOR)
 
 
-async def test_the_key_file_is_rotated(home: Home) -> None:
-    service = await home.service()
+async def test_the_key_file_is_rotated(device_db: DeviceDatabase) -> None:
+    service = await device_db.service()
     new = await service.add("uid-alice", "Phone", ACTOR)
-    running = await home.service()
-    before = home.key_file.read_text()
+    running = await device_db.service()
+    before = device_db.key_file.read_text()
     assert await service.rotate_key(ACTOR) == 1
-    after = home.key_file.read_text()
+    after = device_db.key_file.read_text()
     assert before.splitlines()[1] not in after and len(after.splitlines()) == 2
-    assert home.key_file.stat().st_mode & 0o777 == 0o600
+    assert device_db.key_file.stat().st_mode & 0o777 == 0o600
     await running.refresh()
-    for each in (service, running, await home.service()):
+    for each in (service, running, await device_db.service()):
         assert each.fault is None and each.by_secret(new.secret.encode()) is not None
-    assert isinstance(home.events[-1], DeviceKeyRotated)
+    assert isinstance(device_db.events[-1], DeviceKeyRotated)
 
 
-async def test_an_interrupted_rotation_continues(home: Home) -> None:
-    service = await home.service()
+async def test_an_interrupted_rotation_continues(device_db: DeviceDatabase) -> None:
+    service = await device_db.service()
     new = await service.add("uid-alice", "Phone", ACTOR)
-    KeySource(None, home.key_file).add_new_key()  # and then the process ends
-    assert (await home.service()).by_secret(new.secret.encode()) is not None
-    await (await home.service()).rotate_key(ACTOR)
-    assert len(home.key_file.read_text().splitlines()) == 2
-    assert (await home.service()).by_secret(new.secret.encode()) is not None
+    KeySource(None, device_db.key_file).add_new_key()  # and then the process ends
+    assert (await device_db.service()).by_secret(new.secret.encode()) is not None
+    await (await device_db.service()).rotate_key(ACTOR)
+    assert len(device_db.key_file.read_text().splitlines()) == 2
+    assert (await device_db.service()).by_secret(new.secret.encode()) is not None
 
 
-async def test_a_key_in_the_settings_is_rotated(home: Home) -> None:
-    new = await (await home.service(KEY)).add("uid-alice", "Phone", ACTOR)
+async def test_a_key_in_the_settings_is_rotated(device_db: DeviceDatabase) -> None:
+    new = await (await device_db.service(KEY)).add("uid-alice", "Phone", ACTOR)
     with pytest.raises(DeviceError, match="NEW,OLD"):
-        await (await home.service(KEY)).rotate_key(ACTOR)
-    both = await home.service(f"{OTHER},{KEY}")
+        await (await device_db.service(KEY)).rotate_key(ACTOR)
+    both = await device_db.service(f"{OTHER},{KEY}")
     await both.rotate_key(ACTOR)
-    assert (await home.service(OTHER)).by_secret(new.secret.encode()) is not None
-    assert (await home.service(KEY)).fault is not None
+    assert (await device_db.service(OTHER)).by_secret(new.secret.encode()) is not None
+    assert (await device_db.service(KEY)).fault is not None
 
 
-async def test_a_rotation_without_the_old_key_changes_nothing(home: Home) -> None:
-    new = await (await home.service(KEY)).add("uid-alice", "Phone", ACTOR)
+async def test_a_rotation_without_the_old_key_changes_nothing(
+    device_db: DeviceDatabase,
+) -> None:
+    new = await (await device_db.service(KEY)).add("uid-alice", "Phone", ACTOR)
     with pytest.raises(DeviceError):
-        await (await home.service(f"{OTHER},{'33' * 32}")).rotate_key(ACTOR)
-    assert (await home.service(KEY)).by_secret(new.secret.encode()) is not None
+        await (await device_db.service(f"{OTHER},{'33' * 32}")).rotate_key(ACTOR)
+    assert (await device_db.service(KEY)).by_secret(new.secret.encode()) is not None
 
 
-async def test_two_processes_create_one_key(home: Home) -> None:
-    one, two = await home.service(), await home.service()
+async def test_two_processes_create_one_key(device_db: DeviceDatabase) -> None:
+    one, two = await device_db.service(), await device_db.service()
     first = await one.add("uid-alice", "Phone", ACTOR)
     second = await two.add("uid-bob", "Phone", ACTOR)
     await one.refresh()

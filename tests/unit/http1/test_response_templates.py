@@ -16,36 +16,36 @@ def head(*lines: str, first: str = "HTTP/1.1 200 OK") -> bytes:
     return "\r\n".join((first, *lines, "", "")).encode("latin-1")
 
 
-def taught(*heads: bytes) -> ResponseTemplateCache:
+def build_cache(*heads: bytes) -> ResponseTemplateCache:
     """Templates that have parsed each of these heads twice, as often as it takes to cache one."""
-    shapes = ResponseTemplateCache(LONGEST, 20)
+    cache = ResponseTemplateCache(LONGEST, 20)
     for each in heads * 2:
-        shapes.read(each)
-    return shapes
+        cache.read(each)
+    return cache
 
 
 def test_a_template_is_cached_at_the_second_parse_whatever_its_values() -> None:
-    shapes = ResponseTemplateCache(LONGEST, 20)
+    cache = ResponseTemplateCache(LONGEST, 20)
     first = head("Date: Mon", "Content-Length: 5", "Set-Cookie: a=1")
-    assert shapes.match(first) is None
-    shapes.read(first)
-    assert shapes.match(first) is None
-    shapes.read(first)
+    assert cache.match(first) is None
+    cache.read(first)
+    assert cache.match(first) is None
+    cache.read(first)
     second = head("Date: Tue", "Content-Length: 77", "Set-Cookie: b=\u00fc")
-    assert shapes.match(second + b"body") == (parse_response_head(second), len(second))
+    assert cache.match(second + b"body") == (parse_response_head(second), len(second))
 
 
 def test_an_incomplete_or_oversized_head_has_no_template() -> None:
-    shapes = taught(head("A: b"))
+    cache = build_cache(head("A: b"))
     whole = head("A: c")
-    assert all(shapes.match(whole[:at]) is None for at in range(len(whole)))
-    assert shapes.match(head("A: " + "x" * LONGEST)) is None
+    assert all(cache.match(whole[:at]) is None for at in range(len(whole)))
+    assert cache.match(head("A: " + "x" * LONGEST)) is None
 
 
 def test_hop_by_hop_fields_are_part_of_the_template_byte_by_byte() -> None:
     known = head("Content-Length: 5", "Connection: close"), head("Transfer-Encoding: chunked")
-    shapes = taught(*known)
-    assert [shapes.match(each) for each in known] == [
+    cache = build_cache(*known)
+    assert [cache.match(each) for each in known] == [
         (parse_response_head(each), len(each)) for each in known
     ]
     for other in (
@@ -54,16 +54,16 @@ def test_hop_by_hop_fields_are_part_of_the_template_byte_by_byte() -> None:
         head("Transfer-Encoding: gzip, chunked"),
         head("Transfer-Encoding: chunked", first="HTTP/1.0 200 OK"),
     ):
-        assert shapes.match(other) is None
+        assert cache.match(other) is None
 
 
 def test_the_template_cache_is_bounded() -> None:
-    shapes = ResponseTemplateCache(LONGEST, 20)
+    cache = ResponseTemplateCache(LONGEST, 20)
     for number in range(5000):
         for _ in range(2):
-            shapes.read(head(f"X-{number}: y"))
-    assert len(shapes._templates) <= 24
-    assert len(shapes._seen) <= 8 * 24
+            cache.read(head(f"X-{number}: y"))
+    assert len(cache._templates) <= 24
+    assert len(cache._seen) <= 8 * 24
 
 
 _NAME = st.sampled_from(
@@ -100,7 +100,7 @@ _HEADS = st.lists(
     min_size=1,
     max_size=6,
 )
-_STRANGE = st.binary(max_size=4)
+_UNUSUAL_LINES = st.binary(max_size=4)
 
 
 def _read(data: bytes) -> ResponseHead | None:
@@ -110,23 +110,23 @@ def _read(data: bytes) -> ResponseHead | None:
         return None
 
 
-@given(heads=_HEADS, at=st.integers(0, 200), strange=_STRANGE)
+@given(heads=_HEADS, at=st.integers(0, 200), unusual_line=_UNUSUAL_LINES)
 @settings(max_examples=300)
-@example(heads=[head("Content-Length: 5")], at=19, strange=b"A: b\r\n")
+@example(heads=[head("Content-Length: 5")], at=19, unusual_line=b"A: b\r\n")
 def test_a_cached_template_gives_the_same_result_as_parsing(
-    heads: list[bytes], at: int, strange: bytes
+    heads: list[bytes], at: int, unusual_line: bytes
 ) -> None:
-    shapes = ResponseTemplateCache(LONGEST, 20)
+    cache = ResponseTemplateCache(LONGEST, 20)
     for each in heads * 2:
         if _read(each) is not None:
-            shapes.read(each)
+            cache.read(each)
     for each in heads:
         for data in (
             each,
-            each[:at] + strange + each[at:],
-            each[:at] + strange + each[at + len(strange) :],
+            each[:at] + unusual_line + each[at:],
+            each[:at] + unusual_line + each[at + len(unusual_line) :],
         ):
-            known = shapes.match(data)
+            known = cache.match(data)
             if known is None:
                 continue
             response, end = known
@@ -136,19 +136,19 @@ def test_a_cached_template_gives_the_same_result_as_parsing(
 
 
 def test_a_head_with_too_many_lines_is_invalid() -> None:
-    shapes = ResponseTemplateCache(LONGEST, 20)
-    shapes.read(head(*["A: b"] * 20))
+    cache = ResponseTemplateCache(LONGEST, 20)
+    cache.read(head(*["A: b"] * 20))
     with pytest.raises(InvalidResponse, match="20 header lines"):
-        shapes.read(head(*["A: b"] * 21))
+        cache.read(head(*["A: b"] * 21))
 
 
 @pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 0x7F])
 @pytest.mark.parametrize("value", [b"x%by", b"%b", b"x%b"])
 def test_a_head_with_a_control_byte_in_a_value_has_no_template(byte: int, value: bytes) -> None:
-    shapes = taught(head("ETag: a", "Content-Length: 5"))
-    assert shapes.match(head("ETag: \u00e9\t b", "Content-Length: 5")) is not None
+    cache = build_cache(head("ETag: a", "Content-Length: 5"))
+    assert cache.match(head("ETag: \u00e9\t b", "Content-Length: 5")) is not None
     sent = value % bytes([byte])
     bad = b"HTTP/1.1 200 OK\r\nETag: %b\r\nContent-Length: 5\r\n\r\n" % sent
-    assert shapes.match(bad) is None
+    assert cache.match(bad) is None
     with pytest.raises(InvalidResponse):
-        shapes.read(bad)
+        cache.read(bad)

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from shim.monitors.dns import DnsMonitor
-from tests.support.pauses import note_pauses
-from tests.support.socket_ends import until
+from tests.support.raw_connection import until
+from tests.support.recorded_sleeps import record_sleeps
 
 LookupResult = Sequence[str] | Exception
 
@@ -112,15 +112,15 @@ async def test_a_new_monitor_copies_the_addresses_with_their_age(
     before = DnsMonitor(("edge", "former"), stale_seconds=300)
     await before.resolve()
     name_server.results_by_name = {"edge": OSError("no network"), "new": OSError("no network")}
-    after, hasty = (
+    after, early = (
         DnsMonitor(("edge", "new"), stale_seconds=300),
         DnsMonitor(("edge",), stale_seconds=-1),
     )
-    for watch in (after, hasty):
+    for watch in (after, early):
         watch.copy_state_from(before)
         await watch.resolve()
     assert after.addresses() == {"edge": before.addresses()["edge"], "new": frozenset()}
-    assert found(hasty) == set()
+    assert found(early) == set()
 
 
 async def test_a_name_that_never_resolved_matches_no_peer(name_server: NameServer) -> None:
@@ -191,7 +191,7 @@ async def test_a_blocked_lookup_uses_no_thread_of_the_default_executor(
 async def test_a_name_without_an_address_is_retried_soon(
     name_server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pauses = note_pauses(monkeypatch, "shim.monitors.dns", 3)
+    pauses = record_sleeps(monkeypatch, "shim.monitors.dns", 3)
     name_server.results_by_name = {"edge": OSError("not yet"), "other": ["192.0.2.5"]}
     watch = DnsMonitor(("edge", "other"), stale_seconds=300)
     await watch.resolve()

@@ -19,7 +19,7 @@ WITH_SECRET = Policy(whitelist=trusting("127.0.0.2"), secrets=(SECRET.encode(),)
 WITHOUT = Policy(whitelist=trusting("127.0.0.2"))
 RIGHT = f"X-Shim-Proxy-Secret: {SECRET}"
 WRONG = "X-Shim-Proxy-Secret: another-value"
-STRANGER = "192.0.2.9"
+UNTRUSTED = "192.0.2.9"
 
 
 @dataclass
@@ -43,7 +43,7 @@ def sent(monitor: EdgeMonitor, policy: Policy, *lines: str, peer: str = "127.0.0
 @pytest.mark.parametrize(
     ("policy", "lines", "peer", "detail", "remedy"),
     [
-        (WITHOUT, (ADA,), STRANGER, "192.0.2.9 did not count", "SHIM_REVERSE_PROXY_WHITELIST"),
+        (WITHOUT, (ADA,), UNTRUSTED, "192.0.2.9 did not count", "SHIM_REVERSE_PROXY_WHITELIST"),
         (WITH_SECRET, (ADA,), "127.0.0.2", "without X-Shim-Proxy-Secret", "authenticated route"),
         (WITH_SECRET, (ADA, WRONG), "127.0.0.2", "another secret", "the same secret at the edge"),
         (WITHOUT, (ADA, RIGHT), "127.0.0.2", "SHIM_PROXY_SECRET is not set", "that the edge sends"),
@@ -65,8 +65,8 @@ def test_each_fault_is_named_with_its_remedy_and_no_value(
 def test_peers_that_are_rejected_are_remembered_too() -> None:
     policy = Policy(whitelist=trusting("127.0.0.2"), reject_untrusted=True)
     monitor = EdgeMonitor(Clock())
-    assert sent(monitor, policy, ADA, peer=STRANGER) is Reason.UNTRUSTED_PEER_REJECTED
-    assert STRANGER in monitor.check(policy).detail
+    assert sent(monitor, policy, ADA, peer=UNTRUSTED) is Reason.UNTRUSTED_PEER_REJECTED
+    assert UNTRUSTED in monitor.check(policy).detail
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_edge_without_a_fault_has_none(policy: Policy, lines: tuple[str, ...]
 def test_a_finding_ends_after_its_time() -> None:
     clock = Clock()
     monitor = EdgeMonitor(clock)
-    sent(monitor, WITHOUT, ADA, peer=STRANGER)
+    sent(monitor, WITHOUT, ADA, peer=UNTRUSTED)
     clock.now += RECENT_SECONDS - 1
     assert "last 899 s ago" in monitor.check(WITHOUT).detail
     clock.now += 1
@@ -90,8 +90,8 @@ def test_a_finding_ends_after_its_time() -> None:
 
 def test_a_peer_that_is_trusted_now_is_no_finding() -> None:
     monitor = EdgeMonitor(Clock())
-    sent(monitor, WITHOUT, ADA, peer=STRANGER)
-    assert monitor.check(Policy(whitelist=trusting(STRANGER))).state is State.OK
+    sent(monitor, WITHOUT, ADA, peer=UNTRUSTED)
+    assert monitor.check(Policy(whitelist=trusting(UNTRUSTED))).state is State.OK
 
 
 def test_an_identity_that_counts_ends_a_finding_after_a_minute() -> None:

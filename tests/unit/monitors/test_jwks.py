@@ -13,7 +13,7 @@ from shim.monitors.jwks import MAX_WAITERS, JwksConfig, JwksMonitor
 from tests.support.certificates import make_certificates
 from tests.support.jwks_server import build_response, jwks_server
 from tests.support.jwt_minting import jwk, key_set, rsa_key
-from tests.support.pauses import note_pauses
+from tests.support.recorded_sleeps import record_sleeps
 
 ONE = key_set(jwk(rsa_key(), "one"))
 TWO = key_set(jwk(rsa_key(), "one"), jwk(rsa_key(1), "two"))
@@ -98,7 +98,7 @@ async def test_a_server_without_a_response_times_out() -> None:
 async def test_a_slow_response_times_out_as_a_whole() -> None:
     client_left = asyncio.Event()
 
-    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send_slowly(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{")
         try:
             while True:
@@ -109,7 +109,7 @@ async def test_a_slow_response_times_out_as_a_whole() -> None:
             writer.close()
             client_left.set()
 
-    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    server = await asyncio.start_server(send_slowly, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     watch = JwksMonitor(JwksConfig(url=f"http://127.0.0.1:{port}/", timeout=0.3))
     async with asyncio.timeout(10.0):
@@ -197,7 +197,7 @@ async def test_it_is_fetched_periodically_and_sooner_while_there_is_no_key(
     async with jwks_server(build_response(b"", status="503 Away")) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, min_interval=30.0))
         await watch.fetch()
-        pauses = note_pauses(monkeypatch, "shim.monitors.jwks", 3)
+        pauses = record_sleeps(monkeypatch, "shim.monitors.jwks", 3)
         responses = iter(
             [build_response(ONE), build_response(b"", status="503 Away"), build_response(ONE)]
         )
@@ -226,10 +226,10 @@ async def test_the_tls_certificate_is_verified(tmp_path: Path) -> None:
 async def test_a_renewed_ca_file_is_used_once_it_is_read_again(
     tmp_path: Path,
 ) -> None:
-    ours, others = tmp_path / "ours", tmp_path / "others"
-    ours.mkdir()
-    others.mkdir()
-    certificates, authority = make_certificates(ours), make_certificates(others).authority
+    own_folder, other_folder = tmp_path / "ours", tmp_path / "others"
+    own_folder.mkdir()
+    other_folder.mkdir()
+    certificates, authority = make_certificates(own_folder), make_certificates(other_folder).authority
     async with jwks_server(build_response(ONE), certificates.server()) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, ca=str(authority)))
         await watch.fetch()

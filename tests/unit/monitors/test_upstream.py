@@ -18,12 +18,12 @@ from tests.support.scripted_navidrome import Navidrome, navidrome_on_a_socket, n
 
 @asynccontextmanager
 async def watching(
-    navidrome: Navidrome, base_path: str = "/", *, ca: Path | None = None, patience: float = 5
+    navidrome: Navidrome, base_path: str = "/", *, ca: Path | None = None, probe_timeout: float = 5
 ) -> AsyncIterator[UpstreamMonitor]:
     address = navidrome.address
     upstream = Upstream("http" if ca is None else "https", address.host, address.port, address.path)
     tls = None if ca is None else ssl.create_default_context(cafile=ca)
-    watch = UpstreamMonitor(upstream, tls, base_path, patience)
+    watch = UpstreamMonitor(upstream, tls, base_path, probe_timeout)
     try:
         yield watch
     finally:
@@ -60,15 +60,15 @@ REDIRECTS = [
 ]
 
 
-@pytest.mark.parametrize(("base_path", "location", "named", "contradicts"), REDIRECTS)
+@pytest.mark.parametrize(("base_path", "location", "named", "mismatch"), REDIRECTS)
 async def test_the_redirect_to_the_web_app_shows_the_base_path(
-    base_path: str, location: str, named: str | None, contradicts: bool
+    base_path: str, location: str, named: str | None, mismatch: bool
 ) -> None:
     async with navidrome_on_a_socket() as navidrome, watching(navidrome, base_path) as watch:
         head = await probe_once(navidrome, watch, redirect(location))
         below = base_path.rstrip("/") + "/"
         assert head.startswith(f"GET {below}navidrome-shim-probe HTTP/1.1\r\n".encode())
-        assert (watch.state.base_path, watch.base_path_mismatch) == (named, contradicts)
+        assert (watch.state.base_path, watch.base_path_mismatch) == (named, mismatch)
         assert watch.state.reached
 
 
@@ -109,7 +109,10 @@ async def test_an_invalid_response_is_down(response: bytes) -> None:
 
 
 async def test_a_server_that_does_not_respond_times_out() -> None:
-    async with navidrome_on_a_socket() as navidrome, watching(navidrome, patience=0.01) as watch:
+    async with (
+        navidrome_on_a_socket() as navidrome,
+        watching(navidrome, probe_timeout=0.01) as watch,
+    ):
         await watch.probe()
         assert not watch.state.reached
         assert "Timeout" in watch.state.detail
@@ -145,12 +148,12 @@ async def test_changes_are_reported_while_it_runs() -> None:
             watch.run(0, lambda: changes.put_nowait(watch.base_path_mismatch))
         )
         async with asyncio.timeout(5):
-            for location, contradicts in (("/music/app/", True), ("/app/", False)):
+            for location, mismatch in (("/music/app/", True), ("/app/", False)):
                 served, _ = await navidrome.requests()
                 await served.send(
                     redirect(location).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
                 )
                 served.close()
-                assert await changes.get() is contradicts
+                assert await changes.get() is mismatch
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

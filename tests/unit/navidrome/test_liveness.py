@@ -14,7 +14,7 @@ from shim.navidrome.liveness import open_liveness
 from shim.settings import Upstream
 
 
-async def tells_when_it_leaves() -> None:
+async def disconnect_is_reported() -> None:
     stand_in = StandIn(StandInOptions())
     await stand_in.start()
     left = asyncio.Event()
@@ -31,16 +31,16 @@ async def tells_when_it_leaves() -> None:
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_the_end_of_a_server_is_reported(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(tells_when_it_leaves())
+        runner.run(disconnect_is_reported())
 
 
 async def test_closing_the_connection_reports_nothing() -> None:
     async with StandIn(StandInOptions()) as stand_in:
         reports: list[None] = []
-        presence = await open_liveness(
+        liveness_connection = await open_liveness(
             Upstream("http", "127.0.0.1", stand_in.port), "/", None, lambda: reports.append(None), 5
         )
-        presence.close()
+        liveness_connection.close()
         await asyncio.sleep(0.05)
         assert not reports
 

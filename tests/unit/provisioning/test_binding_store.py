@@ -32,8 +32,8 @@ from shim.provisioning.models import (
 from shim.store.database import Database
 from shim.trust.identity import Identity
 
-HERE = socket.gethostname()
-ELSEWHERE = "elsewhere/1/x"
+THIS_HOST = socket.gethostname()
+OTHER_HOST = "elsewhere/1/x"
 
 
 class Clock:
@@ -187,10 +187,10 @@ async def test_of_processes_that_take_over_an_abandoned_intent_one_succeeds(
     opened: Callable[..., BindingStore],
 ) -> None:
     clock = Clock()
-    left = opened(ELSEWHERE)
+    left = opened(OTHER_HOST)
     others = [opened(f"host{n}/1/x", clock) for n in range(4)]
     for key in map(str, range(8)):
-        await left.open_intent(intent(ELSEWHERE, key))
+        await left.open_intent(intent(OTHER_HOST, key))
     clock.now += LEASE_SECONDS + 1
     for key in map(str, range(8)):
         tried = [one.open_intent(intent(one.owner, key, clock.now)) for one in others]
@@ -205,13 +205,13 @@ async def test_processes_that_record_the_same_values_do_not_conflict(
     await first.load()
     numbers = [(await first.put(binding(f"n{n}", f"u{n}", f"id{n}"))).id for n in range(8)]
     await second.load()
-    rests = [NameHold("freed", "id", None, 2000), NameHold("free", "id", None, 2000)]
+    name_holds = [NameHold("freed", "id", None, 2000), NameHold("free", "id", None, 2000)]
     for _ in range(20):
         await asyncio.gather(
             first.record_last_seen(dict.fromkeys(numbers, 3.0)),
             second.record_last_seen(dict.fromkeys(reversed(numbers), 4.0)),
-            first.hold_names(rests),
-            second.hold_names(reversed(rests)),
+            first.hold_names(name_holds),
+            second.hold_names(reversed(name_holds)),
         )
     await second.load()
     assert {one.last_seen for one in second.all()} <= {3.0, 4.0}
@@ -308,8 +308,8 @@ async def test_two_unlinked_bindings_can_coexist(
 
 
 async def test_an_intent_excludes_other_processes(opened: Callable[..., BindingStore]) -> None:
-    first, second = opened(ELSEWHERE), opened()
-    opened_by_first = await first.open_intent(intent(ELSEWHERE))
+    first, second = opened(OTHER_HOST), opened()
+    opened_by_first = await first.open_intent(intent(OTHER_HOST))
     with pytest.raises(Busy):
         await second.open_intent(intent(second.owner))
     await first.close_intent(opened_by_first)
@@ -320,12 +320,12 @@ async def test_an_abandoned_intent_is_taken_over_under_its_own_id(
     opened: Callable[..., BindingStore],
 ) -> None:
     clock = Clock()
-    first, second = opened(ELSEWHERE), opened("", clock)
-    await first.open_intent(intent(ELSEWHERE))
+    first, second = opened(OTHER_HOST), opened("", clock)
+    await first.open_intent(intent(OTHER_HOST))
     clock.now += LEASE_SECONDS + 1
     taken = await second.open_intent(intent(second.owner))
-    assert taken.navidrome_id == f"of {ELSEWHERE}" and taken.owner == second.owner
-    await first.close_intent(intent(ELSEWHERE))
+    assert taken.navidrome_id == f"of {OTHER_HOST}" and taken.owner == second.owner
+    await first.close_intent(intent(OTHER_HOST))
     await first.load()
     assert first.intents() == (taken,)
 
@@ -374,14 +374,14 @@ async def test_last_seen_times_are_not_reported_to_other_processes(
     [
         ("elsewhere/1/x", 1000.0, True),
         ("elsewhere/1/x", 1000.0 - LEASE_SECONDS - 1, False),
-        (f"{HERE}/{os.getpid()}/before", 1000.0, False),
-        (f"{HERE}/{os.getppid()}/x", 1000.0, True),
-        (f"{HERE}/999999999/x", 1000.0, False),
+        (f"{THIS_HOST}/{os.getpid()}/before", 1000.0, False),
+        (f"{THIS_HOST}/{os.getppid()}/x", 1000.0, True),
+        (f"{THIS_HOST}/999999999/x", 1000.0, False),
         ("elsewhere/1/x", 5000.0, False),
     ],
     ids=["elsewhere", "too old", "this process before", "alive", "dead", "in the future"],
 )
 def test_processes_that_may_be_alive(owner: str, since: float, alive: bool) -> None:
-    mine = f"{HERE}/{os.getpid()}/mine"
+    mine = f"{THIS_HOST}/{os.getpid()}/mine"
     assert may_be_alive(owner, mine, since, 1000.0) is alive
     assert may_be_alive(mine, mine, since, 1000.0)

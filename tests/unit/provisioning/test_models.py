@@ -18,12 +18,12 @@ from shim.provisioning.models import (
     intent_values,
 )
 from shim.trust.identity import Identity
-from tests.unit.trust.test_token_proof import EVERYTHING, OPTIONAL, by_token, decide_on
+from tests.unit.trust.test_token_proof import IDENTITY_FIELDS, OPTIONAL, by_token, decide_on
 
 
 def identities() -> dict[str, Identity]:
     """One identity of each kind that a request can have."""
-    by_headers = decide_on(*EVERYTHING, policy=OPTIONAL).identity
+    by_headers = decide_on(*IDENTITY_FIELDS, policy=OPTIONAL).identity
     verified = decide_on(by_token()).identity
     assert by_headers is not None and verified is not None
     return {

@@ -35,7 +35,7 @@ class Accounts:
         self.denied: set[str] = set()
         self.listed = True
         self.listings: list[asyncio.Future[AccountDenied | None]] = []
-        self.superseded: set[str] = set()
+        self.outdated: set[str] = set()
         self.writes: Counter[str] = Counter()
         self.without_response = 0
         self.held: set[str] = set()
@@ -48,9 +48,7 @@ class Accounts:
 
     def known(self, identity: Identity) -> Account | None:
         name = identity.username
-        return (
-            None if name in self.denied | self.superseded else Account(name.encode(), f"id-{name}")
-        )
+        return None if name in self.denied | self.outdated else Account(name.encode(), f"id-{name}")
 
     def ensure(
         self, identity: Identity, request_info: RequestInfo
@@ -95,7 +93,7 @@ class Accounts:
         self.changes += 1
 
     def identity_current(self, identity: Identity) -> bool:
-        return identity.username not in self.superseded
+        return identity.username not in self.outdated
 
     def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
         if self.held.intersection(account_ids):

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from tests.support.certificates import Certificates, make_certificates
-from tests.support.data_plane import Front, front_before
+from tests.support.running_proxy import RunningProxy, start_proxy
 from tests.support.scripted_navidrome import Navidrome, navidrome_on_a_socket
 
 
@@ -35,8 +35,8 @@ async def navidrome() -> AsyncIterator[Navidrome]:
 
 
 @pytest.fixture
-async def front(navidrome: Navidrome) -> AsyncIterator[Front]:
-    async with front_before(navidrome) as made:
+async def proxy(navidrome: Navidrome) -> AsyncIterator[RunningProxy]:
+    async with start_proxy(navidrome) as made:
         yield made
 
 

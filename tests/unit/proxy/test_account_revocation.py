@@ -9,11 +9,11 @@ import pytest
 from shim.proxy.gate import AccountDenied
 from shim.trust.policy import Proof
 from shim.trust.reasons import OUTCOMES, Reason
-from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
+from tests.support.raw_connection import run_loop_turns, until
+from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy, policy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome, Served
-from tests.support.socket_ends import turns, until
 from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
 
 FORM = "Content-Type: application/x-www-form-urlencoded"
@@ -52,8 +52,8 @@ async def received(navidrome: Navidrome, served: Served | None = None) -> tuple[
 async def test_a_void_token_is_removed_on_every_path_and_a_valid_one_is_forwarded(
     navidrome: Navidrome, source: str, path: str, query: str, field: str
 ) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client(source)
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client(source)
         served = None
         for text, passes in ((BOB, True), (ADA, False), ("junk", False)):
             await client.send(get(path + query.format(text), field.format(text)).encode())
@@ -61,17 +61,17 @@ async def test_a_void_token_is_removed_on_every_path_and_a_valid_one_is_forwarde
             assert (text.encode() in head) is passes
             await served.send(OK)
             assert (await client.read_response()).status == 200
-        assert len([each for each in front.recorded.void if each]) == 2
+        assert len([each for each in proxy.recorded.void if each]) == 2
         counted = [row for row in OUTCOMES if row.reason is Reason.NAVIDROME_TOKEN_VOID]
-        assert sum(front.counters.requests[row.index] for row in counted) == 2
+        assert sum(proxy.counters.requests[row.index] for row in counted) == 2
 
 
 @pytest.mark.parametrize("key", ["api_key", "ApiKey", "api%E2%84%AAey", "API_%4bEY", "ap%C4%B0key"])
 async def test_jellyfins_query_keys_are_read_as_go_folds_them(
     navidrome: Navidrome, key: str
 ) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client()
         await client.send(get(f"/jellyfin/socket?{key}={ADA}&x=1").encode())
         served, head = await navidrome.requests()
         assert b"GET /jellyfin/socket?x=1 HTTP/1.1\r\n" in head
@@ -80,16 +80,16 @@ async def test_jellyfins_query_keys_are_read_as_go_folds_them(
 
 
 async def test_subsonics_api_key_is_unchanged(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client()
         await client.send(get("/rest/ping?apiKey=abc&u=ada").encode())
         _, head = await navidrome.requests()
         assert b"GET /rest/ping?apiKey=abc&u=ada HTTP/1.1\r\n" in head
 
 
 async def test_one_void_token_among_valid_ones_is_removed_alone(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client()
         emby = f'X-Emby-Authorization: Emby Token="{ADA}", Token="{quote(BOB)}", Client="c"'
         await client.send(get(f"/rest/x?jwt={ADA}&jwt={BOB}", f"Cookie: jwt={BOB}", emby).encode())
         _, head = await navidrome.requests()
@@ -102,8 +102,8 @@ async def test_a_public_path_with_an_identity_accepts_no_token_of_another_accoun
     navidrome: Navidrome,
 ) -> None:
     by = policy(secrets=(b"s3cret" * 6,), public_path_proof=Proof.SECRET)
-    async with front_before(navidrome, gate=Accounts(), by=by) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, gate=Accounts(), by=by) as proxy:
+        client = await proxy.client(EDGE)
         secret = f"X-Shim-Proxy-Secret: {'s3cret' * 6}"
         for text, passes in ((BOB, False), (ADA, True)):
             fields = (*IDENTITY, secret, f"X-ND-Authorization: Bearer {text}")
@@ -113,7 +113,7 @@ async def test_a_public_path_with_an_identity_accepts_no_token_of_another_accoun
             assert (b"eyJ" in head) is passes
             await served.send(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
             await client.read_response()
-        assert [loosed for loosed in front.recorded.tokens if loosed] == [
+        assert [removed for removed in proxy.recorded.tokens if removed] == [
             ("X-ND-Authorization", "query jwt")
         ]
 
@@ -121,11 +121,11 @@ async def test_a_public_path_with_an_identity_accepts_no_token_of_another_accoun
 async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) -> None:
     accounts = Accounts()
     accounts.listed = False
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(UNTRUSTED)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
-        assert not any(front.recorded.void), "it is not judged before"
+        assert not any(proxy.recorded.void), "it is not judged before"
         accounts.listings[0].set_result(None)
         served, head = await navidrome.requests()
         assert ADA.encode() in head, "it is judged by the list that was waited for"
@@ -138,8 +138,8 @@ async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) ->
         accounts.listings[1].set_result(denied)
         response = await client.read_response()
         assert response.status == 503
-        assert front.recorded.decided_as[-1][0] is Reason.NAVIDROME_UNAVAILABLE
-        assert not any(front.recorded.void)
+        assert proxy.recorded.decided_as[-1][0] is Reason.NAVIDROME_UNAVAILABLE
+        assert not any(proxy.recorded.void)
 
 
 async def test_a_token_beside_its_own_identity_does_not_wait_for_the_users(
@@ -147,8 +147,8 @@ async def test_a_token_beside_its_own_identity_does_not_wait_for_the_users(
 ) -> None:
     accounts = Accounts()
     accounts.listed = False
-    async with front_before(navidrome, gate=accounts) as front:
-        client, served = await front.client(EDGE), None
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client, served = await proxy.client(EDGE), None
         for text, passes in ((ADA, True), (BOB, False)):
             field = f"X-ND-Authorization: Bearer {text}"
             await client.send(get("/api/song", *IDENTITY, field).encode())
@@ -162,8 +162,8 @@ async def test_a_token_beside_its_own_identity_does_not_wait_for_the_users(
 async def test_requests_without_a_token_do_not_wait_for_the_users(navidrome: Navidrome) -> None:
     accounts = Accounts()
     accounts.listed = False
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(UNTRUSTED)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(UNTRUSTED)
         await client.send(get("/api/song").encode())
         served, _ = await navidrome.requests()
         await served.send(OK)
@@ -180,8 +180,8 @@ async def test_a_token_in_a_form_waits_for_the_users_and_pipelined_requests_wait
 ) -> None:
     accounts = Accounts()
     accounts.listed = False
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(UNTRUSTED)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(UNTRUSTED)
         body = f"u=ada&jwt={ADA}".encode()
         await form(client, body)
         await until(lambda: len(accounts.listings) == 1)
@@ -190,7 +190,7 @@ async def test_a_token_in_a_form_waits_for_the_users_and_pipelined_requests_wait
         accounts.listings[0].set_result(None if listed else denied)
         if not listed:
             assert (await client.read_response()).status in {200, 503}
-            assert not any(front.recorded.void)
+            assert not any(proxy.recorded.void)
             return
         served, head = await navidrome.requests()
         assert head.startswith(b"POST /rest/ping")
@@ -206,8 +206,8 @@ async def test_a_client_that_disconnects_while_users_are_listed_ends_the_wait(
 ) -> None:
     accounts = Accounts()
     accounts.listed = False
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(UNTRUSTED)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
         client.close()
@@ -226,8 +226,8 @@ async def form(client: Client, body: bytes, *fields: str, target: str = "/rest/p
 async def test_a_void_token_in_a_form_is_removed_and_the_rest_is_forwarded(
     navidrome: Navidrome, content_type: str
 ) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client()
         body = f"u=ada&jwt={ADA}&v=1&%6awt={ADA}".encode()
         head = build_request("POST", "/rest/ping", content_type, f"Content-Length: {len(body)}")
         # In one piece with the next request, and then byte by byte.
@@ -246,15 +246,15 @@ async def test_a_void_token_in_a_form_is_removed_and_the_rest_is_forwarded(
         assert await served.read_exactly(9) == b"u=ada&v=1"
         await served.send(OK)
         await client.read_response()
-        assert front.plane.body_budget.used == 0
-        assert front.recorded.void == [("form jwt",)] * 2
+        assert proxy.plane.body_budget.used == 0
+        assert proxy.recorded.void == [("form jwt",)] * 2
 
 
 async def test_a_valid_token_in_a_form_is_forwarded_and_a_form_may_be_chunked(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client()
         body = f"u=bob&jwt={BOB}".encode()
         head = build_request("POST", "/rest/ping", FORM, "Transfer-Encoding: chunked").encode()
         await client.send(head + b"5\r\n%b\r\n%x\r\n" % (body[:5], len(body) - 5), body[5:])
@@ -268,8 +268,8 @@ async def test_a_valid_token_in_a_form_is_forwarded_and_a_form_may_be_chunked(
 async def test_a_form_with_only_a_void_token_is_sent_without_a_body(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked()) as proxy:
+        client = await proxy.client()
         for _ in range(2):
             await form(client, f"jwt={ADA}".encode(), "Expect: 100-continue")
         assert b"100 Continue" in await client.read_until(b"\r\n\r\n")
@@ -285,8 +285,8 @@ async def test_a_form_that_is_too_large_is_rejected_in_subsonics_format(
     navidrome: Navidrome, *, chunked: bool
 ) -> None:
     limits = limits_with(form_bytes=100)
-    async with front_before(navidrome, gate=locked(), limits=limits) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=locked(), limits=limits) as proxy:
+        client = await proxy.client()
         if chunked:
             head = build_request("POST", "/rest/ping?f=json", FORM, "Transfer-Encoding: chunked")
             await client.send(head.encode(), b"65\r\n" + bytes(101))
@@ -296,55 +296,55 @@ async def test_a_form_that_is_too_large_is_rejected_in_subsonics_format(
         assert response.status == 413
         assert b'"subsonic-response"' in response.body
         assert navidrome.count == 0
-        assert front.recorded.decided_as[-1][0] is Reason.BODY_TOO_LARGE
-        assert front.plane.body_budget.used == 0
+        assert proxy.recorded.decided_as[-1][0] is Reason.BODY_TOO_LARGE
+        assert proxy.plane.body_budget.used == 0
 
 
 async def test_buffered_forms_share_a_budget_and_have_a_deadline(navidrome: Navidrome) -> None:
     limits = limits_with(form_bytes=100, buffered_bytes=800)
-    async with front_before(navidrome, gate=locked(), limits=limits) as front:
+    async with start_proxy(navidrome, gate=locked(), limits=limits) as proxy:
         head = build_request("POST", "/rest/ping", FORM, "Content-Length: 100").encode()
-        slow = [await front.client(f"127.0.0.{number}") for number in range(3, 7)]
+        slow = [await proxy.client(f"127.0.0.{number}") for number in range(3, 7)]
         for client in slow:
             await client.send(head, bytes(90))
-        await front.wait_until_idle()
-        full = await front.client()
+        await proxy.wait_until_idle()
+        full = await proxy.client()
         await full.send(head, bytes(90))
         assert (await full.read_response()).status == 503
-        trusted = await front.client(EDGE)
+        trusted = await proxy.client(EDGE)
         await trusted.send(head, bytes(100))
         served, _ = await navidrome.requests()
         await served.read_exactly(100)
-        front.pass_time(limits.form_timeout + 1)
+        proxy.pass_time(limits.form_timeout + 1)
         for client in slow:
             assert (await client.read_response()).status == 408
         await served.send(OK)
         await trusted.read_response()
-        closed_client = await front.client()
+        closed_client = await proxy.client()
         await closed_client.send(head, bytes(50))
-        await front.wait_until_idle()
-        assert front.plane.body_budget.used == 50
+        await proxy.wait_until_idle()
+        assert proxy.plane.body_budget.used == 50
         closed_client.close()
-        await front.wait_until_idle()
-        assert front.plane.body_budget.used == 0
+        await proxy.wait_until_idle()
+        assert proxy.plane.body_budget.used == 0
 
 
 async def test_one_client_behind_the_edge_cannot_use_the_whole_form_budget(
     navidrome: Navidrome,
 ) -> None:
     limits = limits_with(form_bytes=100, buffered_bytes=800)
-    async with front_before(navidrome, gate=locked(), limits=limits) as front:
+    async with start_proxy(navidrome, gate=locked(), limits=limits) as proxy:
 
         async def begin(address: str, count: int) -> Client:
             fields = (FORM, "Content-Length: 100", f"X-Forwarded-For: {address}")
-            client = await front.client(EDGE)
+            client = await proxy.client(EDGE)
             await client.send(build_request("POST", "/rest/ping", *fields).encode(), bytes(count))
-            await front.wait_until_idle()
+            await proxy.wait_until_idle()
             return client
 
         await begin("192.0.2.1", 99)
         assert (await (await begin("192.0.2.1", 2)).read_response()).status == 503
-        assert front.plane.body_budget.used == 99
+        assert proxy.plane.body_budget.used == 99
         await begin("192.0.2.2", 100)
         served, _ = await navidrome.requests()
         await served.read_exactly(100)
@@ -353,9 +353,9 @@ async def test_one_client_behind_the_edge_cannot_use_the_whole_form_budget(
 async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, gate=locked()) as front:
+    async with start_proxy(navidrome, gate=locked()) as proxy:
         for target, kind in (("/rest/x", "Content-Type: application/json"), ("/api/x", FORM)):
-            client = await front.client()
+            client = await proxy.client()
             await client.send(build_request("POST", target, kind, "Content-Length: 9").encode())
             _, head = await navidrome.requests()
             assert b"Content-Length: 9" in head
@@ -364,8 +364,8 @@ async def test_other_bodies_below_rest_and_forms_elsewhere_are_not_buffered(
 # requests in progress
 
 
-async def streaming(front: Front, navidrome: Navidrome, *fields: str, target: str) -> Client:
-    client = await front.client(EDGE)
+async def streaming(proxy: RunningProxy, navidrome: Navidrome, *fields: str, target: str) -> Client:
+    client = await proxy.client(EDGE)
     await client.send(get(target, *fields).encode())
     served, _ = await navidrome.requests()
     await served.send(STREAM)
@@ -386,18 +386,18 @@ async def is_cut(client: Client) -> bool:
 
 async def test_streams_of_a_revoked_identity_or_token_are_ended(navidrome: Navidrome) -> None:
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
-        by_identity = await streaming(front, navidrome, *IDENTITY, target="/api/events")
-        by_token = await streaming(front, navidrome, target=f"/rest/stream?jwt={ADA}")
-        of_bob = await streaming(front, navidrome, target=f"/rest/stream?jwt={BOB}")
-        without_account = await streaming(front, navidrome, target="/rest/stream?u=ada&t=x")
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        by_identity = await streaming(proxy, navidrome, *IDENTITY, target="/api/events")
+        by_token = await streaming(proxy, navidrome, target=f"/rest/stream?jwt={ADA}")
+        of_bob = await streaming(proxy, navidrome, target=f"/rest/stream?jwt={BOB}")
+        without_account = await streaming(proxy, navidrome, target="/rest/stream?u=ada&t=x")
         accounts.lock("ada")
-        front.pass_time(0.5)
+        proxy.pass_time(0.5)
         assert await is_cut(by_identity)
         assert await is_cut(by_token)
-        await front.wait_until_idle()
-        assert front.counters.streams_open == 2
-        assert front.failures["account_revoked"] == 2
+        await proxy.wait_until_idle()
+        assert proxy.counters.streams_open == 2
+        assert proxy.failures["account_revoked"] == 2
         for left in (of_bob, without_account):
             left.close()
 
@@ -406,8 +406,8 @@ async def test_a_tunnel_and_a_request_without_a_response_are_ended(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
-        tunnel = await front.client()
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        tunnel = await proxy.client()
         upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
         await tunnel.send(get(f"/jellyfin/socket?api_key={ADA}", *upgrade, key).encode())
@@ -416,11 +416,11 @@ async def test_a_tunnel_and_a_request_without_a_response_are_ended(
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         )
         await tunnel.read_response_head()
-        pending = await front.client(EDGE)
+        pending = await proxy.client(EDGE)
         await pending.send(get("/api/song", *IDENTITY).encode())
         await navidrome.requests()
         accounts.lock("ada")
-        front.pass_time(0.5)
+        proxy.pass_time(0.5)
         assert await is_cut(tunnel)
         assert (await pending.read_response()).status == 403
 
@@ -430,15 +430,15 @@ async def test_many_connections_are_checked_over_several_turns(
 ) -> None:
     monkeypatch.setattr("shim.proxy.server._CHECKS_PER_TURN", 2)
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
+    async with start_proxy(navidrome, gate=accounts) as proxy:
         target = f"/rest/stream?jwt={ADA}"
-        clients = [await streaming(front, navidrome, target=target) for _ in range(5)]
+        clients = [await streaming(proxy, navidrome, target=target) for _ in range(5)]
         accounts.lock("ada")
-        front.pass_time(0.5)
-        assert front.plane.counters.streams_open == 3, (
+        proxy.pass_time(0.5)
+        assert proxy.plane.counters.streams_open == 3, (
             "two in this turn, the others in the next ones"
         )
-        await turns(4)
+        await run_loop_turns(4)
         for client in clients:
             assert await is_cut(client)
 
@@ -448,14 +448,14 @@ async def test_a_form_is_not_sent_if_its_identity_was_revoked_meanwhile(
 ) -> None:
     accounts = Accounts()
     by = policy(secrets=(b"s3cret" * 6,), public_path_proof=Proof.SECRET)
-    async with front_before(navidrome, gate=accounts, by=by) as front:
-        by_identity, by_token = await front.client(EDGE), await front.client()
+    async with start_proxy(navidrome, gate=accounts, by=by) as proxy:
+        by_identity, by_token = await proxy.client(EDGE), await proxy.client()
         secret = f"X-Shim-Proxy-Secret: {'s3cret' * 6}"
         start = build_request("POST", "/rest/x", FORM, "Content-Length: 4", *IDENTITY, secret)
         await by_identity.send(start.encode())
         unauthenticated = build_request("POST", f"/rest/x?jwt={ADA}", FORM, "Content-Length: 4")
         await by_token.send(unauthenticated.encode())
-        await front.wait_until_idle()
+        await proxy.wait_until_idle()
         accounts.lock("ada")
         for client in (by_identity, by_token):
             await client.send(b"a=bc")
@@ -468,13 +468,13 @@ async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sen
 ) -> None:
     accounts = Accounts()
     limits = limits_with(max_upstream_connections=1)
-    async with front_before(navidrome, gate=accounts, limits=limits) as front:
-        first = await front.client()
+    async with start_proxy(navidrome, gate=accounts, limits=limits) as proxy:
+        first = await proxy.client()
         await first.send(get("/rest/ping").encode())
         served, _ = await navidrome.requests()
-        waiting = await front.client()
+        waiting = await proxy.client()
         await waiting.send(get(f"/rest/stream?jwt={ADA}").encode())
-        await front.wait_until_idle()
+        await proxy.wait_until_idle()
         accounts.lock("ada")
         await served.send(OK)
         assert (await waiting.read_response()).status == 403
@@ -487,8 +487,8 @@ async def test_the_gate_is_notified_of_each_request_that_can_change_users(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(EDGE)
         put = build_request("PUT", "/api/user/1", "Content-Length: 2", *IDENTITY).encode()
         await client.send(put, b"{}")
         served, _ = await navidrome.requests()
@@ -509,7 +509,7 @@ async def test_the_gate_is_notified_of_each_request_that_can_change_users(
         assert accounts.without_response == 1
         for line in ("GET /api/user", "HEAD /api/user/1", "POST /api/song"):
             method, target = line.split(" ")
-            await (await front.client(EDGE)).send(build_request(method, target, *IDENTITY).encode())
+            await (await proxy.client(EDGE)).send(build_request(method, target, *IDENTITY).encode())
             await navidrome.requests()
         assert accounts.changes == 4
 
@@ -520,16 +520,16 @@ async def test_a_request_without_an_account_is_not_reported_as_changing_users(
 ) -> None:
     accounts = locked()
     served = None
-    async with front_before(navidrome, gate=accounts) as front:
+    async with start_proxy(navidrome, gate=accounts) as proxy:
         for path in ("/api/user/1", "/rest/api/user"):
             for fields in ((), (f"X-ND-Authorization: Bearer {ADA}",)):
-                client = await front.client(source)
+                client = await proxy.client(source)
                 await client.send(build_request("DELETE", path, *fields).encode())
                 served, _ = await received(navidrome, served)
                 await served.send(OK)
                 await client.read_response()
         assert accounts.changes == 0
-        client = await front.client(source)
+        client = await proxy.client(source)
         signed_in = build_request("DELETE", "/api/user/1", f"X-ND-Authorization: Bearer {BOB}")
         await client.send(signed_in.encode())
         await received(navidrome, served)
@@ -538,8 +538,8 @@ async def test_a_request_without_an_account_is_not_reported_as_changing_users(
 
 async def test_a_preflight_request_is_not_reported_as_changing_users(navidrome: Navidrome) -> None:
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(EDGE)
         await client.send(build_request("OPTIONS", "/api/user/1", *IDENTITY).encode())
         await navidrome.requests()
         assert accounts.changes == 0
@@ -549,8 +549,8 @@ async def test_a_change_of_users_is_attributed_to_the_account_of_its_token(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client()
         bearer = f"X-ND-Authorization: Bearer {ADA}"
         await client.send(build_request("DELETE", "/api/user/1", bearer).encode())
         await navidrome.requests()
@@ -567,36 +567,36 @@ async def test_a_change_of_users_is_sent_once_its_body_is_complete_and_its_accou
     framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 4"
     head = build_request("PUT", "/api/user/1", framing, *fields).encode()
     body = b"4\r\n1234\r\n0\r\n\r\n" if chunked else b"1234"
-    async with front_before(navidrome, gate=accounts) as front:
-        whole, late = await front.client(EDGE), await front.client(EDGE)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        whole, late = await proxy.client(EDGE), await proxy.client(EDGE)
         for client in (whole, late):
             await client.send(head, body[:-1])
-        await front.wait_until_idle()
+        await proxy.wait_until_idle()
         assert navidrome.count == 0
         await whole.send(body[-1:])
         served, seen = await navidrome.requests()
         assert b"\r\nContent-Length: 4\r\n" in seen
         assert await served.read_exactly(4) == b"1234"
         accounts.lock("ada")
-        front.pass_time(0.5)
+        proxy.pass_time(0.5)
         await late.send(body[-1:])
         assert (await late.read_response()).status == 403
         assert navidrome.count == 1
         await served.send(OK)
         assert (await whole.read_response()).status == 200, "Navidrome had the whole of it"
-        assert front.plane.body_budget.used == 0
+        assert proxy.plane.body_budget.used == 0
 
 
 async def test_a_buffered_body_is_not_sent_for_claims_that_a_later_request_replaced(
     navidrome: Navidrome,
 ) -> None:
     accounts = Accounts()
-    async with front_before(navidrome, gate=accounts) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, gate=accounts) as proxy:
+        client = await proxy.client(EDGE)
         head = build_request("PUT", "/api/user/1", "Content-Length: 2", *IDENTITY).encode()
         await client.send(head, b"{")
-        await front.wait_until_idle()
-        accounts.superseded.add("ada")
+        await proxy.wait_until_idle()
+        accounts.outdated.add("ada")
         await client.send(b"}")
         assert (await client.read_response()).status == 503
         assert navidrome.count == 0
@@ -605,17 +605,17 @@ async def test_a_buffered_body_is_not_sent_for_claims_that_a_later_request_repla
 async def test_no_change_of_users_is_sent_while_its_account_is_held(navidrome: Navidrome) -> None:
     accounts = Accounts()
     accounts.held.add("id-ada")
-    async with front_before(navidrome, gate=accounts) as front:
+    async with start_proxy(navidrome, gate=accounts) as proxy:
         for method, fields in (("PUT", ("Content-Length: 2",)), ("DELETE", ())):
-            client = await front.client(EDGE)
+            client = await proxy.client(EDGE)
             await client.send(
                 build_request(method, "/api/user/1", *fields, *IDENTITY).encode(),
                 b"{}" if fields else b"",
             )
             assert (await client.read_response()).status == 503
         assert accounts.changes == 0
-        assert front.plane.body_budget.used == 0
-        other = await front.client(EDGE)
+        assert proxy.plane.body_budget.used == 0
+        other = await proxy.client(EDGE)
         await other.send(get("/api/song", *IDENTITY).encode())
         _, seen = await navidrome.requests()
         assert seen.startswith(b"GET /api/song ")
@@ -626,18 +626,18 @@ async def test_bodies_for_the_user_api_are_limited(
     navidrome: Navidrome, *, provisioning: bool
 ) -> None:
     gate = Accounts() if provisioning else None
-    async with front_before(navidrome, gate=gate) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, gate=gate) as proxy:
+        client = await proxy.client(EDGE)
         head = build_request("PUT", "/api/user/1", "Content-Length: 65537", *IDENTITY).encode()
         await client.send(head)
         assert (await client.read_response()).status == 413
         assert navidrome.count == 0
-        client = await front.client(EDGE)
+        client = await proxy.client(EDGE)
         head = build_request("PUT", "/api/user/1", "Content-Length: 65536", *IDENTITY).encode()
         await client.send(head, bytes(65536))
         served, _ = await navidrome.requests()
         await served.read_exactly(65536)
-        chunked = await front.client(EDGE)
+        chunked = await proxy.client(EDGE)
         head = build_request("PUT", "/api/user/1", "Transfer-Encoding: chunked", *IDENTITY).encode()
         chunk = b"8000\r\n" + bytes(32768) + b"\r\n"
         await chunked.send(head + chunk + chunk)
@@ -656,9 +656,9 @@ async def test_bodies_for_the_user_api_are_limited(
 async def test_a_token_is_as_old_as_its_issue(navidrome: Navidrome) -> None:
     accounts = Accounts()
     accounts.valid_from["ada"] = ISSUED
-    async with front_before(navidrome, gate=accounts) as front:
+    async with start_proxy(navidrome, gate=accounts) as proxy:
         later = navidrome_token("ada", issued_at=ISSUED + 1)
-        client = await front.client()
+        client = await proxy.client()
         await client.send(get("/rest/x", f"Cookie: jwt={ADA}; jwt={later}").encode())
         _, head = await navidrome.requests()
         assert f"Cookie: jwt={later}\r\n".encode() in head

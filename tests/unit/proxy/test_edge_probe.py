@@ -10,16 +10,16 @@ import pytest
 from shim.proxy.edge_probe import EDGE_PROBE_MARK, EDGE_PROBE_SECONDS
 from shim.trust.path_zones import Paths
 from shim.trust.policy import Policy, Proof
-from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before, policy
 from tests.support.http_client import Response, build_request, get
+from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy, policy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome
 
 ALICE = "X-authentik-username: alice-is-a-value"
 SECRET = "X-Shim-Proxy-Secret: s3cret-s3cret"
 
 
-def path_of(front: Front, prefix: str = "/rest/") -> str:
-    return front.plane.start_edge_probe(prefix).target.decode()
+def path_of(proxy: RunningProxy, prefix: str = "/rest/") -> str:
+    return proxy.plane.start_edge_probe(prefix).target.decode()
 
 
 def findings(response: Response) -> dict[str, Any]:
@@ -30,9 +30,11 @@ def findings(response: Response) -> dict[str, Any]:
     return found
 
 
-async def forwarded(front: Front, navidrome: Navidrome, head: str, source: str = EDGE) -> bool:
+async def forwarded(
+    proxy: RunningProxy, navidrome: Navidrome, head: str, source: str = EDGE
+) -> bool:
     """Whether the request reached Navidrome."""
-    client = await front.client(source)
+    client = await proxy.client(source)
     await client.send(head.encode())
     end, seen = await navidrome.requests()
     await end.send(OK)
@@ -42,9 +44,9 @@ async def forwarded(front: Front, navidrome: Navidrome, head: str, source: str =
 
 
 async def test_it_names_what_arrived_and_shows_no_value(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, by=policy(secrets=(b"s3cret-s3cret",))) as front:
+    async with start_proxy(navidrome, by=policy(secrets=(b"s3cret-s3cret",))) as proxy:
         lines = (ALICE, "X_authentik_uid: hidden-1", "Remote-User: hidden-2", SECRET)
-        response = await front.request(get(path_of(front), *lines), source=EDGE)
+        response = await proxy.request(get(path_of(proxy), *lines), source=EDGE)
         assert findings(response) == {
             "peer": EDGE,
             "peer_trusted": True,
@@ -56,13 +58,13 @@ async def test_it_names_what_arrived_and_shows_no_value(navidrome: Navidrome) ->
         }
         for value in (b"alice-is-a-value", b"hidden", b"s3cret"):
             assert value not in response.head + response.body
-        assert front.recorded.decided_as == []
+        assert proxy.recorded.decided_as == []
 
 
 async def test_an_untrusted_peer_is_named(navidrome: Navidrome) -> None:
-    async with front_before(navidrome) as front:
-        head = get(path_of(front), ALICE, "X-Forwarded-For: 192.0.2.7")
-        found = findings(await front.request(head, source=UNTRUSTED))
+    async with start_proxy(navidrome) as proxy:
+        head = get(path_of(proxy), ALICE, "X-Forwarded-For: 192.0.2.7")
+        found = findings(await proxy.request(head, source=UNTRUSTED))
         assert (found["peer"], found["peer_trusted"], found["forwarded"]) == (
             UNTRUSTED,
             False,
@@ -82,9 +84,9 @@ async def test_an_untrusted_peer_is_named(navidrome: Navidrome) -> None:
     ],
 )
 async def test_it_responds_whatever_the_policy_decides(navidrome: Navidrome, rules: Policy) -> None:
-    async with front_before(navidrome, by=rules) as front:
+    async with start_proxy(navidrome, by=rules) as proxy:
         for source in (UNTRUSTED, EDGE):
-            found = findings(await front.request(get(path_of(front), ALICE), source=source))
+            found = findings(await proxy.request(get(path_of(proxy), ALICE), source=source))
             assert found["identity_headers"] == ["X-authentik-username"]
 
 
@@ -102,34 +104,34 @@ async def test_it_responds_whatever_the_policy_decides(navidrome: Navidrome, rul
 async def test_the_state_of_the_secret(
     navidrome: Navidrome, secrets: tuple[bytes, ...], lines: tuple[str, ...], expected: str
 ) -> None:
-    async with front_before(navidrome, by=policy(secrets=secrets)) as front:
-        response = await front.request(get(path_of(front), *lines), source=EDGE)
+    async with start_proxy(navidrome, by=policy(secrets=secrets)) as proxy:
+        response = await proxy.request(get(path_of(proxy), *lines), source=EDGE)
         assert findings(response)["secret"] == expected
 
 
 async def test_it_responds_once(navidrome: Navidrome) -> None:
-    async with front_before(navidrome) as front:
-        head = get(path_of(front))
-        findings(await front.request(head, source=EDGE))
-        assert front.plane.edge_probe is None
-        assert await forwarded(front, navidrome, head)
+    async with start_proxy(navidrome) as proxy:
+        head = get(path_of(proxy))
+        findings(await proxy.request(head, source=EDGE))
+        assert proxy.plane.edge_probe is None
+        assert await forwarded(proxy, navidrome, head)
 
 
 async def test_it_ends_after_its_time(navidrome: Navidrome) -> None:
-    async with front_before(navidrome) as front:
-        head = get(path_of(front))
-        front.plane.now += EDGE_PROBE_SECONDS + 1  # before the next sweep
-        assert await forwarded(front, navidrome, head)
-        front.pass_time(0)
-        assert front.plane.edge_probe is None
+    async with start_proxy(navidrome) as proxy:
+        head = get(path_of(proxy))
+        proxy.plane.now += EDGE_PROBE_SECONDS + 1  # before the next sweep
+        assert await forwarded(proxy, navidrome, head)
+        proxy.pass_time(0)
+        assert proxy.plane.edge_probe is None
 
 
 async def test_a_new_probe_replaces_the_last_one(navidrome: Navidrome) -> None:
-    async with front_before(navidrome) as front:
-        first, second = path_of(front), path_of(front)
+    async with start_proxy(navidrome) as proxy:
+        first, second = path_of(proxy), path_of(proxy)
         assert first != second
-        assert await forwarded(front, navidrome, get(first))
-        findings(await front.request(get(second), source=EDGE))
+        assert await forwarded(proxy, navidrome, get(first))
+        findings(await proxy.request(get(second), source=EDGE))
 
 
 @pytest.mark.parametrize(
@@ -146,25 +148,25 @@ async def test_a_new_probe_replaces_the_last_one(navidrome: Navidrome) -> None:
 async def test_any_other_request_is_forwarded_and_leaves_the_probe(
     navidrome: Navidrome, change: Any
 ) -> None:
-    async with front_before(navidrome) as front:
-        path = path_of(front)
-        assert await forwarded(front, navidrome, change(path))
-        findings(await front.request(get(path), source=EDGE))
+    async with start_proxy(navidrome) as proxy:
+        path = path_of(proxy)
+        assert await forwarded(proxy, navidrome, change(path))
+        findings(await proxy.request(get(path), source=EDGE))
 
 
 async def test_a_probe_with_a_body_is_forwarded(navidrome: Navidrome) -> None:
-    async with front_before(navidrome) as front:
-        path = path_of(front)
+    async with start_proxy(navidrome) as proxy:
+        path = path_of(proxy)
         chunked = get(path, "Transfer-Encoding: chunked") + "0\r\n\r\n"
-        assert await forwarded(front, navidrome, chunked)
-        assert front.plane.edge_probe is not None
+        assert await forwarded(proxy, navidrome, chunked)
+        assert proxy.plane.edge_probe is not None
 
 
 async def test_the_path_is_below_the_base_path_and_has_128_random_bits(
     navidrome: Navidrome,
 ) -> None:
     rules = policy(paths=Paths("/music", ("/rest/", "/")))
-    async with front_before(navidrome, by=rules) as front:
-        base, nonce = path_of(front).rsplit("/", 1)
+    async with start_proxy(navidrome, by=rules) as proxy:
+        base, nonce = path_of(proxy).rsplit("/", 1)
         assert (base, len(nonce)) == ("/music/rest", 32)
-        assert path_of(front, "/").rpartition("/")[0] == "/music"
+        assert path_of(proxy, "/").rpartition("/")[0] == "/music"

@@ -13,23 +13,25 @@ from shim.settings import load
 from shim.trust.decision import reject
 from shim.trust.reasons import Reason
 from shim.trust.rejection import RequestRejected
-from tests.support.data_plane import EDGE, Front, front_before, policy
 from tests.support.decisions import ADA, decided, head
 from tests.support.http_client import Response, build_request, get
 from tests.support.limits import limits_with
+from tests.support.running_proxy import EDGE, RunningProxy, policy, start_proxy
 from tests.support.scripted_navidrome import Navidrome
 
 _SUBSONIC = "{http://subsonic.org/restapi}"
 
 
-async def down(front: Front, navidrome: Navidrome, target: str, method: str = "GET") -> Response:
+async def down(
+    proxy: RunningProxy, navidrome: Navidrome, target: str, method: str = "GET"
+) -> Response:
     """The response to this request while Navidrome is down."""
     await navidrome.stop_listening()
-    return await front.request(build_request(method, target), method=method)
+    return await proxy.request(build_request(method, target), method=method)
 
 
-def _id_of(front: Front) -> str:
-    _, _, request_id = front.recorded.failures[-1]
+def _id_of(proxy: RunningProxy) -> str:
+    _, _, request_id = proxy.recorded.failures[-1]
     assert len(request_id) >= 8
     return request_id
 
@@ -37,46 +39,50 @@ def _id_of(front: Front) -> str:
 @pytest.mark.parametrize(
     "target", ["/rest/getSong?id=1", "/rest/ping.view?f=xml", "/music/REST/ping"]
 )
-async def test_subsonic_clients_get_xml(front: Front, navidrome: Navidrome, target: str) -> None:
-    response = await down(front, navidrome, target)
+async def test_subsonic_clients_get_xml(
+    proxy: RunningProxy, navidrome: Navidrome, target: str
+) -> None:
+    response = await down(proxy, navidrome, target)
     assert (response.status, response.get("content-type")) == (502, "application/xml")
     root = ET.fromstring(response.body)
     assert (root.tag, root.get("status")) == (f"{_SUBSONIC}subsonic-response", "failed")
     error = root.find(f"{_SUBSONIC}error")
     assert error is not None
     assert error.get("code") == "0"
-    assert _id_of(front) in str(error.get("message"))
+    assert _id_of(proxy) in str(error.get("message"))
 
 
 async def test_subsonic_clients_that_ask_for_json_get_it(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    response = await down(front, navidrome, "/rest/getSong?u=a&f=json&c=x")
+    response = await down(proxy, navidrome, "/rest/getSong?u=a&f=json&c=x")
     payload = json.loads(response.body)["subsonic-response"]
     assert (payload["status"], payload["error"]["code"]) == ("failed", 0)
-    assert _id_of(front) in payload["error"]["message"]
+    assert _id_of(proxy) in payload["error"]["message"]
 
 
 @pytest.mark.parametrize("target", ["/api/song", "/auth/login"])
-async def test_the_web_app_gets_json(front: Front, navidrome: Navidrome, target: str) -> None:
-    response = await down(front, navidrome, target)
+async def test_the_web_app_gets_json(
+    proxy: RunningProxy, navidrome: Navidrome, target: str
+) -> None:
+    response = await down(proxy, navidrome, target)
     assert response.get("content-type") == "application/json"
     payload = json.loads(response.body)
-    assert (payload["status"], payload["requestId"]) == (502, _id_of(front))
+    assert (payload["status"], payload["requestId"]) == (502, _id_of(proxy))
 
 
-async def test_browsers_get_a_page(front: Front, navidrome: Navidrome) -> None:
-    response = await down(front, navidrome, "/app/")
+async def test_browsers_get_a_page(proxy: RunningProxy, navidrome: Navidrome) -> None:
+    response = await down(proxy, navidrome, "/app/")
     assert response.get("content-type") == "text/html; charset=utf-8"
-    assert _id_of(front) in response.body.decode()
+    assert _id_of(proxy) in response.body.decode()
 
 
 @pytest.mark.parametrize("target", ["/app/", "/api/song", "/rest/ping"])
 async def test_every_error_response_has_its_request_id_and_is_not_cacheable(
-    front: Front, navidrome: Navidrome, target: str
+    proxy: RunningProxy, navidrome: Navidrome, target: str
 ) -> None:
-    response = await down(front, navidrome, target)
-    assert response.get("x-request-id") == _id_of(front)
+    response = await down(proxy, navidrome, target)
+    assert response.get("x-request-id") == _id_of(proxy)
     assert response.get("cache-control") == "no-store"
     assert response.get("connection") == "close"
     assert response.get("retry-after") == "5"
@@ -84,10 +90,10 @@ async def test_every_error_response_has_its_request_id_and_is_not_cacheable(
 
 @pytest.mark.parametrize("target", ["/app/", "/api/song", "/rest/ping"])
 async def test_a_head_request_gets_the_header_without_a_body(
-    front: Front, navidrome: Navidrome, target: str
+    proxy: RunningProxy, navidrome: Navidrome, target: str
 ) -> None:
     await navidrome.stop_listening()
-    client = await front.client()
+    client = await proxy.client()
     response = await client.request(build_request("HEAD", target), method="HEAD")
     assert response.status == 502
     assert int(response.get("content-length") or 0) > 0
@@ -98,10 +104,10 @@ async def test_an_error_response_contains_no_details_of_the_decision(
     navidrome: Navidrome,
 ) -> None:
     by = policy(secrets=(b"s3cret",))
-    async with front_before(navidrome, by=by) as front:
-        response = await front.request(get("/api/user", "X-authentik-username: alice"), source=EDGE)
+    async with start_proxy(navidrome, by=by) as proxy:
+        response = await proxy.request(get("/api/user", "X-authentik-username: alice"), source=EDGE)
         assert response.status == 401
-        assert front.recorded.decided_as == [(Reason.SECRET_MISSING, response.get("x-request-id"))]
+        assert proxy.recorded.decided_as == [(Reason.SECRET_MISSING, response.get("x-request-id"))]
         for failure in (b"secret", b"Secret", b"alice", b"127.0.0", b"peer"):
             assert failure not in response.body
 
@@ -112,52 +118,52 @@ async def test_subsonic_error_codes_follow_the_status(
 ) -> None:
     by = policy(reject_untrusted=status == 403)
     lines = ("Host: two",) if status == 400 else ("X-authentik-username: alice",)
-    async with front_before(navidrome, by=by) as front:
-        response = await front.request(get("/rest/ping", *lines))
+    async with start_proxy(navidrome, by=by) as proxy:
+        response = await proxy.request(get("/rest/ping", *lines))
         assert response.status == status
         error = ET.fromstring(response.body).find(f"{_SUBSONIC}error")
         assert error is not None
         assert error.get("code") == code
 
 
-async def test_data_of_the_target_is_escaped(front: Front, navidrome: Navidrome) -> None:
-    response = await down(front, navidrome, "/rest/%3Cb%3E?f=%22%3E%3Cscript%3E")
+async def test_data_of_the_target_is_escaped(proxy: RunningProxy, navidrome: Navidrome) -> None:
+    response = await down(proxy, navidrome, "/rest/%3Cb%3E?f=%22%3E%3Cscript%3E")
     assert b"script" not in response.body
     ET.fromstring(response.body)
 
 
 async def test_a_connection_over_the_limit_gets_a_503(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=limits_with(max_connections=2)) as front:
-        first, second = await front.client(EDGE), await front.client(EDGE)
-        third = await front.client(EDGE)
+    async with start_proxy(navidrome, limits=limits_with(max_connections=2)) as proxy:
+        first, second = await proxy.client(EDGE), await proxy.client(EDGE)
+        third = await proxy.client(EDGE)
         response = await third.read_response()
         assert (response.status, response.get("retry-after")) == (503, "5")
         assert await third.read_to_end() == b""
-        assert front.counters.clients_rejected == 1
+        assert proxy.counters.clients_rejected == 1
         third.close()
         first.close()
         second.close()
-        await front.until_no_client()
-        assert (await front.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+        await proxy.until_no_client()
+        assert (await proxy.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
 
 
 async def test_untrusted_peers_can_use_half_of_the_connections(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=limits_with(max_connections=4)) as front:
-        untrusted = [await front.client() for _ in range(3)]
+    async with start_proxy(navidrome, limits=limits_with(max_connections=4)) as proxy:
+        untrusted = [await proxy.client() for _ in range(3)]
         assert (await untrusted[2].read_response()).status == 503
-        edges = [await front.client(EDGE) for _ in range(1)]
+        edges = [await proxy.client(EDGE) for _ in range(1)]
         assert (await edges[0].request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
         for client in (*untrusted, *edges):
             client.close()
-        await front.until_no_client()
-        assert (await front.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
+        await proxy.until_no_client()
+        assert (await proxy.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
 
 
 async def test_a_connection_far_over_the_limit_is_closed_without_a_response(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, limits=limits_with(max_connections=1)) as front:
-        clients = [await front.client(EDGE) for _ in range(10)]
+    async with start_proxy(navidrome, limits=limits_with(max_connections=1)) as proxy:
+        clients = [await proxy.client(EDGE) for _ in range(10)]
         assert (await clients[8].read_response()).status == 503
         with pytest.raises((EOFError, ConnectionError)):
             await clients[9].read_response()
@@ -167,14 +173,14 @@ async def test_a_connection_far_over_the_limit_is_closed_without_a_response(
 
 async def test_a_head_over_the_size_limit_is_a_431_in_any_slicing(navidrome: Navidrome) -> None:
     limits = limits_with(header_bytes=300)
-    async with front_before(navidrome, limits=limits) as front:
+    async with start_proxy(navidrome, limits=limits) as proxy:
         served = None
         for size in (299, 300, 301, 302):
             for at in (0, 10, size + 1, size + 2, size + 3):
                 head = get("/", "X: ").encode()
                 head = head.replace(b"X: ", b"X: " + b"x" * (size + 4 - len(head)))
                 assert len(head) == size + 4
-                client = await front.client()
+                client = await proxy.client()
                 await client.send(*filter(None, (head[:at], head[at:])))
                 if size > 300:
                     assert (await client.read_response()).status == 431
@@ -187,34 +193,34 @@ async def test_a_head_over_the_size_limit_is_a_431_in_any_slicing(navidrome: Nav
 
 
 async def test_a_head_without_end_is_a_431(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=limits_with(header_bytes=300)) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, limits=limits_with(header_bytes=300)) as proxy:
+        client = await proxy.client()
         response = await client.request(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 400)
         assert response.status == 431
-        assert front.recorded.decided_as == [(Reason.HEAD_TOO_LARGE, response.get("x-request-id"))]
+        assert proxy.recorded.decided_as == [(Reason.HEAD_TOO_LARGE, response.get("x-request-id"))]
 
 
-async def test_too_many_header_lines_are_a_431(front: Front, navidrome: Navidrome) -> None:
+async def test_too_many_header_lines_are_a_431(proxy: RunningProxy, navidrome: Navidrome) -> None:
     lines = [f"X-{number}: y" for number in range(99)]
-    assert (await front.request(get("/", *lines, "One: more"))).status == 431
-    client = await front.client()
+    assert (await proxy.request(get("/", *lines, "One: more"))).status == 431
+    client = await proxy.client()
     await client.send(get("/", *lines).encode())
     await navidrome.requests()
 
 
 async def test_the_access_log_contains_error_responses(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, logs_access=True) as front:
-        client = await front.client()
+    async with start_proxy(navidrome, logs_access=True) as proxy:
+        client = await proxy.client()
         await client.send(get().encode())
         served, _ = await navidrome.requests()
         await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
         await client.read_response()
-        assert [(status, sent) for _, status, sent in front.recorded.accesses] == [
+        assert [(status, sent) for _, status, sent in proxy.recorded.accesses] == [
             (200, len(client.received))
         ]
-        refused = await front.client()
+        refused = await proxy.client()
         response = await refused.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert front.recorded.accesses[1] == (
+        assert proxy.recorded.accesses[1] == (
             response.get("x-request-id"),
             501,
             len(refused.received),
@@ -234,9 +240,9 @@ async def test_the_access_log_contains_error_responses(navidrome: Navidrome) -> 
     ],
 )
 async def test_the_first_f_of_the_query_names_the_subsonic_format(
-    front: Front, navidrome: Navidrome, query: str, wants_json: bool
+    proxy: RunningProxy, navidrome: Navidrome, query: str, wants_json: bool
 ) -> None:
-    response = await down(front, navidrome, f"/rest/ping?{query}")
+    response = await down(proxy, navidrome, f"/rest/ping?{query}")
     assert (response.get("content-type") == "application/json") is wants_json
 
 
@@ -251,9 +257,9 @@ async def test_the_first_f_of_the_query_names_the_subsonic_format(
     ],
 )
 async def test_every_rejection_below_rest_is_a_subsonic_error(
-    front: Front, head: str, status: int
+    proxy: RunningProxy, head: str, status: int
 ) -> None:
-    response = await front.request(head)
+    response = await proxy.request(head)
     assert response.status == status
     assert json.loads(response.body)["subsonic-response"]["status"] == "failed"
 

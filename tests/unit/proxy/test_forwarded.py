@@ -8,8 +8,8 @@ import pytest
 
 from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy
-from tests.support.data_plane import EDGE, UNTRUSTED, front_before, policy
 from tests.support.http_client import get
+from tests.support.running_proxy import EDGE, UNTRUSTED, policy, start_proxy
 from tests.support.scripted_navidrome import Navidrome
 
 CLAIMED = (
@@ -34,8 +34,8 @@ async def forwarded(
     path: Path | None = None,
 ) -> dict[str, str]:
     """The forwarded fields about the client; each was sent once."""
-    async with front_before(navidrome, by=by, path=path) as front:
-        client = await front.client(source)
+    async with start_proxy(navidrome, by=by, path=path) as proxy:
+        client = await proxy.client(source)
         await client.send(get("/", *lines).encode())
         _, head = await navidrome.requests()
     fields = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:-2]]

@@ -16,16 +16,16 @@ from shim.proxy.failures import Failure
 from shim.proxy.keepalive import IDLE_SECONDS
 from shim.proxy.pool import UpstreamPool
 from shim.proxy.upstream import Upstream
-from tests.support.data_plane import Front, front_before
 from tests.support.http_client import build_request, get
 from tests.support.limits import limits_with
+from tests.support.raw_connection import until
+from tests.support.running_proxy import RunningProxy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome, Served, navidrome_on_a_socket
-from tests.support.socket_ends import until
 
 
-async def one_response(front: Front, navidrome: Navidrome, response: bytes = OK) -> Served:
+async def one_response(proxy: RunningProxy, navidrome: Navidrome, response: bytes = OK) -> Served:
     """Return a connection that has carried one exchange."""
-    client = await front.client()
+    client = await proxy.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()
     await served.send(response)
@@ -33,14 +33,14 @@ async def one_response(front: Front, navidrome: Navidrome, response: bytes = OK)
     return served
 
 
-async def test_a_connection_is_reused(front: Front, navidrome: Navidrome) -> None:
-    served = await one_response(front, navidrome)
-    assert (front.counters.upstream_connections, front.counters.upstream_idle) == (1, 1)
+async def test_a_connection_is_reused(proxy: RunningProxy, navidrome: Navidrome) -> None:
+    served = await one_response(proxy, navidrome)
+    assert (proxy.counters.upstream_connections, proxy.counters.upstream_idle) == (1, 1)
     for _ in range(3):
-        client = await front.client()
+        client = await proxy.client()
         await client.send(get("/next").encode())
         assert (await served.head()).startswith(b"GET /next ")
-        assert front.counters.upstream_idle == 0
+        assert proxy.counters.upstream_idle == 0
         await served.send(OK)
         await client.read_response()
     assert navidrome.count == 1
@@ -58,12 +58,12 @@ async def test_a_connection_is_reused(front: Front, navidrome: Navidrome) -> Non
     ],
 )
 async def test_a_connection_that_closes_or_has_extra_bytes_is_not_reused(
-    front: Front, navidrome: Navidrome, response: bytes
+    proxy: RunningProxy, navidrome: Navidrome, response: bytes
 ) -> None:
-    served = await one_response(front, navidrome, response)
+    served = await one_response(proxy, navidrome, response)
     await served.wait_closed()
-    assert front.counters.upstream_idle == 0
-    client = await front.client()
+    assert proxy.counters.upstream_idle == 0
+    client = await proxy.client()
     await client.send(get().encode())
     again, _ = await navidrome.requests()
     await again.send(OK)
@@ -72,32 +72,34 @@ async def test_a_connection_that_closes_or_has_extra_bytes_is_not_reused(
 
 
 async def test_the_body_of_a_response_to_head_does_not_become_the_next_response(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(build_request("HEAD", "/").encode())
     served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n")
     await client.read_response("HEAD")
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
     await served.wait_closed()
-    assert front.counters.upstream_idle == 0
+    assert proxy.counters.upstream_idle == 0
 
 
-async def test_bytes_on_a_pooled_connection_close_it(front: Front, navidrome: Navidrome) -> None:
-    served = await one_response(front, navidrome)
+async def test_bytes_on_a_pooled_connection_close_it(
+    proxy: RunningProxy, navidrome: Navidrome
+) -> None:
+    served = await one_response(proxy, navidrome)
     await served.send(OK)
     await served.wait_closed()
-    assert front.counters.upstream_connections == 0
+    assert proxy.counters.upstream_connections == 0
 
 
 async def test_a_pooled_connection_that_navidrome_closes_is_removed(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    served = await one_response(front, navidrome)
+    served = await one_response(proxy, navidrome)
     served.finish()
     await served.wait_closed()
-    client = await front.client()
+    client = await proxy.client()
     await client.send(build_request("POST", "/api/x", "Content-Length: 1").encode() + b"x")
     again, _ = await navidrome.requests()
     await again.send(OK)
@@ -105,20 +107,20 @@ async def test_a_pooled_connection_that_navidrome_closes_is_removed(
 
 
 async def test_a_connection_that_was_idle_too_long_is_closed(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    served = await one_response(front, navidrome)
-    front.pass_time(29)
-    assert front.counters.upstream_idle == 1
-    front.pass_time(2)
+    served = await one_response(proxy, navidrome)
+    proxy.pass_time(29)
+    assert proxy.counters.upstream_idle == 1
+    proxy.pass_time(2)
     await served.wait_closed()
-    assert front.counters.upstream_idle == 0
+    assert proxy.counters.upstream_idle == 0
 
 
 async def test_an_early_response_closes_both_connections(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(build_request("POST", "/api/x", "Content-Length: 10").encode() + b"half")
     served, _ = await navidrome.requests()
     await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -127,103 +129,103 @@ async def test_an_early_response_closes_both_connections(
     await client.send(b" more!")
     assert await client.read_to_end() == b""
     await served.wait_closed()
-    assert front.counters.upstream_idle == 0
+    assert proxy.counters.upstream_idle == 0
 
 
 async def test_a_request_that_is_still_buffered_is_not_sent_after_an_early_response(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(build_request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
     served, _ = await navidrome.requests()
     # Navidrome reads nothing: the kernel buffers a part, the rest waits in the shim.
-    while not front.held_for_navidrome:
+    while not proxy.held_for_navidrome:
         await client.send(b"1000\r\n" + bytes(4096) + b"\r\n")
     await client.send(b"0\r\n\r\n")
     await served.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
     assert (await client.read_response()).status == 413
     await served.wait_closed()
-    assert front.counters.upstream_idle == 0
+    assert proxy.counters.upstream_idle == 0
 
 
 async def test_connections_are_limited_and_waiting_requests_are_served_in_order(
     navidrome: Navidrome,
 ) -> None:
     limits = limits_with(max_upstream_connections=2, max_pending_requests=2)
-    async with front_before(navidrome, limits=limits) as front:
-        clients = [await front.client() for _ in range(5)]
+    async with start_proxy(navidrome, limits=limits) as proxy:
+        clients = [await proxy.client() for _ in range(5)]
         for number, client in enumerate(clients):
             await client.send(get(f"/{number}").encode())
-            await front.wait_until_idle()
+            await proxy.wait_until_idle()
         first, second = await navidrome.accepted(), await navidrome.accepted()
         assert (await first.head(), await second.head()) != (b"", b"")
         refused = await clients[4].read_response()
         assert (refused.status, refused.get("retry-after")) == (503, "5")
-        assert front.counters.upstream_waiting == 2
+        assert proxy.counters.upstream_waiting == 2
         await second.send(OK)
         assert (await clients[1].read_response()).body == b"ok"
         assert (await second.head()).startswith(b"GET /2 ")
         await first.send(OK)
         assert (await first.head()).startswith(b"GET /3 ")
         assert navidrome.count == 2
-        assert front.failures == {"pool_exhausted": 1}
+        assert proxy.failures == {"pool_exhausted": 1}
 
 
 async def test_a_waiting_request_gets_the_slot_of_a_closed_connection(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
-        first, second = await front.client(), await front.client()
+    async with start_proxy(navidrome, limits=limits_with(max_upstream_connections=1)) as proxy:
+        first, second = await proxy.client(), await proxy.client()
         await first.send(get("/1").encode())
         served, _ = await navidrome.requests()
         await second.send(get("/2").encode())
-        await front.wait_until_idle()
+        await proxy.wait_until_idle()
         await served.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
         _, head = await navidrome.requests()
         assert head.startswith(b"GET /2 ")
 
 
 async def test_a_disconnected_client_does_not_wait_any_more(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
-        first, second, third = [await front.client() for _ in range(3)]
+    async with start_proxy(navidrome, limits=limits_with(max_upstream_connections=1)) as proxy:
+        first, second, third = [await proxy.client() for _ in range(3)]
         for number, client in enumerate((first, second, third)):
             await client.send(get(f"/{number}").encode())
-            await front.wait_until_idle()
+            await proxy.wait_until_idle()
         served, _ = await navidrome.requests()
         second.close()
-        await front.wait_until_idle()
-        assert front.counters.upstream_waiting == 1
+        await proxy.wait_until_idle()
+        assert proxy.counters.upstream_waiting == 1
         await served.send(OK)
         assert (await served.head()).startswith(b"GET /2 ")
 
 
 async def test_every_waiting_request_fails_when_navidrome_is_down(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, limits=limits_with(max_upstream_connections=1)) as front:
+    async with start_proxy(navidrome, limits=limits_with(max_upstream_connections=1)) as proxy:
         await navidrome.stop_listening()
-        clients = [await front.client() for _ in range(4)]
+        clients = [await proxy.client() for _ in range(4)]
         for client in clients:
             await client.send(get().encode())
         for client in clients:
             assert (await client.read_response()).status == 502
-        assert front.failures == {"connect_failed": 4}
-        assert front.recorded.upstream == ["down"]
+        assert proxy.failures == {"connect_failed": 4}
+        assert proxy.recorded.upstream == ["down"]
 
 
 async def test_up_and_down_are_reported_once_per_change() -> None:
     async with navidrome_on_a_socket() as stopped:
         port = stopped.address.port
-        async with front_before(stopped) as front:
+        async with start_proxy(stopped) as proxy:
             await stopped.stop_listening()
             for _ in range(3):
-                response = await front.request(get())
+                response = await proxy.request(get())
                 assert (response.status, response.get("retry-after")) == (502, "5")
             async with navidrome_on_a_socket(port=port) as back:
-                first = await one_response(front, back)
+                first = await one_response(proxy, back)
                 for _ in range(2):
-                    client = await front.client()
+                    client = await proxy.client()
                     await client.send(get().encode())
                     await first.head()
                     await first.send(OK)
                     assert (await client.read_response()).body == b"ok"
-            assert front.recorded.upstream == ["down", "up"]
+            assert proxy.recorded.upstream == ["down", "up"]
 
 
 # (method, target, retried)
@@ -254,32 +256,32 @@ _REPEATED = [
 
 @pytest.mark.parametrize(("method", "target", "repeated"), _REPEATED)
 async def test_a_safe_request_on_a_stale_connection_is_retried_once(
-    front: Front, navidrome: Navidrome, method: str, target: str, repeated: bool
+    proxy: RunningProxy, navidrome: Navidrome, method: str, target: str, repeated: bool
 ) -> None:
-    served = await one_response(front, navidrome)
-    client = await front.client()
+    served = await one_response(proxy, navidrome)
+    client = await proxy.client()
     await client.send(build_request(method, target).encode())
     head = await served.head()
     served.reset()
     if not repeated:
         assert (await client.read_response(method)).status == 502
-        assert front.counters.retries == 0
+        assert proxy.counters.retries == 0
         assert navidrome.count == 1
         return
     again, second = await navidrome.requests()
     assert second == head
     again.reset()
     assert (await client.read_response(method)).status == 502, "once, and no more"
-    assert front.counters.retries == 1
+    assert proxy.counters.retries == 1
     assert navidrome.count == 2
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1", "Transfer-Encoding: chunked"])
 async def test_a_get_with_a_body_is_not_retried(
-    front: Front, navidrome: Navidrome, framing: str
+    proxy: RunningProxy, navidrome: Navidrome, framing: str
 ) -> None:
-    served = await one_response(front, navidrome)
-    client = await front.client()
+    served = await one_response(proxy, navidrome)
+    client = await proxy.client()
     await client.send(build_request("GET", "/", framing).encode())
     await served.head()
     served.reset()
@@ -288,10 +290,10 @@ async def test_a_get_with_a_body_is_not_retried(
 
 
 async def test_no_request_is_retried_once_a_byte_of_the_response_was_received(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    served = await one_response(front, navidrome)
-    client = await front.client()
+    served = await one_response(proxy, navidrome)
+    client = await proxy.client()
     await client.send(get().encode())
     await served.head()
     await served.send(b"H")
@@ -301,9 +303,9 @@ async def test_no_request_is_retried_once_a_byte_of_the_response_was_received(
 
 
 async def test_no_request_is_retried_on_a_new_connection(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()
     served.close()
@@ -312,10 +314,10 @@ async def test_no_request_is_retried_on_a_new_connection(
 
 
 async def test_a_retried_request_gets_its_complete_response(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    served = await one_response(front, navidrome)
-    client = await front.client()
+    served = await one_response(proxy, navidrome)
+    client = await proxy.client()
     await client.send(get("/1").encode() + get("/2").encode())
     await served.head()
     served.finish()
@@ -327,13 +329,13 @@ async def test_a_retried_request_gets_its_complete_response(
     assert [(await client.read_response()).body for _ in range(2)] == [b"ok"] * 2
 
 
-async def test_a_pool_can_have_its_own_limit(front: Front, navidrome: Navidrome) -> None:
-    pool = UpstreamPool(front.plane, navidrome.address, most=1)
+async def test_a_pool_can_have_its_own_limit(proxy: RunningProxy, navidrome: Navidrome) -> None:
+    pool = UpstreamPool(proxy.plane, navidrome.address, most=1)
     first, second = Waiter(), Waiter()
     pool.acquire(first)
     pool.acquire(second)
     upstream = await first.ready
-    await front.wait_until_idle()
+    await proxy.wait_until_idle()
     assert navidrome.count == 1
     assert not second.ready.done()
     pool.release(upstream)
@@ -375,16 +377,16 @@ def no_descriptors_left() -> Iterator[None]:
 
 
 async def test_a_lack_of_file_descriptors_is_not_reported_as_navidrome_down(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
-    await until(lambda: front.counters.client_connections == 1)
+    client = await proxy.client()
+    await until(lambda: proxy.counters.client_connections == 1)
     with no_descriptors_left():
         response = await client.request(get())
     assert (response.status, response.get("retry-after")) == (503, "5")
-    assert front.failures == {"descriptors_exhausted": 1}
-    assert front.recorded.upstream == []
-    again = await front.client()
+    assert proxy.failures == {"descriptors_exhausted": 1}
+    assert proxy.recorded.upstream == []
+    again = await proxy.client()
     await again.send(get().encode())
     served, _ = await navidrome.requests()
     await served.send(OK)
@@ -392,12 +394,12 @@ async def test_a_lack_of_file_descriptors_is_not_reported_as_navidrome_down(
 
 
 async def test_connections_to_navidrome_have_tcp_keepalive(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()
-    (connection,) = front.plane.connections
+    (connection,) = proxy.plane.connections
     assert isinstance(connection, ClientConnection) and connection.handler is not None
     upstream = connection.handler.upstream
     assert upstream is not None

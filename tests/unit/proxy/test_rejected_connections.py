@@ -8,9 +8,9 @@ import pytest
 
 from shim.proxy.gate import AccountDenied
 from shim.trust.reasons import Reason
-from tests.support.data_plane import EDGE, UNTRUSTED, front_before, policy
 from tests.support.http_client import Client, build_request, get
 from tests.support.limits import limits_with
+from tests.support.running_proxy import EDGE, UNTRUSTED, policy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome
 from tests.support.slow_gate import SlowGate
 
@@ -43,14 +43,14 @@ async def served(client: Client, navidrome: Navidrome) -> None:
 async def test_a_connection_is_kept_alive_after_a_rejection(
     navidrome: Navidrome, head: str, method: str
 ) -> None:
-    async with front_before(navidrome, by=SECRETS) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, by=SECRETS) as proxy:
+        client = await proxy.client(EDGE)
         for _ in range(3):
             response = await client.request(head, method=method)
             assert response.status in (401, 404)
             assert response.get("connection") == "keep-alive"
         await served(client, navidrome)
-        assert front.counters.client_connections == 1
+        assert proxy.counters.client_connections == 1
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ async def test_a_connection_is_kept_alive_after_a_rejection(
 async def test_a_connection_is_closed_after_a_rejection(
     navidrome: Navidrome, head: str, source: str
 ) -> None:
-    async with front_before(navidrome, by=SECRETS) as front:
-        client = await front.client(source)
+    async with start_proxy(navidrome, by=SECRETS) as proxy:
+        client = await proxy.client(source)
         await client.send((head + GOOD).encode())
         response = await client.read_response()
         assert 400 <= response.status < 500
@@ -86,8 +86,8 @@ async def test_a_connection_is_closed_after_a_rejection(
 async def test_pipelined_requests_after_a_rejection_are_answered_in_order(
     navidrome: Navidrome,
 ) -> None:
-    async with front_before(navidrome, by=SECRETS) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, by=SECRETS) as proxy:
+        client = await proxy.client(EDGE)
         await client.send((REFUSED + GOOD + REFUSED).encode())
         assert (await client.read_response()).status == 401
         end, _ = await navidrome.requests()
@@ -98,8 +98,8 @@ async def test_pipelined_requests_after_a_rejection_are_answered_in_order(
 
 
 async def test_a_thousand_pipelined_rejections_do_not_recurse(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, by=SECRETS) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, by=SECRETS) as proxy:
+        client = await proxy.client(EDGE)
         sending = asyncio.create_task(client.send(REFUSED.encode() * 1000))
         for _ in range(1000):
             assert (await client.read_response()).status == 401
@@ -111,8 +111,8 @@ async def test_requests_pipelined_behind_a_denied_account_are_served(
     navidrome: Navidrome,
 ) -> None:
     gate = SlowGate()
-    async with front_before(navidrome, by=SECRETS, gate=gate) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, by=SECRETS, gate=gate) as proxy:
+        client = await proxy.client(EDGE)
         await client.send((GOOD + GOOD).encode())
         first = await gate.next_request()
         first.set_result(AccountDenied(Reason.GROUP_NOT_ALLOWED, "no group of hers may in"))
@@ -125,21 +125,21 @@ async def test_requests_pipelined_behind_a_denied_account_are_served(
 
 async def test_an_idle_connection_after_a_rejection_is_closed(navidrome: Navidrome) -> None:
     limits = limits_with(idle_timeout=30.0)
-    async with front_before(navidrome, by=SECRETS, limits=limits) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, by=SECRETS, limits=limits) as proxy:
+        client = await proxy.client(EDGE)
         assert (await client.request(REFUSED)).status == 401
-        front.pass_time(29)
+        proxy.pass_time(29)
         assert (await client.request(REFUSED)).status == 401
-        front.pass_time(31)
+        proxy.pass_time(31)
         assert await client.read_to_end() == b""
 
 
 async def test_a_shutdown_closes_the_connection_after_the_rejection(navidrome: Navidrome) -> None:
-    async with front_before(navidrome, by=SECRETS) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, by=SECRETS) as proxy:
+        client = await proxy.client(EDGE)
         await client.send(REFUSED[:10].encode())
-        await front.wait_until_idle()
-        for connection in list(front.state.connections):
+        await proxy.wait_until_idle()
+        for connection in list(proxy.state.connections):
             connection.shutdown()
         response = await client.request(REFUSED[10:])
         assert (response.status, response.get("connection")) == (401, "close")

@@ -5,24 +5,24 @@ from __future__ import annotations
 import pytest
 
 from shim.trust.reasons import Reason
-from tests.support.data_plane import EDGE, UNTRUSTED, Front
 from tests.support.http_client import build_request, get
+from tests.support.raw_connection import two_piece_splits
+from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy
 from tests.support.scripted_navidrome import OK, Navidrome
-from tests.support.socket_ends import cuts
 
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 
 
 async def test_a_head_split_at_every_byte_is_parsed_as_in_one_piece(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     head = get("/api/song?_end=5", "Cookie: a=b", "Accept: */*").encode()
     await client.send(head)
     served, whole = await navidrome.requests()
     await served.send(OK)
     assert (await client.read_response()).body == b"ok"
-    for pieces in cuts(head):
+    for pieces in two_piece_splits(head):
         await client.send(*pieces)
         assert await served.head() == whole
         await served.send(OK)
@@ -45,12 +45,12 @@ async def test_a_head_split_at_every_byte_is_parsed_as_in_one_piece(
     ids=["length", "chunked"],
 )
 async def test_a_body_split_at_every_byte_is_forwarded_completely(
-    front: Front, navidrome: Navidrome, framing: str, body: bytes, sent_on: bytes
+    proxy: RunningProxy, navidrome: Navidrome, framing: str, body: bytes, sent_on: bytes
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     head = build_request("POST", "/api/playlist", framing).encode()
     served = None
-    for pieces in cuts(head + body):
+    for pieces in two_piece_splits(head + body):
         await client.send(*pieces)
         served = served or await navidrome.accepted()
         got_head = await served.head()
@@ -66,9 +66,9 @@ async def test_a_body_split_at_every_byte_is_forwarded_completely(
 
 
 async def test_chunked_requests_are_framed_again_without_extensions_and_trailers(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     head = build_request("POST", "/api/x", "Transfer-Encoding: chunked", "Trailer: X-Sum")
     await client.send(
         head.encode()
@@ -83,15 +83,15 @@ async def test_chunked_requests_are_framed_again_without_extensions_and_trailers
 
 
 async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     heads = [get(f"/{number}").encode() for number in range(3)]
     posts = build_request("POST", "/body", "Content-Length: 3").encode() + b"abc"
     await client.send(heads[0] + posts + heads[1] + heads[2])
     served, first = await navidrome.requests()
     assert first.startswith(b"GET /0 ")
-    await front.wait_until_idle()
+    await proxy.wait_until_idle()
     assert bytes(served.received) == first, "the second request waits for the first one's response"
     await served.send(OK)
     assert (await served.head()).startswith(b"POST /body ")
@@ -106,9 +106,9 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(
 
 @pytest.mark.parametrize("body", [b"\r\n", b"\r\n\r\n", b"x\r\n\r\n"])
 async def test_line_ends_in_a_body_do_not_end_the_head(
-    front: Front, navidrome: Navidrome, body: bytes
+    proxy: RunningProxy, navidrome: Navidrome, body: bytes
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(build_request("POST", "/", f"Content-Length: {len(body)}").encode() + body)
     served, _ = await navidrome.requests()
     assert await served.read_exactly(len(body)) == body
@@ -117,9 +117,9 @@ async def test_line_ends_in_a_body_do_not_end_the_head(
 
 
 async def test_line_ends_after_a_head_without_fields_are_not_part_of_it(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(b"GET / HTTP/1.0\r\n\r\n\r\n")
     served, _ = await navidrome.requests()
     await served.send(OK)
@@ -127,9 +127,9 @@ async def test_line_ends_after_a_head_without_fields_are_not_part_of_it(
 
 
 async def test_a_thousand_pipelined_requests_do_not_recurse(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 1000)
     served = await navidrome.accepted()
     for _ in range(1000):
@@ -140,9 +140,9 @@ async def test_a_thousand_pipelined_requests_do_not_recurse(
 
 
 async def test_invalid_data_after_a_request_is_rejected_once_and_not_forwarded(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(get().encode() + b"\r\n\r\n" * 1000)
     served, head = await navidrome.requests()
     await served.send(OK)
@@ -150,7 +150,7 @@ async def test_invalid_data_after_a_request_is_rejected_once_and_not_forwarded(
     assert (await client.read_response()).status == 400
     assert await client.read_to_end() == b""
     assert bytes(served.received) == head
-    assert [reason for reason, _ in front.recorded.decided_as] == [Reason.MALFORMED_HEAD]
+    assert [reason for reason, _ in proxy.recorded.decided_as] == [Reason.MALFORMED_HEAD]
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ async def test_invalid_data_after_a_request_is_rejected_once_and_not_forwarded(
     ],
 )
 async def test_version_and_connection_options_decide_keep_alive(
-    front: Front, navidrome: Navidrome, version: str, option: str, keep_alive: bool
+    proxy: RunningProxy, navidrome: Navidrome, version: str, option: str, keep_alive: bool
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     head = f"GET / HTTP/{version}\r\nHost: h\r\n" + (f"{option}\r\n" if option else "") + "\r\n"
     await client.send(head.encode())
     served, got = await navidrome.requests()
@@ -187,8 +187,10 @@ async def test_version_and_connection_options_decide_keep_alive(
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-async def test_these_methods_are_forwarded(front: Front, navidrome: Navidrome, method: str) -> None:
-    client = await front.client()
+async def test_these_methods_are_forwarded(
+    proxy: RunningProxy, navidrome: Navidrome, method: str
+) -> None:
+    client = await proxy.client()
     await client.send(build_request(method, "/api/x").encode())
     served, head = await navidrome.requests()
     assert head.startswith(f"{method} /api/x HTTP/1.1\r\n".encode())
@@ -198,9 +200,9 @@ async def test_these_methods_are_forwarded(front: Front, navidrome: Navidrome, m
 
 @pytest.mark.parametrize("method", ["CONNECT", "TRACE", "PROPFIND", "QUERY", "get", "BREW"])
 async def test_other_methods_are_not_implemented(
-    front: Front, navidrome: Navidrome, method: str
+    proxy: RunningProxy, navidrome: Navidrome, method: str
 ) -> None:
-    assert (await front.request(build_request(method, "/"))).status == 501
+    assert (await proxy.request(build_request(method, "/"))).status == 501
     assert navidrome.count == 0
 
 
@@ -232,9 +234,9 @@ _BOTH = "Content-Length: 1\r\nTransfer-Encoding: chunked"
     ],
 )
 async def test_an_ambiguous_request_is_rejected_and_closed(
-    front: Front, navidrome: Navidrome, lines: str
+    proxy: RunningProxy, navidrome: Navidrome, lines: str
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     response = await client.request(
         build_request("POST", "/api/x", *lines.split("\r\n")), b"1\r\n0\r\n\r\n", method="POST"
     )
@@ -242,8 +244,8 @@ async def test_an_ambiguous_request_is_rejected_and_closed(
     assert response.get("connection") == "close"
     assert await client.read_to_end() == b""
     assert navidrome.count == 0
-    assert len(front.recorded.decided_as) == 1
-    assert front.recorded.decided_as[0][1] == response.get("x-request-id")
+    assert len(proxy.recorded.decided_as) == 1
+    assert proxy.recorded.decided_as[0][1] == response.get("x-request-id")
 
 
 @pytest.mark.parametrize(
@@ -263,14 +265,16 @@ async def test_an_ambiguous_request_is_rejected_and_closed(
     ],
 )
 async def test_a_malformed_head_is_rejected_at_once(
-    front: Front, navidrome: Navidrome, head: str
+    proxy: RunningProxy, navidrome: Navidrome, head: str
 ) -> None:
-    assert (await front.request(head)).status == 400
+    assert (await proxy.request(head)).status == 400
     assert navidrome.count == 0
 
 
-async def test_the_largest_content_length_is_accepted(front: Front, navidrome: Navidrome) -> None:
-    client = await front.client()
+async def test_the_largest_content_length_is_accepted(
+    proxy: RunningProxy, navidrome: Navidrome
+) -> None:
+    client = await proxy.client()
     await client.send(
         build_request("PUT", "/api/x", "Content-Length: 9223372036854775807").encode()
     )
@@ -280,9 +284,9 @@ async def test_the_largest_content_length_is_accepted(front: Front, navidrome: N
 
 @pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])
 async def test_a_client_that_expects_100_continue_gets_it_from_the_shim(
-    front: Front, navidrome: Navidrome, framing: str
+    proxy: RunningProxy, navidrome: Navidrome, framing: str
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     body = b"body" if framing.startswith("C") else b"4\r\nbody\r\n0\r\n\r\n"
     await client.send(build_request("POST", "/api/x", framing, "Expect: 100-continue").encode())
     assert (await client.read_response_head())[0] == 100
@@ -295,9 +299,9 @@ async def test_a_client_that_expects_100_continue_gets_it_from_the_shim(
 
 
 async def test_no_100_continue_is_sent_if_the_body_has_arrived_or_is_absent(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     head = build_request("POST", "/api/x", "Content-Length: 4", "Expect: 100-continue").encode()
     await client.send(head + b"bo", b"dy")
     served, _ = await navidrome.requests()
@@ -328,9 +332,9 @@ async def test_no_100_continue_is_sent_if_the_body_has_arrived_or_is_absent(
     ],
 )
 async def test_an_invalid_chunked_body_is_rejected_and_its_upstream_request_dropped(
-    front: Front, navidrome: Navidrome, body: bytes
+    proxy: RunningProxy, navidrome: Navidrome, body: bytes
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(build_request("POST", "/api/x", "Transfer-Encoding: chunked").encode())
     served, _ = await navidrome.requests()
     await client.send(body)
@@ -341,9 +345,9 @@ async def test_an_invalid_chunked_body_is_rejected_and_its_upstream_request_drop
 
 @pytest.mark.parametrize("slices", [(b"\r\n", b""), (b"\r", b"\n"), (b"", b"\r\n")])
 async def test_one_empty_line_before_a_request_line_is_ignored(
-    front: Front, navidrome: Navidrome, slices: tuple[bytes, bytes]
+    proxy: RunningProxy, navidrome: Navidrome, slices: tuple[bytes, bytes]
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     first, second = slices
     await client.send(*filter(None, (first, second + get("/1").encode())))
     served, sent = await navidrome.requests()
@@ -356,32 +360,32 @@ async def test_one_empty_line_before_a_request_line_is_ignored(
     await client.read_response()
 
 
-async def test_two_empty_lines_before_a_request_line_are_rejected(front: Front) -> None:
-    client = await front.client()
+async def test_two_empty_lines_before_a_request_line_are_rejected(proxy: RunningProxy) -> None:
+    client = await proxy.client()
     await client.send(b"\r\n", b"\r\n", get("/1").encode())
     assert (await client.read_response()).status == 400
 
 
-async def test_a_tls_handshake_on_the_plain_port_is_closed_and_logged(front: Front) -> None:
-    client = await front.client()
+async def test_a_tls_handshake_on_the_plain_port_is_closed_and_logged(proxy: RunningProxy) -> None:
+    client = await proxy.client()
     await client.send(bytes.fromhex("1603010200010001fc0303") + bytes(500))
     assert await client.read_to_end() == b""
-    assert [reason for reason, _ in front.recorded.decided_as] == [Reason.MALFORMED_HEAD]
+    assert [reason for reason, _ in proxy.recorded.decided_as] == [Reason.MALFORMED_HEAD]
 
 
 async def test_tls_handshakes_on_the_plain_port_are_logged_once_a_minute_for_each_peer(
-    front: Front,
+    proxy: RunningProxy,
 ) -> None:
-    async def shake_hands(source: str) -> int:
-        client = await front.client(source)
+    async def tls_handshake(source: str) -> int:
+        client = await proxy.client(source)
         await client.send(bytes.fromhex("1603010200010001fc0303") + bytes(500))
         assert await client.read_to_end() == b""
-        return len(front.recorded.decided_as)
+        return len(proxy.recorded.decided_as)
 
-    assert [await shake_hands(UNTRUSTED) for _ in range(3)] == [1, 1, 1]
-    assert await shake_hands(EDGE) == 2
-    front.pass_time(59)
-    assert await shake_hands(UNTRUSTED) == 2
-    front.pass_time(2)
-    assert await shake_hands(UNTRUSTED) == 3
-    assert sum(front.counters.requests) == 6
+    assert [await tls_handshake(UNTRUSTED) for _ in range(3)] == [1, 1, 1]
+    assert await tls_handshake(EDGE) == 2
+    proxy.pass_time(59)
+    assert await tls_handshake(UNTRUSTED) == 2
+    proxy.pass_time(2)
+    assert await tls_handshake(UNTRUSTED) == 3
+    assert sum(proxy.counters.requests) == 6

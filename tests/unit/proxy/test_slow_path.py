@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from shim.proxy.slow_path import SlowPath, suspend
-from tests.support.data_plane import Front
 from tests.support.http_client import get
+from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_navidrome import OK, Navidrome
 
 
@@ -128,18 +128,18 @@ async def test_a_future_is_awaited_or_cancelled(done: bool) -> None:
 
 
 async def test_a_request_without_a_wait_has_no_slow_path(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client = await front.client()
+    client = await proxy.client()
     await client.send(get("/1").encode())
     served, _ = await navidrome.requests()
-    handler = front.connection_of(client).handler
+    handler = proxy.connection_of(client).handler
     assert handler is not None and handler._waiting is not None, "it waited for a connection"
     await served.send(OK)
     await client.read_response()
     await client.send(get("/2").encode())
     assert (await served.head()).startswith(b"GET /2 ")
-    handler = front.connection_of(client).handler
+    handler = proxy.connection_of(client).handler
     assert handler is not None and handler._waiting is None
     await served.send(OK)
     assert (await client.read_response()).status == 200

@@ -15,8 +15,8 @@ from shim.proxy.states import (
     IllegalTransition,
     State,
 )
-from tests.support.data_plane import EDGE, Front
 from tests.support.http_client import get
+from tests.support.running_proxy import EDGE, RunningProxy
 from tests.support.scripted_navidrome import Navidrome
 
 PAIRS = [(old, new) for old in TRANSITIONS for new in TRANSITIONS]
@@ -47,11 +47,11 @@ def test_no_transition_leaves_the_closed_state() -> None:
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=repr)
 async def test_a_connection_makes_the_listed_transitions_only(
-    front: Front, old: State, new: State
+    proxy: RunningProxy, old: State, new: State
 ) -> None:
-    client = await front.client(EDGE)
+    client = await proxy.client(EDGE)
     assert (await client.request("BREW / HTTP/1.1\r\nHost: h\r\n\r\n")).status == 501
-    connection = front.connection_of(client)
+    connection = proxy.connection_of(client)
     connection.state = old
     if new in TRANSITIONS[old]:
         connection.enter(new)
@@ -67,19 +67,19 @@ async def test_a_connection_makes_the_listed_transitions_only(
 
 
 async def test_an_illegal_transition_aborts_both_connections_and_is_logged(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
     raised: list[object] = []
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: raised.append(context.get("exception"))
     )
-    client = await front.client()
+    client = await proxy.client()
     await client.send(get().encode())
     served, _ = await navidrome.requests()
-    connection = front.connection_of(client)
+    connection = proxy.connection_of(client)
     assert connection.state is FORWARDING
     connection.state = TUNNEL  # an internal error, as far as the response is concerned
     await served.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     await client.read_to_reset()
-    await front.until_no_client()
+    await proxy.until_no_client()
     assert [type(each) for each in raised] == [IllegalTransition]

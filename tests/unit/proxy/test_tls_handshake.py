@@ -9,11 +9,11 @@ import pytest
 
 from shim.proxy.server import Options
 from tests.support.certificates import Certificates
-from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before
 from tests.support.http_client import Client, get
 from tests.support.limits import limits_with
+from tests.support.raw_connection import run_loop_turns, until
+from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome
-from tests.support.socket_ends import turns, until
 
 PATIENT = limits_with(request_header_timeout=60.0)
 
@@ -27,19 +27,19 @@ async def wait_closed(client: Client) -> None:
     assert left == b"" or left[:1] == b"\x15", left  # an alert at most (RFC 8446 §6)
 
 
-async def counted(front: Front, number: int) -> None:
-    await until(lambda: front.counters.client_connections == number)
+async def counted(proxy: RunningProxy, number: int) -> None:
+    await until(lambda: proxy.counters.client_connections == number)
 
 
 async def test_an_unfinished_handshake_is_counted_and_times_out(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     limits = limits_with(request_header_timeout=0.1)
-    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, tls=certificates.server(), limits=limits) as proxy:
+        client = await proxy.client(EDGE)
         await wait_closed(client)
-        await counted(front, 0)
-        assert not front.state.connections
+        await counted(proxy, 0)
+        assert not proxy.state.connections
 
 
 @pytest.mark.parametrize(
@@ -48,37 +48,37 @@ async def test_an_unfinished_handshake_is_counted_and_times_out(
 async def test_data_that_is_not_tls_gets_no_http_response(
     navidrome: Navidrome, certificates: Certificates, sent: bytes
 ) -> None:
-    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
-        client = await front.client(EDGE)
+    async with start_proxy(navidrome, tls=certificates.server(), limits=PATIENT) as proxy:
+        client = await proxy.client(EDGE)
         await client.send(sent)
         await wait_closed(client)
-        await counted(front, 0)
+        await counted(proxy, 0)
         assert navidrome.count == 0
-        assert front.recorded.decided_as == []
+        assert proxy.recorded.decided_as == []
 
 
 async def test_a_client_that_disconnects_before_its_handshake_is_not_counted_any_more(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
-        clients = [await front.client(EDGE) for _ in range(5)]
-        await counted(front, 5)
+    async with start_proxy(navidrome, tls=certificates.server(), limits=PATIENT) as proxy:
+        clients = [await proxy.client(EDGE) for _ in range(5)]
+        await counted(proxy, 5)
         for client in clients:
             client.close()
-        await counted(front, 0)
+        await counted(proxy, 0)
 
 
 async def test_unfinished_handshakes_of_untrusted_peers_leave_connections_for_the_edge(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     limits = limits_with(request_header_timeout=60.0, max_connections=8)
-    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
-        untrusted = [await front.client(UNTRUSTED) for _ in range(4)]
-        await counted(front, 4)
-        await wait_closed(await front.client(UNTRUSTED))
-        assert front.counters.clients_rejected == 1
-        await counted(front, 4)
-        await _served(front, navidrome, certificates, EDGE)
+    async with start_proxy(navidrome, tls=certificates.server(), limits=limits) as proxy:
+        untrusted = [await proxy.client(UNTRUSTED) for _ in range(4)]
+        await counted(proxy, 4)
+        await wait_closed(await proxy.client(UNTRUSTED))
+        assert proxy.counters.clients_rejected == 1
+        await counted(proxy, 4)
+        await _served(proxy, navidrome, certificates, EDGE)
         assert len(untrusted) == 4
 
 
@@ -86,14 +86,14 @@ async def test_a_connection_replaces_its_handshake_in_the_count(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
     limits = limits_with(request_header_timeout=60.0, max_connections=2)
-    async with front_before(navidrome, tls=certificates.server(), limits=limits) as front:
+    async with start_proxy(navidrome, tls=certificates.server(), limits=limits) as proxy:
         for source in (UNTRUSTED, EDGE):  # of two, an untrusted peer can have one
-            await _served(front, navidrome, certificates, source)
-            await counted(front, 0)
-        handshake = await front.client(EDGE)
-        await counted(front, 1)
-        await _served(front, navidrome, certificates, EDGE)
-        assert front.counters.clients_rejected == 0
+            await _served(proxy, navidrome, certificates, source)
+            await counted(proxy, 0)
+        handshake = await proxy.client(EDGE)
+        await counted(proxy, 1)
+        await _served(proxy, navidrome, certificates, EDGE)
+        assert proxy.counters.clients_rejected == 0
         handshake.close()
 
 
@@ -101,41 +101,41 @@ async def test_a_connection_replaces_its_handshake_in_the_count(
 async def test_a_shutdown_does_not_wait_for_handshakes(
     navidrome: Navidrome, certificates: Certificates, later: int
 ) -> None:
-    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
-        client = await front.client(EDGE)
-        await counted(front, 1)
-        await turns(later)
-        for connection in list(front.state.connections):
+    async with start_proxy(navidrome, tls=certificates.server(), limits=PATIENT) as proxy:
+        client = await proxy.client(EDGE)
+        await counted(proxy, 1)
+        await run_loop_turns(later)
+        for connection in list(proxy.state.connections):
             connection.shutdown()
         await wait_closed(client)
-        await counted(front, 0)
+        await counted(proxy, 0)
 
 
 async def test_data_that_arrives_with_the_end_of_the_handshake_is_read(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
+    async with start_proxy(navidrome, tls=certificates.server(), limits=PATIENT) as proxy:
         for _ in range(5):
-            await _served(front, navidrome, certificates, EDGE)
-        await counted(front, 0)
+            await _served(proxy, navidrome, certificates, EDGE)
+        await counted(proxy, 0)
 
 
 async def test_a_new_certificate_is_used_from_the_next_handshake_on(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    async with front_before(navidrome, tls=certificates.server(), limits=PATIENT) as front:
-        await _served(front, navidrome, certificates, EDGE)
-        front.plane.apply_options(Options())
-        await wait_closed(await front.client(EDGE))
-        front.plane.apply_options(Options(tls=certificates.server()))
-        await _served(front, navidrome, certificates, EDGE)
+    async with start_proxy(navidrome, tls=certificates.server(), limits=PATIENT) as proxy:
+        await _served(proxy, navidrome, certificates, EDGE)
+        proxy.plane.apply_options(Options())
+        await wait_closed(await proxy.client(EDGE))
+        proxy.plane.apply_options(Options(tls=certificates.server()))
+        await _served(proxy, navidrome, certificates, EDGE)
 
 
 async def _served(
-    front: Front, navidrome: Navidrome, certificates: Certificates, source: str
+    proxy: RunningProxy, navidrome: Navidrome, certificates: Certificates, source: str
 ) -> None:
     """Assert that a client with TLS gets a response, and disconnect."""
-    host, port = front.address
+    host, port = proxy.address
     loop = asyncio.get_running_loop()
     sock = socket.socket()
     sock.setblocking(False)

@@ -15,21 +15,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.certificates import Certificates
-from tests.support.data_plane import Front, front_before
 from tests.support.http_client import build_request, get
+from tests.support.raw_connection import run_loop_turns, until
+from tests.support.running_proxy import RunningProxy, start_proxy
 from tests.support.scripted_navidrome import (
     OK,
     Navidrome,
     navidrome_on_a_socket,
     navidrome_with_tls,
 )
-from tests.support.socket_ends import turns, until
 
-FAR_SIDES = ("tcp", "unix", "tls", "tls on unix")
+UPSTREAM_KINDS = ("tcp", "unix", "tls", "tls on unix")
 
 
 @asynccontextmanager
-async def far_side(kind: str, folder: Path, certificates: Certificates) -> AsyncIterator[Navidrome]:
+async def start_upstream(
+    kind: str, folder: Path, certificates: Certificates
+) -> AsyncIterator[Navidrome]:
     path = folder / "navidrome.sock" if "unix" in kind else None
     if "tls" in kind:
         server, client = certificates.server(), certificates.client()
@@ -46,10 +48,10 @@ def noise(seed: int, size: int) -> bytes:
 
 def sliced(data: bytes, seed: int, most: int) -> list[bytes]:
     """The data in pieces of random lengths, some of them a byte."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     pieces, at = [], 0
     while at < len(data):
-        size = 1 if chance.random() < 0.2 else chance.randint(1, most)
+        size = 1 if rng.random() < 0.2 else rng.randint(1, most)
         pieces.append(data[at : at + size])
         at += size
     return pieces
@@ -64,11 +66,11 @@ def digest(data: bytes) -> str:
 
 
 async def _round(
-    front: Front, navidrome: Navidrome, size: int, seed: int, up: str, down: str
+    proxy: RunningProxy, navidrome: Navidrome, size: int, seed: int, up: str, down: str
 ) -> None:
     most = max(1, size // 12)
     sent, returned = noise(seed, size), noise(seed + 1, size)
-    client = await front.client()
+    client = await proxy.client()
     framing = f"Content-Length: {size}" if up == "length" else "Transfer-Encoding: chunked"
     await client.send(build_request("POST", "/api/upload", framing).encode())
     pieces = sliced(sent, seed, most)
@@ -84,14 +86,14 @@ async def _round(
     }
     back = sliced(returned, seed + 2, most)
 
-    async def give() -> None:
+    async def send_response() -> None:
         await served.send(heads[down], *(chunked(back) if down == "chunked" else back))
         if down == "close":
             served.close()
 
-    giving = asyncio.create_task(give())
+    sending = asyncio.create_task(send_response())
     response = await client.read_response()
-    await giving
+    await sending
     assert digest(response.body) == digest(returned)
     client.close()
     served.close()
@@ -109,27 +111,27 @@ async def _round(
 async def test_random_bodies_of_any_length_and_chunking(
     size: int, seed: int, up: str, down: str
 ) -> None:
-    async with navidrome_on_a_socket() as navidrome, front_before(navidrome) as front:
-        await _round(front, navidrome, size, seed, up, down)
+    async with navidrome_on_a_socket() as navidrome, start_proxy(navidrome) as proxy:
+        await _round(proxy, navidrome, size, seed, up, down)
 
 
-@pytest.mark.parametrize("kind", FAR_SIDES)
+@pytest.mark.parametrize("kind", UPSTREAM_KINDS)
 @pytest.mark.parametrize(("up", "down"), [("length", "chunked"), ("chunked", "length")])
 async def test_bodies_are_unchanged_over_every_kind_of_socket(
     tmp_path: Path, certificates: Certificates, kind: str, up: str, down: str
 ) -> None:
     async with (
-        far_side(kind, tmp_path, certificates) as navidrome,
-        front_before(navidrome) as front,
+        start_upstream(kind, tmp_path, certificates) as navidrome,
+        start_proxy(navidrome) as proxy,
     ):
-        await _round(front, navidrome, 1_500_000, 7, up, down)
+        await _round(proxy, navidrome, 1_500_000, 7, up, down)
 
 
 async def test_a_client_with_tls_is_forwarded_as_https(
     navidrome: Navidrome, certificates: Certificates
 ) -> None:
-    async with front_before(navidrome, tls=certificates.server()) as front:
-        client = await front.client(tls=certificates.client())
+    async with start_proxy(navidrome, tls=certificates.server()) as proxy:
+        client = await proxy.client(tls=certificates.client())
         await client.send(get().encode())
         served, head = await navidrome.requests()
         assert b"\r\nX-Forwarded-Proto: https\r\n" in head
@@ -144,10 +146,10 @@ async def test_a_navidrome_with_an_unknown_certificate_gets_no_request(
 ) -> None:
     async with (
         navidrome_with_tls(certificates.server(), ssl.create_default_context()) as navidrome,
-        front_before(navidrome) as front,
+        start_proxy(navidrome) as proxy,
     ):
-        assert (await front.request(get())).status == 502
-        assert front.failures == {"connect_failed": 1}
+        assert (await proxy.request(get())).status == 502
+        assert proxy.failures == {"connect_failed": 1}
         assert navidrome.count == 0
 
 
@@ -157,16 +159,16 @@ async def test_a_slow_reader_receives_everything_with_little_buffering(
     tmp_path: Path, certificates: Certificates, kind: str, length: str
 ) -> None:
     async with (
-        far_side(kind, tmp_path, certificates) as navidrome,
-        front_before(navidrome) as front,
+        start_upstream(kind, tmp_path, certificates) as navidrome,
+        start_proxy(navidrome) as proxy,
     ):
-        await _read_slowly(front, navidrome, length)
+        await _read_slowly(proxy, navidrome, length)
 
 
-async def _read_slowly(front: Front, navidrome: Navidrome, length: str) -> None:
+async def _read_slowly(proxy: RunningProxy, navidrome: Navidrome, length: str) -> None:
     size = 20_000_000
     body = noise(3, 1 << 16) * (size >> 16)
-    client = await front.client(receive_buffer=4096)
+    client = await proxy.client(receive_buffer=4096)
     await client.send(get("/track").encode())
     served, _ = await navidrome.requests()
     head = (
@@ -174,11 +176,11 @@ async def _read_slowly(front: Front, navidrome: Navidrome, length: str) -> None:
     )
     payload = body if length == "length" else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     pieces = (payload[at : at + (1 << 18)] for at in range(0, len(payload), 1 << 18))
-    giving = asyncio.create_task(served.send(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % head, *pieces))
-    await until(lambda: front.writing_paused)
-    await turns(1000)
-    assert front.held < 1 << 20
-    assert not giving.done(), "Navidrome is held back"
+    sending = asyncio.create_task(served.send(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % head, *pieces))
+    await until(lambda: proxy.writing_paused)
+    await run_loop_turns(1000)
+    assert proxy.held < 1 << 20
+    assert not sending.done(), "Navidrome is held back"
     response = await client.read_response()
-    await giving
+    await sending
     assert digest(response.body) == digest(body)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.data_plane import Front
 from tests.support.http_client import Client, build_request, get
+from tests.support.raw_connection import two_piece_splits
+from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_navidrome import OK, Navidrome, Served
-from tests.support.socket_ends import cuts
 
-OLD_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
+HTTP10_GET = "GET / HTTP/1.0\r\nHost: h\r\n\r\n"
 
 
 async def start_request(
-    front: Front, navidrome: Navidrome, head: str = ""
+    proxy: RunningProxy, navidrome: Navidrome, head: str = ""
 ) -> tuple[Client, Served]:
-    client = await front.client()
+    client = await proxy.client()
     await client.send((head or get()).encode())
     served, _ = await navidrome.requests()
     return client, served
@@ -32,10 +32,10 @@ RESPONSES = {
 
 @pytest.mark.parametrize("kind", RESPONSES)
 async def test_a_response_split_at_every_byte_is_forwarded_completely(
-    front: Front, navidrome: Navidrome, kind: str
+    proxy: RunningProxy, navidrome: Navidrome, kind: str
 ) -> None:
-    client, served = await start_request(front, navidrome)
-    for number, pieces in enumerate(cuts(RESPONSES[kind])):
+    client, served = await start_request(proxy, navidrome)
+    for number, pieces in enumerate(two_piece_splits(RESPONSES[kind])):
         if number:
             await client.send(get().encode())
             await served.head()
@@ -63,9 +63,9 @@ async def test_a_response_split_at_every_byte_is_forwarded_completely(
     ],
 )
 async def test_these_responses_have_no_body_and_both_connections_are_kept_alive(
-    front: Front, navidrome: Navidrome, method: str, response: bytes, framing: dict[str, str]
+    proxy: RunningProxy, navidrome: Navidrome, method: str, response: bytes, framing: dict[str, str]
 ) -> None:
-    client, served = await start_request(front, navidrome, build_request(method, "/"))
+    client, served = await start_request(proxy, navidrome, build_request(method, "/"))
     await served.send(b"HTTP/1.1 " + response + b"\r\n\r\n")
     got = await client.read_response(method)
     names = ("content-length", "transfer-encoding", "connection")
@@ -78,9 +78,9 @@ async def test_these_responses_have_no_body_and_both_connections_are_kept_alive(
 
 
 async def test_a_body_until_close_is_chunked_for_an_http_1_1_client(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client, served = await start_request(front, navidrome)
+    client, served = await start_request(proxy, navidrome)
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo")
     served.finish()
     response = await client.read_response()
@@ -101,10 +101,10 @@ async def test_a_body_until_close_is_chunked_for_an_http_1_1_client(
     ],
 )
 async def test_an_http_1_0_client_gets_no_chunks_and_a_close_at_the_end(
-    front: Front, navidrome: Navidrome, response: bytes
+    proxy: RunningProxy, navidrome: Navidrome, response: bytes
 ) -> None:
-    head = OLD_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
-    client, served = await start_request(front, navidrome, head)
+    head = HTTP10_GET.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\n\r\n")
+    client, served = await start_request(proxy, navidrome, head)
     await served.send(response)
     served.finish()
     got = await client.read_response()
@@ -113,9 +113,9 @@ async def test_an_http_1_0_client_gets_no_chunks_and_a_close_at_the_end(
 
 
 async def test_interim_responses_are_not_forwarded_to_an_http_1_0_client(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client, served = await start_request(front, navidrome, OLD_GET)
+    client, served = await start_request(proxy, navidrome, HTTP10_GET)
     await served.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
     assert (await client.read_response()).status == 200
 
@@ -124,14 +124,14 @@ async def test_interim_responses_are_not_forwarded_to_an_http_1_0_client(
 @pytest.mark.parametrize("interim", [b"HTTP/1.1 100 \r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
 @pytest.mark.parametrize("in_one_piece", [True, False])
 async def test_more_than_16_interim_responses_are_a_502(
-    front: Front,
+    proxy: RunningProxy,
     navidrome: Navidrome,
     count: int,
     status: int,
     interim: bytes,
     in_one_piece: bool,
 ) -> None:
-    client, served = await start_request(front, navidrome)
+    client, served = await start_request(proxy, navidrome)
     pieces = [*[interim] * count, OK]
     await served.send(*([b"".join(pieces)] if in_one_piece else pieces))
     if b"103" in interim:
@@ -167,17 +167,17 @@ async def test_more_than_16_interim_responses_are_a_502(
     ids=range(20),
 )
 async def test_an_invalid_response_becomes_a_502_and_its_connection_is_closed(
-    front: Front, navidrome: Navidrome, response: bytes
+    proxy: RunningProxy, navidrome: Navidrome, response: bytes
 ) -> None:
-    client, served = await start_request(front, navidrome)
+    client, served = await start_request(proxy, navidrome)
     await served.send(response)
     got = await client.read_response()
     assert (got.status, got.get("retry-after")) == (502, "5")
     await served.wait_closed()
-    assert [(failure, status) for failure, status, _ in front.recorded.failures] == [
+    assert [(failure, status) for failure, status, _ in proxy.recorded.failures] == [
         ("upstream_response_malformed", 502)
     ]
-    assert front.recorded.failures[0][2] == got.get("x-request-id")
+    assert proxy.recorded.failures[0][2] == got.get("x-request-id")
 
 
 CUT = {
@@ -191,9 +191,9 @@ CUT = {
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("kind", CUT)
 async def test_a_truncated_body_never_ends_cleanly(
-    front: Front, navidrome: Navidrome, kind: str, old: bool
+    proxy: RunningProxy, navidrome: Navidrome, kind: str, old: bool
 ) -> None:
-    client, served = await start_request(front, navidrome, OLD_GET if old else "")
+    client, served = await start_request(proxy, navidrome, HTTP10_GET if old else "")
     await served.send(CUT[kind])
     await client.read_response_head()
     if kind != "bad chunk":
@@ -208,15 +208,15 @@ async def test_a_truncated_body_never_ends_cleanly(
     else:
         # Here only the reset distinguishes a truncated body from a complete one.
         await client.read_to_reset()
-    assert front.failures == {"upstream_response_truncated": 1}
-    assert front.counters.streams_open == 0
+    assert proxy.failures == {"upstream_response_truncated": 1}
+    assert proxy.counters.streams_open == 0
 
 
 @pytest.mark.parametrize("old", [False, True])
 async def test_a_body_until_close_that_is_reset_is_reset_for_the_client(
-    front: Front, navidrome: Navidrome, old: bool
+    proxy: RunningProxy, navidrome: Navidrome, old: bool
 ) -> None:
-    client, served = await start_request(front, navidrome, OLD_GET if old else "")
+    client, served = await start_request(proxy, navidrome, HTTP10_GET if old else "")
     await served.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
     await client.read_response_head()
     served.reset()
@@ -228,23 +228,23 @@ async def test_a_body_until_close_that_is_reset_is_reset_for_the_client(
 
 
 async def test_a_response_truncated_in_its_head_is_a_502(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client, served = await start_request(front, navidrome)
+    client, served = await start_request(proxy, navidrome)
     await served.send(b"HTTP/1.1 200 OK\r\nA: b")
     served.close()
     assert (await client.read_response()).status == 502
-    assert front.failures == {"upstream_response_truncated": 1}
+    assert proxy.failures == {"upstream_response_truncated": 1}
 
 
 async def test_end_to_end_fields_are_forwarded_unchanged_and_in_order(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
     fields = (
         b"Set-Cookie: a=1; Path=/\r\nVary: Accept\r\nset-cookie: b=2\r\nX-Odd:  spaced \r\n"
         b"Set-Cookie: c=\xfc\r\nAccept-Ranges: bytes\r\nContent-Range: bytes 0-1/10\r\n"
     )
-    client, served = await start_request(front, navidrome, get("/", "Range: bytes=0-1"))
+    client, served = await start_request(proxy, navidrome, get("/", "Range: bytes=0-1"))
     assert b"\r\nRange: bytes=0-1\r\n" in bytes(served.received)
     hop = b"Connection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTrailer: T\r\n"
     await served.send(b"HTTP/1.1 206 Partial\r\n" + fields + hop + b"Content-Length: 2\r\n\r\nok")
@@ -253,9 +253,9 @@ async def test_end_to_end_fields_are_forwarded_unchanged_and_in_order(
 
 
 async def test_server_sent_events_are_forwarded_as_they_arrive(
-    front: Front, navidrome: Navidrome
+    proxy: RunningProxy, navidrome: Navidrome
 ) -> None:
-    client, served = await start_request(front, navidrome, get("/api/events"))
+    client, served = await start_request(proxy, navidrome, get("/api/events"))
     await served.send(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -264,15 +264,17 @@ async def test_server_sent_events_are_forwarded_as_they_arrive(
         event = b"data: %d\n\n" % number
         await served.send(b"%x\r\n%b\r\n" % (len(event), event))
         assert await client.chunk() == event
-    assert front.counters.streams_open == 1
+    assert proxy.counters.streams_open == 1
     client.close()
     await served.wait_closed()
-    await front.until_no_client()
-    assert front.counters.streams_open == 0
+    await proxy.until_no_client()
+    assert proxy.counters.streams_open == 0
 
 
-async def test_the_client_gets_its_own_http_version(front: Front, navidrome: Navidrome) -> None:
-    client, served = await start_request(front, navidrome)
+async def test_the_client_gets_its_own_http_version(
+    proxy: RunningProxy, navidrome: Navidrome
+) -> None:
+    client, served = await start_request(proxy, navidrome)
     await served.send(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
     assert (await client.read_response()).head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
     await client.send(get().encode())
@@ -283,8 +285,8 @@ async def test_the_client_gets_its_own_http_version(front: Front, navidrome: Nav
     "pieces", [(b"HTTP/1.1 200 OK\nA: b\n\n",), (b"HTTP/1.1 200 OK\r\nA: b", b"\n")]
 )
 async def test_a_response_head_with_a_bare_lf_is_a_502_at_once(
-    front: Front, navidrome: Navidrome, pieces: tuple[bytes, ...]
+    proxy: RunningProxy, navidrome: Navidrome, pieces: tuple[bytes, ...]
 ) -> None:
-    client, served = await start_request(front, navidrome)
+    client, served = await start_request(proxy, navidrome)
     await served.send(*pieces)
     assert (await client.read_response()).status == 502

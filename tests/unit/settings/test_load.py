@@ -108,7 +108,7 @@ def test_every_fault_is_reported_at_once_with_its_source_and_value(env: WriteEnv
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "suggestion"),
     [
         ("SHIM_DNS_REFRESH", "SHIM_DNS_REFRESH_SECONDS"),
         ("SHIM_REVERSE_PROXY_WHITELST", "SHIM_REVERSE_PROXY_WHITELIST"),
@@ -117,10 +117,10 @@ def test_every_fault_is_reported_at_once_with_its_source_and_value(env: WriteEnv
         ("SHIM_BASEPATH", "SHIM_BASE_PATH"),
     ],
 )
-def test_an_unknown_name_is_a_fault_with_a_suggestion(name: str, meant: str) -> None:
+def test_an_unknown_name_is_a_fault_with_a_suggestion(name: str, suggestion: str) -> None:
     (message,) = faults({name: "1"})
     assert message.startswith(f"{name} (environment)")
-    assert message.endswith(f"no such setting; did you mean {meant}?")
+    assert message.endswith(f"no such setting; did you mean {suggestion}?")
 
 
 def test_a_name_without_a_similar_one_gets_no_suggestion() -> None:

@@ -27,9 +27,9 @@ def environ(provider: str, **settings: str) -> dict[str, str]:
     return {"SHIM_PROVIDER": provider, **more, **{f"SHIM_{n}": v for n, v in settings.items()}}
 
 
-def faults(given: dict[str, str]) -> list[str]:
+def faults(environ_values: dict[str, str]) -> list[str]:
     with pytest.raises(SettingsError) as raised:
-        load(given)
+        load(environ_values)
     return [str(fault) for fault in raised.value.faults]
 
 
@@ -60,14 +60,16 @@ def test_a_setting_of_the_user_overrides_the_preset(field: str) -> None:
         "jwt_algorithms": "RS256",
     }
     text = values.get(field, "X-Mine" if field.endswith("header") else "mine")
-    given = {**environ("authelia", **{field.upper(): text}), **TOKEN}
-    given.setdefault("SHIM_JWT_HEADER", "X-Token")
-    assert load(given).public()[f"SHIM_{field.upper()}"] == text
+    environ_values = {**environ("authelia", **{field.upper(): text}), **TOKEN}
+    environ_values.setdefault("SHIM_JWT_HEADER", "X-Token")
+    assert load(environ_values).public()[f"SHIM_{field.upper()}"] == text
     # The rest of the row is unchanged.
     others = {**preset_values("authelia"), field: text}
-    others.setdefault("jwt_header", given["SHIM_JWT_HEADER"])
-    others["jwt_header"] = given["SHIM_JWT_HEADER"]
-    assert {name: load(given).public()[f"SHIM_{name.upper()}"] for name in others} == others
+    others.setdefault("jwt_header", environ_values["SHIM_JWT_HEADER"])
+    others["jwt_header"] = environ_values["SHIM_JWT_HEADER"]
+    assert {
+        name: load(environ_values).public()[f"SHIM_{name.upper()}"] for name in others
+    } == others
 
 
 def test_an_empty_setting_means_that_the_provider_sends_no_such_header() -> None:
@@ -141,8 +143,8 @@ def test_settings_that_separate_users_are_accepted(settings: dict[str, str]) -> 
     ["example.org.", ".org", "exa mple.org", "\u212aexample.org", "exämple.org", "a,a", "@a.b"],
 )
 def test_an_invalid_domain_is_a_fault(text: str) -> None:
-    given = environ("authelia", UID_SOURCE="email", EMAIL_DOMAINS=text)
-    assert [fault for fault in faults(given) if fault.startswith("SHIM_EMAIL_DOMAINS")]
+    environ_values = environ("authelia", UID_SOURCE="email", EMAIL_DOMAINS=text)
+    assert [fault for fault in faults(environ_values) if fault.startswith("SHIM_EMAIL_DOMAINS")]
 
 
 def test_an_unknown_provider_is_a_fault() -> None:

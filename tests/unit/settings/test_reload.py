@@ -9,24 +9,24 @@ from shim.settings.reload import merge_settings
 RELOADABLE = {each.field for each in SETTINGS if each.reloadable}
 
 
-def given(**settings: str) -> Settings:
+def build_settings(**settings: str) -> Settings:
     return load({f"SHIM_{name}": value for name, value in settings.items()})
 
 
 def test_equal_settings_change_nothing() -> None:
-    outcome = merge_settings(given(), given()).outcome
+    outcome = merge_settings(build_settings(), build_settings()).outcome
     assert (outcome.faults, outcome.changed, outcome.pending_restart) == ((), (), ())
 
 
 def test_settings_of_the_policy_are_applied_and_the_rest_waits() -> None:
-    running = given(REVERSE_PROXY_WHITELIST="10.0.0.1", MAX_CONNECTIONS="10")
-    fresh = given(
+    running = build_settings(REVERSE_PROXY_WHITELIST="10.0.0.1", MAX_CONNECTIONS="10")
+    new = build_settings(
         REVERSE_PROXY_WHITELIST="10.0.0.2",
         MAX_CONNECTIONS="11",
         PROXY_SECRET="do-not-tell-0123456789",
         UPSTREAM="http://10.0.0.9:4533",
     )
-    found = merge_settings(running, fresh)
+    found = merge_settings(running, new)
     assert set(found.outcome.changed) == {"SHIM_REVERSE_PROXY_WHITELIST", "SHIM_PROXY_SECRET"}
     assert set(found.outcome.pending_restart) == {"SHIM_MAX_CONNECTIONS", "SHIM_UPSTREAM"}
     assert found.settings.reverse_proxy_whitelist == ("10.0.0.2",)
@@ -40,17 +40,17 @@ def test_settings_of_the_policy_are_applied_and_the_rest_waits() -> None:
 
 
 def test_a_changed_secret_is_reported_without_its_values() -> None:
-    running, fresh = (given(PROXY_SECRET=f"do-not-tell-{each}-0123456789") for each in "ab")
-    outcome = merge_settings(running, fresh).outcome
+    running, new = (build_settings(PROXY_SECRET=f"do-not-tell-{each}-0123456789") for each in "ab")
+    outcome = merge_settings(running, new).outcome
     assert outcome.changes == ("SHIM_PROXY_SECRET: *** → another value",)
     assert "do-not-tell" not in repr(outcome)
 
 
 def test_a_conflicting_combination_is_rejected() -> None:
     # The header that Navidrome reads is not changed; the secret's must not become the same one.
-    running = given(REVERSE_PROXY_USER_HEADER="X-User")
-    fresh = given(REVERSE_PROXY_USER_HEADER="Remote-User", PROXY_SECRET_HEADER="X-User")
-    outcome = merge_settings(running, fresh).outcome
+    running = build_settings(REVERSE_PROXY_USER_HEADER="X-User")
+    new = build_settings(REVERSE_PROXY_USER_HEADER="Remote-User", PROXY_SECRET_HEADER="X-User")
+    outcome = merge_settings(running, new).outcome
     assert outcome.faults and "SHIM_PROXY_SECRET_HEADER" in outcome.faults[0]
 
 
@@ -83,7 +83,7 @@ def test_a_reload_applies_every_setting_that_only_the_policy_reads() -> None:
             read.add(name)
             return getattr(self._settings, name)
 
-    settings = given(
+    settings = build_settings(
         JWT_VERIFY="required",
         JWKS_URL="https://auth.example.org/jwks",
         JWT_ISSUER="x",

@@ -25,7 +25,7 @@ from shim.store.schema import CHANGE_COUNTERS
 from tests.support.postgresql import PASSWORD, PostgreSQL
 
 ROOT = Path(__file__).parents[3]
-OPENS = """
+OPEN_DATABASE = """
 import sys
 from shim.store import upgrade
 from shim.store.database import Database
@@ -87,7 +87,7 @@ def test_processes_that_create_the_tables_at_once_create_them_once(
                 assert process.stdin is not None
                 process.stdin.write("go\n")
                 process.stdin.flush()
-            postgresql.wait_for_waiting(postgresql_url, 3)
+            postgresql.wait_for_blocked_sessions(postgresql_url, 3)
 
         database = make(postgresql_url)
         database.write(meanwhile)
@@ -99,7 +99,7 @@ def test_processes_that_create_the_tables_at_once_create_them_once(
 
 def _opener(ends: ExitStack, url: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", OPENS, url],
+        [sys.executable, "-c", OPEN_DATABASE, url],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -129,7 +129,7 @@ def test_a_writer_sees_what_was_written_while_it_waited(
 
         def meanwhile(connection: Connection) -> int:
             waits.append(thread.submit(second.write, add_one))
-            postgresql.wait_for_waiting(postgresql_url, 1)
+            postgresql.wait_for_blocked_sessions(postgresql_url, 1)
             return add_one(connection)
 
         waits = [thread.submit(int)]
@@ -228,7 +228,7 @@ async def test_a_server_that_does_not_respond_does_not_block_closing(
 
 
 def test_a_server_that_vanishes_times_out_in_seconds(store: Database) -> None:
-    def patience(connection: Connection) -> tuple[float, ...]:
+    def read_timeouts(connection: Connection) -> tuple[float, ...]:
         driver: Any = connection.connection.driver_connection
         before = float(driver.info.get_parameters()["connect_timeout"])
         with socket.socket(fileno=os.dup(driver.fileno())) as end:
@@ -239,7 +239,7 @@ def test_a_server_that_vanishes_times_out_in_seconds(store: Database) -> None:
             unanswered = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) / 1000
         return before, idle + interval * count, unanswered
 
-    assert all(0 < seconds <= 30 for seconds in store.read(patience))
+    assert all(0 < seconds <= 30 for seconds in store.read(read_timeouts))
 
 
 # privileges

@@ -12,7 +12,7 @@ def build_cache(entries: int = 8, size: int = 800) -> AdmissionCache[str, int]:
     return AdmissionCache(entries, size, lambda key, _: 10 * len(key))
 
 
-def learn(into: AdmissionCache[str, int], key: str, value: int = 1) -> None:
+def look_up_or_offer(into: AdmissionCache[str, int], key: str, value: int = 1) -> None:
     """A cache user: look up, and offer on a miss."""
     if into.get(key) is None:
         into.offer(key, value)
@@ -31,10 +31,10 @@ def test_an_entry_that_is_offered_once_is_not_cached() -> None:
 def test_entries_in_use_stay_cached_during_a_flood_of_repeated_entries() -> None:
     of = build_cache()
     for _ in range(2):
-        learn(of, "mine")
+        look_up_or_offer(of, "mine")
     for number in range(500):
         for _ in range(3):
-            learn(of, f"flood{number:03}")
+            look_up_or_offer(of, f"flood{number:03}")
         if number % 4 == 0:
             assert of.get("mine") == 1, number
 
@@ -44,9 +44,9 @@ def test_a_flood_of_unique_entries_is_not_cached() -> None:
     in_use = ("a", "b", "c")
     for _ in range(2):
         for key in in_use:
-            learn(of, key)
+            look_up_or_offer(of, key)
     for number in range(1000):
-        learn(of, f"flood{number}")
+        look_up_or_offer(of, f"flood{number}")
     assert [of.get(key) for key in in_use] == [1, 1, 1]
     assert len(of) == len(in_use)
 
@@ -54,10 +54,10 @@ def test_a_flood_of_unique_entries_is_not_cached() -> None:
 def test_unused_entries_are_evicted() -> None:
     of = build_cache()
     for _ in range(2):
-        learn(of, "old")
+        look_up_or_offer(of, "old")
     for number in range(100):
         for _ in range(2):
-            learn(of, f"new{number:02}")
+            look_up_or_offer(of, f"new{number:02}")
     assert of.get("old") is None
     assert of.get("new99") == 1
 
@@ -65,9 +65,9 @@ def test_unused_entries_are_evicted() -> None:
 def test_an_entry_larger_than_the_cache_evicts_nothing() -> None:
     of = build_cache()
     for _ in range(2):
-        learn(of, "small")
+        look_up_or_offer(of, "small")
     for _ in range(5):
-        learn(of, "x" * 81)
+        look_up_or_offer(of, "x" * 81)
     assert of.get("x" * 81) is None
     assert of.get("small") == 1
 
@@ -76,7 +76,7 @@ def test_the_byte_limit_applies_before_the_entry_limit() -> None:
     of = build_cache(entries=1000, size=100)
     for number in range(200):
         for _ in range(2):
-            learn(of, f"{number:05}")  # of 50 each
+            look_up_or_offer(of, f"{number:05}")  # of 50 each
         assert of.size <= 2 * 100
     assert of.get("00199") == 1
 

@@ -57,11 +57,11 @@ def test_the_size_of_cached_entries_is_counted(name: str, address: str) -> None:
 
 
 def learn(decisions: DecisionCache, address: str, block: Block, numbers: range) -> None:
-    standing = decisions.connection_context(parse_peer(address), b"http")
+    context = decisions.connection_context(parse_peer(address), b"http")
     for number in numbers:
         for _ in range(2):
             text = head(
                 "GET / HTTP/1.1", *(line.encode(errors="surrogateescape") for line in block(number))
             )
             line, _, rest = text[:-2].partition(b"\r\n")
-            decisions.decide(line, rest, standing, None, 1.0)
+            decisions.decide(line, rest, context, None, 1.0)

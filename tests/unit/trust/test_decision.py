@@ -253,15 +253,15 @@ def test_an_upgrade_in_http_1_0_is_ignored() -> None:
 def test_create_admin_is_disabled_while_the_shim_provisions_accounts(
     peer: object, fields: tuple[str, ...]
 ) -> None:
-    asking = EDGE if peer is EDGE else UNTRUSTED
+    source = EDGE if peer is EDGE else UNTRUSTED
     for path in ("/auth/createAdmin", "/auth/CreateAdmin", "/auth/createAdmin/?x"):
-        decision = decided(head(f"POST {path} HTTP/1.1", *fields), asking)
+        decision = decided(head(f"POST {path} HTTP/1.1", *fields), source)
         assert decision.outcome.reason is Reason.CREATE_ADMIN_DISABLED
         assert decision.outcome.status == 403
     opened = Policy(whitelist=trusting("127.0.0.2"), create_admin_disabled=False)
-    assert decided(head("POST /auth/createAdmin HTTP/1.1"), asking, opened).outcome.status == 200
-    assert decided(head("GET /auth/createAdmin HTTP/1.1"), asking).outcome.status == 200
-    assert decided(head("POST /auth/login HTTP/1.1"), asking).outcome.status == 200
+    assert decided(head("POST /auth/createAdmin HTTP/1.1"), source, opened).outcome.status == 200
+    assert decided(head("GET /auth/createAdmin HTTP/1.1"), source).outcome.status == 200
+    assert decided(head("POST /auth/login HTTP/1.1"), source).outcome.status == 200
 
 
 # which rejection takes precedence

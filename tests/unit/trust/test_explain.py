@@ -6,6 +6,7 @@ import json
 
 from shim.trust.peers import parse_peer
 from shim.trust.policy import Policy
+from shim.trust.reasons import Reason
 from tests.support.decisions import ADA, UNTRUSTED, decided, head, trusting
 
 KEYS = [
@@ -122,3 +123,9 @@ def test_every_explanation_is_json() -> None:
 def test_the_scheme_of_the_listener_is_shown() -> None:
     explained = decided(head("GET / HTTP/1.1"), UNTRUSTED, scheme=b"https").explain()
     assert ["X-Forwarded-Proto", "https"] in explained["forwarded_headers"]  # type: ignore[operator]
+
+
+def test_every_reason_is_explained_in_words() -> None:
+    texts = [reason.text for reason in Reason]
+    assert all(len(text.split()) >= 3 for text in texts)
+    assert len(set(texts)) == len(texts)

@@ -48,7 +48,7 @@ def test_clean_text_is_unchanged(role: Role, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "most"),
+    ("role", "limit"),
     [
         (Role.USERNAME, 255),
         (Role.UID, 255),
@@ -56,10 +56,10 @@ def test_clean_text_is_unchanged(role: Role, text: str) -> None:
         (Role.NAME, 1024),
     ],
 )
-def test_every_value_has_a_length_limit_in_characters(role: Role, most: int) -> None:
-    assert parse_value(role, ("\u00e9" * most).encode()) == "\u00e9" * most
+def test_every_value_has_a_length_limit_in_characters(role: Role, limit: int) -> None:
+    assert parse_value(role, ("\u00e9" * limit).encode()) == "\u00e9" * limit
     with pytest.raises(RequestRejected):
-        parse_value(role, b"e" * (most + 1))
+        parse_value(role, b"e" * (limit + 1))
 
 
 @pytest.mark.parametrize("role", [Role.GROUPS, Role.JWT])

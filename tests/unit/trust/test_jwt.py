@@ -153,13 +153,13 @@ def test_a_token_of_another_key_with_a_known_kid_is_rejected() -> None:
 
 def test_a_token_without_a_kid_is_tried_with_a_limited_number_of_keys() -> None:
     entries = [jwk(rsa_key(number), None) for number in range(1, 5)]
-    four = replace(RULES, keys=read_key_set(key_set(*entries[:3], jwk(rsa_key(), None))))
-    assert verified(token(kid=None), four).username == "ada"
-    five = replace(RULES, keys=read_key_set(key_set(*entries, jwk(rsa_key(), None))))
+    four_keys = replace(RULES, keys=read_key_set(key_set(*entries[:3], jwk(rsa_key(), None))))
+    assert verified(token(kid=None), four_keys).username == "ada"
+    five_keys = replace(RULES, keys=read_key_set(key_set(*entries, jwk(rsa_key(), None))))
     with pytest.raises(
         RequestRejected, match="5 keys may have signed it, and none of the first 4 did"
     ):
-        verify_token(token(kid=None), five, NOW)
+        verify_token(token(kid=None), five_keys, NOW)
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "Ed25519"])

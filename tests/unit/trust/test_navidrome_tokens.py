@@ -27,8 +27,8 @@ MINE, OLD = of(), of("bob", "b0b")
 
 
 def decide_on(line: str, *fields: str | bytes, identity: bool = True) -> Decision:
-    given_fields = (ADA, *fields) if identity else fields
-    return decide(head(line, *given_fields), EDGE, POLICY)
+    all_fields = (ADA, *fields) if identity else fields
+    return decide(head(line, *all_fields), EDGE, POLICY)
 
 
 def bound(line: str, *fields: str | bytes, name: str = "ada", uid: str | None = ID) -> Decision:
@@ -276,10 +276,10 @@ def test_no_query_passes_another_accounts_token_to_navidrome(query: str) -> None
     assert _as_go_reads(without_id.partition("?")[2]) == []
 
 
-_CRUMBS = st.sampled_from(["jwt", "jwt=", '"', ";", " ", "\t", "=", "x", MINE, OLD, "a=b", ","])
+_FRAGMENTS = st.sampled_from(["jwt", "jwt=", '"', ";", " ", "\t", "=", "x", MINE, OLD, "a=b", ","])
 
 
-@given(st.lists(st.lists(_CRUMBS, max_size=8).map("".join), min_size=1, max_size=3))
+@given(st.lists(st.lists(_FRAGMENTS, max_size=8).map("".join), min_size=1, max_size=3))
 def test_no_cookie_passes_another_accounts_token_to_navidrome(values: list[str]) -> None:
     decision = decide(head(APP, ADA, *(f"Cookie: {v}" for v in values)), EDGE, POLICY)
     for uid, allowed in ((ID, {MINE}), (None, set())):

@@ -503,7 +503,7 @@ def test_raw_bytes_elsewhere_are_rejected(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "host", "agrees"),
+    ("target", "host", "accepted"),
     [
         ("http://a/x", "a", True),
         ("http://a:80/x", "a", True),
@@ -519,7 +519,7 @@ def test_raw_bytes_elsewhere_are_rejected(line: str) -> None:
     ],
 )
 def test_an_absolute_form_matches_host_with_and_without_the_default_port(
-    target: str, host: str, agrees: bool
+    target: str, host: str, accepted: bool
 ) -> None:
     decision = decided(head(f"GET {target} HTTP/1.1", host=host))
-    assert (decision.outcome.reason is not Reason.AMBIGUOUS_TARGET) is agrees
+    assert (decision.outcome.reason is not Reason.AMBIGUOUS_TARGET) is accepted

@@ -22,7 +22,7 @@ from shim.trust.policy import Policy
 from shim.trust.reasons import Reason, Verdict
 from shim.trust.rejection import RequestRejected
 from tests.support.decisions import EDGE, UNTRUSTED, decided, head
-from tests.support.reference_parsers import read_by_llhttp, read_by_the_laxest
+from tests.support.reference_parsers import read_by_llhttp, read_leniently
 from tests.support.request_strategies import POLICIES, policies, requests, single_fragment_requests
 
 PEERS = (EDGE, UNTRUSTED, parse_peer("@"), parse_peer("fe80::1%eth0"))
@@ -62,7 +62,7 @@ def hold(decision: Decision, peer: Peer, policy: Policy) -> None:
     ):
         read = read_by_llhttp(forwarded)
         assert read is not None
-        fields = read_by_the_laxest(forwarded)
+        fields = read_leniently(forwarded)
         assert len(fields) == len(read.fields)
         names = [name for name, _ in fields]
         users = [value for name, value in fields if name == USER]
@@ -254,14 +254,14 @@ REACHED = {
 
 
 def test_requests_of_a_single_fragment_reach_every_reason() -> None:
-    met: set[Reason] = set()
+    found_reasons: set[Reason] = set()
     for text in single_fragment_requests():
         for policy in POLICIES:
             for peer in (EDGE, UNTRUSTED):
                 decision = decided(text, peer, policy)
                 hold(decision, peer, policy)
-                met.add(decision.outcome.reason)
-    assert met == REACHED
+                found_reasons.add(decision.outcome.reason)
+    assert found_reasons == REACHED
 
 
 def test_random_requests_get_every_verdict_often() -> None:
@@ -269,8 +269,8 @@ def test_random_requests_get_every_verdict_often() -> None:
 
     @settings(max_examples=1000, database=None, derandomize=True, deadline=None)
     @given(requests(), st.sampled_from((EDGE, UNTRUSTED)), policies())
-    def meet(text: bytes, peer: Peer, policy: Policy) -> None:
+    def collect_reason(text: bytes, peer: Peer, policy: Policy) -> None:
         verdicts[decided(text, peer, policy).outcome.verdict] += 1
 
-    meet()
+    collect_reason()
     assert min(verdicts[verdict] for verdict in Verdict) > verdicts.total() // 20

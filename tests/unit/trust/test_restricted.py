@@ -14,9 +14,9 @@ from tests.support.decisions import ADA, EDGE, UNTRUSTED, decided, head
 
 
 def policy(state: UserHeaderState, **settings: str) -> Policy:
-    given = {"REVERSE_PROXY_WHITELIST": "127.0.0.2", "PROVISIONING": "false", **settings}
+    all_settings = {"REVERSE_PROXY_WHITELIST": "127.0.0.2", "PROVISIONING": "false", **settings}
     return build_policy(
-        load({f"SHIM_{name}": value for name, value in given.items()}), user_header=state
+        load({f"SHIM_{name}": value for name, value in all_settings.items()}), user_header=state
     )
 
 
@@ -33,13 +33,13 @@ def test_an_identity_is_rejected_while_navidrome_rejects_its_header(path: str) -
 
 
 def test_an_identity_on_a_public_path_with_a_proof_is_rejected_as_well() -> None:
-    proved = policy(
+    with_secret = policy(
         UserHeaderState(False), PUBLIC_PATH_PROOF="secret", PROXY_SECRET="0123456789abcdef" * 2
     )
     fields = (ADA, f"X-Shim-Proxy-Secret: {'0123456789abcdef' * 2}")
-    decision = decided(head("GET /rest/ping HTTP/1.1", *fields), EDGE, proved)
+    decision = decided(head("GET /rest/ping HTTP/1.1", *fields), EDGE, with_secret)
     assert decision.outcome.reason is Reason.USER_HEADER_MISMATCH
-    assert decided(head("GET /rest/ping HTTP/1.1", ADA), EDGE, proved).outcome.reason is (
+    assert decided(head("GET /rest/ping HTTP/1.1", ADA), EDGE, with_secret).outcome.reason is (
         Reason.PUBLIC_PATH
     )
 

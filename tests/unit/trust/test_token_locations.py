@@ -182,12 +182,12 @@ def _path_unescape(value: str) -> str:
     return unquote_to_bytes(raw).decode("latin-1") if _ESCAPES.fullmatch(raw) else value
 
 
-_CRUMBS = st.sampled_from(
+_FRAGMENTS = st.sampled_from(
     ["Token", "Token=", '"', '="', '"x"', " ", ",", "=", "x", "%", "%2E", MINE, OLD, 'a="', "_"]
 )
 
 
-@given(st.lists(_CRUMBS, max_size=12).map("".join), st.booleans())
+@given(st.lists(_FRAGMENTS, max_size=12).map("".join), st.booleans())
 def test_no_authorization_passes_a_void_token_to_jellyfin(value: str, deprecated: bool) -> None:
     name = "X-Emby-Authorization" if deprecated else "Authorization"
     rendered = checked(JELLYFIN, f"{name}: MediaBrowser {value}").render_head().decode()

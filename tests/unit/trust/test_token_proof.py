@@ -35,7 +35,7 @@ BEARER = replace(
         AUTHENTIK_HEADERS, ("X-authentik-",), "Remote-User", "X-Shim-Proxy-Secret", bearer=True
     ),
 )
-EVERYTHING = [
+IDENTITY_FIELDS = [
     "X-authentik-username: ada",
     "X-authentik-name: Ada Lovelace",
     "X-authentik-email: ada@example.org",
@@ -60,10 +60,10 @@ def decide_on(
     whole = head(line, *fields)
     fresh = decide(whole, peer, policy, b"http", now)
     cache = cache_for(policy)
-    standing = cache.connection_context(peer, b"http")
+    context = cache.connection_context(peer, b"http")
     text, _, block = whole[:-2].partition(b"\r\n")
     for _ in range(4):
-        from_cache = cache.decide(text, block, standing, cache.cached_headers(block, standing), now)
+        from_cache = cache.decide(text, block, context, cache.cached_headers(block, context), now)
         assert explained(from_cache) == explained(fresh)
     return fresh
 
@@ -73,7 +73,7 @@ def reason(*fields: str, **options: Any) -> Reason:
 
 
 def test_the_claims_become_the_identity() -> None:
-    for fields in ([by_token()], [*EVERYTHING, by_token()]):
+    for fields in ([by_token()], [*IDENTITY_FIELDS, by_token()]):
         decision = decide_on(*fields)
         assert decision.outcome.reason is Reason.VERIFIED_JWT
         assert decision.identity == ADA
@@ -82,24 +82,24 @@ def test_the_claims_become_the_identity() -> None:
 
 
 def test_headers_alone_are_not_verified() -> None:
-    decision = decide_on(*EVERYTHING, policy=OPTIONAL)
+    decision = decide_on(*IDENTITY_FIELDS, policy=OPTIONAL)
     assert decision.outcome.reason is Reason.TRUSTED_PEER
     assert decision.identity == ADA
     for empty in ([], ["X-authentik-jwt: "], ["X-authentik-jwt:   "]):
-        assert reason(*EVERYTHING, *empty) is Reason.JWT_MISSING
-        assert reason(*EVERYTHING, *empty, policy=OPTIONAL) is Reason.TRUSTED_PEER
+        assert reason(*IDENTITY_FIELDS, *empty) is Reason.JWT_MISSING
+        assert reason(*IDENTITY_FIELDS, *empty, policy=OPTIONAL) is Reason.TRUSTED_PEER
 
 
 def test_a_token_must_be_valid_even_where_none_is_required() -> None:
     forged = by_token(token(key=rsa_key(1)))
     for policy in (OPTIONAL, REQUIRED):
-        assert reason(*EVERYTHING, forged, policy=policy) is Reason.JWT_INVALID
-        assert reason(*EVERYTHING, by_token("x"), policy=policy) is Reason.JWT_INVALID
+        assert reason(*IDENTITY_FIELDS, forged, policy=policy) is Reason.JWT_INVALID
+        assert reason(*IDENTITY_FIELDS, by_token("x"), policy=policy) is Reason.JWT_INVALID
         assert reason(forged, policy=policy) is Reason.JWT_INVALID
 
 
 def test_a_token_is_ignored_where_verification_is_off() -> None:
-    decision = decide_on(*EVERYTHING, by_token("x"), policy=POLICY)
+    decision = decide_on(*IDENTITY_FIELDS, by_token("x"), policy=POLICY)
     assert decision.outcome.reason is Reason.TRUSTED_PEER
     assert decision.identity == ADA
 
@@ -151,12 +151,12 @@ def test_a_group_with_the_separator_in_its_name_is_one_group() -> None:
 
 def test_a_header_cannot_add_a_claim_that_the_token_lacks() -> None:
     silent = by_token(groups=None, email=None, name=None)
-    decision = decide_on(*EVERYTHING, silent)
+    decision = decide_on(*IDENTITY_FIELDS, silent)
     assert decision.identity == Identity("ada", uid="5a1c")
     needs_groups = replace(REQUIRED, required=frozenset({Role.GROUPS}))
-    assert reason(*EVERYTHING, silent, policy=needs_groups) is Reason.IDENTITY_INCOMPLETE
+    assert reason(*IDENTITY_FIELDS, silent, policy=needs_groups) is Reason.IDENTITY_INCOMPLETE
     assert reason(by_token(preferred_username=None)) is Reason.IDENTITY_INCOMPLETE
-    assert reason(*EVERYTHING, by_token(preferred_username=None)) is Reason.IDENTITY_INCOMPLETE
+    assert reason(*IDENTITY_FIELDS, by_token(preferred_username=None)) is Reason.IDENTITY_INCOMPLETE
 
 
 @pytest.mark.parametrize(
@@ -236,15 +236,15 @@ def test_keys_inside_the_token_are_not_used() -> None:
 
 def test_the_expiry_of_a_token_is_checked_on_every_request_despite_the_cache() -> None:
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
     line, _, block = head("GET /app/ HTTP/1.1", by_token())[:-2].partition(b"\r\n")
 
     def at(now: float | None) -> Reason:
-        known = cache.cached_headers(block, standing)
-        return cache.decide(line, block, standing, known, now).outcome.reason
+        known = cache.cached_headers(block, context)
+        return cache.decide(line, block, context, known, now).outcome.reason
 
     assert [at(NOW) for _ in range(4)] == [Reason.VERIFIED_JWT] * 4
-    assert cache.cached_headers(block, standing) is not None
+    assert cache.cached_headers(block, context) is not None
     assert at(NOW + 329) is Reason.VERIFIED_JWT
     assert at(NOW + 330) is Reason.JWT_EXPIRED
     assert at(None) is Reason.JWT_EXPIRED
@@ -254,12 +254,12 @@ def test_the_expiry_of_a_token_is_checked_on_every_request_despite_the_cache() -
 
 def test_a_token_that_was_too_early_is_accepted_later() -> None:
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
     line, _, block = head("GET /app/ HTTP/1.1", by_token(nbf=NOW + 100))[:-2].partition(b"\r\n")
     for _ in range(4):
-        early = cache.decide(line, block, standing, cache.cached_headers(block, standing), NOW)
+        early = cache.decide(line, block, context, cache.cached_headers(block, context), NOW)
         assert early.outcome.reason is Reason.JWT_NOT_YET_VALID
-    later = cache.decide(line, block, standing, None, NOW + 100)
+    later = cache.decide(line, block, context, None, NOW + 100)
     assert later.outcome.reason is Reason.VERIFIED_JWT
 
 
@@ -275,12 +275,12 @@ def test_an_expired_token_is_reported_as_expired_whatever_else_was_wrong(
     kid: str, name: str | None, at_first: Reason
 ) -> None:
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
     field = by_token(token(claims(preferred_username=name), kid=kid))
     line, _, block = head("GET /app/ HTTP/1.1", field)[:-2].partition(b"\r\n")
 
     def at(now: float) -> Reason:
-        return cache.decide(line, block, standing, None, now).outcome.reason
+        return cache.decide(line, block, context, None, now).outcome.reason
 
     assert [at(NOW) for _ in range(4)] == [at_first] * 4
     assert at(NOW + 330) is Reason.JWT_EXPIRED
@@ -297,27 +297,27 @@ def test_a_hundred_requests_of_one_page_cost_one_signature(monkeypatch: pytest.M
 
     monkeypatch.setattr(Key, "verify", counted)
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
     text = by_token()
     for number in range(100):
         # Each with a header block of its own.
         fields = (text, f"Range: bytes={number}-", f"X-Forwarded-For: 192.0.2.{number}")
         line, _, block = head(f"GET /api/{number} HTTP/1.1", *fields)[:-2].partition(b"\r\n")
-        decision = cache.decide(line, block, standing, cache.cached_headers(block, standing), NOW)
+        decision = cache.decide(line, block, context, cache.cached_headers(block, context), NOW)
         assert decision.outcome.reason is Reason.VERIFIED_JWT
     assert count == 1
 
 
 def test_no_verification_under_other_keys_is_reused() -> None:
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
     line, _, block = head("GET /app/ HTTP/1.1", by_token())[:-2].partition(b"\r\n")
     for _ in range(3):
-        assert cache.decide(line, block, standing, None, NOW).outcome.reason is Reason.VERIFIED_JWT
+        assert cache.decide(line, block, context, None, NOW).outcome.reason is Reason.VERIFIED_JWT
     rotated = replace(RULES, keys=read_key_set(key_set(jwk(rsa_key(1), "rsa-1"))), required=True)
     renewed = DecisionCache(REQUIRED.next_version(tokens=rotated))
-    standing = renewed.connection_context(EDGE, b"http")
-    decision = renewed.decide(line, block, standing, renewed.cached_headers(block, standing), NOW)
+    context = renewed.connection_context(EDGE, b"http")
+    decision = renewed.decide(line, block, context, renewed.cached_headers(block, context), NOW)
     assert decision.outcome.reason is Reason.JWT_UNKNOWN_KEY
 
 
@@ -331,13 +331,13 @@ def test_a_token_is_used_on_a_public_path_only_if_the_settings_say_so() -> None:
     with_jwt = replace(REQUIRED, public_path_proof=Proof.JWT)
     assert reason(by_token(), line=PUBLIC) is Reason.PUBLIC_PATH
     assert reason(by_token(), policy=with_jwt, line=PUBLIC) is Reason.VERIFIED_JWT
-    assert reason(*EVERYTHING, policy=with_jwt, line=PUBLIC) is Reason.PUBLIC_PATH
+    assert reason(*IDENTITY_FIELDS, policy=with_jwt, line=PUBLIC) is Reason.PUBLIC_PATH
     forged = by_token(token(key=rsa_key(1)))
     assert reason(forged, policy=with_jwt, line=PUBLIC) is Reason.JWT_INVALID
     for line in ("GET /share/abc HTTP/1.1", "GET /SHARE HTTP/1.1"):
         assert reason(by_token(), policy=with_jwt, line=line) is Reason.PUBLIC_PATH
     optional = replace(OPTIONAL, public_path_proof=Proof.JWT)
-    assert reason(*EVERYTHING, policy=optional, line=PUBLIC) is Reason.PUBLIC_PATH
+    assert reason(*IDENTITY_FIELDS, policy=optional, line=PUBLIC) is Reason.PUBLIC_PATH
 
 
 def test_a_forged_token_costs_nothing_where_it_could_not_be_used(
@@ -361,14 +361,14 @@ def test_secret_and_token_are_both_required_where_both_are_set() -> None:
     assert reason(by_token(), good, policy=both) is Reason.VERIFIED_JWT
     assert reason(by_token(), wrong, policy=both) is Reason.SECRET_MISMATCH
     assert reason(by_token(), policy=both) is Reason.SECRET_MISSING
-    assert reason(*EVERYTHING, good, policy=both) is Reason.JWT_MISSING
+    assert reason(*IDENTITY_FIELDS, good, policy=both) is Reason.JWT_MISSING
     assert reason(by_token(), good, good, policy=both) is Reason.SECRET_MISMATCH
     jwt = replace(both, public_path_proof=Proof.JWT)
     assert reason(by_token(), policy=jwt, line=PUBLIC) is Reason.PUBLIC_PATH
     assert reason(by_token(), good, policy=jwt, line=PUBLIC) is Reason.VERIFIED_JWT
     secret = replace(both, public_path_proof=Proof.SECRET)
     assert reason(by_token(), good, policy=secret, line=PUBLIC) is Reason.VERIFIED_JWT
-    assert reason(*EVERYTHING, good, policy=secret, line=PUBLIC) is Reason.JWT_MISSING
+    assert reason(*IDENTITY_FIELDS, good, policy=secret, line=PUBLIC) is Reason.JWT_MISSING
     assert reason(by_token(), wrong, policy=secret, line=PUBLIC) is Reason.PUBLIC_PATH
 
 
@@ -377,7 +377,7 @@ def test_the_console_requires_an_admin_named_by_the_token() -> None:
     line = "GET /_shim/admin/ HTTP/1.1"
     assert reason(by_token(), policy=policy, line=line) is Reason.VERIFIED_JWT
     assert reason(by_token(groups=["family"]), policy=policy, line=line) is Reason.NOT_FOUND
-    spoofed = (*EVERYTHING, by_token(groups=None))
+    spoofed = (*IDENTITY_FIELDS, by_token(groups=None))
     assert reason(*spoofed, policy=policy, line=line) is Reason.NOT_FOUND
     forged = by_token(token(key=rsa_key(1)))
     assert reason(forged, policy=policy, line=line) is Reason.NOT_FOUND
@@ -386,7 +386,7 @@ def test_the_console_requires_an_admin_named_by_the_token() -> None:
 def test_a_persons_own_pages_need_a_token_that_is_verified() -> None:
     line = "GET /_shim/ HTTP/1.1"
     assert reason(by_token(groups=["family"]), line=line) is Reason.VERIFIED_JWT
-    assert reason(*EVERYTHING, line=line) is Reason.NOT_FOUND
+    assert reason(*IDENTITY_FIELDS, line=line) is Reason.NOT_FOUND
     assert reason(by_token(token(key=rsa_key(1))), line=line) is Reason.NOT_FOUND
 
 
@@ -423,18 +423,18 @@ def test_the_edges_header_takes_precedence_over_a_bearer() -> None:
     for fields in ([by_token(), bob], [bob, by_token()]):
         assert decide_on(*fields, policy=BEARER).identity == ADA
     assert reason(bob, bob, policy=BEARER) is Reason.IDENTITY_DUPLICATE
-    assert reason(*EVERYTHING, bob, policy=BEARER) is Reason.JWT_CLAIM_MISMATCH
+    assert reason(*IDENTITY_FIELDS, bob, policy=BEARER) is Reason.JWT_CLAIM_MISMATCH
 
 
 def test_a_flood_of_forged_tokens_evicts_no_other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
     honest = by_token()
 
     def reason_with(text: str, *more: str) -> Reason:
         line, _, block = head("GET /app/ HTTP/1.1", text, *more)[:-2].partition(b"\r\n")
-        known = cache.cached_headers(block, standing)
-        return cache.decide(line, block, standing, known, NOW).outcome.reason
+        known = cache.cached_headers(block, context)
+        return cache.decide(line, block, context, known, NOW).outcome.reason
 
     for _ in range(3):
         assert reason_with(honest) is Reason.VERIFIED_JWT
@@ -454,16 +454,25 @@ def test_tokens_and_the_headers_beside_them_are_cached_separately() -> None:
     forged = by_token(token(key=rsa_key(1)))
     bob = token(claims(preferred_username="bob", sub="b0b"))
     late = token(claims(exp=int(NOW) - 100))
-    carried = [
+    identity_field_sets = [
         [by_token()], [forged], [by_token(bob)], [by_token(late)], [by_token(), by_token()],
         [by_token().replace("X-authentik-jwt", "x-AUTHENTIK-jwt")], ["X-authentik-jwt: "], [],
         [f"Authorization: Bearer {bob}"], [f"Authorization: Bearer {bob}", by_token()],
         ["X-authentik-jwt: ", f"authorization: Bearer {bob}"], ["X_authentik_jwt: x"],
         ["X-authentik-jwt: \xff"],
     ]  # fmt: skip
-    beside = [[], EVERYTHING, EVERYTHING[:1], ["X-authentik-username: eve"], ["X-authentik-uid: 1"]]
+    beside = [
+        [],
+        IDENTITY_FIELDS,
+        IDENTITY_FIELDS[:1],
+        ["X-authentik-username: eve"],
+        ["X-authentik-uid: 1"],
+    ]
     requests = [
-        (fields, more, line) for fields in carried for more in beside for line in (APP, PUBLIC)
+        (fields, more, line)
+        for fields in identity_field_sets
+        for more in beside
+        for line in (APP, PUBLIC)
     ]
     shuffled = random.Random(6)
     for policy in (BEARER, OPTIONAL, POLICY):
@@ -477,7 +486,7 @@ def test_tokens_and_the_headers_beside_them_are_cached_separately() -> None:
 @pytest.mark.parametrize("named", ["one person", "each another"])
 def test_a_flood_of_forged_tokens_is_not_cached(named: str) -> None:
     cache = DecisionCache(REQUIRED)
-    standing = cache.connection_context(EDGE, b"http")
+    context = cache.connection_context(EDGE, b"http")
 
     def left() -> int:
         gc.collect()
@@ -485,8 +494,8 @@ def test_a_flood_of_forged_tokens_is_not_cached(named: str) -> None:
 
     before = left()
     for number in range(500):
-        other = EVERYTHING if named == "one person" else [f"X-authentik-username: {number}"]
+        other = IDENTITY_FIELDS if named == "one person" else [f"X-authentik-username: {number}"]
         fields = [*other, by_token(f"e30.e30.{number:04}AAAA")]
         line, _, block = head(APP, *fields)[:-2].partition(b"\r\n")
-        cache.decide(line, block, standing, cache.cached_headers(block, standing), NOW)
+        cache.decide(line, block, context, cache.cached_headers(block, context), NOW)
     assert left() < before + 30

@@ -30,9 +30,9 @@ from shim.health import State
 from shim.store.errors import StoreError
 from tests.support.audit_samples import request_decision
 from tests.support.event_schema import faults
+from tests.support.harness import until
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.trail_records import KEYS
-from tests.support.world import until
 
 Make = Callable[..., TrailStore]
 

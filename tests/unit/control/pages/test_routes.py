@@ -35,7 +35,7 @@ from shim.settings import load
 from shim.settings.reload import ReloadResult
 from shim.trust.identity import Identity
 from tests.support.trail_records import START, refused, store, trail
-from tests.unit.control.test_app import FINE, SECRET, TOKEN, Health
+from tests.unit.control.test_app import PASSING, SECRET, TOKEN, Health
 
 ADMIN = {CHANNEL_HEADER: SECRET, USER_HEADER: "ada", ADMIN_HEADER: "1"}
 HTML = {"Accept": "text/html"}
@@ -108,7 +108,7 @@ class Console:
             {"SHIM_REVERSE_PROXY_WHITELIST": "192.0.2.1", "SHIM_PROXY_SECRET": "s3cret-" * 5}
         )
         services = ControlServices(
-            health=Health(FINE),
+            health=Health(PASSING),
             metrics=build_registry(Counters(), version="9"),
             settings=lambda: settings,
             pending_restart=tuple,

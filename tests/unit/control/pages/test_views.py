@@ -151,8 +151,10 @@ def test_one_address_is_one_row_with_all_its_reasons(
 
 
 def test_a_view_is_determined_by_its_url() -> None:
-    given = "verdict=stripped&verdict=rejected&user=eve&since=yesterday&zone=Europe/Vienna&text="
-    query = Query.parse(parse_qsl(given, keep_blank_values=True))
+    query_string = (
+        "verdict=stripped&verdict=rejected&user=eve&since=yesterday&zone=Europe/Vienna&text="
+    )
+    query = Query.parse(parse_qsl(query_string, keep_blank_values=True))
     assert query.values["verdict"] == "stripped,rejected"
     again = Query.parse(parse_qsl(query.link().removeprefix("?")))
     assert again == query

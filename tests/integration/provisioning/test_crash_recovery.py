@@ -8,8 +8,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tests.support.visiting import PEOPLE, people
-from tests.support.world import VERIFIED, World
+from tests.support.harness import VERIFIED, Harness
+from tests.support.provisioning_load import USER_COUNT, identities
 
 ROOT = Path(__file__).parents[3]
 # Seconds after the first request, so that each kill interrupts another part of the work.
@@ -17,39 +17,39 @@ MOMENTS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3)
 
 
 async def test_a_shim_that_is_killed_repeatedly_loses_and_duplicates_nothing(
-    any_store_world: World,
+    any_store_harness: Harness,
 ) -> None:
-    world = any_store_world
-    world.use(ADMIN_GROUPS="admins", NAME_REUSE_DELAY_HOURS="0")
+    harness = any_store_harness
+    harness.use(ADMIN_GROUPS="admins", NAME_REUSE_DELAY_HOURS="0")
     for at, moment in enumerate(MOMENTS):
-        await _visited_until_killed(world, at, moment)
-        users = await world.users()
+        await _visited_until_killed(harness, at, moment)
+        users = await harness.users()
         folded = [name.lower() for name in users]
-        assert len(folded) == len(set(folded)) <= PEOPLE
-    await world.start()
-    assert world.accounts.service.fault is None
-    last = people(len(MOMENTS))
-    assert [await world.request(one, VERIFIED) for one in last] == [one.username for one in last]
-    users = await world.users()
+        assert len(folded) == len(set(folded)) <= USER_COUNT
+    await harness.start()
+    assert harness.accounts.service.fault is None
+    last = identities(len(MOMENTS))
+    assert [await harness.request(one, VERIFIED) for one in last] == [one.username for one in last]
+    users = await harness.users()
     assert sorted(users) == sorted(one.username for one in last)
     for one in last:
         user = users[one.username]
         assert (user["name"], user["email"]) == (one.name, one.email)
-        assert not await world.opens(one.username, "")
-    bindings = world.accounts.service.bindings.all()
+        assert not await harness.opens(one.username, "")
+    bindings = harness.accounts.service.bindings.all()
     ids = {user["id"] for user in users.values()}
     assert {binding.navidrome_id for binding in bindings} == ids
     assert {binding.uid for binding in bindings} == {one.uid for one in last}
-    assert not world.accounts.service.bindings.intents()
+    assert not harness.accounts.service.bindings.intents()
 
 
-async def _visited_until_killed(world: World, at: int, moment: float) -> None:
+async def _visited_until_killed(harness: Harness, at: int, moment: float) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.support.visiting",
+        "tests.support.provisioning_load",
         str(at),
-        env=world.environment(),
+        env=harness.environment(),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -28,8 +28,8 @@ from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
 from tests.support.http_client import Client, Response
 from tests.support.limits import limits_with
+from tests.support.raw_connection import PATIENCE, SocketTransport, StreamTransport, until
 from tests.support.scripted_navidrome import Navidrome
-from tests.support.socket_ends import PATIENCE, PlainWire, StreamWire, until
 
 EDGE = "127.0.0.2"
 UNTRUSTED = "127.0.0.1"
@@ -118,7 +118,7 @@ def policy(**changes: Any) -> Policy:
     return Policy(whitelist=AddressList([parse_entry(EDGE)]), **changes)
 
 
-class Front:
+class RunningProxy:
     """A listening data plane. `notes` is what it reported."""
 
     def __init__(
@@ -159,8 +159,8 @@ class Front:
         if tls is not None:
             assert isinstance(self._address, tuple)
             host, port = self._address
-            wire = StreamWire(*await asyncio.open_connection(host, port, ssl=tls))
-            return self._known(Client(wire))
+            wire = StreamTransport(*await asyncio.open_connection(host, port, ssl=tls))
+            return self._track(Client(wire))
         unix = isinstance(self._address, str)
         sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
         if receive_buffer is not None:
@@ -170,9 +170,9 @@ class Front:
             sock.bind((source, 0))
         async with asyncio.timeout(PATIENCE):
             await asyncio.get_running_loop().sock_connect(sock, self._address)
-        return self._known(Client(PlainWire(sock)))
+        return self._track(Client(SocketTransport(sock)))
 
-    def _known(self, client: Client) -> Client:
+    def _track(self, client: Client) -> Client:
         self._clients.append(client)
         return client
 
@@ -230,7 +230,7 @@ class Front:
     def connection_of(self, client: Client) -> ClientConnection:
         """The shim's side of this client's connection, which is TCP without TLS."""
         wire = client._wire
-        assert isinstance(wire, PlainWire)
+        assert isinstance(wire, SocketTransport)
         name = wire.sock.getsockname()
         return next(
             each for each in self._connections if each.transport.get_extra_info("peername") == name
@@ -250,7 +250,7 @@ class Front:
 
 
 @asynccontextmanager
-async def front_before(
+async def start_proxy(
     navidrome: Navidrome,
     *,
     limits: Limits | None = None,
@@ -262,7 +262,7 @@ async def front_before(
     send_buffer: int | None = None,
     keys: KeyFetcher | None = None,
     queue: VerificationQueue | None = None,
-) -> AsyncIterator[Front]:
+) -> AsyncIterator[RunningProxy]:
     """Start a data plane with this Navidrome as its upstream, on TCP or on a Unix socket at `path`.
 
     The kernel buffers `send_buffer` bytes for a client that does not read them.
@@ -292,17 +292,17 @@ async def front_before(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         listener.bind(("127.0.0.1", 0))
         server = await loop.create_server(connection, sock=listener)
-        front = Front(plane, recorded, server.sockets[0].getsockname())
+        proxy = RunningProxy(plane, recorded, server.sockets[0].getsockname())
     else:
         server = await loop.create_unix_server(connection, str(path))
-        front = Front(plane, recorded, str(path))
-    front.state = state
+        proxy = RunningProxy(plane, recorded, str(path))
+    proxy.state = state
     try:
-        yield front
+        yield proxy
     finally:
         server.close()
-        front.close()
+        proxy.close()
         for left in list(plane.connections):
             cast("ClientConnection", left).abort()
         plane.stop()
-        await front.until_no_client()
+        await proxy.until_no_client()

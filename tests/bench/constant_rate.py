@@ -1,6 +1,6 @@
 """A steady flood: a number of requests per second, evenly, from its own process.
 
-`python -m tests.bench.pouring PORT RATE CONNECTIONS ALGORITHM` sends until its standard input ends,
+`python -m tests.bench.constant_rate PORT RATE CONNECTIONS ALGORITHM` sends until its standard input ends,
 and then prints the responses in one line of JSON. wrk has no rate: it sends as fast as it gets
 responses, which measures something else.
 """
@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.forging import Forger
+from tests.bench.forged_tokens import Forger
 from tests.bench.load import LoadFailed
 
 
 @dataclass(slots=True)
-class Poured:
+class FloodResult:
     """The result: responses by their status, and the seconds in which they came.
 
     Filled in at the end.
@@ -36,12 +36,19 @@ class Poured:
 
 
 @contextmanager
-def pouring(
+def constant_rate_flood(
     forger: Forger, port: int, rate: int, connections: int, cores: frozenset[int]
-) -> Iterator[Poured]:
+) -> Iterator[FloodResult]:
     """Sends to 127.0.0.1:`port` while the block runs. Raises LoadFailed if it ended by itself."""
-    poured = Poured()
-    command = [sys.executable, "-m", "tests.bench.pouring", str(port), str(rate), str(connections)]
+    flood_result = FloodResult()
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.constant_rate",
+        str(port),
+        str(rate),
+        str(connections),
+    ]
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, cores)
@@ -54,7 +61,7 @@ def pouring(
     finally:
         os.sched_setaffinity(0, before)
     try:
-        yield poured
+        yield flood_result
         output, _ = process.communicate(timeout=20)
     finally:
         process.kill()
@@ -62,8 +69,8 @@ def pouring(
     if process.returncode != 0:
         raise LoadFailed(f"the flood ended with {process.returncode}")
     report = json.loads(output)
-    poured.statuses = {int(status): count for status, count in report["statuses"].items()}
-    poured.seconds = report["seconds"]
+    flood_result.statuses = {int(status): count for status, count in report["statuses"].items()}
+    flood_result.seconds = report["seconds"]
 
 
 class _Flood:
@@ -76,7 +83,7 @@ class _Flood:
         self._busy: set[socket.socket] = set()
         self.statuses: Counter[int] = Counter()
 
-    def pour(self, rate: int) -> float:
+    def run(self, rate: int) -> float:
         """Until standard input ends; returns the seconds that it took."""
         start = time.perf_counter()
         sent = 0
@@ -115,7 +122,7 @@ def main() -> None:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     port, rate, connections, algorithm = sys.argv[1:]
     flood = _Flood(int(port), int(connections), Forger(algorithm))
-    seconds = flood.pour(int(rate))
+    seconds = flood.run(int(rate))
     print(json.dumps({"statuses": flood.statuses, "seconds": seconds}))
 
 

@@ -18,7 +18,7 @@ import httpx
 import yaml
 
 from tests.e2e.compose import labels, read
-from tests.e2e.engine import engine
+from tests.e2e.docker_engine import docker_engine
 from tests.e2e.kubernetes import dynamic_configuration
 from tests.e2e.programs import NotStarted, beside_python, free_port, running
 
@@ -33,7 +33,7 @@ _ROUTED_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class Upstreams:
     """The upstreams of an edge. URLs without a slash at their end.
 
     secret: the shared secret that the edge adds, "" for none.
@@ -53,33 +53,35 @@ class Shim:
 
 
 @contextmanager
-def traefik(folder: Path, behind: Behind) -> Iterator[str]:
+def traefik(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Traefik with `deploy/traefik/`; returns its URL."""
     port, redirecting = free_port(), free_port()
     static = _static(port, redirecting, folder)
-    with _traefik(folder, static, port, behind) as url:
+    with _traefik(folder, static, port, upstreams) as url:
         yield url
 
 
 @contextmanager
-def traefik_behind_a_cdn(folder: Path, behind: Behind) -> Iterator[str]:
+def traefik_behind_a_cdn(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Traefik with `deploy/traefik/` that trusts the forwarded headers of a CDN at `CDN`; returns its
     URL.
     """
     port, redirecting = free_port(), free_port()
-    static = _changed(
+    static = _replaced(
         _static(port, redirecting, folder),
         {
             "    # forwardedHeaders:\n": "    forwardedHeaders:\n",
             '    #   trustedIPs: ["173.245.48.0/20"]': f'      trustedIPs: ["{CDN}/32"]',
         },
     )
-    with _traefik(folder, static, port, behind) as url:
+    with _traefik(folder, static, port, upstreams) as url:
         yield url
 
 
 @contextmanager
-def traefik_of_the_full_stack(folder: Path, behind: Behind, authentik_host: str) -> Iterator[str]:
+def traefik_of_the_full_stack(
+    folder: Path, upstreams: Upstreams, authentik_host: str
+) -> Iterator[str]:
     """Traefik with the files that `deploy/compose/full/` mounts; returns its URL."""
     dynamic = folder / "dynamic"
     dynamic.mkdir()
@@ -89,27 +91,27 @@ def traefik_of_the_full_stack(folder: Path, behind: Behind, authentik_host: str)
     )
     port = free_port()
     static = _static(port, free_port(), folder)
-    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
-    with _traefik(folder, static, port, behind, AUTHENTIK_HOST=authentik_host) as url:
+    static = _replaced(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    with _traefik(folder, static, port, upstreams, AUTHENTIK_HOST=authentik_host) as url:
         yield url
 
 
 @contextmanager
-def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
+def traefik_by_labels(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Traefik with the labels of `deploy/compose/add-on.yml`; returns its URL."""
     port, redirecting = free_port(), free_port()
     compose = read(
         DEPLOY / "compose/add-on.yml",
         {
             "NAVIDROME_HOST": "127.0.0.1",
-            "AUTHENTIK_URL": behind.authentik,
-            "SHIM_PROXY_SECRET": behind.secret,
+            "AUTHENTIK_URL": upstreams.authentik,
+            "SHIM_PROXY_SECRET": upstreams.secret,
         },
     )
     carried = labels(compose["services"]["navidrome-shim"])
-    carried[_PORT_LABEL] = str(urlsplit(behind.navidrome).port)
-    with engine(carried, compose["networks"]["edge"]["name"]) as docker:
-        static = _changed(
+    carried[_PORT_LABEL] = str(urlsplit(upstreams.navidrome).port)
+    with docker_engine(carried, compose["networks"]["edge"]["name"]) as docker:
+        static = _replaced(
             _static(port, redirecting, folder),
             {
                 f"  file:\n    directory: {DEPLOY}/traefik/dynamic\n    watch: true\n": (
@@ -117,73 +119,75 @@ def traefik_by_labels(folder: Path, behind: Behind) -> Iterator[str]:
                 )
             },
         )
-        with _traefik(folder, static, port, behind) as url:
+        with _traefik(folder, static, port, upstreams) as url:
             yield url
 
 
 @contextmanager
-def traefik_by_ingress_routes(folder: Path, behind: Behind) -> Iterator[str]:
+def traefik_by_ingress_routes(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Traefik with the IngressRoutes of `deploy/kubernetes/`; returns its URL."""
     dynamic = folder / "dynamic"
     dynamic.mkdir()
     (dynamic / "kubernetes.yml").write_text(
         yaml.safe_dump(
-            dynamic_configuration("127.0.0.1", behind.navidrome, behind.authentik, behind.secret)
+            dynamic_configuration(
+                "127.0.0.1", upstreams.navidrome, upstreams.authentik, upstreams.secret
+            )
         )
     )
     port = free_port()
     static = _static(port, free_port(), folder)
-    static = _changed(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
-    with _traefik(folder, static, port, behind) as url:
+    static = _replaced(static, {f"directory: {DEPLOY}/traefik/dynamic": f"directory: {dynamic}"})
+    with _traefik(folder, static, port, upstreams) as url:
         yield url
 
 
 @contextmanager
-def guides_traefik(folder: Path, behind: Behind) -> Iterator[str]:
+def guides_traefik(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Traefik with the guide's own routers, including their weakness; returns its URL."""
     port = free_port()
-    static = _changed(
+    static = _replaced(
         (GUIDE / "traefik.yml").read_text(),
         {
             'address: ":443"': f'address: "127.0.0.1:{port}"',
             "directory: /etc/traefik/dynamic": f"directory: {GUIDE}/dynamic",
         },
     )
-    with _traefik(folder, static, port, behind) as url:
+    with _traefik(folder, static, port, upstreams) as url:
         yield url
 
 
 @contextmanager
-def caddy(folder: Path, behind: Behind) -> Iterator[str]:
+def caddy(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """Caddy with `deploy/caddy/`; returns its URL."""
     port = free_port()
     config = folder / "Caddyfile"
     # Loopback only, and no control socket.
     config.write_text(
-        _changed(
+        _replaced(
             (DEPLOY / "caddy/Caddyfile").read_text(),
             {"\n{\n\tservers {": "\n{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tservers {"},
         )
     )
     env = {
         "NAVIDROME_SITE": f"http://127.0.0.1:{port}",
-        "NAVIDROME_SHIM": behind.navidrome.removeprefix("http://"),
-        "AUTHENTIK": behind.authentik.removeprefix("http://"),
-        "SHIM_PROXY_SECRET": behind.secret,
+        "NAVIDROME_SHIM": upstreams.navidrome.removeprefix("http://"),
+        "AUTHENTIK": upstreams.authentik.removeprefix("http://"),
+        "SHIM_PROXY_SECRET": upstreams.secret,
         "XDG_DATA_HOME": str(folder),
         "XDG_CONFIG_HOME": str(folder),
     }
     command = [beside_python("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
     with running(command, port, folder, env):
-        yield _routed(f"http://127.0.0.1:{port}")
+        yield _wait_until_routed(f"http://127.0.0.1:{port}")
 
 
 @contextmanager
-def nginx(folder: Path, behind: Behind) -> Iterator[str]:
+def nginx(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """nginx with `deploy/nginx/`; returns its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    text = _changed(
+    text = _replaced(
         (DEPLOY / "nginx/navidrome.conf.template").read_text(),
         {
             "    listen 80;\n": f"    listen 127.0.0.1:{free_port()};\n",
@@ -196,9 +200,9 @@ def nginx(folder: Path, behind: Behind) -> Iterator[str]:
     # Like envsubst in nginx's image.
     filled_in = Template(text).safe_substitute(
         NAVIDROME_HOST="127.0.0.1",
-        NAVIDROME_SHIM=behind.navidrome.removeprefix("http://"),
-        AUTHENTIK=behind.authentik.removeprefix("http://"),
-        SHIM_PROXY_SECRET=behind.secret,
+        NAVIDROME_SHIM=upstreams.navidrome.removeprefix("http://"),
+        AUTHENTIK=upstreams.authentik.removeprefix("http://"),
+        SHIM_PROXY_SECRET=upstreams.secret,
     )
     (folder / "navidrome.conf").write_text(filled_in)
     folders = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -210,7 +214,7 @@ def nginx(folder: Path, behind: Behind) -> Iterator[str]:
     )
     command = [beside_python("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
     with running(command, port, folder, {}):
-        yield _routed(url)
+        yield _wait_until_routed(url)
 
 
 @contextmanager
@@ -235,23 +239,25 @@ def shim(folder: Path, navidrome: str, **settings: str) -> Iterator[Shim]:
 
 
 @contextmanager
-def _traefik(folder: Path, static: str, port: int, behind: Behind, **env: str) -> Iterator[str]:
+def _traefik(
+    folder: Path, static: str, port: int, upstreams: Upstreams, **env: str
+) -> Iterator[str]:
     config = folder / "traefik.yml"
     config.write_text(static)
     env = {
         "NAVIDROME_HOST": "127.0.0.1",
-        "NAVIDROME_SHIM_URL": behind.navidrome,
-        "AUTHENTIK_URL": behind.authentik,
-        "SHIM_PROXY_SECRET": behind.secret,
+        "NAVIDROME_SHIM_URL": upstreams.navidrome,
+        "AUTHENTIK_URL": upstreams.authentik,
+        "SHIM_PROXY_SECRET": upstreams.secret,
         **env,
     }
     command = [beside_python("traefik"), f"--configfile={config}"]
     with running(command, port, folder, env):
-        yield _routed(f"http://127.0.0.1:{port}")
+        yield _wait_until_routed(f"http://127.0.0.1:{port}")
 
 
 def _static(port: int, redirecting: int, folder: Path) -> str:
-    return _changed(
+    return _replaced(
         (DEPLOY / "traefik/traefik.yml").read_text(),
         {
             'address: ":80"': f'address: "127.0.0.1:{redirecting}"',
@@ -263,7 +269,7 @@ def _static(port: int, redirecting: int, folder: Path) -> str:
     )
 
 
-def _routed(url: str) -> str:
+def _wait_until_routed(url: str) -> str:
     """Wait until the outpost responds through an edge: Traefik listens before it has read its routers."""
     deadline = time.monotonic() + _ROUTED_SECONDS
     while time.monotonic() < deadline:
@@ -274,7 +280,7 @@ def _routed(url: str) -> str:
     raise NotStarted(f"{url} does not lead to the outpost after {_ROUTED_SECONDS:g} s")
 
 
-def _changed(text: str, changes: dict[str, str]) -> str:
+def _replaced(text: str, changes: dict[str, str]) -> str:
     for old, new in changes.items():
         if text.count(old) != 1:
             raise NotStarted(f"{old!r} stands {text.count(old)} times in what is copied, not once")

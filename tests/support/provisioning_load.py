@@ -1,4 +1,4 @@
-"""`python -m tests.support.visiting ROUND`: a shim that is busy with accounts until it is killed.
+"""`python -m tests.support.provisioning_load ROUND`: a shim that is busy with accounts until it is killed.
 
 It provisions users, renames half of them and changes their groups, all concurrently, and prints
 when it has begun.
@@ -16,10 +16,10 @@ from shim.settings import load
 from shim.store.database import Database
 from shim.trust.identity import Identity
 
-PEOPLE = 12
+USER_COUNT = 12
 
 
-def people(at: int) -> list[Identity]:
+def identities(at: int) -> list[Identity]:
     """The identities of this round: every user, some with a new name, some in other groups."""
     return [
         Identity(
@@ -29,7 +29,7 @@ def people(at: int) -> list[Identity]:
             ("admins",) if (number + at) % 3 == 0 else (),
             f"uid-{number}",
         )
-        for number in range(PEOPLE)
+        for number in range(USER_COUNT)
     ]
 
 
@@ -41,7 +41,7 @@ async def main(at: int) -> None:
     sys.stdout.write("begun\n")
     sys.stdout.flush()
     request_info = RequestInfo("192.0.2.1", "r", verified=True)
-    await asyncio.gather(*(accounts.gate.ensure(one, request_info) for one in people(at)))
+    await asyncio.gather(*(accounts.gate.ensure(one, request_info) for one in identities(at)))
     sys.stdout.write("done\n")
     sys.stdout.flush()
     await asyncio.sleep(60)

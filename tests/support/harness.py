@@ -29,7 +29,7 @@ OPERATOR = Operator("command:root", "command")
 VERIFIED = RequestInfo("192.0.2.9", "r-1", verified=True)
 
 # Time limits that a loaded machine does not reach either: for tests of what many requests come to.
-PATIENT = {"PROVISIONING_TIMEOUT": "3600", "NAVIDROME_TIMEOUT": "3600"}
+LONG_TIMEOUTS = {"PROVISIONING_TIMEOUT": "3600", "NAVIDROME_TIMEOUT": "3600"}
 
 
 def person(
@@ -53,7 +53,7 @@ class Token:
     issued_at: int
 
 
-class World:
+class Harness:
     """One server, one store, and the gates that were started over them, one after the other."""
 
     def __init__(self, server: Server, folder: Path, database_url: str = "") -> None:
@@ -109,9 +109,9 @@ class World:
         return await self.start(**settings)
 
     @asynccontextmanager
-    async def replica(self) -> AsyncIterator[World]:
+    async def replica(self) -> AsyncIterator[Harness]:
         """A shim more, over the same server and the same store, as if on another machine."""
-        other = World(self.server, self.folder, self.database_url)
+        other = Harness(self.server, self.folder, self.database_url)
         other._owner = "elsewhere/1/replica"
         other.use(**self._settings)
         try:

@@ -17,7 +17,7 @@ _ID: Final = "5e1f" * 16
 
 
 @contextmanager
-def engine(labels: dict[str, str], network: str) -> Iterator[str]:
+def docker_engine(labels: dict[str, str], network: str) -> Iterator[str]:
     """An engine with one running container, at 127.0.0.1 on a network; returns its `tcp://` URL."""
     name = "/navidrome-shim-1"
     networks = {"Networks": {network: {"IPAddress": "127.0.0.1", "NetworkID": "edge"}}}

@@ -7,7 +7,7 @@ import time
 _STALL_SECONDS = 2.0
 
 
-class Pace:
+class ReadRate:
     """A reader of so many MB/s, that reads nothing for its first two seconds. At 0 it never rests."""
 
     def __init__(self, megabytes_per_second: float) -> None:

@@ -69,7 +69,7 @@ class Image:
 
 
 @contextlib.contextmanager
-def built(folder: Path) -> Iterator[Image]:
+def build_image(folder: Path) -> Iterator[Image]:
     """Build `deploy/Dockerfile`, and mount the image until the block ends."""
     storage = _Storage(folder / "storage", folder / "run")
     base = storage.base(folder)

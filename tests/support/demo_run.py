@@ -17,7 +17,7 @@ from demo.steps import STEPS
 
 
 @dataclass(frozen=True)
-class Played:
+class FinishedDemo:
     """The demo after its scenario.
 
     `url` is the console's behind the edge, `local` on the control plane's own listener, both
@@ -39,7 +39,7 @@ class Played:
 
 
 @contextmanager
-def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterator[Played]:
+def run_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterator[FinishedDemo]:
     """Run the demo's scenario and keep its environment running.
 
     `more` sends more requests after the scenario.
@@ -70,7 +70,7 @@ def played_demo(more: Callable[[Environment], None] = lambda _: None) -> Iterato
         environment = found[0]
         if isinstance(environment, BaseException):
             raise environment
-        yield Played(
+        yield FinishedDemo(
             environment,
             f"{environment.edge.url}/_shim",
             environment.shim.control_url,

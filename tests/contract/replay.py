@@ -66,7 +66,7 @@ class Exchange:
     """One request and the recorded response."""
 
     number: int
-    what: str
+    description: str
     request: dict[str, Any]
     recorded_response: dict[str, Any]
 
@@ -84,7 +84,7 @@ class Received:
 
 
 @dataclass(slots=True)
-class Story:
+class Replayer:
     """A replay to one server, and the values of its placeholders so far.
 
     differences: descriptions of responses that were not the recorded ones.
@@ -96,16 +96,16 @@ class Story:
     tokens: dict[str, str] = field(default_factory=dict)
     last_login: str = ""
     differences: list[str] = field(default_factory=list)
-    _free: bool = False
+    _varies: bool = False
 
     def replay(self, exchange: Exchange) -> None:
         """Send one request and compare the response."""
         received = self._send(exchange.request)
         before = len(self.differences)
         self._compare(exchange, received)
-        self._remember(exchange, received)
+        self._store_placeholders(exchange, received)
         self.differences[before:] = [
-            f"#{exchange.number} {exchange.what}: {difference}"
+            f"#{exchange.number} {exchange.description}: {difference}"
             for difference in self.differences[before:]
         ]
 
@@ -152,7 +152,7 @@ class Story:
 
         return re.sub(r"\{(\w+)\}", value, text)
 
-    def _remember(self, exchange: Exchange, received: Received) -> None:
+    def _store_placeholders(self, exchange: Exchange, received: Received) -> None:
         recorded = exchange.recorded_response.get("json")
         if isinstance(recorded, dict) and "token" in recorded:
             payload = json.loads(received.body)
@@ -163,7 +163,7 @@ class Story:
 
     def _compare(self, exchange: Exchange, received: Received) -> None:
         recorded = exchange.recorded_response
-        self._free = False
+        self._varies = False
         self._expect("status", recorded["status"], received.status)
         if "json" in recorded:
             try:
@@ -181,13 +181,13 @@ class Story:
     def _headers(self, recorded: list[list[str]], received: Received) -> None:
         for name, value in recorded:
             shown = received.header(name)
-            if name in {"content-length", "transfer-encoding"} and self._free:
+            if name in {"content-length", "transfer-encoding"} and self._varies:
                 continue
             if not shown:
                 self.differences.append(f"header {name} is missing; recorded: {value}")
                 continue
             self._text(f"header {name}", value, shown[0])
-        if self._free:
+        if self._varies:
             chunked = received.header("transfer-encoding") == ["chunked"]
             length = len(received.body)
             if chunked != (length > BUFFERED) or (
@@ -205,7 +205,7 @@ class Story:
     def _value(self, where: str, recorded: object, shown: object) -> None:
         if isinstance(recorded, dict) and isinstance(shown, dict):
             open_ended = "..." in recorded
-            self._free = self._free or open_ended
+            self._varies = self._varies or open_ended
             wanted = {key: value for key, value in recorded.items() if key != "..."}
             if not open_ended or not wanted.keys() <= shown.keys():
                 self._expect(f"{where} keys", sorted(wanted), sorted(shown))
@@ -228,11 +228,11 @@ class Story:
 
     def _member(self, where: str, key: str, recorded: object, shown: object) -> None:
         if key in LIBRARY_TOTALS and recorded:
-            self._free = True
+            self._varies = True
             if not isinstance(shown, int | float) or not shown:
                 self._expect(where, recorded, shown)
         elif key in OF_THE_INSTALLATION:
-            self._free = self._free or recorded != shown
+            self._varies = self._varies or recorded != shown
             self._expect(where, type(recorded), type(shown))
         else:
             self._value(where, recorded, shown)
@@ -258,8 +258,8 @@ class Story:
         if matched is None:
             self.differences.append(f"{where}: recorded {recorded!r}, got {shown!r}")
             return
-        self._free = (
-            self._free or not {"time", "server_version"}.isdisjoint(names) or rest.endswith("…")
+        self._varies = (
+            self._varies or not {"time", "server_version"}.isdisjoint(names) or rest.endswith("…")
         )
         for name, value in zip(names, matched.groups(), strict=True):
             if name not in NEW_EACH_TIME:
@@ -270,10 +270,10 @@ class Story:
             self.differences.append(f"{where}: recorded {recorded!r}, got {shown!r}")
 
 
-def exchanges() -> list[Exchange]:
+def recorded_exchanges() -> list[Exchange]:
     """The recorded exchanges, in order."""
     recording = json.loads(RECORDING.read_text("utf-8"))
     return [
-        Exchange(number, each["what"], each["request"], each["answer"])
+        Exchange(number, each["description"], each["request"], each["response"])
         for number, each in enumerate(recording["exchanges"])
     ]

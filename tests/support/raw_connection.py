@@ -25,7 +25,7 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-class PlainWire:
+class SocketTransport:
     """A socket without TLS."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -44,7 +44,7 @@ class PlainWire:
         self.sock.close()
 
 
-class StreamWire:
+class StreamTransport:
     """A connection of asyncio's streams, with or without TLS."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,7 +62,7 @@ class StreamWire:
         self._writer.transport.abort()
 
 
-class End:
+class RawConnection:
     """One end of a connection. `received` is everything that was read so far."""
 
     def __init__(self, wire: Wire) -> None:
@@ -75,7 +75,7 @@ class End:
         async with asyncio.timeout(PATIENCE):
             for piece in pieces:
                 await self._wire.send(piece)
-                await turns(3)
+                await run_loop_turns(3)
 
     async def send_each_byte(self, data: bytes) -> None:
         await self.send(*(data[at : at + 1] for at in range(len(data))))
@@ -83,25 +83,25 @@ class End:
     async def read_until(self, mark: bytes) -> bytes:
         """Read up to `mark`, inclusive. Raises EOFError if the other side closes first."""
         while (at := self._rest.find(mark)) < 0:
-            await self._more()
+            await self._receive()
         return self._take(at + len(mark))
 
     async def read_exactly(self, count: int) -> bytes:
         while len(self._rest) < count:
-            await self._more()
+            await self._receive()
         return self._take(count)
 
     async def read_some(self) -> bytes:
         """Read at least one byte."""
         if not self._rest:
-            await self._more()
+            await self._receive()
         return self._take(len(self._rest))
 
     async def read_to_end(self) -> bytes:
         """Read up to the other side's FIN. Raises ConnectionError on a reset."""
         try:
             while True:
-                await self._more()
+                await self._receive()
         except EOFError:
             return self._take(len(self._rest))
 
@@ -129,12 +129,12 @@ class End:
 
     def finish(self) -> None:
         """Send FIN, and continue reading."""
-        assert isinstance(self._wire, PlainWire)
+        assert isinstance(self._wire, SocketTransport)
         self._wire.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Send RST."""
-        assert isinstance(self._wire, PlainWire)
+        assert isinstance(self._wire, SocketTransport)
         linger = struct.pack("ii", 1, 0)
         self._wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._wire.close()
@@ -142,7 +142,7 @@ class End:
     def close(self) -> None:
         self._wire.close()
 
-    async def _more(self) -> None:
+    async def _receive(self) -> None:
         async with asyncio.timeout(PATIENCE):
             data = await self._wire.receive()
         if not data:
@@ -163,12 +163,12 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
-async def turns(count: int) -> None:
+async def run_loop_turns(count: int) -> None:
     """Run the event loop, so that every ready connection is read."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-def cuts(data: bytes) -> Iterable[tuple[bytes, bytes]]:
+def two_piece_splits(data: bytes) -> Iterable[tuple[bytes, bytes]]:
     """The data in two pieces, split at every position."""
     return ((data[:at], data[at:]) for at in range(1, len(data)))

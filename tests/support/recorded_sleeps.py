@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 
-def note_pauses(monkeypatch: pytest.MonkeyPatch, module: str, most: int) -> list[float]:
+def record_sleeps(monkeypatch: pytest.MonkeyPatch, module: str, most: int) -> list[float]:
     """The sleeps of this module from now on; the one after `most` cancels it. Only this module's:
     servers of other tests sleep as well.
     """
