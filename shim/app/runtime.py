@@ -398,6 +398,7 @@ class Runtime:
             token=None if token is None else token.get_secret_value(),
             hosts=(settings.control_listen.host,) if settings.control_listen.host else (),
             key=self._control_key,
+            record=self.trail.record,
         )
         metrics = build_registry(
             self.counters, version=shim.__version__, sources=self._metric_sources()

@@ -21,8 +21,15 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "kind": tuple(kind.kind for kind in kinds() if kind.stored),
     "severity": tuple(severity.name.lower() for severity in Severity),
     "verdict": tuple(map(str, Verdict)),
-    # Those of a decision, of a failed request, and of a Navidrome token.
-    "reason": (*map(str, Reason), *map(str, Failure), "token_mismatch", "token_without_identity"),
+    # Those of a decision, of a failed request, of a Navidrome token, and of wrong credentials.
+    "reason": (
+        *map(str, Reason),
+        *map(str, Failure),
+        "token_mismatch",
+        "token_without_identity",
+        "wrong_credentials",
+        "wrong_token",
+    ),
     "path_class": tuple(map(str, PathClass)),
 }
 TEXTS: Final = ("peer", "client", "user", "account", "request_id", "text")

@@ -164,6 +164,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "device_login_failed": ("device", "Wrong credentials of an app, from {client} ({reason})"),
     "devices_available": ("device", "Device passwords work again"),
     "devices_unavailable": ("device", "Device passwords are refused"),
+    "control_token_rejected": ("token", "A wrong control token, from {client}"),
     "admin_action": ("action", "{actor}: {action} {target}, {result}"),
     "configuration_loaded": ("settings", "The settings are in force"),
     "reload_rejected": ("settings", "A reload was rejected: the old settings stay in force"),
@@ -200,6 +201,10 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "device_login_failed": (
         "If the person says that an app does not connect, check its user name and password. Many failures "
         "from one address are somebody who guesses: block the address at the edge."
+    ),
+    "control_token_rejected": (
+        "If a program of yours has an old SHIM_CONTROL_TOKEN, correct it there. If not, somebody guesses: "
+        "let only your own machines reach SHIM_CONTROL_LISTEN."
     ),
     "reload_rejected": "Correct the settings that are named, then reload again.",
     "upstream_down": "Check that Navidrome runs, and SHIM_UPSTREAM.",

@@ -5,15 +5,14 @@ from __future__ import annotations
 import httpx
 
 from shim.settings import Settings
-from shim.settings.reload import COMMAND_HEADER
 
 
-def control_client(settings: Settings, command: str, *, timeout: float) -> httpx.Client:
+def control_client(settings: Settings, *, timeout: float) -> httpx.Client:
     """Return a client of SHIM_CONTROL_LISTEN with SHIM_CONTROL_TOKEN. `timeout` is in seconds."""
     where, token = settings.control_listen, settings.control_token
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(where.host, where.host) or "localhost"
     authority = f"[{host}]:{where.port}" if ":" in host else f"{host}:{where.port}"
-    headers = {COMMAND_HEADER: command}
+    headers = {}
     if token is not None:
         headers["Authorization"] = f"Bearer {token.get_secret_value()}"
     return httpx.Client(

@@ -112,7 +112,7 @@ class ControlFault(Exception):
 
 def check_edge(settings: Settings) -> EdgeFindings:
     """Ask the running shim, then send requests to SHIM_PUBLIC_URL. Takes at most 10 seconds for a request."""
-    with control_client(settings, "check", timeout=_TIMEOUT) as control:
+    with control_client(settings, timeout=_TIMEOUT) as control:
         try:
             seen = _seen_by_shim(control)
         except ControlFault as fault:

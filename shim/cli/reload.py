@@ -46,7 +46,7 @@ def reload() -> None:
 
 def _post_reload(settings: Settings) -> httpx.Response:
     # Longer than the timeouts for name servers and the provider.
-    with control_client(settings, "reload", timeout=15.0) as client:
+    with control_client(settings, timeout=15.0) as client:
         return client.post("/api/reload")
 
 

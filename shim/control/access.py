@@ -6,7 +6,8 @@ Requests arrive in one of two ways:
   authenticates with a secret that only this process knows, and sends the user's identity, and whether
   the user is an administrator. Anybody else has only the pages of a person. A loopback address gives no
   rights there.
-- **listener** of the control plane: the bearer token, or a session that was made with it. Without a token
+- **listener** of the control plane: the bearer token, or a session that was made with it. Wrong tokens are
+  limited for each client address, whichever way they come, and this machine is no exception. Without a token
   only this machine has access: it may read and reload. `Host` must be an address of the control plane. This
   stops DNS rebinding, where a page in a browser has a name that points to 127.0.0.1: its requests carry that
   name.
@@ -21,18 +22,22 @@ import hmac
 import ipaddress
 import json
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from shim.audit.events import ControlTokenRejected, Event
 from shim.control.csrf import CSRF_FIELD, CSRF_HEADER, CsrfTokens
+from shim.control.flash import Flashes
 from shim.control.form_keys import FormKeys
 from shim.control.forms import read_form
 from shim.control.keys import ControlKey
-from shim.control.sessions import SESSION_COOKIE, Sessions, SignInLimit
+from shim.control.sessions import SESSION_COOKIE, Sessions, TokenLimit
 from shim.trust.identity import Identity
+from shim.trust.reasons import PathClass
 
 CHANNEL_HEADER = "X-Shim-Channel"
 USER_HEADER = "X-Shim-User"
@@ -42,6 +47,7 @@ IDENTITY_HEADER = "X-Shim-Identity"
 
 # Headers that a proxy adds: then only the proxy is on this machine, and the client is unknown.
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_WRONG_HOST = "the Host header is not an address of the control plane"
 _OLD_PAGE = "the page is older than 12 hours, or of another sign-in: load it again"
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
@@ -84,7 +90,8 @@ class Access:
 
     `channel_secret`: secret of the private channel, new at each start. `token`: the bearer token, or None.
     `hosts`: allowed values of `Host` besides loopback, above all the listening address; `0.0.0.0` or `::`
-    allows every literal address. `key` signs sessions and CSRF tokens.
+    allows every literal address. `key` signs sessions and CSRF tokens. `record` takes the events for the
+    audit trail.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Access:
         token: str | None,
         hosts: Iterable[str] = (),
         key: ControlKey | None = None,
+        record: Callable[[Event], None] = lambda _: None,
     ) -> None:
         if not channel_secret or token == "":
             raise ValueError("the channel secret and the token must not be empty")
@@ -104,8 +112,10 @@ class Access:
         self._any_address = not self._hosts.isdisjoint(("0.0.0.0", "::"))
         self._csrf = CsrfTokens(key)
         self._form_keys = FormKeys(key)
+        self._flashes = Flashes(key)
         self._sessions = Sessions(key, token)
-        self._limit = SignInLimit()
+        self._limit = TokenLimit()
+        self._record = record
 
     # dependencies of routes
 
@@ -155,8 +165,8 @@ class Access:
         Raises 404 or 421."""
         if CHANNEL_HEADER in request.headers:
             self._person(request)
-        elif not self._sessions.is_token(_bearer(request)):
-            self._check_host(request)
+        elif not self._is_host_allowed(request) and not self._has_right_token(request):
+            raise HTTPException(421, _WRONG_HOST)
 
     # the client
 
@@ -166,7 +176,7 @@ class Access:
         if CHANNEL_HEADER in request.headers:
             return self._person(request)
         client = _client_address(request)
-        if self._sessions.is_token(_bearer(request)):
+        if self._has_right_token(request):
             return Caller("token", client=client)
         self._check_host(request)
         _check_not_foreign(request)
@@ -186,6 +196,16 @@ class Access:
         subject = "loopback" if _is_browser(request) else ""
         return Caller("loopback", client=client, may_write=False, csrf_subject=subject)
 
+    def may_still_read(self, request: Request) -> bool:
+        """Return whether the client of a request that was accepted before may still read: its session may
+        have ended."""
+        if CHANNEL_HEADER not in request.headers and self._sessions.is_token(_bearer(request)):
+            return True
+        try:
+            return self.identify(request).is_admin
+        except HTTPException:
+            return False
+
     def csrf_token(self, caller: Caller) -> str:
         """Return a CSRF token for the pages of this client, empty if it needs none."""
         return self._csrf.issue(caller.csrf_subject) if caller.csrf_subject else ""
@@ -200,6 +220,14 @@ class Access:
         if found is None:
             raise HTTPException(403, _OLD_PAGE)
         return found
+
+    def flash_query(self, caller: Caller, page: str, **values: str) -> str:
+        """Return a query with the result of a change by this client, for `page`: see `Flashes`."""
+        return self._flashes.query(caller.csrf_subject, page, values)
+
+    def flash(self, request: Request, caller: Caller, page: str) -> Mapping[str, str]:
+        """Return the result in the query of a request for `page`; empty without one that this client got."""
+        return self._flashes.read(caller.csrf_subject, page, request.query_params)
 
     def check_not_foreign(self, request: Request) -> None:
         """Check that no page of another site made the browser send the request. Raises 403."""
@@ -228,16 +256,7 @@ class Access:
             raise HTTPException(404)
         self._check_host(request)
         _check_not_foreign(request)
-        client = _client_address(request)
-        wait = self._limit.wait_seconds(client)
-        if wait > 0:
-            raise HTTPException(
-                429,
-                f"too many failed sign-ins: try again in {math.ceil(wait)} seconds",
-                {"Retry-After": str(math.ceil(wait))},
-            )
-        if not self._sessions.is_token(token):
-            self._limit.failed(client)
+        if not self._verify(request, token):
             raise HTTPException(401, "this is not the token in SHIM_CONTROL_TOKEN")
         return self._sessions.create()
 
@@ -247,6 +266,45 @@ class Access:
             self._sessions.end(caller.session)
 
     # parts of the rules
+
+    def _has_right_token(self, request: Request) -> bool:
+        """Return whether the request has the bearer token. Raises 429."""
+        token = _bearer(request)
+        return bool(token) and self._has_token and self._verify(request, token)
+
+    def _verify(self, request: Request, token: str) -> bool:
+        """Return whether this is the control token; record and count a wrong one. After too many of them from
+        the client's address the right one is refused too, else the response would show which one it is.
+        Raises 429."""
+        client = _client_address(request)
+        wait = math.ceil(self._limit.wait_seconds(client))
+        if wait > 0:
+            self._record_wrong_token(request, client, "too_many_failures", 429)
+            raise HTTPException(
+                429,
+                f"too many wrong tokens from this address: try again in {wait} seconds",
+                {"Retry-After": str(wait)},
+            )
+        if self._sessions.is_token(token):
+            return True
+        self._limit.failed(client, token)
+        self._record_wrong_token(request, client, "wrong_token", 401)
+        return False
+
+    def _record_wrong_token(self, request: Request, client: str, reason: str, status: int) -> None:
+        self._record(
+            ControlTokenRejected(
+                time=time.time(),
+                peer=client,
+                client=client,
+                method=request.method,
+                path=request.url.path,
+                path_class=PathClass.INTERNAL,
+                reason=reason,
+                status=status,
+                user_agent=request.headers.get("User-Agent"),
+            )
+        )
 
     def _person(self, request: Request) -> Caller:
         secret = _single_header(request, CHANNEL_HEADER)
@@ -274,15 +332,18 @@ class Access:
         )
 
     def _check_host(self, request: Request) -> None:
+        if not self._is_host_allowed(request):
+            raise HTTPException(421, _WRONG_HOST)
+
+    def _is_host_allowed(self, request: Request) -> bool:
         host = _bare_host(_single_header(request, "Host").decode("latin-1"), port=True)
         if host == "localhost" or host in self._hosts:
-            return
+            return True
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
             address = None
-        if address is None or not (self._any_address or address.is_loopback):
-            raise HTTPException(421, "the Host header is not an address of the control plane")
+        return address is not None and (self._any_address or address.is_loopback)
 
 
 def _single_header(request: Request, name: str) -> bytes:

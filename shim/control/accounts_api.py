@@ -64,9 +64,10 @@ def account_routes(access: Access, accounts: AccountAdministration) -> APIRouter
 
     @router.post("/unlock", summary="End the lock of an account that is not linked")
     async def unlock(body: AccountBody, caller: Caller = may_write) -> Response:
+        by = operator_of(caller)
         if body.preview:
-            return JSONResponse({"plan": [f"The lock of {body.account} ends."]})
-        done = await accounts.unlock(operator_of(caller), body.account)
+            return JSONResponse({"plan": accounts.unlock_plan(by, body.account)})
+        done = await accounts.unlock(by, body.account)
         return _done(done, account=body.account, locked=False)
 
     @router.post("/unlink", summary="Unlink an account from its user, and lock it")

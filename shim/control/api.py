@@ -20,7 +20,6 @@ from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.services import ControlServices
 from shim.settings import warnings
 from shim.settings.effective import effective_settings
-from shim.settings.reload import COMMAND_HEADER
 from shim.settings.summary import summary
 
 
@@ -69,9 +68,8 @@ def api_routes(access: Access, services: ControlServices) -> APIRouter:
         )
 
     @router.post("/reload", summary="Read the settings again")
-    async def reload(request: Request, caller: Caller = may_reload) -> Response:
-        origin: Origin = "command" if COMMAND_HEADER in request.headers else "api"
-        done = await services.reload(operator_of(caller, origin))
+    async def reload(caller: Caller = may_reload) -> Response:
+        done = await services.reload(operator_of(caller))
         outcome, note = done.value, {} if done.note is None else {"note": done.note}
         if outcome.faults:
             return JSONResponse({"faults": list(outcome.faults), **note}, 409)

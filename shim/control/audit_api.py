@@ -180,7 +180,7 @@ def audit_routes(access: Access, reader: TrailReader, live: LiveTrail) -> APIRou
             raise HTTPException(
                 429, "too many viewers follow the trail: close one", {"Retry-After": "15"}
             )
-        followed = live.follow(filters, position, partial(_is_allowed, access, request))
+        followed = live.follow(filters, position, partial(access.may_still_read, request))
         # A fault before the first event is a response of its own.
         first = await anext(followed, None)
         return StreamingResponse(
@@ -237,14 +237,6 @@ def _message(batch: Any) -> str:
     *most, last = batch.events
     messages = [f"data: {json_line(each)}\n" for each in most]
     return "".join((*messages, f"id: {batch.position}\ndata: {json_line(last)}\n"))
-
-
-def _is_allowed(access: Access, request: Request) -> bool:
-    """Return whether the client may still read: its session may have ended."""
-    try:
-        return access.identify(request).is_admin
-    except HTTPException:
-        return False
 
 
 def _check_names(request: Request, *known: str) -> None:

@@ -7,11 +7,12 @@ until it expires.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import secrets
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from shim.control.keys import ControlKey
@@ -21,8 +22,8 @@ SESSION_SECONDS = 12 * 3600
 
 SIGN_IN_TRIES = 5
 SIGN_IN_SECONDS = 60.0
-# The addresses whose tries are counted one by one. Beyond this number all others share one count.
-_ADDRESSES = 1024
+# The addresses whose wrong tokens are remembered.
+_ADDRESSES = 2048
 # Ended sessions that are remembered until they would have expired.
 _ENDED = 10_000
 
@@ -70,42 +71,50 @@ class Sessions:
             self._ended.popitem(last=False)
 
 
-class SignInLimit:
-    """Allows `SIGN_IN_TRIES` failed tries in `SIGN_IN_SECONDS` to each client address, or to each /64 network
-    of IPv6. `clock` returns monotonic seconds."""
+class TokenLimit:
+    """Allows `SIGN_IN_TRIES` different wrong tokens in `SIGN_IN_SECONDS` to each client address, or to each
+    /64 network of IPv6. `clock` returns monotonic seconds.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    The same wrong token again is no further guess, so a program with an old token does not keep others at its
+    address out. No address is limited by the tries of another one. At most `max_addresses` are remembered; a
+    new one replaces the one whose last try was the longest ago.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, max_addresses: int = _ADDRESSES
+    ) -> None:
         self._clock = clock
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._max_addresses = max_addresses
+        self._digest_key = secrets.token_bytes(16)
+        # The tries of an address: digests of the tokens, with the time of the first try.
+        self._failures: OrderedDict[str, dict[bytes, float]] = OrderedDict()
 
     def wait_seconds(self, client: str) -> float:
         """Return after how many seconds this client may try again, 0 if it may now."""
-        now = self._clock()
-        self._forget(now)
-        failures = self._failures.get(self._count_of(client))
-        if failures is None or len(failures) < SIGN_IN_TRIES:
+        failures = self._current(_network(client))
+        if len(failures) < SIGN_IN_TRIES:
             return 0.0
-        return max(0.0, failures[0] + SIGN_IN_SECONDS - now)
+        return max(0.0, min(failures.values()) + SIGN_IN_SECONDS - self._clock())
 
-    def failed(self, client: str) -> None:
-        """Count a failed try."""
-        now = self._clock()
-        self._forget(now)
-        count = self._count_of(client)
-        self._failures.setdefault(count, deque(maxlen=SIGN_IN_TRIES)).append(now)
-        self._failures.move_to_end(count)
-
-    def _count_of(self, client: str) -> str:
-        name = _network(client)
-        return name if name in self._failures or len(self._failures) < _ADDRESSES else "others"
-
-    def _forget(self, now: float) -> None:
-        """Remove the counts whose last failure is older than the period; the oldest are first."""
-        while self._failures:
-            failures = next(iter(self._failures.values()))
-            if failures[-1] + SIGN_IN_SECONDS > now:
-                return
+    def failed(self, client: str, token: str) -> None:
+        """Count a wrong token."""
+        network = _network(client)
+        failures = self._current(network)
+        digest = hashlib.blake2b(
+            token.encode("utf-8", "surrogateescape"), digest_size=16, key=self._digest_key
+        ).digest()
+        if len(failures) < SIGN_IN_TRIES:
+            failures.setdefault(digest, self._clock())
+        self._failures[network] = failures
+        self._failures.move_to_end(network)
+        while len(self._failures) > self._max_addresses:
             self._failures.popitem(last=False)
+
+    def _current(self, network: str) -> dict[bytes, float]:
+        """Return the tries of this network that still count."""
+        latest = self._clock() - SIGN_IN_SECONDS
+        failures = self._failures.get(network, {})
+        return {digest: first for digest, first in failures.items() if first > latest}
 
 
 def _network(client: str) -> str:

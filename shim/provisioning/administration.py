@@ -73,6 +73,10 @@ class AccountAdministration:
             self._actions, operator, "users.lock", lambda: operations.lock(name), target=name
         )
 
+    def unlock_plan(self, operator: Operator, name: str) -> list[str]:
+        """Return the effects of `unlock`, in sentences."""
+        return self._operations(operator).unlock_plan(name)
+
     async def unlock(self, operator: Operator, name: str) -> Performed[None]:
         """End the lock of an account that is not linked."""
         operations = self._operations(operator)

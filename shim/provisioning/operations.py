@@ -30,6 +30,7 @@ from shim.provisioning.models import (
     AuditContext,
     Binding,
     BindingState,
+    TokenRule,
     is_person,
     waiting_uid,
 )
@@ -328,8 +329,22 @@ class Operations:
             ),
         ]
 
+    def unlock_plan(self, name: str) -> list[str]:
+        """Return the effects of `unlock`, in sentences."""
+        user, _ = self._unlockable(name)
+        return [
+            f"{user.user_name} can be used again. Tokens that were issued before the lock stay void.",
+            "Its password stays the random one: set another one for it in Navidrome.",
+        ]
+
     async def unlock(self, name: str) -> None:
         """Unlock an account without a linked person. Tokens issued before stay void."""
+        user, rule = self._unlockable(name)
+        async with self._service.locks.held(*account_keys(None, user.user_name)):
+            await self._service.bindings.put_rule(replace(rule, locked=False))
+
+    def _unlockable(self, name: str) -> tuple[User, TokenRule]:
+        """Return the account and its rule, if it is locked and was never linked."""
         user, bindings = self._account(name), self._service.bindings
         rule, binding = bindings.rule_of(user.id), bindings.by_account(user.id)
         if rule is None or not rule.locked:
@@ -338,8 +353,7 @@ class Operations:
             raise OperationError(
                 f"{user.user_name} was linked before: the lock ends when a user who may have it signs in"
             )
-        async with self._service.locks.held(*account_keys(None, user.user_name)):
-            await bindings.put_rule(replace(rule, locked=False))
+        return user, rule
 
     def holds(self) -> list[Hold]:
         """Return every user name that is held, by name."""

@@ -12,9 +12,6 @@ from shim.settings import SETTINGS, Setting, Settings
 from shim.settings.parsers import format_value
 from shim.settings.validation import conflicts
 
-# The command line sends this header with a reload, so that the audit trail tells it from other clients.
-COMMAND_HEADER = "X-Shim-Command"
-
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:

@@ -313,6 +313,32 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlTokenRejected(CoalescedEvent):
+    """A request to the control plane had another token than `SHIM_CONTROL_TOKEN`. `reason` is `wrong_token`,
+    or `too_many_failures` if the address had sent too many wrong ones before, so that this one was not
+    compared."""
+
+    kind: ClassVar[str] = "control_token_rejected"
+    stream: ClassVar[Stream] = Stream.REQUESTS
+
+    method: str
+    path: str
+    path_class: PathClass
+    reason: str
+    status: int
+    client: str | None = None
+    user_agent: str | None = None
+
+    @property
+    def severity(self) -> Severity:
+        return Severity.WARNING
+
+    @property
+    def group_key(self) -> tuple[str, ...]:
+        return (self.kind, self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdminAction(Event):
     """A person did something through the console, the API or a command. `peer` and `client` are set if it
     came over HTTP."""

@@ -27,8 +27,9 @@ from shim.control.pages.visitor import Visitor, visitor_of
 from shim.control.services import ControlServices
 from shim.navidrome.errors import NavidromeError
 from shim.provisioning.administration import AccountAdministration
-from shim.provisioning.operations import AccountRow, OperationError
+from shim.provisioning.operations import AccountRow, OperationError, UnknownAccount
 from shim.store.errors import StoreError
+from shim.trust.names import normalize_name
 
 _PATH: Final = "/admin/accounts"
 _FAULTS: Final = (OperationError, NavidromeError, StoreError, NotStored)
@@ -72,6 +73,12 @@ ACTIONS: Final[Mapping[str, Action]] = {
     "unlink": Action("Unlink {}", "Unlink the account", "{} is unlinked."),
 }
 
+_OWN: Final = (
+    "This is your own account. You are signed out of the music server, and your next visit there signs you "
+    "in again, if the policy allows it. The console stays open: the right to it comes from your groups, not "
+    "from the account."
+)
+
 # The state of an account: its shape and what it means.
 _STATES: Final[Mapping[str, tuple[str, str]]] = {
     "active": ("ok", "linked to this identity"),
@@ -96,10 +103,7 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
         context["has_devices"] = services.devices is not None
         context["sign_in_days"] = services.settings().device_sign_in_days
         context["may_write"] = visitor.may_write and services.accounts is not None
-        done = request.query_params.get("done", "")
-        if done in ACTIONS:
-            name = request.query_params.get("account") or "Every linked account"
-            context["done"] = ACTIONS[done].done.format(name)
+        context["done"] = _done(access.flash(request, caller, _PATH))
         status = 200
         if services.accounts is None:
             context["fault"] = "SHIM_PROVISIONING is off: the shim manages no accounts."
@@ -120,10 +124,17 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
         accounts = _accounts(services, action)
         name = request.query_params.get("account") or None
         context, status = _action_context(action, name), 200
+        context["own"] = _own(services, caller, action, name)
         try:
             context |= await _plan(accounts, action, operator_of(caller, "console"), name)
+        except UnknownAccount:
+            # The name is from a link, so it is not repeated.
+            context, status = _action_context(action, None), 404
+            context["fault"] = "There is no such account."
         except _FAULTS as error:
             context["fault"], status = str(error), 409
+        if context["fault"]:
+            context["heading"] = ACTIONS[action].heading.format("an account")
         return await page(request, "account_action.html", visitor, context, status)
 
     @router.post(_PATH + "/{action}")
@@ -132,7 +143,7 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
     ) -> Response:
         accounts = _accounts(services, action)
         name = (await read_form(request)).get("account") or None
-        operator = operator_of(caller, "console")
+        operator, own = operator_of(caller, "console"), _own(services, caller, action, name)
         try:
             performed = await _perform(accounts, action, operator, name)
         except _FAULTS as error:
@@ -142,8 +153,9 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
             context = _action_context(action, name)
             context["plan"], context["note"] = (), performed.note
             return await page(request, "account_action.html", visitor, context)
-        query = {"done": action, **({"account": name} if name else {})}
-        return RedirectResponse(f"../accounts?{urlencode(query)}", 303)
+        result = {"done": action} | ({"account": name} if name else {})
+        query = access.flash_query(caller, _PATH, **result, **({"own": "1"} if own else {}))
+        return RedirectResponse(f"../accounts?{query}", 303)
 
 
 def account_line(row: AccountRow) -> Line:
@@ -174,11 +186,33 @@ def _possible(row: AccountRow) -> tuple[str, ...]:
     if row.state == "reserved":
         return ()
     found = ["sync"] if row.state == "active" else []
-    if row.state != "gone":
-        found.append("unlock" if row.locked and row.uid is None else "lock")
+    if row.state != "gone" and not row.locked:
+        found.append("lock")
+    # The lock of an account that was linked ends with the sign-in of somebody who may have it.
+    if row.state == "unbound" and row.locked:
+        found.append("unlock")
     if row.uid is not None:
         found.append("unlink")
     return tuple(found)
+
+
+def _own(services: ControlServices, caller: Caller, action: str, name: str | None) -> str:
+    """Return what an action on this account means for the console, if it is the caller's own, else
+    nothing."""
+    shuts_out = action in ("lock", "unlink")
+    if services.people is None or caller.identity is None or not name or not shuts_out:
+        return ""
+    own = services.people.own_account(caller.identity).name
+    return _OWN if own and normalize_name(own) == normalize_name(name) else ""
+
+
+def _done(result: Mapping[str, str]) -> str:
+    """Return the result of an action in words, empty without one."""
+    action = ACTIONS.get(result.get("done", ""))
+    if action is None:
+        return ""
+    done = action.done.format(result.get("account") or "Every linked account")
+    return f"{done} {_OWN}" if result.get("own") else done
 
 
 def _accounts(services: ControlServices, action: str) -> AccountAdministration:
@@ -198,6 +232,7 @@ def _action_context(action: str, name: str | None) -> dict[str, Any]:
         "changes": (),
         "fault": "",
         "note": "",
+        "own": "",
     }
 
 
@@ -208,13 +243,8 @@ async def _plan(
     if action == "sync":
         return {"changes": await accounts.sync_plan(operator, name)}
     account = _required(name)
-    if action == "lock":
-        return {"plan": accounts.lock_plan(operator, account)}
-    if action == "unlink":
-        return {"plan": accounts.unlink_plan(operator, account)}
-    return {
-        "plan": [f"{account} can be used again. Tokens that were issued before the lock stay void."]
-    }
+    plan: Callable[[Operator, str], list[str]] = getattr(accounts, f"{action}_plan")
+    return {"plan": plan(operator, account)}
 
 
 async def _perform(

@@ -28,10 +28,13 @@ _GONE: Final = "There is no such device in use."
 
 def device_pages(router: APIRouter, access: Access, services: ControlServices) -> None:
     """Add the routes."""
-    visitor, writer = Depends(visitor_of(access)), Depends(access.authorize_write)
+    visitor = Depends(visitor_of(access))
+    reader, writer = Depends(access.authorize), Depends(access.authorize_write)
 
     @router.get(_PATH)
-    async def show(request: Request, visitor: Visitor = visitor) -> Response:
+    async def show(
+        request: Request, caller: Caller = reader, visitor: Visitor = visitor
+    ) -> Response:
         query = request.query_params
         account, everything = query.get("account") or None, bool(query.get("all"))
         context, status = _context(services), 200
@@ -42,7 +45,7 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
             "other": urlencode(
                 ({"account": account} if account else {}) | ({} if everything else {"all": "1"})
             ),
-            "done": query.get("done") == "revoked",
+            "done": access.flash(request, caller, _PATH).get("done") == "revoked",
             "note": "",
         }
         if services.devices is not None:
@@ -53,8 +56,10 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
                     for each in services.devices.devices(account)
                     if everything or each.device.is_active(now)
                 ]
-            except DeviceError as error:
-                context["fault"], status = str(error), 404
+            except DeviceError:
+                # The name is from a link, so it is not repeated.
+                context |= {"fault": "There is no such account, or it is linked to nobody."}
+                status = 404
         return await page(request, "devices.html", visitor, context, status)
 
     @router.get(_PATH + "/{device_id}/revoke")
@@ -84,7 +89,8 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
             context = _context(services) | {"account": "", "everything": False, "other": "all=1"}
             context |= {"may_write": True, "done": True, "note": done.note}
             return await page(request, "devices.html", visitor, context)
-        return RedirectResponse("../../devices?done=revoked", 303)
+        query = access.flash_query(caller, _PATH, done="revoked")
+        return RedirectResponse(f"../../devices?{query}", 303)
 
 
 def _context(services: ControlServices) -> dict[str, Any]:

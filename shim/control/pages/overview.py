@@ -89,6 +89,7 @@ class Activity:
     report: Report
     errors: tuple[StoredEvent, ...]
     denied: tuple[StoredEvent, ...]
+    wrong_tokens: tuple[StoredEvent, ...] = ()
 
 
 def chosen_range(name: str) -> Range | None:
@@ -112,6 +113,7 @@ def read_activity(chosen: Range, now: int) -> Callable[[TrailReader], Activity]:
             reader.report(since, until),
             newest(streams=("changes",), severities=("error",)),
             newest(streams=("requests",), kinds=("account_denied",)),
+            newest(streams=("requests",), kinds=("control_token_rejected",)),
         )
 
     return read
@@ -126,6 +128,7 @@ def overview(chosen: Range, activity: Activity, checks: Sequence[Check]) -> dict
         *_rises(summary),
         *_denied(activity),
         *_probes(report),
+        *_wrong_tokens(activity),
         *_changes(report),
     ]
     findings.sort(key=lambda each: _TONES.index(each.tone))
@@ -251,6 +254,23 @@ def _probes(report: Report) -> list[Finding]:
             f"{times} claimed an identity without proof, from {shown}",
             "None of them got it.",
             anchor="origins",
+        )
+    ]
+
+
+def _wrong_tokens(activity: Activity) -> list[Finding]:
+    """Return a finding if wrong control tokens were sent."""
+    if not activity.wrong_tokens:
+        return []
+    newest = activity.wrong_tokens[0]
+    addresses = dict.fromkeys(str(each.record.get("client")) for each in activity.wrong_tokens)
+    return [
+        Finding(
+            "warning",
+            f"Wrong control tokens were sent, from {', '.join(list(addresses)[:3])}",
+            in_words(newest.record).remedy,
+            _query(activity.report, kind=("control_token_rejected",)),
+            time=microseconds(newest.record["time"]),
         )
     ]
 

@@ -53,6 +53,7 @@ VALIDITIES: Final = (
     ("90", "90 days"),
     ("365", "1 year"),
 )
+_PATH: Final = "/"
 _DAY: Final = 86400.0
 _DONE: Final = {"renamed": "The device has a new name.", "revoked": "The device is revoked."}
 _SENT_BEFORE: Final = (
@@ -112,7 +113,7 @@ def person_pages(router: APIRouter, access: Access, services: ControlServices) -
             await access.authorize(request)
             return RedirectResponse("/admin/", 303)
         caller = await access.authorize_person(request)
-        done = _DONE.get(request.query_params.get("done", ""), "")
+        done = _DONE.get(access.flash(request, caller, _PATH).get("done", ""), "")
         return await own.show(request, caller, {"done": done})
 
     @router.get("/devices/")
@@ -253,7 +254,8 @@ class _OwnPage:
         if done.note:
             note = {"done": _DONE[f"{action}d"], "note": done.note}
             return await self.show(request, caller, note)
-        return RedirectResponse(f"../../?done={action}d", 303)
+        query = self._access.flash_query(caller, _PATH, done=f"{action}d")
+        return RedirectResponse(f"../../?{query}", 303)
 
     def _lines(self, devices: DeviceAdministration, caller: Caller, now: float) -> list[Line]:
         if caller.uid is None or not self._account(caller).name:

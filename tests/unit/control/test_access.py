@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from shim.audit.events import Event, to_record
 from shim.control.access import (
     ADMIN_HEADER,
     CHANNEL_HEADER,
@@ -396,19 +397,108 @@ def test_an_altered_cookie_is_rejected() -> None:
         assert refused(access, request(("Cookie", f"{name}={other}"))) == 401, other
 
 
-def test_sign_in_requires_the_token_and_allows_five_failures_a_minute() -> None:
+# wrong tokens
+
+
+def by_form(access: Access, token: str, client: tuple[str, int]) -> int:
+    """Send a token to `/sign-in`, and return the status."""
+    try:
+        asyncio.run(access.sign_in(post(client=client), token))
+    except HTTPException as fault:
+        return fault.status_code
+    return 200
+
+
+def by_bearer(access: Access, token: str, client: tuple[str, int]) -> int:
+    try:
+        access.identify(request(bearer(token), client=client))
+    except HTTPException as fault:
+        return fault.status_code
+    return 200
+
+
+def by_health_check(access: Access, token: str, client: tuple[str, int]) -> int:
+    """Ask for `/healthz` by another name, which only the token allows."""
+    try:
+        asyncio.run(access.check_host(request(bearer(token), client=client, host="evil.example")))
+    except HTTPException as fault:
+        return {421: 401}.get(fault.status_code, fault.status_code)
+    return 200
+
+
+WAYS = {"form": by_form, "bearer": by_bearer, "health check": by_health_check}
+
+
+@pytest.mark.parametrize("client", [LOOPBACK, UNTRUSTED], ids=["this machine", "another one"])
+@pytest.mark.parametrize("way", WAYS)
+def test_five_wrong_tokens_a_minute_are_compared_whichever_way_they_come(
+    way: str, client: tuple[str, int]
+) -> None:
     access = closed()
-    for _ in range(SIGN_IN_TRIES):
-        with pytest.raises(HTTPException) as fault:
-            asyncio.run(access.sign_in(post(), "wrong"))
-        assert fault.value.status_code == 401
+    for number in range(SIGN_IN_TRIES):
+        assert WAYS[way](access, f"wrong-{number}", client) == 401
+    for each in WAYS.values():
+        assert each(access, TOKEN, client) == 429
+    # Another address is not affected, whichever one it is.
+    for other in (("192.0.2.8", 1), ("127.0.0.9", 1), ("::1", 1)):
+        for each in WAYS.values():
+            assert each(access, TOKEN, other) == 200
+
+
+def test_a_refused_token_is_told_when_to_try_again() -> None:
+    access = closed()
+    for number in range(SIGN_IN_TRIES):
+        by_bearer(access, str(number), LOOPBACK)
     with pytest.raises(HTTPException) as fault:
-        asyncio.run(access.sign_in(post(), TOKEN))
-    assert fault.value.status_code == 429
+        access.identify(request(bearer(TOKEN)))
     assert fault.value.headers is not None
     assert 0 < int(fault.value.headers["Retry-After"]) <= 60
-    # Another address is not affected.
-    assert asyncio.run(access.sign_in(post(client=UNTRUSTED), TOKEN))
+
+
+def test_a_program_with_an_old_token_does_not_limit_others_at_its_address() -> None:
+    access = closed()
+    for _ in range(20):
+        assert by_bearer(access, "the old token", LOOPBACK) == 401
+    assert by_bearer(access, TOKEN, LOOPBACK) == 200
+
+
+def test_sessions_and_open_streams_do_not_end_because_of_wrong_tokens() -> None:
+    access = closed()
+    cookie, stream = sign_in(access), request(bearer(TOKEN))
+    for number in range(SIGN_IN_TRIES + 1):
+        by_bearer(access, str(number), LOOPBACK)
+    assert access.identify(request(("Cookie", cookie))).actor == "token"
+    assert access.may_still_read(stream)
+    assert not access.may_still_read(request(bearer("wrong")))
+
+
+def test_the_health_check_does_not_compare_a_token_that_it_does_not_need() -> None:
+    access = closed()
+    for number in range(SIGN_IN_TRIES + 1):
+        asyncio.run(access.check_host(request(bearer(str(number)))))
+    assert by_bearer(access, TOKEN, LOOPBACK) == 200
+
+
+def test_each_wrong_token_is_an_event_without_the_token() -> None:
+    events: list[Event] = []
+    access = Access(channel_secret=SECRET, token=TOKEN, hosts=["0.0.0.0"], record=events.append)
+    wrong = [f"guess-number-{number}" for number in range(SIGN_IN_TRIES + 1)]
+    for token in wrong:
+        by_bearer(access, token, UNTRUSTED)
+    assert by_bearer(access, TOKEN, LOOPBACK) == 200
+    records = [to_record(event) for event in events]
+    assert [(each["reason"], each["status"]) for each in records] == [
+        *[("wrong_token", 401)] * SIGN_IN_TRIES,
+        ("too_many_failures", 429),
+    ]
+    first = records[0]
+    assert (first["kind"], first["client"], first["peer"]) == (
+        "control_token_rejected",
+        "192.0.2.7",
+        "192.0.2.7",
+    )
+    assert (first["method"], first["path"], first["path_class"]) == ("GET", "/metrics", "internal")
+    assert "guess" not in str(records)
 
 
 @pytest.mark.parametrize(
@@ -417,9 +507,9 @@ def test_sign_in_requires_the_token_and_allows_five_failures_a_minute() -> None:
 )
 def test_another_sites_page_cannot_use_up_the_attempts(incoming: Request) -> None:
     access = closed()
-    for _ in range(SIGN_IN_TRIES + 1):
+    for number in range(SIGN_IN_TRIES + 1):
         with pytest.raises(HTTPException) as fault:
-            asyncio.run(access.sign_in(incoming, "wrong"))
+            asyncio.run(access.sign_in(incoming, f"wrong-{number}"))
         assert fault.value.status_code == 403
     assert asyncio.run(access.sign_in(post(), TOKEN))
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from shim.audit.events import Operator
 from shim.audit.performing import Performed
 from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER
-from shim.settings.reload import COMMAND_HEADER, ReloadResult
+from shim.settings.reload import ReloadResult
 from tests.unit.control.test_app import SECRET, TOKEN, app_of, send
 
 PATH = "/api/reload"
@@ -45,15 +45,16 @@ async def test_the_response_has_the_reason_why_nothing_was_applied() -> None:
     assert response.json() == {"faults": ["SHIM_X: no such setting"]}
 
 
-async def test_a_reload_records_actor_and_origin() -> None:
+async def test_a_reload_records_actor_and_origin_and_no_claim_of_the_client() -> None:
     reloads = Reloads(ReloadResult())
-    command = {COMMAND_HEADER: "reload"}
-    await send(served(reloads, TOKEN), PATH, method="POST", headers=BEARER)
-    await send(served(reloads), PATH, method="POST", headers=command)
+    claims = {"X-Shim-Command": "reload", "X-Shim-User": "root", "X-Forwarded-For": "192.0.2.9"}
+    await send(served(reloads, TOKEN), PATH, method="POST", headers={**BEARER, **claims})
+    del claims["X-Forwarded-For"]
+    await send(served(reloads), PATH, method="POST", headers=claims)
 
     assert [(each.actor, each.origin, each.client) for each in reloads.operators] == [
         ("token", "api", "127.0.0.1"),
-        ("loopback", "command", "127.0.0.1"),
+        ("loopback", "api", "127.0.0.1"),
     ]
 
 

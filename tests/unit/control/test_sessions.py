@@ -6,7 +6,7 @@ import pytest
 
 from shim.control.csrf import CSRF_SECONDS, CsrfTokens
 from shim.control.keys import ControlKey
-from shim.control.sessions import SESSION_SECONDS, SIGN_IN_TRIES, Sessions, SignInLimit
+from shim.control.sessions import SESSION_SECONDS, SIGN_IN_TRIES, Sessions, TokenLimit
 
 
 class Clock:
@@ -62,12 +62,17 @@ def test_a_key_of_the_database_replaces_the_random_one() -> None:
         one.replace(b"short")
 
 
-def test_failed_sign_ins_count_for_a_minute_by_address() -> None:
+def fail(limit: TokenLimit, client: str, tries: int = SIGN_IN_TRIES) -> None:
+    for number in range(tries):
+        limit.failed(client, f"wrong-{number}")
+
+
+def test_wrong_tokens_count_for_a_minute_by_address() -> None:
     clock = Clock()
-    limit = SignInLimit(clock)
-    for _ in range(SIGN_IN_TRIES):
+    limit = TokenLimit(clock)
+    for number in range(SIGN_IN_TRIES):
         assert limit.wait_seconds("192.0.2.1") == 0
-        limit.failed("192.0.2.1")
+        limit.failed("192.0.2.1", str(number))
         clock.seconds += 1
     assert limit.wait_seconds("192.0.2.1") == 55
     assert limit.wait_seconds("::ffff:192.0.2.1") == 55
@@ -76,21 +81,28 @@ def test_failed_sign_ins_count_for_a_minute_by_address() -> None:
     assert limit.wait_seconds("192.0.2.1") == 0
 
 
+def test_one_wrong_token_again_and_again_counts_once() -> None:
+    limit = TokenLimit(Clock())
+    for _ in range(100):
+        limit.failed("192.0.2.1", "the old token")
+    assert limit.wait_seconds("192.0.2.1") == 0
+    fail(limit, "192.0.2.1", SIGN_IN_TRIES - 1)
+    assert limit.wait_seconds("192.0.2.1") > 0
+
+
 def test_an_ipv6_network_has_one_count() -> None:
-    limit = SignInLimit(Clock())
+    limit = TokenLimit(Clock())
     for last in range(SIGN_IN_TRIES):
-        limit.failed(f"2001:db8::{last:x}")
+        limit.failed(f"2001:db8::{last:x}", str(last))
     assert limit.wait_seconds("2001:db8::ffff") > 0
     assert limit.wait_seconds("2001:db8:0:1::1") == 0
 
 
-def test_many_addresses_share_a_count_so_that_memory_is_bounded() -> None:
-    clock = Clock()
-    limit = SignInLimit(clock)
-    for number in range(3000):
-        limit.failed(f"10.0.{number // 256}.{number % 256}")
-    assert limit.wait_seconds("198.51.100.1") > 0
-    assert len(limit._failures) <= 1025
-    clock.seconds += 61
+def test_wrong_tokens_from_many_addresses_limit_no_other_one_and_use_bounded_memory() -> None:
+    limit = TokenLimit(Clock(), max_addresses=100)
+    for number in range(300):
+        fail(limit, f"10.0.{number // 256}.{number % 256}", 2 * SIGN_IN_TRIES)
     assert limit.wait_seconds("198.51.100.1") == 0
-    assert not limit._failures
+    assert limit.wait_seconds("10.0.1.43") > 0  # one of the last hundred
+    assert len(limit._failures) == 100
+    assert {len(each) for each in limit._failures.values()} == {SIGN_IN_TRIES}

@@ -26,10 +26,11 @@ from shim.control.access import (
 from shim.control.app import create_app
 from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.metrics import build_registry
+from shim.control.pages.accounts import ACTIONS
 from shim.control.pages.rendering import HEADERS
 from shim.control.services import ControlServices
 from shim.provisioning.administration import AccountList
-from shim.provisioning.operations import AccountRow, Change, OperationError
+from shim.provisioning.operations import AccountRow, Change, UnknownAccount
 from shim.proxy.counters import Counters
 from shim.settings import load
 from shim.settings.reload import ReloadResult
@@ -75,10 +76,10 @@ class Accounts:
 
     def lock_plan(self, _operator: Operator, name: str) -> list[str]:
         if name != "bob & co":
-            raise OperationError(f"Navidrome has no account {name}")
+            raise UnknownAccount(f"Navidrome has no account {name}")
         return [f"The password of {name} is replaced."]
 
-    unlink_plan = lock_plan
+    unlink_plan = unlock_plan = lock_plan
 
     async def lock(self, operator: Operator, name: str | None) -> Performed[Any]:
         if self.refusal is not None:
@@ -270,8 +271,9 @@ async def test_a_sign_in_with_the_token_and_signing_out(console: Console) -> Non
 async def test_too_many_wrong_tokens_give_a_page_with_the_time_to_wait(
     console: Console,
 ) -> None:
-    for _ in range(5):
-        assert (await console.send("/sign-in", form={"token": "guess"})).status_code == 401
+    for number in range(5):
+        wrong = {"token": f"guess {number}"}
+        assert (await console.send("/sign-in", form=wrong)).status_code == 401
     response = await console.send("/sign-in", form={"token": TOKEN})
     assert response.status_code == 429
     assert "try again in" in response.text.lower()
@@ -326,9 +328,36 @@ async def test_a_change_is_shown_then_applied_and_reported(console: Console, act
     form = {"account": "bob & co", "csrf_token": found[1]}
     response = await console.send(path, ADMIN, form=form)
     assert response.status_code == 303
-    assert response.headers["location"] == f"../accounts?done={action}&account=bob+%26+co"
+    location = response.headers["location"]
+    assert location.startswith(f"../accounts?done={action}&account=bob+%26+co&shown=")
     ((_, operator, name),) = console.accounts.done
     assert (operator.actor, operator.origin, name) == ("console:ada", "console", "bob & co")
+    following = f"/admin/{location.removeprefix('../')}"
+    assert 'role="status"' in (await console.send(following, ADMIN)).text
+    # The link works for nobody else, and for no other account.
+    other = {**ADMIN, USER_HEADER: "eve"}
+    assert 'role="status"' not in (await console.send(following, other)).text
+    altered = following.replace("bob", "ada")
+    assert 'role="status"' not in (await console.send(altered, ADMIN)).text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"/admin/accounts?done={action}&account=CALL-555" for action in ACTIONS),
+        "/admin/accounts?done=lock&account=CALL-555&own=1&shown=9999999999.00",
+        *(f"/admin/accounts/{action}?account=CALL-555" for action in ACTIONS if action != "sync"),
+        "/admin/devices?done=revoked",
+        "/?done=revoked",
+        "/?done=renamed",
+    ],
+)
+async def test_no_link_makes_a_page_claim_something(console: Console, path: str) -> None:
+    identity = Identity("ada", uid="u-1").as_json().decode()
+    response = await console.send(path, {**ADMIN, IDENTITY_HEADER: identity})
+    assert response.status_code in (200, 404)
+    assert 'role="status"' not in response.text
+    assert "CALL-555" not in response.text
 
 
 async def test_a_refused_change_shows_the_reason(console: Console) -> None:
@@ -350,7 +379,7 @@ async def test_a_change_that_could_not_be_recorded_shows_a_note(console: Console
 
 
 async def test_an_unknown_account_or_action_is_not_changed(console: Console) -> None:
-    assert (await console.send("/admin/accounts/lock?account=x", ADMIN)).status_code == 409
+    assert (await console.send("/admin/accounts/lock?account=x", ADMIN)).status_code == 404
     assert (await console.send("/admin/accounts/lock", ADMIN)).status_code == 400
     assert (await console.send("/admin/accounts/delete?account=x", ADMIN)).status_code == 404
 
