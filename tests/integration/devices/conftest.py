@@ -46,6 +46,7 @@ class Music:
     port: int
     control: int
     client: httpx.AsyncClient
+    control_token: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -107,8 +108,15 @@ class Music:
             return service.devices()
 
     async def ready(self) -> Any:
-        response = await self.client.get(f"http://127.0.0.1:{self.control}/readyz")
+        response = await self.call("GET", "/readyz")
         return response.json()["checks"]
+
+    async def call(self, method: str, path: str, content: object = None) -> httpx.Response:
+        """Send a request to the control plane."""
+        headers = {"Authorization": f"Bearer {self.control_token}"} if self.control_token else {}
+        return await self.client.request(
+            method, f"http://127.0.0.1:{self.control}{path}", headers=headers, json=content
+        )
 
     def logged(self, **fields: object) -> list[dict[str, Any]]:
         """The lines of the log with these fields."""
@@ -136,8 +144,10 @@ def error_of(response: httpx.Response) -> int | None:
 
 
 @asynccontextmanager
-async def shim_before(world: World, **settings: str) -> AsyncIterator[Music]:
-    """Start the shim before a world's server, and stop it."""
+async def shim_before(
+    world: World, env_file: Path | None = None, /, **settings: str
+) -> AsyncIterator[Music]:
+    """Start the shim before a world's server, and stop it. `env_file` has more settings, for a reload."""
     port, control = _free_port(), _free_port()
     world.use(
         LISTEN=f"127.0.0.1:{port}",
@@ -150,6 +160,7 @@ async def shim_before(world: World, **settings: str) -> AsyncIterator[Music]:
         sys.executable,
         "-m",
         "shim",
+        *(() if env_file is None else ("--env-file", str(env_file))),
         "serve",
         env={**world.environment(), "PATH": os.environ.get("PATH", "")},
         cwd=ROOT,
@@ -160,7 +171,7 @@ async def shim_before(world: World, **settings: str) -> AsyncIterator[Music]:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False
         ) as client:
-            music = Music(world, port, control, client)
+            music = Music(world, port, control, client, settings.get("CONTROL_TOKEN", ""))
             reading = asyncio.create_task(_read_log(process, music.lines))
             async with asyncio.timeout(30):
                 while not await _listens(music):  # noqa: ASYNC110
@@ -184,7 +195,7 @@ async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, A
 
 async def _listens(music: Music) -> bool:
     try:
-        response = await music.client.get(f"http://127.0.0.1:{music.control}/readyz")
+        response = await music.call("GET", "/readyz")
     except httpx.TransportError:
         return False
     return response.status_code == 200
