@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -46,6 +47,9 @@ REFRESH_SECONDS = 0.5
 _STORE_USES_SECONDS = 60.0
 # The last use of a device is recorded at most this often.
 USE_SECONDS = 60.0
+# When people were last seen is read again at most this often, while somebody counts as absent. Other
+# processes store it.
+_SEEN_SECONDS = 5.0
 _CACHE_ENTRIES = 4096
 _DIGEST_BYTES = 16
 _FOREIGN, _NOT_LISTED = Foreign(), NoMatch.NOT_LISTED
@@ -94,12 +98,22 @@ class SubsonicDevices:
         self._foreign: OrderedDict[bytes, tuple[int, Foreign]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._store_fault: str | None = None
+        # Devices that ended by time: they expired, or their owners were not seen for too long.
+        self._ended: frozenset[str] = frozenset()
+        self._ends = 0  # how often one did
+        self._next_end = -math.inf  # when the next one may, in seconds since the epoch
+        self._counted_generation = -1  # of the devices, when this was found
+        self._first_absence = math.inf  # when the first owner was absent for too long, or will be
+        self._seen_read_at = -math.inf
 
     # DeviceGate
 
     @property
     def revocations(self) -> int:
-        return self.service.revocations
+        now = self._now()
+        if now >= self._next_end or self.service.generation != self._counted_generation:
+            self._count_ends(now)
+        return self.service.revocations + self._ends
 
     def identify(
         self, credentials: CredentialText, client: bytes | None, *, listed: bool = False
@@ -118,13 +132,17 @@ class SubsonicDevices:
         return self._verify(key, credentials, client, listed=listed)
 
     def is_current(self, match: DeviceMatch, *, listed: bool = False) -> bool:
-        device = self.service.by_id(match.identity.id)
-        if device is None or not device.device.is_active(self._now()):
+        if not self.is_active(match):
             return False
-        return self._accounts.of_person(device.device.uid, listed=listed) == match.account
+        loaded = self.service.by_id(match.identity.id)
+        assert loaded is not None
+        return self._accounts.of_person(loaded.device.uid, listed=listed) == match.account
 
     def is_active(self, match: DeviceMatch) -> bool:
-        return self.service.by_id(match.identity.id) is not None
+        loaded, now = self.service.by_id(match.identity.id), self._now()
+        if loaded is None or not loaded.device.is_active(now):
+            return False
+        return not self._is_sign_in_due(loaded.device.uid, now)
 
     def use_is_due(self, match: DeviceMatch) -> bool:
         device = self.service.by_id(match.identity.id)
@@ -219,8 +237,7 @@ class SubsonicDevices:
             return _FOREIGN
         if not isinstance(account, Account):
             return _NOT_LISTED
-        limit = self._sign_in_seconds
-        if limit and not self._accounts.is_seen_since(device.uid, now - limit):
+        if self._is_sign_in_due(device.uid, now):
             return _SIGN_IN_DUE
         identity = self._accounts.identity_of(device.uid)
         match = loaded.match
@@ -233,6 +250,34 @@ class SubsonicDevices:
             return match
         loaded.match = match = _device_match(loaded, account, identity)
         return match
+
+    def _is_sign_in_due(self, uid: str, now: float) -> bool:
+        limit = self._sign_in_seconds
+        return bool(limit) and not self._accounts.is_seen_since(uid, now - limit)
+
+    def _count_ends(self, now: float) -> None:
+        """Find the devices that ended by time, and when the next one may. A sign-in may put that off, but
+        never brings it forward."""
+        self._counted_generation = self.service.generation
+        ended, ends, absences = set(), [], {}
+        for uid, devices in self.service.people():
+            if self._sign_in_seconds:
+                absences[uid] = self._accounts.last_seen(uid, now) + self._sign_in_seconds
+            for loaded in devices:
+                device = loaded.device
+                end = min(
+                    math.inf if device.expires is None else device.expires,
+                    absences.get(uid, math.inf),
+                )
+                if end <= now:
+                    ended.add(device.id)
+                else:
+                    ends.append(end)
+        if not ended <= self._ended:
+            self._ends += 1
+        self._ended = frozenset(ended)
+        self._next_end = min(ends, default=math.inf)
+        self._first_absence = min(absences.values(), default=math.inf)
 
     def _remember(self, key: bytes, device: LoadedDevice) -> None:
         self._verified[key] = device
@@ -279,7 +324,7 @@ class SubsonicDevices:
 
     async def start(self) -> None:
         """Read the devices, and keep reading changes in the background."""
-        await self._refresh()
+        await self.refresh()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -297,15 +342,24 @@ class SubsonicDevices:
         store_at = loop.time() + _STORE_USES_SECONDS
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            await self._refresh()
+            await self.refresh()
             if loop.time() >= store_at:
                 store_at = loop.time() + _STORE_USES_SECONDS
                 with contextlib.suppress(StoreError):
                     await self.service.store_uses()
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Read what other processes changed: the devices, and when an owner who counts as absent was seen."""
+        now = self._now()
         try:
             await self.service.refresh()
+            if (
+                self._first_absence <= now + _SEEN_SECONDS
+                and abs(now - self._seen_read_at) >= _SEEN_SECONDS
+            ):
+                self._seen_read_at = now
+                await self._accounts.read_last_seen()
+                self._next_end = -math.inf
         except StoreError as error:
             self._store_fault = str(error)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -131,6 +131,10 @@ class DeviceService:
     def active(self, uid: str) -> list[LoadedDevice]:
         """Return a person's devices whose secrets are known, the last used first."""
         return self._by_uid.get(uid, [])
+
+    def people(self) -> Iterable[tuple[str, Sequence[LoadedDevice]]]:
+        """Return each person's uid with what `active` returns."""
+        return self._by_uid.items()
 
     def by_secret(self, secret: bytes) -> LoadedDevice | None:
         """Return the device with this secret. The look-up is by a keyed digest, so that its time shows

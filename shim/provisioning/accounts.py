@@ -104,6 +104,18 @@ class AccountLookup:
         # The time of the last visits is stored later.
         return binding.last_seen > since or self._service.cache.is_seen(uid)
 
+    def last_seen(self, uid: str, now: float) -> float:
+        """Return when the person was last seen signed in, 0 if there is none. All times are in seconds since
+        the epoch. A visit that is not stored yet counts as one at `now`."""
+        binding = self._service.bindings.by_uid(uid)
+        if binding is None:
+            return 0.0
+        return now if self._service.cache.is_seen(uid) else binding.last_seen
+
+    async def read_last_seen(self) -> None:
+        """Read when people were last seen by other processes. Raises `StoreError`."""
+        await self._service.bindings.read_last_seen()
+
     def _usable(self, uid: str) -> Binding | None:
         bindings = self._service.bindings
         binding = bindings.by_uid(uid)

@@ -389,8 +389,8 @@ class BindingStore:
         self._holds.pop(normalized_name, None)
 
     async def record_last_seen(self, seen: Mapping[int, float]) -> None:
-        """Record when these bindings, by their number, were last seen. Other processes do not read it
-        again."""
+        """Record when these bindings, by their number, were last seen. Other processes read it with
+        `read_last_seen` only."""
 
         def work(connection: Connection) -> None:
             for number, when in seen.items():
@@ -402,6 +402,19 @@ class BindingStore:
             if number in self._by_id:
                 self._by_id[number] = replace(self._by_id[number], last_seen=when)
         self._index()
+
+    async def read_last_seen(self) -> None:
+        """Read when the bindings were last seen by other processes. Raises `StoreError`."""
+        columns = select(BINDINGS.c.id, BINDINGS.c.last_seen)
+        rows = await self.database.read_async(lambda connection: connection.execute(columns).all())
+        later = False
+        for number, when in rows:
+            known = self._by_id.get(number)
+            if known is not None and known.last_seen < when:
+                self._by_id[number] = replace(known, last_seen=when)
+                later = True
+        if later:
+            self._index()
 
     # devices
 

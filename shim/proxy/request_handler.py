@@ -324,7 +324,7 @@ class RequestHandler:
         """Cancel the current request if its account was revoked."""
         # The right to the shim's own pages does not come from the account: an administrator who locks the own
         # one gets the response.
-        if self._decision.outcome.path_class is _INTERNAL:
+        if self.decision.outcome.path_class is _INTERNAL:
             return
         # Navidrome has received all of a request that changes users: cancelling it here would not stop it,
         # and the lock waits for it.

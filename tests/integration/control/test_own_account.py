@@ -7,7 +7,7 @@ import re
 import httpx
 import pytest
 
-from tests.integration.control.conftest import Scene
+from tests.integration.control.conftest import Deployment
 
 HTML = {"Accept": "text/html"}
 _CSRF = re.compile(r'name="csrf_token" value="([^"]+)"')
@@ -23,10 +23,12 @@ def csrf(client: httpx.Client, path: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("action", ["lock", "unlink"])
-def test_the_console_says_that_the_own_account_is_changed(scene: Scene, action: str) -> None:
+def test_the_console_says_that_the_own_account_is_changed(
+    deployment: Deployment, action: str
+) -> None:
     name = f"boss-{action}"
-    scene.visit(name, "admins")
-    with scene.edge(name, "admins") as boss:
+    deployment.visit(name, "admins")
+    with deployment.edge(name, "admins") as boss:
         path = f"/_shim/admin/accounts/{action}"
         plan, token = csrf(boss, f"{path}?account={name}")
         assert "This is your own account." in plan
@@ -38,17 +40,17 @@ def test_the_console_says_that_the_own_account_is_changed(scene: Scene, action: 
         assert "This is your own account." in page.text
 
 
-def test_the_api_responds_to_a_lock_of_the_own_account(scene: Scene) -> None:
-    scene.visit("boss-api", "admins")
-    with scene.edge("boss-api", "admins") as boss:
+def test_the_api_responds_to_a_lock_of_the_own_account(deployment: Deployment) -> None:
+    deployment.visit("boss-api", "admins")
+    with deployment.edge("boss-api", "admins") as boss:
         header = {"X-CSRF-Token": boss.get("/_shim/api/session").json()["csrf_token"]}
         body = {"account": "boss-api"}
         done = boss.post("/_shim/api/accounts/lock", json=body, headers=header)
         assert (done.status_code, done.json()) == (200, {"account": "boss-api", "locked": True})
 
 
-def test_another_persons_account_is_not_called_the_own_one(scene: Scene) -> None:
-    scene.visit("other-person")
-    with scene.edge("boss", "admins") as boss:
+def test_another_persons_account_is_not_called_the_own_one(deployment: Deployment) -> None:
+    deployment.visit("other-person")
+    with deployment.edge("boss", "admins") as boss:
         plan, _ = csrf(boss, "/_shim/admin/accounts/lock?account=other-person")
     assert "own account" not in plan

@@ -46,6 +46,7 @@ class RunningShim:
     port: int
     control: int
     client: httpx.AsyncClient
+    control_token: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -107,8 +108,15 @@ class RunningShim:
             return service.devices()
 
     async def ready(self) -> Any:
-        response = await self.client.get(f"http://127.0.0.1:{self.control}/readyz")
+        response = await self.call("GET", "/readyz")
         return response.json()["checks"]
+
+    async def call(self, method: str, path: str, content: object = None) -> httpx.Response:
+        """Send a request to the control plane."""
+        headers = {"Authorization": f"Bearer {self.control_token}"} if self.control_token else {}
+        return await self.client.request(
+            method, f"http://127.0.0.1:{self.control}{path}", headers=headers, json=content
+        )
 
     def logged(self, **fields: object) -> list[dict[str, Any]]:
         """The lines of the log with these fields."""
@@ -136,8 +144,10 @@ def error_of(response: httpx.Response) -> int | None:
 
 
 @asynccontextmanager
-async def run_shim(harness: Harness, **settings: str) -> AsyncIterator[RunningShim]:
-    """Start the shim with the server of a harness, and stop it."""
+async def run_shim(
+    harness: Harness, env_file: Path | None = None, /, **settings: str
+) -> AsyncIterator[RunningShim]:
+    """Start the shim with the server of a harness, and stop it. `env_file` has settings to reload."""
     port, control = _free_port(), _free_port()
     harness.use(
         LISTEN=f"127.0.0.1:{port}",
@@ -150,6 +160,7 @@ async def run_shim(harness: Harness, **settings: str) -> AsyncIterator[RunningSh
         sys.executable,
         "-m",
         "shim",
+        *(() if env_file is None else ("--env-file", str(env_file))),
         "serve",
         env={**harness.environment(), "PATH": os.environ.get("PATH", "")},
         cwd=ROOT,
@@ -160,7 +171,7 @@ async def run_shim(harness: Harness, **settings: str) -> AsyncIterator[RunningSh
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False
         ) as client:
-            shim = RunningShim(harness, port, control, client)
+            shim = RunningShim(harness, port, control, client, settings.get("CONTROL_TOKEN", ""))
             reading = asyncio.create_task(_read_log(process, shim.lines))
             async with asyncio.timeout(30):
                 while not await _listens(shim):  # noqa: ASYNC110
@@ -184,7 +195,7 @@ async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, A
 
 async def _listens(shim: RunningShim) -> bool:
     try:
-        response = await shim.client.get(f"http://127.0.0.1:{shim.control}/readyz")
+        response = await shim.call("GET", "/readyz")
     except httpx.TransportError:
         return False
     return response.status_code == 200

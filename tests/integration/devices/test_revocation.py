@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -13,10 +17,12 @@ from sqlalchemy import update
 
 from shim.audit.events import Operator
 from shim.devices.models import DeviceError, NewDevice
+from shim.devices.service import DeviceService
 from shim.provisioning.operations import OperationError, Operations, operations
 from shim.settings import load
 from shim.store.schema import BINDINGS
 from tests.integration.devices.conftest import (
+    ROOT,
     TEST,
     VERSION,
     RunningShim,
@@ -25,9 +31,10 @@ from tests.integration.devices.conftest import (
     run_shim,
     token,
 )
-from tests.support.harness import until
+from tests.support.harness import Harness, until
 
 _CUT_SECONDS = 5.0
+_SETTINGS = {"RECONCILE_SECONDS": "1", "CONTROL_TOKEN": "token-of-this-test"}
 OPERATOR = Operator("command:test", "command")
 
 
@@ -35,7 +42,9 @@ OPERATOR = Operator("command:test", "command")
 async def shim(tmp_path: Path) -> AsyncIterator[RunningShim]:
     """A shim of its own for each test: what it does to alice stays."""
     async for harness in _harness("stand-in tcp", tmp_path):
-        async with run_shim(harness, ALLOWED_GROUPS="music", RECONCILE_SECONDS="1") as started:
+        env_file = tmp_path / "settings.env"
+        env_file.write_text("SHIM_ALLOWED_GROUPS=music\n")
+        async with run_shim(harness, env_file, **_SETTINGS) as started:
             await started.sign_in("alice")
             yield started
 
@@ -79,13 +88,103 @@ async def _delete(shim: RunningShim, _: NewDevice) -> None:
             await asyncio.sleep(0.2)
 
 
+async def _replace(shim: RunningShim, _: NewDevice) -> None:
+    """Unlink the account, and let another person have its name."""
+    await _operate(shim, lambda operations: operations.unlink("alice"))
+    await shim.sign_in("alice", uid="another-person")
+
+
+async def _tighten(shim: RunningShim, _: NewDevice) -> None:
+    """Let another group in only, by a reload of the settings."""
+    (shim.harness.folder / "settings.env").write_text("SHIM_ALLOWED_GROUPS=other\n")
+    response = await shim.call("POST", "/api/reload")
+    assert response.status_code == 200, response.text
+
+
+async def _revoke_by_command(shim: RunningShim, device: NewDevice) -> None:
+    await _command(shim, "devices", "revoke", device.device.id, "--yes")
+
+
+async def _lock_by_command(shim: RunningShim, _: NewDevice) -> None:
+    await _command(shim, "users", "lock", "alice", "--yes")
+
+
+async def _command(shim: RunningShim, *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "shim",
+        *arguments,
+        env={**shim.harness.environment(), "PATH": os.environ.get("PATH", "")},
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
+
+
+async def _revoke_by_another_shim(shim: RunningShim, device: NewDevice) -> None:
+    """Revoke the device over the API of a second shim that serves with the same database."""
+    async with _second_shim(shim) as other:
+        response = await other.call("POST", "/api/devices/revoke", {"id": device.device.id})
+        assert response.status_code == 200, response.text
+
+
+@asynccontextmanager
+async def _second_shim(shim: RunningShim) -> AsyncIterator[RunningShim]:
+    """Start another shim before the same server and with the same database."""
+    harness = Harness(shim.harness.server, shim.harness.folder, shim.harness.database_url)
+    try:
+        async with run_shim(harness, **_SETTINGS) as other:
+            yield other
+    finally:
+        await harness.leave()
+
+
+@asynccontextmanager
+async def _streaming(
+    shim: RunningShim, parameters: Mapping[str, str]
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Play the longest song, of which the first bytes were read. Its end does not fit into the buffers of the
+    sockets, so the response stays in progress."""
+    songs = shim.harness.stand_in.stand_in.state.catalogue.songs
+    long = max(songs, key=lambda song: song.tone.size)
+    query = {**VERSION, **parameters, "id": long.id, "format": "raw"}
+    small = httpx.AsyncHTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    async with (
+        httpx.AsyncClient(transport=small, base_url=shim.url, timeout=20) as client,
+        client.stream("GET", "/rest/stream", params=query) as response,
+    ):
+        assert response.headers["content-type"].startswith("audio/"), await response.aread()
+        pieces = response.aiter_raw(1024)
+        assert await anext(pieces)
+        yield pieces
+
+
+async def _until_cut(pieces: AsyncIterator[bytes], seconds: float = _CUT_SECONDS) -> None:
+    """Read until the shim ends the stream, for at most this time."""
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+        await asyncio.wait_for(_read_slowly(pieces), seconds)
+
+
 async def _read_slowly(pieces: AsyncIterator[bytes]) -> None:
     """Read, so slowly that the response is still in progress."""
     async for _ in pieces:
         await asyncio.sleep(0.01)
 
 
-ENDS = [_revoke, _lock, _unlink, _refuse]
+ENDS = [
+    _revoke,
+    _revoke_by_command,
+    _revoke_by_another_shim,
+    _lock,
+    _lock_by_command,
+    _unlink,
+    _replace,
+    _refuse,
+    _tighten,
+]
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -94,21 +193,79 @@ async def test_a_stream_is_cut_and_the_next_request_refused(
 ) -> None:
     device = await shim.add("uid-alice")
     parameters = {"u": "alice", **token(device.secret, "salt")}
-    long = max(
-        shim.harness.stand_in.stand_in.state.catalogue.songs,
-        key=lambda song: song.tone.size,
-    )
-    async with shim.client.stream(
-        "GET", "/rest/stream", params={**VERSION, **parameters, "id": long.id, "format": "raw"}
-    ) as response:
-        assert response.status_code == 200
-        pieces = response.aiter_raw(1024)
-        assert await anext(pieces)
+    async with _streaming(shim, parameters) as pieces:
         await end(shim, device)
-        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
-            await asyncio.wait_for(_read_slowly(pieces), _CUT_SECONDS)
+        await _until_cut(pieces)
     assert error_of(await shim.rest("ping", **parameters)) == 40
     assert error_of(await shim.rest("ping", apiKey=device.secret)) in (40, 44)
+
+
+async def test_a_stream_is_cut_when_its_device_expires(shim: RunningShim) -> None:
+    """Each attempt has more time, since a machine under load may begin to play too late."""
+    for seconds in (4.0, 8.0, 16.0, 32.0):
+        expires = time.time() + seconds
+        async with shim.devices() as service:
+            device = await service.add("uid-alice", "Phone", TEST, expires=expires)
+        other = await shim.add("uid-alice", "Other phone")
+        parameters = {"u": "alice", **token(device.secret, "salt")}
+        if error_of(await shim.rest("ping", **parameters)) is None and time.time() < expires - 1:
+            break
+    else:
+        pytest.fail("no device could be used before it expired")
+    async with (
+        _streaming(shim, parameters) as pieces,
+        _streaming(shim, {"u": "alice", "p": other.secret}) as others,
+    ):
+        await _until_cut(pieces, expires - time.time() + _CUT_SECONDS)
+        assert time.time() >= expires
+        assert await anext(others)  # of another device of the same person
+    assert error_of(await shim.rest("ping", **parameters)) == 40
+
+
+async def test_a_stream_is_cut_when_its_owner_must_sign_in(tmp_path: Path) -> None:
+    """Each attempt has more time, since a shim starts slowly on a machine under load."""
+    settings = {"DEVICE_SIGN_IN_DAYS": "30"}
+    async for harness in _harness("stand-in tcp", tmp_path):
+        async with run_shim(harness, **settings) as shim:
+            await shim.sign_in("alice")
+            device = await shim.add("uid-alice")
+        parameters = {"u": "alice", **token(device.secret, "salt")}
+        for seconds in (8.0, 16.0, 32.0, 64.0):
+            due = time.time() + seconds
+            async with shim.devices() as service:
+                _set_last_seen(service, due - 30 * 86400)
+            async with run_shim(harness, **settings) as shim:
+                if error_of(await shim.rest("ping", **parameters)) or time.time() > due - 1:
+                    continue
+                async with _streaming(shim, parameters) as pieces:
+                    await _until_cut(pieces, due - time.time() + _CUT_SECONDS)
+                assert time.time() >= due
+                assert error_of(await shim.rest("ping", **parameters)) == 40
+                return
+        pytest.fail("no shim started before the owner had to sign in")
+
+
+async def test_a_sign_in_through_another_shim_counts(tmp_path: Path) -> None:
+    settings = {"DEVICE_SIGN_IN_DAYS": "30"}
+    async for harness in _harness("stand-in tcp", tmp_path):
+        async with run_shim(harness, **settings) as shim:
+            await shim.sign_in("alice")
+            device = await shim.add("uid-alice")
+        async with shim.devices() as service:
+            _set_last_seen(service, time.time() - 31 * 86400)
+        async with run_shim(harness, **settings) as shim:
+            assert error_of(await shim.rest("ping", u="alice", p=device.secret)) == 40
+            async with shim.devices() as service:
+                _set_last_seen(service, time.time())  # as another shim stores it
+            async with asyncio.timeout(20):
+                while error_of(await shim.rest("ping", u="alice", p=device.secret)):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+
+
+def _set_last_seen(service: DeviceService, when: float) -> None:
+    service.database.write(
+        lambda connection: connection.execute(update(BINDINGS).values(last_seen=when))
+    )
 
 
 @pytest.mark.parametrize("end", [_lock, _unlink, _refuse, _delete])
@@ -177,13 +334,13 @@ async def test_the_owner_must_sign_in_from_time_to_time(tmp_path: Path) -> None:
                 )
             )
         async with run_shim(harness, DEVICE_SIGN_IN_DAYS="30") as shim:
-            headers = {"X-Forwarded-Host": "music.example.org", "X-Forwarded-Proto": "https"}
+            headers = {"X-Forwarded-Host": "shim.example.org", "X-Forwarded-Proto": "https"}
             response = await shim.rest("ping", headers, u="alice", p=device.secret)
             assert error_of(response) == 40
-            assert "https://music.example.org/" in response.text
+            assert "https://shim.example.org/" in response.text
             # A wrong password learns nothing of it.
             wrong = await shim.rest("ping", headers, u="alice", p="wrong")
-            assert error_of(wrong) == 40 and "music.example.org" not in wrong.text
+            assert error_of(wrong) == 40 and "shim.example.org" not in wrong.text
             await shim.sign_in("alice")
             async with asyncio.timeout(10):
                 while error_of(await shim.rest("ping", u="alice", p=device.secret)):  # noqa: ASYNC110

@@ -46,7 +46,8 @@ class DeviceDatabase:
         database.open()
         database.write(
             lambda connection: connection.execute(
-                insert(BINDINGS), [_binding(1, "uid-alice", "alice"), _binding(2, "uid-bob", "bob")]
+                insert(BINDINGS),
+                [build_binding(1, "uid-alice", "alice"), build_binding(2, "uid-bob", "bob")],
             )
         )
 
@@ -69,7 +70,7 @@ class DeviceDatabase:
             database.close()
 
 
-def _binding(number: int, uid: str, name: str) -> dict[str, object]:
+def build_binding(number: int, uid: str, name: str) -> dict[str, object]:
     return {
         "id": number,
         "uid": uid,

@@ -229,7 +229,10 @@ async def test_a_renewed_ca_file_is_used_once_it_is_read_again(
     own_folder, other_folder = tmp_path / "ours", tmp_path / "others"
     own_folder.mkdir()
     other_folder.mkdir()
-    certificates, authority = make_certificates(own_folder), make_certificates(other_folder).authority
+    certificates, authority = (
+        make_certificates(own_folder),
+        make_certificates(other_folder).authority,
+    )
     async with jwks_server(build_response(ONE), certificates.server()) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, ca=str(authority)))
         await watch.fetch()
