@@ -88,7 +88,6 @@ def jwks_config(settings: Settings) -> JwksConfig | None:
     return JwksConfig(
         url=settings.jwks_url,
         ca=None if settings.jwks_ca is None else str(settings.jwks_ca),
-        min_interval=settings.jwks_min_interval,
     )
 
 

@@ -286,9 +286,6 @@ class Settings(BaseSettings):
     jwks_refresh_seconds: Period = setting(
         "3600", "Interval for fetching the key set.", reloadable=True
     )
-    jwks_min_interval: Period = setting(
-        "30", "Minimum time between two fetches for unknown keys.", reloadable=True
-    )
     jwt_hs256_secret: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
         None,
         "Secret for HS256 tokens (authentik's client secret).",
