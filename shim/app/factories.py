@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 from shim.monitors.jwks import JwksConfig
@@ -72,20 +73,12 @@ def build_policy(
 
 
 def build_limits(settings: Settings) -> Limits:
-    """Build the limits for these settings."""
-    return Limits(
-        header_bytes=settings.max_header_bytes,
-        header_lines=settings.max_headers,
-        request_header_timeout=settings.request_header_timeout,
-        request_body_timeout=settings.request_body_timeout,
-        send_timeout=settings.send_timeout,
-        idle_timeout=settings.idle_timeout,
-        upstream_connect_timeout=settings.upstream_connect_timeout,
-        upstream_response_timeout=settings.upstream_response_timeout,
-        max_connections=settings.max_connections,
-        max_upstream_connections=settings.max_upstream_connections,
-        max_pending_requests=settings.max_pending_requests,
-    )
+    """Build the limits for these settings: a limit without a default is the setting of the same name."""
+    values = {"header_bytes": settings.max_header_bytes, "header_lines": settings.max_headers}
+    for each in fields(Limits):
+        if each.default is MISSING and each.name not in values:
+            values[each.name] = getattr(settings, each.name)
+    return Limits(**values)
 
 
 def jwks_config(settings: Settings) -> JwksConfig | None:
@@ -95,7 +88,6 @@ def jwks_config(settings: Settings) -> JwksConfig | None:
     return JwksConfig(
         url=settings.jwks_url,
         ca=None if settings.jwks_ca is None else str(settings.jwks_ca),
-        min_interval=settings.jwks_min_interval,
     )
 
 

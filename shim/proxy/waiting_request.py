@@ -184,6 +184,7 @@ class WaitingRequest:
                 return
             if not self._is_internal() and not is_unchanged(plane, request):
                 await self._provision_again()
+            self.form = b""  # up to a megabyte
         else:
             count_decision(plane, request)
         report_identity(plane, request)
@@ -350,7 +351,6 @@ class WaitingRequest:
             body = await self._sign_in(body)
         if request.decision.form and request.device is None:
             body, removed, claims = await self._filter_form(body)
-        self.form = b""
         request.use_decision(request.decision.with_form(len(body), claims, void=removed))
         if removed:
             report_tokens(plane, request)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -24,20 +24,6 @@ from shim.settings.providers import DEFAULT, DEFAULT_PROVIDER, PRESETS
 PREFIX = "SHIM_"
 # Under this name the shim creates an account of its own, where no other is set.
 DEFAULT_ADMIN_USERNAME = "navidrome-shim"
-SECRETS = frozenset(
-    {
-        "audit_database_url",
-        "audit_key",
-        "bootstrap_admin_password",
-        "control_token",
-        "database_url",
-        "device_key",
-        "jwt_hs256_secret",
-        "navidrome_admin_password",
-        "notify_urls",
-        "proxy_secret",
-    }
-)
 
 Connections = Annotated[int, reader(parsers.count(1, 1_000_000))]
 File = Annotated[Path | None, reader(parsers.readable_file)]
@@ -299,9 +285,6 @@ class Settings(BaseSettings):
     )
     jwks_refresh_seconds: Period = setting(
         "3600", "Interval for fetching the key set.", reloadable=True
-    )
-    jwks_min_interval: Period = setting(
-        "30", "Minimum time between two fetches for unknown keys.", reloadable=True
     )
     jwt_hs256_secret: Annotated[SecretStr | None, reader(parsers.secret)] = setting(
         None,
@@ -602,6 +585,11 @@ class Settings(BaseSettings):
         return {each.name: parsers.format_value(getattr(self, each.field)) for each in SETTINGS}
 
 
+def _has_secret(annotation: Any) -> bool:
+    """Return whether the value of a field is, or contains, a secret."""
+    return annotation is SecretStr or any(map(_has_secret, get_args(annotation)))
+
+
 def _settings() -> tuple[Setting, ...]:
     found: list[Setting] = []
     section = ""
@@ -616,7 +604,7 @@ def _settings() -> tuple[Setting, ...]:
                 description=info.description or "",
                 section=section,
                 example=str(extra.get("example", "")),
-                secret=name in SECRETS,
+                secret=_has_secret(info.annotation),
                 reloadable=bool(extra.get("reloadable")),
             )
         )

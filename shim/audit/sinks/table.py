@@ -66,6 +66,6 @@ def _check(row: SinkRow, settings: Settings) -> Check:
     try:
         sink = row.build(settings)
     except SinkError as error:
-        remedy = f"Correct the setting; without SHIM_{row.setting.upper()} there are no {row.name}."
+        remedy = f"Correct the setting, or remove SHIM_{row.setting.upper()} to run without it."
         return Check(row.name, State.FAILING, str(error), remedy)
     return Check(row.name, State.OK, sink.summary)

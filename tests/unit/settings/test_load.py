@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -160,6 +161,12 @@ def test_an_env_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
 
 class TestSecrets:
     NAMES: ClassVar = tuple(each.name for each in SETTINGS if each.secret)
+
+    def test_every_credential_is_a_secret(self) -> None:
+        credential = re.compile(r"(?<!TLS)_(PASSWORD|SECRET|TOKEN|KEY|DATABASE_URL|NOTIFY_URLS)$")
+        found = {each.name for each in SETTINGS if credential.search(each.name)}
+        assert found == set(self.NAMES)
+
     TEXT: ClassVar = {
         "SHIM_AUDIT_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/trail",
         "SHIM_DATABASE_URL": "postgresql+psycopg://shim:hunter2hunter2@db/shim",
