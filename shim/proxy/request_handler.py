@@ -876,8 +876,9 @@ class RequestHandler:
         if self.upstream is not None:
             self.upstream.resume()
 
-    def response_started(self, status: int, lines: bytes) -> None:
-        """Handle the start of the final response, just before its head is sent."""
+    def response_started(self, status: int, lines: bytes) -> bytes:
+        """Handle the start of the final response, just before its head is sent. Return the `Connection`
+        header line for the client, empty if it needs none."""
         self.response_begun = True
         self._response_lines = lines
         self._response_status = status
@@ -890,6 +891,10 @@ class RequestHandler:
             connection.keep_alive = False
         elif not connection.read_paused:
             connection.deadline = NEVER
+        if not connection.keep_alive or self.upgrading:
+            connection.keep_alive = False
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if self.http10 else b""
 
     def _finish_request(self, *, response_began: bool) -> None:
         """Run the actions that are due when the response begins, or can no longer begin."""
@@ -907,14 +912,6 @@ class RequestHandler:
     def close_after_response(self) -> None:
         """Close the client's connection after this response."""
         self._connection.keep_alive = False
-
-    def connection_line(self) -> bytes:
-        """Return the `Connection` header line for the client."""
-        connection = self._connection
-        if not connection.keep_alive or self.upgrading:
-            connection.keep_alive = False
-            return b"Connection: close\r\n"
-        return b"Connection: keep-alive\r\n" if self.http10 else b""
 
     def send(self, data: bytes) -> None:
         """Write to the client."""

@@ -3,17 +3,18 @@
 Between two requests of one browser the request line changes and the header block mostly does not. So a
 block is cached by its bytes, the address of its peer and the scheme of the listener; a header line by its
 bytes; and request metadata by the cached lines that it was read from, with and without the provider's
-token. A cache serves one policy: a new policy has a new cache, so that no old entry can match. Request
-lines are not cached. Untrusted peers have separate caches. A verified token is cached by its digest, so
-that another block with the same token needs no second signature check.
+token. A cache serves one policy: a new policy has a new cache, so that no old entry can match. Of a request
+line only the zone of its path is cached. Untrusted peers have separate caches. A verified token is cached by
+its digest, so that another block with the same token needs no second signature check.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sys import getsizeof
 
+from shim.http1.request_line import KNOWN_PATH_LINE
 from shim.trust.block import HeaderBlock, MetadataWithProof, read_block, split_block
 from shim.trust.cache import AdmissionCache
 from shim.trust.client_address import PeerInfo
@@ -21,7 +22,7 @@ from shim.trust.decision import Decision, Verifier, attach_proof, combine, rejec
 from shim.trust.fields import Field, FieldNames, parse_line
 from shim.trust.identity import Identity
 from shim.trust.jwt import digest
-from shim.trust.path_zones import RequestLine, parse_request_line
+from shim.trust.path_zones import PathZone, RequestLine, parse_request_line
 from shim.trust.peers import Peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
@@ -52,6 +53,14 @@ def _proven_metadata_cost(key: tuple[str, tuple[Field, ...]], with_proof: Metada
 def _metadata_cost(key: tuple[str, tuple[Field, ...]], metadata: RequestMetadata) -> int:
     # The entry keeps its fields alive after the cache of lines has evicted them.
     return 512 + _fields_cost(key[1]) + _metadata_size(metadata)
+
+
+def _zone_cost(path: bytes, _: PathZone) -> int:
+    return 128 + len(path)
+
+
+def _identity_cost(identity: Identity, _: Identity) -> int:
+    return 128 + _identity_size(identity)
 
 
 def _token_cost(_: tuple[bytes, int], said: VerifiedClaims) -> int:
@@ -86,10 +95,10 @@ def _identity_size(identity: Identity) -> int:
 class _PeerCaches:
     """The caches for trusted peers, or those for untrusted peers.
 
-    `share` scales their limits; 1 is the full size.
+    `share` scales their limits; 1 is the full size. `zones` has valid paths only.
     """
 
-    __slots__ = ("blocks", "lines", "metadata_cache", "with_proof")
+    __slots__ = ("blocks", "lines", "metadata_cache", "with_proof", "zones")
 
     def __init__(self, share: float) -> None:
         size = int(share * (1 << 20))
@@ -105,11 +114,38 @@ class _PeerCaches:
         self.lines: AdmissionCache[bytes, Field] = AdmissionCache(
             int(2048 * share), size, _line_cost
         )
+        self.zones: AdmissionCache[bytes, PathZone] = AdmissionCache(
+            int(512 * share), size // 8, _zone_cost
+        )
 
     @property
     def size(self) -> int:
         """Return the size of all entries in bytes."""
-        return self.blocks.size + self.metadata_cache.size + self.with_proof.size + self.lines.size
+        metadata = self.metadata_cache.size + self.with_proof.size
+        return self.blocks.size + metadata + self.lines.size + self.zones.size
+
+
+class _SharedIdentities:
+    """One object for all equal identities, so that comparing two of them rarely has to read them."""
+
+    __slots__ = ("_cache",)
+
+    def __init__(self) -> None:
+        self._cache: AdmissionCache[Identity, Identity] = AdmissionCache(
+            512, 1 << 19, _identity_cost
+        )
+
+    def shared(self, identity: Identity) -> Identity:
+        """Return the shared object that is equal to this identity."""
+        known = self._cache.get(identity)
+        if known is None:
+            self._cache.offer(identity, identity)
+        return known or identity
+
+    @property
+    def size(self) -> int:
+        """Return the size of all entries in bytes."""
+        return self._cache.size
 
 
 @dataclass(slots=True)
@@ -141,11 +177,12 @@ class DecisionCache:
     metadata.
     """
 
-    __slots__ = ("_caches", "_verify", "policy")
+    __slots__ = ("_caches", "_identities", "_verify", "policy")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._verify = _VerifiedTokens(policy)
+        self._identities = _SharedIdentities()
+        self._verify = _VerifiedTokens(policy, self._identities)
         self._caches = {True: _PeerCaches(1.0), False: _PeerCaches(0.25)}
 
     def connection_context(self, peer: Peer, scheme: bytes) -> ConnectionContext:
@@ -159,7 +196,7 @@ class DecisionCache:
             key,
             caches,
             _line_reader(caches.lines, self.policy.names),
-            _field_reader(caches, key, source, self.policy, self._verify),
+            _field_reader(caches, key, source, self.policy, self._verify, self._identities),
         )
 
     def cached_headers(self, block_text: bytes, context: ConnectionContext) -> HeaderBlock | None:
@@ -172,7 +209,8 @@ class DecisionCache:
     @property
     def size(self) -> int:
         """Return an upper limit of the bytes that all entries keep alive."""
-        return self._verify.size + sum(each.size for each in self._caches.values())
+        own = self._verify.size + self._identities.size
+        return own + sum(each.size for each in self._caches.values())
 
     def decide(
         self,
@@ -182,70 +220,101 @@ class DecisionCache:
         block: HeaderBlock | None = None,
         now: float | None = None,
     ) -> Decision:
-        """Decide a request.
+        """Decide a request, and verify its token at once.
 
         `request_line_text` is its request line without its line end, `block_text` its header lines, each
         with its line end. `block` is the result of `cached_headers` for them. `now` is in seconds since
         the epoch.
         """
-        found = self.evaluate(request_line_text, block_text, context, block, now)
+        try:
+            request_line = self._read_line(request_line_text, context)
+        except RequestRejected as rejection:
+            return reject(rejection, context.source, request_line_text=request_line_text)
+        found = self._evaluate(request_line, block_text, context, block, now)
         return self.verify(found, now) if isinstance(found, PendingVerification) else found
 
     def evaluate(
-        self,
-        request_line_text: bytes,
-        block_text: bytes,
-        context: ConnectionContext,
-        block: HeaderBlock | None = None,
-        now: float | None = None,
+        self, head: bytes, context: ConnectionContext, now: float | None = None
     ) -> Decision | PendingVerification:
-        """Decide a request as `decide` does, unless it depends on a token that is not in the cache.
+        """Decide a request as `decide` does, by its head with its empty line, unless it depends on a token
+        that is not in the cache.
 
         Verifying a token takes as long as many requests, so such a request is returned as
-        `PendingVerification`, and the caller runs `verify` when there is time.
+        `PendingVerification`, and the caller runs `verify` when there is time. `now` is in seconds since the
+        epoch.
         """
+        request_line = None
+        common = KNOWN_PATH_LINE.match(head)
+        if common is not None:
+            method, path, query, http10 = common.groups()
+            zone = context.caches.zones.recent.get(path)
+            if zone is not None:
+                end = common.end()
+                target = path if query is None else path + query
+                version = 11 if http10 is None else 10
+                request_line = RequestLine(method, target, path, version, zone, None)
+        if request_line is None:
+            line_text = head.partition(b"\r\n")[0]
+            end = len(line_text) + 2
+            try:
+                request_line = self._read_line(line_text, context)
+            except RequestRejected as rejection:
+                # Pass no block, as if it had not been parsed yet.
+                return reject(rejection, context.source, request_line_text=line_text)
+        block_text = head[end:-2]
+        blocks, key = context.caches.blocks, (context.key, block_text)
+        block = blocks.recent.get(key) or blocks.recall(key)
+        return self._evaluate(request_line, block_text, context, block, now)
+
+    def _read_line(self, text: bytes, context: ConnectionContext) -> RequestLine:
+        """Parse a request line, and cache the zone of its path. Raises `RequestRejected`."""
+        request_line = parse_request_line(text, self.policy.paths)
+        path, zones = request_line.path, context.caches.zones
+        # A target in absolute form has a path of its own.
+        if request_line.hosts is None and zones.get(path) is None:
+            zones.offer(path, request_line.zone)
+        return request_line
+
+    def _evaluate(
+        self,
+        request_line: RequestLine,
+        block_text: bytes,
+        context: ConnectionContext,
+        block: HeaderBlock | None,
+        now: float | None,
+    ) -> Decision | PendingVerification:
+        """Decide a request by its request line and its header block, None if that is not cached."""
         known = block is not None
         try:
-            request_line = parse_request_line(request_line_text, self.policy.paths)
-        except RequestRejected as rejection:
-            # Pass no block, as if it had not been parsed yet.
-            return reject(rejection, context.source, request_line_text=request_line_text)
-        if block is None:
-            try:
+            if block is None:
                 block = read_block(
                     split_block(block_text, self.policy),
                     context.caches.lines.recent,
                     context.read_line,
                     context.read_fields,
                 )
-            except RequestRejected as rejection:
-                return reject(rejection, context.source, request_line)
-        text = None if known else block_text
+        except RequestRejected as rejection:
+            return reject(rejection, context.source, request_line)
         proof = block.proof
         if proof is not None and request_line.zone in proof.zones and not proof.is_evaluated():
-            return PendingVerification(request_line, block, text, context)
-        return self._combine(request_line, block, context, text, now)
-
-    def verify(self, pending: PendingVerification, now: float | None = None) -> Decision:
-        """Verify the token of a pending request and decide the request."""
-        return self._combine(
-            pending.request_line, pending.block, pending.context, pending.block_text, now
-        )
-
-    def _combine(
-        self,
-        request_line: RequestLine,
-        block: HeaderBlock,
-        context: ConnectionContext,
-        block_text: bytes | None,
-        now: float | None,
-    ) -> Decision:
+            return PendingVerification(request_line, block, None if known else block_text, context)
         try:
             decision = combine(request_line, block, context.source, self.policy, now)
         except RequestRejected as rejection:
             return reject(rejection, context.source, request_line, block)
-        if block_text is not None:
+        if not known:
             context.caches.blocks.offer((context.key, block_text), block)
+        return decision
+
+    def verify(self, pending: PendingVerification, now: float | None = None) -> Decision:
+        """Verify the token of a pending request and decide the request."""
+        request_line, block, context = pending.request_line, pending.block, pending.context
+        try:
+            decision = combine(request_line, block, context.source, self.policy, now)
+        except RequestRejected as rejection:
+            return reject(rejection, context.source, request_line, block)
+        if pending.block_text is not None:
+            context.caches.blocks.offer((context.key, pending.block_text), block)
         return decision
 
     def reject(
@@ -278,13 +347,18 @@ def _line_reader(
 
 
 def _field_reader(
-    caches: _PeerCaches, peer: str, source: PeerInfo, policy: Policy, verify: Verify
+    caches: _PeerCaches,
+    peer: str,
+    source: PeerInfo,
+    policy: Policy,
+    verify: Verify,
+    identities: _SharedIdentities,
 ) -> Callable[[tuple[Field, ...]], MetadataWithProof]:
     metadata_cache, with_proof = caches.metadata_cache, caches.with_proof
 
     def read(fields: tuple[Field, ...]) -> MetadataWithProof:
         key = (peer, fields)
-        found = with_proof.get(key)
+        found = with_proof.recent.get(key) or with_proof.recall(key)
         if found is None:
             found = read_uncached(fields)
             with_proof.offer(key, found, _stable_hash(fields))
@@ -293,13 +367,20 @@ def _field_reader(
     def read_uncached(fields: tuple[Field, ...]) -> MetadataWithProof:
         bare, token = extract_token(fields)
         if not token:
-            return attach_proof(read_metadata(bare, source, policy), token, verify)
+            return attach_proof(read_new(bare), token, verify)
         key = (peer, bare)
         metadata = metadata_cache.get(key)
         if metadata is None:
-            metadata = read_metadata(bare, source, policy)
+            metadata = read_new(bare)
             metadata_cache.offer(key, metadata, _stable_hash(bare))
         return attach_proof(metadata, token, verify)
+
+    def read_new(fields: tuple[Field, ...]) -> RequestMetadata:
+        metadata = read_metadata(fields, source, policy)
+        result = metadata.trust_result
+        if result.identity is not None:
+            result.identity = identities.shared(result.identity)
+        return metadata
 
     return read
 
@@ -315,8 +396,9 @@ class _VerifiedTokens(Verifier):
     entry.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, identities: _SharedIdentities) -> None:
         super().__init__(policy)
+        self._identities = identities
         self._cache: AdmissionCache[tuple[bytes, int], VerifiedClaims] = AdmissionCache(
             2048, 1 << 22, _token_cost
         )
@@ -329,6 +411,7 @@ class _VerifiedTokens(Verifier):
         verified = self._cache.get(key)
         if verified is None:
             verified = super().__call__(token, now)
+            verified = replace(verified, identity=self._identities.shared(verified.identity))
             self._cache.put(key, verified)
         return verified
 

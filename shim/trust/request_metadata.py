@@ -6,6 +6,7 @@ which passes unchanged: a browser whose cookie changes keeps its cached metadata
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class RequestMetadata:
     `cross_site`: the header values that show a request from another site, empty if there are none.
     `client`: the client's address.
     `removed`: the fields that do not reach Navidrome as they were sent.
+    `unusual`: the request has no host, has chunks or offers an upgrade, so it needs more checks.
     """
 
     trust_result: TrustResult
@@ -79,6 +81,10 @@ class RequestMetadata:
     cross_site: str
     client: bytes | None
     removed: tuple[Field, ...]
+    unusual: bool = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unusual = self.host is None or self.length == CHUNKED or self.upgrade
 
 
 def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:

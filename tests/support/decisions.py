@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from shim.trust.cached_decisions import DecisionCache
+from shim.trust.cached_decisions import DecisionCache, PendingVerification
 from shim.trust.decision import Decision, decide
 from shim.trust.peers import AddressList, Peer, parse_entry, parse_peer
 from shim.trust.policy import Policy
@@ -53,9 +53,8 @@ def decided(
 
 def cached(cache: DecisionCache, head: bytes, peer: Peer, scheme: bytes = b"http") -> Decision:
     """Return the cache's result for a head that ends in its only empty line."""
-    line, _, text = head[:-2].partition(b"\r\n")
-    standing = cache.connection_context(peer, scheme)
-    return cache.decide(line, text, standing, cache.cached_headers(text, standing))
+    found = cache.evaluate(head, cache.connection_context(peer, scheme))
+    return cache.verify(found) if isinstance(found, PendingVerification) else found
 
 
 @lru_cache(maxsize=64)

@@ -11,11 +11,13 @@ import random
 import tracemalloc
 from types import TracebackType
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.trust.cached_decisions import DecisionCache
 from shim.trust.decision import decide
+from shim.trust.path_zones import PathZone
 from shim.trust.peers import Peer, parse_peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
@@ -160,3 +162,85 @@ def test_a_cached_block_is_not_used_with_a_malformed_request_line() -> None:
     for line in ("GET // HTTP/1.1", "TRACE /app/ HTTP/1.1", "GET /app/"):
         text = head(line, ADA)
         assert explained(cached(cache, text, EDGE)) == explained(decide(text, EDGE, POLICY))
+
+
+def test_the_zone_of_a_valid_path_is_cached() -> None:
+    cache = DecisionCache(POLICY)
+    for _ in range(2):
+        cached(cache, head("GET /rest/ping?u=ada HTTP/1.1", ADA), EDGE)
+        cached(cache, head("GET /rest//ping HTTP/1.1", ADA), EDGE)
+        cached(cache, head("GET http://h/absolute HTTP/1.1", ADA), EDGE)
+    assert cache._caches[True].zones.recent == {b"/rest/ping": PathZone.PUBLIC}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET /rest/ping HTTP/1.1",
+        "GET /rest/ping?v=1 HTTP/1.1",
+        "GET /rest/ping?v=1?w=2 HTTP/1.0",
+        "GET /rest/ping? HTTP/1.1",
+        "HEAD /rest/ping HTTP/1.1",
+        "POST /rest/ping HTTP/1.1",
+        "TRACE /rest/ping HTTP/1.1",
+        "get /rest/ping HTTP/1.1",
+        "GET /rest/ping HTTP/1.2",
+        "GET /rest/ping HTTP/1.11",
+        "GET /rest/ping HTTP/1.1 ",
+        "GET /rest/ping",
+        "GET  /rest/ping HTTP/1.1",
+        " GET /rest/ping HTTP/1.1",
+        "GET /rest/ping#a HTTP/1.1",
+        "GET /rest/ping?a#b HTTP/1.1",
+        "GET /rest/ping?a b HTTP/1.1",
+        "GET /rest/ping?\x7f HTTP/1.1",
+        "GET /rest/ping?\u00e9 HTTP/1.1",
+        "GET /rest/ping?\t HTTP/1.1",
+        "GET /rest/ping\n HTTP/1.1",
+        "GET /rest/ping\r HTTP/1.1",
+        "GET /rest/ping?jwt=1 HTTP/1.1",
+        "GET http://h/rest/ping HTTP/1.1",
+        "GET http://other/rest/ping HTTP/1.1",
+        "\r\nGET /rest/ping HTTP/1.1",
+    ],
+)
+def test_a_cached_zone_gives_the_decision_of_a_fresh_one(line: str) -> None:
+    cache = DecisionCache(POLICY)
+    for _ in range(3):
+        cached(cache, head("GET /rest/ping HTTP/1.1", ADA), EDGE)
+    assert b"/rest/ping" in cache._caches[True].zones.recent
+    text = head(line, ADA)
+    for _ in range(3):
+        assert explained(cached(cache, text, EDGE)) == explained(decide(text, EDGE, POLICY))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["/", "a", "rest", "app", ".", "..", "?", "%2e", "%41", "%e9", ";", "#", "x"]
+        ),
+        max_size=6,
+    ).map("".join),
+    st.sampled_from(["GET", "POST", "PUT", "TRACE"]),
+    st.sampled_from(["1.1", "1.0", "1.2"]),
+)
+def test_any_request_line_is_decided_like_a_fresh_one_again_and_again(
+    target: str, method: str, version: str
+) -> None:
+    cache = DecisionCache(POLICY)
+    text = head(f"{method} /{target} HTTP/{version}", ADA)
+    fresh = explained(decide(text, EDGE, POLICY))
+    for _ in range(4):
+        assert explained(cached(cache, text, EDGE)) == fresh
+
+
+def test_equal_identities_of_two_browsers_are_one_object() -> None:
+    cache = DecisionCache(POLICY)
+    identities = [
+        cached(cache, head("GET / HTTP/1.1", ADA, f"X-Forwarded-For: 192.0.2.{n}"), EDGE).identity
+        for n in range(4)
+    ]
+    assert identities[1] is identities[2] is identities[3]
+    other = cached(cache, head("GET / HTTP/1.1", "X-authentik-username: eve"), EDGE).identity
+    assert other is not None
+    assert other.username == "eve"
