@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING
 
 from shim.monitors.jwks import JwksConfig
@@ -24,7 +25,6 @@ from shim.trust.peers import AddressList, parse_entry
 from shim.trust.policy import Policy, Proof
 
 if TYPE_CHECKING:
-    from shim.audit.sinks.notify import NotifySink
     from shim.monitors.user_header import UserHeaderState
     from shim.trust.jwks import Key
 
@@ -73,20 +73,12 @@ def build_policy(
 
 
 def build_limits(settings: Settings) -> Limits:
-    """Build the limits for these settings."""
-    return Limits(
-        header_bytes=settings.max_header_bytes,
-        header_lines=settings.max_headers,
-        request_header_timeout=settings.request_header_timeout,
-        request_body_timeout=settings.request_body_timeout,
-        send_timeout=settings.send_timeout,
-        idle_timeout=settings.idle_timeout,
-        upstream_connect_timeout=settings.upstream_connect_timeout,
-        upstream_response_timeout=settings.upstream_response_timeout,
-        max_connections=settings.max_connections,
-        max_upstream_connections=settings.max_upstream_connections,
-        max_pending_requests=settings.max_pending_requests,
-    )
+    """Build the limits for these settings: a limit without a default is the setting of the same name."""
+    values = {"header_bytes": settings.max_header_bytes, "header_lines": settings.max_headers}
+    for each in fields(Limits):
+        if each.default is MISSING and each.name not in values:
+            values[each.name] = getattr(settings, each.name)
+    return Limits(**values)
 
 
 def jwks_config(settings: Settings) -> JwksConfig | None:
@@ -107,22 +99,6 @@ def build_upstream_address(settings: Settings, tls: ssl.SSLContext | None) -> Up
     """
     upstream = settings.upstream
     return UpstreamAddress(upstream.host, upstream.port, upstream.path, tls)
-
-
-def build_notify_sink(settings: Settings) -> NotifySink | None:
-    """Return the sink that sends notifications, or None if no service is configured; its code is then not
-    loaded. Raises `NotifyError`."""
-    if not settings.notify_urls:
-        return None
-    from shim.audit.events import Severity  # noqa: PLC0415
-    from shim.audit.sinks.notify import NotifySink, check_kinds, load_targets  # noqa: PLC0415
-
-    check_kinds(settings.notify_kinds)
-    targets = load_targets([url.get_secret_value() for url in settings.notify_urls])
-    least = settings.notify_severity
-    return NotifySink(
-        targets, settings.notify_kinds, None if least == "none" else Severity[least.upper()]
-    )
 
 
 def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldNames:

@@ -209,7 +209,7 @@ class PolicyUpdater:
 
     def update_policy(self, subject: str, *, always: bool = False) -> None:
         """Apply a new policy if the looked-up values differ from the active policy."""
-        previous, user_header = self._plane.decisions.policy, self.user_header.state
+        previous, user_header = self._plane.policy, self.user_header.state
         new = build_policy(
             self.settings,
             number=previous.number + 1,

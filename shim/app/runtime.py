@@ -29,7 +29,6 @@ from starlette.types import Receive, Scope, Send
 import shim
 from shim.app.factories import (
     build_limits,
-    build_notify_sink,
     build_policy,
     build_upstream_address,
     sign_out_url,
@@ -45,6 +44,7 @@ from shim.audit.line_writer import LineWriter
 from shim.audit.observer import TrailObserver
 from shim.audit.performing import Performed, perform
 from shim.audit.sinks.log import LogSink, configure_log, log_event
+from shim.audit.sinks.table import build_sinks
 from shim.audit.trail import Trail
 from shim.control.access import Access, channel_lines
 from shim.control.app import create_app
@@ -120,8 +120,8 @@ class Runtime:
         self._log_writer = LineWriter(sys.stdout.fileno())
         configure_log(self._log_writer, log_format=settings.log_format, level=settings.log_level)
         store = _build_trail_store(settings)
-        self._notify = build_notify_sink(settings)
-        sinks = (LogSink(self._log_writer), store, self._notify)
+        self._optional_sinks = build_sinks(settings)
+        sinks = (LogSink(self._log_writer), store, *self._optional_sinks)
         self.trail = Trail(sink for sink in sinks if sink is not None)
         self.admin_actions = AdminActions(store, self.trail.record)
         self._trail_reader = _build_trail_reader(settings)
@@ -186,10 +186,9 @@ class Runtime:
 
     def checks(self) -> tuple[Check, ...]:
         """Return the state of all components for `/readyz`."""
-        edge = self.edge.check(self.plane.decisions.policy)
-        checks = (*self.policy_updater.checks(), edge)
-        if self._notify is not None:
-            checks = (*checks, self._notify.check())
+        edge = self.edge.check(self.plane.policy)
+        sinks = (sink.check() for sink in self._optional_sinks)
+        checks = (*self.policy_updater.checks(), edge, *sinks)
         if self._audit is not None:
             checks = (*checks, self._audit.check())
         if self.accounts is None:
@@ -233,7 +232,7 @@ class Runtime:
 
     async def explain(self, request: ExplainedRequest) -> dict[str, object]:
         """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
-        return await explain(request, self._reloader.settings, self.plane.decisions.policy)
+        return await explain(request, self._reloader.settings, self.plane.policy)
 
     def start_edge_probe(self, prefix: str) -> str:
         """Return the path of a new edge probe. Raises ValueError if the prefix is not public."""

@@ -1,5 +1,5 @@
 """Errors of the audit trail."""
 
 
-class NotifyError(Exception):
-    """The settings of notifications can't be used. The message contains no secret."""
+class SinkError(Exception):
+    """The settings of a sink can't be used. The message contains no secret."""

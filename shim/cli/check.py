@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shim.app.factories import build_notify_sink, build_policy, jwks_config
+from shim.app.factories import build_policy, jwks_config
 from shim.app.readiness import readiness_checks
 from shim.app.tls import CertificateError, build_listener_tls
-from shim.audit.errors import NotifyError
+from shim.audit.sinks.table import check_sinks
 from shim.cli.configuration import settings_or_exit
 from shim.cli.edge_check import check_edge
 from shim.cli.errors import print_error
@@ -81,7 +81,7 @@ async def _probe(
     await upstream.close()
     checks = (
         *_certificate(settings),
-        *_notifications(settings),
+        *check_sinks(settings),
         *readiness_checks(settings, dns.states, upstream, user_header, jwks),
         *await _accounts(settings, tls),
         *_trail(settings),
@@ -139,26 +139,6 @@ def _certificate(settings: Settings) -> tuple[Check, ...]:
             ),
         )
     return (Check("certificate", State.OK, str(settings.tls_cert)),)
-
-
-def _notifications(settings: Settings) -> tuple[Check, ...]:
-    try:
-        sink = build_notify_sink(settings)
-    except NotifyError as error:
-        return (
-            Check(
-                "notifications",
-                State.FAILING,
-                str(error),
-                "Correct the setting; without SHIM_NOTIFY_URLS there are no notifications.",
-            ),
-        )
-    if sink is None:
-        return ()
-    detail = (
-        f"services: {', '.join(sink.labels)}. `navidrome-shim notify test` sends each a message"
-    )
-    return (Check("notifications", State.OK, detail),)
 
 
 async def _accounts(settings: Settings, tls: ssl.SSLContext | None) -> tuple[Check, ...]:

@@ -7,7 +7,7 @@ import time
 import typer
 
 from shim.audit.digest import Message
-from shim.audit.errors import NotifyError
+from shim.audit.errors import SinkError
 from shim.audit.events import Severity
 from shim.audit.sanitize import timestamp
 from shim.cli.configuration import settings_or_exit
@@ -36,7 +36,7 @@ def test() -> None:
     try:
         check_kinds(settings.notify_kinds)
         targets = load_targets([url.get_secret_value() for url in settings.notify_urls])
-    except NotifyError as error:
+    except SinkError as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
     text = f"{timestamp(time.time())} This is a test. Notifications of the shim arrive here."

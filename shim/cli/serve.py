@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 
 from shim.app.tls import CertificateError
-from shim.audit.errors import NotifyError
+from shim.audit.errors import SinkError
 from shim.cli.configuration import EnvFile, read_settings, settings_or_exit
 from shim.cli.errors import print_error
 from shim.settings import Fault, Settings, SettingsError
@@ -25,7 +25,7 @@ def serve() -> None:
     except OSError as error:
         print_error(f"navidrome-shim: {error.strerror or error}")
         raise SystemExit(1) from None
-    except (StoreError, CertificateError, NotifyError) as error:
+    except (StoreError, CertificateError, SinkError) as error:
         print_error(f"navidrome-shim: {error}")
         raise SystemExit(1) from None
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from shim.proxy.error_responses import UNASSIGNED_REQUEST_ID, error_response
 from shim.proxy.failures import Failure
 from shim.proxy.request_handler import RequestHandler
+from shim.proxy.request_reports import count_unanswered
 from shim.proxy.server import NEVER, DataPlane
 from shim.proxy.states import (
     BUFFERING_FORM,
@@ -373,6 +374,10 @@ class ClientConnection(asyncio.Protocol):
             self.pause_reading()
             self.deadline = min(self.deadline, self.plane.now + self.plane.limits.send_timeout)
 
+    def set_deadline(self, seconds: float) -> None:
+        """Set the deadline of the state, in seconds from now."""
+        self.deadline = self.plane.now + seconds
+
     def pause_reading(self) -> None:
         """Pause reading from the client."""
         if not self.read_paused:
@@ -530,9 +535,8 @@ class ClientConnection(asyncio.Protocol):
         """Close a connection on which the client speaks TLS: it can't read a response in plain HTTP."""
         detail = "a TLS handshake on the port for plain HTTP"
         decision = self.plane.decisions.reject(Reason.MALFORMED_HEAD, detail, self.context())
-        RequestHandler(self, perf_counter()).close_without_response(
-            decision, logged=self.plane.reports_tls(self.peer)
-        )
+        count_unanswered(self.plane, decision, report=self.plane.reports_tls(self.peer))
+        self.send_and_close(b"")
 
     def _too_large(self) -> None:
         limit = self.plane.limits.header_bytes
@@ -542,4 +546,4 @@ class ClientConnection(asyncio.Protocol):
         """Reject a request whose head could not be parsed."""
         line, _, _ = bytes(self.read_buffer[: self.plane.limits.header_bytes]).partition(b"\r\n")
         self.handler = handler = RequestHandler(self, perf_counter())
-        handler.reject_unparsed(self.plane.decisions.reject(reason, detail, self.context(), line))
+        handler.reject(self.plane.decisions.reject(reason, detail, self.context(), line))

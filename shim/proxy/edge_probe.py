@@ -12,7 +12,6 @@ import secrets
 from dataclasses import dataclass
 from typing import Final, Self
 
-from shim.http1.framing import NO_BODY
 from shim.trust.decision import Decision
 from shim.trust.fields import Field, Kind
 from shim.trust.policy import Policy
@@ -53,7 +52,7 @@ class EdgeProbe:
             and now <= self.deadline
             and hmac.compare_digest(line.target, self.target)
             and line.method == b"GET"
-            and block.metadata.length in (NO_BODY, 0)
+            and not block.metadata.has_body
         )
 
 

@@ -34,59 +34,6 @@ _MESSAGES: dict[int, str] = {
     501: "This method is not supported.",
     503: "The service is busy. Try again in a moment.",
 }
-_BY_REASON: dict[Reason, str] = {
-    Reason.IDENTITY_REQUIRED: "You are not signed in. If you just signed in, contact the administrator: your "
-    "identity did not arrive here.",
-    Reason.LOCAL_LOGIN_DISABLED: "Password login is disabled. Sign in with your identity provider.",
-    Reason.JWT_EXPIRED: "Your sign-in has expired. Sign in again.",
-    Reason.GROUP_NOT_ALLOWED: "You are signed in, but you are not in a group that may use this music "
-    "server. Ask the administrator to add you.",
-    Reason.IDENTITY_CONFLICT: "This music server already has an account with your user name, and it is not "
-    "linked to your sign-in. Ask the administrator to link it, or to free the name.",
-    Reason.RESERVED_ACCOUNT: "Your user name is reserved on this music server. "
-    "Ask the administrator for another one.",
-    Reason.RENAME_NOT_FOLLOWED: "Your user name changed at the identity provider, and your account here "
-    "still has the old one. The account is yours: ask the administrator to rename it, or to set "
-    "SHIM_FOLLOW_RENAMES.",
-    Reason.NAME_HELD: "Your user name belonged to another account until recently and is still reserved for "
-    "it. Try again in a few days, or ask the administrator to end the hold.",
-    Reason.IDENTITY_INCOMPLETE: "Your sign-in arrived without your user id or your groups. Contact the "
-    "administrator: the reverse proxy leaves out a header.",
-    Reason.ACCOUNT_PENDING: "Your account is being prepared. Try again in a moment.",
-    Reason.NAVIDROME_UNAVAILABLE: "The music server (Navidrome) is not available right now. "
-    "Try again in a minute.",
-    Reason.NAVIDROME_ACCESS_DENIED: "The music server is not set up completely: Navidrome does not let the "
-    "sign-in service manage accounts. Contact the administrator.",
-    Reason.STORE_UNAVAILABLE: "The database of the sign-in service is not available right now. Try again in "
-    "a minute. If this continues, contact the administrator.",
-    Reason.DATABASE_UNCONFIRMED: "The database of the sign-in service is new or was lost, so nobody can sign "
-    "in until the administrator confirms it.",
-    Reason.ACCOUNT_UNAVAILABLE: "Your account could not be prepared because of an internal error. Try again "
-    "in a minute. If this continues, contact the administrator with the request number.",
-    Reason.CROSS_SITE: "The request came from another site, so it was not forwarded.",
-    Reason.CREDENTIALS_CONFLICT: "Multiple conflicting authentication mechanisms provided.",
-    Reason.API_KEY_UNKNOWN: "Invalid API key.",
-    Reason.TOO_MANY_FAILURES: "Wrong username or password, too often. Try again in a minute.",
-    Reason.DEVICE_SIGN_IN_DUE: "This device's password rests, because you have not signed in for a long "
-    "time. Sign in once with a browser, then it works again.",
-}
-# The person is signed in as a user without permission; another account may have it.
-_OTHER_ACCOUNT = frozenset(
-    {
-        Reason.GROUP_NOT_ALLOWED,
-        Reason.IDENTITY_CONFLICT,
-        Reason.NAME_HELD,
-        Reason.RENAME_NOT_FOLLOWED,
-        Reason.RESERVED_ACCOUNT,
-    }
-)
-_SHOW_CONTACT = _OTHER_ACCOUNT | {
-    Reason.DATABASE_UNCONFIRMED,
-    Reason.IDENTITY_INCOMPLETE,
-    Reason.IDENTITY_REQUIRED,
-    Reason.NAVIDROME_ACCESS_DENIED,
-    Reason.STORE_UNAVAILABLE,
-}
 # The id of a request that was not parsed and is not logged.
 UNASSIGNED_REQUEST_ID = "0" * 16
 # A placeholder for a request's id, of the same length.
@@ -101,12 +48,6 @@ _MAX_CALLBACK = 256
 # OpenSubsonic's error codes: 40 wrong credentials, 43 conflicting credentials, 44 invalid API key, 50 not
 # authorised, 0 anything else.
 _SUBSONIC_CODES = {401: 40, 403: 50}
-_CODES_BY_REASON = {
-    Reason.CREDENTIALS_CONFLICT: 43,
-    Reason.API_KEY_UNKNOWN: 44,
-    Reason.TOO_MANY_FAILURES: 40,
-    Reason.DEVICE_SIGN_IN_DUE: 40,
-}
 # What Navidrome sends with each response to a page of another origin.
 _CORS = (
     "Access-Control-Allow-Origin: *",
@@ -200,14 +141,14 @@ def _template(
     """Build the response to every request of this kind, with `_ID_PLACEHOLDER` for its id."""
     message = _MESSAGES.get(status, "The request was not forwarded.")
     if failure is not None:
-        message = failure.text
+        message = failure.message
     elif reason is not None and status != 302:
-        message = _BY_REASON.get(reason, message)
-    if contact and reason in _SHOW_CONTACT:
+        message = reason.message or message
+    if contact and reason is not None and reason.contact:
         message = f"{message} Contact: {contact}"
     if address and reason is Reason.DEVICE_SIGN_IN_DUE:
         message = f"{message} Sign in at {address}"
-    link = sign_out if reason in _OTHER_ACCOUNT else ""
+    link = sign_out if reason is not None and reason.other_account else ""
     code = _SUBSONIC_CODES.get(status, 0) if reason is None else _code(reason, status)
     content_type, body = _render(status, code, message, error_format, link)
     fields = [
@@ -227,7 +168,7 @@ def _template(
 
 
 def _code(reason: Reason, status: int) -> int:
-    return _CODES_BY_REASON.get(reason) or _SUBSONIC_CODES.get(status, 0)
+    return reason.subsonic_code or _SUBSONIC_CODES.get(status, 0)
 
 
 def token_info(

@@ -10,8 +10,9 @@ import asyncio
 from typing import Protocol
 
 from shim.proxy.counters import Counters
+from shim.proxy.device_gate import DeviceMatch
 from shim.proxy.failures import Failure
-from shim.proxy.gate import AccountGate
+from shim.proxy.gate import Account, AccountGate
 from shim.proxy.limits import Limits
 from shim.trust.decision import Decision
 
@@ -115,6 +116,25 @@ class ProxyContext(Protocol):
     limits: Limits
     now: float
     observer: Observer
+
+
+class RequestState(Protocol):
+    """A request, as checks and reports need it. `RequestHandler` implements it.
+
+    `account` is the one that the request is sent as, None if it is not known; `device` is the device whose
+    password the request has. `arrived` is when its head was complete, in seconds of `perf_counter`.
+    `response_status` is set once the response has begun; `bytes_sent` is the length of what was written.
+    """
+
+    decision: Decision
+    account: Account | None
+    device: DeviceMatch | None
+    arrived: float
+    response_status: int
+    bytes_sent: int
+
+    def ensure_request_id(self) -> str:
+        """Return the request's id, which is created when it is needed."""
 
 
 class ResponseReceiver(Protocol):

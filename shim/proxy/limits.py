@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes are in bytes, times in seconds. A limit without a default is a setting, which has the default."""
+    """Sizes are in bytes, times in seconds. A limit without a default is the setting of the same name, which
+    has the default."""
 
-    header_bytes: int
-    header_lines: int  # of a response; the policy limits those of a request
+    header_bytes: int  # the setting `max_header_bytes`
+    header_lines: int  # of a response, `max_headers`; the policy limits those of a request
     max_buffered_bytes: int = 65536  # pipelined data while a response is awaited
     request_header_timeout: float
     request_body_timeout: float  # a request's body without progress

@@ -6,13 +6,17 @@ data by GET. Below `/rest/` only endpoints that read are retried.
 
 from __future__ import annotations
 
-from shim.trust.path_zones import Paths, RequestLine
+from shim.trust.decision import Decision
+from shim.trust.path_zones import Paths
 
 _READ_ONLY_CALLS = (b"get", b"stream", b"download", b"ping")
 
 
-def is_retryable(request_line: RequestLine, paths: Paths) -> bool:
-    """Return whether this request, which has no body, is idempotent."""
+def is_retryable(decision: Decision, paths: Paths) -> bool:
+    """Return whether this request is idempotent, and was sent whole: it has no body."""
+    request_line = decision.request_line
+    if request_line is None or decision.has_body or decision.upgrade:
+        return False
     if request_line.method not in (b"GET", b"HEAD"):
         return False
     below = request_line.path[len(paths.base) :]

@@ -29,6 +29,7 @@ from shim.trust.decision import Decision
 from shim.trust.identity_evaluation import TrustResult
 from shim.trust.peers import Peer
 from shim.trust.policy import Policy
+from shim.trust.reasons import PathClass
 
 TICK = 0.5
 # The number of connections whose accounts are checked again in one turn of the event loop.
@@ -142,6 +143,11 @@ class DataPlane:
         self._revocations = self._count_revocations()
         self._checking: list[HasDeadlines] = []
 
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.decisions.policy
+
     def connect_control(
         self, address: UpstreamAddress, auth_headers: bytes, max_connections: int
     ) -> None:
@@ -149,6 +155,12 @@ class DataPlane:
         that authenticate the shim to it, with places for the user: see `Decision.render_control_head`."""
         self.control_pool = UpstreamPool(self, address, report_health=False, most=max_connections)
         self.control_auth_headers = auth_headers
+
+    def pool_for(self, decision: Decision) -> UpstreamPool:
+        """Return the pool that the request is sent over: for an internal path, that of the control plane."""
+        if decision.outcome.path_class is PathClass.INTERNAL and self.control_pool is not None:
+            return self.control_pool
+        return self.pool
 
     def apply_options(self, options: Options) -> None:
         """Use these options for the next responses, fetches and handshakes."""
@@ -160,7 +172,7 @@ class DataPlane:
 
     def connection_opened(self, peer: Peer) -> bool:
         """Count a new connection. Return whether the peer is untrusted, which `connection_closed` needs."""
-        untrusted = not self.decisions.policy.trusts(peer)
+        untrusted = not self.policy.trusts(peer)
         self.counters.client_connections += 1
         self.untrusted_connections += untrusted
         return untrusted
@@ -202,9 +214,17 @@ class DataPlane:
     def start_edge_probe(self, prefix: str) -> EdgeProbe:
         """Return a random path below this public prefix. The shim responds to one request for it with the
         names of the headers that arrived. A new probe replaces the last one."""
-        base = self.decisions.policy.paths.base
+        base = self.policy.paths.base
         self.edge_probe = probe = EdgeProbe.create(base, prefix, self.now)
         return probe
+
+    def take_edge_probe(self, decision: Decision) -> bool:
+        """Return whether this is the request that the probe waits for. If so, the probe ends."""
+        probe = self.edge_probe
+        if probe is None or not probe.matches(decision, self.now):
+            return False
+        self.edge_probe = None
+        return True
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the timer."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_chunk
 from shim.http1.framing import CHUNKED
+from shim.proxy.server import NEVER
 from shim.trust.decision import user_body_too_large
 from shim.trust.reasons import Reason
 from shim.trust.rejection import RequestRejected
@@ -51,7 +52,7 @@ class Upload:
     def begin(self, *, expect_continue: bool) -> None:
         """Forward what has arrived, and read on."""
         handler, connection = self._handler, self._connection
-        handler.set_deadline(self._limits.request_body_timeout)
+        connection.set_deadline(self._limits.request_body_timeout)
         if expect_continue and not connection.read_buffer and not handler.http10:
             connection.transport.write(CONTINUE)
         data = connection.take_buffer()
@@ -65,7 +66,7 @@ class Upload:
         upstream = handler.upstream
         assert upstream is not None
         remainder = b""
-        handler.set_deadline(self._limits.request_body_timeout)
+        connection.set_deadline(self._limits.request_body_timeout)
         if self._decoder is not None:
             used = 0
             if not connection.queued:
@@ -88,7 +89,7 @@ class Upload:
             if remaining <= 0:
                 handler.body_sent()
         if handler.request_sent:
-            handler.await_response()
+            self._await_response()
             if remainder:
                 connection.buffer_data(remainder)
 
@@ -97,14 +98,14 @@ class Upload:
         handler, connection, limits = self._handler, self._connection, self._limits
         upstream = handler.upstream
         assert upstream is not None and self._decoder is not None
-        handler.set_deadline(limits.request_body_timeout)
+        connection.set_deadline(limits.request_body_timeout)
         data = bytes(connection.read_buffer[:_PIECE])
         used = self._decode(self._decoder, upstream, data, _CHUNKS_PER_TURN)
         if used < 0:
             return
         del connection.read_buffer[:used]
         if handler.request_sent:
-            handler.await_response()
+            self._await_response()
         elif connection.read_buffer:
             connection.enqueue()
             return
@@ -122,14 +123,28 @@ class Upload:
         try:
             pieces, used = decoder.feed(data, max_lines)
         except ChunkedError as error:
-            handler.reject_body(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
+            self._reject(RequestRejected(Reason.AMBIGUOUS_FRAMING, str(error)))
             return -1
         if self._remaining is not None:
             self._remaining -= sum(map(len, pieces))
             if self._remaining < 0:
-                handler.reject_body(user_body_too_large())
+                self._reject(user_body_too_large())
                 return -1
         if decoder.done:
             handler.body_sent()
         upstream.write(encode_chunk(pieces) + (LAST_CHUNK if decoder.done else b""))
         return used
+
+    def _await_response(self) -> None:
+        """Set the deadline after the last byte of the body."""
+        if self._handler.response_begun:
+            self._connection.deadline = NEVER
+        else:
+            self._connection.set_deadline(self._limits.upstream_response_timeout)
+
+    def _reject(self, rejection: RequestRejected) -> None:
+        """Reject the request for its body; if its response has begun, close the connection."""
+        if self._handler.response_begun:
+            self._connection.abort()
+        else:
+            self._handler.reject_accepted(rejection)

@@ -126,6 +126,11 @@ class Decision:
         return self.trust_result.identity
 
     @property
+    def has_body(self) -> bool:
+        """Return whether the request has a body."""
+        return self.block is not None and self.block.metadata.has_body
+
+    @property
     def writes_users(self) -> bool:
         """Return whether the request can change Navidrome's users.
 

@@ -86,6 +86,11 @@ class RequestMetadata:
     def __post_init__(self) -> None:
         self.unusual = self.host is None or self.length == CHUNKED or self.upgrade
 
+    @property
+    def has_body(self) -> bool:
+        """Return whether a body follows the head, of at least one byte or chunked."""
+        return self.length not in (NO_BODY, 0)
+
 
 def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:
     """Return the fields without the provider's token, and the token, empty if there is none.

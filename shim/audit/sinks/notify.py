@@ -21,7 +21,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from shim.audit.digest import Digest, Message
-from shim.audit.errors import NotifyError
+from shim.audit.errors import SinkError
 from shim.audit.events import CoalescedEvent, Event, Severity, to_record
 from shim.audit.events.schema import kinds
 from shim.audit.sanitize import clip, escape
@@ -29,6 +29,8 @@ from shim.health import Check, State
 
 if TYPE_CHECKING:
     from apprise import Apprise, NotifyBase, NotifyLogEntry
+
+    from shim.settings import Settings
 
 MAX_VALUE: Final = 100
 RETRY_SECONDS = 60.0
@@ -111,12 +113,12 @@ class AppriseTarget:
 
 
 def load_targets(urls: Sequence[str]) -> tuple[AppriseTarget, ...]:
-    """Return the targets of `SHIM_NOTIFY_URLS`. Raises `NotifyError`. Takes some seconds and 45 MB: call it
+    """Return the targets of `SHIM_NOTIFY_URLS`. Raises `SinkError`. Takes some seconds and 45 MB: call it
     only if there are URLs, and before requests are served."""
     try:
         import apprise  # noqa: PLC0415 - an extra
     except ImportError:
-        raise NotifyError(
+        raise SinkError(
             "SHIM_NOTIFY_URLS needs Apprise: install requirements/notify.txt, or the extra `notify`"
         ) from None
     # Its messages may contain a service's response; the reason of a failure is reported by `AppriseTarget`.
@@ -126,7 +128,7 @@ def load_targets(urls: Sequence[str]) -> tuple[AppriseTarget, ...]:
     for number, url in enumerate(urls, 1):
         one = apprise.Apprise(asset=asset)
         if not one.add(url):
-            raise NotifyError(
+            raise SinkError(
                 f"SHIM_NOTIFY_URLS: entry {number} ({url.partition('://')[0]}://…) is not an Apprise URL. "
                 "Apprise's documentation has the form for each service"
             )
@@ -135,11 +137,11 @@ def load_targets(urls: Sequence[str]) -> tuple[AppriseTarget, ...]:
 
 
 def check_kinds(chosen: Iterable[str]) -> None:
-    """Raise `NotifyError` for a kind in `SHIM_NOTIFY_KINDS` that no event has."""
+    """Raise `SinkError` for a kind in `SHIM_NOTIFY_KINDS` that no event has."""
     known = [each.kind for each in kinds()]
     unknown = sorted(set(chosen) - set(known))
     if unknown:
-        raise NotifyError(
+        raise SinkError(
             f"SHIM_NOTIFY_KINDS: no event has the kind {disarm(unknown[0])}. The kinds are: "
             f"{', '.join(known)}"
         )
@@ -205,9 +207,10 @@ class NotifySink:
             await asyncio.to_thread(self._ended.wait, CLOSE_SECONDS)
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of the targets."""
-        return tuple(box.target.label for box in self._outboxes)
+    def summary(self) -> str:
+        """The names of the targets, and how to try them."""
+        labels = ", ".join(box.target.label for box in self._outboxes)
+        return f"services: {labels}. `navidrome-shim notify test` sends each a message"
 
     def check(self) -> Check:
         """Return whether every target got its messages, for `/readyz`."""
@@ -278,6 +281,16 @@ class NotifySink:
             if box.fault is not None:
                 box.fault = None
                 _log().info("notification_sent_again", target=box.target.label)
+
+
+def build(settings: Settings) -> NotifySink:
+    """Return the sink for these settings. Raises `SinkError`."""
+    check_kinds(settings.notify_kinds)
+    targets = load_targets([url.get_secret_value() for url in settings.notify_urls])
+    least = settings.notify_severity
+    return NotifySink(
+        targets, settings.notify_kinds, None if least == "none" else Severity[least.upper()]
+    )
 
 
 def _apprise_type(severity: Severity) -> str:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from shim.audit.words import reason_of, remedy_of
+from shim.audit.words import reason_of
 from shim.control.access import Access
 from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.forms import read_form
@@ -99,7 +99,7 @@ def explanation(result: Mapping[str, Any], form: Mapping[str, str]) -> Explanati
     return Explanation(
         verdict=result["verdict"],
         sentence=_sentence(last if result["verdict"] == "rejected" else reason.text),
-        remedy=remedy_of(reason),
+        remedy=reason.remedy,
         status=result["status"],
         steps=steps,
         forwarded=forwarded,

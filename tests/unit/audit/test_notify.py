@@ -14,7 +14,7 @@ import pytest
 
 from shim.audit.coalesce import Coalescer
 from shim.audit.digest import Digest, Message
-from shim.audit.errors import NotifyError
+from shim.audit.errors import SinkError
 from shim.audit.events import Severity, UpstreamDown
 from shim.audit.events.provisioning import AccountCreated, AccountDeniedEvent
 from shim.audit.events.schema import kinds
@@ -227,14 +227,14 @@ def test_an_unreachable_service_is_reported_without_its_address() -> None:
 
 @pytest.mark.parametrize("url", ["nosuch://" + TOKEN, "discord://" + TOKEN])
 def test_an_invalid_apprise_url_is_an_error_without_its_secret(url: str) -> None:
-    with pytest.raises(NotifyError) as raised:
+    with pytest.raises(SinkError) as raised:
         load_targets(["json://127.0.0.1", url])
     assert "entry 2" in str(raised.value)
     assert TOKEN not in str(raised.value)
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_kinds() -> None:
-    with pytest.raises(NotifyError, match=r"no event has the kind acount_created.*account_created"):
+    with pytest.raises(SinkError, match=r"no event has the kind acount_created.*account_created"):
         check_kinds(["acount_created"])
     check_kinds(each.kind for each in kinds())
 

@@ -8,7 +8,7 @@ import pytest
 
 from shim.audit import words
 from shim.audit.events.schema import kinds
-from shim.audit.words import in_words, remedy_of
+from shim.audit.words import in_words
 from shim.proxy.failures import Failure
 from shim.settings import SETTINGS
 from shim.trust.reasons import Reason, Verdict
@@ -25,7 +25,7 @@ def test_every_stored_kind_of_event_has_a_description(kind: str) -> None:
 
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_every_rejection_has_a_remedy(reason: Reason) -> None:
-    assert remedy_of(reason).endswith((".", "`."))
+    assert reason.remedy.endswith((".", "`."))
 
 
 @pytest.mark.parametrize("failure", list(Failure))
@@ -36,7 +36,7 @@ def test_every_failure_has_a_description(failure: Failure) -> None:
 
 
 def test_descriptions_name_only_existing_settings() -> None:
-    texts = [*words._REMEDIES.values(), *words._REASON_REMEDIES.values()]
+    texts = [*words._REMEDIES.values(), *(each.remedy for each in (*Reason, *Failure))]
     named = {name for text in texts for name in re.findall(r"SHIM_[A-Z0-9_]+", text)}
     assert named
     assert named <= {setting.name for setting in SETTINGS}

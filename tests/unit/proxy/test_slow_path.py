@@ -134,12 +134,12 @@ async def test_a_request_without_a_wait_has_no_slow_path(
     await client.send(get("/1").encode())
     served, _ = await navidrome.requests()
     handler = front.connection_of(client).handler
-    assert handler is not None and handler._slow_path is not None, "it waited for a connection"
+    assert handler is not None and handler._waiting is not None, "it waited for a connection"
     await served.send(OK)
     await client.read_response()
     await client.send(get("/2").encode())
     assert (await served.head()).startswith(b"GET /2 ")
     handler = front.connection_of(client).handler
-    assert handler is not None and handler._slow_path is None
+    assert handler is not None and handler._waiting is None
     await served.send(OK)
     assert (await client.read_response()).status == 200
