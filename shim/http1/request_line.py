@@ -40,6 +40,12 @@ COMMON_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
     rb"(?![^ ?]*/[./])(/[!$&'()*+,\-./0-9:=@A-Z_a-z~]*+)(\?[!-\"$-~]*)? HTTP/1\.([01])"
 )
+# The same at the beginning of a head, for a path that is known to be valid: the groups are method, path,
+# query with its "?", and the 0 of HTTP/1.0. `parse_line` returns the same parts if it accepts the path.
+KNOWN_PATH_LINE = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) "
+    rb"(/[!-\"$->@-~]*+)(\?[!-\"$-~]*+)? HTTP/1\.(?:1|(0))\r\n"
+)
 _ABSOLUTE = re.compile(rb"(?i:http(s?))://([^/?#@\\]+)(/[^#]*)?")
 
 _PORT = re.compile(rb":[0-9]+\Z")

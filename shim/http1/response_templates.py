@@ -27,7 +27,7 @@ _VALUE = rb"[\t -~\x80-\xff]*\r\n"
 _LENGTH_VALUE = rb"[\t ]*([0-9]{1,18})[\t ]*\r\n"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Template:
     """One compiled shape of a response head.
 
@@ -62,22 +62,27 @@ class ResponseTemplateCache:
         """Return the head at the beginning of `data` and its end, if it is complete and matches a
         template.
         """
-        for index, template in enumerate(self._templates):
+        templates = self._templates
+        for template in templates:
             match = template.pattern.match(data)
-            if match is None or match.end() > self._max_bytes:
-                continue
-            if index:
-                self._templates[index - 1 : index + 1] = template, self._templates[index - 1]
-            lines = (
-                match[1]
-                if len(template.forwarded) == 1
-                else b"".join(match.group(*template.forwarded))
-            )
-            length = int(match[template.length]) if template.length else template.fixed_length
-            return ResponseHead(
-                template.status, lines, length, template.persistent, b""
-            ), match.end()
-        return None
+            if match is not None:
+                break
+        else:
+            return None
+        end = match.end()
+        if end > self._max_bytes:
+            return None
+        if template is not templates[0]:
+            self._move_up(template)
+        lines = (
+            match[1] if len(template.forwarded) == 1 else b"".join(match.group(*template.forwarded))
+        )
+        length = int(match[template.length]) if template.length else template.fixed_length
+        return ResponseHead(template.status, lines, length, template.persistent, b""), end
+
+    def _move_up(self, template: _Template) -> None:
+        at = self._templates.index(template)
+        self._templates[at - 1 : at + 1] = template, self._templates[at - 1]
 
     def read(self, head: bytes) -> ResponseHead:
         """Parse a head that matches no template, and learn its shape for later responses.

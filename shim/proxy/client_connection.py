@@ -453,9 +453,8 @@ class ClientConnection(asyncio.Protocol):
 
     def evaluate(self, head: bytes) -> Decision | PendingVerification:
         """Decide on a complete head, including its empty line."""
-        line, _, block = head[:-2].partition(b"\r\n")
         plane = self.plane
-        return plane.decisions.evaluate(line, block, self.context(), None, plane.time)
+        return plane.decisions.evaluate(head, self.context(), plane.time)
 
     def _serve(self) -> None:
         """Serve the buffered heads one after the other while no request is in progress; at most
@@ -504,27 +503,23 @@ class ClientConnection(asyncio.Protocol):
 
     def _serve_single(self, data: bytes) -> bool:
         """Serve `data` at once if it is exactly one complete head, which is the usual case."""
-        if not data.endswith(b"\r\n\r\n"):
+        plane = self.plane
+        if not data.endswith(b"\r\n\r\n") or len(data) - 4 > plane.limits.header_bytes:
             return False
         arrived = perf_counter()
-        plane = self.plane
         decisions = plane.decisions
         context = self._context if self._decisions is decisions else self.context()
-        at = data.find(b"\r\n")
-        if not at:
-            return False
-        block_text = data[at + 2 : -2]
-        block = decisions.cached_headers(block_text, context)
-        if len(data) - 4 > plane.limits.header_bytes:
-            return False
-        self._empty_line_seen = False
-        decision = decisions.evaluate(data[:at], block_text, context, block, plane.time)
+        decision = decisions.evaluate(data, context, plane.time)
         if isinstance(decision, PendingVerification):
             self._handle(decision, data, arrived)
             return True
-        if decision.outcome.verdict is _REJECTED and b"\r\n\r\n" in data[at:-2]:
-            # It was more than one head: a parsed header block has no empty line in it.
+        if decision.outcome.verdict is _REJECTED and (
+            data.startswith(b"\r\n") or b"\r\n\r\n" in data[:-2]
+        ):
+            # It was more than one head, or an empty line came first: an accepted header block has no empty
+            # line in it.
             return False
+        self._empty_line_seen = False
         self.handler = handler = RequestHandler(self, arrived)
         handler.start(decision, data)
         return True

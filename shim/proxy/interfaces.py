@@ -154,12 +154,9 @@ class ResponseReceiver(Protocol):
     def resume_upload(self) -> None:
         """Resume the request body, since Navidrome reads again."""
 
-    def response_started(self, status: int, lines: bytes) -> None:
+    def response_started(self, status: int, lines: bytes) -> bytes:
         """Handle the start of the final response, just before its head is sent; `lines` are the header lines
-        that are forwarded."""
-
-    def connection_line(self) -> bytes:
-        """Return the `Connection` header line for the client."""
+        that are forwarded. Return the `Connection` header line for the client, empty if it needs none."""
 
     def send(self, data: bytes) -> None:
         """Write to the client."""

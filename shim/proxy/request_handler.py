@@ -12,7 +12,6 @@ import re
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from shim.http1.framing import CHUNKED
 from shim.proxy import own_responses
 from shim.proxy.account_checks import may_continue, report_unauthorized, without_invalid_tokens
 from shim.proxy.counters import FASTEST
@@ -141,9 +140,9 @@ class RequestHandler:
             else:
                 self.reject(decision)
             return
-        gate = plane.gate
-        if (gate is not None and (decision.form or decision.to_user_api)) or (
-            outcome.path_class is _INTERNAL and decision.has_body
+        gate, internal = plane.gate, outcome.path_class is _INTERNAL
+        if (internal and decision.has_body) or (
+            gate is not None and (decision.form or decision.to_user_api)
         ):
             self._wait().serve(decision, head)
             return
@@ -151,9 +150,9 @@ class RequestHandler:
             if verdict is _AUTHENTICATED:
                 identity = decision.identity
                 assert identity is not None
-                self.account = gate.known(identity)
+                self.account = account = gate.known(identity)
                 # The internal pages must work without Navidrome.
-                if self.account is None and outcome.path_class is not _INTERNAL:
+                if account is None and not internal:
                     self._wait().serve(decision, head)
                     return
             else:
@@ -164,8 +163,8 @@ class RequestHandler:
                 verdict = outcome.verdict
         line = decision.request_line
         assert line is not None
-        connection = self._connection
-        connection.keep_alive = connection.keep_alive and decision.keep_alive
+        if not decision.keep_alive:
+            self._connection.keep_alive = False
         self.http10 = line.version == 10
         self.no_body = line.method == b"HEAD"
         self.upgrading = decision.upgrade
@@ -177,9 +176,7 @@ class RequestHandler:
             plane.observer.request_decided(decision, self.ensure_request_id())
         elif verdict is _AUTHENTICATED and id(decision.trust_result) not in plane.identities:
             report_identity(plane, self)
-        upstream = (
-            plane.pool if outcome.path_class is not _INTERNAL else plane.pool_for(decision)
-        ).take()
+        upstream = (plane.pool_for(decision) if internal else plane.pool).take()
         if upstream is None:
             self._wait().connect()
         else:
@@ -258,8 +255,8 @@ class RequestHandler:
         """Set what the head of an accepted request says about the request and its connection."""
         line = decision.request_line
         assert line is not None
-        connection = self._connection
-        connection.keep_alive = connection.keep_alive and decision.keep_alive
+        if not decision.keep_alive:
+            self._connection.keep_alive = False
         self.http10 = line.version == 10
         self.no_body = line.method == b"HEAD"
         self.upgrading = decision.upgrade
@@ -359,8 +356,8 @@ class RequestHandler:
                 plane.counters.latency[0] += 1
             else:
                 plane.counters.observe_latency(seconds)
-        length = block.metadata.length
-        if length <= 0 and length != CHUNKED:
+        metadata = block.metadata
+        if not metadata.has_body:
             self.request_sent = True
             connection.deadline = plane.now + plane.limits.upstream_response_timeout
             if connection.read_buffer:
@@ -370,8 +367,8 @@ class RequestHandler:
                     connection.resume_reading()
             return
         max_bytes = USER_BODY_BYTES if decision.writes_users else None
-        self._upload = Upload(self, connection, plane.limits, length, max_bytes)
-        self._upload.begin(expect_continue=block.metadata.expect_continue)
+        self._upload = Upload(self, connection, plane.limits, metadata.length, max_bytes)
+        self._upload.begin(expect_continue=metadata.expect_continue)
 
     def _announce_user_write(self, upstream: Upstream) -> bool:
         """Announce a request that can change users. Return whether it may be sent; if not, the request has
@@ -441,8 +438,9 @@ class RequestHandler:
         if self.upstream is not None:
             self.upstream.resume()
 
-    def response_started(self, status: int, lines: bytes) -> None:
-        """Handle the start of the final response, just before its head is sent."""
+    def response_started(self, status: int, lines: bytes) -> bytes:
+        """Handle the start of the final response, just before its head is sent. Return the `Connection`
+        header line for the client, empty if it needs none."""
         self.response_begun = True
         self._response_lines = lines
         self.response_status = status
@@ -455,6 +453,10 @@ class RequestHandler:
             connection.keep_alive = False
         elif not connection.read_paused:
             connection.deadline = NEVER
+        if not connection.keep_alive or self.upgrading:
+            connection.keep_alive = False
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if self.http10 else b""
 
     def _finish_request(self, *, response_began: bool) -> None:
         """Run the actions that are due when the response begins, or can no longer begin."""
@@ -469,14 +471,6 @@ class RequestHandler:
     def close_after_response(self) -> None:
         """Close the client's connection after this response."""
         self._connection.keep_alive = False
-
-    def connection_line(self) -> bytes:
-        """Return the `Connection` header line for the client."""
-        connection = self._connection
-        if not connection.keep_alive or self.upgrading:
-            connection.keep_alive = False
-            return b"Connection: close\r\n"
-        return b"Connection: keep-alive\r\n" if self.http10 else b""
 
     def send(self, data: bytes) -> None:
         """Write to the client."""

@@ -166,7 +166,13 @@ class Upstream(asyncio.Protocol):
             return
         phase = self._phase
         if phase is _HEAD:
-            self._head_received(client, data)
+            matched = None if self._partial else self._pool.templates.match(data)
+            if matched is None:
+                self._head_received(client, data)
+                return
+            if self._pool.down:
+                self._pool.response_received()
+            self._start_response(client, matched[0], data, matched[1])
         elif phase is _LENGTH:
             self._length_received(client, data)
         elif phase is _CHUNKS:
@@ -217,15 +223,8 @@ class Upstream(asyncio.Protocol):
     # the response
 
     def _head_received(self, client: ResponseReceiver, data: bytes) -> None:
-        if not self._partial:
-            matched = self._pool.templates.match(data)
-            if matched is not None:
-                head, end = matched
-                if self._pool.down:
-                    self._pool.response_received()
-                self._start_response(client, head, data, end)
-                return
-        else:
+        """Parse a response head that matches no template, or a piece of one."""
+        if self._partial:
             self._partial += data
             data = b""
             if self._partial.find(b"\r\n\r\n", self._searched) >= 0:
@@ -283,10 +282,10 @@ class Upstream(asyncio.Protocol):
         self, client: ResponseReceiver, head: ResponseHead, data: bytes, at: int
     ) -> None:
         """Send the client the head, and the available part of the body: `data` from `at` on."""
-        length = head.length
+        length, status = head.length, head.status
         self.unused = False
         framing = b""
-        if head.no_body or client.no_body:
+        if client.no_body or (status != 200 and head.no_body):
             if length == CHUNKED and not head.no_body and not client.http10:
                 framing = _CHUNKED_LINE
             length = 0
@@ -296,8 +295,7 @@ class Upstream(asyncio.Protocol):
             else:
                 framing = _CHUNKED_LINE
         self._persistent = head.persistent and not client.upgrading
-        client.response_started(head.status, head.lines)
-        connection = client.connection_line()
+        connection = client.response_started(status, head.lines)
         if length < 0:
             self._context.counters.streams_open += 1
             client.send(b"".join((head.lines, framing, connection, b"\r\n")))
@@ -397,6 +395,7 @@ class Upstream(asyncio.Protocol):
             self._partial.clear()
             self._transport.resume_reading()
         self._context.counters.streams_open -= 1
+        self._decoder = None
         client.send(out if client.http10 else out + LAST_CHUNK)
         self._finish(client)
         return -1
@@ -404,9 +403,12 @@ class Upstream(asyncio.Protocol):
     def _finish(self, client: ResponseReceiver) -> None:
         self._phase = _IDLE
         self._client = None
-        self._decoder = None
-        unsent = not client.request_sent or self._transport.get_write_buffer_size()
-        if self._persistent and not unsent and not self.closing:
+        if (
+            self._persistent
+            and client.request_sent
+            and not self.closing
+            and not self._transport.get_write_buffer_size()
+        ):
             if self._paused:
                 self._paused = False
                 self._transport.resume_reading()

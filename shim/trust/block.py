@@ -72,16 +72,15 @@ def read_block(
     `read_line` parses a line that is not in `cached`. `read_fields` reads all fields that the shim
     interprets. Raises `RequestRejected` as these two do.
     """
-    fields = list(map(cached.get, lines))
-    if not all(fields):
-        for index, field in enumerate(fields):
-            if field is None:
-                fields[index] = read_line(lines[index])
-    known = cast("list[Field]", fields)
-    metadata, proof = read_fields(tuple([field for field in known if field.kind is not _PASS]))
+    found = list(map(cached.get, lines))
+    if not all(found):
+        found = [field or read_line(line) for field, line in zip(found, lines, strict=True)]
+    fields = cast("list[Field]", found)
+    # Only a field that passes has a line of its own to forward.
+    metadata, proof = read_fields(tuple([field for field in fields if not field.forward_line]))
     if metadata.connection_listed:
-        return _without_connection_listed(known, metadata, proof)
-    forward = metadata.forward + b"".join([field.forward_line for field in known])
+        return _without_connection_listed(fields, metadata, proof)
+    forward = metadata.forward + b"".join([field.forward_line for field in fields])
     return HeaderBlock(metadata, forward, proof)
 
 

@@ -58,10 +58,13 @@ class AdmissionCache(Generic[K, V]):
     def get(self, key: K) -> V | None:
         """Return the value for this key, or None."""
         value = self.recent.get(key)
-        if value is None and self._older:
-            value = self._older.pop(key, None)
-            if value is not None:
-                self.put(key, value)
+        return self.recall(key) if value is None and self._older else value
+
+    def recall(self, key: K) -> V | None:
+        """Return the value for a key that is not in `recent`, or None. The entry is recent from now on."""
+        value = self._older.pop(key, None)
+        if value is not None:
+            self.put(key, value)
         return value
 
     def offer(self, key: K, value: V, key_hash: int | None = None) -> None:

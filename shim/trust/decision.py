@@ -263,18 +263,25 @@ class Decision:
         assert (
             request_line is not None and block is not None and self.outcome.verdict is not _REJECTED
         )
-        user = b""
+        user_prefix = user_value = b""
         if self.outcome.verdict is _AUTHENTICATED:
             assert self.trust_result is not None
-            user = self.trust_result.user_line
-            if user_name is not None:
-                user = b"%b%b\r\n" % (block.metadata.user_prefix, user_name)
-        return b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (
-            request_line.method,
-            request_line.target,
-            block.forward,
-            _HANDSHAKE if self.upgrade else b"",
-            user,
+            if user_name is None:
+                user_prefix = self.trust_result.user_line
+            else:
+                user_prefix, user_value = block.metadata.user_prefix, user_name + b"\r\n"
+        return b"".join(
+            (
+                request_line.method,
+                b" ",
+                request_line.target,
+                b" HTTP/1.1\r\n",
+                block.forward,
+                _HANDSHAKE if self.upgrade else b"",
+                user_prefix,
+                user_value,
+                b"\r\n",
+            )
         )
 
     def render_control_head(self, paths: Paths, lines: bytes) -> bytes:
@@ -448,6 +455,60 @@ def combine(
 ) -> Decision:
     """Combine a request line and a header block into the decision at `now`. Raises `RequestRejected`."""
     metadata = block.metadata
+    upgrade = False
+    if metadata.unusual or request_line.hosts is not None:
+        upgrade = _check_unusual(request_line, metadata)
+    trust_result, zone, method = metadata.trust_result, request_line.zone, request_line.method
+    if block.proof is not None and zone in block.proof.zones:
+        trust_result = block.proof.result(now)
+    result = trust_result.outcomes[zone]
+    verdict = result.verdict
+    if verdict is _REJECTED:
+        required = result.reason is Reason.IDENTITY_REQUIRED and zone is _PROTECTED
+        if not required or not _is_open_login(request_line, policy):
+            raise RequestRejected(result.reason, trust_result.detail)
+        result = trust_result.without_requirement
+        verdict = result.verdict
+    if (
+        metadata.cross_site
+        and verdict is _AUTHENTICATED
+        and (
+            upgrade or method not in _SAFE_METHODS or policy.paths.get_may_mutate(request_line.path)
+        )
+    ):
+        raise RequestRejected(
+            Reason.CROSS_SITE, f"a browser says that another site sent it: {metadata.cross_site}"
+        )
+    to_user_api = form = False
+    if method != b"GET":
+        to_user_api, form = _check_write(request_line, block, policy)
+    has_navidrome_tokens = subsonic = False
+    target, path, root = request_line.target, request_line.path, policy.paths.subsonic
+    if metadata.tokens or (target is not path and in_query(target, path, root)):
+        has_navidrome_tokens, subsonic = True, path.startswith(root)
+    # RFC 9112 §9.3
+    keep_alive = not metadata.close and (request_line.version == 11 or metadata.keep_alive)
+    return Decision(
+        result,
+        source,
+        request_line,
+        block,
+        keep_alive,
+        upgrade,
+        "",
+        trust_result,
+        has_navidrome_tokens,
+        subsonic,
+        form,
+        to_user_api,
+    )
+
+
+def _check_unusual(request_line: RequestLine, metadata: RequestMetadata) -> bool:
+    """Check a request without a host, with chunks, with an upgrade or with a target in absolute form.
+
+    Returns whether it asks for a WebSocket. Raises `RequestRejected`.
+    """
     if request_line.version == 11:
         if metadata.host is None:
             raise RequestRejected(Reason.AMBIGUOUS_HOST, "HTTP/1.1 without Host")
@@ -464,52 +525,7 @@ def combine(
         raise RequestRejected(
             Reason.UPGRADE_REJECTED, "a WebSocket handshake that is not whole (RFC 6455 §4.1)"
         )
-    trust_result, zone = metadata.trust_result, request_line.zone
-    if block.proof is not None and zone in block.proof.zones:
-        trust_result = block.proof.result(now)
-    result = trust_result.outcomes[zone]
-    verdict = result.verdict
-    if verdict is _REJECTED:
-        required = result.reason is Reason.IDENTITY_REQUIRED and zone is _PROTECTED
-        if not required or not _is_open_login(request_line, policy):
-            raise RequestRejected(result.reason, trust_result.detail)
-        result = trust_result.without_requirement
-        verdict = result.verdict
-    if (
-        metadata.cross_site
-        and verdict is _AUTHENTICATED
-        and (
-            upgrade
-            or request_line.method not in _SAFE_METHODS
-            or policy.paths.get_may_mutate(request_line.path)
-        )
-    ):
-        raise RequestRejected(
-            Reason.CROSS_SITE, f"a browser says that another site sent it: {metadata.cross_site}"
-        )
-    to_user_api = form = False
-    if request_line.method != b"GET":
-        to_user_api, form = _check_write(request_line, block, policy)
-    has_navidrome_tokens = subsonic = False
-    target, path = request_line.target, request_line.path
-    root = policy.paths.subsonic
-    if metadata.tokens or (target is not path and in_query(target, path, root)):
-        has_navidrome_tokens, subsonic = True, path.startswith(root)
-    keep_alive = _keeps_alive(request_line, metadata)
-    return Decision(
-        result,
-        source,
-        request_line,
-        block,
-        keep_alive,
-        upgrade,
-        "",
-        trust_result,
-        has_navidrome_tokens,
-        subsonic,
-        form,
-        to_user_api,
-    )
+    return upgrade
 
 
 def _check_write(

@@ -6,6 +6,7 @@ which passes unchanged: a browser whose cookie changes keeps its cached metadata
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ class RequestMetadata:
     `cross_site`: the header values that show a request from another site, empty if there are none.
     `client`: the client's address.
     `removed`: the fields that do not reach Navidrome as they were sent.
+    `has_body`: a body follows the head, of at least one byte or chunked.
+    `unusual`: the request has no host, has chunks or offers an upgrade, so it needs more checks.
+    `plain`: nothing in it can change the decision on a GET request but the zone of the path.
     """
 
     trust_result: TrustResult
@@ -79,11 +83,17 @@ class RequestMetadata:
     cross_site: str
     client: bytes | None
     removed: tuple[Field, ...]
+    # Derived, because each request reads them.
+    has_body: bool = dataclasses.field(init=False)
+    unusual: bool = dataclasses.field(init=False)
+    plain: bool = dataclasses.field(init=False)
 
-    @property
-    def has_body(self) -> bool:
-        """Return whether a body follows the head, of at least one byte or chunked."""
-        return self.length not in (NO_BODY, 0)
+    def __post_init__(self) -> None:
+        self.has_body = self.length not in (NO_BODY, 0)
+        self.unusual = self.host is None or self.length == CHUNKED or self.upgrade
+        self.plain = not (
+            self.unusual or self.deferred or self.tokens or self.cross_site or self.close
+        )
 
 
 def extract_token(fields: tuple[Field, ...]) -> tuple[tuple[Field, ...], str]:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from shim.trust.fields import FieldNames, Kind, normalize_header_name, parse_field
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.trust.fields import (
+    Field,
+    FieldNames,
+    Kind,
+    normalize_header_name,
+    parse_field,
+    parse_line,
+)
 from shim.trust.identity import Role
 from shim.trust.known_headers import USER_HEADERS
 from shim.trust.policy import Policy
@@ -251,3 +262,45 @@ def test_a_common_name_that_the_policy_reads_is_not_treated_as_common() -> None:
     names = FieldNames({Role.USERNAME: "Referer"}, ("X-Requested-",), "Priority", "Pragma")
     assert not {b"Referer", b"X-Requested-With", b"Priority", b"Pragma"} & set(names.common_names)
     assert parse_field(b"Referer: ada", names).role is Role.USERNAME
+
+
+_VALUE_PIECES = st.sampled_from(
+    [
+        b"",
+        b" ",
+        b"\t",
+        b"a",
+        b"jwt=1",
+        b";",
+        b":",
+        b": ",
+        b"\r",
+        b"\n",
+        b"\0",
+        b"\x7f",
+        b"\x80",
+        b"\xff",
+    ]
+)
+
+
+@given(
+    st.sampled_from(
+        [b"Cookie", b"cookie", b"User-Agent", b"Accept", b"ACCEPT", b"Host", b"X-Other"]
+    ),
+    st.lists(_VALUE_PIECES, max_size=5).map(b"".join),
+    st.sampled_from([b":", b": ", b":  ", b":\t"]),
+)
+def test_the_fast_path_for_frequent_headers_equals_the_full_parser(
+    name: bytes, value: bytes, separator: bytes
+) -> None:
+    line = name + separator + value
+    assert outcome(parse_line, line + b"\r") == outcome(parse_field, line)
+
+
+def outcome(read: Callable[[bytes, FieldNames], Field], line: bytes) -> object:
+    try:
+        field = read(line, NAMES)
+    except RequestRejected as rejection:
+        return rejection.reason, rejection.detail
+    return field.kind, field.name, field.value, field.wire, field.forward_line
