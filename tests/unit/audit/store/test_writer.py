@@ -370,6 +370,20 @@ async def test_old_counts_are_removed(make: Make, store_url: str) -> None:
     assert [c.count for c in origins] == [2]
 
 
+async def test_counts_of_rows_that_are_kept_stay_because_filters_use_them(
+    make: Make, store_url: str
+) -> None:
+    store = make()
+    kept = request_decision(time=1_700_000_000.0)
+    await store.write([kept])
+    late = 1_800_000_000_000_000
+    await store.remove_counts(late, late)
+    reader = TrailReader(store_url)
+    found = reader.page(Filters(kinds=("request_decision",))).events
+    reader.close()
+    assert [each.record["id"] for each in found] == [kept.id]
+
+
 async def test_stored_records_follow_the_schema_of_events(make: Make, store_url: str) -> None:
     store = make()
     await store.write([*(request_decision() for _ in range(9)), up(), action()])
