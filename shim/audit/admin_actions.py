@@ -1,7 +1,8 @@
 """Store administrative actions before they are answered.
 
 An action that gives a right begins with `require`, and is refused while nothing can be stored. An action that
-takes one (lock, revoke) or reloads is carried out all the same. Every action ends with `record`.
+takes one (lock, revoke) or reloads is carried out all the same. Every action ends with `record`, or with
+`record_refused`. None of them waits for longer than `STORE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from shim.store.errors import StoreError
 
 if TYPE_CHECKING:
     from shim.audit.store.writer import TrailStore  # importing it loads the database code
+
+
+# Time that an action waits for the store.
+STORE_SECONDS = 5.0
 
 
 class NotStored(Exception):
@@ -29,22 +34,29 @@ class AdminActions:
         self._record = record
 
     async def require(self) -> None:
-        """Write to the trail, to make sure that the action can be recorded. Raises `NotStored`."""
+        """Write to the trail, to make sure that the action can be recorded. Waits at most `STORE_SECONDS`.
+        Raises `NotStored`."""
         if self._store is None:
             return
         try:
-            await self._store.prove_writable()
+            await self._store.prove_writable(STORE_SECONDS)
         except StoreError as error:
             raise NotStored(f"refused, because the audit trail can't be written: {error}") from None
 
-    async def record(self, action: AdminAction) -> str | None:
-        """Store the action, and write it to the log. Return None once it is on disk, or else a sentence for
-        the response. The trail stores it when it can be written again, if this process still runs."""
+    async def record(self, action: AdminAction, seconds: float | None = None) -> str | None:
+        """Store the action, and write it to the log. Return None once it is on disk. Return a sentence for
+        the response if it is not within `seconds`, by default `STORE_SECONDS`; the trail then stores it when
+        it can be written again, if this process still runs."""
         problem = None
         if self._store is not None:
             try:
-                await self._store.store(action)
+                await self._store.store(action, STORE_SECONDS if seconds is None else seconds)
             except StoreError as error:
                 problem = f"not recorded in the audit trail, only in the log: {error}"
         self._record(action)
         return problem
+
+    def record_refused(self, action: AdminAction) -> None:
+        """Write an action to the log that `require` refused. The trail stores it when it can be written
+        again, if this process still runs. Does not wait: `require` has waited."""
+        self._record(action)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from time import monotonic, time
 from typing import Generic, TypeVar
 
-from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.admin_actions import STORE_SECONDS, AdminActions, NotStored
 from shim.audit.events import ActionResult, AdminAction, Operator
 
 T = TypeVar("T")
+
+# Time after the beginning of an action in which it should be stored, and the least time that it gets.
+_ACTION_SECONDS = 8.0
+_LEAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +40,38 @@ async def perform(
 
     `gives_right`: while nothing can be stored, the action is refused, and `NotStored` raised. For the trail,
     `changes` returns sentences about the result, and `failure` why it is none. If `work` raises, the failure
-    is recorded.
+    is recorded. All waits for the store together end `_ACTION_SECONDS` after the beginning, or
+    `_LEAST_SECONDS` after `work`.
     """
+    began = monotonic()
+
+    def event(
+        result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
+    ) -> AdminAction:
+        return AdminAction(
+            time=time(),
+            action=action,
+            actor=operator.actor,
+            origin=operator.origin,
+            client=operator.client,
+            result=result,
+            target=target,
+            detail=detail,
+            changes=changed,
+        )
 
     async def record(
         result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
     ) -> str | None:
-        return await actions.record(
-            AdminAction(
-                time=time.time(),
-                action=action,
-                actor=operator.actor,
-                origin=operator.origin,
-                client=operator.client,
-                result=result,
-                target=target,
-                detail=detail,
-                changes=changed,
-            )
-        )
+        left = began + _ACTION_SECONDS - monotonic()
+        seconds = min(STORE_SECONDS, max(_LEAST_SECONDS, left))
+        return await actions.record(event(result, detail, changed), seconds)
 
     if gives_right:
         try:
             await actions.require()
         except NotStored as error:
-            await record("refused", str(error))
+            actions.record_refused(event("refused", str(error)))
             raise
     try:
         value = await work()

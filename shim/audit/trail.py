@@ -31,13 +31,14 @@ class SinkClosed(Exception):
 
 
 class Sink(Protocol):
-    """A destination of events."""
+    """A destination of events. It may have an attribute `batch`, the most events of one `write`; by default
+    these are `BATCH`."""
 
     @property
     def name(self) -> str: ...
 
     async def write(self, events: Sequence[Event]) -> None:
-        """Write all of the events, at most `BATCH`, in order. If it raises, the same events are passed again
+        """Write all of the events of a batch, in order. If it raises, the same events are passed again
         later, except after `SinkClosed`. It runs on the event loop, so run blocking code in a thread."""
 
     async def close(self) -> None:
@@ -161,6 +162,7 @@ class _Queue:
     ) -> None:
         self.sink = sink
         self.dropped = 0
+        self._batch: int = getattr(sink, "batch", BATCH)
         self._capacity = capacity
         self._now = now
         self._on_error = on_error
@@ -211,7 +213,7 @@ class _Queue:
             self._unreported = 0
 
     async def _write_some(self) -> None:
-        batch = [self._events[i] for i in range(min(BATCH, len(self._events)))]
+        batch = [self._events[i] for i in range(min(self._batch, len(self._events)))]
         try:
             await self.sink.write(batch)
         except SinkClosed as fault:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from shim.audit.admin_actions import AdminActions, NotStored
 from shim.cli.configuration import settings_or_exit
 from shim.cli.errors import print_error
 from shim.cli.operator import command_operator
@@ -326,7 +327,6 @@ def prune(
 
 
 async def _prune(settings: Settings, limits: Any, what: str) -> int:
-    from shim.audit.admin_actions import AdminActions  # noqa: PLC0415
     from shim.audit.performing import perform  # noqa: PLC0415
     from shim.audit.store.factory import build_store  # noqa: PLC0415
 
@@ -340,6 +340,8 @@ async def _prune(settings: Settings, limits: Any, what: str) -> int:
             "audit.prune",
             lambda: store.apply_retention(limits, "command"),
             target=", ".join(limits),
+            # It needs the trail itself.
+            gives_right=True,
             changes=lambda count: (f"{count} {what} removed",),
         )
     finally:
@@ -376,7 +378,7 @@ def _opened() -> Iterator[tuple[TrailReader, Settings]]:
             reader.close()
     except FilterError as error:
         raise _bad_filter(str(error)) from None
-    except (StoreError, QueryTooSlow) as error:
+    except (StoreError, QueryTooSlow, NotStored) as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
 

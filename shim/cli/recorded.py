@@ -18,6 +18,10 @@ from shim.settings import Settings
 
 T = TypeVar("T")
 
+# Time at the end for the events that wait, and while the trail can't be written.
+_CLOSE_SECONDS = 5.0
+_FAILING_SECONDS = 0.5
+
 
 def run_recorded(
     settings: Settings,
@@ -42,7 +46,9 @@ def run_recorded(
         try:
             return await work(trail, AdminActions(store, trail.record))
         finally:
-            await trail.close()
+            # An event that could not be stored was waited for already.
+            failing = store is not None and store.fault is not None
+            await trail.close(_FAILING_SECONDS if failing else _CLOSE_SECONDS)
             if store is not None:
                 await store.close()
 

@@ -87,10 +87,25 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transactions do not include DDL, so transactions begin below.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _use_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Change a new file to WAL. SQLite itself does not wait for another process that does so at the same
+    time. Raises `sqlite3.OperationalError`."""
+    latest = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= latest:
+                raise
+            time.sleep(_TURN_SECONDS / 10)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -142,6 +157,9 @@ def _begin_postgresql(connection: Connection, schema: str | None, lock: int) -> 
     if not _writes(connection):
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return
+    if connection.get_execution_options()[WRITES].is_set():
+        # A connection that was opened since then is not among those that `OpenConnections` shut down.
+        raise OperationalError("BEGIN", None, RuntimeError("the store is being closed"))
     busy, silent = (round(seconds * 1000) for seconds in (BUSY_SECONDS, _IDLE_TRANSACTION_SECONDS))
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {busy}")
     connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {silent}")

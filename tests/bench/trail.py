@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import random
+import re
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, Table, create_engine, insert, text
 
 from shim.audit.store.append import MAX_HOURLY_VALUES
 from shim.audit.store.chain import GENESIS, build_keys, row_hash
@@ -28,40 +30,62 @@ from shim.audit.store.reader import QueryTooSlow, TrailReader
 from shim.audit.store.retention import Limits
 from shim.audit.store.schema import (
     HOUR,
-    REQUESTS,
+    METADATA,
     STREAM_STATES,
+    TABLES,
+    Stream,
     canonical,
     column_values,
     iso_time,
     row_size,
 )
-from shim.audit.store.tables import build_database
+from shim.audit.store.tables import SCHEMA, build_database
 from shim.audit.store.writer import TrailStore
 from shim.store.database import Database
 from tests.support.postgresql import PostgreSQL, programs
 
 KEYS = build_keys(["bench-bench-bench-bench-bench"])
+DAY = 24 * HOUR
+# Days of the requests, and of the changes and counts.
 DAYS = 90
+YEAR_DAYS = 400
 START = 1_793_491_200_000_000
-END = START + DAYS * 24 * HOUR
+END = START + DAYS * DAY
 # Milliseconds: a page, the report of 30 days, and a pause of the event loop.
 LIMITS = {"page": 200.0, "report": 2000.0, "pause": 50.0}
 _PIECE = 20_000
+_REMOVED = 40_000
 _COLUMNS = (
     "index", "chain", "key_id", "hash", "id", "time", "kind", "severity", "verdict", "reason", "peer",
     "client", "path_class", "user", "account", "request_id", "count", "data",
 )  # fmt: skip
 
 
-def templates(rng: random.Random) -> list[dict[str, Any]]:
-    """Return some thousand kinds of records, as a shim that is probed and used has them."""
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A record without its index, id, time and request: the JSON text between these, and its columns."""
+
+    parts: tuple[str, ...]
+    columns: dict[str, Any]
+
+
+def build_template(record: dict[str, Any]) -> Template:
+    """Return the template of a record."""
+    marked = {**record, "id": "@", "index": "@", "request_id": "@", "time": "@", "chain": 1}
+    parts = re.split('"@"', canonical(marked))
+    assert len(parts) == 5
+    return Template(tuple(parts), column_values({**record, "id": "", "time": iso_time(START)}))
+
+
+def common_records(rng: random.Random) -> list[dict[str, Any]]:
+    """Return some thousand records, as a shim that is probed and used has them."""
     reasons = ["untrusted_peer", "public_path", "cross_site", "identity_incomplete", "header_alias"]
     found: list[dict[str, Any]] = []
     for number in range(4000):
         client = f"198.{18 + number % 2}.{number // 250 % 250}.{number % 250}"
         user = f"user{rng.randrange(200)}"
         record: dict[str, Any] = {
-            "schema": 1, "instance": "bench/1", "stream": "requests", "chain": 1, "client": client,
+            "schema": 1, "instance": "bench/1", "stream": "requests", "client": client,
             "peer": f"172.20.0.{2 + number % 3}", "path": f"/app/{number % 90}", "method": "GET",
             "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
         }  # fmt: skip
@@ -83,100 +107,178 @@ def templates(rng: random.Random) -> list[dict[str, Any]]:
     return found
 
 
-def rare(template: dict[str, Any]) -> dict[str, Any]:
+def rare_record(common: dict[str, Any]) -> dict[str, Any]:
     """Return a record whose values hardly any other one has."""
     return {
-        **template, "kind": "navidrome_token_found", "severity": "error", "reason": "token_mismatch",
+        **common, "kind": "navidrome_token_found", "severity": "error", "reason": "token_mismatch",
         "verdict": "anonymous", "path_class": "internal", "client": "2001:db8::7", "user": "sister",
         "peer": "10.9.8.7", "account": "sister", "notes": ["the needle of the text search"],
     }  # fmt: skip
 
 
-def rows(count: int) -> Iterator[tuple[Any, ...]]:
-    """Return rows with a true chain. The records of one template differ in index, id, time and request."""
+def early_record(common: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with values that are frequent only in the oldest tenth of the trail."""
+    return {
+        **common, "kind": "request_failed", "reason": "upstream_timeout", "verdict": "authenticated",
+        "user": "former", "account": "former", "peer": "10.1.1.1", "client": "203.0.113.5",
+    }  # fmt: skip
+
+
+def probe_records(common: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of a flood in the oldest tenth, from thousands of addresses of one network."""
+    return [{**common, "client": f"2001:db8:5::{number:x}"} for number in range(1, 5001)]
+
+
+def change_records() -> list[dict[str, Any]]:
+    """Return records of the other stream. Most kinds are rare there."""
+    base = {"schema": 1, "instance": "bench/1", "stream": "changes", "severity": "info"}
+    kinds = ["configuration_loaded"] * 40 + ["started", "stopped"] * 10
+    kinds += ["key_set_fetched"] * 400 + ["account_changed"] * 4 + ["admin_action"] * 2
+    kinds += ["account_created", "account_locked"]
+    return [{**base, "kind": kind, "account": f"user{n % 200}"} for n, kind in enumerate(kinds)]
+
+
+def rows(stream: Stream, count: int) -> Iterator[tuple[Any, ...]]:
+    """Return rows with a valid chain, equally far apart until `END`."""
     rng = random.Random(7)
-    parts: list[tuple[str, dict[str, Any]]] = []
-    for template in templates(rng):
-        for each in (template, rare(template)) if len(parts) == 0 else (template,):
-            marked = {**each, "index": "@I", "id": "@D", "time": "@T", "request_id": "@R"}
-            columns = column_values({**each, "id": "", "time": iso_time(START)})
-            parts.append((canonical(marked).replace('"@I"', "@I"), columns))
-    common = [part for number, part in enumerate(parts) if number != 1]
-    secret, previous = KEYS.secrets[0], GENESIS
-    step = (END - START) // count
+    if stream == "changes":
+        common = [build_template(record) for record in change_records()]
+        rare = early = common[0]
+        probes = common
+    else:
+        records = common_records(rng)
+        common = [build_template(record) for record in records]
+        rare = build_template(rare_record(records[0]))
+        early = build_template(early_record(records[1]))
+        probes = [build_template(record) for record in probe_records(records[1])]
+    start = START if stream == "requests" else END - YEAR_DAYS * DAY
+    step = (END - start) // count
+    secret, signing, previous = KEYS.secrets[0], KEYS.signing, GENESIS
+    tenth, every = count // 10, max(count // 20, 2)
     for index in range(1, count + 1):
-        is_rare = index % (count // 20) == count // 40
-        data, columns = parts[1] if is_rare else common[rng.randrange(len(common))]
-        moment = START + index * step
-        identity, request = f"{uuid.UUID(int=moment << 64 | index)}", f"r{index:x}"
+        if index % every == every // 2:
+            template = rare
+        elif index < tenth and index % 10 == 0:
+            template = early
+        elif tenth // 2 < index < tenth and index % 5 == 1:
+            template = probes[rng.randrange(len(probes))]
+        else:
+            template = common[int(rng.random() * len(common))]
+        moment = start + index * step
+        number, request = f"{moment << 64 | index:032x}", f"r{index:x}"
+        event_id = f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
+        before, after_id, after_index, after_request, end = template.parts
         data = (
-            data.replace("@I", str(index), 1)
-            .replace("@D", identity, 1)
-            .replace("@R", request, 1)
-            .replace("@T", iso_time(moment), 1)
+            f'{before}"{event_id}"{after_id}{index}{after_index}"{request}"{after_request}'
+            f'"{_iso_time(moment)}"{end}'
         )
         previous = row_hash(secret, previous, data)
-        values = {**columns, "index": index, "chain": 1, "key_id": KEYS.signing, "hash": previous}
-        values |= {"id": identity, "time": moment, "request_id": request, "data": data}
-        yield tuple(values[name] for name in _COLUMNS)
+        values = template.columns
+        yield (
+            index, 1, signing, previous, event_id, moment, values["kind"], values["severity"],
+            values["verdict"], values["reason"], values["peer"], values["client"],
+            values["path_class"], values["user"], values["account"], request, 1, data,
+        )  # fmt: skip
 
 
-def fill(database: Database, count: int) -> None:
-    """Store the rows without indexes, then create these, and count."""
-    indexes = sorted(REQUESTS.indexes, key=lambda index: str(index.name))
+def _iso_time(moment: int) -> str:
+    """`iso_time`, in a third of its time."""
+    day, rest = divmod(moment, DAY)
+    seconds, fraction = divmod(rest, 1_000_000)
+    minutes, second = divmod(seconds, 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{_date(day)}T{hour:02}:{minute:02}:{second:02}.{fraction:06}Z"
+
+
+@functools.cache
+def _date(day: int) -> str:
+    return iso_time(day * DAY).partition("T")[0]
+
+
+def fill(database: Database, url: str, count: int) -> None:
+    """Store `count` requests, and changes, without indexes; then create these, and count."""
+    for stream, number in (("requests", count), ("changes", max(count // 50, 500))):
+        _fill_stream(database, cast("Stream", stream), number)
+    database.write(_count)
+    if database.file is None:
+        # As the server does it by itself some time after many rows were stored.
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for table in METADATA.tables:
+                connection.execute(text(f"VACUUM ANALYZE {SCHEMA}.{table}"))
+        engine.dispose()
+
+
+def _fill_stream(database: Database, stream: Stream, count: int) -> None:
+    table = TABLES[stream]
+    indexes = sorted(table.indexes, key=lambda index: str(index.name))
     for index in indexes:
         database.write(index.drop)
-    source, last, total = rows(count), GENESIS, 0
+    source, last, total = rows(stream, count), GENESIS, 0
     while piece := list(itertools.islice(source, _PIECE)):
-        database.write(lambda c, p=piece: _insert(c, p))  # type: ignore[misc]
+        database.write(lambda c, p=piece: _insert(c, table, p))  # type: ignore[misc]
         last = piece[-1][3]
         total += sum(row_size(row[-1]) for row in piece)
     state = {
-        "stream": "requests", "first_index": 1, "first_previous_hash": GENESIS, "last_index": count,
+        "stream": stream, "first_index": 1, "first_previous_hash": GENESIS, "last_index": count,
         "last_hash": last, "chain": 1, "key_id": KEYS.signing, "bytes": total,
     }  # fmt: skip
     database.write(lambda c: c.execute(insert(STREAM_STATES).values(state)))
     for index in indexes:
         database.write(index.create)
-    database.write(_count)
 
 
-def _insert(connection: Connection, piece: list[tuple[Any, ...]]) -> None:
+def _insert(connection: Connection, table: Table, piece: list[tuple[Any, ...]]) -> None:
     names = ", ".join(f'"{name}"' for name in _COLUMNS)
     if connection.dialect.name == "postgresql":
         driver: Any = connection.connection.driver_connection
-        with driver.cursor().copy(f"COPY audit_requests ({names}) FROM STDIN") as copy:
+        with driver.cursor().copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
             for row in piece:
                 copy.write_row(row)
         return
     marks = ", ".join("?" * len(_COLUMNS))
     cursor: Any = connection.connection.cursor()
-    cursor.executemany(f"INSERT INTO audit_requests ({names}) VALUES ({marks})", piece)
+    cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", piece)
 
 
 def _count(connection: Connection) -> None:
+    for stream, table in TABLES.items():
+        connection.execute(
+            text(
+                f"INSERT INTO audit_hours SELECT time / {HOUR}, '{stream}', kind, coalesce(verdict, ''), "
+                f'coalesce(reason, \'\'), sum(count), min("index"), max("index") FROM {table.name} '
+                "GROUP BY 1, 3, 4, 5"
+            )
+        )
+    # The counts outlive the rows: each earlier hour has those of the last one.
+    last, hours = END // HOUR - 1, (YEAR_DAYS - DAYS) * 24
+    first = START // HOUR - hours
     connection.execute(
         text(
-            f"INSERT INTO audit_hours SELECT time / {HOUR}, 'requests', kind, coalesce(verdict, ''), "
-            'coalesce(reason, \'\'), sum(count), min("index"), max("index") FROM audit_requests '
-            "GROUP BY 1, 3, 4, 5"
+            "INSERT INTO audit_hours WITH RECURSIVE earlier (hour) AS "
+            f"(SELECT {first} UNION ALL SELECT hour + 1 FROM earlier WHERE hour < {first + hours - 1}) "
+            "SELECT earlier.hour, stream, kind, verdict, reason, count, 1, 1 "
+            f"FROM audit_hours, earlier WHERE audit_hours.hour = {last} AND stream = 'requests'"
         )
     )
     # As the writer counts them: a bounded number of values in each hour.
-    values = [
-        {"hour": hour, "field": field, "value": f"198.18.0.{n}" if field == "client" else f"u{n}",
-         "reason": "untrusted_peer", "count": 5, "last_time": hour * HOUR}
-        for hour in range(START // HOUR, END // HOUR)
-        for field in ("client", "user")
-        for n in range(MAX_HOURLY_VALUES)
-    ]  # fmt: skip
-    statement = "INSERT INTO audit_hourly_values VALUES (:hour, :field, :value, :reason, :count, :last_time)"
-    connection.execute(text(statement), values)
+    for field, prefix in (("client", "198.18.0."), ("user", "u")):
+        connection.execute(
+            text(
+                "INSERT INTO audit_hourly_values WITH RECURSIVE "
+                f"hours (hour) AS (SELECT {START // HOUR} UNION ALL SELECT hour + 1 FROM hours "
+                f"WHERE hour < {END // HOUR - 1}), "
+                "numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers "
+                f"WHERE n < {MAX_HOURLY_VALUES - 1}) "
+                f"SELECT hour, '{field}', '{prefix}' || n, 'untrusted_peer', 5, hour * {HOUR} "
+                "FROM hours, numbers"
+            )
+        )
 
 
 FILTERS: dict[str, Filters] = {
     "everything": Filters(),
-    "a day": Filters(since=START + 40 * 24 * HOUR, until=START + 41 * 24 * HOUR),
+    "a day": Filters(since=START + 40 * DAY, until=START + 41 * DAY),
     "a frequent kind": Filters(kinds=("request_decision",)),
     "a rare kind": Filters(kinds=("navidrome_token_found",)),
     "a kind that never occurs": Filters(kinds=("account_denied",)),
@@ -190,6 +292,29 @@ FILTERS: dict[str, Filters] = {
     "a network of clients": Filters(client="198.18.0.0/15"),
     "a small network of clients": Filters(client="2001:db8::/64"),
     "a network without clients": Filters(client="192.0.2.0/24"),
+    "a network of some clients": Filters(client="198.18.3.0/24"),
+    "a network of a few clients": Filters(client="198.18.3.0/28"),
+    "a network of everything": Filters(client="0.0.0.0/0"),
+    "the network of an early flood": Filters(client="2001:db8:5::/64"),
+    "the network of an early flood on a late day": Filters(
+        client="2001:db8:5::/64", since=START + 80 * DAY, until=START + 81 * DAY
+    ),
+    "the network of an early flood and a user": Filters(client="2001:db8:5::/64", user="user7"),
+    "a network and a kind": Filters(client="198.18.3.0/24", kinds=("identity_seen",)),
+    "an early user": Filters(user="former"),
+    "an early user and a frequent kind": Filters(user="former", kinds=("request_decision",)),
+    "an early peer and a late day": Filters(peer="10.1.1.1", since=START + 80 * DAY),
+    "an early kind": Filters(kinds=("request_failed",)),
+    "an early day": Filters(since=START + DAY, until=START + 2 * DAY),
+    "a network of peers and a rare user": Filters(peer="172.16.0.0/12", user="sister"),
+    "a frequent peer and a frequent user": Filters(peer="172.20.0.3", user="user7"),
+    "five filters": Filters(
+        peer="172.20.0.0/24",
+        client="198.18.0.0/16",
+        verdicts=("stripped", "rejected"),
+        path_classes=("public",),
+        severities=("warning",),
+    ),
     "a user": Filters(user="user7"),
     "a rare user": Filters(user="SISTER"),
     "an unknown user": Filters(user="nobody"),
@@ -197,12 +322,25 @@ FILTERS: dict[str, Filters] = {
     "a request": Filters(request_id="r1f"),
     "a user and a reason": Filters(user="user7", reasons=("cross_site",)),
     "two that exclude each other": Filters(kinds=("identity_seen",), verdicts=("rejected",)),
-    "a rare user on one day": Filters(user="sister", since=START, until=START + 24 * HOUR),
+    "a rare user on one day": Filters(user="sister", since=START, until=START + DAY),
     "frequent text": Filters(text="firefox"),
     "rare text": Filters(text="needle of the"),
     "text that never occurs": Filters(text="no such text"),
+    "text in a network": Filters(text="needle", client="198.18.0.0/15"),
     "text of a user": Filters(text="needle", user="sister"),
 }
+
+
+def measure_verification(url: str) -> None:
+    """Verify both chains. There is no limit for it: it reads and hashes every row."""
+    reader = TrailReader(url)
+    begin = time.perf_counter()
+    found = reader.verify(KEYS)
+    seconds = time.perf_counter() - begin
+    reader.close()
+    rows_ = sum(result.rows for result in found.streams)
+    print(f"{rows_} rows verified in {seconds:.0f} s ({rows_ / seconds:.0f}/s)", flush=True)
+    assert found.ok, found
 
 
 def timed(name: str, limit: float, work: Callable[[], object], failed: list[str]) -> object:
@@ -219,7 +357,7 @@ def timed(name: str, limit: float, work: Callable[[], object], failed: list[str]
     return done
 
 
-def measure_reads(url: str, failed: list[str]) -> None:
+def measure_reads(url: str, rows: int, failed: list[str]) -> None:
     reader = TrailReader(url)
     for name, filters in FILTERS.items():
         for oldest in (False, True):
@@ -228,6 +366,13 @@ def measure_reads(url: str, failed: list[str]) -> None:
                 f"{name}, {order} first", LIMITS["page"],
                 lambda f=filters, o=oldest: reader.page(f, oldest_first=o), failed,  # type: ignore[misc]
             )  # fmt: skip
+            middle = f"{'a' if oldest else 'd'}.{rows // 2}.{rows // 100}.0"
+            timed(
+                f"{name}, {order} first, from the middle", LIMITS["page"],
+                lambda f=filters, o=oldest, m=middle: reader.page(  # type: ignore[misc]
+                    f, cursor=m, oldest_first=o
+                ), failed,
+            )  # fmt: skip
             if getattr(page, "next_cursor", None):
                 timed(
                     f"{name}, {order} first, page 2", LIMITS["page"],
@@ -235,16 +380,17 @@ def measure_reads(url: str, failed: list[str]) -> None:
                         f, cursor=p.next_cursor, oldest_first=o
                     ), failed,
                 )  # fmt: skip
-    month = END - 30 * 24 * HOUR
+    month = END - 30 * DAY
     timed("report of 30 days", LIMITS["report"], lambda: reader.report(month, END), failed)
-    timed("summary of all days", 2000, lambda: reader.summary(START, END, 24 * HOUR), failed)
+    year = END - 365 * DAY
+    timed("summary of a year", 2000, lambda: reader.summary(year, END, DAY), failed)
     hours = END - 3 * HOUR
     timed("summary by minute", 2000, lambda: reader.summary(hours, END, 60_000_000), failed)
     reader.close()
 
 
-async def measure_retention(url: str, failed: list[str]) -> None:
-    """Remove three days, and measure the longest pause of an event loop meanwhile."""
+async def measure_retention(url: str, rows: int, failed: list[str]) -> None:
+    """Remove the oldest rows, and measure the longest pause of an event loop meanwhile."""
     store = TrailStore(url, KEYS)
     await store.open()
     pauses: list[float] = []
@@ -259,7 +405,8 @@ async def measure_retention(url: str, failed: list[str]) -> None:
     await asyncio.sleep(1)
     idle, pauses[:] = max(pauses), []
     begin = time.perf_counter()
-    limits = Limits(since=START + 3 * 24 * HOUR)
+    # As many rows as the shim removes in less than a minute.
+    limits = Limits(since=START + min(3 * DAY, DAYS * DAY * _REMOVED // rows))
     removed = 0
     async with asyncio.timeout(120):
         removed = await store.apply_retention({"requests": limits})
@@ -280,6 +427,7 @@ def main() -> int:
     parser.add_argument("--url")
     parser.add_argument("--postgresql", action="store_true")
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--verify", action="store_true", help="verify the chains too")
     options = parser.parse_args()
     failed: list[str] = []
     with ExitStack() as stack:
@@ -297,15 +445,17 @@ def main() -> int:
         database.open()
         if not options.url:
             begin = time.perf_counter()
-            fill(database, options.rows)
+            fill(database, url, options.rows)
             seconds = time.perf_counter() - begin
             size = (
                 "" if database.file is None else f", {database.file.stat().st_size / 2**20:.0f} MiB"
             )
             print(f"{options.rows} rows stored in {seconds:.0f} s{size}", flush=True)
         database.close()
-        measure_reads(url, failed)
-        asyncio.run(measure_retention(url, failed))
+        measure_reads(url, options.rows, failed)
+        if options.verify:
+            measure_verification(url)
+        asyncio.run(measure_retention(url, options.rows, failed))
     return 1 if failed else 0
 
 

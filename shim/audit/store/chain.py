@@ -50,4 +50,4 @@ def row_hash(secret: bytes, previous: bytes, data: str) -> bytes:
     content = previous + data.encode("ascii", "backslashreplace")
     if not secret:
         return sha256(content).digest()
-    return hmac.new(secret, content, sha256).digest()
+    return hmac.digest(secret, content, "sha256")

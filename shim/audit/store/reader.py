@@ -28,14 +28,15 @@ from sqlalchemy import (
     Engine,
     FromClause,
     Row,
-    and_,
-    case,
+    Select,
+    Table,
     create_engine,
     event,
     false,
     func,
+    literal,
     select,
-    text,
+    true,
     union_all,
 )
 from sqlalchemy.engine import make_url
@@ -55,6 +56,7 @@ from shim.audit.store.schema import (
     VERSION,
     Record,
     Stream,
+    iso_time,
     unescaped,
 )
 from shim.audit.store.tables import SCHEMA
@@ -77,14 +79,25 @@ MAX_SEARCHED = 100_000
 QUERY_SECONDS = 2.0
 # Time after which a page returns what it has.
 _PAGE_SECONDS = 0.08
+# The part of it for the first stream.
+_FIRST_SHARE = 0.75
 # Time that a piece should take at most.
 _PIECE_SECONDS = 0.02
 _FIRST_PIECE = 500
-_LAST_PIECE = 20_000
+# The most rows of a piece that are side by side, and of one whose rows are scattered: with a cold cache, each
+# of these is a read from the disk.
+_LAST_PIECE = 4_000
+_LAST_SCATTERED = 400
 # Rows to count when two filters are compared.
 _COUNTED = 2000
 # Addresses of a network that are looked up one by one.
 _MAX_ADDRESSES = 40
+# Rows of a network that are sorted for each piece. The larger number is tried if the smaller one took less
+# than this time.
+_SORTED = (5_000, 20_000)
+_SORT_SECONDS = 0.01
+# Filters whose values are rarer than those of the others, mostly.
+_NAMES = ("user", "account", "client", "request_id")
 _REPORT_ROWS = 500
 _CURSOR = re.compile(r"([da])\.(\d{1,18})\.(\d{1,18})\.(\d{1,9})")
 _POSITION = re.compile(r"(\d{1,18})\.(\d{1,18})")
@@ -225,6 +238,8 @@ class TrailReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trail-reader")
         self._deadline = float("inf")
         self._engine = self._read_engine()
+        # Whether the tables were there at the last query.
+        self._has_tables = False
 
     @property
     def display_url(self) -> str:
@@ -371,7 +386,7 @@ class TrailReader:
     ) -> Page:
         limit = max(1, min(limit, MAX_PAGE))
         positions, searched = _parse_cursor(cursor, oldest_first)
-        ends = time.monotonic() + seconds
+        begin, streams = time.monotonic(), [each for each in STREAMS if each in filters.streams]
         events: list[StoredEvent] = []
         with self._connection() as connection:
             scans = [
@@ -382,17 +397,23 @@ class TrailReader:
                     oldest_first=oldest_first,
                     after=positions[stream],
                     searched=searched,
-                    ends=ends,
+                    # The first stream cannot take all of the time.
+                    ends=begin + seconds * (1 if stream == streams[-1] else _FIRST_SHARE),
+                    # One more shows whether another page follows.
+                    limit=limit + 1,
                 )
-                for stream in STREAMS
-                if stream in filters.streams
+                for stream in streams
             ]
-            while len(events) < limit and not any(scan.paused for scan in scans):
+            choose = min if oldest_first else max
+            while len(events) < limit:
                 heads = [(scan, head) for scan in scans if (head := scan.peek()) is not None]
-                if not heads or any(scan.paused for scan in scans):
+                if not heads:
                     break
-                choose = min if oldest_first else max
-                scan, _ = choose(heads, key=lambda each: _merge_key(each[1]))
+                scan, head = choose(heads, key=lambda each: _merge_key(each[1]))
+                # A stream whose time is over may have earlier events behind the place that it reached.
+                reached = [found for other in scans if (found := other.reached()) is not None]
+                if any(choose(_merge_key(head), each) == each for each in reached):
+                    break
                 events.append(scan.pop())
             remaining = [scan for scan in scans if scan.peek() is not None or scan.paused]
         searched = max((scan.searched for scan in scans), default=0)
@@ -453,9 +474,11 @@ class TrailReader:
         with self._lock:
             try:
                 with self._engine.connect() as connection:
-                    _check_version(connection, self.display_url)
+                    _check_version(connection, self.display_url, known=self._has_tables)
+                    self._has_tables = True
                     yield connection
             except SQLAlchemyError as error:
+                self._has_tables = False
                 original = getattr(error, "orig", None) or error
                 lines = str(original).splitlines() or [type(original).__name__]
                 if isinstance(error, OperationalError) and _timed_out(original):
@@ -467,7 +490,8 @@ class TrailReader:
 
 
 class _Scan:
-    """The matching events of one stream, from `after` on, read in pieces as they are needed.
+    """The matching events of one stream, from `after` on, read in pieces as they are needed. `limit`: how
+    many of them are needed.
 
     `position` is the index after which another scan continues. `paused`: the time was over before the end.
     """
@@ -482,6 +506,7 @@ class _Scan:
         after: int | None = None,
         searched: int = 0,
         ends: float = float("inf"),
+        limit: int = _FIRST_PIECE,
     ) -> None:
         self.stream = stream
         self.paused = self.text_ended = False
@@ -492,10 +517,10 @@ class _Scan:
         self._ends = ends
         self._table = TABLES[stream]
         self._found: list[StoredEvent] = []
-        self._piece = _FIRST_PIECE
         self._has_read = False
+        self._reached: str | None = None
         first, last = _bounds(connection, stream)
-        low, high = _time_bounds(connection, stream, filters, first, last)
+        low, high = _index_bounds(connection, stream, filters, first, last)
         if after is not None and oldest_first:
             low = max(low, after + 1)
         elif after is not None:
@@ -503,6 +528,9 @@ class _Scan:
         self._low, self._high = low, high
         self.position = low - 1 if oldest_first else high + 1
         self._driver, self._others = _driver(connection, self._table, filters, low, high)
+        is_exact = not self._others and filters.text is None
+        self._most = _LAST_PIECE if self._driver is None else _LAST_SCATTERED
+        self._piece = min(limit if is_exact else self._most, _FIRST_PIECE)
 
     def peek(self) -> StoredEvent | None:
         """Return the next event without removing it, None at the end or when the time is over."""
@@ -522,86 +550,159 @@ class _Scan:
         self.position = found.index
         return found
 
+    def reached(self) -> tuple[str, str] | None:
+        """Return the time of the last candidate, and the stream, if the time was over before the end."""
+        if not self.paused:
+            return None
+        if self._reached is None:
+            time_ = self._table.c.time
+            query = select(time_).where(self._table.c.index == self.position)
+            found = self._connection.execute(query).scalar()
+            if found is None:  # it reached nothing
+                self._reached = "" if self._oldest_first else "~"
+            else:
+                self._reached = iso_time(int(found))
+        return self._reached, self.stream
+
     def _read_piece(self) -> None:
         table, start = self._table, time.monotonic()
         self._has_read = True
-        part = self._driver(self._low, self._high, self._piece, self._oldest_first)
-        others = and_(*self._others) if self._others else None
-        matching = func.count() if others is None else func.sum(case((others, 1), else_=0))
-        source: FromClause = part
-        if others is not None:
-            source = part.join(table, table.c.index == part.c.index)
-        edge = func.max(part.c.index) if self._oldest_first else func.min(part.c.index)
-        counts = select(edge, func.count()).select_from(part)
-        if self._filters.text is not None:
-            counts = select(edge, func.count(), matching).select_from(source)
-        row = self._connection.execute(counts).one()
-        if row[0] is None:
+        piece = self._next_piece()
+        if piece is None:
             self._high = self._low - 1
             return
-        query = select(table).join(part, table.c.index == part.c.index).where(*self._others)
+        candidates = piece.rows.where(*self._others)
+        if self._filters.text is not None:
+            self.searched += piece.count if not self._others else self._number_of(candidates)
         needle = self._filters.needle()
-        if needle:
-            query = query.where(table.c.data.icontains(needle, autoescape=True))
+        query = candidates.where(
+            table.c.data.icontains(needle, autoescape=True) if needle else true()
+        )
         order = table.c.index if self._oldest_first else table.c.index.desc()
         rows = self._connection.execute(query.order_by(order).limit(MAX_PAGE)).all()
         found = [_stored(self.stream, each) for each in rows]
         self._found += [e for e in found if self._filters.matches_text(e.record)]
         full = len(rows) == MAX_PAGE
-        edge_index = found[-1].index if full else int(row[0])
-        if self._filters.text is not None:
-            self.searched += int(row[2] or 0)
+        edge = found[-1].index if full else piece.edge
         if not self._found:
-            self.position = edge_index
-        if self._oldest_first:
-            self._low = edge_index + 1
-        else:
-            self._high = edge_index - 1
-        if row[1] < self._piece and not full:
+            self.position = edge
+        if piece.is_last and not full:
             self._high = self._low - 1
-        elif time.monotonic() - start < _PIECE_SECONDS / 2:
-            self._piece = min(self._piece * 2, _LAST_PIECE)
-        elif time.monotonic() - start > _PIECE_SECONDS:
-            self._piece = max(self._piece // 2, _FIRST_PIECE)
+        elif self._oldest_first:
+            self._low = edge + 1
+        else:
+            self._high = edge - 1
+        took = time.monotonic() - start
+        if took < _PIECE_SECONDS / 2:
+            self._piece = min(self._piece * 2, self._most)
+        elif took > _PIECE_SECONDS:
+            self._piece = max(self._piece // 2, min(_FIRST_PIECE, self._most))
+
+    def _next_piece(self) -> _Piece | None:
+        """Return the next candidates, None at the end."""
+        table, size = self._table, self._piece
+        if self._driver is None:
+            # The indexes have no gaps.
+            low, high = self._low, self._high
+            if self._oldest_first:
+                high = min(high, low + size - 1)
+            else:
+                low = max(low, high - size + 1)
+            edge = high if self._oldest_first else low
+            is_last = (low, high) == (self._low, self._high)
+            rows = select(table).where(table.c.index.between(low, high))
+            return _Piece(rows, high - low + 1, edge, is_last)
+        part = self._driver(self._low, self._high, size, self._oldest_first)
+        ends = func.max(part.c.index) if self._oldest_first else func.min(part.c.index)
+        found, count = self._connection.execute(select(ends, func.count()).select_from(part)).one()
+        if found is None:
+            return None
+        rows = select(table).join(part, table.c.index == part.c.index)
+        return _Piece(rows, int(count), int(found), count < size)
+
+    def _number_of(self, rows: Select[Any]) -> int:
+        query = select(func.count()).select_from(
+            rows.with_only_columns(self._table.c.index).subquery()
+        )
+        return int(self._connection.execute(query).scalar_one())
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some candidates: their rows and number, the last index, and whether none are left."""
+
+    rows: Select[Any]
+    count: int
+    edge: int
+    is_last: bool
 
 
 Driver = Callable[[int, int, int, bool], FromClause]
 
 
 def _driver(
-    connection: Connection, table: Any, filters: Filters, low: int, high: int
-) -> tuple[Driver, tuple[ColumnElement[bool], ...]]:
+    connection: Connection, table: Table, filters: Filters, low: int, high: int
+) -> tuple[Driver | None, tuple[ColumnElement[bool], ...]]:
     """Return what lists the candidates' indexes, by the rarest value that the filters name, and the
-    conditions that are left."""
-    conditions: dict[str, ColumnElement[bool]] = {}
-    exact: dict[str, tuple[Any, ...]] = {}
-    for name, values in filters.choices().items():
-        conditions[name] = table.c[name].in_(values)
-        exact[name] = values
+    conditions that are left. None: every row is a candidate."""
+    exact: dict[str, tuple[Any, ...]] = dict(filters.choices())
+    conditions = {name: table.c[name].in_(values) for name, values in exact.items()}
+    networks: dict[str, tuple[bytes, bytes]] = {}
     for name, (lowest, highest) in filters.ranges().items():
-        conditions[name] = table.c[name].between(lowest, highest)
-        found = _addresses(connection, table.c[name], lowest, highest)
-        if found is not None:
-            exact[name] = found
-    times = []
-    if filters.since is not None:
-        times.append(table.c.time >= filters.since)
-    if filters.until is not None:
-        times.append(table.c.time < filters.until)
-    chosen, fewest = "", _COUNTED * 10
+        # With the function, no database walks along this column's index, past all of the network's rows.
+        conditions[name] = func.coalesce(table.c[name], b"").between(lowest, highest)
+        if lowest == highest:
+            exact[name] = (lowest,)
+        else:
+            networks[name] = (lowest, highest)
+    chosen, fewest = "", _COUNTED + 1
     for name, values in exact.items():
-        candidates = _candidates(table, table.c[name], values, low, high, _COUNTED, False)
-        count = connection.execute(select(func.count()).select_from(candidates)).scalar_one()
+        count = _count(connection, table, table.c[name], values, low, high)
         # With equal counts, a name or address is rarer than a kind.
         if count < fewest or (count == fewest and len(values) == 1):
             chosen, fewest = name, count
-    others = tuple(each for name, each in conditions.items() if name != chosen)
+    is_sorted = False
+    for name, (lowest, highest) in networks.items():
+        if fewest < _COUNTED or is_sorted:
+            break
+        if _can_be_sorted(connection, table.c[name], lowest, highest):
+            chosen, is_sorted = name, True
+        elif addresses := _addresses(connection, table.c[name], lowest, highest):
+            exact[name] = addresses
+            # A client is rarer than a kind.
+            if not chosen or (name == "client" and chosen not in _NAMES):
+                chosen = name
+    left = [each for name, each in conditions.items() if name != chosen]
+    others: tuple[ColumnElement[bool], ...] = (*left, *_times(table, filters))
+    if not chosen:
+        return None, others
 
     def driver(low: int, high: int, size: int, oldest_first: bool) -> FromClause:
-        column = table.c[chosen] if chosen else None
-        return _candidates(table, column, exact.get(chosen, ()), low, high, size, oldest_first)
+        if is_sorted:
+            within = table.c[chosen].between(*networks[chosen])
+            return _sorted(table, within, low, high, size, oldest_first)
+        values = exact[chosen]
+        return _candidates(table, table.c[chosen], values, low, high, size, oldest_first)
 
-    return driver, (*others, *times)
+    return driver, others
+
+
+def _times(table: Table, filters: Filters) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if filters.since is not None:
+        found.append(table.c.time >= filters.since)
+    if filters.until is not None:
+        found.append(table.c.time < filters.until)
+    return found
+
+
+def _count(
+    connection: Connection, table: Table, column: Any, values: tuple[Any, ...], low: int, high: int
+) -> int:
+    """Return how many rows have one of the values, at most `_COUNTED`."""
+    candidates = _candidates(table, column, values, low, high, _COUNTED, False)
+    query = select(func.count()).select_from(candidates)
+    return int(connection.execute(query).scalar_one())
 
 
 def _candidates(
@@ -617,8 +718,6 @@ def _candidates(
     values. Each value is a walk along the index; none of them sorts more than `size` rows."""
     order = table.c.index.asc() if oldest_first else table.c.index.desc()
     within = table.c.index.between(low, high)
-    if column is None:
-        return select(table.c.index).where(within).order_by(order).limit(size).subquery()
     parts = [
         select(table.c.index).where(column == value, within).order_by(order).limit(size).subquery()
         for value in values
@@ -632,22 +731,56 @@ def _candidates(
     return select(together.c.index).order_by(order).limit(size).subquery()
 
 
+def _sorted(
+    table: Table,
+    condition: ColumnElement[bool],
+    low: int,
+    high: int,
+    size: int,
+    oldest_first: bool,
+) -> FromClause:
+    """Return the subquery of the first `size` indexes from `low` to `high` of the rows with a condition. It
+    reads and sorts all of these rows' indexes, from the index over the condition's column alone."""
+    # The sum and the offset keep both databases from walking along the primary key instead, past all other
+    # rows.
+    within = (table.c.index + 0).between(low, high)
+    found = select(table.c.index).where(condition, within).offset(0).subquery()
+    order = found.c.index.asc() if oldest_first else found.c.index.desc()
+    return select(found.c.index).order_by(order).limit(size).subquery()
+
+
+def _can_be_sorted(
+    connection: Connection, column: ColumnElement[Any], lowest: bytes, highest: bytes
+) -> bool:
+    """Return whether a network has so few rows that `_sorted` is fast."""
+    for most in _SORTED:
+        begin = time.monotonic()
+        found = select(column).where(column.between(lowest, highest)).limit(most + 1).subquery()
+        count = connection.execute(select(func.count()).select_from(found)).scalar_one()
+        if count <= most:
+            return True
+        if time.monotonic() - begin > _SORT_SECONDS:
+            break
+    return False
+
+
 def _addresses(
     connection: Connection, column: Any, lowest: bytes, highest: bytes
 ) -> tuple[bytes, ...] | None:
     """Return the addresses that occur in a range, None if they are more than `_MAX_ADDRESSES`."""
-    if lowest == highest:
-        return (lowest,)
-    found: list[bytes] = []
-    # PostgreSQL before 18 has no min() of bytes.
-    query = select(column).where(column <= highest).order_by(column).limit(1)
-    value = connection.execute(query.where(column >= lowest)).scalar()
-    while value is not None:
-        if len(found) == _MAX_ADDRESSES:
-            return None
-        found.append(bytes(value))
-        value = connection.execute(query.where(column > value)).scalar()
-    return tuple(found)
+    # Each step finds the next address in the index. PostgreSQL before 18 has no min() of bytes.
+    ordered = select(column).where(column <= highest).order_by(column).limit(1)
+    first = ordered.where(column >= lowest).scalar_subquery()
+    found = select(first.label("address"), literal(1).label("number")).cte(recursive=True)
+    following = ordered.where(column > found.c.address).correlate(found).scalar_subquery()
+    found = found.union_all(
+        select(following, found.c.number + 1).where(
+            found.c.address.isnot(None), found.c.number <= _MAX_ADDRESSES
+        )
+    )
+    query = select(found.c.address).where(found.c.address.isnot(None))
+    rows = connection.execute(query).all()
+    return None if len(rows) > _MAX_ADDRESSES else tuple(bytes(row[0]) for row in rows)
 
 
 def _bounds(connection: Connection, stream: Stream) -> tuple[int, int]:
@@ -688,28 +821,27 @@ def _chain_rows(connection: Connection, stream: Stream) -> Iterator[ChainRow]:
             return
 
 
-def _time_bounds(
+def _index_bounds(
     connection: Connection, stream: Stream, filters: Filters, first: int, last: int
 ) -> tuple[int, int]:
-    """Return the indexes between which all rows of the filters' period are."""
-    here = HOURS.c.stream == stream
+    """Return the indexes between which all rows are that match, as far as the hourly counts show: by time,
+    and by two or more of kind, verdict and reason, which may exclude each other. For one of them the index
+    over its column is faster."""
+    chosen = filters.choices()
+    columns = {"kind": HOURS.c.kind, "verdict": HOURS.c.verdict, "reason": HOURS.c.reason}
+    named = [column.in_(chosen[name]) for name, column in columns.items() if name in chosen]
+    conditions: list[ColumnElement[bool]] = [*named] if len(named) > 1 else []
     if filters.since is not None:
-        lowest = select(func.min(HOURS.c.first_index)).where(
-            here, HOURS.c.hour >= filters.since // HOUR
-        )
-        found = connection.execute(lowest).scalar()
-        if found is None:
-            return 1, 0
-        first = max(first, int(found))
+        conditions.append(HOURS.c.hour >= filters.since // HOUR)
     if filters.until is not None:
-        highest = select(func.max(HOURS.c.last_index)).where(
-            here, HOURS.c.hour <= filters.until // HOUR
-        )
-        found = connection.execute(highest).scalar()
-        if found is None:
-            return 1, 0
-        last = min(last, int(found))
-    return first, last
+        conditions.append(HOURS.c.hour <= (filters.until - 1) // HOUR)
+    if not conditions:
+        return first, last
+    bounds = select(func.min(HOURS.c.first_index), func.max(HOURS.c.last_index))
+    row = connection.execute(bounds.where(HOURS.c.stream == stream, *conditions)).one()
+    if row[0] is None:
+        return 1, 0
+    return max(first, int(row[0])), min(last, int(row[1]))
 
 
 def _cells_of_hours(
@@ -741,7 +873,7 @@ def _cells_of_rows(connection: Connection, since: int, until: int, bucket: int) 
     for stream, table in TABLES.items():
         first, last = _bounds(connection, stream)
         period = Filters(since=since, until=until)
-        low, high = _time_bounds(connection, stream, period, first, last)
+        low, high = _index_bounds(connection, stream, period, first, last)
         start = table.c.time - table.c.time % bucket
         names = (table.c.kind, table.c.verdict, table.c.reason)
         query = (
@@ -784,9 +916,9 @@ def _top(connection: Connection, first: int, last: int, name: str) -> tuple[Coun
     )
 
 
-def _check_version(connection: Connection, display_url: str) -> None:
-    """Raise `StoreError` unless the tables are there, in this version."""
-    if not connection.dialect.has_table(connection, META.name):
+def _check_version(connection: Connection, display_url: str, *, known: bool) -> None:
+    """Raise `StoreError` unless the tables are there, in this version. `known`: they were there before."""
+    if not known and not connection.dialect.has_table(connection, META.name):
         raise StoreError(
             f"{display_url}: there is no trail yet; the shim creates it when it starts"
         )
@@ -799,7 +931,17 @@ def _check_version(connection: Connection, display_url: str) -> None:
 
 
 def _limit_postgresql(connection: Connection) -> None:
-    connection.execute(text(f"SET LOCAL statement_timeout = {round(QUERY_SECONDS * 1000)}"))
+    # The queries are made for the indexes. With wrong estimates, compiling a query or starting other
+    # processes takes longer than the query.
+    settings = {
+        "statement_timeout": str(round(QUERY_SECONDS * 1000)),
+        "jit": "off",
+        "max_parallel_workers_per_gather": "0",
+        # The driver prepares a statement that is used often; one plan for all values is slow for rare ones.
+        "plan_cache_mode": "force_custom_plan",
+    }
+    statements = [f"SET LOCAL {name} = {value}" for name, value in settings.items()]
+    connection.exec_driver_sql("; ".join(statements))
 
 
 def _timed_out(error: object) -> bool:

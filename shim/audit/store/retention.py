@@ -15,6 +15,7 @@ from shim.audit.store.schema import (
     HOUR,
     HOURLY_VALUES,
     HOURS,
+    STREAM_STATES,
     TABLES,
     Stream,
     row_size,
@@ -84,6 +85,11 @@ def cut(
 
 
 def remove_counts(connection: Connection, hours_since: int, values_since: int) -> None:
-    """Remove the hourly counts before a time (µs), and the hourly values before another one."""
-    connection.execute(delete(HOURS).where(HOURS.c.hour < hours_since // HOUR))
+    """Remove the hourly counts before a time (µs), and the hourly values before another one. Counts of rows
+    that are kept stay, because filters find the rows by them."""
+    states = STREAM_STATES.c
+    first_kept = select(states.first_index).where(states.stream == HOURS.c.stream).scalar_subquery()
+    connection.execute(
+        delete(HOURS).where(HOURS.c.hour < hours_since // HOUR, HOURS.c.last_index < first_kept)
+    )
     connection.execute(delete(HOURLY_VALUES).where(HOURLY_VALUES.c.hour < values_since // HOUR))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from shim.audit.events import Event, to_record
 from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
-from shim.audit.store.append import Head, append, read_head
+from shim.audit.store.append import CONVERTED, Head, append, read_head
 from shim.audit.store.chain import Keys
 from shim.audit.store.retention import Limits, cut, remove_counts
 from shim.audit.store.schema import META, STREAMS, TABLES, Record, Stream
@@ -30,17 +30,18 @@ from shim.store.errors import StoreCorrupt, StoreError, StoreReplaced
 
 T = TypeVar("T")
 
+# Events of one transaction: it takes all that wait, so that a kill loses at most those of one transaction and
+# those that came meanwhile. A flood of refused requests yields fewer of them in a minute (`coalesce.py`).
+BATCH = 1024
 CHECKPOINT_ROWS = 1000
 CHECKPOINT_SECONDS = 3600.0
 # Without a successful write for this time, the trail counts as unavailable.
 UNAVAILABLE_SECONDS = 10.0
-# Time that an administrative action waits until it is stored.
-ACTION_SECONDS = 5.0
+# Time that a write waits which the keeper of the trail makes.
+_PROVE_SECONDS = 5.0
 _RETENTION_PAUSE = 0.05
 # Time for the last write when the store is closed.
 _CLOSE_SECONDS = 2.0
-# Events that are converted before other threads may run.
-_CONVERTED = 8
 # Ids to remember, so that an event that was stored already is not stored again.
 _REMEMBERED = 4096
 
@@ -53,6 +54,7 @@ class TrailStore:
     """
 
     name = "audit_database"
+    batch = BATCH
 
     def __init__(
         self,
@@ -98,23 +100,28 @@ class TrailStore:
         chosen = [event for event in events if event.stored]
         if not chosen:
             return
-        heads = await self._run(lambda: self._append(chosen))
+        self._log_due_checkpoints(await self._run(lambda: self._append(chosen)))
+
+    def _log_due_checkpoints(self, heads: Iterable[Head]) -> None:
         for head in heads:
-            rows, at = self._checkpoints.get(head.stream, (0, 0.0))
-            hour_over = time.monotonic() - at >= CHECKPOINT_SECONDS
-            if head.index - rows >= CHECKPOINT_ROWS or hour_over:
+            last = self._checkpoints.get(head.stream)
+            if (
+                last is None
+                or head.index - last[0] >= CHECKPOINT_ROWS
+                or time.monotonic() - last[1] >= CHECKPOINT_SECONDS
+            ):
                 self._log_checkpoint(head)
 
-    async def store(self, event: Event) -> None:
-        """Store this event before others that wait, and return once it is on disk. Raises `StoreError`. If
-        the trail passes it later too, it is not stored twice."""
-        await self._soon(self.write([event]))
+    async def store(self, event: Event, seconds: float) -> None:
+        """Store this event before others that wait, and return once it is on disk. Raises `StoreError`, at
+        the latest after `seconds`. If the trail passes it later too, it is not stored twice."""
+        self._log_due_checkpoints(await self._within(seconds, lambda: self._append([event])) or ())
 
-    async def prove_writable(self) -> None:
-        """Write an unchanged value. Raises `StoreError`."""
+    async def prove_writable(self, seconds: float = _PROVE_SECONDS) -> None:
+        """Write an unchanged value. Raises `StoreError`, at the latest after `seconds`."""
         same = update(META).where(META.c.name == "version").values(value=META.c.value)
-        await self._soon(
-            self._run(lambda: self._write(lambda connection: connection.execute(same)))
+        await self._within(
+            seconds, lambda: self._write(lambda connection: connection.execute(same))
         )
 
     async def apply_retention(self, limits: Mapping[Stream, Limits], reason: str = "") -> int:
@@ -166,7 +173,9 @@ class TrailStore:
                 for head in heads:
                     if self._checkpoints.get(head.stream, (0, 0.0))[0] != head.index:
                         self._log_checkpoint(head)
-        await asyncio.to_thread(self._database.close, _CLOSE_SECONDS)
+        # What failed was waited for already.
+        seconds = _CLOSE_SECONDS if self.fault is None else 0.0
+        await asyncio.to_thread(self._database.close, seconds)
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -183,15 +192,23 @@ class TrailStore:
         self._last_success = time.monotonic()
         return done
 
-    async def _soon(self, work: Awaitable[object]) -> None:
-        """Wait for `work`, at most `ACTION_SECONDS`. Raises `StoreError`."""
+    async def _within(self, seconds: float, work: Callable[[], T]) -> T | None:
+        """Run `work` in the thread, and return its result. Raises `StoreError` after `seconds`; then `work`
+        is not begun any more."""
+        given_up = False
+
+        def unless_given_up() -> T | None:
+            return None if given_up else work()
+
         try:
-            async with asyncio.timeout(ACTION_SECONDS):
-                await work
+            async with asyncio.timeout(seconds):
+                return await self._run(unless_given_up)
         except TimeoutError:
-            error = StoreError(f"{self.display_url}: no response for {ACTION_SECONDS:.0f} s")
+            error = StoreError(f"{self.display_url}: no response for {seconds:.0f} s")
             self._failed(error)
             raise error from None
+        finally:
+            given_up = True
 
     def _failed(self, error: StoreError) -> None:
         self.fault = str(error)
@@ -228,7 +245,7 @@ class TrailStore:
         for number, event in enumerate(events, 1):
             if event.id not in self._stored:
                 records.setdefault(event.stream.value, []).append(to_record(event))
-            if number % _CONVERTED == 0:
+            if number % CONVERTED == 0:
                 time.sleep(0)
 
         def work(connection: Connection) -> list[Head]:

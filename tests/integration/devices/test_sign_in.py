@@ -110,7 +110,7 @@ async def test_token_info_and_the_extension(any_shim: RunningShim, device: NewDe
     assert '<tokenInfo username="alice"/>' in as_xml.text
     called = await any_shim.rest("tokenInfo", apiKey=device.secret, f="jsonp", callback="app.on")
     assert called.text.startswith('app.on({"subsonic-response"')
-    in_form = await any_music.post("tokenInfo", {"apiKey": device.secret})
+    in_form = await any_shim.post("tokenInfo", {"apiKey": device.secret})
     assert envelope(in_form)["tokenInfo"] == {"username": "alice"}
     for headers in ({}, {"Accept-Encoding": "identity"}):
         listed = await any_shim.rest("getOpenSubsonicExtensions", headers)

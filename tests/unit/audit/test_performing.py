@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit import performing
+from shim.audit.admin_actions import STORE_SECONDS, AdminActions, NotStored
 from shim.audit.events import AdminAction, Event, Operator
 from shim.audit.performing import perform
 from shim.audit.store.chain import build_keys
 from shim.audit.store.filters import Filters
 from shim.audit.store.reader import TrailReader
 from shim.audit.store.writer import TrailStore
+from shim.store.errors import StoreError
 
 BY = Operator("console:ada", "console", "192.0.2.1")
 
@@ -120,3 +124,52 @@ async def test_an_action_that_removes_a_right_is_done_with_a_note_while_storing_
     assert done.note is not None
     assert "only in the log" in done.note
     assert [event.kind for event in logged] == ["admin_action"]
+
+
+class Unwritable(TrailStore):
+    """A store that cannot be written. `waits` has the seconds that each call may take."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"sqlite:///{folder}/audit.db", build_keys([]))
+        self.waits: list[float] = []
+
+    async def store(self, event: Event, seconds: float) -> None:
+        self.waits.append(seconds)
+        raise StoreError(f"locked: {event.kind}")
+
+    async def prove_writable(self, seconds: float = 0.0) -> None:
+        self.waits.append(seconds)
+        raise StoreError("locked")
+
+
+@pytest.mark.parametrize("gives_right", [True, False])
+@pytest.mark.parametrize("error", [None, ValueError("no such account")])
+async def test_an_action_waits_once_for_a_store_that_cannot_be_written(
+    tmp_path: Path, gives_right: bool, error: Exception | None
+) -> None:
+    store, logged = Unwritable(tmp_path), list[Event]()
+    actions = AdminActions(store, logged.append)
+    with suppress(NotStored, ValueError):
+        await perform(actions, BY, "device.add", Action(error), gives_right=gives_right)
+    await store.close()
+    assert len(store.waits) == len(logged) == 1
+    assert store.waits[0] <= STORE_SECONDS
+
+
+async def test_the_wait_after_the_work_is_shorter_the_longer_the_work_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(performing, "monotonic", lambda: now[0])
+    store = Unwritable(tmp_path)
+
+    def work_of(seconds: float) -> Callable[[], Awaitable[None]]:
+        async def work() -> None:
+            now[0] += seconds
+
+        return work
+
+    for seconds in (0.0, 5.0, 60.0):
+        await perform(AdminActions(store, lambda _: None), BY, "users.lock", work_of(seconds))
+    await store.close()
+    assert store.waits == [STORE_SECONDS, 3.0, 2.0]

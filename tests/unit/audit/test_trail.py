@@ -18,6 +18,7 @@ class MemorySink:
 
     def __init__(self, name: str = "memory", faults: Sequence[Exception] = ()) -> None:
         self.name = name
+        self.batch = 64
         self.events: list[Event] = []
         self.batches: list[int] = []
         self.closed = False
@@ -84,6 +85,18 @@ async def test_events_are_written_in_order_to_every_sink() -> None:
     assert [sink.events for sink in sinks] == [events, events]
     assert all(sink.closed for sink in sinks)
     assert max(sinks[0].batches) <= 64
+
+
+async def test_a_sink_with_a_larger_batch_gets_all_events_that_wait() -> None:
+    sink, other = MemorySink(), MemorySink("other")
+    sink.batch = 1000
+    trail = Trail([sink, other])
+    for number in range(150):
+        trail.record(access(request_id=str(number)))
+    trail.start()
+    await trail.close()
+    assert sink.batches == [150]
+    assert other.batches == [64, 64, 22]
 
 
 async def test_closing_writes_all_queued_and_coalesced_events() -> None:

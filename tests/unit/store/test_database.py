@@ -5,6 +5,7 @@ and errors without passwords.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,16 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, insert, inspect, select, text, update
+from sqlalchemy import (
+    Connection,
+    create_engine,
+    insert,
+    inspect,
+    make_url,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
@@ -26,6 +36,7 @@ from shim.store.database import Database
 from shim.store.errors import StoreCorrupt, StoreError
 from shim.store.schema import BINDINGS, CHANGE_COUNTERS, HEAD, INTENTS, METADATA, TOKEN_RULES
 from shim.store.upgrade import configuration
+from tests.support.postgresql import PostgreSQL
 
 Opened = Callable[[], Database]
 
@@ -295,3 +306,39 @@ def test_a_corrupt_file_is_reported_and_never_replaced(tmp_path: Path) -> None:
     database.close()
     assert file.read_bytes() == b"x" * 8192
     assert list(tmp_path.iterdir()) == [file]
+
+
+class Cursor:
+    """A cursor whose first statements find the file locked."""
+
+    def __init__(self, locked: int) -> None:
+        self.locked = locked
+        self.statements: list[str] = []
+
+    def execute(self, statement: str) -> None:
+        self.statements.append(statement)
+        if len(self.statements) <= self.locked:
+            raise sqlite3.OperationalError("database is locked")
+
+
+def test_two_processes_can_create_one_sqlite_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor = Cursor(locked=2)
+    engine._use_wal(cursor)
+    assert cursor.statements == ["PRAGMA journal_mode=WAL"] * 3
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        engine._use_wal(Cursor(locked=1))
+
+
+def test_a_writer_that_was_ended_does_not_wait_for_the_lock_of_postgresql(
+    postgresql: PostgreSQL, postgresql_url: str
+) -> None:
+    database = Database(postgresql_url)
+    database.open()
+    name = str(make_url(postgresql_url).database)
+    with postgresql.session(name) as other:
+        other.execute(f"SELECT pg_advisory_lock({engine.WRITERS_LOCK})".encode())
+        database._ends.set()
+        with pytest.raises(StoreError, match="being closed"):
+            database.write(value)
+    database.close()

@@ -129,6 +129,68 @@ def test_each_filter_finds_the_events_that_match(
     assert ids(reader.after(Position(0, 0), filters=filters)[0]) == expected
 
 
+@pytest.mark.parametrize("way", ["sorted", "addresses", "all rows"])
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(client="198.18.0.0/15"),
+        Filters(client="198.18.3.0/24"),
+        Filters(client="198.18.3.0/30"),
+        Filters(client="0.0.0.0/0"),
+        Filters(client="2001:db8::/32"),
+        Filters(client="192.0.2.0/24"),
+        Filters(client="198.18.3.0/24", kinds=("identity_seen",)),
+        Filters(client="198.18.3.0/24", peer="172.20.0.0/30"),
+        Filters(peer="172.20.0.0/16", user="anna"),
+        Filters(client="198.18.3.0/24", since=START + 10, until=START + 50),
+    ],
+    ids=repr,
+)
+def test_a_network_finds_its_addresses_however_they_are_looked_up(
+    database: Database,
+    reader: TrailReader,
+    monkeypatch: pytest.MonkeyPatch,
+    filters: Filters,
+    oldest_first: bool,
+    way: str,
+) -> None:
+    monkeypatch.setattr(module, "_SORTED", (10_000,) if way == "sorted" else (-1,))
+    monkeypatch.setattr(module, "_MAX_ADDRESSES", 1000 if way == "addresses" else 2)
+    monkeypatch.setattr(module, "_COUNTED", 3)
+    records = [
+        (seen("anna", START + n) if n % 5 == 0 else refused(START + n))
+        | {"peer": f"172.20.0.{n % 4}", "client": f"198.18.{n % 7}.{n % 13}"}
+        for n in range(60)
+    ]
+    for number, each in enumerate(records[::9]):
+        each["client"] = f"2001:db8::{number}"
+    del records[3]["client"]
+    store(database, "requests", *records)
+    expected = [each["id"] for each in records if filters.matches("requests", each)]
+    found, cursor = [], None
+    for _ in range(len(records)):
+        page = reader.page(filters, cursor=cursor, limit=7, oldest_first=oldest_first)
+        found += ids(page)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == (expected if oldest_first else expected[::-1])
+
+
+def test_a_combination_that_never_occurred_is_known_from_the_counts(
+    database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(database, "requests", seen("anna"), refused(START + 1))
+
+    def no_scan(*_: object) -> None:
+        raise AssertionError("rows were read")
+
+    monkeypatch.setattr(module._Scan, "_read_piece", no_scan)
+    page = reader.page(Filters(kinds=("identity_seen",), verdicts=("rejected",)))
+    assert (page.events, page.next_cursor) == ((), None)
+
+
 def test_text_is_not_found_in_the_names_of_fields(database: Database, reader: TrailReader) -> None:
     store(database, "requests", refused())
     assert ids(reader.page(Filters(text="claimed_user"))) == []
@@ -140,6 +202,7 @@ def test_a_search_for_text_is_limited_with_a_note(
 ) -> None:
     monkeypatch.setattr(module, "MAX_SEARCHED", 10)
     monkeypatch.setattr(module, "_FIRST_PIECE", 5)
+    monkeypatch.setattr(module, "_PAGE_SECONDS", 60.0)
     old = refused(START, user_agent="needle")
     store(database, "requests", old, *(refused(START + n) for n in range(1, 30)))
     page = reader.page(Filters(text="needle"))
@@ -171,6 +234,41 @@ def test_a_page_that_reaches_its_time_limit_has_a_note_and_the_next_one_continue
             break
     assert found == [wanted["id"]]
     assert "The search is not complete: the next page searches further back." in notes
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+def test_pages_that_reach_their_time_limit_merge_both_streams_by_time(
+    database: Database,
+    reader: TrailReader,
+    monkeypatch: pytest.MonkeyPatch,
+    oldest_first: bool,
+) -> None:
+    requests = [refused(START + n * 10, method="PATCH" if n % 9 == 0 else "GET") for n in range(40)]
+    changes = [
+        record("account_changed", START + n * 7 + 3, account="patch" if n in (30, 31) else "x")
+        for n in range(60)
+    ]
+    store(database, "requests", *requests)
+    store(database, "changes", *changes)
+    for name, most in (("_PAGE_SECONDS", 0.000_001), ("_FIRST_PIECE", 4), ("_LAST_PIECE", 4)):
+        monkeypatch.setattr(module, name, most)
+    wanted = Filters(text="patch")
+    both = sorted([*requests, *changes], key=lambda each: each["time"], reverse=not oldest_first)
+    expected = [each["id"] for each in both if wanted.matches_text(each)]
+    found: list[str] = []
+    sizes, cursor = [], None
+    for _ in range(100):
+        page = reader.page(wanted, cursor=cursor, oldest_first=oldest_first)
+        sizes.append(len(page.events))
+        found += ids(page)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == expected
+    assert len(expected) == 7
+    # One stream does not keep the events of the other one back until it is searched.
+    assert 0 < max(sizes) < len(expected)
+    assert sizes[0] == (1 if oldest_first else 0)
 
 
 def test_a_page_that_ends_inside_a_piece_continues(

@@ -7,27 +7,31 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from sqlalchemy import inspect, make_url, text
 
+from shim.audit import admin_actions
 from shim.audit.admin_actions import AdminActions, NotStored
+from shim.audit.coalesce import Coalescer
 from shim.audit.events import AdminAction, Event, Stopped, Stream, UpstreamUp
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store import writer as module
+from shim.audit.store.append import Head
 from shim.audit.store.chain import Keys, build_keys
 from shim.audit.store.filters import Filters
 from shim.audit.store.reader import StoredEvent, TrailReader
 from shim.audit.store.retention import Limits
 from shim.audit.store.schema import HOUR
 from shim.audit.store.tables import build_database
-from shim.audit.store.writer import TrailStore
+from shim.audit.store.writer import BATCH, TrailStore
 from shim.audit.trail import Trail
 from shim.health import State
 from shim.store.errors import StoreError
+from shim.trust.reasons import Reason
 from tests.support.audit_samples import request_decision
 from tests.support.event_schema import faults
 from tests.support.harness import until
@@ -233,6 +237,38 @@ async def test_the_trail_counts_losses_and_stores_their_number_after_recovery(
     assert (loss["sink"], loss["dropped"]) == ("audit_database", 15)
 
 
+async def test_all_events_that_wait_are_stored_in_one_transaction(
+    make: Make, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, numbers = make(), list[int]()
+    append = store._append
+
+    def counted(events: Sequence[Event]) -> list[Head]:
+        numbers.append(len(events))
+        return append(events)
+
+    monkeypatch.setattr(store, "_append", counted)
+    trail = Trail([store])
+    events = [up() for _ in range(300)]
+    for each in events:
+        trail.record(each)
+    trail.start()
+    await trail.close(60.0)
+    assert numbers == [300]
+    assert stored_ids(store_url) == [each.id for each in events]
+
+
+def test_a_batch_has_room_for_what_a_flood_yields_in_a_minute() -> None:
+    coalescer, reasons = Coalescer(), list(Reason)
+    decisions = [
+        request_decision(peer=f"192.0.{n // 250}.{n % 250}", reason=reasons[n % len(reasons)])
+        for n in range(5000)
+    ]
+    # Each address sends a burst.
+    events = [e for each in decisions for _ in range(5) for e in coalescer.offer(each, 0.0)]
+    assert 600 < len(events) < BATCH
+
+
 async def test_an_administrative_action_is_on_disk_when_record_returns(
     make: Make, store_url: str
 ) -> None:
@@ -270,7 +306,7 @@ async def test_an_action_waits_no_longer_than_its_answer_may(
     file = tmp_path / "audit.db"
     store = sqlite_store(file)
     await store.write([up()])
-    monkeypatch.setattr(module, "ACTION_SECONDS", 0.2)
+    monkeypatch.setattr(admin_actions, "STORE_SECONDS", 0.2)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -322,6 +358,7 @@ async def test_old_counts_are_removed(make: Make, store_url: str) -> None:
     hour, base = 3600, 1_700_000_000.0 // 3600 * 3600
     await store.write([request_decision(time=base + n * hour) for n in range(4)])
     since = round(base * 1_000_000)
+    await store.apply_retention({"requests": Limits(since + HOUR)})
     await store.remove_counts(since + HOUR, since + 2 * HOUR)
     reader = TrailReader(store_url)
     until = since + 10 * HOUR
@@ -331,6 +368,20 @@ async def test_old_counts_are_removed(make: Make, store_url: str) -> None:
     reader.close()
     assert [c.start for c in counted] == [since + n * HOUR for n in (1, 2, 3)]
     assert [c.count for c in origins] == [2]
+
+
+async def test_counts_of_rows_that_are_kept_stay_because_filters_use_them(
+    make: Make, store_url: str
+) -> None:
+    store = make()
+    kept = request_decision(time=1_700_000_000.0)
+    await store.write([kept])
+    late = 1_800_000_000_000_000
+    await store.remove_counts(late, late)
+    reader = TrailReader(store_url)
+    found = reader.page(Filters(kinds=("request_decision",))).events
+    reader.close()
+    assert [each.record["id"] for each in found] == [kept.id]
 
 
 async def test_stored_records_follow_the_schema_of_events(make: Make, store_url: str) -> None:
