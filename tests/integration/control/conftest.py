@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +65,13 @@ class Scene:
 
 
 @contextmanager
-def scene_of(folder: Path, **settings: str) -> Iterator[Scene]:
-    """Start a shim; an empty value removes a setting."""
+def scene_of(folder: Path, *, before: Sequence[str] = (), **settings: str) -> Iterator[Scene]:
+    """Start a shim; an empty value removes a setting. `before` precedes its command line."""
     given = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
     given["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
     with StandInThread(StandInOptions(login_window=3600)) as stand_in:
         port = int(stand_in.url.rsplit(":", 1)[1])
-        with shim_before(port, folder, **given) as shim:
+        with shim_before(port, folder, before=before, **given) as shim:
             yield Scene(shim, folder, {**given, "UPSTREAM": stand_in.url})
 
 
