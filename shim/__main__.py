@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from typing import cast
 
-# httpx and structlog import these if they are installed, for output that the serving process does not use.
-# They are installed for the commands and take 4 MB. With None, Python raises ImportError, which both packages
-# expect.
-_UNUSED_BY_SERVE = ("rich", "httpx._main")
+# Optional packages that other packages import if they are installed. With None, Python raises ImportError,
+# which each of them expects.
+_UNUSED_BY_SERVE = (
+    "greenlet",  # 1 MB: SQLAlchemy's asyncio extension, and structlog for programs that use greenlets
+    "httpx._main",  # 4 MB with rich: httpx's command
+    "rich",  # structlog's tracebacks on a terminal
+    "sniffio",  # httpcore looks for it on the whole path with each connection
+)
 
 
 def main() -> None:

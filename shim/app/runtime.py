@@ -24,7 +24,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import shim
 from shim.app.factories import (
@@ -47,12 +47,10 @@ from shim.audit.sinks.log import LogSink, configure_log, log_event
 from shim.audit.sinks.table import build_sinks
 from shim.audit.trail import Trail
 from shim.control.access import Access, channel_lines
-from shim.control.app import create_app
-from shim.control.explain import ExplainedRequest, explain
 from shim.control.keys import ControlKey
-from shim.control.metrics import Sources, build_registry
+from shim.control.on_demand import OnDemandApp
+from shim.control.probes import Probes
 from shim.control.protocol import MAX_CONNECTIONS, ControlProtocol
-from shim.control.services import ControlServices
 from shim.health import Check
 from shim.monitors.edge import EdgeMonitor
 from shim.monitors.empty_server import EmptyServerMonitor
@@ -67,9 +65,12 @@ from shim.settings import Endpoint, Settings
 from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from shim.app.audit_keeper import AuditKeeper
     from shim.audit.store.reader import TrailReader
     from shim.audit.store.writer import TrailStore
+    from shim.control.explain import ExplainedRequest
     from shim.control.live import LiveTrail
     from shim.devices.administration import DeviceAdministration
     from shim.devices.gate import SubsonicDevices
@@ -169,6 +170,7 @@ class Runtime:
         self._channel_secret = secrets.token_urlsafe(32)
         self._control_key = ControlKey()
         self._live: LiveTrail | None = None
+        self._registry: CollectorRegistry | None = None
         self._started_at = time.monotonic()
         self._stop_trigger = "stopped"
         self._reloads: set[asyncio.Task[Performed[ReloadResult]]] = set()
@@ -232,6 +234,8 @@ class Runtime:
 
     async def explain(self, request: ExplainedRequest) -> dict[str, object]:
         """Explain the decision on this request by the policy in force. Raises `InvalidRequest`."""
+        from shim.control.explain import explain  # noqa: PLC0415 - loaded with the API
+
         return await explain(request, self._reloader.settings, self.plane.policy)
 
     def start_edge_probe(self, prefix: str) -> str:
@@ -400,25 +404,8 @@ class Runtime:
             key=self._control_key,
             record=self.trail.record,
         )
-        metrics = build_registry(
-            self.counters, version=shim.__version__, sources=self._metric_sources()
-        )
-        services = ControlServices(
-            health=self,
-            metrics=metrics,
-            settings=lambda: self._reloader.settings,
-            pending_restart=lambda: self._reloader.pending_restart,
-            reload=self.reload,
-            explain=self.explain,
-            sign_out_url=lambda: sign_out_url(self._reloader.settings),
-            start_edge_probe=self.start_edge_probe,
-            accounts=self._administration(),
-            devices=self._device_administration(),
-            people=self._people(),
-            trail=self._trail_reader,
-            live=self._live,
-        )
-        app = create_app(services, access)
+        rest = OnDemandApp(lambda: self._build_control_app(access))
+        app = Probes(access, health=self, metrics=self._metrics, rest=rest)
         config = uvicorn.Config(
             app,
             http=ControlProtocol,
@@ -431,16 +418,46 @@ class Runtime:
         self._control = _Server(config)
         await self._control.serve(sockets=self._control_sockets)
 
-    def _metric_sources(self) -> Sources:
-        return Sources(
-            checks=self.checks,
-            events=self.trail.recorded,
-            events_dropped=self.trail.dropped,
-            events_queued=self.trail.queued,
-            accounts=dict if self.accounts is None else self.accounts.states,
-            key_set_age=self.policy_updater.key_set_age,
-            name_ages=self.policy_updater.name_ages,
+    def _build_control_app(self, access: Access) -> ASGIApp:
+        """Return the API and the pages, with the code that only they need. Runs in a thread."""
+        from shim.control.app import create_app  # noqa: PLC0415
+        from shim.control.services import ControlServices  # noqa: PLC0415
+
+        services = ControlServices(
+            health=self,
+            metrics=self._metrics(),
+            settings=lambda: self._reloader.settings,
+            pending_restart=lambda: self._reloader.pending_restart,
+            reload=self.reload,
+            explain=self.explain,
+            sign_out_url=lambda: sign_out_url(self._reloader.settings),
+            start_edge_probe=self.start_edge_probe,
+            accounts=self._administration(),
+            devices=self._device_administration(),
+            people=self._people(),
+            trail=self._trail_reader,
+            live=self._live,
         )
+        return create_app(services, access)
+
+    def _metrics(self) -> CollectorRegistry:
+        """Return the metrics, with the code that only they need. Runs in a thread."""
+        if self._registry is None:
+            from shim.control.metrics import Sources, build_registry  # noqa: PLC0415
+
+            sources = Sources(
+                checks=self.checks,
+                events=self.trail.recorded,
+                events_dropped=self.trail.dropped,
+                events_queued=self.trail.queued,
+                accounts=dict if self.accounts is None else self.accounts.states,
+                key_set_age=self.policy_updater.key_set_age,
+                name_ages=self.policy_updater.name_ages,
+            )
+            self._registry = build_registry(
+                self.counters, version=shim.__version__, sources=sources
+            )
+        return self._registry
 
     def _administration(self) -> AccountAdministration | None:
         if self.accounts is None:

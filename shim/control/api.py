@@ -17,6 +17,7 @@ from starlette.requests import Request
 from shim.audit.events import Operator, Origin
 from shim.control.access import Access, Caller
 from shim.control.explain import ExplainedRequest, InvalidRequest
+from shim.control.on_demand import load
 from shim.control.services import ControlServices
 from shim.settings import warnings
 from shim.settings.effective import effective_settings
@@ -121,4 +122,4 @@ def add_openapi_route(app: FastAPI, router: APIRouter) -> None:
 
     @router.get("/api/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return JSONResponse(app.openapi())
+        return JSONResponse(await load(app.openapi))

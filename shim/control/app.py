@@ -8,17 +8,13 @@ default.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,20 +23,15 @@ import shim
 from shim.audit.admin_actions import NotStored
 from shim.control.access import Access
 from shim.control.api import add_openapi_route, api_routes
+from shim.control.on_demand import OnDemandApp
+from shim.control.probes import alive, exposition, readiness
+from shim.control.responses import SecurityHeaders, error_response, internal_error
 from shim.control.services import ControlServices
 from shim.control.sign_in import sign_in_routes
-from shim.health import HealthSource, is_ready
+from shim.health import HealthSource
 
 # No request has a longer body: forms and small JSON documents.
 MAX_BODY: Final = 32768
-
-SECURITY_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def create_app(services: ControlServices, access: Access) -> FastAPI:
@@ -74,7 +65,7 @@ def create_app(services: ControlServices, access: Access) -> FastAPI:
     _add_error_handlers(app)
     if services.accounts is not None or services.trail is not None:
         _add_store_error_handlers(app)
-    app.router.default = Pages(access, services)
+    app.router.default = _pages(access, services)
     app.add_middleware(BodyLimit)
     app.add_middleware(SecurityHeaders)
     return app
@@ -86,7 +77,7 @@ def _open_routes(access: Access) -> APIRouter:
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Whether the process runs")
     async def healthz() -> Response:
-        return Response("ok\n", media_type="text/plain")
+        return alive()
 
     return router
 
@@ -97,42 +88,27 @@ def _guarded_routes(health: HealthSource, metrics: CollectorRegistry, access: Ac
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="The state of each part, with its remedy")
     async def readyz() -> Response:
-        checks = health.checks()
-        ready = is_ready(checks)
-        found = {
-            check.name: {"state": check.state, "detail": check.detail, "remedy": check.remedy}
-            for check in checks
-        }
-        return JSONResponse({"ready": ready, "checks": found}, status_code=200 if ready else 503)
+        return readiness(health)
 
     @router.get("/metrics", summary="Metrics for Prometheus")
     def read_metrics(
         request: Request,
     ) -> Response:  # not a coroutine: runs in a thread, because it reads /proc
-        encode, media_type = choose_encoder(request.headers.get("Accept", ""))
-        return Response(encode(metrics), media_type=media_type)
+        return exposition(metrics, request.headers.get("Accept", ""))
 
     return router
 
 
-class Pages:
-    """The application of the pages, for every path that is not in the API. Its code is loaded with the first
-    request, in a thread."""
+def _pages(access: Access, services: ControlServices) -> ASGIApp:
+    """Return the application of the pages, for every path that is not in the API. Their code is loaded with
+    the first request for one."""
 
-    def __init__(self, access: Access, services: ControlServices) -> None:
-        self._access = access
-        self._services = services
-        self._app: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._app is None:
-            self._app = await asyncio.to_thread(self._build)
-        await self._app(scope, receive, send)
-
-    def _build(self) -> ASGIApp:
+    def build() -> ASGIApp:
         from shim.control.pages.routes import build_pages  # noqa: PLC0415
 
-        return build_pages(self._access, self._services)
+        return build_pages(access, services)
+
+    return OnDemandApp(build)
 
 
 class BodyLimit:
@@ -155,41 +131,23 @@ class BodyLimit:
         await self._app(scope, receive_limited, send)
 
 
-class SecurityHeaders:
-    """Middleware that adds `SECURITY_HEADERS` to each response, unless it has its own."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
-
-
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_error(_request: Request, fault: HTTPException) -> Response:
-        return _error(fault.status_code, fault.detail, fault.headers)
+        return error_response(fault.status_code, fault.detail, fault.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(_request: Request, fault: RequestValidationError) -> Response:
         wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
-        return _error(400, "; ".join(wrong))
+        return error_response(400, "; ".join(wrong))
 
     @app.exception_handler(NotStored)
     async def on_not_stored(_request: Request, fault: NotStored) -> Response:
-        return _error(503, str(fault))
+        return error_response(503, str(fault))
 
     @app.exception_handler(Exception)
     async def on_error(_request: Request, _fault: Exception) -> Response:
-        # Created outside the middleware, because the middleware may have failed.
-        return _error(500, "internal error, see the log", SECURITY_HEADERS)
+        return internal_error()
 
 
 def _add_store_error_handlers(app: FastAPI) -> None:
@@ -215,14 +173,9 @@ def _add_store_error_handlers(app: FastAPI) -> None:
 
     def handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
         async def on_fault(_request: Request, fault: Exception) -> Response:
-            return _error(status, str(fault))
+            return error_response(status, str(fault))
 
         return on_fault
 
     for kind, status in statuses.items():
         app.add_exception_handler(kind, handler(status))
-
-
-def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    name = HTTPStatus(status).phrase.lower().replace(" ", "_")
-    return JSONResponse({"error": name, "detail": detail}, status_code=status, headers=headers)

@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
-
 from shim.audit.events import Operator
 from shim.audit.performing import Performed
 from shim.control.explain import ExplainedRequest
@@ -16,6 +14,8 @@ from shim.settings import Settings
 from shim.settings.reload import ReloadResult
 
 if TYPE_CHECKING:  # importing them loads the database code
+    from prometheus_client import CollectorRegistry
+
     from shim.audit.store.reader import TrailReader
     from shim.control.live import LiveTrail
     from shim.devices.administration import DeviceAdministration

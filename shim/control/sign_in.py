@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter, Depends
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
@@ -9,6 +11,7 @@ from starlette.requests import Request
 
 from shim.control.access import CHANNEL_HEADER, Access, Caller
 from shim.control.forms import read_form
+from shim.control.on_demand import load
 from shim.control.sessions import SESSION_COOKIE, SESSION_SECONDS
 
 
@@ -20,11 +23,9 @@ def sign_in_routes(access: Access) -> APIRouter:
 
     @router.get("/sign-in", dependencies=[Depends(access.check_host)])
     async def form(request: Request) -> Response:
-        from shim.control.pages.routes import sign_in_page  # noqa: PLC0415 - loads the templates
-
         if not access.has_sign_in or CHANNEL_HEADER in request.headers:
             raise HTTPException(404)
-        return await sign_in_page(request, request.query_params.get("next", ""))
+        return await _page(request, request.query_params.get("next", ""))
 
     @router.post("/sign-in")
     async def sign_in(request: Request) -> Response:
@@ -34,9 +35,7 @@ def sign_in_routes(access: Access) -> APIRouter:
         except HTTPException as fault:
             if fault.status_code not in (401, 429) or not accepts_html(request):
                 raise
-            from shim.control.pages.routes import sign_in_page  # noqa: PLC0415
-
-            return await sign_in_page(request, form.get("next", ""), fault)
+            return await _page(request, form.get("next", ""), fault)
         response = RedirectResponse(local_path(form.get("next", "")), 303)
         response.set_cookie(
             SESSION_COOKIE,
@@ -58,6 +57,15 @@ def sign_in_routes(access: Access) -> APIRouter:
         return response
 
     return router
+
+
+async def _page(request: Request, following: str, fault: HTTPException | None = None) -> Response:
+    def load_page() -> Callable[[Request, str, HTTPException | None], Awaitable[Response]]:
+        from shim.control.pages.routes import sign_in_page  # noqa: PLC0415
+
+        return sign_in_page
+
+    return await (await load(load_page))(request, following, fault)
 
 
 def accepts_html(request: Request) -> bool:

@@ -77,7 +77,12 @@ def test_image_has_no_capability_and_can_write_only_its_volume(image: Image) -> 
 
 
 @pytest.mark.parametrize(
-    "statement", ["import shim.cli.health", "import shim.app.runtime, shim.cli.main"]
+    "statement",
+    [
+        "import shim.cli.health",
+        "import shim.app.runtime, shim.cli.main",
+        "import shim.control.app, shim.control.metrics, shim.control.pages.routes",
+    ],
 )
 def test_image_has_the_bytecode_of_every_module_that_it_loads(image: Image, statement: str) -> None:
     done = image.run(["python", "-c", WITHOUT_BYTECODE.format(statement=statement)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +65,15 @@ class Deployment:
 
 
 @contextmanager
-def start_deployment(folder: Path, **settings: str) -> Iterator[Deployment]:
-    """Start a shim; an empty value removes a setting."""
+def start_deployment(
+    folder: Path, *, before: Sequence[str] = (), **settings: str
+) -> Iterator[Deployment]:
+    """Start a shim; an empty value removes a setting. `before` precedes its command line."""
     environment = {name: value for name, value in {**SETTINGS, **settings}.items() if value}
     environment["DATABASE_URL"] = f"sqlite:///{folder}/shim.db"
     with StandInThread(StandInOptions(login_window=3600)) as stand_in:
         port = int(stand_in.url.rsplit(":", 1)[1])
-        with run_shim(port, folder, **environment) as shim:
+        with run_shim(port, folder, before=before, **environment) as shim:
             yield Deployment(shim, folder, {**environment, "UPSTREAM": stand_in.url})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
@@ -11,14 +12,18 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shim.audit.events import Operator
 from shim.audit.performing import Performed
 from shim.control.access import ADMIN_HEADER, CHANNEL_HEADER, USER_HEADER, Access
-from shim.control.app import SECURITY_HEADERS, create_app
+from shim.control.app import create_app
 from shim.control.explain import ExplainedRequest
 from shim.control.metrics import build_registry
+from shim.control.probes import Probes
+from shim.control.responses import SECURITY_HEADERS
 from shim.control.services import ControlServices
 from shim.health import Check, State
 from shim.proxy.counters import Counters
@@ -59,20 +64,32 @@ def app_of(
     *,
     token: str | None = None,
     reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]] = no_reload,
-) -> FastAPI:
+) -> ASGIApp:
+    return Probes(*parts_of(health, token, reload))
+
+
+def parts_of(
+    health: Health | None = None,
+    token: str | None = None,
+    reload: Callable[[Operator], Awaitable[Performed[ReloadResult]]] = no_reload,
+) -> tuple[Access, Health, Callable[[], CollectorRegistry], ASGIApp]:
+    """Return what `Probes` needs; the last is the application of the API, with the same routes."""
+    health = health or Health(PASSING)
+    registry = build_registry(Counters(), version="9.9.9")
     services = ControlServices(
-        health=health or Health(PASSING),
-        metrics=build_registry(Counters(), version="9.9.9"),
+        health=health,
+        metrics=registry,
         settings=lambda: load({}),
         pending_restart=tuple,
         reload=reload,
         explain=fail_explain,
     )
-    return create_app(services, Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"]))
+    access = Access(channel_secret=SECRET, token=token, hosts=["127.0.0.1"])
+    return access, health, lambda: registry, create_app(services, access)
 
 
 async def send(
-    app: FastAPI,
+    app: ASGIApp,
     path: str,
     *,
     method: str = "GET",
@@ -205,6 +222,49 @@ async def test_every_response_has_the_security_headers(path: str) -> None:
     assert {name: response.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/healthz/", "/nothing"])
+@pytest.mark.parametrize(
+    ("token", "peer", "headers"),
+    [
+        (None, "127.0.0.1", {}),
+        (None, "192.0.2.7", {}),
+        (None, "127.0.0.1", {"Host": "evil.example"}),
+        (None, "127.0.0.1", {"Sec-Fetch-Site": "cross-site"}),
+        (TOKEN, "127.0.0.1", {}),
+        (TOKEN, "192.0.2.7", {"Authorization": f"Bearer {TOKEN}"}),
+        (TOKEN, "127.0.0.1", {CHANNEL_HEADER: "guessed", USER_HEADER: "ada"}),
+        (TOKEN, "127.0.0.1", {CHANNEL_HEADER: SECRET, USER_HEADER: "ada"}),
+    ],
+)
+async def test_a_probe_gets_the_response_that_the_documented_route_gives(
+    method: str, path: str, token: str | None, peer: str, headers: dict[str, str]
+) -> None:
+    access, health, metrics, documented = parts_of(token=token)
+    probes = Probes(access, health, metrics, documented)
+    found = await send(probes, path, method=method, peer=peer, headers=headers)
+    expected = await send(documented, path, method=method, peer=peer, headers=headers)
+    assert found.status_code == expected.status_code
+    assert headers_of(found) == headers_of(expected)
+    # The values of a process change from one moment to the next.
+    assert re.sub(r"(?m) \S+$", "", found.text) == re.sub(r"(?m) \S+$", "", expected.text)
+
+
+def headers_of(response: httpx.Response) -> list[tuple[str, str]]:
+    return sorted(each for each in response.headers.items() if each[0] != "content-length")
+
+
+async def test_a_request_for_something_else_is_passed_on() -> None:
+    async def rest(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("else")(scope, receive, send)
+
+    access, health, metrics, _ = parts_of()
+    probes = Probes(access, health, metrics, rest)
+    for method, path in (("GET", "/"), ("POST", "/healthz"), ("GET", "/readyz/")):
+        assert (await send(probes, path, method=method)).text == "else"
+    assert (await send(probes, "/healthz")).text == "ok\n"
+
+
 class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -212,7 +272,7 @@ class Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
+async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
     server = Server(
         uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, lifespan="off")
     )

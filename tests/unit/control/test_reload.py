@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from shim.audit.events import Operator
 from shim.audit.performing import Performed
@@ -27,7 +27,7 @@ class Reloads:
         return Performed(self.result, self.note)
 
 
-def served(reloads: Reloads, token: str | None = None) -> FastAPI:
+def served(reloads: Reloads, token: str | None = None) -> ASGIApp:
     return app_of(token=token, reload=reloads)
 
 
