@@ -173,7 +173,7 @@ async def shim_before(
         ) as client:
             music = Music(world, port, control, client, settings.get("CONTROL_TOKEN", ""))
             reading = asyncio.create_task(_read_log(process, music.lines))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not await _listens(music):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             yield music
