@@ -317,7 +317,9 @@ class Settings(BaseSettings):
         DEFAULT.jwt_email_claim, "Claim with the e-mail address. Empty: none.", reloadable=True
     )
     jwt_groups_claim: Claim = setting(
-        DEFAULT.jwt_groups_claim, "Claim with the list of groups. Empty: none.", reloadable=True
+        DEFAULT.jwt_groups_claim,
+        "Claim with the list of groups, or the path to it, such as realm_access.roles. Empty: none.",
+        reloadable=True,
     )
     jwt_uid_claim: Claim = setting(
         DEFAULT.jwt_uid_claim, "Claim with the uid. Empty: none.", reloadable=True

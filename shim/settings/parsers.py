@@ -155,9 +155,14 @@ def optional_header_name(text: str) -> str:
 
 
 def claim_name(text: str) -> str:
-    """Parse the name of a token's claim, or nothing for "none"."""
+    """Parse the name of a token's claim or the path to it, or nothing for "none"."""
     if not re.fullmatch(r"[!-~]{0,256}", text):
         raise ValueError("expected the name of a claim: visible ASCII characters without blanks")
+    if re.search(r"[\[\]*]|^\$", text) or (text and not all(text.split("."))):
+        raise ValueError(
+            "expected the name of a claim, or a path of names with one dot between them, such as "
+            "realm_access.roles"
+        )
     return text
 
 

@@ -42,7 +42,10 @@ ALGORITHMS = frozenset({*_FETCHED, "HS256"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimNames:
-    """The names of the claims that make an identity (OpenID Connect Core §5.1); empty reads none."""
+    """The names of the claims that make an identity (OpenID Connect Core §5.1); empty reads none.
+
+    A name with dots can be a path into objects (`realm_access.roles`): see `find_claim`.
+    """
 
     username: str = "preferred_username"
     name: str = "name"
@@ -280,15 +283,40 @@ def _time(claims: dict[str, object], name: str) -> float | None:
     return float(value)
 
 
+def find_claim(claims: dict[str, object], name: str) -> object:
+    """Return the value of a claim, None if it is absent.
+
+    A claim with exactly this name counts first. Otherwise a name with dots is a path into objects. In each
+    object the longest name counts that the path may begin with there, so a name in the path may have dots
+    itself (`resource_access.music.example.org.roles`). Raises `RequestRejected` if the path leads into a
+    value that is no object.
+    """
+    at, rest = claims, name
+    while rest not in at:
+        end = rest.rfind(".")
+        while end > 0 and rest[:end] not in at:
+            end = rest.rfind(".", 0, end)
+        if end <= 0:
+            return None
+        value, rest = at[rest[:end]], rest[end + 1 :]
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            found = name[: len(name) - len(rest) - 1]
+            _invalid(f"{found} is no object, so there is no {name} in it")
+        at = value
+    return at[rest]
+
+
 def _text(claims: dict[str, object], name: str) -> str | None:
-    value = claims.get(name) if name else None
+    value = find_claim(claims, name) if name else None
     if not (value is None or isinstance(value, str)):
         _invalid(f"{name} is no text")
     return value
 
 
 def _texts(claims: dict[str, object], name: str) -> tuple[str, ...] | None:
-    value = claims.get(name) if name else None
+    value = find_claim(claims, name) if name else None
     if value is None:
         return None
     if not isinstance(value, list):

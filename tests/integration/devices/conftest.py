@@ -173,7 +173,7 @@ async def run_shim(
         ) as client:
             shim = RunningShim(harness, port, control, client, settings.get("CONTROL_TOKEN", ""))
             reading = asyncio.create_task(_read_log(process, shim.lines))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not await _listens(shim):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             yield shim

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -20,7 +21,7 @@ from tests.integration.devices.conftest import (
     token,
 )
 from tests.support.harness import Harness
-from tests.support.navidrome_servers import build_server
+from tests.support.navidrome_servers import StandInServer, build_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -72,6 +73,24 @@ async def test_bodies_that_are_too_long(shim: RunningShim) -> None:
         shim, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), chunk * 40
     )
     assert b" 413 " in raw_response.partition(b"\r\n")[0]
+
+
+async def test_a_form_that_is_too_long_does_not_reach_navidrome(shim: RunningShim) -> None:
+    """Navidrome would read the credentials in it: a guess that nobody counts, or a void token."""
+    secret = (await shim.add("uid-alice")).secret
+    await shim.harness.create("dave", "right")
+    padding, form = "a" * (2 << 20), {"Content-Type": "application/x-www-form-urlencoded"}
+    body = f"v=1.16.1&c=x&f=json&pad={padding}&u=dave&p=right"
+    async with httpx.AsyncClient(base_url=shim.harness.server.upstream, trust_env=False) as direct:
+        assert error_of(await direct.post("/rest/ping", content=body, headers=form)) is None
+        if not isinstance(shim.harness.server, StandInServer):
+            many = f"u=dave&p=right&v=1.16.1&c=x&f=json{'&songId=1' * 10_001}"
+            refused = await direct.post("/rest/ping", content=many, headers=form)
+            assert "number of URL query parameters exceeded limit" in refused.text
+    for query in ("", f"?u=alice&p={secret}&v=1.16.1&c=x", "?u=dave&p=right&v=1.16.1&c=x"):
+        response = await shim.client.post(f"/rest/ping{query}", content=body, headers=form)
+        assert response.status_code == 413 and 'code="0"' in response.text, query
+        assert "x-request-id" in response.headers  # it is the shim's own
 
 
 async def test_a_large_form_with_the_password_in_it(shim: RunningShim) -> None:

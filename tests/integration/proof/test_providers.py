@@ -185,6 +185,46 @@ def test_oauth2_proxys_id_token_is_read_as_a_bearer_token() -> None:
     assert reason(sent, *sent.fields, settings=settings) == "jwt_missing"
 
 
+def test_the_roles_of_keycloak_behind_oauth2_proxy_are_read_from_the_token() -> None:
+    """`X-Auth-Request-Groups` has them under other names (`role:music-users`), so it is not read."""
+    sent = BY_NAME["oauth2-proxy"]
+    entries = {
+        "iss": "https://id.example.org/realms/home",
+        "aud": "navidrome",
+        "sub": "idp-7",
+        "exp": int(time.time()) + 60,
+        "preferred_username": "ada",
+        "email": "ada@example.org",
+        "realm_access": {"roles": ["offline_access", "music-users"]},
+        "resource_access": {"navidrome": {"roles": ["music-admins"]}},
+    }
+    settings = {
+        "JWT_VERIFY": "required",
+        "JWT_BEARER": "true",
+        "JWKS_URL": "https://id.example.org/realms/home/protocol/openid-connect/certs",
+        "JWT_ISSUER": "https://id.example.org/realms/home",
+        "JWT_AUDIENCE": "navidrome",
+        "GROUPS_HEADER": "",
+        "ALLOWED_GROUPS": "music-users,music-admins",
+    }
+    fields = (*sent.fields, f"Authorization: Bearer {token(entries)}")
+    for path, groups in {
+        "realm_access.roles": ("offline_access", "music-users"),
+        "resource_access.navidrome.roles": ("music-admins",),
+    }.items():
+        decision = decided(sent, *fields, settings={**settings, "JWT_GROUPS_CLAIM": path})
+        assert decision.identity == replace(sent.identity, groups=groups, name=None)
+    for path, expected in {
+        "resource_access.other.roles": "identity_incomplete",
+        "realm_access": "jwt_invalid",
+        "preferred_username.roles": "jwt_invalid",
+    }.items():
+        assert reason(sent, *fields, settings={**settings, "JWT_GROUPS_CLAIM": path}) == expected
+    none = {**settings, "JWT_GROUPS_CLAIM": "resource_access.other.roles", "MISSING_GROUPS": "none"}
+    identity = decided(sent, *fields, settings=none).identity
+    assert identity is not None and not identity.groups
+
+
 @pytest.mark.parametrize("name", ["authelia", "oauth2-proxy", "tailscale", "tinyauth"])
 def test_local_part_is_the_name_before_the_at(name: str) -> None:
     sent = BY_NAME[name]

@@ -77,6 +77,31 @@ def test_an_empty_setting_means_that_the_provider_sends_no_such_header() -> None
     assert (settings.email_header, settings.jwt_name_claim) == ("", "")
 
 
+@pytest.mark.parametrize(
+    "path", ["realm_access.roles", "https://example.org/groups", "a.b.c-d:e/f", "groups"]
+)
+def test_a_claim_can_be_a_path(path: str) -> None:
+    assert load({"SHIM_JWT_GROUPS_CLAIM": path}).jwt_groups_claim == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".realm_access.roles",
+        "realm_access.",
+        "realm_access..roles",
+        ".",
+        "$.realm_access.roles",
+        "realm_access.roles[*]",
+        'realm_access["roles"]',
+    ],
+)
+def test_a_path_in_another_notation_is_a_fault(path: str) -> None:
+    (fault,) = faults({"SHIM_JWT_GROUPS_CLAIM": path})
+    assert fault.startswith("SHIM_JWT_GROUPS_CLAIM (environment)")
+    assert "such as realm_access.roles" in fault
+
+
 @pytest.mark.parametrize("provider", PRESETS)
 def test_the_guide_has_a_section_for_each_preset(provider: str) -> None:
     assert f"SHIM_PROVIDER={provider}" in (ROOT / "docs/providers.md").read_text()

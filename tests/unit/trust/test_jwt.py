@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.trust.jwks import read_key_set, secret_key
-from shim.trust.jwt import MAX_HEADER, Token, TokenRules, verify_token
+from shim.trust.jwt import MAX_HEADER, ClaimNames, Token, TokenRules, verify_token
 from shim.trust.reasons import Reason
 from shim.trust.rejection import RequestRejected
 from tests.support.jwt_minting import (
@@ -68,6 +68,73 @@ def test_a_token_signed_by_a_key_of_the_set_gives_the_claims(
     assert (found.uid, found.username, found.name) == ("5a1c", "ada", "Ada Lovelace")
     assert (found.email, found.groups) == ("ada@example.org", ("family", "admins"))
     assert (found.validity.start, found.validity.end) == (NOW - 40, NOW + 330)
+
+
+@pytest.mark.parametrize(
+    ("path", "nested", "expected"),
+    [
+        ("realm_access.roles", {"realm_access": {"roles": ["a", "b"]}}, ("a", "b")),
+        (
+            "resource_access.music.example.org.roles",
+            {"resource_access": {"music": {"roles": ["x"]}, "music.example.org": {"roles": ["a"]}}},
+            ("a",),
+        ),
+        ("a.b.c.d", {"a": {"b": {"c": {"d": ["a"]}}}}, ("a",)),
+        ("realm_access.roles", {"realm_access": {"roles": []}}, ()),
+        # The exact name first, then the longest one in each object.
+        ("https://example.org/groups", {"https://example.org/groups": ["a"]}, ("a",)),
+        ("realm.roles", {"realm.roles": ["a"], "realm": {"roles": ["x"]}}, ("a",)),
+        ("a.b.c", {"a.b": {"c": ["a"]}, "a": {"b": {"c": ["x"]}, "b.c": ["y"]}}, ("a",)),
+        # Absent.
+        ("realm_access.roles", {}, None),
+        ("realm_access.roles", {"realm_access": {}}, None),
+        ("realm_access.roles", {"realm_access": None}, None),
+        ("realm_access.roles", {"realm_access": {"roles": None}}, None),
+        ("realm_access.roles", {"roles": ["x"]}, None),
+        ("realm_access.roles", {"realm_access": {"roles.x": ["x"]}}, None),
+        ("realm_access.roles.x", {"realm_access.roles": {}}, None),
+    ],
+)
+def test_the_path_of_a_claim(
+    path: str, nested: dict[str, Any], expected: tuple[str, ...] | None
+) -> None:
+    rules = replace(RULES, claims=ClaimNames(groups=path))
+    assert verified(token(claims(**nested)), rules).groups == expected
+
+
+@pytest.mark.parametrize(
+    ("nested", "detail"),
+    [
+        ({"realm_access": ["roles"]}, "realm_access is no object"),
+        ({"realm_access": "roles"}, "realm_access is no object"),
+        ({"realm_access": {"roles": "admin"}}, "realm_access.roles is no list of texts"),
+        ({"realm_access": {"roles": {"a": 1}}}, "realm_access.roles is no list of texts"),
+        ({"realm_access": {"roles": ["a", 1]}}, "realm_access.roles is no list of texts"),
+        ({"realm_access": {"roles": [["a"]]}}, "realm_access.roles is no list of texts"),
+        ({"realm_access.roles": True}, "realm_access.roles is no list of texts"),
+    ],
+)
+def test_a_value_of_another_type_at_a_path_is_rejected(nested: dict[str, Any], detail: str) -> None:
+    rules = replace(RULES, claims=ClaimNames(groups="realm_access.roles"))
+    with pytest.raises(RequestRejected, match=detail) as rejection:
+        verified(token(claims(**nested)), rules)
+    assert rejection.value.reason is Reason.JWT_INVALID
+
+
+def test_each_claim_can_be_nested() -> None:
+    names = ClaimNames(
+        username="user.name", name="user.display", email="user.email", uid="user.ids.permanent"
+    )
+    user = {"name": "ada", "display": "Ada", "email": "ada@x.org", "ids": {"permanent": "7"}}
+    found = verified(token(claims(user=user)), replace(RULES, claims=names))
+    assert (found.username, found.name, found.email, found.uid) == ("ada", "Ada", "ada@x.org", "7")
+    with pytest.raises(RequestRejected, match=r"user\.name is no text"):
+        verified(token(claims(user={"name": ["ada"]})), replace(RULES, claims=names))
+
+
+def test_a_name_that_stands_twice_in_a_nested_object_is_rejected() -> None:
+    entries = json.dumps(claims())[:-1] + ', "realm_access": {"roles": ["a"], "roles": ["admin"]}}'
+    assert rejection_reason(token(entries.encode())) is Reason.JWT_INVALID
 
 
 @pytest.mark.parametrize("kid", [None, "whatever"])
