@@ -40,7 +40,7 @@ def in_words(record: Record) -> Words:
             _requested(record),
             _why(record, reason),
             remedy_of(reason),
-            _notes(record),
+            _notes(record, but=_why(record, reason)),
         )
     if kind == "account_denied":
         return Words(label, _filled(template, record), _detail(record), remedy_of(reason))
@@ -94,18 +94,24 @@ def _changes(record: Record) -> str:
     found += [f"added {entry}" for entry in record.get("added", ())]
     found += [f"removed {entry}" for entry in record.get("removed", ())]
     found += record.get("faults", ())
+    found += record.get("warnings", ())
     return _sentence("; ".join(map(str, found)))
 
 
-def _notes(record: Record) -> str:
-    return " ".join(_sentence(str(note)) for note in record.get("notes", ()))
+def _notes(record: Record, but: str = "") -> str:
+    """Return the notes that `but` does not say already."""
+    known = but.lower()
+    notes = (str(note) for note in record.get("notes", ()))
+    return " ".join(_sentence(note) for note in notes if note.lower().rstrip(".") not in known)
 
 
 def _sentence(text: str) -> str:
     text = text.strip()
     if not text:
         return ""
-    first = text[0].upper() + text[1:]
+    # The name of a field, such as isAdmin, stays as it is.
+    is_name = text.partition(":")[0].isalnum() and not text.partition(":")[0].islower()
+    first = text if is_name else text[0].upper() + text[1:]
     return first if first.endswith((".", "!", "?", "…")) else f"{first}."
 
 
