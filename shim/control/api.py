@@ -121,4 +121,6 @@ def add_openapi_route(app: FastAPI, router: APIRouter) -> None:
 
     @router.get("/api/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return JSONResponse(app.openapi())
+        from shim.control.openapi import openapi_document  # noqa: PLC0415 - seldom needed
+
+        return JSONResponse(openapi_document(app))
