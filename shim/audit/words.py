@@ -33,6 +33,8 @@ def in_words(record: Record) -> Words:
     """Return the event in words."""
     kind = str(record.get("kind", ""))
     label, template = _KINDS.get(kind, ("event", kind.replace("_", " ")))
+    if kind == "admin_action" and not record.get("target"):
+        template = "{actor}: {action}, {result}"
     reason = reason_of(record.get("reason"))
     if kind == "request_decision":
         return Words(
@@ -171,7 +173,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "device_login_failed": ("device", "Wrong credentials of an app, from {client} ({reason})"),
     "devices_available": ("device", "Device passwords work again"),
     "devices_unavailable": ("device", "Device passwords are refused"),
-    "control_token_rejected": ("token", "A wrong control token, from {client}"),
+    "control_token_rejected": ("token", "A control token from {client} was refused ({reason})"),
     "admin_action": ("action", "{actor}: {action} {target}, {result}"),
     "configuration_loaded": ("settings", "The settings are in force"),
     "reload_rejected": ("settings", "A reload was rejected: the old settings stay in force"),

@@ -91,6 +91,12 @@ def test_the_warnings_about_the_settings_are_in_words() -> None:
     assert in_words(record).why == "SHIM_JWKS_URL is http."
 
 
+def test_an_action_without_a_target_names_none() -> None:
+    record = {"kind": "admin_action", "actor": "token", "action": "reload", "result": "done"}
+    assert in_words(record).title == "token: reload, done"
+    assert in_words({**record, "target": "x"}).title == "token: reload x, done"
+
+
 def test_the_name_of_a_changed_field_stays_as_it_is() -> None:
     record = {"kind": "account_changed", "account": "ada", "changes": ["isAdmin: no → yes"]}
     assert in_words(record).why == "isAdmin: no → yes."
