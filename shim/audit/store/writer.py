@@ -100,7 +100,7 @@ class TrailStore:
             return
         heads = await self._run(lambda: self._append(chosen))
         for head in heads:
-            rows, at = self._checkpoints.get(head.stream, (0, 0.0))
+            rows, at = self._checkpoints.get(head.stream, (0, float("-inf")))
             hour_over = time.monotonic() - at >= CHECKPOINT_SECONDS
             if head.index - rows >= CHECKPOINT_ROWS or hour_over:
                 self._log_checkpoint(head)
