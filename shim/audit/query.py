@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, time, timedelta, tzinfo
+from ipaddress import ip_address
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -22,13 +23,17 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "severity": tuple(severity.name.lower() for severity in Severity),
     "verdict": tuple(map(str, Verdict)),
     # Those of a decision, of a failed request, of a Navidrome token, and of wrong credentials.
-    "reason": (
-        *map(str, Reason),
-        *map(str, Failure),
-        "token_mismatch",
-        "token_without_identity",
-        "wrong_credentials",
-        "wrong_token",
+    "reason": tuple(
+        dict.fromkeys(
+            (
+                *map(str, Reason),
+                *map(str, Failure),
+                "token_mismatch",
+                "token_without_identity",
+                "wrong_credentials",
+                "wrong_token",
+            )
+        )
     ),
     "path_class": tuple(map(str, PathClass)),
 }
@@ -72,6 +77,8 @@ def parse_filters(given: Iterable[tuple[str, str]], now: int, zone: tzinfo = UTC
         elif name in TIMES:
             found[name] = parse_time(name, text, now, zone)
         else:
+            if name in ("peer", "client"):
+                _check_address(name, text)
             found[name] = text
     return Filters(**found)
 
@@ -110,6 +117,19 @@ def parse_zone(name: str) -> tzinfo:
     except (ValueError, OSError, LookupError):
         raise FilterError(
             f"zone: {_shown(name)} is not a time zone: use for example Europe/Vienna"
+        ) from None
+
+
+def _check_address(name: str, text: str) -> None:
+    """Check that a text that looks like an address is one; `@` and `*` are no addresses. Networks are checked
+    by the trail. Raises `FilterError`."""
+    if "/" in text or not {".", ":"} & set(text):
+        return
+    try:
+        ip_address(text)
+    except ValueError:
+        raise FilterError(
+            f"{name}: expected an address or a network such as 192.0.2.0/24, not {_shown(text)}"
         ) from None
 
 

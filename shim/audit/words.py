@@ -33,6 +33,8 @@ def in_words(record: Record) -> Words:
     """Return the event in words."""
     kind = str(record.get("kind", ""))
     label, template = _KINDS.get(kind, ("event", kind.replace("_", " ")))
+    if kind == "admin_action" and not record.get("target"):
+        template = "{actor}: {action}, {result}"
     reason = reason_of(record.get("reason"))
     if kind == "request_decision":
         return Words(
@@ -40,7 +42,7 @@ def in_words(record: Record) -> Words:
             _requested(record),
             _why(record, reason),
             _remedy(reason),
-            _notes(record),
+            _notes(record, but=_why(record, reason)),
         )
     if kind == "account_denied":
         return Words(label, _filled(template, record), _detail(record), _remedy(reason))
@@ -93,18 +95,24 @@ def _changes(record: Record) -> str:
     found += [f"added {entry}" for entry in record.get("added", ())]
     found += [f"removed {entry}" for entry in record.get("removed", ())]
     found += record.get("faults", ())
+    found += record.get("warnings", ())
     return _sentence("; ".join(map(str, found)))
 
 
-def _notes(record: Record) -> str:
-    return " ".join(_sentence(str(note)) for note in record.get("notes", ()))
+def _notes(record: Record, but: str = "") -> str:
+    """Return the notes that `but` does not say already."""
+    known = but.lower()
+    notes = (str(note) for note in record.get("notes", ()))
+    return " ".join(_sentence(note) for note in notes if note.lower().rstrip(".") not in known)
 
 
 def _sentence(text: str) -> str:
     text = text.strip()
     if not text:
         return ""
-    first = text[0].upper() + text[1:]
+    # The name of a field, such as isAdmin, stays as it is.
+    is_name = text.partition(":")[0].isalnum() and not text.partition(":")[0].islower()
+    first = text if is_name else text[0].upper() + text[1:]
     return first if first.endswith((".", "!", "?", "…")) else f"{first}."
 
 
@@ -164,7 +172,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "device_login_failed": ("device", "Wrong credentials of an app, from {client} ({reason})"),
     "devices_available": ("device", "Device passwords work again"),
     "devices_unavailable": ("device", "Device passwords are refused"),
-    "control_token_rejected": ("token", "A wrong control token, from {client}"),
+    "control_token_rejected": ("token", "A control token from {client} was refused ({reason})"),
     "admin_action": ("action", "{actor}: {action} {target}, {result}"),
     "configuration_loaded": ("settings", "The settings are in force"),
     "reload_rejected": ("settings", "A reload was rejected: the old settings stay in force"),

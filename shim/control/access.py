@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from shim.audit.events import ControlTokenRejected, Event
+from shim.audit.events import AdminAction, ControlTokenRejected, Event
 from shim.control.csrf import CSRF_FIELD, CSRF_HEADER, CsrfTokens
 from shim.control.flash import Flashes
 from shim.control.form_keys import FormKeys
@@ -258,12 +258,14 @@ class Access:
         _check_not_foreign(request)
         if not self._verify(request, token):
             raise HTTPException(401, "this is not the token in SHIM_CONTROL_TOKEN")
+        self._record_action("console.sign_in", _client_address(request))
         return self._sessions.create()
 
     def sign_out(self, caller: Caller) -> None:
         """End the session of this client, if it has one."""
         if caller.session is not None:
             self._sessions.end(caller.session)
+            self._record_action("console.sign_out", caller.client)
 
     # parts of the rules
 
@@ -290,6 +292,13 @@ class Access:
         self._limit.failed(client, token)
         self._record_wrong_token(request, client, "wrong_token", 401)
         return False
+
+    def _record_action(self, action: str, client: str) -> None:
+        self._record(
+            AdminAction(
+                time=time.time(), action=action, actor="token", origin="console", client=client
+            )
+        )
 
     def _record_wrong_token(self, request: Request, client: str, reason: str, status: int) -> None:
         self._record(

@@ -6,7 +6,7 @@ The routes of accounts and of the audit trail are in files of their own, which l
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import JSONResponse, Response
@@ -122,4 +122,10 @@ def add_openapi_route(app: FastAPI, router: APIRouter) -> None:
 
     @router.get("/api/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return JSONResponse(await load(app.openapi))
+        return JSONResponse(await load(lambda: _openapi_document(app)))
+
+
+def _openapi_document(app: FastAPI) -> dict[str, Any]:
+    from shim.control.openapi import openapi_document  # noqa: PLC0415 - loaded with the first request for it
+
+    return openapi_document(app)

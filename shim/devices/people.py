@@ -62,5 +62,5 @@ class People:
         return OwnAccount(
             user.user_name,
             is_admin=user.is_admin,
-            libraries=("all",) if user.is_admin else known,
+            libraries=("all",) if user.is_admin else known if libraries else None,
         )

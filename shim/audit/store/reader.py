@@ -195,7 +195,7 @@ class Count:
 class Report:
     """A period on one page. Lists of events have the newest first; `truncated` names those that are cut.
 
-    `refusals`: stripped and rejected requests and denied accounts, by reason. `origins`: client addresses
+    `refusals`: stripped and rejected requests, by reason. `origins`: client addresses
     with refused requests. `people`: identities that were here.
     """
 
@@ -335,9 +335,8 @@ class TrailReader:
                     cut.append(name)
             first, last = since // HOUR, (until - 1) // HOUR
             verdicts = _grouped(connection, first, last, HOURS.c.verdict, HOURS.c.verdict != "")
-            refused = HOURS.c.verdict.in_(("stripped", "rejected")) | (
-                HOURS.c.kind == "account_denied"
-            )
+            # An account that is denied is the reason of a rejected request, and would count twice.
+            refused = HOURS.c.verdict.in_(("stripped", "rejected"))
             refusals = _grouped(connection, first, last, HOURS.c.reason, refused)
             origins = _top(connection, first, last, "client")
             people = _top(connection, first, last, "user")

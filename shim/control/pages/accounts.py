@@ -164,6 +164,8 @@ def account_line(row: AccountRow) -> Line:
     state = row.state
     if row.locked and row.state not in ("reserved", "gone"):
         mark, state = "refused", "locked" if row.uid is None else f"{row.state}, locked"
+        if row.state == "active":
+            meaning = "linked; the next sign-in that the policy allows ends the lock"
     name = {"account": row.account}
     return Line(
         account=row.account,

@@ -304,7 +304,7 @@ def _strips(summary: Summary) -> list[Strip]:
         ),
         (
             "stripped",
-            "forwarded without the identity",
+            "identity removed",
             {"verdict": ("stripped",)},
             _with_verdict("stripped"),
         ),

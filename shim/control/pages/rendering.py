@@ -9,6 +9,7 @@ Templates are compiled and rendered in a thread, because the event loop also mov
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -91,12 +92,30 @@ def environment() -> jinja2.Environment:
     found.filters["time"] = time_element
     found.filters["number"] = number
     found.filters["lines"] = _lines
+    found.filters["prose"] = prose
     return found
 
 
 def _visible(value: object) -> object:
     r"""Return text with each non-printable character as `\uXXXX`. Markup is left as it is."""
     return escape(value) if type(value) is str else value
+
+
+def prose(text: str) -> Markup:
+    """Return a sentence of the shim: text between backticks as code, and names of settings that may be broken
+    after an underscore."""
+    parts = (_SETTING.sub(_breakable, escape_markup(escape(part))) for part in text.split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(Markup(part)) if number % 2 else Markup(part)  # noqa: S704
+        for number, part in enumerate(parts)
+    )
+
+
+_SETTING: Final = re.compile(r"SHIM_[A-Z_]+")
+
+
+def _breakable(name: re.Match[str]) -> str:
+    return name[0].replace("_", "_<wbr>")
 
 
 def _lines(text: str) -> Markup:

@@ -102,11 +102,13 @@ def trail(query: Query, page: Page | None, fault: str = "") -> dict[str, Any]:
     events = event_lines(page.events) if page is not None else []
     live = page is not None and query.cursor is None and "until" not in shown
     more = page is not None and page.next_cursor
+    fault_in = fault.partition(":")[0]
     return {
         "fault": fault,
+        "fault_in": fault_in,
         "form": {name: query.values.get(name, "") for name in (*NAMES, "zone")},
         "options": {name: _options(name, shown.get(name, "")) for name in CHOICES},
-        "more_open": any(name in shown for name in _MORE),
+        "more_open": any(name in shown or name == fault_in for name in _MORE),
         "filtered": bool(shown),
         "chips": [Chip(name, value, query.link(**{name: None})) for name, value in shown.items()],
         "views": [

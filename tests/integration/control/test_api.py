@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -394,6 +395,29 @@ def test_the_openapi_document_names_every_route(deployment: Deployment) -> None:
     } <= document["paths"].keys()
     named = document["paths"]["/api/audit/events"]["get"]["parameters"]
     assert {"since", "kind", "text", "cursor", "format"} <= {each["name"] for each in named}
+    assert set(document["components"]["securitySchemes"]) == {"token", "session"}
+    written = json.dumps(document)
+    names = set(re.findall(r"#/components/schemas/(\w+)", written))
+    assert names == set(document["components"]["schemas"])
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["summary"], path
+            responses = operation["responses"]
+            assert "422" not in responses, path
+            assert path == "/healthz" or {"401", "403", "429"} <= responses.keys(), path
+            named = [each["name"] for each in operation.get("parameters", ())]
+            assert ("X-CSRF-Token" in named) == (method == "post"), path
+            assert len(set(named)) == len(named), path
+    content = document["paths"]["/api/audit/events"]["get"]["responses"]["200"]["content"]
+    for form in ("json", "ndjson", "csv"):
+        with deployment.operator() as operator:
+            response = operator.get("/api/audit/events", params={"format": form, "limit": 1})
+        assert response.headers["content-type"].partition(";")[0] in content
+    wrong = {"limit": "0"}
+    with deployment.operator() as operator:
+        response = operator.get("/api/audit/events", params=wrong)
+    assert response.status_code == 400
+    assert set(response.json()) == set(document["components"]["schemas"]["Error"]["required"])
 
 
 # a trail that cannot be written

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from shim.audit.query import parse_filters, parse_time, parse_zone
+from shim.audit.query import CHOICES, parse_filters, parse_time, parse_zone
 from shim.audit.store.filters import FilterError, Filters
 
 
@@ -105,12 +105,31 @@ def test_every_filter_reaches_the_trail() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("kinds", "started"), ("", "x"), ("kind", "nonsense"), ("verdict", "a" * 10_000)],
+    [
+        ("kinds", "started"),
+        ("", "x"),
+        ("kind", "nonsense"),
+        ("verdict", "a" * 10_000),
+        ("peer", "300.1.1.1"),
+        ("client", "10.0.0"),
+        ("client", "fe80::g"),
+        ("client", "x." * 5000),
+    ],
 )
 def test_an_invalid_filter_is_named_and_clipped(name: str, value: str) -> None:
     with pytest.raises(FilterError) as fault:
         parse_filters([(name, value)], NOW)
     assert len(str(fault.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["@", "*", "192.0.2.7", "2001:db8::1", "10.0.0.0/8"])
+def test_an_address_a_network_and_a_unix_socket_are_accepted(text: str) -> None:
+    assert parse_filters([("peer", text)], NOW).peer == text
+
+
+def test_each_accepted_value_is_named_once() -> None:
+    for values in CHOICES.values():
+        assert len(set(values)) == len(values)
 
 
 def test_an_invalid_time_zone_is_named() -> None:

@@ -74,3 +74,30 @@ def test_an_unknown_reason_is_shown_by_its_name() -> None:
     found = in_words({"kind": "request_decision", "verdict": "rejected", "reason": "too_new"})
     assert found.why == "Too new."
     assert not found.remedy
+
+
+def test_a_note_that_repeats_the_reason_is_left_out() -> None:
+    record = {
+        "kind": "request_decision",
+        "verdict": "rejected",
+        "reason": "group_not_allowed",
+        "notes": ["in no group of SHIM_ALLOWED_GROUPS", "the groups were cut"],
+    }
+    assert in_words(record).notes == "The groups were cut."
+
+
+def test_the_warnings_about_the_settings_are_in_words() -> None:
+    record = {"kind": "configuration_loaded", "warnings": ["SHIM_JWKS_URL is http"]}
+    assert in_words(record).why == "SHIM_JWKS_URL is http."
+
+
+def test_an_action_without_a_target_names_none() -> None:
+    record = {"kind": "admin_action", "actor": "token", "action": "reload", "result": "done"}
+    assert in_words(record).title == "token: reload, done"
+    assert in_words({**record, "target": "x"}).title == "token: reload x, done"
+
+
+def test_the_name_of_a_changed_field_stays_as_it_is() -> None:
+    record = {"kind": "account_changed", "account": "ada", "changes": ["isAdmin: no → yes"]}
+    assert in_words(record).why == "isAdmin: no → yes."
+    assert in_words({**record, "changes": ["name: A → B"]}).why == "Name: A → B."

@@ -363,6 +363,20 @@ def test_a_session_has_the_rights_of_its_token() -> None:
     assert caller.session is not None
 
 
+def test_signing_in_and_out_is_recorded() -> None:
+    events: list[Event] = []
+    access = Access(channel_secret=SECRET, token=TOKEN, hosts=["0.0.0.0"], record=events.append)
+    cookie = ("Cookie", sign_in(access))
+    access.sign_out(access.identify(request(cookie)))
+    access.sign_out(access.identify(request(bearer(TOKEN))))  # no session: nothing ends
+    records = [to_record(event) for event in events]
+    assert [(each["action"], each["actor"], each["client"]) for each in records] == [
+        ("console.sign_in", "token", "127.0.0.1"),
+        ("console.sign_out", "token", "127.0.0.1"),
+    ]
+    assert {each["origin"] for each in records} == {"console"}
+
+
 def test_a_session_ends_when_it_is_signed_out() -> None:
     access = closed()
     first, second = sign_in(access), sign_in(access)

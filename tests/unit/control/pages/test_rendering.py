@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.requests import Request
 
-from shim.control.pages.rendering import environment, number, root_of, time_element
+from shim.control.pages.rendering import environment, number, prose, root_of, time_element
 
 EVIL = '<script>alert(1)</script> "\u202eevil\u2066 \x1b[31m\x07 =cmd\r\n' + "🎵" * 255
 
@@ -70,3 +70,11 @@ def test_a_time_is_in_utc_until_a_script_converts_it(style: str, text: str) -> N
     assert element == (
         f'<time datetime="2026-11-01T08:30:05.123Z" data-style="{style}">{text}</time>'
     )
+
+
+def test_a_sentence_has_code_and_names_that_can_be_broken() -> None:
+    shown = prose("Set SHIM_A_B, or run `navidrome-shim users unlock`.")
+    assert shown == "Set SHIM_<wbr>A_<wbr>B, or run <code>navidrome-shim users unlock</code>."
+    assert "<script>" not in prose(f"`{EVIL}` {EVIL}")
+    assert "\u202e" not in prose(f"`{EVIL}` {EVIL}")
+    assert prose("one ` alone") == "one <code> alone</code>"
