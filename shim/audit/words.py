@@ -200,10 +200,10 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "account_rebound": "If you did not expect this, lock the account, and see who ran the command.",
     "device_login_failed": (
         "If the person says that an app does not connect, check its user name and password. Many failures "
-        "from one address are somebody who guesses: block the address at the edge."
+        "from one address can be password guessing: block the address at the edge."
     ),
     "reload_rejected": "Correct the settings that are named, then reload again.",
-    "upstream_down": "Check that Navidrome runs, and SHIM_UPSTREAM.",
+    "upstream_down": "Check that Navidrome runs, and that SHIM_UPSTREAM is right.",
     "name_lookup_failed": "Check the name, and the name server of this machine.",
     "key_set_failed": "Check SHIM_JWKS_URL, and the connection to the provider.",
     "events_dropped": "Check the disk, and the database of the trail.",
@@ -212,7 +212,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "own_account_secured": "If you did not expect this, check who created the account in Navidrome.",
 }
 
-_CHECK_NAVIDROME: Final = "Check that Navidrome runs, and its log."
+_CHECK_NAVIDROME: Final = "Check that Navidrome runs, and look at its log."
 _TOKENS: Final[Mapping[str, str]] = {
     "navidrome_token_void": "the Navidrome token was issued before the account was locked, and was removed",
     "token_mismatch": "the Navidrome token belongs to another account than the identity, and was removed",
@@ -264,7 +264,7 @@ _EDGE: Final = "Change the edge's configuration"
 _REASON_REMEDIES: Final[Mapping[Reason, str]] = {
     Reason.UNTRUSTED_PEER: (
         "If the peer is your edge, add its address to SHIM_REVERSE_PROXY_WHITELIST. If not, somebody "
-        "reaches the shim past the edge: close that way in the network."
+        "reaches the shim past the edge: block this route in the network."
     ),
     Reason.PUBLIC_PATH: (
         "This is normal for apps and for visitors of open paths. If the edge authenticates this path, "
@@ -320,8 +320,8 @@ _REASON_REMEDIES: Final[Mapping[Reason, str]] = {
         "If this person may sign in, add the domain of the e-mail to SHIM_EMAIL_DOMAINS."
     ),
     Reason.EMAIL_NOT_VERIFIED: (
-        "Let the person confirm the e-mail at the identity provider. authentik says of every e-mail that it "
-        "is not verified until its scope mapping for e-mail is changed."
+        "Let the person confirm the e-mail at the identity provider. authentik marks every e-mail as "
+        "not verified until you change its scope mapping for e-mail."
     ),
     Reason.UID_SOURCE_CHANGED: (
         "After a change of the provider, run `navidrome-shim users rebind --all --dry-run`, then without "
@@ -392,7 +392,7 @@ _REASON_REMEDIES: Final[Mapping[Reason, str]] = {
         "SHIM_LINK_EXISTING. If not, give one of the two another name."
     ),
     Reason.RESERVED_ACCOUNT: (
-        "The person needs another user name, or remove the name from SHIM_PROTECTED_USERS."
+        "Give the person another user name, or remove the name from SHIM_PROTECTED_USERS."
     ),
     Reason.RENAME_NOT_FOLLOWED: (
         "Set SHIM_FOLLOW_RENAMES, or rename the account in Navidrome, or restore the old name at the "
@@ -400,9 +400,9 @@ _REASON_REMEDIES: Final[Mapping[Reason, str]] = {
     ),
     Reason.NAME_HELD: "Wait, or end the hold with `navidrome-shim users holds end NAME`.",
     Reason.ACCOUNT_PENDING: (
-        "The person must try again. If it stays, check Navidrome and SHIM_PROVISIONING_TIMEOUT."
+        "The person must try again. If it happens again, check Navidrome and SHIM_PROVISIONING_TIMEOUT."
     ),
-    Reason.NAVIDROME_UNAVAILABLE: "Check that Navidrome runs, and SHIM_UPSTREAM.",
+    Reason.NAVIDROME_UNAVAILABLE: "Check that Navidrome runs, and that SHIM_UPSTREAM is right.",
     Reason.NAVIDROME_ACCESS_DENIED: (
         "See Health on the Overview, or run `navidrome-shim check`: both have the remedy."
     ),
