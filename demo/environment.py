@@ -38,7 +38,7 @@ ALICE: Final = OutpostUser("alice", "Alice Ämmer", "alice@example.org", ("famil
 BERT: Final = OutpostUser("bert", "Bert", "bert@example.org", ("family",))
 ADMIN: Final = OutpostUser("admin", "The Admin", "admin@example.org", ("family", "admins"))
 USERS: Final = (ALICE, BERT, ADMIN)
-"""Who has an account in Navidrome when the play begins."""
+"""Users who have an account in Navidrome at the start of the scenario."""
 CARLA: Final = OutpostUser("carla.berg", "Carla Berg", "carla.berg@example.org", ("family",))
 DIRK: Final = OutpostUser("dirk", "Dirk", "dirk@example.org", ("colleagues",))
 SUPPORT_CONTACT: Final = ALICE.email

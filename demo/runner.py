@@ -39,7 +39,7 @@ def run(*, once: bool, reporter: ConsoleReporter, steps: Sequence[Step] = STEPS)
     except (EnvironmentFailed, NotStarted, OSError) as error:
         raise DemoFailed(str(error)) from error
     except asyncio.CancelledError:
-        raise DemoFailed("ended by a signal before the play was over") from None
+        raise DemoFailed("ended by a signal before the scenario ended") from None
 
 
 async def _run(once: bool, reporter: ConsoleReporter, steps: Sequence[Step]) -> bool:

@@ -115,7 +115,7 @@ def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
         return Check(
             "user_header",
             State.WARNING,
-            f"not known yet if Navidrome obeys {ours}, so only allowed headers are forwarded: "
+            f"not known yet whether Navidrome obeys {ours}, so only allowed headers are forwarded: "
             f"{state.detail}",
             "Check that Navidrome runs and responds to GET /rest/ping.",
         )

@@ -85,7 +85,7 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
 def _remove_stale(path: str) -> None:
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
-            raise FileExistsError(17, f"{path} is there and is no socket")
+            raise FileExistsError(17, f"{path} exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -95,4 +95,4 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             Path(path).unlink()
         else:
-            raise OSError(98, f"somebody else listens on {path}")
+            raise OSError(98, f"another process listens on {path}")

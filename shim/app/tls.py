@@ -37,7 +37,7 @@ def _load_error(certificate: Path, key: Path, error: Exception) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         return f"{files}: {reason}"
     if error.reason == "KEY_VALUES_MISMATCH":
-        return f"{files}: the key is not that of the certificate, expected the two that belong together"
+        return f"{files}: the key does not belong to the certificate"
     return (
         f"{files}: expected a certificate chain and its key in PEM, the key without a password "
         f"({error.reason or 'not readable'})"

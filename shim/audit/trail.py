@@ -238,7 +238,7 @@ class _Queue:
     async def _wait_after(self, fault: Exception) -> None:
         if not self._failing:
             self._failing = True
-            self._on_error(f"{self.sink.name} can't be written to, will be tried again: {fault!r}")
+            self._on_error(f"{self.sink.name} can't be written to, and is tried again: {fault!r}")
         if self._finishing.is_set():
             await asyncio.sleep(FINISHING_RETRY_SECONDS)
             return
@@ -248,7 +248,7 @@ class _Queue:
 
     def _give_up(self, fault: SinkClosed) -> None:
         self._sink_closed = True
-        self._on_error(f"{self.sink.name} is not written to any more: {fault}")
+        self._on_error(f"{self.sink.name} gets no more events: {fault}")
         while self._events:
             self.drop(self._events.popleft())
 

@@ -208,14 +208,14 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "account_rebound": "If you did not expect this, lock the account, and see who ran the command.",
     "device_login_failed": (
         "If the person says that an app does not connect, check its user name and password. Many failures "
-        "from one address are somebody who guesses: block the address at the edge."
+        "from one address can be password guessing: block the address at the edge."
     ),
     "control_token_rejected": (
         "If a program of yours has an old SHIM_CONTROL_TOKEN, correct it there. If not, somebody guesses: "
         "let only your own machines reach SHIM_CONTROL_LISTEN."
     ),
     "reload_rejected": "Correct the settings that are named, then reload again.",
-    "upstream_down": "Check that Navidrome runs, and SHIM_UPSTREAM.",
+    "upstream_down": "Check that Navidrome runs, and that SHIM_UPSTREAM is right.",
     "name_lookup_failed": "Check the name, and the name server of this machine.",
     "key_set_failed": "Check SHIM_JWKS_URL, and the connection to the provider.",
     "events_dropped": "Check the disk, and the database of the trail.",

@@ -37,21 +37,33 @@ _FOLLOWED = 200
 _TIME_HELP = "2h, yesterday, 2026-11-01 or 2026-11-01T08:30; local time."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Since = Annotated[str, typer.Option(help=f"Only events since then: {_TIME_HELP}")]
-Until = Annotated[str, typer.Option(help="Only events before then.")]
-Streams = Annotated[list[str] | None, typer.Option("--stream", help="requests or changes.")]
+Since = Annotated[str, typer.Option(help=f"Only events since this time: {_TIME_HELP}")]
+Until = Annotated[str, typer.Option(help="Only events before this time.")]
+Streams = Annotated[list[str] | None, typer.Option("--stream", help="Stream: requests or changes.")]
 Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Kind of event. Can be repeated.")]
-Severities = Annotated[list[str] | None, typer.Option("--severity", help="Severity.")]
-Verdicts = Annotated[list[str] | None, typer.Option("--verdict", help="Verdict.")]
-Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Reason.")]
-PathClasses = Annotated[list[str] | None, typer.Option("--path-class", help="Path class.")]
+Severities = Annotated[
+    list[str] | None,
+    typer.Option("--severity", help="debug, info, warning or error. Can be repeated."),
+]
+Verdicts = Annotated[
+    list[str] | None,
+    typer.Option("--verdict", help="authenticated, stripped or rejected. Can be repeated."),
+]
+Reasons = Annotated[
+    list[str] | None,
+    typer.Option("--reason", help="Reason of the decision or failure. Can be repeated."),
+]
+PathClasses = Annotated[
+    list[str] | None,
+    typer.Option("--path-class", help="protected, public or internal. Can be repeated."),
+]
 Peer = Annotated[str, typer.Option(help="Address or network of the peer.")]
 Client = Annotated[str, typer.Option(help="Address or network of the client.")]
-User = Annotated[str, typer.Option(help="Name at the identity provider, trusted or claimed.")]
+User = Annotated[str, typer.Option(help="User name at the identity provider, trusted or claimed.")]
 AccountName = Annotated[str, typer.Option("--account", help="Name of the Navidrome account.")]
 RequestId = Annotated[str, typer.Option(help="X-Request-Id of a response.")]
 Text = Annotated[
-    str, typer.Option(help="Text in a value; searches the newest 100,000 other matches.")
+    str, typer.Option(help="Text in any value. Searches the newest 100,000 events that match.")
 ]
 
 
@@ -72,7 +84,9 @@ def list_events(
     request_id: RequestId = "",
     text: Text = "",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number of events.")] = 50,
-    oldest_first: Annotated[bool, typer.Option("--oldest-first", help="Oldest first.")] = False,
+    oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="List the oldest events first.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print lines of JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
@@ -265,7 +279,8 @@ def export(
     text: Text = "",
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV instead of NDJSON.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to this new file.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write to this file, which must not exist."),
     ] = None,
 ) -> None:
     """Write every event that matches, oldest first, as NDJSON or CSV."""
@@ -291,10 +306,13 @@ def export(
 @audit.command()
 def prune(
     before: Annotated[
-        str, typer.Option(help=f"Remove events before then: {_TIME_HELP} Else by the settings.")
+        str,
+        typer.Option(
+            help=f"Remove events before this time: {_TIME_HELP} By default, the limits of the settings apply."
+        ),
     ] = "",
     stream: Streams = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove old events now. The trail records which ones were removed."""

@@ -31,7 +31,7 @@ devices = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
 @devices.command("list")
@@ -82,7 +82,7 @@ def add(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a device for the user of an account, and print its password. It is shown only now."""
+    """Add a device for the user of an account, and print its password, once."""
 
     async def work(devices: DeviceAdministration, by: Operator) -> tuple[Device, str]:
         expires = None if days is None else time.time() + days * 86400.0
@@ -93,7 +93,7 @@ def add(
     if as_json:
         print_json({**_as_json(account, device, time.time()), "password": secret})
         return
-    typer.echo(safe(f"{device.name} was added for {account}. Its password is shown only now:"))
+    typer.echo(safe(f"{device.name} was added for {account}. Its password is shown only once:"))
     typer.echo(f"\n    {secret}\n")
     typer.echo(safe(f"User name in the app: {account}"))
 
@@ -104,7 +104,7 @@ def revoke(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke a device. Its next request is refused, and what it plays stops within 5 seconds."""
+    """Revoke a device. Its next request is refused, and its streams end within 5 seconds."""
 
     async def work(devices: DeviceAdministration, by: Operator) -> Device:
         found = devices.find(device_id)

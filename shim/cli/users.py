@@ -28,13 +28,13 @@ T = TypeVar("T")
 _STATES = {"active", "denied", "unlinked", "unbound", "reserved", "gone", "waiting"}
 
 users = typer.Typer(
-    help="List, sync, link and lock the Navidrome accounts.",
+    help="List, update, unlink and lock Navidrome accounts.",
     no_args_is_help=True,
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help="The account's name.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 holds = typer.Typer(help="List and end holds of freed user names.", no_args_is_help=True)
 users.add_typer(holds, name="holds")
@@ -148,7 +148,7 @@ def rebind(
         bool,
         typer.Option(
             "--same-source",
-            help="With --all: every linked account, since the uids changed and their source did not.",
+            help="With --all: every linked account. Use it if uids changed, but not their source.",
         ),
     ] = False,
     dry_run: Annotated[

@@ -105,7 +105,7 @@ class ChunkedDecoder:
     def _read_size(self, line: bytes) -> None:
         match = _SIZE.fullmatch(line)
         if match is None:
-            raise ChunkedError("a chunk's size is no hexadecimal number")
+            raise ChunkedError("a chunk's size is not a hexadecimal number")
         self._count(len(line) - len(match[1]))
         self._take_size(match[1])
 

@@ -89,8 +89,8 @@ def parse_line(line: bytes) -> ParsedLine:
         raise RequestLineError("the version is neither HTTP/1.1 nor HTTP/1.0")
     if method not in METHODS:
         if is_token(method):
-            raise UnknownMethod("the method is not passed on")
-        raise RequestLineError("the method is no token")
+            raise UnknownMethod("the method is not forwarded")
+        raise RequestLineError("the method is not a token")
     if target.translate(None, _VISIBLE):
         target = _ascii_target(target)
     hosts = None
@@ -110,7 +110,7 @@ def _ascii_target(target: bytes) -> bytes:
     """
     path, separator, query = target.partition(b"?")
     if path.translate(None, _VISIBLE) or query.translate(None, _VISIBLE + _NOT_ASCII):
-        raise AmbiguousTarget("the target has a byte that is no visible ASCII, or a #")
+        raise AmbiguousTarget("the target has a # or a byte that is not visible ASCII")
     # The quoted-printable encoder is implemented in C. It escapes "=" and breaks lines, which is reverted
     # here.
     escaped = b2a_qp(query, True).replace(b"=\n", b"").replace(b"=3D", b"\n")
@@ -138,7 +138,7 @@ def _reject_ambiguous_path(path: bytes) -> None:
     if b";" in path or b"\\" in path:
         raise AmbiguousTarget("the path has a semicolon or a backslash")
     if _NO_ESCAPE.search(path):
-        raise AmbiguousTarget("the path has a % that is no escape")
+        raise AmbiguousTarget("the path has a % without two hexadecimal digits")
     escape = _REFUSED_ESCAPE.search(path)
     if escape is not None:
         # RFC 3986 §6.2.2.2: one parser decodes the escape before it matches routes, another does not.
@@ -147,7 +147,7 @@ def _reject_ambiguous_path(path: bytes) -> None:
     try:
         unquote(path).decode()
     except UnicodeDecodeError:
-        raise AmbiguousTarget("the path is no UTF-8") from None
+        raise AmbiguousTarget("the path is not UTF-8") from None
 
 
 def unquote(path: bytes) -> bytes:

@@ -64,7 +64,9 @@ def parse_response_head(head: bytes) -> ResponseHead:
         raise InvalidResponse("a control character in the head")
     match = _STATUS_LINE.fullmatch(lines[0])
     if match is None:
-        raise InvalidResponse("no status line of HTTP/1.0 or 1.1 with a status of 100 to 599")
+        raise InvalidResponse(
+            "the status line is not HTTP/1.0 or HTTP/1.1 with a status from 100 to 599"
+        )
     special = special_lines(lines)
     return _frame(lines, special, int(match[2]), http10=match[1] == b"0")
 
@@ -107,7 +109,7 @@ def _frame(
             length = read_length(value)
         elif kind == _CODING:
             if chunked or http10 or value.strip(BLANKS).lower() != b"chunked":
-                raise InvalidResponse("a transfer coding that is not chunked alone, in HTTP/1.1")
+                raise InvalidResponse("Transfer-Encoding is not chunked alone in HTTP/1.1")
             chunked = True
         elif kind == _CONNECTION:
             options |= _options(value)

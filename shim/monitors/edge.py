@@ -102,7 +102,7 @@ class EdgeMonitor:
             )
         found = [each for each in findings if each is not None]
         if not found:
-            return Check("edge", State.OK, "no identity was refused because of the edge lately")
+            return Check("edge", State.OK, "no identity was rejected because of the edge recently")
         details, remedies = zip(*found, strict=True)
         return Check("edge", State.WARNING, "; ".join(details), " ".join(remedies))
 

@@ -97,7 +97,7 @@ class LoginSession:
             return read_token(response)
         self._not_before = now + _pause(response)
         if response.status == 429:
-            self._login_error = "Navidrome takes no more logins for now (its AuthRequestLimit)"
+            self._login_error = "Navidrome accepts no more logins for now (its AuthRequestLimit)"
             raise Unavailable(self._login_error, retry_after=_pause(response), sent=False)
         self._login_error = f"the login as {self._user_name} failed: {body_excerpt(response.body)}"
         raise NotAuthenticated(self._login_error, response.status)

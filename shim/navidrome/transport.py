@@ -88,7 +88,7 @@ class Transport:
             loop = asyncio.get_running_loop()
             wait = self.breaker.wait(loop.time())
             if wait > 0:
-                message = "Navidrome failed several times in a row, and is left alone for a moment"
+                message = "Navidrome failed several times in a row; the next call waits a moment"
                 raise Unavailable(message, retry_after=wait, sent=False)
             try:
                 response = await self._send(method, path, headers or {}, query or {}, body)

@@ -121,7 +121,7 @@ class AccountWriter:
             created_id = new.id
         created = await self._api.user(created_id)
         if created is None:
-            raise Unavailable("the account was made, and is not there")
+            raise Unavailable("the account was created, but Navidrome does not list it")
         return created, intent
 
     async def change(

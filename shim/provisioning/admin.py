@@ -412,4 +412,4 @@ def _untrusted(own_account: OwnAccount) -> tuple[str, str]:
         f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address as a CIDR ({_EXAMPLE}), and "
         f"ND_EXTAUTH_USERHEADER to {own_account.user_header}; then restart Navidrome."
     )
-    return f"Navidrome does not take {own_account.user_header} from the shim", remedy
+    return f"Navidrome does not accept {own_account.user_header} from the shim", remedy

@@ -48,7 +48,7 @@ T = TypeVar("T")
 _COUNTER = "bindings"
 # Counts requests that can change Navidrome's users. Its row exists after the first one.
 _USERS_COUNTER = "navidrome_users"
-_OUTDATED = "another process, or another request, changed whose the account is"
+_OUTDATED = "another process or request changed the binding"
 
 
 class Busy(Exception):
@@ -224,7 +224,7 @@ class BindingStore:
             if row is not None:
                 previous = intent_from_row(row)
                 if not self.is_abandoned(previous):
-                    raise Busy("another process is at work on this account")
+                    raise Busy("another process is working on this account")
                 if _is_same_write(previous, intent):
                     found = replace(intent, navidrome_id=previous.navidrome_id)
                 connection.execute(delete(INTENTS).where(INTENTS.c.key == intent.key))
@@ -234,7 +234,7 @@ class BindingStore:
         try:
             opened = await self.database.write_async(work)
         except IntegrityError:
-            raise Busy("another process is at work on this account") from None
+            raise Busy("another process is working on this account") from None
         self._intents[opened.key] = opened
         return opened
 

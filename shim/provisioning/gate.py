@@ -365,7 +365,7 @@ class ProvisioningGate:
             # After several attempts, a name that was read after the request arrived is valid for this request
             # alone.
             return found.account
-        raise Busy("the account was changed again and again meanwhile")
+        raise Busy("the account changed too often during the request")
 
     async def _look(self, identity: Identity, request_info: RequestInfo) -> _Known:
         service, changes = self._service, self._directory.changes
@@ -379,12 +379,12 @@ class ProvisioningGate:
                 identity, audit_context, verified=request_info.verified
             )
         except (NotAuthenticated, PermissionDenied):
-            service.invalidate("Navidrome does not take the shim for an admin any more")
+            service.invalidate("the shim is not an admin in Navidrome any more")
             raise
         account = Account(binding.user_name.encode(), binding.navidrome_id)
         if generation != service.generation:
             # Navidrome may have become a different instance meanwhile: no account is named to it.
-            raise Unavailable("Navidrome went away meanwhile", retry_after=1)
+            raise Unavailable("Navidrome stopped during the request", retry_after=1)
         return _Known(identity, account, binding.id, changes)
 
     def _failed(

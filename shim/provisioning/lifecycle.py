@@ -65,8 +65,8 @@ from shim.trust.reasons import Reason
 
 # Why an account is locked, by its binding's state.
 _LOCK_REASONS = {
-    BindingState.ACTIVE: "an operator locked it",
-    BindingState.DENIED: "the policy refuses the person",
+    BindingState.ACTIVE: "an administrator locked it",
+    BindingState.DENIED: "the policy denies the user",
     BindingState.UNLINKED: "it was unlinked",
 }
 
@@ -228,7 +228,7 @@ class AccountLifecycle:
         async with self._renaming:
             current = self._bindings.by_account(binding.navidrome_id)
             if current is None or current.version != binding.version:
-                raise Outdated("the account was changed meanwhile")
+                raise Outdated("the account was changed at the same time")
             names, gone = await self._conflicting_names(binding, user)
             kept = {normalize_name(name) for name in names.values()}
             freed = [each for each in (*names, *gone) if each.normalized_name not in kept]
@@ -245,7 +245,7 @@ class AccountLifecycle:
             self._record(AccountBindingRemoved(time=now, account=each.user_name, **audit_fields))
         followed = self._bindings.by_account(binding.navidrome_id)
         if followed is None:
-            raise Outdated("the account was changed meanwhile")
+            raise Outdated("the account was changed at the same time")
         return followed
 
     async def _conflicting_names(
@@ -277,8 +277,8 @@ class AccountLifecycle:
         return NameHold(binding.normalized_name, binding.navidrome_id, uid, until, source)
 
 
-_RESERVED = "its name is reserved by now, so the shim does not write to it"
-_UNLINKED = "it is unlinked, so no groups decide about it"
+_RESERVED = "its name is reserved now, so the shim does not write to it"
+_UNLINKED = "it is unlinked, so groups do not apply to it"
 NO_LIBRARY = (
     "in no group of SHIM_LIBRARY_GROUPS that gives a library, Navidrome has no default library, and it takes "
     "no account's last one"
@@ -434,12 +434,14 @@ class Provisioner:
             and navidrome_id != hold.navidrome_id
             and not is_person(hold.uid, hold.uid_source, identity)
         ):
-            reason = "whose tokens have not ended yet; it is free after SHIM_NAME_REUSE_DELAY_HOURS"
-            raise AccountDenied(Reason.NAME_HELD, f"the name was another account's, {reason}")
+            reason = (
+                "whose tokens have not expired yet; it is free after SHIM_NAME_REUSE_DELAY_HOURS"
+            )
+            raise AccountDenied(Reason.NAME_HELD, f"the name belonged to another account, {reason}")
 
     def _check_usable(self, user: User) -> None:
         if self._policy().reserves(user.user_name):
-            raise AccountDenied(Reason.RESERVED_ACCOUNT, "the account has a reserved name by now")
+            raise AccountDenied(Reason.RESERVED_ACCOUNT, "the account has a reserved name now")
         if not is_header_safe(user.user_name):
             raise AccountDenied(
                 _CONFLICT,
@@ -483,7 +485,7 @@ class Provisioner:
                 account=user.user_name,
                 navidrome_id=user.id,
                 admin=user.is_admin,
-                notes=("the e-mail is none, and was left out",) if unusable_email else (),
+                notes=("the e-mail is not valid and was not used",) if unusable_email else (),
                 **audit_context.as_fields(),
             )
         )
@@ -543,7 +545,7 @@ class Provisioner:
                 navidrome_id=after.id,
                 admin=after.is_admin,
                 credentials_kept=password is None,
-                notes=("it was an admin already",) if claims_admin else (),
+                notes=("it was already an admin",) if claims_admin else (),
                 **audit_context.as_fields(),
             )
         )
@@ -611,9 +613,9 @@ class Provisioner:
             return None
         refused = binding.state is BindingState.DENIED
         return Readmission(
-            "the policy allows the person again"
+            "the policy allows the user again"
             if refused
-            else "its person came back after a lock",
+            else "its user signed in again after a lock",
             new_password(self._policy()),
         )
 
@@ -629,7 +631,7 @@ def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
 
 
 def _empty_list_error(unreadable: int) -> str:
-    said = "Navidrome says that the name is taken, and lists nobody who has it"
+    said = "Navidrome reports that the name is taken, but lists no account with it"
     if unreadable:
         said += (
             f"; {unreadable} accounts can't be read because their records are too large: shorten their "

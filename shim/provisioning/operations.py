@@ -389,7 +389,7 @@ class Operations:
             async with self._exclusive(self._service.bindings.by_account(account.id), account):
                 user = await self._service.api.user(account.id)
                 if user is None:
-                    raise OperationError(f"{name} was deleted in Navidrome meanwhile")
+                    raise OperationError(f"{name} was just deleted in Navidrome")
                 await self._service.lifecycle.lock(user, self._context())
         # The running shim refreshes this often: after this wait, it accepts no token of the account.
         await asyncio.sleep(2 * REFRESH_SECONDS)
@@ -407,7 +407,7 @@ class Operations:
                 if found is None or found.uid != binding.uid:
                     break
                 binding = found
-        raise Busy("another process changed it meanwhile. Try again.")
+        raise Busy("another process changed it at the same time. Try again.")
 
     @asynccontextmanager
     async def _exclusive(
@@ -586,7 +586,7 @@ def _as_operation_error(name: str) -> Iterator[None]:
     try:
         yield
     except AccountRecreated:
-        raise OperationError(f"{name} was deleted in Navidrome meanwhile") from None
+        raise OperationError(f"{name} was just deleted in Navidrome") from None
     except (Busy, NavidromeError) as error:
         raise OperationError(f"{name}: {error}") from None
 

@@ -258,7 +258,7 @@ class Reconciler:
                 account=user.user_name,
                 navidrome_id=user.id,
                 admin=user.is_admin,
-                notes=("its making was interrupted, and taken up again",),
+                notes=("its creation was interrupted, and then completed",),
                 **AuditContext(audit_context.trigger, identity).as_fields(),
             )
         )

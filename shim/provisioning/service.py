@@ -149,7 +149,7 @@ class ProvisioningService:
         self.generation = 0
         self.has_users = False
         self._suspended = False
-        self.fault: Fault | None = Fault("Navidrome was not asked yet", passing=True)
+        self.fault: Fault | None = Fault("Navidrome was not queried yet", passing=True)
         self._open_fault: str | None = f"{bindings.database.display_url}: not opened yet"
         self._own_account = own_account
         self._record = record
@@ -349,7 +349,7 @@ class ProvisioningService:
 
     def _on_disconnect(self, generation: int) -> None:
         if generation == self.generation:
-            self.invalidate("Navidrome closed the connection that watches it")
+            self.invalidate("Navidrome closed the connection that monitors it")
 
     def _close_liveness(self) -> None:
         liveness, self._liveness = self._liveness, None

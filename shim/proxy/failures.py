@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 _BUSY = "The service is busy. Please try again in a moment."
 _NO_RESPONSE = "Navidrome does not respond right now."
 _TOO_LONG = "Navidrome took too long to answer."
-_CHECK_NAVIDROME = "Check that Navidrome runs, and its log."
+_CHECK_NAVIDROME = "Check that Navidrome runs, and look at its log."
 
 
 class _Row(NamedTuple):

@@ -117,7 +117,7 @@ class Reason(StrEnum):
         "the peer is not on SHIM_REVERSE_PROXY_WHITELIST, so its identity headers do not count",
         remedy=(
             "If the peer is your edge, add its address to SHIM_REVERSE_PROXY_WHITELIST. If not, "
-            "somebody reaches the shim past the edge: close that way in the network."
+            "somebody reaches the shim past the edge: block this route in the network."
         ),
     )
     PUBLIC_PATH = _Row(
@@ -310,8 +310,8 @@ class Reason(StrEnum):
         403,
         "the e-mail is the user name or the uid, and the token says that it is not verified",
         remedy=(
-            "Let the person confirm the e-mail at the identity provider. authentik says of every "
-            "e-mail that it is not verified until its scope mapping for e-mail is changed."
+            "Let the person confirm the e-mail at the identity provider. authentik marks every "
+            "e-mail as not verified until you change its scope mapping for e-mail."
         ),
     )
     IDENTITY_REQUIRED = _Row(
@@ -503,7 +503,7 @@ class Reason(StrEnum):
         Verdict.REJECTED,
         403,
         "the name belongs to the shim's own account or is in SHIM_PROTECTED_USERS",
-        remedy="The person needs another user name, or remove the name from SHIM_PROTECTED_USERS.",
+        remedy="Give the person another user name, or remove the name from SHIM_PROTECTED_USERS.",
         message=(
             "Your user name is reserved on this music server. Ask the administrator for another "
             "one."
@@ -550,7 +550,7 @@ class Reason(StrEnum):
         503,
         "the account is not ready yet",
         remedy=(
-            "The person must try again. If it stays, check Navidrome and SHIM_PROVISIONING_TIMEOUT."
+            "The person must try again. If it happens again, check Navidrome and SHIM_PROVISIONING_TIMEOUT."
         ),
         message="Your account is being prepared. Try again in a moment.",
     )
@@ -559,7 +559,7 @@ class Reason(StrEnum):
         Verdict.REJECTED,
         503,
         "Navidrome's API does not respond",
-        remedy="Check that Navidrome runs, and SHIM_UPSTREAM.",
+        remedy="Check that Navidrome runs, and that SHIM_UPSTREAM is right.",
         message="The music server (Navidrome) is not available right now. Try again in a minute.",
     )
     NAVIDROME_ACCESS_DENIED = _Row(

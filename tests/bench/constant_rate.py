@@ -1,4 +1,4 @@
-"""A steady flood: a number of requests per second, evenly, from its own process.
+"""A flood at a constant rate, from its own process.
 
 `python -m tests.bench.constant_rate PORT RATE CONNECTIONS ALGORITHM` sends until its standard input ends,
 and then prints the responses in one line of JSON. wrk has no rate: it sends as fast as it gets

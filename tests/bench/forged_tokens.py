@@ -30,7 +30,7 @@ class Forger:
         self._numbers = itertools.count()
 
     def requests(self) -> Iterator[bytes]:
-        """Endless, each different from all that came before."""
+        """Yield requests without end, each with another token."""
         for number in self._numbers:
             before, after = self._pieces[number % BROWSERS]
             yield b"GET /api/song?f=%d HTTP/1.1\r\n%b%0*d%b" % (
@@ -64,7 +64,7 @@ def _pieces(browser: int, algorithm: str) -> tuple[bytes, bytes]:
     head = {"alg": algorithm, "typ": "JWT"} | ({} if algorithm == "HS256" else {"kid": algorithm})
     header = base64.urlsafe_b64encode(json.dumps(head).encode()).rstrip(b"=").decode()
     payload = token.split(".")[1]
-    # Digits first, then a whole number of bytes: base64url that is spelt in the one way.
+    # Digits first, then a whole number of bytes: base64url in its canonical form.
     signature = base64.urlsafe_b64encode(b"\x10" * ALGORITHMS[algorithm]).rstrip(b"=").decode()
     return (
         f"{before}X-Authentik-Jwt: {header}.{payload}.".encode(),

@@ -1,6 +1,7 @@
 """`python -m tests.bench.guesses`: what honest apps notice of many guesses at one account.
 
-A shim before the stand-in serves two apps, one request after the other: one with a device password, one with
+A shim in front of the stand-in serves two apps, one request after the other: one with a device password,
+one with
 a password that is set in Navidrome. wrk guesses at the same account meanwhile, each guess with other
 credentials, and from another client address or from one. Reported: the times of the honest apps alone and
 beside the guesses, how many guesses were answered, and the memory of the shim.
@@ -182,7 +183,7 @@ end
 
 @asynccontextmanager
 async def _guessing(options: argparse.Namespace, port: int) -> AsyncIterator[list[str]]:
-    """Send guesses with wrk in a process of its own, as many as it gets answered. The list has its report at
+    """Send guesses with wrk in its own process, as many as get a response. The list has its report at
     the end."""
     report: list[str] = []
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:

@@ -62,7 +62,7 @@ end
 def write_script(
     scenario: Scenario, extra_fields: Iterable[Field], path: Path, rest_ms: int = 0
 ) -> None:
-    """The Lua script of a scenario. `extra_fields` are what the edge before this proxy would add; `rest_ms`
+    """The Lua script of a scenario. `extra_fields` are those that the edge would add; `rest_ms`
     is waited before each request."""
     extra = tuple(extra_fields)
     if scenario.fresh_blocks:
@@ -82,7 +82,7 @@ def write_script(
 def run_load(
     scenario: Scenario, script: Path, port: int, seconds: int, cores: frozenset[int]
 ) -> LoadResult:
-    """Sends for so many seconds. Raises MissingBinary or LoadFailed."""
+    """Send requests for this many seconds. Raises MissingBinary or LoadFailed."""
     wrk = find_binary("wrk", "the Debian package wrk")
     command = [
         wrk,

@@ -101,7 +101,7 @@ class Running:
         return self._log.read_text(errors="replace")[-1500:].strip() or "its log is empty"
 
     def stop(self) -> None:
-        """Asks it to end and, after five seconds, makes it."""
+        """Ask the process to end, and kill it after five seconds."""
         if self._process.poll() is not None:
             return
         descendants = [pid for pid in self._tree() if pid != self._process.pid]

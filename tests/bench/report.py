@@ -58,7 +58,7 @@ def summarize(measurements: Sequence[Measurement]) -> list[Summary]:
 
 
 def check_goals(summaries: Sequence[Summary]) -> list[Outcome]:
-    """Every goal for every variant of the shim; those whose rival was not measured are left out."""
+    """Every goal for every variant of the shim; those without a measured baseline are left out."""
     figures = {(summary.scenario, summary.proxy): summary for summary in summaries}
     outcomes: list[Outcome] = []
     for name in dict.fromkeys(

@@ -29,7 +29,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure of the shim that has to stay at or below `limit` times the rival's, or below `limit` MB."""
+    """A figure of the shim that has to stay at or below `limit` times the baseline's, or below `limit` MB."""
 
     scenario: str
     figure: Figure

@@ -283,6 +283,6 @@ def _wait_until_routed(url: str) -> str:
 def _replaced(text: str, changes: dict[str, str]) -> str:
     for old, new in changes.items():
         if text.count(old) != 1:
-            raise NotStarted(f"{old!r} stands {text.count(old)} times in what is copied, not once")
+            raise NotStarted(f"{old!r} occurs {text.count(old)} times in the file, not once")
         text = text.replace(old, new)
     return text

@@ -174,7 +174,7 @@ def test_a_signal_during_the_scenario_ends_everything_with_a_message(tmp_path: P
     with _staying(tmp_path, _with_step(change)) as (process, lines):
         _read_until(lines, "for contrast")
         process.terminate()
-        assert "ended by a signal before the play was over" in _read_until(lines, "signal")
+        assert "ended by a signal before the scenario ended" in _read_until(lines, "signal")
         assert process.wait(_SECONDS) == 1
     assert stored(tmp_path) == []
 
@@ -233,7 +233,7 @@ def _read_until(lines: Iterator[str], wanted: str) -> str:
         read.append(line)
         if wanted in line:
             return "".join(read)
-    raise AssertionError(f"{wanted!r} never came: {''.join(read)}")
+    raise AssertionError(f"{wanted!r} did not appear: {''.join(read)}")
 
 
 def _outputs_by_title(completed: CompletedDemo) -> dict[str, str]:

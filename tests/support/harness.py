@@ -1,4 +1,4 @@
-"""A Navidrome with a shim's accounts before it, and what tests do to both and look at."""
+"""A test harness: a Navidrome, a shim's accounts on it, and calls to both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST_INFO = RequestInfo("192.0.2.9", "r-1")
 OPERATOR = Operator("command:root", "command")
 VERIFIED = RequestInfo("192.0.2.9", "r-1", verified=True)
 
-# Time limits that a loaded machine does not reach either: for tests of what many requests come to.
+# Time limits that a loaded machine does not reach, for tests with many requests.
 LONG_TIMEOUTS = {"PROVISIONING_TIMEOUT": "3600", "NAVIDROME_TIMEOUT": "3600"}
 
 
@@ -39,7 +39,7 @@ def person(
     display: str | None = None,
     email: str | None = None,
 ) -> Identity:
-    """An identity as the provider gives it; its uid is made from the name where none is given."""
+    """An identity as the provider gives it; its uid is derived from the name by default."""
     return Identity(name, display, email, groups, uid or f"uid-of-{name.lower()}")
 
 
@@ -83,11 +83,11 @@ class Harness:
         return self.accounts
 
     def use(self, **settings: str) -> None:
-        """Use these settings from now on, where there are any."""
+        """Use these settings from now on, if there are any."""
         self._settings = settings or self._settings
 
     def environment(self) -> dict[str, str]:
-        """The shim's settings as they stand in an environment."""
+        """The shim's settings as environment variables."""
         settings = {
             "UPSTREAM": self.server.upstream,
             "DATABASE_URL": self.database_url,
@@ -110,7 +110,7 @@ class Harness:
 
     @asynccontextmanager
     async def replica(self) -> AsyncIterator[Harness]:
-        """A shim more, over the same server and the same store, as if on another machine."""
+        """Another shim with the same server and store, as if on another machine."""
         other = Harness(self.server, self.folder, self.database_url)
         other._owner = "elsewhere/1/replica"
         other.use(**self._settings)
@@ -118,15 +118,15 @@ class Harness:
             await other.start()
             yield other
         finally:
-            await other.leave()
+            await other.disconnect()
 
-    async def leave(self) -> None:
-        """Stop it, and let go of the server, which stays as it is."""
+    async def disconnect(self) -> None:
+        """Stop it, and close the client of the server, which keeps running."""
         await self.stop()
         await self._client.aclose()
 
     async def close(self) -> None:
-        await self.leave()
+        await self.disconnect()
         await self.server.stop()
 
     async def confirm_new(self) -> None:
@@ -141,7 +141,7 @@ class Harness:
     async def request(
         self, identity: Identity, request_info: RequestInfo = REQUEST_INFO
     ) -> str | AccountDenied:
-        """What a request of this identity comes to: the account's name, or the refusal."""
+        """The result of a request of this identity: the account's name, or the refusal."""
         gate = self.accounts.gate
         response = gate.known(identity) or await gate.ensure(identity, request_info)
         return response.user_name.decode() if isinstance(response, Account) else response
@@ -160,7 +160,7 @@ class Harness:
     # the server
 
     async def users(self) -> dict[str, dict[str, Any]]:
-        """Every user of the server but the shim's, by name."""
+        """Every user of the server except the shim's, by name."""
         response = await self.call("GET", "/api/user")
         return {user["userName"]: user for user in response if user["userName"] != ADMIN}
 
@@ -201,8 +201,8 @@ class Harness:
         assert response.status_code == 200, (response.status_code, response.text)
         return response.json()
 
-    async def opens(self, name: str, password: str) -> bool:
-        """Whether a Subsonic token of that password is let in."""
+    async def accepts_password(self, name: str, password: str) -> bool:
+        """Whether a Subsonic token of that password is accepted."""
         digest = hashlib.md5(f"{password}salt".encode()).hexdigest()
         query: Mapping[str, str] = {
             "v": "1.16.1",
@@ -230,7 +230,7 @@ class Harness:
         response = await self._client.request(method, path, json=body, headers=headers)
         return response.status_code
 
-    def passes(self, token: Token) -> bool:
+    def accepts_token(self, token: Token) -> bool:
         """Whether the shim lets this token through."""
         gate = self.accounts.gate
         return gate.navidrome_token_valid(token.username, token.user_id, token.issued_at)
@@ -247,7 +247,7 @@ class Harness:
 
 
 async def until(holds: Callable[[], bool], within: float = 10.0) -> None:
-    """Wait until something holds."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(within):
-        while not holds():  # noqa: ASYNC110 - anything may make it hold
+        while not holds():  # noqa: ASYNC110 - the condition is arbitrary
             await asyncio.sleep(0.01)

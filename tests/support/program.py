@@ -89,7 +89,7 @@ class Program:
         async with asyncio.timeout(PATIENCE):
             line = await self.process.stdout.readline()
         if not line:
-            raise EOFError("it logs no more")
+            raise EOFError("the log has no more lines")
         if line.startswith(
             b"navidrome-shim: "
         ):  # the shim's own errors, which may be missing from the log

@@ -54,7 +54,7 @@ class Provider:
         """Wait until its key set was fetched this many times."""
         end = time.monotonic() + _PATIENCE
         while self.requests < times:
-            assert time.monotonic() < end, f"asked {self.requests} times, not {times}"
+            assert time.monotonic() < end, f"got {self.requests} requests, not {times}"
             time.sleep(0.01)
 
 

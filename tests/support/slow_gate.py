@@ -31,7 +31,7 @@ class SlowGate:
         return future
 
     def report_unauthorized(self, identity: Identity) -> None:
-        raise AssertionError(f"{identity.username} is doubted")
+        raise AssertionError(f"{identity.username} is being checked again")
 
     def upstream_changed(self) -> None:
         self.changes += 1

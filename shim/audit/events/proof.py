@@ -33,8 +33,8 @@ class NavidromeTokenFound(RequestEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameLookupFailed(Event):
-    """A host name on the whitelist could not be resolved. `detail` is the error; `addresses` are used
-    meanwhile."""
+    """A host name on the whitelist could not be resolved. `detail` is the error; the addresses
+    in `addresses` are still used."""
 
     kind: ClassVar[str] = "name_lookup_failed"
     stream: ClassVar[Stream] = Stream.CHANGES
@@ -61,7 +61,8 @@ class NameResolved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySetFailed(Event):
-    """The provider's key set could not be fetched. `detail` is the error; `keys` are used meanwhile."""
+    """The provider's key set could not be fetched. `detail` is the error. The keys in `keys`
+    are still used."""
 
     kind: ClassVar[str] = "key_set_failed"
     stream: ClassVar[Stream] = Stream.CHANGES

@@ -71,7 +71,7 @@ class TrailReplaced(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrailUnavailable(Event):
     """No event was stored for ten seconds. `detail` is the error. With `SHIM_AUDIT_FAIL_MODE=closed` no
-    identity is accepted meanwhile."""
+    identity is accepted until events can be stored again."""
 
     kind: ClassVar[str] = "audit_unavailable"
     stream: ClassVar[Stream] = Stream.CHANGES

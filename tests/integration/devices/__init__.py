@@ -1,1 +1,1 @@
-"""Device passwords, with the whole shim before a Navidrome."""
+"""Device passwords, with the whole shim in front of a Navidrome."""

@@ -1,4 +1,4 @@
-"""The whole shim before each kind of Navidrome, and a person with a device."""
+"""The whole shim in front of each kind of Navidrome, and a person with a device."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ async def _harness(kind: str, folder: Path) -> AsyncIterator[Harness]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shim(stand_in_harness: Harness) -> AsyncIterator[RunningShim]:
-    """A shim before the stand-in, and alice, who has signed in once."""
+    """A shim in front of the stand-in, and alice, who has signed in once."""
     async with run_shim(stand_in_harness) as started:
         assert (await started.sign_in("alice")).status_code == 200
         yield started
@@ -246,7 +246,7 @@ async def shim(stand_in_harness: Harness) -> AsyncIterator[RunningShim]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def any_shim(any_harness: Harness) -> AsyncIterator[RunningShim]:
-    """A shim before each kind of server, and alice, who has signed in once."""
+    """A shim in front of each kind of server, and alice, who has signed in once."""
     async with run_shim(any_harness) as started:
         assert (await started.sign_in("alice")).status_code == 200
         yield started
@@ -256,7 +256,7 @@ async def any_shim(any_harness: Harness) -> AsyncIterator[RunningShim]:
 async def songs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningShim]:
-    """A shim before a server of each kind that has music, and alice, who has signed in once."""
+    """A shim in front of a server of each kind that has music, and alice, who has signed in once."""
     tmp_path = tmp_path_factory.mktemp("songs")
     if request.param == "stand-in tcp":
         async for harness in _harness(request.param, tmp_path):

@@ -109,9 +109,7 @@ def token_of_an_admin(navidrome: int) -> str:
         text: str = login.json()["token"]
         bearer = {"X-ND-Authorization": f"Bearer {text}"}
         by_token = client.get("/api/user", headers={**bearer, "Remote-User": "alice"})
-        assert by_token.status_code == 200, (
-            "a token beats the user header: that is what this is about"
-        )
+        assert by_token.status_code == 200, "a token has priority over the user header"
         return text
 
 
@@ -151,7 +149,9 @@ def test_a_token_of_the_same_account_is_forwarded(navidrome: int, tmp_path: Path
             mine = login.json()["token"]
         response = send(shim, "/api/song", X_ND_Authorization=f"Bearer {mine}", **person("alice"))
         assert response.status_code == 200
-        assert "X-ND-Authorization" in response.headers, "Navidrome took it, and refreshed it"
+        assert "X-ND-Authorization" in response.headers, (
+            "Navidrome accepted and refreshed the token"
+        )
         assert not [line for line in shim.lines if line.get("kind") == "navidrome_token_found"]
 
 

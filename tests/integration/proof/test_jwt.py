@@ -50,7 +50,7 @@ def attacks(by: Provider) -> dict[str, tuple[str, str]]:
     """Forged tokens and tokens for another purpose, and the reason why each is rejected."""
     now = int(time.time())
     entries = claims(iat=now - 5, exp=now + 300)
-    assert rsa_key() is by.keys["rsa-0"], "what would be signed well, but for what is wrong"
+    assert rsa_key() is by.keys["rsa-0"], "the token is valid apart from one fault"
     closed_port = "http://127.0.0.1:9/"
     public = pem(rsa_key())
     return {
@@ -97,7 +97,7 @@ def test_each_forged_token_is_rejected_and_never_logged(
             assert text.encode() not in response.raw
             assert text not in json.dumps(shim.lines, default=str), name
         assert upstream.requested == []
-        assert issuer.requests == 1, "none of them is worth a fetch"
+        assert issuer.requests == 1, "none of them triggers a fetch"
 
 
 def test_headers_that_contradict_the_token_are_rejected(
@@ -137,7 +137,7 @@ def test_an_expired_token_is_rejected_on_an_open_connection(
                     response += client.recv(65536)
                 statuses.append(response.split(b" ")[1])
                 time.sleep(0.02)
-        assert statuses[:4] == [b"200"] * 4, "remembered long since"
+        assert statuses[:4] == [b"200"] * 4, "the result is cached"
         assert set(statuses) == {b"200", b"401"}
         assert shim.wait_for_line(reason="jwt_expired")
 

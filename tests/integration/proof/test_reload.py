@@ -124,7 +124,9 @@ def test_the_command_lists_applied_and_pending_settings(upstream: Recorder, tmp_
         taken, waiting = done.stdout.splitlines()
         assert taken == "reloaded: SHIM_REVERSE_PROXY_WHITELIST, SHIM_ALLOWED_GROUPS"
         assert waiting == "needs a restart: SHIM_MAX_CONNECTIONS"
-        assert user(shim, upstream, OTHER) == ["403"], "it has no groups, which are asked for now"
+        assert user(shim, upstream, OTHER) == ["403"], (
+            "the token has no groups, which the new settings require"
+        )
         groups = "X-authentik-groups: a"
         assert user(shim, upstream, OTHER, groups) == ["ada"]
         assert user(shim, upstream, ONE, groups) == []

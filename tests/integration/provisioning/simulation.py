@@ -170,7 +170,7 @@ class Simulation:
             **settings,
         }
         await self.harness.start(**self.settings)
-        self._exits.push_async_callback(self.harness.leave)
+        self._exits.push_async_callback(self.harness.disconnect)
         other = await self._exits.enter_async_context(self.harness.replica())
         self.shims = (RunningShim(self.harness), RunningShim(other))
         for shim in self.shims:
@@ -261,7 +261,7 @@ class Simulation:
         playlist = await _call(self._edge, "GET", f"{url}/{created.json()['id']}", headers)
         account = None if playlist is None else (await self.accounts()).get(playlist["ownerId"])
         if account is None:
-            return Response(503, text="the account was changed meanwhile")
+            return Response(503, text="the account was changed at the same time")
         return Response(200, account["id"], account["userName"], account["isAdmin"])
 
     async def set_password(self, identity: Identity, account_id: str, shim: int) -> str | None:

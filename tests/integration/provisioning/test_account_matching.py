@@ -54,11 +54,11 @@ async def test_an_existing_account_is_claimed_by_the_settings(
     user = await harness.user("old")
     assert user["isAdmin"] is admin
     if expected is CONFLICT:
-        assert user["name"] == "old" and await harness.opens("old", "known")
+        assert user["name"] == "old" and await harness.accepts_password("old", "known")
         assert not harness.recorded(AccountLinked)
     else:
         assert (user["name"], user["email"]) == ("New Name", "old@example.com")
-        assert await harness.opens("old", "known"), "the first link changes no password"
+        assert await harness.accepts_password("old", "known"), "the first link changes no password"
         [linked] = harness.recorded(AccountLinked)
         assert linked.credentials_kept and linked.severity is Severity.WARNING
         assert not harness.recorded(AccountLocked) and not harness.recorded(AccountReadmitted)
@@ -70,16 +70,16 @@ async def test_a_first_link_preserves_tokens_and_the_next_one_voids_them(harness
     await harness.create("old", "known")
     await harness.start()
     token = await harness.login("old", "known")
-    assert harness.passes(token)
+    assert harness.accepts_token(token)
     assert await harness.request(person("old")) == "old"
-    assert harness.passes(token) and await harness.opens("old", "known")
+    assert harness.accepts_token(token) and await harness.accepts_password("old", "known")
     assert harness.accounts.gate.may_continue(token.user_id, None, token.issued_at)
     bindings = harness.accounts.service.bindings
     binding = bindings.by_uid("uid-of-old")
     assert binding is not None
     await bindings.put(binding.unlinked())
     assert await harness.request(person("old", uid="other")) == "old"
-    assert not harness.passes(token) and not await harness.opens("old", "known")
+    assert not harness.accepts_token(token) and not await harness.accepts_password("old", "known")
     assert [event.credentials_kept for event in harness.recorded(AccountLinked)] == [True, False]
 
 
@@ -91,7 +91,7 @@ async def test_a_link_that_makes_an_admin_voids_password_and_tokens(harness: Har
     token = await harness.login("old", "known")
     assert await harness.request(person("old", "admins")) == "old"
     assert (await harness.user("old"))["isAdmin"] is True
-    assert not harness.passes(token) and not await harness.opens("old", "known")
+    assert not harness.accepts_token(token) and not await harness.accepts_password("old", "known")
     [linked] = harness.recorded(AccountLinked)
     assert not linked.credentials_kept
 
@@ -108,7 +108,9 @@ async def test_an_admins_account_is_claimed_by_a_member_of_the_admin_groups(
     assert await harness.reason(person("old", "admins", uid="other")) is CONFLICT
     [linked] = harness.recorded(AccountLinked)
     assert linked.severity is Severity.WARNING and linked.admin and linked.notes
-    assert (await harness.user("old"))["isAdmin"] is True and await harness.opens("old", "known")
+    assert (await harness.user("old"))["isAdmin"] is True and await harness.accepts_password(
+        "old", "known"
+    )
 
 
 async def test_an_account_with_an_empty_password_gets_a_new_one_when_it_is_linked(
@@ -117,7 +119,7 @@ async def test_an_account_with_an_empty_password_gets_a_new_one_when_it_is_linke
     await harness.start()
     await harness.create("old", "")
     assert await harness.request(person("old")) == "old"
-    assert not await harness.opens("old", "")
+    assert not await harness.accepts_password("old", "")
 
 
 async def test_a_user_renamed_at_the_provider_keeps_the_account(harness: Harness) -> None:

@@ -342,13 +342,13 @@ class AnyOrder(RuleBasedStateMachine):
         if strict:
             owner = self.owners.setdefault(account_id, uid)
             self.last_owners[account_id] = uid
-            assert owner == uid, f"{response.name} is {owner}'s, and {uid} was let into it"
+            assert owner == uid, f"{response.name} is {owner}'s, and {uid} got access to it"
             bindings = self.simulation.shims[shim].harness.accounts.service.bindings
             bound = bindings.by_uid(uid)
-            assert bound is not None, f"{uid} was let in without a binding"
-            assert bound.navidrome_id == account_id, f"{uid} was let into an account not theirs"
+            assert bound is not None, f"{uid} got access without a binding"
+            assert bound.navidrome_id == account_id, f"{uid} got access to another user's account"
             assert bound.state == "active", f"{uid} has access, and its binding is {bound.state}"
-            assert self._allows(identity), "let in without an allowed group"
+            assert self._allows(identity), "access without an allowed group"
             assert response.admin == self._wants_admin(identity), "the right of an admin is wrong"
         self._note_password(account_id, strict=strict)
         if account_id in self.linkable:
@@ -473,7 +473,7 @@ class AnyOrder(RuleBasedStateMachine):
     async def _lock(self, name: str) -> None:
         account = await self.simulation.find(name)
         if account is not None and await self.simulation.lock(name):
-            self._revoke(account["id"], "an operator locked it")
+            self._revoke(account["id"], "an administrator locked it")
             self.generated.discard(account["id"])
 
     async def _at_once(self, actions: list[Any], order: list[int]) -> None:
@@ -496,7 +496,7 @@ class AnyOrder(RuleBasedStateMachine):
                     if bound is not None:
                         self._unlinked(bound)
                 case ("lock", name), True if name in accounts:
-                    self._revoke(accounts[name], "an operator locked it")
+                    self._revoke(accounts[name], "an administrator locked it")
                 case _:
                     pass
         remaining = await self.simulation.accounts()
@@ -600,7 +600,7 @@ class AnyOrder(RuleBasedStateMachine):
         readers = {stream.reader for stream in revoked}
         await asyncio.wait(readers, timeout=STREAM_SECONDS)
         for stream in revoked:
-            assert stream.closed, f"an event stream goes on after {stream.revoked}"
+            assert stream.closed, f"an event stream continues after {stream.revoked}"
             self.streams.remove(stream)
 
     async def _bindings_are_sound(self) -> None:

@@ -34,7 +34,7 @@ async def test_the_bootstrap_admin_creates_the_shims_account_and_remains_a_user(
     ]
     assert await harness.request(person("ada")) == "ada"
     assert await harness.request(person("admin")) == "admin"
-    assert not await harness.opens("navidrome-shim", "")
+    assert not await harness.accepts_password("navidrome-shim", "")
     await harness.restart(LINK_EXISTING="all")
     assert await harness.request(person("ada")) == "ada"
 
@@ -82,11 +82,11 @@ async def test_an_account_of_the_shims_name_from_an_untrusted_peer_is_secured_fi
     await harness.call("POST", "/api/user", record, "admin")
     await harness.start(BOOTSTRAP_ADMIN="admin")
     assert "confirm-new" in fault(harness)[1]
-    assert await harness.opens("navidrome-shim", "known")
+    assert await harness.accepts_password("navidrome-shim", "known")
     status, out, _ = await run(harness, "database", "confirm-new")
     assert status == 0 and "new password" in out
     await until(lambda: harness.accounts.service.fault is None)
-    assert not await harness.opens("navidrome-shim", "known")
+    assert not await harness.accepts_password("navidrome-shim", "known")
     users = await harness.users_as("admin")
     shim = users["Navidrome-Shim"]
     assert shim["isAdmin"] is True

@@ -122,7 +122,7 @@ async def test_an_account_recreated_as_an_admin_is_not_its_previous_users(harnes
     harness.accounts.gate.users_may_have_changed()
     assert harness.accounts.gate.known(person("alice")) is None
     assert await harness.reason(person("alice")) is Reason.IDENTITY_CONFLICT
-    assert await harness.opens("alice", "known")
+    assert await harness.accepts_password("alice", "known")
     assert harness.accounts.service.bindings.by_account(new) is None
     [removed] = harness.recorded(AccountBindingRemoved)
     assert removed.account == "alice"

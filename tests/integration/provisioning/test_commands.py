@@ -85,7 +85,7 @@ async def test_an_unlinked_account_is_claimed_by_the_next_user(any_store_harness
     done = await as_json(harness, "users", "unlink", "ALICE", "--yes")
     assert done == {"account": "ALICE", "unlinked": True, "locked": True}
     assert harness.accounts.gate.known(person("alice")) is None
-    assert not await harness.opens("alice", "mine")
+    assert not await harness.accepts_password("alice", "mine")
     assert await harness.request(person("alice", uid="new")) == "alice"
     assert (await harness.user("alice"))["id"] == alice["id"]
     assert len(harness.recorded(AccountLinked)) == 1
@@ -107,7 +107,7 @@ async def test_an_account_is_unlinked_while_navidrome_is_down_and_locked_later(
     assert done["locked"] is False
     await harness.server.start()
     async with asyncio.timeout(10):
-        while await harness.opens("alice", "mine"):  # noqa: ASYNC110
+        while await harness.accepts_password("alice", "mine"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
@@ -117,14 +117,14 @@ async def test_lock_replaces_an_accounts_password(tcp_harness: Harness) -> None:
     await harness.request(person("alice"))
     await harness.create("guest", "")
     await harness.create("boss", "secret")
-    assert await harness.opens("guest", "")
+    assert await harness.accepts_password("guest", "")
     locked = await as_json(harness, "users", "lock", "guest", "--yes")
     assert locked == {"account": "guest", "locked": True}
-    assert not await harness.opens("guest", "")
+    assert not await harness.accepts_password("guest", "")
     for name in ("boss", "navidrome-shim", "nobody"):
         status, _, err = await run(harness, "users", "lock", name, "--yes")
         assert status == 1 and name in err
-    assert await harness.opens("boss", "secret")
+    assert await harness.accepts_password("boss", "secret")
 
 
 async def test_unlink_and_lock_show_their_effect_and_ask_for_confirmation(
@@ -141,7 +141,7 @@ async def test_unlink_and_lock_show_their_effect_and_ask_for_confirmation(
             assert status == 1
             assert "uid-of-alice" in err and "password" in err and "--yes" in err
     assert harness.accounts.gate.known(person("alice")) is not None
-    assert await harness.opens("alice", "mine")
+    assert await harness.accepts_password("alice", "mine")
 
 
 async def test_a_deleted_account_is_unlinked_and_its_name_is_held_for_its_user(

@@ -53,13 +53,13 @@ async def test_a_slow_request_does_not_undo_an_unlink(any_store_harness: Harness
             assert await second.request(person("alice", uid="other")) == "alice"
         resume.set()
         response = await late
-    assert (await harness.user("alice"))["name"] != "Late", "nothing is written for who is late"
+    assert (await harness.user("alice"))["name"] != "Late", "an outdated request writes nothing"
     assert isinstance(response, AccountDenied) and response.reason is Reason.IDENTITY_CONFLICT
     assert harness.accounts.gate.known(person("alice", "more", display="Late")) is None
     assert bindings.by_uid("uid-of-alice") is None
     owner = bindings.by_account(alice["id"])
     assert owner is not None and owner.uid == "other"
-    assert not await harness.opens("alice", "mine")
+    assert not await harness.accepts_password("alice", "mine")
 
 
 async def test_a_user_who_is_provisioned_while_being_unlinked_gets_a_new_password(
@@ -78,7 +78,7 @@ async def test_a_user_who_is_provisioned_while_being_unlinked_gets_a_new_passwor
         assert isinstance(await late, Account), "the unlinked account is claimed again"
     rule = harness.accounts.service.bindings.rule_of(alice["id"])
     assert rule is not None and rule.void_before and not rule.locked
-    assert not await harness.opens("alice", "mine")
+    assert not await harness.accepts_password("alice", "mine")
     assert len(harness.recorded(AccountReadmitted)) == 1
 
 
@@ -147,7 +147,9 @@ async def test_a_stricter_group_setting_locks_denied_users_without_a_request(
     bindings = harness.accounts.service.bindings
     await until(lambda: bindings.is_locked(_id(harness, "uid-of-eve")))
     await harness.accounts.service.reconcile()
-    assert not await harness.opens("eve", "mine") and await harness.opens("alice", "mine")
+    assert not await harness.accepts_password("eve", "mine") and await harness.accepts_password(
+        "alice", "mine"
+    )
     binding = bindings.by_uid("uid-of-eve")
     assert binding is not None and binding.state is BindingState.DENIED
 

@@ -35,7 +35,7 @@ async def test_a_shim_that_is_killed_repeatedly_loses_and_duplicates_nothing(
     for one in last:
         user = users[one.username]
         assert (user["name"], user["email"]) == (one.name, one.email)
-        assert not await harness.opens(one.username, "")
+        assert not await harness.accepts_password(one.username, "")
     bindings = harness.accounts.service.bindings.all()
     ids = {user["id"] for user in users.values()}
     assert {binding.navidrome_id for binding in bindings} == ids

@@ -40,7 +40,7 @@ async def test_a_first_request_while_the_api_fails_creates_no_duplicate(
     harness.stand_in.breaks(None)
     await _settled(harness, person("alice"))
     assert list(await harness.users()) == ["alice"]
-    assert not await harness.opens("alice", "")
+    assert not await harness.accepts_password("alice", "")
 
 
 @pytest.mark.parametrize("kind", list(FaultKind))
@@ -128,10 +128,10 @@ async def test_a_lock_that_failed_is_repeated_later(stand_in_harness: Harness) -
     assert await harness.reason(person("eve")) is Reason.GROUP_NOT_ALLOWED
     assert not harness.recorded(AccountLocked)
     harness.stand_in.breaks(None)
-    assert await harness.opens("eve", "mine")
+    assert await harness.accepts_password("eve", "mine")
     await harness.restart()
     await until(lambda: bool(harness.recorded(AccountLocked)))
-    assert not await harness.opens("eve", "mine")
+    assert not await harness.accepts_password("eve", "mine")
 
 
 # accounts that are recreated by a race
@@ -145,7 +145,7 @@ async def test_a_write_that_races_with_a_deletion_leaves_no_open_account(harness
     assert await harness.request(person("alice", display="New")) == "alice"
     after = await harness.user("alice")
     assert after["id"] != before["id"] and after["name"] == "New"
-    assert not await harness.opens("alice", "")
+    assert not await harness.accepts_password("alice", "")
     assert [event.account for event in harness.recorded(AccountRecreatedByRace)] == ["alice"]
     assert not harness.accounts.service.bindings.intents()
 
@@ -170,7 +170,9 @@ async def test_a_claim_that_races_with_a_deletion_creates_the_account_again(
     assert await harness.request(person("old", display="New")) == "old"
     after = await harness.user("old")
     assert after["id"] != old_id
-    assert not await harness.opens("old", "known") and not await harness.opens("old", "")
+    assert not await harness.accepts_password(
+        "old", "known"
+    ) and not await harness.accepts_password("old", "")
 
 
 async def test_a_pending_write_is_verified_before_any_user_is_served(
@@ -182,18 +184,18 @@ async def test_a_pending_write_is_verified_before_any_user_is_served(
     _deletes_before_writing(harness)
 
     async def silent(user_name: str) -> bool:
-        raise Unavailable(f"no answer about {user_name}")
+        raise Unavailable(f"no response about {user_name}")
 
     monkeypatch.setattr(api, "opens_without_password", silent)
     response = await harness.request(person("alice", "admins", display="New"))
     assert isinstance(response, AccountDenied)
-    assert await harness.opens("alice", "")
+    assert await harness.accepts_password("alice", "")
     await harness.restart()
     assert harness.accounts.service.fault is None
     assert not await harness.users()
     assert len(harness.recorded(AccountRecreatedByRace)) == 1
     assert await harness.request(person("alice", "admins", display="New")) == "alice"
-    assert not await harness.opens("alice", "")
+    assert not await harness.accepts_password("alice", "")
 
 
 async def test_an_existing_empty_password_is_replaced_and_the_account_kept(
@@ -204,9 +206,9 @@ async def test_an_existing_empty_password_is_replaced_and_the_account_kept(
     alice = await harness.user("alice")
     await harness.delete("alice")
     await harness.call("PUT", f"/api/user/{alice['id']}", alice)
-    assert await harness.opens("alice", "")
+    assert await harness.accepts_password("alice", "")
     assert await harness.request(person("alice", display="New")) == "alice"
-    assert not await harness.opens("alice", "")
+    assert not await harness.accepts_password("alice", "")
     assert (await harness.user("alice"))["id"] == alice["id"]
     assert not harness.recorded(AccountRecreatedByRace)
 

@@ -59,12 +59,12 @@ async def test_the_owner_of_a_created_account_sets_a_password_without_the_old_on
     await harness.start()
     await harness.request(person("alice"))
     alice = await harness.user("alice")
-    assert not await harness.opens("alice", "")
+    assert not await harness.accepts_password("alice", "")
     await harness.call("PUT", f"/api/user/{alice['id']}", {**alice, "password": "mine"}, "alice")
-    assert await harness.opens("alice", "mine")
+    assert await harness.accepts_password("alice", "mine")
     await harness.request(person("alice", display="Alice B."))
     assert (await harness.user("alice"))["name"] == "Alice B."
-    assert await harness.opens("alice", "mine")
+    assert await harness.accepts_password("alice", "mine")
 
 
 async def test_two_hundred_first_requests_of_one_user_create_one_account_with_one_post(
@@ -146,7 +146,7 @@ async def test_unusual_names_get_one_account_each(harness: Harness, name: str) -
     assert await harness.request(person(name)) == name
     await harness.request(person(name, display="Changed"))
     assert (await harness.user(name))["name"] == "Changed"
-    assert not await harness.opens(name, "")
+    assert not await harness.accepts_password(name, "")
 
 
 async def test_an_invalid_email_is_omitted_and_reported(harness: Harness) -> None:
@@ -175,7 +175,7 @@ async def test_no_password_is_stored_or_logged(
     await harness.request(person("alice"))
     assert len(created) == 1
     assert created[0].startswith("__NAVIDROME_AUTOGEN__") and len(created[0]) >= 21 + 43
-    assert await harness.opens("alice", created[0])
+    assert await harness.accepts_password("alice", created[0])
     database = (harness.folder / "shim.db").read_bytes() + (
         harness.folder / "shim.db-wal"
     ).read_bytes()

@@ -69,7 +69,7 @@ async def test_an_incomplete_password_change_does_not_outlive_the_lock(
             request = await begin(shim, "PUT", f"/api/user/{user['id']}", name, "music", body)
             assert (await shim.visit(name, groups="")).status_code == 403
             await asyncio.to_thread(end, *request)
-            assert not await real_harness.opens(name, "chosen")
+            assert not await real_harness.accepts_password(name, "chosen")
 
 
 @pytest.mark.parametrize("groups", ["music", ""])

@@ -24,7 +24,7 @@ async def signed_in(harness: Harness, name: str = "alice", *groups: str) -> Toke
     changed = {**user, "password": "mine"}
     await harness.call("PUT", f"/api/user/{user['id']}", changed, name)
     token = await harness.login(name, "mine")
-    assert harness.passes(token)
+    assert harness.accepts_token(token)
     return token
 
 
@@ -33,7 +33,7 @@ async def sets_a_password(harness: Harness, token: Token) -> bool:
     name = next(n for n, user in (await harness.users()).items() if user["id"] == token.user_id)
     body = {**await harness.user(name), "password": "stolen"}
     await harness.call_with(token, "PUT", f"/api/user/{token.user_id}", body)
-    return await harness.opens(name, "stolen")
+    return await harness.accepts_password(name, "stolen")
 
 
 def newer(harness: Harness, token: Token) -> Token:
@@ -55,24 +55,26 @@ async def test_tokens_of_a_denied_account_are_void_also_after_it_is_allowed_agai
     assert gate.may_continue(token.user_id, None, token.issued_at)
     assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
     assert gate.revocations > before
-    assert not harness.passes(token) and not harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and not harness.accepts_token(newer(harness, token))
     assert not gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert not gate.may_continue(token.user_id, None, token.issued_at)
     assert not await sets_a_password(harness, token), "the lock's password can't be replaced"
     assert len(harness.recorded(AccountLocked)) == 1
 
     assert await harness.request(person("alice", "music")) == "alice"
-    assert not harness.passes(token) and harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
     assert gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert not gate.may_continue(token.user_id, None, token.issued_at)
-    assert not await harness.opens("alice", "mine")
+    assert not await harness.accepts_password("alice", "mine")
     assert len(harness.recorded(AccountReadmitted)) == 1
     alice = await harness.user("alice")
     chosen = {**alice, "password": "chosen"}
     await harness.call("PUT", f"/api/user/{alice['id']}", chosen, "alice")
-    assert await harness.opens("alice", "chosen"), "who is back sets a password without an old one"
+    assert await harness.accepts_password("alice", "chosen"), (
+        "a readmitted user sets a password without the old one"
+    )
     await harness.restart()
-    assert not harness.passes(token) and harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
 
 
 async def test_no_token_outlives_an_unlink(any_store_harness: Harness) -> None:
@@ -84,11 +86,11 @@ async def test_no_token_outlives_an_unlink(any_store_harness: Harness) -> None:
     status, _, err = await run(harness, "users", "unlink", "alice", "--yes")
     assert status == 0, err
     assert gate.revocations > before
-    assert not harness.passes(token) and not harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and not harness.accepts_token(newer(harness, token))
     assert not gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert not await sets_a_password(harness, token)
     assert await harness.request(person("alice", uid="other")) == "alice"
-    assert not harness.passes(token) and harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
     assert not gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert gate.may_continue(token.user_id, "other", 0)
 
@@ -103,11 +105,11 @@ async def test_a_lock_voids_the_tokens_of_a_linked_account_until_its_user_return
     status, _, err = await run(harness, "users", "lock", "alice", "--yes")
     assert status == 0, err
     assert gate.known(person("alice")) is None
-    assert not harness.passes(token) and not harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and not harness.accepts_token(newer(harness, token))
     assert not gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert not await sets_a_password(harness, token)
     assert await harness.request(person("alice")) == "alice"
-    assert not harness.passes(token) and harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
 
 
 async def test_a_lock_voids_the_tokens_of_an_unlinked_account(
@@ -118,14 +120,14 @@ async def test_a_lock_voids_the_tokens_of_an_unlinked_account(
     await harness.create("guest", "mine")
     await harness.accounts.service.reconcile()
     token = await harness.login("guest", "mine")
-    assert harness.passes(token)
+    assert harness.accepts_token(token)
     status, _, err = await run(harness, "users", "lock", "guest", "--yes")
     assert status == 0, err
-    assert not harness.passes(token) and not harness.passes(newer(harness, token))
+    assert not harness.accepts_token(token) and not harness.accepts_token(newer(harness, token))
     assert not harness.accounts.gate.may_continue(token.user_id, None, token.issued_at)
-    assert not await harness.opens("guest", "mine")
-    assert await harness.request(person("guest")) == "guest", "who is linked to it is let in"
-    assert not harness.passes(token) and harness.passes(newer(harness, token))
+    assert not await harness.accepts_password("guest", "mine")
+    assert await harness.request(person("guest")) == "guest", "the newly linked user has access"
+    assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
 
 
 async def test_tokens_are_void_before_the_new_password_is_written(
@@ -137,10 +139,10 @@ async def test_tokens_are_void_before_the_new_password_is_written(
     fault = Fault(FaultKind.SERVER_ERROR, ("/api/user",), frozenset({"PUT"}))
     harness.stand_in.breaks(fault)
     assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
-    assert await harness.opens("alice", "mine"), "the password could not be replaced yet"
-    assert not harness.passes(token)
+    assert await harness.accepts_password("alice", "mine"), "the password could not be replaced yet"
+    assert not harness.accepts_token(token)
     await harness.restart()
-    assert not harness.passes(token)
+    assert not harness.accepts_token(token)
     harness.stand_in.breaks(None)
 
 
@@ -149,11 +151,11 @@ async def test_another_process_sees_a_lock(any_store_harness: Harness) -> None:
     await first.start(ALLOWED_GROUPS="music")
     token = await signed_in(first, "alice", "music")
     async with first.replica() as second:
-        assert second.passes(token)
+        assert second.accepts_token(token)
         before = second.accounts.gate.revocations
         assert await first.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
         await until(lambda: second.accounts.gate.revocations > before)
-        assert not second.passes(token)
+        assert not second.accepts_token(token)
         assert not second.accounts.gate.may_continue(token.user_id, None, token.issued_at)
 
 
@@ -191,7 +193,7 @@ async def test_no_token_is_valid_while_the_users_are_unknown(stand_in_harness: H
     harness.stand_in.breaks(Fault(FaultKind.SERVER_ERROR))
     gate.users_may_have_changed()
     assert not gate.navidrome_token_valid("guest", guest, 1.0)
-    assert gate.may_continue(guest, None, 1.0), "what is under way goes on"
+    assert gate.may_continue(guest, None, 1.0), "responses in progress continue"
     gate.upstream_changed()
     assert not gate.navidrome_token_valid("guest", guest, 1.0)
     harness.stand_in.breaks(None)
@@ -262,9 +264,9 @@ async def test_settings_that_deny_a_user_void_tokens_at_once(
     gate = harness.accounts.gate
     assert gate.may_continue(token.user_id, "uid-of-alice", 0) is allowed
     await until(lambda: harness.accounts.service.fault is None)
-    assert harness.passes(token) is allowed
+    assert harness.accepts_token(token) is allowed
     await harness.accounts.service.reconcile()
-    assert await harness.opens("alice", "mine") is allowed
+    assert await harness.accepts_password("alice", "mine") is allowed
     again = Identity("alice", None, None, ("music",), "uid-of-alice")
     assert await harness.request(again) == "alice"
-    assert harness.passes(token) is allowed
+    assert harness.accepts_token(token) is allowed

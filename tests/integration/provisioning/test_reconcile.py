@@ -44,7 +44,7 @@ async def test_a_deleted_account_is_also_noticed_by_a_write(harness: Harness) ->
     await harness.delete("alice")
     assert await harness.request(person("alice", display="New")) == "alice"
     assert (await harness.user("alice"))["name"] == "New"
-    assert not await harness.opens("alice", "")
+    assert not await harness.accepts_password("alice", "")
 
 
 async def test_rights_changed_by_hand_are_repaired(harness: Harness) -> None:

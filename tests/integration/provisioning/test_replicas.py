@@ -178,7 +178,7 @@ async def test_while_the_database_is_down_only_known_users_are_served(
             assert isinstance(refused, AccountDenied) and refused.retry_after
             assert refused.reason is Reason.STORE_UNAVAILABLE
         assert await harness.reason(person("mallory")) is Reason.GROUP_NOT_ALLOWED
-        assert list(await harness.users()) == ["alice"], "nothing is made that can't be bound"
+        assert list(await harness.users()) == ["alice"], "no account is created without a binding"
     finally:
         postgresql.start()
     await until(lambda: harness.accounts.checks()[0].state is State.OK)

@@ -25,7 +25,7 @@ async def test_a_denied_user_loses_password_and_rights(harness: Harness) -> None
     eve = await harness.user("eve")
     await harness.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
     assert await harness.reason(person("eve", "other")) is Reason.GROUP_NOT_ALLOWED
-    assert not await harness.opens("eve", "mine")
+    assert not await harness.accepts_password("eve", "mine")
     assert (await harness.user("eve"))["isAdmin"] is False
     assert len(harness.recorded(AccountLocked)) == 1
     assert await harness.reason(person("eve", "other")) is Reason.GROUP_NOT_ALLOWED
@@ -40,7 +40,7 @@ async def test_a_claimed_identity_of_an_untrusted_peer_locks_no_account(harness:
     await harness.call("PUT", f"/api/user/{eve['id']}", {**eve, "password": "mine"})
     assert await harness.reason(person("eve", "music", uid="x")) is Reason.IDENTITY_CONFLICT
     assert await harness.reason(person("eve", uid="x")) is Reason.GROUP_NOT_ALLOWED
-    assert await harness.opens("eve", "mine")
+    assert await harness.accepts_password("eve", "mine")
 
 
 async def test_the_admin_right_follows_the_groups_at_the_next_request(harness: Harness) -> None:
@@ -124,15 +124,15 @@ async def test_a_user_who_leaves_the_last_library_group_loses_its_libraries(
         user = await harness.user(name)
         await harness.call("PUT", f"/api/user/{user['id']}", {**user, "password": "mine"})
     assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
-    assert not await harness.opens("alice", "mine")
+    assert not await harness.accepts_password("alice", "mine")
     assert await harness.reason(person("alice")) is Reason.GROUP_NOT_ALLOWED
     await harness.restart(LIBRARY_GROUPS='{"kids": ["Kids"]}')
     await harness.accounts.service.reconcile()
-    assert not await harness.opens("bob", "mine")
+    assert not await harness.accepts_password("bob", "mine")
     assert len(harness.recorded(AccountLocked)) == 2
     assert await harness.request(person("alice", "kids")) == "alice"
     assert await _libraries(harness, "alice") == [3]
-    assert await harness.request(person("carol")) == "carol", "whose new account has no library"
+    assert await harness.request(person("carol")) == "carol", "the new account has no library"
     assert await _libraries(harness, "carol") == []
 
 
@@ -171,4 +171,6 @@ async def test_a_reserved_account_that_stays_an_admin_is_reported_once(harness: 
     assert (skipped.account, skipped.trigger) == ("alice", "reconcile")
     assert "reserved" in skipped.detail
     assert (await harness.user("alice"))["isAdmin"] is True
-    assert (await harness.user("bob"))["isAdmin"] is False, "the run goes on with other accounts"
+    assert (await harness.user("bob"))["isAdmin"] is False, (
+        "the run continues with the other accounts"
+    )

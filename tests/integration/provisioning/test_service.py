@@ -144,7 +144,7 @@ async def test_an_empty_server_gets_the_admin_of_the_settings(harness: Harness) 
     assert await harness.request(person("alice")) == "alice"
     users = await harness.users_as("chief")
     assert users["chief"]["isAdmin"] is True
-    assert await harness.opens("chief", "secret-1")
+    assert await harness.accepts_password("chief", "secret-1")
     await harness.restart()
     assert await harness.request(person("bob")) == "bob"
 

@@ -72,8 +72,8 @@ async def test_an_incomplete_password_change_does_not_outlive_the_lock(
         async with held(shim, url, body, *fields) as request:
             assert (await shim.visit("alice", groups="others")).status_code == 403
             assert await request.end() == 403
-        assert not await harness.opens("alice", "evil")
-        assert not await harness.opens("alice", "mine")
+        assert not await harness.accepts_password("alice", "evil")
+        assert not await harness.accepts_password("alice", "mine")
 
 
 @pytest.mark.parametrize("groups", ["music", "others"])
@@ -113,7 +113,7 @@ async def test_a_lock_waits_for_the_request_that_was_sent_before(tcp_harness: Ha
     await harness.change("alice", password="evil")
     gate.user_write_ended(account, response_began=True)
     assert await denied is Reason.GROUP_NOT_ALLOWED
-    assert not await harness.opens("alice", "evil")
+    assert not await harness.accepts_password("alice", "evil")
     assert len(harness.recorded(AccountLocked)) == 1
 
 
@@ -154,4 +154,4 @@ async def test_a_request_that_the_lock_did_not_wait_for_makes_it_repeat(
     locks = len(harness.recorded(AccountLocked))
     gate.user_write_ended(account, response_began=True)
     await until(lambda: len(harness.recorded(AccountLocked)) > locks)
-    assert not await harness.opens("alice", "evil")
+    assert not await harness.accepts_password("alice", "evil")

@@ -52,7 +52,7 @@ async def test_it_logs_its_start_and_exits_with_0(tmp_path: Path, navidrome: Nav
         assert "do-not-tell" not in shown
         idle = await shim.client()
         shim.stop()
-        assert await idle.read_to_end() == b"", "who is idle is let go"
+        assert await idle.read_to_end() == b"", "idle connections are closed"
         assert await shim.ended() == 0
         stopped = await shim.event("stopped")
         assert (stopped["trigger"], stopped["aborted_connections"]) == ("SIGTERM", 0)
@@ -179,7 +179,7 @@ async def test_unix_sockets_are_removed_at_shutdown(tmp_path: Path, navidrome: N
         assert (await client.read_response()).status == 200
         async with program(tmp_path, None, **settings) as second:
             assert await _exit_status_alone(second) == 1
-        assert path.exists(), "the second one did not take it away"
+        assert path.exists(), "the second shim did not remove the socket"
         client.close()
         shim.stop()
         assert await shim.ended() == 0
@@ -302,7 +302,7 @@ async def test_a_host_name_whose_address_changes_is_updated(
     first = plane.decisions
     await enforcement.names.resolve()
     enforcement.update_policy("whitelist")
-    assert plane.decisions is first, "what did not change is not enforced again"
+    assert plane.decisions is first, "unchanged settings are not applied again"
     addresses[:] = ["192.0.2.2"]
     await enforcement.names.resolve()
     enforcement.update_policy("whitelist")

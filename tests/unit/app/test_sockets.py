@@ -29,7 +29,7 @@ def test_a_unix_socket_has_the_configured_mode_whatever_the_umask(
     try:
         with bind(Endpoint(path=str(path)), mode):
             assert _mode(path) == mode
-            assert os.umask(mask) == mask, "the umask is as it was"
+            assert os.umask(mask) == mask, "the umask is unchanged"
     finally:
         os.umask(before)
 
@@ -74,7 +74,7 @@ def test_a_unix_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "shim.sock"
     with bind(Endpoint(path=str(path))) as other:
         other.listen()
-        with pytest.raises(OSError, match=r"cannot listen on unix:.*somebody else listens"):
+        with pytest.raises(OSError, match=r"cannot listen on unix:.*another process listens"):
             bind(Endpoint(path=str(path)))
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -83,7 +83,7 @@ def test_a_unix_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
 def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious.txt"
     path.write_text("music")
-    with pytest.raises(OSError, match="is no socket"):
+    with pytest.raises(OSError, match="is not a socket"):
         bind(Endpoint(path=str(path)))
     assert path.read_text() == "music"
 

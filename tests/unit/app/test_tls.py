@@ -37,7 +37,9 @@ def test_a_matching_certificate_and_key_are_loaded(files: Certificates) -> None:
 
 
 def test_the_key_of_another_certificate_is_rejected(files: Certificates, tmp_path: Path) -> None:
-    assert "the key is not that of the certificate" in load_error(files.certificate, _key(tmp_path))
+    assert "the key does not belong to the certificate" in load_error(
+        files.certificate, _key(tmp_path)
+    )
 
 
 def test_an_encrypted_key_is_rejected_without_a_prompt(files: Certificates, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ async def test_a_flood_is_logged_in_a_few_lines_with_its_count() -> None:
             1,
             497,
         ]
-    assert alias.reads == twice.reads == 4, "what is only counted is not made into an event"
+    assert alias.reads == twice.reads == 4, "counted repetitions create no event"
 
 
 async def test_a_response_is_logged_with_its_decision_and_reason() -> None:

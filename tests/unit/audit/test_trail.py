@@ -168,7 +168,7 @@ async def test_a_stuck_sink_blocks_neither_the_others_nor_shutdown(errors: list[
 
     assert other.closed
     assert trail.dropped() == {"blocked": 1, "other": 0}
-    assert errors == ["1 events could not be written to stuck"]
+    assert errors == ["1 events could not be written to blocked"]
 
 
 async def test_a_failing_sink_is_reported_once_and_gets_every_event_later(
@@ -216,13 +216,13 @@ async def test_a_closed_sink_is_not_used_and_its_missed_events_are_counted(
     assert trail.dropped() == {"memory": 42}
     await trail.close()
     assert sink.events == []
-    assert errors[0] == "memory is not written to any more: nobody reads"
+    assert errors[0] == "memory gets no more events: nobody reads"
 
 
 async def test_recording_never_raises(errors: list[str]) -> None:
     class Faulty(Coalescer):
         def offer(self, event: CoalescedEvent, now: float) -> list[CoalescedEvent]:
-            raise RuntimeError("a fault of ours", event, now)
+            raise RuntimeError("an internal error", event, now)
 
     trail = Trail([MemorySink()], Faulty(), on_error=errors.append)
 

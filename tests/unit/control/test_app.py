@@ -48,7 +48,7 @@ class Health:
 
 class FailingHealth(Health):
     def checks(self) -> tuple[Check, ...]:
-        raise RuntimeError("a secret of the inside")
+        raise RuntimeError("an internal secret")
 
 
 async def no_reload(_operator: Operator) -> Performed[ReloadResult]:

@@ -66,7 +66,7 @@ async def test_a_changed_address_replaces_the_old_one(name_server: NameServer) -
     name_server.results_by_name = {"edge": ["192.0.2.1"]}
     watch = DnsMonitor(("edge",), 300)
     assert await watch.resolve()
-    assert not await watch.resolve(), "the same result is no change"
+    assert not await watch.resolve(), "an equal result is not reported as a change"
     name_server.results_by_name = {"edge": ["192.0.2.9"]}
     assert await watch.resolve()
     assert found(watch) == {"192.0.2.9"}
@@ -165,12 +165,12 @@ async def test_a_dns_server_that_does_not_respond_is_not_waited_for(
     for _ in range(3):
         assert not await watch.resolve()
         assert watch.states[0].fault == "no response in time"
-    assert silent.lookups == 1, "one thread waits, and no more"
+    assert silent.lookups == 1, "only one thread waits"
     silent.released.set()
     late = watch._names["edge"].pending
     assert late is not None
     await until(late.done)
-    assert await watch.resolve(), "what came late counts"
+    assert await watch.resolve(), "a late result is used"
     assert (found(watch), watch.states[0].fault) == ({"192.0.2.7"}, None)
 
 

@@ -43,7 +43,7 @@ async def test_a_fetched_key_set_is_used_and_a_change_is_reported() -> None:
         assert kids(watch) == ["one"]
         assert watch.state.fault is None
         await watch.fetch()
-        assert reports == [["one"]], "the same set is no news"
+        assert reports == [["one"]], "an equal key set is not reported as a change"
         end.body = build_response(TWO)
         await watch.fetch()
         assert reports == [["one"], ["one", "two"]]
@@ -161,7 +161,9 @@ async def test_a_thousand_unknown_keys_cost_one_fetch_per_interval() -> None:
         assert len(waited) == MAX_WAITERS, "the rest is refused at once"
         waited[0].cancel()
         await asyncio.sleep(0)
-        assert not any(each.done() for each in waited[1:]), "who leaves is no harm to the others"
+        assert not any(each.done() for each in waited[1:]), (
+            "a client that disconnects does not affect the others"
+        )
         end.body = build_response(TWO)
         end.hold.set()
         await asyncio.gather(*waited[1:])
@@ -217,7 +219,7 @@ async def test_the_tls_certificate_is_verified(tmp_path: Path) -> None:
         named = JwksMonitor(JwksConfig(url=end.url.replace("127.0.0.1", "localhost"),
                                    ca=str(certificates.authority)))  # fmt: skip
         await named.fetch()
-        assert named.keys == (), "the certificate is another host's"
+        assert named.keys == (), "the certificate is for another host"
         trusting = JwksMonitor(JwksConfig(url=end.url, ca=str(certificates.authority)))
         await trusting.fetch()
         assert kids(trusting) == ["one"]

@@ -85,7 +85,7 @@ async def test_an_outage_does_not_clear_a_mismatch() -> None:
         await probe_once(navidrome, watch, redirect("/music/app/"))
         before = watch.state
         await navidrome.stop_listening()
-        assert await watch.probe(), "it is away: a change"
+        assert await watch.probe(), "the upstream is down, which is a change"
         assert (before.reached, watch.state.reached) == (True, False)
         assert before.base_path == watch.state.base_path == "/music/"
         assert watch.base_path_mismatch

@@ -125,10 +125,10 @@ async def test_a_token_waits_until_the_users_are_listed(navidrome: Navidrome) ->
         client = await proxy.client(UNTRUSTED)
         await client.send(get("/api/song", f"X-ND-Authorization: Bearer {ADA}").encode())
         await until(lambda: len(accounts.listings) == 1)
-        assert not any(proxy.recorded.void), "it is not judged before"
+        assert not any(proxy.recorded.void), "the token is not evaluated before"
         accounts.listings[0].set_result(None)
         served, head = await navidrome.requests()
-        assert ADA.encode() in head, "it is judged by the list that was waited for"
+        assert ADA.encode() in head, "the token is evaluated with the new list"
         await served.send(OK)
         await client.read_response()
         # A condition of one request does not apply to the next one.
@@ -381,7 +381,7 @@ async def is_cut(client: Client) -> bool:
         return True
     except TimeoutError:
         return False
-    raise AssertionError("the stream ended as if it were whole")
+    raise AssertionError("the stream ended as if it were complete")
 
 
 async def test_streams_of_a_revoked_identity_or_token_are_ended(navidrome: Navidrome) -> None:
@@ -583,7 +583,9 @@ async def test_a_change_of_users_is_sent_once_its_body_is_complete_and_its_accou
         assert (await late.read_response()).status == 403
         assert navidrome.count == 1
         await served.send(OK)
-        assert (await whole.read_response()).status == 200, "Navidrome had the whole of it"
+        assert (await whole.read_response()).status == 200, (
+            "Navidrome received the complete request"
+        )
         assert proxy.plane.body_budget.used == 0
 
 

@@ -73,7 +73,7 @@ async def test_tiny_chunks_are_decoded_in_limited_batches(
             await sending
     assert b"".join(chunks) == b"a" * 20_000
     assert max(decoded.values()) <= 300
-    assert len(chunks) < 2000, "tiny chunks are put together"
+    assert len(chunks) < 2000, "tiny chunks are merged"
     await served.send(OK)
     assert (await client.read_response()).status == 200
 
@@ -152,7 +152,7 @@ async def test_another_client_is_served_during_an_upload_of_tiny_chunks(
     served, _ = await navidrome.requests()
     await served.send(OK)
     assert (await other.read_response()).status == 200
-    assert any(each._queued for each in proxy._connections), "chunks are left"
+    assert any(each._queued for each in proxy._connections), "chunks remain"
     assert slow.received.count(b"a") < 20_000
 
 
@@ -265,7 +265,7 @@ async def _paused_upload(proxy: RunningProxy, navidrome: Navidrome) -> Client:
             await client.send(bytes(1 << 12))  # which the shim does not read
             return client
         await client.send(bytes(1 << 14))
-    raise AssertionError("the shim reads on")
+    raise AssertionError("the shim continues to read")
 
 
 @pytest.mark.parametrize("reset", [True, False])

@@ -209,7 +209,7 @@ async def test_the_policy_can_change_during_provisioning(navidrome: Navidrome) -
         proxy.plane.apply_policy(policy(number=1, suspended=True))
         gate.respond(future)
         served, head = await navidrome.requests()
-        assert b"Remote-User: alice" in head, "it goes on as it was decided"
+        assert b"Remote-User: alice" in head, "the request continues with its decision"
         await served.send(OK)
         client = await signed_in(proxy)
         assert b"Remote-User" not in await served.head()
@@ -226,7 +226,7 @@ async def _send_until_paused(proxy: RunningProxy, client: Client) -> int:
         if proxy.reading_paused:
             return count << 12
         await client.send(bytes(1 << 12))
-    raise AssertionError("the shim reads on")
+    raise AssertionError("the shim continues to read")
 
 
 async def test_pipelined_data_is_buffered_up_to_its_limit_and_read_later(

@@ -64,7 +64,7 @@ async def test_the_account_is_reported_also_for_a_request_that_waited(
         response = await proxy.request(get("/app/", "X-authentik-username: bob"), source=EDGE)
 
     assert response.status == 403
-    assert proxy.recorded.used == [("ada", "ada")], "a request that was rejected is no use"
+    assert proxy.recorded.used == [("ada", "ada")], "a rejected request does not count as use"
 
 
 async def test_an_untrusted_identity_is_not_reported(navidrome: Navidrome) -> None:

@@ -171,7 +171,7 @@ async def test_version_and_connection_options_decide_keep_alive(
     head = f"GET / HTTP/{version}\r\nHost: h\r\n" + (f"{option}\r\n" if option else "") + "\r\n"
     await client.send(head.encode())
     served, got = await navidrome.requests()
-    assert got.startswith(b"GET / HTTP/1.1\r\n"), "Navidrome is always spoken to in 1.1"
+    assert got.startswith(b"GET / HTTP/1.1\r\n"), "the shim always sends HTTP/1.1 to Navidrome"
     assert b"Connection" not in got
     await served.send(OK)
     response = await client.read_response()

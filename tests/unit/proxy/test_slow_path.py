@@ -40,7 +40,7 @@ def test_the_slow_path_continues_exactly_when_it_is_resumed() -> None:
     steps.path.resume(3)
     steps.path.throw(ValueError("late"))
     steps.path.cancel()
-    assert len(steps.log) == 4, "nothing goes on after the end"
+    assert len(steps.log) == 4, "nothing continues after the end"
 
 
 def test_cancelling_releases_resources_at_once() -> None:

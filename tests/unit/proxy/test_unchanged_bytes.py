@@ -180,7 +180,7 @@ async def _read_slowly(proxy: RunningProxy, navidrome: Navidrome, length: str) -
     await until(lambda: proxy.writing_paused)
     await run_loop_turns(1000)
     assert proxy.held < 1 << 20
-    assert not sending.done(), "Navidrome is held back"
+    assert not sending.done(), "reading from Navidrome is paused"
     response = await client.read_response()
     await sending
     assert digest(response.body) == digest(body)

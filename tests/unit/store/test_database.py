@@ -221,7 +221,7 @@ async def test_a_database_that_does_not_respond_is_unavailable(
         finally:
             responds.set()
     assert await database.read_async(value) == 0, (
-        "what was given up before it began is not done later"
+        "cancelled work that had not begun is not done later"
     )
 
 

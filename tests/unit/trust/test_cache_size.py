@@ -51,7 +51,7 @@ def test_the_size_of_cached_entries_is_counted(name: str, address: str) -> None:
     learn(decisions, address, BLOCKS[name], range(60))
     gc.collect()
     held = tracemalloc.get_traced_memory()[0] - before
-    assert decisions.size > _FIXED, "something is remembered"
+    assert decisions.size > _FIXED, "something is cached"
     assert held < decisions.size + _FIXED
     assert decisions.size < _MAX_CACHED
 

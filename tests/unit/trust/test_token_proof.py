@@ -249,7 +249,7 @@ def test_the_expiry_of_a_token_is_checked_on_every_request_despite_the_cache() -
     assert at(NOW + 330) is Reason.JWT_EXPIRED
     assert at(None) is Reason.JWT_EXPIRED
     assert at(NOW - 41) is Reason.JWT_NOT_YET_VALID
-    assert at(NOW) is Reason.VERIFIED_JWT, "a clock that was put right"
+    assert at(NOW) is Reason.VERIFIED_JWT, "the clock was corrected"
 
 
 def test_a_token_that_was_too_early_is_accepted_later() -> None:
@@ -443,7 +443,7 @@ def test_a_flood_of_forged_tokens_evicts_no_other_entries(monkeypatch: pytest.Mo
         assert reason_with(f"{stem}.{number:04}AAAA") is Reason.JWT_INVALID
 
     def never(*_: object) -> bool:
-        raise AssertionError("the honest token was verified again")
+        raise AssertionError("the valid token was verified again")
 
     monkeypatch.setattr(Key, "verify", never)
     assert reason_with(honest) is Reason.VERIFIED_JWT
