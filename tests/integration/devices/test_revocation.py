@@ -139,7 +139,7 @@ async def _second_shim(shim: RunningShim) -> AsyncIterator[RunningShim]:
         async with run_shim(harness, **_SETTINGS) as other:
             yield other
     finally:
-        await harness.leave()
+        await harness.disconnect()
 
 
 @asynccontextmanager
