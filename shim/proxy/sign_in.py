@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
+from shim.http1.grammar import is_host
 from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths
 from shim.trust.reasons import Reason
@@ -21,7 +22,6 @@ LOOP_COOKIE_SECONDS = 20
 _MAX_TARGET = 4096  # bytes of the target in the redirect; no browser accepts a much longer Location
 _MAX_AUTHORITY = 262  # bytes of a name of 255 characters, and a port
 _LOOP_COOKIE_SENT = re.compile(rb"\b" + LOOP_COOKIE.encode())
-_AUTHORITY = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
 def sign_in_location(decision: Decision, address: str, paths: Paths) -> str | None:
@@ -77,7 +77,7 @@ def _is_page_request(fields: Mapping[bytes, list[bytes]]) -> bool:
 
 def _return_url(fields: Mapping[bytes, list[bytes]], target: bytes) -> str | None:
     host = _last(fields, b"x-forwarded-host")
-    if len(host) > _MAX_AUTHORITY or _AUTHORITY.fullmatch(host) is None:
+    if len(host) > _MAX_AUTHORITY or not is_host(host):
         return None
     scheme = "https" if _last(fields, b"x-forwarded-proto").lower() == b"https" else "http"
     return f"{scheme}://{host.decode()}{target.decode()}"
