@@ -206,6 +206,11 @@ class JwksMonitor:
                 data += piece
                 if len(data) > self.config.max_bytes:
                     raise ValueError(f"the key set has more than {self.config.max_bytes} bytes")
-        from shim.trust.jwks import read_key_set  # noqa: PLC0415 - megabytes, for tokens alone
+        # In a thread: the first time, it loads what public keys need.
+        return await asyncio.to_thread(_read, bytes(data))
 
-        return read_key_set(bytes(data))
+
+def _read(data: bytes) -> tuple[Key, ...]:
+    from shim.trust.jwks import read_key_set  # noqa: PLC0415 - megabytes, for tokens alone
+
+    return read_key_set(data)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jwt.algorithms import HMACAlgorithm
+from jwt.exceptions import InvalidKeyError
 
 from shim.trust.jwks import MAX_KEYS, read_key_set, secret_key
 from tests.support.jwt_minting import ec_key, ed_key, jwk, key_set, pem, rsa_key
@@ -99,6 +105,44 @@ def test_an_invalid_key_set_is_rejected(data: bytes) -> None:
 def test_a_public_key_is_not_accepted_as_a_secret(secret: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         secret_key(secret)
+
+
+@given(
+    st.one_of(st.binary(min_size=1, max_size=40), st.from_regex(r"[!-~ ]{1,40}").map(str.encode))
+)
+@example(pem(rsa_key()))
+@example(json.dumps(jwk(rsa_key())).encode())
+@example(b"ssh-rsa AAAA")
+@example(b"ssh-ed25519")
+@example(b"ecdsa-sha2-nistp256")
+@example(b"authentik-client-secret-0123456789")
+@example(b"{}")
+@example(b"1")
+def test_a_secret_is_accepted_exactly_if_pyjwt_accepts_it(secret: bytes) -> None:
+    algorithm = HMACAlgorithm(HMACAlgorithm.SHA256)
+    try:
+        prepared = algorithm.prepare_key(secret)
+    except InvalidKeyError:
+        with pytest.raises(ValueError, match=r"."):
+            secret_key(secret)
+        return
+    key = secret_key(secret)
+    signature = algorithm.sign(b"header.payload", prepared)
+    assert key.verify(b"header.payload", signature)
+    assert not key.verify(b"header.payloaD", signature)
+    assert not key.verify(b"header.payload", signature[:-1])
+    assert not key.verify(b"header.payload", b"")
+
+
+def test_a_secret_loads_no_code_of_public_keys() -> None:
+    code = (
+        "import sys; from shim.trust.jwks import secret_key; secret_key(b'a-client-secret+/=' * 2); "
+        "print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ran.stdout.split()
+    assert "shim.trust.jwks" in modules
+    assert not {"jwt", "cryptography", "shim.trust.public_keys"} & set(modules)
 
 
 def test_the_repr_of_a_key_does_not_show_its_secret() -> None:
