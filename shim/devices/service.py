@@ -423,6 +423,11 @@ class DeviceService:
         return self._source.problem()
 
     @property
+    def lacks_key(self) -> bool:
+        """Return whether no device can be added, since PostgreSQL needs SHIM_DEVICE_KEY."""
+        return self._source.is_missing
+
+    @property
     def remedy(self) -> str:
         """Return what to do about `fault`."""
         return _KEY_REMEDY

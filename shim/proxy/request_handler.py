@@ -488,7 +488,8 @@ class RequestHandler:
             body = await self._sign_in_listed(body)
         if self._decision.form and self._device is None:
             body, removed, claims = await self._filter_form(body)
-        self._form = b""
+        if not self._requests_token_info():  # that response has the format that the form asks for
+            self._form = b""
         self._decision = decision = self._decision.with_form(len(body), claims, void=removed)
         if removed:
             plane.observer.navidrome_token_found(
