@@ -126,13 +126,18 @@ class KeySource:
 
     def problem(self) -> str | None:
         """Return why the keys can't be used, None if they can, or if none was needed yet."""
-        if self.can_create or (self._text is None and self.file is None):
+        if self.can_create or self.is_missing:
             return None
         try:
             self._keys()
         except KeyFault as error:
             return str(error)
         return None
+
+    @property
+    def is_missing(self) -> bool:
+        """Return whether there is neither a setting nor a place for a file: no device can be added."""
+        return self._text is None and self.file is None
 
     @property
     def can_create(self) -> bool:

@@ -38,6 +38,7 @@ from shim.devices.models import (
     new_secret,
     valid_name,
 )
+from shim.devices.verification import begin_md5
 from shim.store.database import Database
 from shim.store.device_rows import devices_version, end_devices, increment_devices
 from shim.store.schema import BINDINGS, DEVICES, TOKEN_RULES
@@ -60,12 +61,13 @@ class LoadedDevice:
     the epoch, client address and app.
     """
 
-    __slots__ = ("alive", "device", "match", "sealed", "secret", "used")
+    __slots__ = ("alive", "device", "match", "md5", "sealed", "secret", "used")
 
     def __init__(self, device: Device, sealed: Sealed, secret: bytes) -> None:
         self.device = device
         self.sealed = sealed
         self.secret = secret
+        self.md5 = begin_md5(secret)
         self.alive = True
         self.used: tuple[float, str, str] | None = None
         # What the data plane sends with a request of this device; its owner keeps it here.
@@ -419,6 +421,11 @@ class DeviceService:
     def key_problem(self) -> str | None:
         """Return why the key can't be used, None if it can, or if none was needed yet."""
         return self._source.problem()
+
+    @property
+    def lacks_key(self) -> bool:
+        """Return whether no device can be added, since PostgreSQL needs SHIM_DEVICE_KEY."""
+        return self._source.is_missing
 
     @property
     def remedy(self) -> str:

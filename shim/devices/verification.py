@@ -6,19 +6,30 @@ Pure: no I/O, no clock. Each comparison takes the same time wherever the texts d
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from hmac import compare_digest
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shim.trust.subsonic_parameters import Parameters
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 _HEX = b"enc:"
+_TOKEN = re.compile(rb"[0-9a-f]{32}")
 
 
 class HasSecret(Protocol):
-    """A device with its secret."""
+    """A device with its secret. `md5` is its digest so far: a copy is cheaper than a new one."""
 
     secret: bytes
+    md5: _Hash
+
+
+def begin_md5(secret: bytes) -> _Hash:
+    """Return the digest of a secret, to be continued with a salt."""
+    return hashlib.md5(secret, usedforsecurity=False)
 
 
 D = TypeVar("D", bound=HasSecret)
@@ -37,12 +48,13 @@ def find_device(credentials: Parameters, devices: Iterable[D]) -> D | None:
             if compare_digest(password, device.secret):
                 return device
         return None
-    token, salt = credentials.t, credentials.s
-    if len(token) != 32:
+    if _TOKEN.fullmatch(credentials.t) is None:
         return None
+    token, salt = bytes.fromhex(credentials.t.decode()), credentials.s
     for device in devices:
-        digest = hashlib.md5(device.secret + salt, usedforsecurity=False).hexdigest()
-        if compare_digest(token, digest.encode()):
+        digest = device.md5.copy()
+        digest.update(salt)
+        if compare_digest(token, digest.digest()):
             return device
     return None
 

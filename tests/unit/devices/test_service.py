@@ -20,9 +20,11 @@ from shim.audit.events.devices import (
     DevicesAvailable,
     DevicesUnavailable,
 )
+from shim.devices.gate import devices_check
 from shim.devices.keys import KeySource
 from shim.devices.models import MAX_DEVICES, DeviceError, new_secret
 from shim.devices.service import DeviceService
+from shim.health import State
 from shim.store.database import Database
 from shim.store.device_rows import end_devices
 from shim.store.schema import BINDINGS, DEVICES, TOKEN_RULES
@@ -374,3 +376,17 @@ async def test_two_processes_create_one_key(device_db: DeviceDatabase) -> None:
     await one.refresh()
     for new in (first, second):
         assert one.by_secret(new.secret.encode()) is not None
+
+
+async def test_the_check_says_that_postgresql_needs_a_key(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/shim.db")
+    database.open()
+    checks = {}
+    for name, source in {"without": KeySource(None, None), "with": KeySource(KEY, None)}.items():
+        service = DeviceService(database, source, lambda _: None)
+        await service.load()
+        checks[name] = devices_check(service)
+    database.close()
+    assert checks["without"].state is checks["with"].state is State.OK
+    assert "SHIM_DEVICE_KEY must be set" in checks["without"].detail
+    assert checks["with"].detail == "0 device passwords in use"

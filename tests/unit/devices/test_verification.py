@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import pytest
 
-from shim.devices.verification import decode_password, find_device
+from shim.devices.verification import begin_md5, decode_password, find_device
 from shim.trust.subsonic_parameters import Parameters
 
 
-@dataclass
 class Phone:
-    secret: bytes
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self.md5 = begin_md5(secret)
 
 
 PHONE, TABLET = Phone(b"abcd-efgh"), Phone(b"jkmn-pqrs")
@@ -38,6 +38,9 @@ def _token(secret: bytes, salt: bytes) -> bytes:
         (Parameters(p=b"wrong", t=_token(b"jkmn-pqrs", b"s"), s=b"s"), None),
         (Parameters(t=_token(b"abcd-efgh", b"s").upper(), s=b"s"), None),
         (Parameters(t=_token(b"abcd-efgh", b"s"), s=b"t"), None),
+        (Parameters(t=_token(b"abcd-efgh", b"s")[:-1], s=b"s"), None),
+        (Parameters(t=_token(b"abcd-efgh", b"s") + b"\n", s=b"s"), None),
+        (Parameters(t=b" ".join([_token(b"abcd-efgh", b"s")[:16]] * 2)[:32], s=b"s"), None),
         (Parameters(t=b"", s=b"s"), None),
         (Parameters(t="é".encode() * 16, s=b"s"), None),
         (Parameters(p=b""), None),
@@ -46,6 +49,11 @@ def _token(secret: bytes, salt: bytes) -> bytes:
 )
 def test_finds(credentials: Parameters, expected: Phone | None) -> None:
     assert find_device(credentials, ALL) is expected
+
+
+def test_each_salt_is_compared_with_the_secret_alone() -> None:
+    for salt in (b"one", b"two", b"one"):
+        assert find_device(Parameters(t=_token(TABLET.secret, salt), s=salt), ALL) is TABLET
 
 
 def test_without_devices_nothing_matches() -> None:
