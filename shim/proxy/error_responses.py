@@ -67,7 +67,7 @@ _BY_REASON: dict[Reason, str] = {
     Reason.CREDENTIALS_CONFLICT: "Multiple conflicting authentication mechanisms provided.",
     Reason.API_KEY_UNKNOWN: "Invalid API key.",
     Reason.TOO_MANY_FAILURES: "Wrong username or password, too often. Try again in a minute.",
-    Reason.DEVICE_SIGN_IN_DUE: "This device's password rests, because you have not signed in for a long "
+    Reason.DEVICE_SIGN_IN_DUE: "This device's password is paused, because you have not signed in for a long "
     "time. Sign in once with a browser, then it works again.",
 }
 # The person is signed in as a user without permission; another account may have it.

@@ -53,11 +53,11 @@ class Failure(StrEnum):
     ACCOUNT_REVOKED = ("account_revoked", 403, "You are not allowed to do this.")
     # Navidrome
     CONNECT_FAILED = ("connect_failed", 502, "Navidrome does not respond right now.")
-    CONNECT_TIMEOUT = ("connect_timeout", 504, "Navidrome took too long to answer.")
+    CONNECT_TIMEOUT = ("connect_timeout", 504, "Navidrome took too long to respond.")
     UPSTREAM_RESPONSE_TIMEOUT = (
         "upstream_response_timeout",
         504,
-        "Navidrome took too long to answer.",
+        "Navidrome took too long to respond.",
     )
     UPSTREAM_RESPONSE_MISSING = (
         "upstream_response_missing",

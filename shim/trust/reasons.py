@@ -376,7 +376,7 @@ class Reason(StrEnum):
         "device_sign_in_due",
         Verdict.REJECTED,
         200,
-        "the device's owner was not seen signed in for SHIM_DEVICE_SIGN_IN_DAYS",
+        "the device's owner has not signed in for SHIM_DEVICE_SIGN_IN_DAYS",
     )
     TOO_MANY_FAILURES = (
         "too_many_failures",
