@@ -192,7 +192,7 @@ def _without(settings: Settings) -> str:
     if not settings.require_identity:
         return "Navidrome's own login"
     pages = f"; browsers are redirected to {settings.sign_in_url}" if settings.sign_in_url else ""
-    login = "open" if settings.local_login else "closed"
+    login = "enabled" if settings.local_login else "disabled"
     return f"401{pages}; Navidrome's own login is {login}"
 
 

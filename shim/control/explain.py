@@ -72,7 +72,7 @@ def _head(request: ExplainedRequest, settings: Settings) -> bytes:
             try:
                 text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError:
-                raise InvalidRequest(part, f"the {part} is no UTF-8") from None
+                raise InvalidRequest(part, f"the {part} is not UTF-8") from None
     for text in headers:
         if ":" not in text:
             raise InvalidRequest("header", f"{text!r} is not a header: expected 'Name: value'")

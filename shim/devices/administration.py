@@ -71,7 +71,7 @@ class DeviceAdministration:
     @property
     def fault(self) -> str | None:
         """Return why some or all device passwords are refused, None if all of them work."""
-        return self._service.fault if self._service.loaded else "the devices were not read yet"
+        return self._service.fault if self._service.loaded else "the devices have not been read yet"
 
     # actions
 
@@ -90,7 +90,7 @@ class DeviceAdministration:
         if device_id is not None and any(
             device.id == device_id for device in self._service.devices(uid)
         ):
-            raise DeviceExists("This device was added already.")
+            raise DeviceExists("This device has already been added.")
         account = self._names().get(uid)
         return await perform(
             self._actions,

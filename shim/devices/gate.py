@@ -373,7 +373,7 @@ class SubsonicDevices:
 def devices_check(service: DeviceService, store_fault: str | None = None) -> Check:
     """Return the check of device passwords. They are no reason to stop: everybody else is served."""
     if store_fault is not None or not service.loaded:
-        detail = store_fault or "the devices were not read yet"
+        detail = store_fault or "the devices have not been read yet"
         return Check(
             "devices", State.WARNING, f"device passwords: {detail}", "See the check `store`."
         )
@@ -441,5 +441,5 @@ def _shown(text: bytes) -> str:
 
 _TOO_MANY = DeviceRefused(Reason.TOO_MANY_FAILURES, "too many sign-ins of this client have failed")
 _SIGN_IN_DUE = DeviceRefused(
-    Reason.DEVICE_SIGN_IN_DUE, "the owner of the device was not seen signed in for too long"
+    Reason.DEVICE_SIGN_IN_DUE, "the owner of the device has not signed in for too long"
 )

@@ -201,7 +201,7 @@ class DeviceService:
         def work(connection: Connection) -> int:
             _check_person(connection, uid)
             if connection.execute(select(DEVICES.c.id).where(DEVICES.c.id == device.id)).first():
-                raise DeviceExists("This device was added already.")
+                raise DeviceExists("This device has already been added.")
             _forget_old(connection, uid, now)
             active = connection.execute(
                 select(func.count())

@@ -80,7 +80,7 @@ def special_lines(lines: list[bytes]) -> list[tuple[int, int, bytes]]:
     for index in range(1, len(lines)):
         name, colon, value = lines[index].partition(b":")
         if not colon or not name or name.translate(None, TOKEN):
-            raise InvalidResponse("a header line is not: name, colon, value")
+            raise InvalidResponse("a header line does not have a name, a colon and a value")
         kind = _SPECIAL.get(name.lower())
         if kind is not None:
             special.append((kind, index, value))

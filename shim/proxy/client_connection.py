@@ -484,7 +484,7 @@ class ClientConnection(asyncio.Protocol):
                 if _BARE_LF.search(self.read_buffer, self._searched):
                     # A client that uses bare LF would wait forever; reject it now.
                     self._reject_unparsed(
-                        Reason.MALFORMED_HEAD, "a line of the head ends in LF alone"
+                        Reason.MALFORMED_HEAD, "a line of the head ends in LF without CR"
                     )
                     return
                 self._searched = max(1, len(self.read_buffer) - 3)

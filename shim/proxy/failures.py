@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 _BUSY = "The service is busy. Please try again in a moment."
 _NO_RESPONSE = "Navidrome does not respond right now."
-_TOO_LONG = "Navidrome took too long to answer."
+_TOO_LONG = "Navidrome took too long to respond."
 _CHECK_NAVIDROME = "Check that Navidrome runs, and look at its log."
 
 

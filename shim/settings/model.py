@@ -451,7 +451,7 @@ class Settings(BaseSettings):
     )
     device_sign_in_days: Annotated[int, reader(parsers.count(0, 3650))] = setting(
         "90",
-        "Days after which a device stops working if its owner was not seen signed in; 0: never.",
+        "Days after which a device stops working if its owner has not signed in; 0: never.",
     )
 
     database_url: Annotated[SecretStr, reader(parsers.database_url)] = setting(

@@ -358,7 +358,7 @@ class Decision:
                 notes.append(f"{field.sent_name} is not used: {field.parsed_value.detail}")
         if self.void:
             notes.append(
-                f"navidrome_token_void: {', '.join(self.void)}: a Navidrome token that is void is removed"
+                f"navidrome_token_void: {', '.join(self.void)}: a void Navidrome token is removed"
             )
         if self.removed_tokens:
             notes.append(
@@ -477,7 +477,8 @@ def combine(
         )
     ):
         raise RequestRejected(
-            Reason.CROSS_SITE, f"a browser says that another site sent it: {metadata.cross_site}"
+            Reason.CROSS_SITE,
+            f"the browser reports that another site sent it: {metadata.cross_site}",
         )
     to_user_api = form = False
     if method != b"GET":
@@ -523,7 +524,7 @@ def _check_unusual(request_line: RequestLine, metadata: RequestMetadata) -> bool
     upgrade = metadata.upgrade and request_line.version == 11
     if upgrade and not (metadata.websocket and request_line.method == b"GET"):
         raise RequestRejected(
-            Reason.UPGRADE_REJECTED, "a WebSocket handshake that is not whole (RFC 6455 §4.1)"
+            Reason.UPGRADE_REJECTED, "an incomplete WebSocket handshake (RFC 6455 §4.1)"
         )
     return upgrade
 
@@ -575,13 +576,13 @@ def _is_open_login(request_line: RequestLine, policy: Policy) -> bool:
 
 def _check_login_allowed(request_line: RequestLine, policy: Policy) -> None:
     if policy.create_admin_disabled and policy.paths.creates_admin(request_line.path):
-        raise RequestRejected(Reason.CREATE_ADMIN_DISABLED, "the first admin is made by the shim")
+        raise RequestRejected(Reason.CREATE_ADMIN_DISABLED, "the shim creates the first admin")
     if (
         policy.require_identity
         and not policy.local_login
         and policy.paths.is_login(request_line.path)
     ):
-        raise RequestRejected(Reason.LOCAL_LOGIN_DISABLED, "Navidrome's own login is closed")
+        raise RequestRejected(Reason.LOCAL_LOGIN_DISABLED, "Navidrome's own login is disabled")
 
 
 def reject(

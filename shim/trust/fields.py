@@ -321,7 +321,7 @@ def parse_line(line: bytes, names: FieldNames) -> Field:
     if line[-1:] != b"\r":
         # RFC 9112 §2.2 lets a recipient accept LF alone; two recipients that differ in this read
         # different requests.
-        raise RequestRejected(Reason.MALFORMED_HEAD, "a line of the head ends in LF alone")
+        raise RequestRejected(Reason.MALFORMED_HEAD, "a line of the head ends in LF without CR")
     return parse_field(line[:-1], names)
 
 
@@ -334,7 +334,9 @@ def parse_field(line: bytes, names: FieldNames) -> Field:
     name, colon, value = line.partition(b":")
     common = names.common_names.get(name)
     if not colon or (common is None and (not name or name.translate(None, TOKEN))):
-        raise RequestRejected(Reason.MALFORMED_HEAD, "a header line is not: name, colon, value")
+        raise RequestRejected(
+            Reason.MALFORMED_HEAD, "a header line does not have a name, a colon and a value"
+        )
     if value.translate(None, TEXT):
         raise RequestRejected(Reason.MALFORMED_HEAD, "a header value has a control character")
     value = value.strip(BLANKS)

@@ -206,7 +206,7 @@ def parse_value(role: Role, value: bytes, *, decides: bool = False) -> str:
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
-        raise RequestRejected(Reason.IDENTITY_INVALID, f"the {label} is no UTF-8") from None
+        raise RequestRejected(Reason.IDENTITY_INVALID, f"the {label} is not UTF-8") from None
     max_length = MAX_LENGTH.get(Role.USERNAME if as_username else role)
     if max_length is not None and len(text) > max_length:
         raise RequestRejected(
@@ -222,7 +222,7 @@ def parse_value(role: Role, value: bytes, *, decides: bool = False) -> str:
     if decides and role is Role.EMAIL and text and not _is_email(text):
         raise RequestRejected(
             Reason.IDENTITY_INVALID,
-            "the email is the user name or the uid, and is not: name, @, domain in ASCII",
+            "the e-mail is the user name or the uid, and does not have a name, @ and a domain in ASCII",
         )
     return text
 
@@ -256,7 +256,7 @@ def decode_name(value: bytes, *, percent: bool) -> bytes:
         return _ENCODED_WORDS.sub(lambda match: _decode_words(match[0]), value)
     except ValueError:
         raise RequestRejected(
-            Reason.IDENTITY_INVALID, "the name has an encoded word that is none"
+            Reason.IDENTITY_INVALID, "the name has an invalid encoded word"
         ) from None
 
 
@@ -292,7 +292,7 @@ def _split_quoted(text: str, separator: str) -> tuple[str, ...]:
     if text:
         raise RequestRejected(
             Reason.IDENTITY_INVALID,
-            "the groups are not all in quotes, with the separator between them",
+            "the groups are not quoted, with the separator between them",
         )
     return ()
 
@@ -305,7 +305,7 @@ def _json_groups(text: str) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise RequestRejected(Reason.IDENTITY_INVALID, "the groups are no JSON list of texts")
+        raise RequestRejected(Reason.IDENTITY_INVALID, "the groups are not a JSON list of texts")
     if len(found) > MAX_GROUPS:
         raise RequestRejected(Reason.IDENTITY_INVALID, f"there are more than {MAX_GROUPS} groups")
     return tuple(group for each in found if (group := each.strip()))

@@ -115,7 +115,7 @@ def _evaluate_trusted(
         policy,
         Reason.JWT_INVALID,
         _claimed_identity(claims, policy),
-        "the token was not looked at",
+        "the token was not verified",
         public=public,
     )
     return unverified_result, deferred
@@ -179,7 +179,7 @@ def _complete_identity(claims: Mapping[Role, str], policy: Policy) -> Identity:
             name = policy.names.roles.get(role, role.name.lower())
             raise RequestRejected(
                 Reason.IDENTITY_INCOMPLETE,
-                f"an identity was sent without {name}{MISSING_HINTS.get(role, '')}",
+                f"the request has an identity without {name}{MISSING_HINTS.get(role, '')}",
             )
     groups = claims.get(Role.GROUPS)
     return rules.identity(claims, None if groups is None else rules.split_groups(groups))
@@ -188,7 +188,7 @@ def _complete_identity(claims: Mapping[Role, str], policy: Policy) -> Identity:
 def _check_token_present(policy: Policy) -> None:
     if policy.tokens is not None and policy.tokens.required:
         raise RequestRejected(
-            Reason.JWT_MISSING, "an identity was sent without the provider's token"
+            Reason.JWT_MISSING, "the request has an identity without the provider's token"
         )
 
 
@@ -250,7 +250,10 @@ def _result(
         protected = Reason.IDENTITY_REQUIRED
     if policy.require_identity and non_ascii is not Reason.UNTRUSTED_PEER_REJECTED:
         non_ascii = Reason.IDENTITY_REQUIRED
-        detail = detail or "the path needs an identity, and none counts on one that is not ASCII"
+        detail = (
+            detail
+            or "the path needs an identity, but no identity counts on a path that is not ASCII"
+        )
     admin = protected in _PROOFS and identity is not None and policy.admits_admin(identity)
     member = authenticated and identity is not None and policy.admits(identity)
     rejected = protected is Reason.UNTRUSTED_PEER_REJECTED
@@ -313,7 +316,7 @@ def _read_claims(fields: Sequence[Field], policy: Policy) -> dict[Role, str]:
     for field in sorted(fields, key=lambda field: field.kind is not Kind.BEARER):
         if field.kind is Kind.ALIAS:
             raise RequestRejected(
-                Reason.HEADER_ALIAS, "a header's name only folds to one that carries an identity"
+                Reason.HEADER_ALIAS, "a header's name only normalizes to an identity header"
             )
         if field.kind not in (Kind.IDENTITY, Kind.BEARER):
             continue

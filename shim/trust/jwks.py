@@ -71,14 +71,14 @@ def read_key_set(data: bytes) -> tuple[Key, ...]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise ValueError("what came is no JSON") from None
+        raise ValueError("the response is not JSON") from None
     if found in ({}, {"keys": []}):
         raise ValueError("the key set is empty: the provider signs this token with no key")
     entries = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(entries, list):
         entries = []
     if not entries:
-        raise ValueError("what came is JSON, but no key set: it has no list of keys")
+        raise ValueError("the response is JSON, but not a key set: it has no list of keys")
     if len(entries) > MAX_KEYS:
         raise ValueError(f"the key set has more than {MAX_KEYS} keys")
     keys: dict[Key, None] = {}

@@ -125,7 +125,7 @@ def verify_token(text: str, rules: TokenRules, now: float | None) -> Token:
             _invalid(
                 f"{len(keys)} keys may have signed it, and none of the first {_MAX_KEYS_TRIED} did"
             )
-        _invalid("the signature is not that of the key")
+        _invalid("the signature does not match the key")
     token = _read(_payload(body), rules)
     token.validity.check(now)
     return token
@@ -167,21 +167,21 @@ def _parts(text: str) -> list[str]:
         or not all(segments)
         or not text.isascii()
     ):
-        _invalid("the token is not: header, payload, signature")
+        _invalid("the token does not have a header, a payload and a signature")
     return segments
 
 
 def _segment(segment: str) -> bytes:
     data = read_segment(segment)
     if data is None:
-        _invalid("a part of the token is no base64url")
+        _invalid("a part of the token is not base64url")
     return data
 
 
 def _object(segment: str, part: str) -> dict[str, object]:
     found = read_object(_segment(segment))
     if found is None:
-        _invalid(f"the token's {part} is no JSON object, or has a name twice")
+        _invalid(f"the token's {part} is not a JSON object, or has a name twice")
     return found
 
 
@@ -207,13 +207,13 @@ def _read_header(segment: str) -> _Header:
     if any(name in header for name in _NOT_UNDERSTOOD):
         _invalid("the token's header asks for an extension")
     if not (kid is None or isinstance(kid, str)):
-        _invalid("the name of the token's key is no text")
+        _invalid("the name of the token's key is not text")
     if kind is not None and (
         not isinstance(kind, str) or kind.lower().removeprefix("application/") not in _TYPES
     ):
         # RFC 8725 §3.11: tokens of another type (for example logout tokens) are signed with the same
         # keys.
-        _invalid("the token is of another kind")
+        _invalid("the token has another type")
     algorithm = header.get("alg")
     # RFC 9864 §2.2: Ed25519 is EdDSA with the curve specified.
     return _Header("EdDSA" if algorithm == "Ed25519" else algorithm, kid)
@@ -230,12 +230,12 @@ def _candidates(header: _Header, rules: TokenRules) -> tuple[Key, ...]:
     """
     algorithm, kid = header.algorithm, header.kid
     if not isinstance(algorithm, str) or algorithm not in rules.algorithms:
-        _invalid("the token's algorithm is not one that is accepted")
+        _invalid("the token's algorithm is not accepted")
     named = [key for key in rules.keys if kid is None or key.kid is None or key.kid == kid]
     keys = tuple(key for key in named if key.algorithm == algorithm)
     if not keys:
         if not rules.fetched or algorithm not in _FETCHED:
-            _invalid("no key that is known has the token's algorithm")
+            _invalid("no known key has the token's algorithm")
         if kid is not None and any(key.kid == kid for key in named):
             _invalid("the token's algorithm is not that of its key")
     return keys
@@ -243,15 +243,15 @@ def _candidates(header: _Header, rules: TokenRules) -> tuple[Key, ...]:
 
 def _read(claims: dict[str, object], rules: TokenRules) -> Token:
     if claims.get("iss") != rules.issuer:
-        _invalid("the issuer is not the one that is expected")
+        _invalid("the issuer is not SHIM_JWT_ISSUER")
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
     if not any(isinstance(one, str) and one in rules.audiences for one in audiences):
-        _invalid("none of the audiences is one that is expected")
+        _invalid("none of the audiences is in SHIM_JWT_AUDIENCE")
     starts = [_time(claims, name) for name in ("nbf", "iat")]
     end = _time(claims, "exp")
     if end is None:
-        _invalid("the token has no end (exp)")
+        _invalid("the token has no expiry (exp)")
     start = max((start for start in starts if start is not None), default=-math.inf)
     if _text(claims, "sub") is None:
         _invalid("the token has no subject (sub)")
@@ -279,7 +279,7 @@ def _time(claims: dict[str, object], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST:
-        _invalid(f"{name} is no time")
+        _invalid(f"{name} is not a time")
     return float(value)
 
 
@@ -311,7 +311,7 @@ def find_claim(claims: dict[str, object], name: str) -> object:
 def _text(claims: dict[str, object], name: str) -> str | None:
     value = find_claim(claims, name) if name else None
     if not (value is None or isinstance(value, str)):
-        _invalid(f"{name} is no text")
+        _invalid(f"{name} is not text")
     return value
 
 
@@ -320,22 +320,22 @@ def _texts(claims: dict[str, object], name: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        _invalid(f"{name} is no list of texts")
+        _invalid(f"{name} is not a list of texts")
     texts = tuple(one for one in value if isinstance(one, str))
     if len(texts) != len(value):
-        _invalid(f"{name} is no list of texts")
+        _invalid(f"{name} is not a list of texts")
     return texts
 
 
 def _reject_duplicate_names(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
 def _no_constant(_: str) -> NoReturn:
-    raise ValueError("JSON has no such number")
+    raise ValueError("the number is not valid JSON")
 
 
 def _invalid(detail: str) -> NoReturn:

@@ -235,7 +235,9 @@ def _parse_cidr(text: str) -> NetworkEntry:
     try:
         network = ip_network(text, strict=False)
     except ValueError:
-        raise ValueError("no CIDR; right would be 10.0.0.0/8, 192.168.1.5/32 or fd00::/8") from None
+        raise ValueError(
+            "not a CIDR; use for example 10.0.0.0/8, 192.168.1.5/32 or fd00::/8"
+        ) from None
     host_bits = ip_address(text.partition("/")[0]) != network.network_address
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         v4 = IPv4Address(int(network.network_address) & 0xFFFFFFFF)
@@ -247,10 +249,10 @@ def _parse_host(text: str) -> str:
     host = text.lower().removesuffix(".")
     labels = host.split(".")
     if _NUMBER.fullmatch(labels[-1]):
-        raise ValueError("no plain address; IPv4 is four decimal numbers without leading zeros")
+        raise ValueError("not a valid address; IPv4 is four decimal numbers without leading zeros")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError(
-            "no IP address, CIDR, host name or @; right would be 10.0.0.5, 10.0.0.0/8 or traefik"
+            "not an IP address, CIDR, host name or @; use for example 10.0.0.5, 10.0.0.0/8 or traefik"
         )
     return host
 

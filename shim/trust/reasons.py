@@ -641,12 +641,12 @@ class Reason(StrEnum):
         "device_sign_in_due",
         Verdict.REJECTED,
         200,
-        "the device's owner was not seen signed in for SHIM_DEVICE_SIGN_IN_DAYS",
+        "the device's owner has not signed in for SHIM_DEVICE_SIGN_IN_DAYS",
         remedy=(
             "The person must sign in once with a browser. SHIM_DEVICE_SIGN_IN_DAYS sets how often."
         ),
         message=(
-            "This device's password rests, because you have not signed in for a long time. Sign in "
+            "This device's password is paused, because you have not signed in for a long time. Sign in "
             "once with a browser, then it works again."
         ),
         subsonic_code=40,

@@ -137,7 +137,7 @@ class _MetadataReader:
     def metadata(self) -> RequestMetadata:
         if Kind.FRAMING_ALIAS in self._by_kind:
             raise RequestRejected(
-                Reason.FRAMING_ALIAS, "a header's name only folds to one that frames the request"
+                Reason.FRAMING_ALIAS, "a header's name only normalizes to a framing header"
             )
         host = self._host()
         length = self._length()
@@ -201,7 +201,7 @@ class _MetadataReader:
         if len(hosts) > 1 or not is_host(hosts[0].value):
             # RFC 9112 §3.2: more than one, or an invalid one, is rejected with 400.
             raise RequestRejected(
-                Reason.AMBIGUOUS_HOST, "Host is not given once, as a name with or without a port"
+                Reason.AMBIGUOUS_HOST, "Host must occur once, as a name with or without a port"
             )
         return hosts[0].value
 
@@ -212,13 +212,13 @@ class _MetadataReader:
             # RFC 9112 §6.1 and §6.3: any coding other than a single chunked allows request smuggling.
             if lengths is not None or len(codings) > 1 or codings[0].value.lower() != b"chunked":
                 raise RequestRejected(
-                    Reason.AMBIGUOUS_FRAMING, "Transfer-Encoding is not chunked, once and alone"
+                    Reason.AMBIGUOUS_FRAMING, "Transfer-Encoding must be chunked, once and alone"
                 )
             return CHUNKED
         if lengths is None:
             return NO_BODY
         if len(lengths) > 1:
-            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, "Content-Length is given twice")
+            raise RequestRejected(Reason.AMBIGUOUS_FRAMING, "Content-Length occurs twice")
         try:
             return parse_content_length(lengths[0].value)
         except ValueError as error:

@@ -113,7 +113,7 @@ def read_parameters(query: bytes, body: bytes = b"") -> Parameters | None:
                 )
     found = Parameters(*[values.get(name, b"") for name in _NAMES])
     if found.api_key and (found.u or found.p or found.t or found.s):
-        raise ConflictingParameters("apiKey is given beside other credentials")
+        raise ConflictingParameters("the request has an apiKey and other credentials")
     return found
 
 

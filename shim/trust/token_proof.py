@@ -46,10 +46,12 @@ def check_secret(fields: Sequence[Field], policy: Policy) -> None:
     # Caddy sends the header without a value if it knows no secret.
     if not any(field.kind is Kind.SECRET and field.value for field in fields):
         raise RequestRejected(
-            Reason.SECRET_MISSING, "an identity was sent without the shared secret"
+            Reason.SECRET_MISSING, "the request has an identity without the shared secret"
         )
     if not secret_matches(fields, policy):
-        raise RequestRejected(Reason.SECRET_MISMATCH, "the shared secret is not one that is set")
+        raise RequestRejected(
+            Reason.SECRET_MISMATCH, "the shared secret is not in SHIM_PROXY_SECRET"
+        )
 
 
 class Verify(Protocol):
@@ -229,7 +231,7 @@ def _claim_text(role: Role, text: str, policy: Policy) -> str | None:
         return parse_value(role, text.strip(" \t").encode(), decides=decides)
     except UnicodeEncodeError:
         rejection = RequestRejected(
-            Reason.IDENTITY_INVALID, f"the token's {role.name.lower()} is no text"
+            Reason.IDENTITY_INVALID, f"the token's {role.name.lower()} is not text"
         )
     except RequestRejected as error:
         rejection = error

@@ -43,7 +43,7 @@ def test_check_reports_the_required_proof_of_an_identity(
     assert done.returncode == 1
     assert "no token is accepted" in done.stdout
     output = " ".join(done.stdout.split())
-    assert "401; browsers are redirected to /start; Navidrome's own login is closed" in output
+    assert "401; browsers are redirected to /start; Navidrome's own login is disabled" in output
 
 
 def test_explain_resolves_host_names_and_requires_the_secret(

@@ -117,7 +117,7 @@ def test_a_cross_site_rejection_names_the_values_that_were_compared(
     fields: tuple[str, ...], values: str
 ) -> None:
     decision = decided(head("POST /api/user HTTP/1.1", ADA, *fields))
-    assert decision.detail == f"a browser says that another site sent it: {values}"
+    assert decision.detail == f"the browser reports that another site sent it: {values}"
 
 
 def test_a_cross_site_request_without_a_trusted_identity_is_forwarded() -> None:
