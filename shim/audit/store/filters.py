@@ -11,6 +11,7 @@ from shim.audit.store.schema import (
     JSON,
     STREAMS,
     Stream,
+    column_text,
     column_values,
     folded,
     packed,
@@ -65,6 +66,7 @@ class Filters:
     def choices(self) -> dict[str, tuple[str, ...]]:
         """Return the accepted values of each column that must equal one of a few."""
         user, account = folded(self.user), folded(self.account)
+        request_id = column_text(self.request_id)
         found = {
             "kind": self.kinds,
             "severity": self.severities,
@@ -73,7 +75,7 @@ class Filters:
             "path_class": self.path_classes,
             "user": () if user is None else (user,),
             "account": () if account is None else (account,),
-            "request_id": () if not self.request_id else (self.request_id,),
+            "request_id": () if request_id is None else (request_id,),
         }
         return {name: tuple(dict.fromkeys(values)) for name, values in found.items() if values}
 

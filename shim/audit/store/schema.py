@@ -163,14 +163,14 @@ def column_values(record: Mapping[str, JSON]) -> dict[str, Any]:
         "time": microseconds(record["time"]),
         "kind": record["kind"],
         "severity": record["severity"],
-        "verdict": _text(record.get("verdict")),
-        "reason": _text(record.get("reason")),
+        "verdict": column_text(record.get("verdict")),
+        "reason": column_text(record.get("reason")),
         "peer": packed(record.get("peer")),
         "client": packed(record.get("client")),
-        "path_class": _text(record.get("path_class")),
+        "path_class": column_text(record.get("path_class")),
         "user": folded(record.get("user") or record.get("claimed_user")),
         "account": folded(record.get("account")),
-        "request_id": _text(record.get("request_id")),
+        "request_id": column_text(record.get("request_id")),
         "count": record.get("count") or 1,
     }
 
@@ -212,8 +212,8 @@ def packed_address(number: int, *, mapped: bool) -> bytes:
 
 
 def folded(text: str | None) -> str | None:
-    """Return a name as the columns have it: without case, and in ASCII, which every database can store."""
-    return _text(None if text is None else text.casefold())
+    """Return a name as the columns have it: as `column_text` does, and without case."""
+    return column_text(None if text is None else text.casefold())
 
 
 def escaped(text: str) -> str:
@@ -226,7 +226,8 @@ def unescaped(text: str) -> str:
     return str(json.loads(f'"{text}"'))
 
 
-def _text(text: str | None) -> str | None:
+def column_text(text: str | None) -> str | None:
+    """Return a text as the columns have it: in ASCII, which every database can store."""
     if not text:
         return None
     return text[:_MAX_COLUMN].encode("ascii", "backslashreplace").decode().replace("\0", "\\x00")

@@ -191,6 +191,20 @@ def test_a_combination_that_never_occurred_is_known_from_the_counts(
     assert (page.events, page.next_cursor) == ((), None)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\udcff", "\u00e9", "x" * 5000], ids=ascii)
+def test_a_filter_with_any_text_finds_what_is_stored(
+    database: Database, reader: TrailReader, name: str
+) -> None:
+    found = {**refused(START), "user": name, "account": name, "peer": name, "request_id": name}
+    store(database, "requests", found, refused(START + 1))
+    for filters in (Filters(user=name), Filters(account=name), Filters(request_id=name)):
+        assert ids(reader.page(filters)) == [found["id"]]
+    if len(name) < 255:
+        assert ids(reader.page(Filters(peer=name))) == [found["id"]]
+    if name.isprintable() and len(name) < 200:
+        assert ids(reader.page(Filters(text=name))) == [found["id"]]
+
+
 def test_text_is_not_found_in_the_names_of_fields(database: Database, reader: TrailReader) -> None:
     store(database, "requests", refused())
     assert ids(reader.page(Filters(text="claimed_user"))) == []
