@@ -263,15 +263,20 @@ def _read(claims: dict[str, object], rules: TokenRules) -> Token:
         _text(claims, names.email),
         _texts(claims, names.groups),
         Validity(start - rules.leeway, end + rules.leeway),
-        _refuses_email(claims),
+        _refuses_email(claims, names),
     )
 
 
-def _refuses_email(claims: dict[str, object]) -> bool:
-    """Return whether the token states that the e-mail is not verified. Without the claim nothing is stated;
-    some providers send the texts "true" and "false"."""
-    verified = claims.get("email_verified", True)
-    return verified is not True and verified != "true"
+def _refuses_email(claims: dict[str, object], names: ClaimNames) -> bool:
+    """Return whether the token states that the e-mail is not verified, in `email_verified` on the top level
+    or beside a claim that may be the e-mail. Without the claim nothing is stated; some providers send the
+    texts "true" and "false"."""
+    stated = [claims.get("email_verified", True)]
+    for name in {names.email, names.username, names.uid}:
+        found = _claim_place(claims, name) if name else None
+        if found is not None:
+            stated.append(found[0].get("email_verified", True))
+    return any(verified is not True and verified != "true" for verified in stated)
 
 
 def _time(claims: dict[str, object], name: str) -> float | None:
@@ -291,6 +296,12 @@ def find_claim(claims: dict[str, object], name: str) -> object:
     itself (`resource_access.music.example.org.roles`). Raises `RequestRejected` if the path leads into a
     value that is no object.
     """
+    found = _claim_place(claims, name)
+    return None if found is None else found[0][found[1]]
+
+
+def _claim_place(claims: dict[str, object], name: str) -> tuple[dict[str, object], str] | None:
+    """Return the object that has a claim and its name there, None if it is absent: see `find_claim`."""
     at, rest = claims, name
     while rest not in at:
         end = rest.rfind(".")
@@ -305,7 +316,7 @@ def find_claim(claims: dict[str, object], name: str) -> object:
             found = name[: len(name) - len(rest) - 1]
             _invalid(f"{found} is no object, so there is no {name} in it")
         at = value
-    return at[rest]
+    return at, rest
 
 
 def _text(claims: dict[str, object], name: str) -> str | None:

@@ -199,9 +199,14 @@ def verified_claims(token: Token, policy: Policy) -> VerifiedClaims:
 
 
 def _email_decides(policy: Policy, names: ClaimNames) -> bool:
-    """Return whether the e-mail is the user name or the uid, also if a claim setting names it as one."""
-    emails = {"email", names.email}
-    return policy.rules.email_decides or names.username in emails or names.uid in emails
+    """Return whether the e-mail is the user name or the uid, also if a claim setting names it as one, on the
+    top level or in an object (`user.email`)."""
+    if policy.rules.email_decides:
+        return True
+    return any(
+        name and (name == names.email or name.rpartition(".")[2] == "email")
+        for name in (names.username, names.uid)
+    )
 
 
 def check_claims_match_headers(

@@ -12,9 +12,9 @@ import pytest
 from shim.trust.cached_decisions import DecisionCache
 from shim.trust.decision import Decision, decide
 from shim.trust.fields import Field, FieldNames
-from shim.trust.identity import Identity, Role
+from shim.trust.identity import Identity, IdentityRules, Role, UsernameFromEmail
 from shim.trust.jwks import Key, read_key_set
-from shim.trust.jwt import TokenRules
+from shim.trust.jwt import ClaimNames, TokenRules
 from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
 from shim.trust.reasons import Reason, Verdict
 from shim.trust.token_proof import TokenProof
@@ -202,6 +202,40 @@ def test_a_display_name_or_e_mail_never_decides(
     decision = decide_on(header, by_token(**changes))
     assert decision.outcome.reason is Reason.VERIFIED_JWT
     assert decision.identity == identity
+
+
+@pytest.mark.parametrize("unverified", [False, "false", None, 0, "no"])
+@pytest.mark.parametrize(
+    ("names", "by_email"),
+    [
+        (ClaimNames(email="user.email"), True),
+        (ClaimNames(username="user.email"), False),
+        (ClaimNames(username="user.email", email="user.email"), False),
+        (ClaimNames(uid="user.email"), False),
+    ],
+)
+def test_a_deciding_e_mail_in_an_object_must_not_be_called_unverified_there(
+    names: ClaimNames, by_email: bool, unverified: object
+) -> None:
+    rules = IdentityRules(username_from_email=UsernameFromEmail.FULL) if by_email else POLICY.rules
+    policy = replace(POLICY, tokens=replace(RULES, required=True, claims=names), rules=rules)
+    user: dict[str, object] = {"email": "ada@example.org"}
+    for stated in ({}, {"email_verified": True}, {"email_verified": "true"}):
+        nested = by_token(user={**user, **stated})
+        assert reason(nested, policy=policy) is Reason.VERIFIED_JWT, stated
+    for changes in (
+        {"user": {**user, "email_verified": unverified}},
+        {"user": {**user, "email_verified": True}, "email_verified": unverified},
+        {"user": {**user, "email_verified": unverified}, "email_verified": True},
+    ):
+        assert reason(by_token(**changes), policy=policy) is Reason.EMAIL_NOT_VERIFIED, changes
+
+
+def test_an_e_mail_that_is_called_unverified_does_not_matter_where_it_does_not_decide() -> None:
+    names = ClaimNames(username="user.name", email="user.email")
+    policy = replace(POLICY, tokens=replace(RULES, required=True, claims=names))
+    user = {"name": "ada", "email": "ada@example.org", "email_verified": False}
+    assert reason(by_token(user=user), policy=policy) is Reason.VERIFIED_JWT
 
 
 def test_a_reserved_name_in_a_token_is_reserved() -> None:
