@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from shim.proxy.edge_probe import EDGE_PROBE_MARK, EDGE_PROBE_SECONDS
+from shim.proxy.edge_probe import (
+    EDGE_PROBE_MARK,
+    EDGE_PROBE_SECONDS,
+    EDGE_PROBE_VALUE,
+    MANIFEST,
+    PROTECTED,
+)
 from shim.trust.path_zones import Paths
 from shim.trust.policy import Policy, Proof
 from tests.support.data_plane import EDGE, UNTRUSTED, Front, front_before, policy
@@ -51,6 +57,7 @@ async def test_it_names_what_arrived_and_shows_no_value(navidrome: Navidrome) ->
             "forwarded": False,
             "identity_headers": ["X-authentik-username"],
             "user_header": ["Remote-User"],
+            "forged": False,
             "aliases": ["X_authentik_uid"],
             "secret": "valid",
         }
@@ -168,3 +175,22 @@ async def test_the_path_is_below_the_base_path_and_has_128_random_bits(
         base, nonce = path_of(front).rsplit("/", 1)
         assert (base, len(nonce)) == ("/music/rest", 32)
         assert path_of(front, "/").rpartition("/")[0] == "/music"
+
+
+async def test_the_manifest_has_its_exact_path_and_a_random_query(navidrome: Navidrome) -> None:
+    async with front_before(navidrome, by=policy(paths=Paths("/music"))) as front:
+        target = path_of(front, MANIFEST)
+        path, nonce = target.split("?")
+        assert (path, len(nonce)) == ("/music/app/manifest.webmanifest", 32)
+        assert await forwarded(front, navidrome, get(path))
+        assert findings(await front.request(get(target, ALICE), source=EDGE))["peer_trusted"]
+
+
+@pytest.mark.parametrize("header", ["X-authentik-username", "X-authentik-groups", "Remote-User"])
+async def test_it_says_if_an_identity_header_arrived_as_check_sends_it(
+    navidrome: Navidrome, header: str
+) -> None:
+    for value, forged in ((EDGE_PROBE_VALUE, True), ("alice", False)):
+        async with front_before(navidrome, by=policy(secrets=(b"s3cret-s3cret",))) as front:
+            head = get(path_of(front, PROTECTED), f"{header}: {value}", SECRET)
+            assert findings(await front.request(head, source=EDGE))["forged"] is forged
