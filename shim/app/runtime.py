@@ -57,6 +57,7 @@ from shim.monitors.empty_server import EmptyServerMonitor
 from shim.navidrome.transport import upstream_tls
 from shim.proxy.client_connection import ClientConnection
 from shim.proxy.counters import Counters
+from shim.proxy.edge_probe import MANIFEST, PROTECTED
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamAddress
 from shim.proxy.server import DataPlane, Options
@@ -239,9 +240,9 @@ class Runtime:
         return await explain(request, self._reloader.settings, self.plane.policy)
 
     def start_edge_probe(self, prefix: str) -> str:
-        """Return the path of a new edge probe. Raises ValueError if the prefix is not public."""
-        if prefix not in self._reloader.settings.public_paths:
-            raise ValueError("expected a prefix of SHIM_PUBLIC_PATHS")
+        """Return the target of a new edge probe. Raises ValueError if `check` has no use for the prefix."""
+        if prefix not in (*self._reloader.settings.public_paths, MANIFEST, PROTECTED):
+            raise ValueError(f"expected a prefix of SHIM_PUBLIC_PATHS, {MANIFEST} or {PROTECTED}")
         return self.plane.start_edge_probe(prefix).target.decode()
 
     def serve(self) -> None:

@@ -1,7 +1,8 @@
 """Check the edge: what the running shim saw of it, and what becomes of requests to SHIM_PUBLIC_URL.
 
-The running shim gives a one-time path below each public prefix, and responds on it with the names of the
-headers that arrived. So the result shows what the edge's public routes let through.
+The running shim gives a one-time path below each public prefix, for the web app's manifest and below /api/,
+and responds on it with the names of the headers that arrived. So the result shows what the edge's public
+routes let through, and whether the others have a sign-in.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import httpx
 
 from shim.cli.control_client import control_client
 from shim.health import Check, State
-from shim.proxy.edge_probe import EDGE_PROBE_MARK
+from shim.proxy.edge_probe import EDGE_PROBE_MARK, EDGE_PROBE_VALUE, MANIFEST, PROTECTED
 from shim.settings import Settings
 
 _TIMEOUT = 10.0
 _MAX_BODY = 65536
-# Never the name of an account: the shim removes it in any case.
-_VALUE = "navidrome-shim-check"
 # The characters of a header name (RFC 9110 §5.6.2) that a program may read as a dash. Programs are known to
 # accept the first two.
 _ALIAS_CHARACTERS = "_.!#$%&'*+^`|~"
@@ -44,16 +43,22 @@ _REMOVE_HEADERS = {
     + _FILES,
 }
 _REMOVE_ALIASES = {
-    "Caddy": "Remove them with `request_header -*authentik*`, as deploy/caddy/Caddyfile does.",
+    "Caddy": "Remove them with `request_header -*authentik*`, or a part of your provider's header names, as "
+    "deploy/caddy/Caddyfile does.",
     "nginx": "Set `underscores_in_headers off` and `ignore_invalid_headers on` outside of `server` "
     "(deploy/nginx/navidrome.conf.template).",
     "": "Traefik 3.7.12 and newer: `aliasHeadersStrategy: delete` at the entry point; older: "
-    "deploy/traefik/aliases.yml. Caddy: `request_header -*authentik*`. nginx: `underscores_in_headers off`. "
-    + _FILES,
+    "deploy/traefik/aliases.yml (for authentik). Caddy: `request_header -*authentik*`. nginx: "
+    "`underscores_in_headers off`. " + _FILES,
 }
 _OPEN_ROUTE = (
     "Give these paths a route of their own without a sign-in, and with a higher priority than the route with "
     "the sign-in. " + _FILES
+)
+
+_CLOSED_ROUTE = (
+    "Let the edge ask the identity provider for every path that is not in SHIM_PUBLIC_PATHS: the route needs "
+    "forward auth, and before it the removal of the client's identity headers. " + _FILES
 )
 
 
@@ -67,7 +72,10 @@ class EdgeFindings:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The request reached the shim. `server` is the edge's name if its response shows it."""
+    """The request reached the shim. `server` is the edge's name if its response shows it.
+
+    `forged` is true if an identity header arrived as it was sent.
+    """
 
     peer: str
     peer_trusted: bool
@@ -76,6 +84,7 @@ class Arrived:
     aliases: tuple[str, ...] = ()
     secret: str = "absent"
     server: str = ""
+    forged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +96,13 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """The request did not reach this shim. `connected` is false if nothing responded."""
+    """The request did not reach this shim. `connected` is false if nothing responded, `navidrome` true if
+    Navidrome did."""
 
     detail: str
     remedy: str
     connected: bool = True
+    navidrome: bool = False
 
 
 Result: TypeAlias = Arrived | SignIn | Elsewhere
@@ -134,7 +145,7 @@ def check_edge(settings: Settings) -> EdgeFindings:
             results = _probe(settings, settings.public_url, control)
         except ControlFault as fault:
             return EdgeFindings(seen, (f"the edge's routes without a sign-in: {fault}",))
-    found = judge(settings.public_url, results)
+    found = judge(settings.public_url, results, _proof(settings))
     return EdgeFindings((*seen, *found.checks), found.not_checked)
 
 
@@ -192,14 +203,14 @@ def _probe(settings: Settings, public_url: str, control: httpx.Client) -> dict[s
     """Return the results by public prefix. Stops after the first if it did not connect."""
     parts = urlsplit(public_url)
     origin = f"{parts.scheme}://{parts.netloc}"
-    headers = dict.fromkeys(_identity_headers(settings), _VALUE)
-    aliases = dict.fromkeys(_aliases(settings), _VALUE)
+    headers = dict.fromkeys(_identity_headers(settings), EDGE_PROBE_VALUE)
+    aliases = dict.fromkeys(_aliases(settings), EDGE_PROBE_VALUE)
     results: dict[str, RouteResults] = {}
     with httpx.Client(verify=_certificates(), timeout=_TIMEOUT, trust_env=False) as client:
-        for prefix in settings.public_paths:
+        for prefix in dict.fromkeys((*settings.public_paths, MANIFEST, PROTECTED)):
             first = _send(client, origin, _probe_path(control, prefix), headers)
             second = None
-            if isinstance(first, Arrived) and aliases:
+            if isinstance(first, Arrived) and aliases and prefix != PROTECTED:
                 second = _send(client, origin, _probe_path(control, prefix), aliases)
             results[prefix] = RouteResults(first, second)
             if isinstance(first, Elsewhere) and not first.connected:
@@ -212,6 +223,13 @@ def _certificates() -> ssl.SSLContext:
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
     return context
+
+
+def _proof(settings: Settings) -> str:
+    """Return what an identity needs besides a trusted peer."""
+    if settings.jwt_verify == "required":
+        return "token"
+    return "secret" if settings.proxy_secret else "none"
 
 
 def _identity_headers(settings: Settings) -> list[str]:
@@ -277,6 +295,7 @@ def read_response(url: str, status: int, headers: Mapping[str, str], body: bytes
             f"Navidrome or another instance of the shim responded (HTTP {status})",
             "Let the edge forward to this shim, never to Navidrome itself. If several shims run behind the "
             "edge, run `check` again, or stop the others for it.",
+            navidrome=True,
         )
     location = headers.get("Location", "")
     if 300 <= status < 400 and location:
@@ -313,6 +332,7 @@ def _read_arrived(headers: Mapping[str, str], body: bytes) -> Arrived | None:
             aliases=tuple(map(str, found["aliases"])),
             secret=str(found["secret"]),
             server=_server(headers),
+            forged=found["forged"] is True,
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -327,8 +347,13 @@ def _server(headers: Mapping[str, str]) -> str:
 # the findings
 
 
-def judge(public_url: str, results: Mapping[str, RouteResults]) -> EdgeFindings:
-    """Return the checks that follow from the results, by public prefix."""
+def judge(
+    public_url: str, results: Mapping[str, RouteResults], proof: str = "none"
+) -> EdgeFindings:
+    """Return the checks that follow from the results, by prefix. `proof` is what an identity needs besides a
+    trusted peer: `none`, `secret` or `token`."""
+    protected = results.get(PROTECTED)
+    results = {prefix: each for prefix, each in results.items() if prefix != PROTECTED}
     arrived = {
         prefix: each.headers
         for prefix, each in results.items()
@@ -344,6 +369,8 @@ def judge(public_url: str, results: Mapping[str, RouteResults]) -> EdgeFindings:
         _aliases_check(results),
         _secret(arrived),
     ]
+    if protected is not None:
+        checks.append(_protected(protected.headers, proof))
     skipped = [prefix for prefix in results if prefix not in arrived]
     notes = (f"what the edge lets through on {', '.join(skipped)}",) if skipped else ()
     return EdgeFindings(tuple(check for check in checks if check is not None), notes)
@@ -372,9 +399,13 @@ def _public_routes(results: Mapping[str, RouteResults]) -> list[Check]:
     if closed:
         details = "; ".join(f"{prefix} ({found.detail})" for prefix, found in closed.items())
         subsonic = _SUBSONIC in closed
-        effect = ": apps cannot sign in there" if subsonic else ", and no identity counts there"
+        effect = ", and no identity counts there"
+        if subsonic:
+            effect = ": apps cannot sign in there"
+        elif set(closed) == {MANIFEST}:
+            effect = ": browsers request it and the icons without cookies, so the web app cannot be installed"
         remedy = _OPEN_ROUTE
-        if not subsonic:
+        if not subsonic and set(closed) != {MANIFEST}:
             remedy += " Or remove them from SHIM_PUBLIC_PATHS."
         return [
             Check(
@@ -395,6 +426,38 @@ def _public_routes(results: Mapping[str, RouteResults]) -> list[Check]:
         detail = f"open without a sign-in: {', '.join(arrived)}"
         return [Check("public_routes", State.OK, detail)]
     return []
+
+
+def _protected(found: Result, proof: str) -> Check | None:
+    """Return what the edge does with a request to Navidrome's API without a session; None if not known."""
+    if isinstance(found, SignIn):
+        detail = f"the edge asks for a sign-in on {PROTECTED} ({found.detail})"
+        return Check("protected_routes", State.OK, detail)
+    if isinstance(found, Elsewhere):
+        if not found.navidrome:
+            return None
+        detail = f"on {PROTECTED} {found.detail}: it gets around this shim"
+        return Check("protected_routes", State.FAILING, detail, found.remedy)
+    if not found.forged and found.headers:
+        # For example Tailscale, for which this machine is signed in.
+        detail = f"the edge has an identity for this machine on {PROTECTED}"
+        return Check("protected_routes", State.OK, detail)
+    detail = f"the edge asks for no sign-in on {PROTECTED}"
+    proven = {"none": True, "secret": found.secret == "valid", "token": False}[proof]
+    if found.forged and found.peer_trusted and proven:
+        return Check(
+            "protected_routes",
+            State.FAILING,
+            f"{detail}, and forwards a client's identity headers as proven: everybody can be any user",
+            _CLOSED_ROUTE,
+        )
+    effect = "arrived there" if found.forged else "are removed there"
+    return Check(
+        "protected_routes",
+        State.WARNING,
+        f"{detail} (a client's identity headers {effect}): visitors get Navidrome's own login, or an error",
+        _CLOSED_ROUTE,
+    )
 
 
 def _trust(arrived: Iterable[Arrived]) -> Check:
@@ -450,7 +513,7 @@ def _aliases_check(results: Mapping[str, RouteResults]) -> Check:
             "removed them)",
             _remedy(_REMOVE_ALIASES, passed.values()),
         )
-    detail = "the edge deletes header aliases such as X_authentik_username"
+    detail = "the edge deletes header aliases, such as those with _ and ."
     if others:
         detail += f"; those with {' '.join(sorted(others))} arrive, and the shim removes them"
     return Check("edge_aliases", State.OK, detail)

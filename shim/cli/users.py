@@ -274,8 +274,11 @@ def _run(work: Callable[[AccountAdministration, Operator], Awaitable[T]]) -> T:
 
 
 def _row_as_json(row: AccountRow) -> dict[str, Any]:
-    last_seen = None if row.last_seen is None else timestamp(row.last_seen)
-    return {**asdict(row), "last_seen": last_seen}
+    times = {
+        name: None if (seconds := getattr(row, name)) is None else timestamp(seconds)
+        for name in ("first_seen", "last_seen")
+    }
+    return {**asdict(row), **times}
 
 
 def _show_rows(lines: list[AccountRow]) -> None:
@@ -301,6 +304,8 @@ def _show_rebindings(plans: list[Rebinding]) -> None:
             new = "the uid of the next sign-in with this name"
         rows.append(tuple(map(cell, (plan.account, plan.user_name, plan.problem or new))))
     print_table(("account", "user name at the provider", "bound to"), rows)
+    if not all(plan.problem for plan in plans):
+        typer.echo("Device passwords end where the uid changes. Their users add them again.")
 
 
 def _show_changes(changes: list[Change]) -> None:

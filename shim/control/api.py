@@ -19,6 +19,7 @@ from shim.control.access import Access, Caller
 from shim.control.explain import ExplainedRequest, InvalidRequest
 from shim.control.on_demand import load
 from shim.control.services import ControlServices
+from shim.proxy.edge_probe import MANIFEST, PROTECTED
 from shim.settings import warnings
 from shim.settings.effective import effective_settings
 from shim.settings.summary import summary
@@ -43,7 +44,12 @@ class ExplainBody(Body):
 class EdgeProbeBody(Body):
     """A request for a path that shows what the edge does."""
 
-    prefix: Annotated[str, Field(description="A prefix of SHIM_PUBLIC_PATHS.", max_length=200)]
+    prefix: Annotated[
+        str,
+        Field(
+            description=f"A prefix of SHIM_PUBLIC_PATHS, {MANIFEST} or {PROTECTED}.", max_length=200
+        ),
+    ]
 
 
 def operator_of(caller: Caller, origin: Origin = "api") -> Operator:

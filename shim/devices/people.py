@@ -47,7 +47,12 @@ class People:
             return NO_ACCOUNT
         name = binding.user_name
         if service.bindings.is_locked(binding.navidrome_id):
-            return OwnAccount(name, "Your account is locked. Ask the administrator.")
+            # A locked person who may sign in is readmitted by the next visit.
+            return OwnAccount(
+                name,
+                "Your account is locked. Open the music server once; if that does not help, ask the "
+                "administrator.",
+            )
         if binding.state is not BindingState.ACTIVE:
             return OwnAccount(
                 name,

@@ -27,6 +27,7 @@ _NAMED = 5
 # Enum members are slow to look up.
 _UNTRUSTED, _UNTRUSTED_REJECTED = Reason.UNTRUSTED_PEER, Reason.UNTRUSTED_PEER_REJECTED
 _MISSING, _MISMATCH = Reason.SECRET_MISSING, Reason.SECRET_MISMATCH
+_INCOMPLETE = Reason.IDENTITY_INCOMPLETE
 _SECRET = Kind.SECRET
 
 
@@ -38,6 +39,8 @@ class _Seen:
     secret_missing: float = 0.0
     secret_mismatch: float = 0.0
     secret_unexpected: float = 0.0
+    incomplete: float = 0.0
+    missing: str = ""  # what the incomplete identity lacks, in one sentence
     accepted: float = 0.0
 
 
@@ -57,6 +60,9 @@ class EdgeMonitor:
             self._peer(decision).secret_missing = self._now()
         elif reason is _MISMATCH:
             self._peer(decision).secret_mismatch = self._now()
+        elif reason is _INCOMPLETE:
+            seen = self._peer(decision)
+            seen.incomplete, seen.missing = self._now(), decision.detail
 
     def identity_used(self, decision: Decision) -> None:
         """Remember that an identity of this peer counted."""
@@ -74,7 +80,8 @@ class EdgeMonitor:
                 "If this is the edge, add it to SHIM_REVERSE_PROXY_WHITELIST. If not, let only the edge "
                 "reach SHIM_LISTEN.",
                 lambda peer: not policy.trusts(parse_peer(peer)),
-            )
+            ),
+            *self._incomplete(),
         ]
         if policy.secrets:
             header = policy.names.secret
@@ -105,6 +112,20 @@ class EdgeMonitor:
             return Check("edge", State.OK, "no identity was rejected because of the edge recently")
         details, remedies = zip(*found, strict=True)
         return Check("edge", State.WARNING, "; ".join(details), " ".join(remedies))
+
+    def _incomplete(self) -> list[tuple[str, str] | None]:
+        """Return a finding for each part of an identity that was missing."""
+        missing = sorted({seen.missing for seen in self._peers.values() if seen.missing})
+        return [self._find_incomplete(each) for each in missing]
+
+    def _find_incomplete(self, missing: str) -> tuple[str, str] | None:
+        return self._find(
+            lambda seen: seen.incomplete if seen.missing == missing else 0.0,
+            f"an identity from {{peers}} was rejected: {missing}",
+            "Let the edge copy every header of the provider, also an empty one, as in docs/providers.md.",
+            # Users differ: one in no group is rejected while others are not.
+            ends=False,
+        )
 
     def _find(
         self,

@@ -1,7 +1,7 @@
 """A one-time path on which the shim itself responds, with the names of the headers that arrived.
 
 `navidrome-shim check` requests it through the edge, to learn what the edge's routes do. The response has
-names only, never a value.
+names only, never a value, and whether an identity header has the value that `check` sends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from shim.trust.token_proof import secret_matches
 EDGE_PROBE_SECONDS: Final = 30.0
 # Marks the response, so that no other server's JSON is taken for it.
 EDGE_PROBE_MARK: Final = "navidrome_shim_edge_probe"
+# The value of every header that `check` sends. Never an account's name, and the shim removes it in any case.
+EDGE_PROBE_VALUE: Final = "navidrome-shim-check"
+# What `check` may request besides the public prefixes: a file that browsers fetch without cookies, by its
+# exact name, because an edge may have exact rules for it; and Navidrome's API, which needs a sign-in.
+MANIFEST: Final = "/app/manifest.webmanifest"
+PROTECTED: Final = "/api/"
 _NONCE_BYTES = 16
+_VALUE = EDGE_PROBE_VALUE.encode()
 _MAX_NAMES = 40
 _FORWARDED = frozenset(
     {Kind.FORWARDED_FOR, Kind.FORWARDED_PROTO, Kind.FORWARDED_HOST, Kind.FORWARDED}
@@ -36,12 +43,14 @@ class EdgeProbe:
 
     @classmethod
     def create(cls, base: bytes, prefix: str, now: float) -> Self:
-        """Return a probe with a random path below a public prefix. `base` begins and ends with a slash."""
+        """Return a probe with a random path below a prefix, or with a random query if it is `MANIFEST`.
+
+        `base` begins and ends with a slash.
+        """
         path = prefix.strip("/").encode()
         nonce = secrets.token_hex(_NONCE_BYTES).encode()
-        return cls(
-            b"%b%b%b" % (base, path + b"/" if path else b"", nonce), now + EDGE_PROBE_SECONDS
-        )
+        end = b"?" if prefix == MANIFEST else b"/" if path else b""
+        return cls(b"%b%b%b%b" % (base, path, end, nonce), now + EDGE_PROBE_SECONDS)
 
     def matches(self, decision: Decision, now: float) -> bool:
         """Return whether this is the request that the probe waits for: a GET of exactly its path."""
@@ -68,6 +77,10 @@ def edge_probe_response(decision: Decision, policy: Policy) -> bytes:
             "forwarded": any(field.kind in _FORWARDED for field in removed),
             "identity_headers": _names(removed, Kind.IDENTITY),
             "user_header": _names(removed, Kind.USER),
+            "forged": any(
+                field.kind in (Kind.IDENTITY, Kind.USER) and field.value == _VALUE
+                for field in removed
+            ),
             "aliases": _names(removed, Kind.ALIAS),
             "secret": _secret(removed, policy),
         }

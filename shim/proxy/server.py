@@ -212,7 +212,7 @@ class DataPlane:
         self.identities[id(decision.trust_result)] = decision.trust_result
 
     def start_edge_probe(self, prefix: str) -> EdgeProbe:
-        """Return a random path below this public prefix. The shim responds to one request for it with the
+        """Return a random path below this prefix. The shim responds to one request for it with the
         names of the headers that arrived. A new probe replaces the last one."""
         base = self.policy.paths.base
         self.edge_probe = probe = EdgeProbe.create(base, prefix, self.now)

@@ -74,7 +74,9 @@ def read_block(
     """
     found = list(map(cached.get, lines))
     if not all(found):
-        found = [field or read_line(line) for field, line in zip(found, lines, strict=True)]
+        for index, field in enumerate(found):
+            if field is None:
+                found[index] = read_line(lines[index])
     fields = cast("list[Field]", found)
     # Only a field that passes has a line of its own to forward.
     metadata, proof = read_fields(tuple([field for field in fields if not field.forward_line]))

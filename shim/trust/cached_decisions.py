@@ -115,10 +115,10 @@ class _PeerCaches:
     def __init__(self, share: float) -> None:
         size = int(share * (1 << 20))
         self.blocks: AdmissionCache[tuple[str, bytes], HeaderBlock] = AdmissionCache(
-            int(512 * share), 2 * size, _block_cost
+            int(512 * share), 7 * size // 4, _block_cost
         )
         self.tails: AdmissionCache[tuple[str, bytes], tuple[bytes, HeaderBlock]] = AdmissionCache(
-            int(512 * share), 2 * size, _tail_cost
+            int(512 * share), 9 * size // 8, _tail_cost
         )
         self.metadata_cache: AdmissionCache[tuple[str, tuple[Field, ...]], RequestMetadata] = (
             AdmissionCache(int(512 * share), 2 * size, _metadata_cost)
@@ -247,7 +247,12 @@ class DecisionCache:
             request_line = self._read_line(request_line_text, context)
         except RequestRejected as rejection:
             return reject(rejection, context.source, request_line_text=request_line_text)
-        found = self._evaluate(request_line, block_text, context, block, now)
+        new_text = block_text if block is None else None
+        try:
+            block = block or self._read_block(block_text, context)
+        except RequestRejected as rejection:
+            return reject(rejection, context.source, request_line)
+        found = self._combine(request_line, block, new_text, context, now)
         return self.verify(found, now) if isinstance(found, PendingVerification) else found
 
     def evaluate(
@@ -273,9 +278,18 @@ class DecisionCache:
         end = common.end()
         tail = (context.key, head[-_TAIL:])
         found = context.caches.tails.recent.get(tail)
-        if found is None or len(head) - end != len(found[0]) or not head.startswith(found[0], end):
-            return self._evaluate_other(request_line, head, end, tail, context, now)
-        block = found[1]
+        new_text = None
+        if (
+            found is not None
+            and len(head) - end == len(found[0])
+            and head.startswith(found[0], end)
+        ):
+            block = found[1]
+        else:
+            try:
+                block, new_text = self._find_block(head, end, tail, context)
+            except RequestRejected as rejection:
+                return reject(rejection, context.source, request_line)
         metadata = block.metadata
         trust_result = metadata.trust_result
         outcome = trust_result.outcomes[zone]
@@ -287,25 +301,11 @@ class DecisionCache:
             and outcome.verdict is not _REJECTED
             and (query is None or not in_query(target, path, self._subsonic))
         ):
+            if new_text is not None:
+                context.caches.blocks.offer((context.key, new_text), block)
             source = context.source
             return Decision(outcome, source, request_line, block, True, False, "", trust_result)
-        return self._evaluate(request_line, b"", context, block, now)
-
-    def _evaluate_other(
-        self,
-        request_line: RequestLine,
-        head: bytes,
-        end: int,
-        tail: tuple[str, bytes],
-        context: ConnectionContext,
-        now: float | None,
-    ) -> Decision | PendingVerification:
-        """Decide a request whose header block, from `end` on, is not found by the tail of its head."""
-        block_text, caches = head[end:-2], context.caches
-        block = caches.blocks.get((context.key, block_text))
-        if block is not None:
-            caches.tails.offer(tail, (head[end:], block))
-        return self._evaluate(request_line, block_text, context, block, now)
+        return self._combine(request_line, block, new_text, context, now)
 
     def _evaluate_unknown(
         self, head: bytes, context: ConnectionContext, now: float | None
@@ -317,9 +317,36 @@ class DecisionCache:
         except RequestRejected as rejection:
             # Pass no block, as if it had not been parsed yet.
             return reject(rejection, context.source, request_line_text=line_text)
-        block_text = head[len(line_text) + 2 : -2]
-        block = context.caches.blocks.get((context.key, block_text))
-        return self._evaluate(request_line, block_text, context, block, now)
+        end, tail = len(line_text) + 2, (context.key, head[-_TAIL:])
+        try:
+            block, new_text = self._find_block(head, end, tail, context)
+        except RequestRejected as rejection:
+            return reject(rejection, context.source, request_line)
+        return self._combine(request_line, block, new_text, context, now)
+
+    def _find_block(
+        self, head: bytes, end: int, tail: tuple[str, bytes], context: ConnectionContext
+    ) -> tuple[HeaderBlock, bytes | None]:
+        """Return the header block of a head, which begins at `end`, and its text if it is not cached.
+
+        Raises `RequestRejected`.
+        """
+        block_text, caches = head[end:-2], context.caches
+        block = caches.blocks.get((context.key, block_text))
+        if block is None:
+            return self._read_block(block_text, context), block_text
+        if caches.tails.recall(tail) is None:
+            caches.tails.offer(tail, (head[end:], block))
+        return block, None
+
+    def _read_block(self, block_text: bytes, context: ConnectionContext) -> HeaderBlock:
+        """Parse a header block. Raises `RequestRejected`."""
+        return read_block(
+            split_block(block_text, self.policy),
+            context.caches.lines.recent,
+            context.read_line,
+            context.read_fields,
+        )
 
     def _read_line(self, text: bytes, context: ConnectionContext) -> RequestLine:
         """Parse a request line, and cache the zone of its path. Raises `RequestRejected`."""
@@ -330,46 +357,41 @@ class DecisionCache:
             zones.offer(path, request_line.zone)
         return request_line
 
-    def _evaluate(
+    def _combine(
         self,
         request_line: RequestLine,
-        block_text: bytes,
+        block: HeaderBlock,
+        new_text: bytes | None,
         context: ConnectionContext,
-        block: HeaderBlock | None,
         now: float | None,
     ) -> Decision | PendingVerification:
-        """Decide a request by its request line and its header block, None if that is not cached."""
-        known = block is not None
-        try:
-            if block is None:
-                block = read_block(
-                    split_block(block_text, self.policy),
-                    context.caches.lines.recent,
-                    context.read_line,
-                    context.read_fields,
-                )
-        except RequestRejected as rejection:
-            return reject(rejection, context.source, request_line)
+        """Decide a request by its request line and its header block. `new_text` is the block's text if it is
+        not cached."""
         proof = block.proof
         if proof is not None and request_line.zone in proof.zones and not proof.is_evaluated():
-            return PendingVerification(request_line, block, None if known else block_text, context)
-        try:
-            decision = combine(request_line, block, context.source, self.policy, now)
-        except RequestRejected as rejection:
-            return reject(rejection, context.source, request_line, block)
-        if not known:
-            context.caches.blocks.offer((context.key, block_text), block)
-        return decision
+            return PendingVerification(request_line, block, new_text, context)
+        return self._combine_verified(request_line, block, new_text, context, now)
 
     def verify(self, pending: PendingVerification, now: float | None = None) -> Decision:
         """Verify the token of a pending request and decide the request."""
-        request_line, block, context = pending.request_line, pending.block, pending.context
+        return self._combine_verified(
+            pending.request_line, pending.block, pending.block_text, pending.context, now
+        )
+
+    def _combine_verified(
+        self,
+        request_line: RequestLine,
+        block: HeaderBlock,
+        new_text: bytes | None,
+        context: ConnectionContext,
+        now: float | None,
+    ) -> Decision:
         try:
             decision = combine(request_line, block, context.source, self.policy, now)
         except RequestRejected as rejection:
             return reject(rejection, context.source, request_line, block)
-        if pending.block_text is not None:
-            context.caches.blocks.offer((context.key, pending.block_text), block)
+        if new_text is not None:
+            context.caches.blocks.offer((context.key, new_text), block)
         return decision
 
     def reject(

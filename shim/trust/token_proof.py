@@ -24,7 +24,8 @@ B = TypeVar("B")
 
 # What to do about a missing value, for the log.
 MISSING_HINTS = {
-    Role.GROUPS: "; if the provider leaves it out for a user without groups, set SHIM_MISSING_GROUPS=none"
+    Role.USERNAME: "; if the provider has no user names, set SHIM_USERNAME_FROM_EMAIL",
+    Role.GROUPS: "; if the provider leaves it out for a user without groups, set SHIM_MISSING_GROUPS=none",
 }
 # Only jwt_invalid is cached; every other failure depends on the clock.
 _PERMANENT_FAILURE = Reason.JWT_INVALID

@@ -27,7 +27,7 @@ from tests.e2e.servers import ROOT, SECRET, Upstreams, shim
 from tests.support.certificates import make_certificates
 
 EDGE_NAMES = ["traefik", "caddy", NGINX]
-PATHS = "/rest/, /share/, /jellyfin/"
+PATHS = "/rest/, /share/, /jellyfin/, /app/manifest.webmanifest"
 SOURCES_NOT_CHECKED = (
     "if Navidrome trusts more than the shim (ND_EXTAUTH_TRUSTEDSOURCES): SHIM_PROVISIONING is false"
 )
@@ -144,7 +144,7 @@ def test_an_edge_that_is_set_up_right_has_no_finding(tmp_path: Path, edge: str) 
         assert site.visit("alice") == httpx.codes.OK
         code, checks, not_checked = site.check()
     names = ["edge", "public_url", "public_routes", "edge_trusted", "edge_headers", "edge_aliases",
-             "edge_secret"]  # fmt: skip
+             "edge_secret", "protected_routes"]  # fmt: skip
     assert {name: checks[name]["state"] for name in names} == dict.fromkeys(names, "ok")
     assert PATHS in checks["edge_headers"]["detail"]
     assert code == 0
@@ -298,6 +298,67 @@ def test_a_secret_on_a_public_route_is_found(
     assert (code, checks["edge_secret"]["state"]) == (1, "failing")
     assert f"the secret on {PATHS}" in checks["edge_secret"]["detail"]
     assert "only on the edge's route with the sign-in" in checks["edge_secret"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("edge", "change"),
+    [
+        ("traefik", ("PathPrefix(`/app/manifest.webmanifest`) || ", "")),
+        ("caddy", ("path /app/manifest.webmanifest /app/browserconfig.xml", "path /app/browserconfig.xml")),
+        pytest.param("nginx", ("manifest\\.webmanifest|", ""), marks=pytest.mark.binary("nginx")),
+    ],
+)  # fmt: skip
+def test_a_sign_in_on_the_manifest_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str, change: tuple[str, str]
+) -> None:
+    changed(monkeypatch, tmp_path, FILES[edge], change)
+    with site_with(tmp_path, edge) as site:
+        code, checks, _ = site.check()
+    assert (code, checks["public_routes"]["state"]) == (0, "warning")
+    assert "sign-in on /app/manifest.webmanifest" in checks["public_routes"]["detail"]
+    assert "cannot be installed" in checks["public_routes"]["detail"]
+
+
+_CADDY_SIGN_IN = "forward_auth {$AUTHENTIK:authentik-server:9000} {"
+_NO_SIGN_IN = {
+    "traefik": ("navidrome-no-identity, navidrome-authentik, ", "navidrome-no-identity, "),
+    "caddy": (
+        _CADDY_SIGN_IN,
+        "@never path /nowhere\n" + _CADDY_SIGN_IN.replace("_auth ", "_auth @never "),
+    ),
+    "nginx": (
+        "auth_request /navidrome-auth-request;",
+        'set $navidrome_secret "${SHIM_PROXY_SECRET}";',
+    ),
+}
+_KEPT = {
+    "traefik": ("navidrome-no-identity, navidrome-authentik, ", ""),
+    "caddy": ("route {\n\t\t\timport no-identity\n", "route {\n"),
+}
+
+
+@pytest.mark.parametrize("edge", EDGE_NAMES)
+def test_a_catch_all_route_without_a_sign_in_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    changed(monkeypatch, tmp_path, FILES[edge], _NO_SIGN_IN[edge])
+    with site_with(tmp_path, edge) as site:
+        code, checks, _ = site.check()
+    assert (code, checks["protected_routes"]["state"]) == (0, "warning")
+    assert "headers are removed there" in checks["protected_routes"]["detail"]
+    assert "forward auth" in checks["protected_routes"]["remedy"]
+
+
+@pytest.mark.parametrize("edge", sorted(_KEPT))
+def test_an_edge_that_proves_identities_of_clients_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    changes = [_KEPT[edge]] if edge == "traefik" else [_KEPT[edge], _NO_SIGN_IN[edge]]
+    changed(monkeypatch, tmp_path, FILES[edge], *changes)
+    with site_with(tmp_path, edge) as site:
+        code, checks, _ = site.check()
+    assert (code, checks["protected_routes"]["state"]) == (1, "failing")
+    assert "everybody can be any user" in checks["protected_routes"]["detail"]
 
 
 def test_a_url_that_leads_elsewhere_is_found(tmp_path: Path) -> None:

@@ -164,8 +164,8 @@ def settings_of(deployment: Deployment) -> dict[str, str]:
         ({"headers": ["A: b\r\nX-authentik-username: root"]}, "line break"),
         ({"path": "/\r\nHost: evil"}, "line break"),
         ({"unknown": 1}, "unknown"),
-        ({"path": "/\ud800"}, "no UTF-8"),
-        ({"headers": ["X: \ud800"]}, "no UTF-8"),
+        ({"path": "/\ud800"}, "not UTF-8"),
+        ({"headers": ["X: \ud800"]}, "not UTF-8"),
     ],
 )
 def test_explain_rejects_invalid_input(

@@ -285,7 +285,8 @@ def test_a_locked_account_shows_why_it_has_no_devices(own: Deployment) -> None:
         form, secret = form_of(carol), password(add(carol, "Phone"))
         assert app_error(own, "carol", secret) is None
         assert operator.post("/api/accounts/lock", json={"account": "carol"}).status_code == 200
-        assert "Your account is locked" in carol.get("/_shim/", headers=HTML).text
+        page = carol.get("/_shim/", headers=HTML).text
+        assert "Your account is locked. Open the music server once" in page
         refused = carol.post("/_shim/devices/add", data={**form, "name": "Again"})
         assert refused.status_code == 409 and "locked" in refused.text
     assert app_error(own, "carol", secret) == 40

@@ -140,7 +140,7 @@ def test_the_command_lists_applied_and_pending_settings(upstream: Recorder, tmp_
         applied = [line for line in shim.lines if line.get("kind") == "configuration_loaded"][-1]
         assert (applied["trigger"], applied["origin"], applied["actor"]) == (
             "reload",
-            "command",
+            "api",
             "loopback",
         )
         assert applied["changes"] == [

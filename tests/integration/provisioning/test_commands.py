@@ -55,7 +55,9 @@ async def test_the_list_has_the_owner_of_every_account(any_store_harness: Harnes
         "navidrome-shim": "reserved",
     }
     assert listed["alice"]["uid"] == "uid-of-alice"
+    assert listed["alice"]["first_seen"].endswith("Z")
     assert listed["alice"]["last_seen"].endswith("Z")
+    assert listed["guest"]["first_seen"] is None
     assert [name for name, line in listed.items() if line["empty_password"]] == ["guest"]
     _, out, _ = await run(harness, "users", "list")
     assert "empty password" in out and "alice" in out

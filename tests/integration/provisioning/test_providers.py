@@ -116,6 +116,7 @@ async def test_every_user_is_moved_to_a_provider_without_an_id(tcp_harness: Harn
     _, out, _ = await run(harness, "users", "rebind", "--all", "--dry-run")
     assert "ada (user name of authelia)" in " ".join(out.split())
     assert "Nothing was changed" in out
+    assert "Device passwords end where the uid changes" in " ".join(out.split())
     assert (await explained(harness, "ada"))["reason"] == "identity_conflict"
     assert [(each["account"], each["uid"]) for each in plan["accounts"]] == [
         ("ada", "ada"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from shim.cli.edge_check import (
     read_response,
 )
 from shim.health import Check, State
-from shim.proxy.edge_probe import EDGE_PROBE_MARK
+from shim.proxy.edge_probe import EDGE_PROBE_MARK, MANIFEST, PROTECTED
 
 URL = "https://music.example.org"
 PROBE = f"{URL}/rest/0123456789abcdef"
@@ -30,6 +31,7 @@ ARRIVED = {
     "forwarded": True,
     "identity_headers": ["X-Authentik-Username"],
     "user_header": ["Remote-User"],
+    "forged": False,
     "aliases": [],
     "secret": "absent",
 }
@@ -229,3 +231,61 @@ def test_a_url_that_leads_elsewhere_is_one_check_with_its_remedy(
         "public_url", state, f"{URL} does not lead to this shim: why", "what to do"
     )
     assert found.not_checked
+
+
+FORGED = Arrived("172.20.0.2", True, True, ("Remote-User",), (), "valid", forged=True)
+
+
+def protected(result: Result, proof: str = "secret") -> Check | None:
+    """Return the check of the routes with a sign-in, if there is one."""
+    found = judge(URL, {"/rest/": RouteResults(FINE, FINE), PROTECTED: RouteResults(result)}, proof)
+    assert PROTECTED not in "".join(c.detail for c in found.checks if c.name != "protected_routes")
+    return {check.name: check for check in found.checks}.get("protected_routes")
+
+
+@pytest.mark.parametrize(
+    ("result", "proof", "state", "detail"),
+    [
+        (SignIn("HTTP 401"), "secret", State.OK, "asks for a sign-in on /api/ (HTTP 401)"),
+        (FORGED, "secret", State.FAILING, "everybody can be any user"),
+        (FORGED, "none", State.FAILING, "everybody can be any user"),
+        (replace(FORGED, secret="absent"), "none", State.FAILING, "everybody can be any user"),
+        (replace(FORGED, secret="unexpected"), "none", State.FAILING, "everybody can be any user"),
+        (FORGED, "token", State.WARNING, "arrived there"),
+        (replace(FORGED, secret="absent"), "secret", State.WARNING, "arrived there"),
+        (replace(FORGED, secret="wrong"), "secret", State.WARNING, "arrived there"),
+        (replace(FORGED, peer_trusted=False), "secret", State.WARNING, "arrived there"),
+        (FINE, "secret", State.WARNING, "are removed there"),
+        (replace(FINE, secret="valid"), "secret", State.WARNING, "Navidrome's own login"),
+        (replace(FINE, headers=("Tailscale-User-Login",)), "none", State.OK, "for this machine"),
+    ],
+)
+def test_a_request_without_a_session_to_a_route_with_a_sign_in(
+    result: Result, proof: str, state: State, detail: str
+) -> None:
+    check = protected(result, proof)
+    assert check is not None
+    assert (check.state, detail in check.detail) == (state, True), check
+    assert (check.remedy is None) is (state is State.OK)
+
+
+def test_a_route_with_a_sign_in_that_leads_to_navidrome_itself_is_a_failure() -> None:
+    found = read(401, '{"subsonic-response":{}}')
+    check = protected(found)
+    assert check is not None
+    assert check.state is State.FAILING
+    assert "gets around this shim" in check.detail
+    assert check.remedy is not None and "never to Navidrome itself" in check.remedy
+
+
+def test_a_sign_in_page_with_status_200_is_no_finding() -> None:
+    assert protected(read(200, "<html>", Content_Type="text/html")) is None
+
+
+def test_a_sign_in_on_the_manifest_is_a_warning_that_names_its_effect() -> None:
+    found = judge(URL, {"/rest/": RouteResults(FINE, FINE), MANIFEST: RouteResults(SignIn("x"))})
+    check = {check.name: check for check in found.checks}["public_routes"]
+    assert check.state is State.WARNING
+    assert "cannot be installed" in check.detail
+    assert check.remedy is not None
+    assert "SHIM_PUBLIC_PATHS" not in check.remedy

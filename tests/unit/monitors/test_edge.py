@@ -9,6 +9,7 @@ import pytest
 from shim.health import State
 from shim.monitors.edge import RECENT_SECONDS, RESOLVED_SECONDS, EdgeMonitor
 from shim.trust.decision import decide
+from shim.trust.identity import Role
 from shim.trust.peers import parse_peer
 from shim.trust.policy import Policy
 from shim.trust.reasons import Reason
@@ -60,6 +61,24 @@ def test_each_fault_is_named_with_its_remedy_and_no_value(
     assert check.remedy is not None
     assert detail in check.detail and remedy in check.remedy
     assert SECRET not in check.detail and "another-value" not in check.detail
+
+
+def test_an_identity_that_lacks_a_header_is_named_though_others_count() -> None:
+    policy = Policy(whitelist=trusting("127.0.0.2"), required=frozenset({Role.GROUPS}))
+    clock = Clock()
+    monitor = EdgeMonitor(clock)
+    assert sent(monitor, policy, ADA) is Reason.IDENTITY_INCOMPLETE
+    clock.now += RESOLVED_SECONDS + 1
+    # Another user, who is in a group.
+    sent(monitor, policy, ADA, "X-authentik-groups: music")
+    check = monitor.check(policy)
+    assert check.state is State.WARNING
+    assert check.remedy is not None
+    assert "from 127.0.0.2 was rejected: an identity was sent without" in check.detail
+    assert "groups" in check.detail and "SHIM_MISSING_GROUPS=none" in check.detail
+    assert "copy every header of the provider" in check.remedy
+    clock.now += RECENT_SECONDS
+    assert monitor.check(policy).state is State.OK
 
 
 def test_peers_that_are_rejected_are_remembered_too() -> None:

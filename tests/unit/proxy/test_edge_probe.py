@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from shim.proxy.edge_probe import EDGE_PROBE_MARK, EDGE_PROBE_SECONDS
+from shim.proxy.edge_probe import (
+    EDGE_PROBE_MARK,
+    EDGE_PROBE_SECONDS,
+    EDGE_PROBE_VALUE,
+    MANIFEST,
+    PROTECTED,
+)
 from shim.trust.path_zones import Paths
 from shim.trust.policy import Policy, Proof
 from tests.support.http_client import Response, build_request, get
@@ -53,6 +59,7 @@ async def test_it_names_what_arrived_and_shows_no_value(navidrome: Navidrome) ->
             "forwarded": False,
             "identity_headers": ["X-authentik-username"],
             "user_header": ["Remote-User"],
+            "forged": False,
             "aliases": ["X_authentik_uid"],
             "secret": "valid",
         }
@@ -170,3 +177,22 @@ async def test_the_path_is_below_the_base_path_and_has_128_random_bits(
         base, nonce = path_of(proxy).rsplit("/", 1)
         assert (base, len(nonce)) == ("/music/rest", 32)
         assert path_of(proxy, "/").rpartition("/")[0] == "/music"
+
+
+async def test_the_manifest_has_its_exact_path_and_a_random_query(navidrome: Navidrome) -> None:
+    async with start_proxy(navidrome, by=policy(paths=Paths("/music"))) as proxy:
+        target = path_of(proxy, MANIFEST)
+        path, nonce = target.split("?")
+        assert (path, len(nonce)) == ("/music/app/manifest.webmanifest", 32)
+        assert await forwarded(proxy, navidrome, get(path))
+        assert findings(await proxy.request(get(target, ALICE), source=EDGE))["peer_trusted"]
+
+
+@pytest.mark.parametrize("header", ["X-authentik-username", "X-authentik-groups", "Remote-User"])
+async def test_it_says_if_an_identity_header_arrived_as_check_sends_it(
+    navidrome: Navidrome, header: str
+) -> None:
+    for value, forged in ((EDGE_PROBE_VALUE, True), ("alice", False)):
+        async with start_proxy(navidrome, by=policy(secrets=(b"s3cret-s3cret",))) as proxy:
+            head = get(path_of(proxy, PROTECTED), f"{header}: {value}", SECRET)
+            assert findings(await proxy.request(head, source=EDGE))["forged"] is forged

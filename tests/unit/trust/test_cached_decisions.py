@@ -296,6 +296,7 @@ def test_a_block_is_found_by_its_last_bytes_with_any_request_line() -> None:
             assert explained(decision) == explained(decide(text, EDGE, POLICY))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.trust.fields import (
@@ -284,6 +284,7 @@ _VALUE_PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(
         [b"Cookie", b"cookie", b"User-Agent", b"Accept", b"ACCEPT", b"Host", b"X-Other"]
