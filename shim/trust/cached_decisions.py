@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from sys import getsizeof
+from typing import TypeAlias
 
 from shim.http1.request_line import KNOWN_PATH_LINE
 from shim.trust.block import HeaderBlock, MetadataWithProof, read_block, split_block
@@ -33,8 +34,11 @@ from shim.trust.token_proof import VerifiedClaims, Verify
 
 # Access to enumeration members is slow; the hot path uses this module constant.
 _REJECTED = Verdict.REJECTED
-# Edges sort the headers, or put their own last: so the last bytes mostly differ between two browsers.
+# Edges sort the headers, or put their own last: so the last bytes mostly differ between two browsers, and the
+# blocks of one browser mostly differ in their length.
 _TAIL = 128
+# What a block is first looked for by: its peer, its length with the empty line, and its last bytes.
+_Tail: TypeAlias = tuple[str, int, bytes]
 
 # The cost functions return the size of an entry in bytes, including all objects that it keeps alive. A
 # shared object counts in each entry.
@@ -47,8 +51,8 @@ def _block_cost(key: tuple[str, bytes], block: HeaderBlock) -> int:
     return size + _fields_cost(fields) + _metadata_size(metadata)
 
 
-def _tail_cost(key: tuple[str, bytes], found: tuple[bytes, HeaderBlock]) -> int:
-    return 256 + len(key[1]) + _block_cost(("", found[0]), found[1])
+def _tail_cost(key: _Tail, found: tuple[bytes, HeaderBlock]) -> int:
+    return 256 + len(key[2]) + _block_cost(("", found[0]), found[1])
 
 
 def _line_cost(line: bytes, field: Field) -> int:
@@ -106,7 +110,7 @@ class _PeerCaches:
     """The caches for trusted peers, or those for untrusted peers.
 
     `share` scales their limits; 1 is the full size. `zones` has valid paths only. `tails` finds a block and
-    its bytes, with the empty line, by the last bytes of its head: hashing all of them takes several times as
+    its bytes, with the empty line, by its length and last bytes: hashing all of them takes several times as
     long as comparing them.
     """
 
@@ -117,7 +121,7 @@ class _PeerCaches:
         self.blocks: AdmissionCache[tuple[str, bytes], HeaderBlock] = AdmissionCache(
             int(512 * share), 7 * size // 4, _block_cost
         )
-        self.tails: AdmissionCache[tuple[str, bytes], tuple[bytes, HeaderBlock]] = AdmissionCache(
+        self.tails: AdmissionCache[_Tail, tuple[bytes, HeaderBlock]] = AdmissionCache(
             int(512 * share), 9 * size // 8, _tail_cost
         )
         self.metadata_cache: AdmissionCache[tuple[str, tuple[Field, ...]], RequestMetadata] = (
@@ -276,14 +280,10 @@ class DecisionCache:
         version = 11 if http10 is None else 10
         request_line = RequestLine(method, target, path, version, zone, None)
         end = common.end()
-        tail = (context.key, head[-_TAIL:])
+        tail = (context.key, len(head) - end, head[-_TAIL:])
         found = context.caches.tails.recent.get(tail)
         new_text = None
-        if (
-            found is not None
-            and len(head) - end == len(found[0])
-            and head.startswith(found[0], end)
-        ):
+        if found is not None and head.startswith(found[0], end):
             block = found[1]
         else:
             try:
@@ -317,7 +317,8 @@ class DecisionCache:
         except RequestRejected as rejection:
             # Pass no block, as if it had not been parsed yet.
             return reject(rejection, context.source, request_line_text=line_text)
-        end, tail = len(line_text) + 2, (context.key, head[-_TAIL:])
+        end = len(line_text) + 2
+        tail = (context.key, len(head) - end, head[-_TAIL:])
         try:
             block, new_text = self._find_block(head, end, tail, context)
         except RequestRejected as rejection:
@@ -325,7 +326,7 @@ class DecisionCache:
         return self._combine(request_line, block, new_text, context, now)
 
     def _find_block(
-        self, head: bytes, end: int, tail: tuple[str, bytes], context: ConnectionContext
+        self, head: bytes, end: int, tail: _Tail, context: ConnectionContext
     ) -> tuple[HeaderBlock, bytes | None]:
         """Return the header block of a head, which begins at `end`, and its text if it is not cached.
 

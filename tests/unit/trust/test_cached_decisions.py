@@ -234,7 +234,7 @@ def test_blocks_with_equal_last_bytes_are_told_apart() -> None:
     for number in range(20):
         for text in (*texts, texts[number % len(texts)]):
             assert explained(cached(cache, text, EDGE)) == explained(decide(text, EDGE, POLICY))
-    assert len(cache._caches[True].tails) == 1
+    assert len(cache._caches[True].tails) == 3  # one of each length
     text = texts[number % len(texts)]
     # The same peer's blocks, but another peer's decisions.
     assert explained(cached(cache, text, UNTRUSTED)) == explained(decide(text, UNTRUSTED, POLICY))
@@ -242,6 +242,19 @@ def test_blocks_with_equal_last_bytes_are_told_apart() -> None:
     assert cached(cache, two_heads, EDGE).outcome.reason is Reason.MALFORMED_HEAD
     for changed in (text.replace(b"X-Request", b"X-request"), text[:-4] + b"y\r\n\r\n"):
         assert explained(cached(cache, changed, EDGE)) == explained(decide(changed, EDGE, POLICY))
+
+
+def test_the_blocks_of_one_browser_are_all_found_by_their_last_bytes() -> None:
+    cache = DecisionCache(POLICY)
+    last = f"X-Request-Id: {'x' * 200}"
+    texts = [
+        head("GET /rest/ping HTTP/1.1", f"Accept: {accept}", ADA, last)
+        for accept in ("*/*", "image/webp", "application/json")
+    ]
+    for _ in range(TIMES):
+        blocks = [cached(cache, text, EDGE).block for text in texts]
+    found = [block for _, block in cache._caches[True].tails.recent.values()]
+    assert [found.index(block) for block in blocks if block is not None] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
