@@ -6,9 +6,9 @@ cached and used with another request line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from shim.trust.fields import Field, Kind
 from shim.trust.identity_evaluation import TrustResult
@@ -63,27 +63,22 @@ def split_block(block: bytes, policy: Policy) -> list[bytes]:
 
 def read_block(
     lines: Sequence[bytes],
-    cached: Mapping[bytes, Field],
     read_line: Callable[[bytes], Field],
     read_fields: Callable[[tuple[Field, ...]], MetadataWithProof],
 ) -> HeaderBlock:
     """Read the lines of a block.
 
-    `read_line` parses a line that is not in `cached`. `read_fields` reads all fields that the shim
-    interprets. Raises `RequestRejected` as these two do.
+    `read_line` parses a line, `read_fields` reads all fields that the shim interprets. Raises
+    `RequestRejected` as these two do.
     """
-    found = list(map(cached.get, lines))
-    if not all(found):
-        for index, field in enumerate(found):
-            if field is None:
-                found[index] = read_line(lines[index])
-    fields = cast("list[Field]", found)
+    fields = list(map(read_line, lines))
     # Only a field that passes has a line of its own to forward.
     metadata, proof = read_fields(tuple([field for field in fields if not field.forward_line]))
     if metadata.connection_listed:
         return _without_connection_listed(fields, metadata, proof)
-    forward = metadata.forward + b"".join([field.forward_line for field in fields])
-    return HeaderBlock(metadata, forward, proof)
+    return HeaderBlock(
+        metadata, metadata.forward + b"".join([field.forward_line for field in fields]), proof
+    )
 
 
 def _without_connection_listed(

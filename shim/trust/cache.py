@@ -22,13 +22,15 @@ class AdmissionCache(Generic[K, V]):
 
     A generation holds at most `entries` values and at most `size` bytes, computed by `cost`; two
     generations are kept. `recent` may be read directly where a call is too slow: it is replaced as a
-    whole, and otherwise changes in no way that affects a reader.
+    whole, and otherwise changes in no way that affects a reader. `new` returns the empty mapping of a
+    generation.
     """
 
     __slots__ = (
         "_cost",
         "_entries",
         "_max_seen_once",
+        "_new",
         "_older",
         "_seen_once",
         "_size",
@@ -36,8 +38,15 @@ class AdmissionCache(Generic[K, V]):
         "recent",
     )
 
-    def __init__(self, entries: int, size: int, cost: Callable[[K, V], int]) -> None:
-        self.recent: dict[K, V] = {}
+    def __init__(
+        self,
+        entries: int,
+        size: int,
+        cost: Callable[[K, V], int],
+        new: Callable[[], dict[K, V]] = dict,
+    ) -> None:
+        self._new = new
+        self.recent: dict[K, V] = new()
         self._older: dict[K, V] = {}
         self._seen_once: set[int] = set()
         self._entries = entries
@@ -89,6 +98,6 @@ class AdmissionCache(Generic[K, V]):
         if cost > self._size:
             return
         if len(self.recent) >= self._entries or self._used + cost > self._size:
-            self._older, self.recent, self._used = self.recent, {}, 0
+            self._older, self.recent, self._used = self.recent, self._new(), 0
         self.recent[key] = value
         self._used += cost

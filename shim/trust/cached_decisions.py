@@ -106,6 +106,19 @@ def _identity_size(identity: Identity) -> int:
     return 256 + sum(map(getsizeof, (*texts, groups, *groups)))
 
 
+class _LineTable(dict[bytes, Field]):
+    """A generation of parsed lines. A line that is not in it is read by `read`."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, read: Callable[[bytes], Field]) -> None:
+        super().__init__()
+        self.read = read
+
+    def __missing__(self, line: bytes) -> Field:
+        return self.read(line)
+
+
 class _PeerCaches:
     """The caches for trusted peers, or those for untrusted peers.
 
@@ -114,10 +127,11 @@ class _PeerCaches:
     long as comparing them.
     """
 
-    __slots__ = ("blocks", "lines", "metadata_cache", "tails", "with_proof", "zones")
+    __slots__ = ("_names", "blocks", "lines", "metadata_cache", "tails", "with_proof", "zones")
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, names: FieldNames) -> None:
         size = int(share * (1 << 20))
+        self._names = names
         self.blocks: AdmissionCache[tuple[str, bytes], HeaderBlock] = AdmissionCache(
             int(512 * share), 7 * size // 4, _block_cost
         )
@@ -131,11 +145,19 @@ class _PeerCaches:
             AdmissionCache(int(512 * share), 2 * size, _proven_metadata_cost)
         )
         self.lines: AdmissionCache[bytes, Field] = AdmissionCache(
-            int(2048 * share), size, _line_cost
+            int(2048 * share), size, _line_cost, lambda: _LineTable(self._read_line)
         )
         self.zones: AdmissionCache[bytes, PathZone] = AdmissionCache(
             int(512 * share), size // 8, _zone_cost
         )
+
+    def _read_line(self, line: bytes) -> Field:
+        """Return a line that is not in the recent generation. Raises `RequestRejected`."""
+        field = self.lines.get(line)
+        if field is None:
+            field = parse_line(line, self._names)
+            self.lines.offer(line, field)
+        return field
 
     @property
     def size(self) -> int:
@@ -170,12 +192,11 @@ class _SharedIdentities:
 
 @dataclass(slots=True)
 class ConnectionContext:
-    """The state of a connection under one policy: its source, and its caches and readers."""
+    """The state of a connection under one policy: its source, and its caches and its reader."""
 
     source: PeerInfo
     key: str
     caches: _PeerCaches
-    read_line: Callable[[bytes], Field]
     read_fields: Callable[[tuple[Field, ...]], MetadataWithProof]
 
 
@@ -204,7 +225,10 @@ class DecisionCache:
         self._subsonic = policy.paths.subsonic
         self._identities = _SharedIdentities()
         self._verify = _VerifiedTokens(policy, self._identities)
-        self._caches = {True: _PeerCaches(1.0), False: _PeerCaches(0.25)}
+        self._caches = {
+            True: _PeerCaches(1.0, policy.names),
+            False: _PeerCaches(0.25, policy.names),
+        }
 
     def connection_context(self, peer: Peer, scheme: bytes) -> ConnectionContext:
         """Return the context that a connection keeps and passes with every request."""
@@ -216,7 +240,6 @@ class DecisionCache:
             source,
             key,
             caches,
-            _line_reader(caches.lines, self.policy.names),
             _field_reader(caches, key, source, self.policy, self._verify, self._identities),
         )
 
@@ -344,8 +367,7 @@ class DecisionCache:
         """Parse a header block. Raises `RequestRejected`."""
         return read_block(
             split_block(block_text, self.policy),
-            context.caches.lines.recent,
-            context.read_line,
+            context.caches.lines.recent.__getitem__,
             context.read_fields,
         )
 
@@ -409,19 +431,6 @@ class DecisionCache:
         return reject(
             RequestRejected(reason, detail), context.source, request_line_text=request_line_text
         )
-
-
-def _line_reader(
-    cache: AdmissionCache[bytes, Field], names: FieldNames
-) -> Callable[[bytes], Field]:
-    def read(line: bytes) -> Field:
-        field = cache.get(line)
-        if field is None:
-            field = parse_line(line, names)
-            cache.offer(line, field)
-        return field
-
-    return read
 
 
 def _field_reader(

@@ -401,7 +401,6 @@ def decide(
         request_line = parse_request_line(request_line_text, policy.paths)
         block = read_block(
             split_block(_strip_empty_line(remainder), policy),
-            {},
             partial(parse_line, names=policy.names),
             partial(_read_fields, source=source, policy=policy),
         )

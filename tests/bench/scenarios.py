@@ -55,12 +55,12 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 GOALS: tuple[Goal, ...] = (
-    Goal("small", "cpu", 1.2, "nginx"),
+    Goal("small", "cpu", 1.1, "nginx"),
     Goal("small", "cpu", 0.40, "traefik"),
     Goal("small-new", "cpu", 1.7, "nginx"),
     Goal("small-new", "cpu", 0.60, "traefik"),
     Goal("cover", "cpu", 1.0, "nginx"),
-    Goal("track", "cpu", 0.7, "best"),
+    Goal("track", "cpu", 0.6, "best"),
     Goal("single", "p50", 1.3, "nginx"),
-    Goal("small", "rss", 45.0),
+    Goal("small", "rss", 85.0),
 )
