@@ -10,6 +10,7 @@ its digest, so that another block with the same token needs no second signature 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from sys import getsizeof
@@ -127,7 +128,16 @@ class _PeerCaches:
     long as comparing them.
     """
 
-    __slots__ = ("_names", "blocks", "lines", "metadata_cache", "tails", "with_proof", "zones")
+    __slots__ = (
+        "__weakref__",
+        "_names",
+        "blocks",
+        "lines",
+        "metadata_cache",
+        "tails",
+        "with_proof",
+        "zones",
+    )
 
     def __init__(self, share: float, names: FieldNames) -> None:
         size = int(share * (1 << 20))
@@ -145,13 +155,13 @@ class _PeerCaches:
             AdmissionCache(int(512 * share), 2 * size, _proven_metadata_cost)
         )
         self.lines: AdmissionCache[bytes, Field] = AdmissionCache(
-            int(2048 * share), size, _line_cost, lambda: _LineTable(self._read_line)
+            int(2048 * share), size, _line_cost, _line_tables(weakref.ref(self))
         )
         self.zones: AdmissionCache[bytes, PathZone] = AdmissionCache(
             int(512 * share), size // 8, _zone_cost
         )
 
-    def _read_line(self, line: bytes) -> Field:
+    def read_line(self, line: bytes) -> Field:
         """Return a line that is not in the recent generation. Raises `RequestRejected`."""
         field = self.lines.get(line)
         if field is None:
@@ -165,6 +175,18 @@ class _PeerCaches:
         metadata = self.metadata_cache.size + self.with_proof.size
         blocks = self.blocks.size + self.tails.size
         return blocks + metadata + self.lines.size + self.zones.size
+
+
+def _line_tables(caches: weakref.ref[_PeerCaches]) -> Callable[[], _LineTable]:
+    """Return the function that makes the tables of these caches. A table refers to them weakly, so that a
+    replaced cache is freed at once: the garbage collector does not look at what existed at the start."""
+
+    def read(line: bytes) -> Field:
+        found = caches()
+        assert found is not None
+        return found.read_line(line)
+
+    return lambda: _LineTable(read)
 
 
 class _SharedIdentities:

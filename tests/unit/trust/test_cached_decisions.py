@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import random
 import tracemalloc
+import weakref
 from types import TracebackType
 
 import pytest
@@ -340,3 +341,24 @@ def test_equal_identities_of_two_browsers_are_one_object() -> None:
     other = cached(cache, head("GET / HTTP/1.1", "X-authentik-username: eve"), EDGE).identity
     assert other is not None
     assert other.username == "eve"
+
+
+def test_a_replaced_cache_is_freed_without_the_garbage_collector() -> None:
+    # At the start the shim excludes what exists from garbage collection, also the cache of that time.
+    cache = DecisionCache(POLICY)
+    for peer in (EDGE, UNTRUSTED):
+        for _ in range(TIMES):
+            cached(cache, head("GET / HTTP/1.1", ADA, "Cookie: a=b", "Accept: */*"), peer)
+    context = cache.connection_context(EDGE, b"http")
+    caches = [weakref.ref(each) for each in cache._caches.values()]
+    gc.collect()
+    gc.disable()
+    try:
+        del cache
+        assert [each() is None for each in caches] == [False, True]
+        cached_line = context.caches.lines.recent[b"Accept: */*\r"]
+        assert cached_line.value == b"*/*"
+        del context
+        assert [each() is None for each in caches] == [True, True]
+    finally:
+        gc.enable()
