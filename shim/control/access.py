@@ -307,7 +307,7 @@ class Access:
                 peer=client,
                 client=client,
                 method=request.method,
-                path=request.url.path,
+                path=request.scope["path"],
                 path_class=PathClass.INTERNAL,
                 reason=reason,
                 status=status,

@@ -41,6 +41,7 @@ def request(
     host: str | None = "127.0.0.1:4535",
     method: str = "GET",
     form: dict[str, str] | None = None,
+    query: bytes = b"",
 ) -> Request:
     lines = [*headers, *([("Host", host)] if host is not None else [])]
     if form is not None:
@@ -54,6 +55,7 @@ def request(
             "type": "http",
             "method": method,
             "path": "/metrics",
+            "query_string": query,
             "headers": [(name.lower().encode(), value.encode("utf-8")) for name, value in lines],
             "client": client,
             "server": server,
@@ -513,6 +515,23 @@ def test_each_wrong_token_is_an_event_without_the_token() -> None:
     )
     assert (first["method"], first["path"], first["path_class"]) == ("GET", "/metrics", "internal")
     assert "guess" not in str(records)
+
+
+@pytest.mark.parametrize("query", [b"", b"?#", b"\xff"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[", "[::1", "a/b?c#d", "a/../x", "", None])
+def test_no_host_or_query_hides_a_wrong_token_or_changes_its_path(
+    host: str | None, query: bytes
+) -> None:
+    events: list[Event] = []
+    access = Access(channel_secret=SECRET, token=TOKEN, hosts=["0.0.0.0"], record=events.append)
+    statuses = []
+    for number in range(SIGN_IN_TRIES + 1):
+        with pytest.raises(HTTPException) as fault:
+            access.identify(request(bearer(f"wrong-{number}"), host=host, query=query))
+        statuses.append(fault.value.status_code)
+    assert statuses[-1] == 429
+    assert 500 not in statuses
+    assert [to_record(each)["path"] for each in events] == ["/metrics"] * len(statuses)
 
 
 @pytest.mark.parametrize(
