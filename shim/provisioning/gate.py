@@ -274,11 +274,9 @@ class ProvisioningGate:
     async def _provision(
         self, identity: Identity, request_info: RequestInfo
     ) -> Account | AccountDenied:
-        keys = account_keys(identity.uid, identity.username)
         try:
             held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
-            async with self._service.locks.held(*keys), self._slots:
-                return await self._resolve_name_hold(identity, request_info, held_until)
+            return await self._resolve_name_hold(identity, request_info, held_until)
         except AccountDenied as denied:
             self._known.pop(identity.uid, None)
             self._record(
@@ -330,10 +328,16 @@ class ProvisioningGate:
         """Call `_provision_once` again until the event loop's time `until` while Navidrome is down: a restart
         usually takes less time."""
         service, loop = self._service, asyncio.get_running_loop()
+        keys = account_keys(identity.uid, identity.username)
         while True:
             generation = service.generation
             try:
-                return await self._provision_once(identity, request_info)
+                # Not under the locks: becoming ready needs them, to recover an interrupted write of this
+                # account.
+                if await service.ensure_ready() is None:
+                    raise _not_ready(service)
+                async with service.locks.held(*keys), self._slots:
+                    return await self._provision_once(identity, request_info)
             except Unavailable:
                 if loop.time() >= until:
                     raise
@@ -369,10 +373,9 @@ class ProvisioningGate:
 
     async def _look(self, identity: Identity, request_info: RequestInfo) -> _Known:
         service, changes = self._service, self._directory.changes
-        generation = await service.ensure_ready()
-        if generation is None:
-            fault = service.fault or Fault("Navidrome went away")
-            raise _NotReady(fault)
+        generation = service.generation
+        if service.fault is not None:
+            raise _not_ready(service)
         audit_context = AuditContext("request", identity, request_info)
         try:
             binding = await service.provisioner.provision(
@@ -435,6 +438,10 @@ class ProvisioningGate:
         if not policy.allows(identity) or not self._admits(user.id):
             return None
         return Account(user.user_name.encode(), user.id)
+
+
+def _not_ready(service: ProvisioningService) -> _NotReady:
+    return _NotReady(service.fault or Fault("Navidrome went away"))
 
 
 def _is_away(service: ProvisioningService) -> bool:

@@ -198,6 +198,33 @@ async def test_a_pending_write_is_verified_before_any_user_is_served(
     assert not await harness.accepts_password("alice", "")
 
 
+async def test_a_request_waits_for_the_recovery_of_its_own_interrupted_write(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both need the locks of the account: a request that kept them would stop the recovery, and everybody
+    waits for that."""
+    await harness.start(ADMIN_GROUPS="admins")
+    alice = person("alice", "admins", display="New")
+    await harness.request(person("alice", "admins"))
+    service = harness.accounts.service
+
+    async def silent(user_name: str) -> bool:
+        raise Unavailable(f"no response about {user_name}")
+
+    _deletes_before_writing(harness)
+    with monkeypatch.context() as patch:
+        patch.setattr(service.api, "opens_without_password", silent)
+        assert isinstance(await harness.request(alice), AccountDenied)
+    assert service.bindings.intents()
+    service.invalidate("the settings changed")
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*map(harness.request, (alice, person("bob")))) == [
+            "alice",
+            "bob",
+        ]
+    assert not service.bindings.intents()
+
+
 async def test_an_existing_empty_password_is_replaced_and_the_account_kept(
     harness: Harness,
 ) -> None:
