@@ -74,7 +74,7 @@ def test_an_identity_that_lacks_a_header_is_named_though_others_count() -> None:
     check = monitor.check(policy)
     assert check.state is State.WARNING
     assert check.remedy is not None
-    assert "from 127.0.0.2 was rejected: an identity was sent without" in check.detail
+    assert "from 127.0.0.2 was rejected: the request has an identity without" in check.detail
     assert "groups" in check.detail and "SHIM_MISSING_GROUPS=none" in check.detail
     assert "copy every header of the provider" in check.remedy
     clock.now += RECENT_SECONDS
