@@ -123,7 +123,7 @@ class SubsonicDevices:
         if device is not None:
             if device.alive:
                 self._verified.move_to_end(key)
-                return self._match(device, listed=listed)
+                return self._match(device, credentials, listed=listed)
             del self._verified[key]
         else:
             foreign = self._foreign.get(key)
@@ -199,7 +199,7 @@ class SubsonicDevices:
         if found is None:
             return _FOREIGN
         if found.api_key:
-            return self._verify_api_key(key, found.api_key, client, listed=listed)
+            return self._verify_api_key(key, credentials, found.api_key, client, listed=listed)
         if not found.u or not (found.p or found.t):
             return _FOREIGN
         uid = None if found.too_long else self._accounts.person_of(found.u)
@@ -210,31 +210,37 @@ class SubsonicDevices:
             self._remember_foreign(key, foreign)
             return foreign
         self._remember(key, device)
-        return self._match(device, listed=listed)
+        return self._match(device, credentials, listed=listed)
 
     def _verify_api_key(
-        self, key: bytes, api_key: bytes, client: bytes | None, *, listed: bool
+        self,
+        key: bytes,
+        credentials: CredentialText,
+        api_key: bytes,
+        client: bytes | None,
+        *,
+        listed: bool,
     ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
         device = self.service.by_secret(api_key)
         if device is not None:
             self._remember(key, device)
-            return self._match(device, listed=listed)
+            return self._match(device, credentials, listed=listed)
         now, origin = time.monotonic(), client_key(client)
         if not self._guesses.may_try(origin, now):
             return _TOO_MANY
         self._guesses.failed(b"", origin, now)
-        return DeviceRefused(Reason.API_KEY_UNKNOWN, "the API key belongs to no device")
+        return _UNKNOWN_API_KEY
 
     def _match(
-        self, loaded: LoadedDevice, *, listed: bool
+        self, loaded: LoadedDevice, credentials: CredentialText, *, listed: bool
     ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
         """Return the result for a request that has this device's password."""
         device, now = loaded.device, self._now()
         if device.expires is not None and device.expires <= now:
-            return _FOREIGN
+            return _of_ended_device(credentials)
         account = self._accounts.of_person(device.uid, listed=listed)
         if account is None:
-            return _FOREIGN
+            return _of_ended_device(credentials)
         if not isinstance(account, Account):
             return _NOT_LISTED
         if self._is_sign_in_due(device.uid, now):
@@ -424,6 +430,16 @@ def _device_match(loaded: LoadedDevice, account: Account, identity: Identity | N
     return DeviceMatch(DeviceIdentity(device.id, device.name, trust_result), account)
 
 
+def _of_ended_device(credentials: CredentialText) -> DeviceRefused | Foreign:
+    """Return the result for the password of a device that has ended. It may be one that is set in Navidrome,
+    but Navidrome knows no API keys."""
+    if not credentials.basic:
+        found = read_parameters(credentials.query, credentials.body)
+        if found is not None and found.api_key:
+            return _UNKNOWN_API_KEY
+    return _FOREIGN
+
+
 def _client(decision: Decision) -> bytes | None:
     block = decision.block
     return decision.source.address if block is None else block.metadata.client
@@ -440,6 +456,7 @@ def _shown(text: bytes) -> str:
 
 
 _TOO_MANY = DeviceRefused(Reason.TOO_MANY_FAILURES, "too many sign-ins of this client have failed")
+_UNKNOWN_API_KEY = DeviceRefused(Reason.API_KEY_UNKNOWN, "the API key belongs to no device")
 _SIGN_IN_DUE = DeviceRefused(
     Reason.DEVICE_SIGN_IN_DUE, "the owner of the device has not signed in for too long"
 )
