@@ -123,7 +123,9 @@ class SubsonicDevices:
         if device is not None:
             if device.alive:
                 self._verified.move_to_end(key)
-                return self._match(device, credentials, listed=listed)
+                found = self._match(device, listed=listed)
+                if found is not _FOREIGN:
+                    return found
             del self._verified[key]
         else:
             foreign = self._foreign.get(key)
@@ -199,7 +201,7 @@ class SubsonicDevices:
         if found is None:
             return _FOREIGN
         if found.api_key:
-            return self._verify_api_key(key, credentials, found.api_key, client, listed=listed)
+            return self._verify_api_key(key, found.api_key, client, listed=listed)
         if not found.u or not (found.p or found.t):
             return _FOREIGN
         uid = None if found.too_long else self._accounts.person_of(found.u)
@@ -210,21 +212,17 @@ class SubsonicDevices:
             self._remember_foreign(key, foreign)
             return foreign
         self._remember(key, device)
-        return self._match(device, credentials, listed=listed)
+        return self._match(device, listed=listed)
 
     def _verify_api_key(
-        self,
-        key: bytes,
-        credentials: CredentialText,
-        api_key: bytes,
-        client: bytes | None,
-        *,
-        listed: bool,
+        self, key: bytes, api_key: bytes, client: bytes | None, *, listed: bool
     ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
         device = self.service.by_secret(api_key)
         if device is not None:
             self._remember(key, device)
-            return self._match(device, credentials, listed=listed)
+            matched = self._match(device, listed=listed)
+            # Navidrome knows no API keys, so it is not asked about that of a device that has ended.
+            return _UNKNOWN_API_KEY if matched is _FOREIGN else matched
         now, origin = time.monotonic(), client_key(client)
         if not self._guesses.may_try(origin, now):
             return _TOO_MANY
@@ -232,15 +230,16 @@ class SubsonicDevices:
         return _UNKNOWN_API_KEY
 
     def _match(
-        self, loaded: LoadedDevice, credentials: CredentialText, *, listed: bool
+        self, loaded: LoadedDevice, *, listed: bool
     ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
-        """Return the result for a request that has this device's password."""
+        """Return the result for a request that has this device's password: `_FOREIGN` if the device has
+        ended, since the password may also be one that is set in Navidrome."""
         device, now = loaded.device, self._now()
         if device.expires is not None and device.expires <= now:
-            return _of_ended_device(credentials)
+            return _FOREIGN
         account = self._accounts.of_person(device.uid, listed=listed)
         if account is None:
-            return _of_ended_device(credentials)
+            return _FOREIGN
         if not isinstance(account, Account):
             return _NOT_LISTED
         if self._is_sign_in_due(device.uid, now):
@@ -428,16 +427,6 @@ def _device_match(loaded: LoadedDevice, account: Account, identity: Identity | N
     device = loaded.device
     trust_result = TrustResult(_ALL_OUTCOMES, identity, b"", "", _ALL_OUTCOMES[0])
     return DeviceMatch(DeviceIdentity(device.id, device.name, trust_result), account)
-
-
-def _of_ended_device(credentials: CredentialText) -> DeviceRefused | Foreign:
-    """Return the result for the password of a device that has ended. It may be one that is set in Navidrome,
-    but Navidrome knows no API keys."""
-    if not credentials.basic:
-        found = read_parameters(credentials.query, credentials.body)
-        if found is not None and found.api_key:
-            return _UNKNOWN_API_KEY
-    return _FOREIGN
 
 
 def _client(decision: Decision) -> bytes | None:
