@@ -18,6 +18,7 @@ from shim.settings.identity import identity_rules
 from shim.settings.reserved import reserved_names
 from shim.trust.fields import FieldNames
 from shim.trust.identity import Role
+from shim.trust.jwks import Key, secret_key
 from shim.trust.jwt import ClaimNames, TokenRules
 from shim.trust.path_zones import Paths
 from shim.trust.peers import Address as IPAddress
@@ -26,7 +27,6 @@ from shim.trust.policy import Policy, Proof
 
 if TYPE_CHECKING:
     from shim.monitors.user_header import UserHeaderState
-    from shim.trust.jwks import Key
 
 
 def build_policy(
@@ -125,8 +125,6 @@ def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldName
 def _tokens(settings: Settings, fetched: tuple[Key, ...]) -> TokenRules | None:
     if settings.jwt_verify == "off":
         return None
-    from shim.trust.jwks import secret_key  # noqa: PLC0415 - megabytes, for tokens alone
-
     secret = settings.jwt_hs256_secret
     configured = () if secret is None else (secret_key(secret.get_secret_value().encode()),)
     return TokenRules(

@@ -13,12 +13,10 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import httpx
 
-if TYPE_CHECKING:
-    from shim.trust.jwks import Key
+from shim.trust.jwks import Key, read_key_set
 
 MAX_WAITERS = 256
 # Without any key all tokens are rejected, so fetch again soon.
@@ -207,10 +205,4 @@ class JwksMonitor:
                 if len(data) > self.config.max_bytes:
                     raise ValueError(f"the key set has more than {self.config.max_bytes} bytes")
         # In a thread: the first time, it loads what public keys need.
-        return await asyncio.to_thread(_read, bytes(data))
-
-
-def _read(data: bytes) -> tuple[Key, ...]:
-    from shim.trust.jwks import read_key_set  # noqa: PLC0415 - megabytes, for tokens alone
-
-    return read_key_set(data)
+        return await asyncio.to_thread(read_key_set, bytes(data))

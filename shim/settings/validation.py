@@ -17,6 +17,7 @@ from shim.settings.endpoints import Endpoint
 from shim.settings.identity import email_decides, has_groups, verifies
 from shim.settings.model import Settings
 from shim.settings.providers import DEFAULT_PROVIDER
+from shim.trust.jwks import secret_key
 from shim.trust.names import normalize_name
 from shim.trust.peers import NetworkEntry, UnixEntry, parse_entry
 
@@ -376,8 +377,6 @@ def _unused_settings(settings: Settings) -> Iterator[str]:
 
 
 def _is_secret(secret: SecretStr) -> bool:
-    from shim.trust.jwks import secret_key  # noqa: PLC0415 - megabytes, for tokens alone
-
     try:
         secret_key(secret.get_secret_value().encode())
     except ValueError:

@@ -16,13 +16,11 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from shim.trust.jwks import Key
 from shim.trust.reasons import Reason
 from shim.trust.rejection import RequestRejected
-
-if TYPE_CHECKING:
-    from shim.trust.jwks import Key  # importing it loads code that only tokens need
 
 # The request head limits the length of a token. The part that is parsed before the signature is verified is
 # limited here, since parsing JSON takes longer than verifying.
