@@ -27,15 +27,14 @@ def _options() -> None:
 @notify.command()
 def test() -> None:
     """Send a test message to each service in SHIM_NOTIFY_URLS. Exits with 1 if one of them fails."""
-    from shim.audit.sinks.notify import check_kinds, load_targets  # noqa: PLC0415 - slow to import
+    from shim.audit.sinks.notify import configured_targets  # noqa: PLC0415 - slow to import
 
     settings = settings_or_exit()
     if not settings.notify_urls:
         print_error("navidrome-shim: SHIM_NOTIFY_URLS is not set, so nobody is notified.")
         raise typer.Exit(1)
     try:
-        check_kinds(settings.notify_kinds)
-        targets = load_targets([url.get_secret_value() for url in settings.notify_urls])
+        targets = configured_targets(settings)
     except SinkError as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None

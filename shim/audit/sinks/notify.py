@@ -283,11 +283,15 @@ class NotifySink:
                 _log().info("notification_sent_again", target=box.target.label)
 
 
+def configured_targets(settings: Settings) -> tuple[AppriseTarget, ...]:
+    """Return the targets of these settings, after a check of the kinds. Raises `SinkError`."""
+    check_kinds(settings.notify_kinds)
+    return load_targets([url.get_secret_value() for url in settings.notify_urls])
+
+
 def build(settings: Settings) -> NotifySink:
     """Return the sink for these settings. Raises `SinkError`."""
-    check_kinds(settings.notify_kinds)
-    targets = load_targets([url.get_secret_value() for url in settings.notify_urls])
-    least = settings.notify_severity
+    targets, least = configured_targets(settings), settings.notify_severity
     return NotifySink(
         targets, settings.notify_kinds, None if least == "none" else Severity[least.upper()]
     )
