@@ -276,7 +276,7 @@ class ProvisioningGate:
     ) -> Account | AccountDenied:
         try:
             held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
-            return await self._resolve_name_hold(identity, request_info, held_until)
+            return await self._provision_until(identity, request_info, held_until)
         except AccountDenied as denied:
             self._known.pop(identity.uid, None)
             self._record(
@@ -322,7 +322,7 @@ class ProvisioningGate:
         if not self._in_flight:
             self._generations.clear()
 
-    async def _resolve_name_hold(
+    async def _provision_until(
         self, identity: Identity, request_info: RequestInfo, until: float
     ) -> Account | AccountDenied:
         """Call `_provision_once` again until the event loop's time `until` while Navidrome is down: a restart
