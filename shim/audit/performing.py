@@ -43,7 +43,7 @@ async def perform(
     is recorded. All waits for the store together end `_ACTION_SECONDS` after the beginning, or
     `_LEAST_SECONDS` after `work`.
     """
-    began = monotonic()
+    start = monotonic()
 
     def event(
         result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
@@ -63,8 +63,8 @@ async def perform(
     async def record(
         result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
     ) -> str | None:
-        left = began + _ACTION_SECONDS - monotonic()
-        seconds = min(STORE_SECONDS, max(_LEAST_SECONDS, left))
+        remaining = start + _ACTION_SECONDS - monotonic()
+        seconds = min(STORE_SECONDS, max(_LEAST_SECONDS, remaining))
         return await actions.record(event(result, detail, changed), seconds)
 
     if gives_right:

@@ -30,7 +30,7 @@ def health(arguments: Sequence[str], env_file: Path | None = None) -> int:
         return 1
     try:
         path = "/readyz" if "--ready" in arguments else "/healthz"
-        status = _ask(variables, path)
+        status = _probe(variables, path)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"navidrome-shim: no connection to the control plane: {error}\n")
         return 1
@@ -50,7 +50,7 @@ def _file_variables(env_file: Path | None) -> dict[str, str]:
     return {name: value.strip("\"'") for name, value in _LINE.findall(text)}
 
 
-def _ask(variables: Mapping[str, str], path: str) -> int:
+def _probe(variables: Mapping[str, str], path: str) -> int:
     listen = variables.get("SHIM_CONTROL_LISTEN", "").strip() or DEFAULT_CONTROL_LISTEN
     token = variables.get("SHIM_CONTROL_TOKEN", "")
     file = variables.get("SHIM_CONTROL_TOKEN_FILE", "")

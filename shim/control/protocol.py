@@ -54,9 +54,9 @@ class ControlProtocol(HttpToolsProtocol):
 
     def _on_this_listener(self) -> int:
         """Count the connections of the listener that accepted this one. The port identifies the listener."""
-        mine = self.server and self.server[1]
+        own_port = self.server and self.server[1]
         servers = [each.server for each in self.connections if isinstance(each, ControlProtocol)]
-        return sum((server and server[1]) == mine for server in servers)
+        return sum((server and server[1]) == own_port for server in servers)
 
     def _await_request(self) -> None:
         if self._silence is None:

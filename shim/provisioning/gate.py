@@ -19,7 +19,7 @@ from typing import Any
 from shim.audit.events import Event
 from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFailed
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
-from shim.provisioning.binding_store import Busy, Outdated
+from shim.provisioning.binding_store import Busy, StaleBinding
 from shim.provisioning.lifecycle import account_keys
 from shim.provisioning.models import AuditContext, BindingState, is_person
 from shim.provisioning.policy import is_header_safe
@@ -103,7 +103,11 @@ class ProvisioningGate:
 
     def known(self, identity: Identity) -> Account | None:
         known = self._known.get(identity.uid)
-        if known is None or known.changes != self._directory.changes or self._writes.any_under_way:
+        if (
+            known is None
+            or known.changes != self._directory.changes
+            or self._writes.any_in_progress
+        ):
             return None
         if known.identity is not identity and known.identity != identity:
             return None
@@ -275,8 +279,8 @@ class ProvisioningGate:
         self, identity: Identity, request_info: RequestInfo
     ) -> Account | AccountDenied:
         try:
-            held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
-            return await self._provision_until(identity, request_info, held_until)
+            hold_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
+            return await self._provision_until(identity, request_info, hold_until)
         except AccountDenied as denied:
             self._known.pop(identity.uid, None)
             self._record(
@@ -301,9 +305,9 @@ class ProvisioningGate:
         reason if it could not."""
         service, directory, loop = self._service, self._directory, asyncio.get_running_loop()
         start = loop.time()
-        held_until, latest = start + _HOLD_SECONDS, start + self._timeout
+        hold_until, deadline = start + _HOLD_SECONDS, start + self._timeout
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(latest):
+            async with asyncio.timeout_at(deadline):
                 while True:
                     ready = await service.ensure_ready() is not None
                     if ready and directory.includes(changes):
@@ -311,7 +315,7 @@ class ProvisioningGate:
                     fault = service.fault
                     if fault is not None and not fault.passing:
                         break
-                    if loop.time() >= held_until and (fault is not None or directory.unread):
+                    if loop.time() >= hold_until and (fault is not None or directory.unread):
                         break
                     await directory.next_attempt(HOLD_RETRY_SECONDS)
         fault = service.fault or Fault("Navidrome's users could not be listed after a change")
@@ -341,22 +345,26 @@ class ProvisioningGate:
             except Unavailable:
                 if loop.time() >= until:
                     raise
-                away = _is_away(service)
+                unavailable = _is_unavailable(service)
                 # The end of the liveness connection may be reported shortly after a call failed.
                 await asyncio.sleep(HOLD_RETRY_SECONDS)
-                if not away and not _is_away(service) and service.generation == generation:
+                if (
+                    not unavailable
+                    and not _is_unavailable(service)
+                    and service.generation == generation
+                ):
                     raise
 
     async def _provision_once(
         self, identity: Identity, request_info: RequestInfo
     ) -> Account | AccountDenied:
         """Return the identity's account, provisioned again if something changed meanwhile."""
-        for left in range(_TRIES - 1, -1, -1):
+        for tries_left in range(_TRIES - 1, -1, -1):
             generation, changes = self._generation, self._directory.changes
             try:
-                found = await self._look(identity, request_info)
-            except Outdated:
-                if not left:
+                found = await self._look_up(identity, request_info)
+            except StaleBinding:
+                if not tries_left:
                     raise
                 await self._service.refresh()
                 continue
@@ -364,14 +372,14 @@ class ProvisioningGate:
                 continue
             if changes == self._directory.changes:
                 self._known[identity.uid] = found
-            elif left:
+            elif tries_left:
                 continue
             # After several attempts, a name that was read after the request arrived is valid for this request
             # alone.
             return found.account
         raise Busy("the account changed too often during the request")
 
-    async def _look(self, identity: Identity, request_info: RequestInfo) -> _Known:
+    async def _look_up(self, identity: Identity, request_info: RequestInfo) -> _Known:
         service, changes = self._service, self._directory.changes
         generation = service.generation
         if service.fault is not None:
@@ -444,7 +452,7 @@ def _not_ready(service: ProvisioningService) -> _NotReady:
     return _NotReady(service.fault or Fault("Navidrome went away"))
 
 
-def _is_away(service: ProvisioningService) -> bool:
+def _is_unavailable(service: ProvisioningService) -> bool:
     return service.fault is not None and service.fault.passing
 
 

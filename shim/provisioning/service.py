@@ -252,14 +252,14 @@ class ProvisioningService:
         """Store when people were last seen, and close everything but the database. The store has
         `STORE_STOP_SECONDS` for it: if it does not respond in time, these times are lost."""
         loop = asyncio.get_running_loop()
-        latest = loop.time() + STORE_STOP_SECONDS
+        deadline = loop.time() + STORE_STOP_SECONDS
         for task in (self._following, self._announcing):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         if self.store_fault is None:
             with contextlib.suppress(*EXTERNAL_ERRORS, TimeoutError):
-                async with asyncio.timeout_at(latest):
+                async with asyncio.timeout_at(deadline):
                     await self._store_last_seen()
         self._close_liveness()
         await self.api.close()

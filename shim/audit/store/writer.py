@@ -22,7 +22,7 @@ from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store.append import CONVERTED, Head, append, read_head
 from shim.audit.store.chain import Keys
-from shim.audit.store.retention import Limits, cut, remove_counts
+from shim.audit.store.retention import Limits, remove_counts, remove_oldest
 from shim.audit.store.schema import META, STREAMS, TABLES, Record, Stream
 from shim.audit.store.tables import build_database
 from shim.health import Check, State
@@ -130,7 +130,7 @@ class TrailStore:
         removed = 0
         for stream, limit in limits.items():
             while True:
-                count = await self._run(lambda s=stream, m=limit: self._cut(s, m, reason))  # type: ignore[misc]
+                count = await self._run(lambda s=stream, m=limit: self._remove_oldest(s, m, reason))  # type: ignore[misc]
                 removed += count
                 if not count:
                     break
@@ -266,8 +266,10 @@ class TrailStore:
             del self._stored[next(iter(self._stored))]
         return heads
 
-    def _cut(self, stream: Stream, limits: Limits, reason: str) -> int:
-        return self._write(lambda connection: cut(connection, stream, limits, self._keys, reason))
+    def _remove_oldest(self, stream: Stream, limits: Limits, reason: str) -> int:
+        return self._write(
+            lambda connection: remove_oldest(connection, stream, limits, self._keys, reason)
+        )
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         self._ensure_open()

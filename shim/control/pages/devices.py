@@ -63,7 +63,7 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
         return await page(request, "devices.html", visitor, context, status)
 
     @router.get(_PATH + "/{device_id}/revoke")
-    async def ask(request: Request, device_id: str, visitor: Visitor = visitor) -> Response:
+    async def confirm(request: Request, device_id: str, visitor: Visitor = visitor) -> Response:
         found = _found(services, device_id)
         context = {
             "device": device_line(found.device, time.time(), found.account),
