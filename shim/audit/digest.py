@@ -108,8 +108,8 @@ class Digest:
 
 @dataclass(slots=True)
 class _Kind:
-    """The events of one kind since its last message. `tokens` is the content of the token bucket, in messages,
-    at the time `tokens_at`."""
+    """The events of one kind since its last message. `tokens` is the content of the token bucket, in
+    messages, at the time `tokens_at`."""
 
     tokens: float
     tokens_at: float

@@ -359,7 +359,7 @@ async def _prune(settings: Settings, limits: Any, description: str) -> int:
             lambda: store.apply_retention(limits, "command"),
             target=", ".join(limits),
             # It needs the trail itself.
-            gives_right=True,
+            grants_access=True,
             changes=lambda count: (f"{count} {description} removed",),
         )
     finally:

@@ -44,7 +44,7 @@ def confirm_new() -> None:
                 "database.confirm_new",
                 records.confirm,
                 target=store.display_url,
-                gives_right=True,
+                grants_access=True,
             )
             if done.note is not None:
                 print_error(f"navidrome-shim: {done.note}")

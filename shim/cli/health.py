@@ -17,7 +17,7 @@ from shim.health import DEFAULT_CONTROL_LISTEN
 
 _SECONDS = 4.0
 _LINE = re.compile(r"^\s*(?:export\s+)?(SHIM_CONTROL_\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_LOOPBACK_FOR_WILDCARD = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def health(arguments: Sequence[str], env_file: Path | None = None) -> int:
@@ -78,4 +78,4 @@ def _connect(listen: str) -> socket.socket:
         return connection
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
-    return socket.create_connection((_EVERYWHERE.get(host, host), int(port)), _SECONDS)
+    return socket.create_connection((_LOOPBACK_FOR_WILDCARD.get(host, host), int(port)), _SECONDS)

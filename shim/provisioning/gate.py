@@ -47,7 +47,7 @@ _STOPPING = AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_S
 
 
 @dataclass(slots=True)
-class _Known:
+class _CachedAccount:
     """An identity whose account is ready. `seen` is set by each look-up; `binding` is the binding's number.
     `changes`: how many requests that can change users had been sent when the account was read."""
 
@@ -82,7 +82,7 @@ class ProvisioningGate:
         self._record = record
         self._timeout = timeout
         self._slots = asyncio.Semaphore(max_concurrent)
-        self._known: dict[str | None, _Known] = {}
+        self._cached: dict[str | None, _CachedAccount] = {}
         self._in_flight: dict[
             tuple[Identity, bool, int], asyncio.Task[Account | AccountDenied]
         ] = {}
@@ -102,7 +102,7 @@ class ProvisioningGate:
     # AccountGate
 
     def known(self, identity: Identity) -> Account | None:
-        known = self._known.get(identity.uid)
+        known = self._cached.get(identity.uid)
         if (
             known is None
             or known.changes != self._directory.changes
@@ -223,7 +223,7 @@ class ProvisioningGate:
 
     def discard(self, uid: str | None) -> None:
         """Drop this person's account: it has changed, and is read again before the next request."""
-        self._known.pop(uid, None)
+        self._cached.pop(uid, None)
         self._generation += 1
         if self._in_flight:
             self._generations[uid] = self._generation
@@ -232,19 +232,19 @@ class ProvisioningGate:
         """Handle a revocation: an account was locked, denied, unlinked, deleted or bound to another uid."""
         self.revocations += 1
         # At once, and not after the lock: until then these accounts would stay in use.
-        for uid, known in list(self._known.items()):
+        for uid, known in list(self._cached.items()):
             if known.account.id is not None and not self._admits(known.account.id):
-                del self._known[uid]
+                del self._cached[uid]
 
     def clear(self) -> None:
         """Drop all known accounts, since Navidrome may be a different instance."""
-        self._known.clear()
+        self._cached.clear()
 
     def drain_last_seen(self) -> dict[int, float]:
         """Return the bindings, by their number, that were looked up since the last call, with the current
         time."""
         now, seen = time.time(), {}
-        for known in self._known.values():
+        for known in self._cached.values():
             if known.seen:
                 known.seen = False
                 seen[known.binding] = now
@@ -252,7 +252,7 @@ class ProvisioningGate:
 
     def is_seen(self, uid: str) -> bool:
         """Return whether this person was looked up since the last time was stored."""
-        known = self._known.get(uid)
+        known = self._cached.get(uid)
         return known is not None and known.seen
 
     async def start(self) -> None:
@@ -282,7 +282,7 @@ class ProvisioningGate:
             hold_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
             return await self._provision_until(identity, request_info, hold_until)
         except AccountDenied as denied:
-            self._known.pop(identity.uid, None)
+            self._cached.pop(identity.uid, None)
             self._record(
                 AccountDeniedEvent(
                     time=time.time(),
@@ -313,7 +313,7 @@ class ProvisioningGate:
                     if ready and directory.includes(changes):
                         return None
                     fault = service.fault
-                    if fault is not None and not fault.passing:
+                    if fault is not None and not fault.temporary:
                         break
                     if loop.time() >= hold_until and (fault is not None or directory.unread):
                         break
@@ -371,7 +371,7 @@ class ProvisioningGate:
             if self._generations.get(identity.uid, 0) > generation:
                 continue
             if changes == self._directory.changes:
-                self._known[identity.uid] = found
+                self._cached[identity.uid] = found
             elif tries_left:
                 continue
             # After several attempts, a name that was read after the request arrived is valid for this request
@@ -379,7 +379,7 @@ class ProvisioningGate:
             return found.account
         raise Busy("the account changed too often during the request")
 
-    async def _look_up(self, identity: Identity, request_info: RequestInfo) -> _Known:
+    async def _look_up(self, identity: Identity, request_info: RequestInfo) -> _CachedAccount:
         service, changes = self._service, self._directory.changes
         generation = service.generation
         if service.fault is not None:
@@ -396,7 +396,7 @@ class ProvisioningGate:
         if generation != service.generation:
             # Navidrome may have become a different instance meanwhile: no account is named to it.
             raise Unavailable("Navidrome stopped during the request", retry_after=1)
-        return _Known(identity, account, binding.id, changes)
+        return _CachedAccount(identity, account, binding.id, changes)
 
     def _failed(
         self, identity: Identity, request_info: RequestInfo, error: Exception
@@ -453,7 +453,7 @@ def _not_ready(service: ProvisioningService) -> _NotReady:
 
 
 def _is_unavailable(service: ProvisioningService) -> bool:
-    return service.fault is not None and service.fault.passing
+    return service.fault is not None and service.fault.temporary
 
 
 def _resolve(

@@ -553,7 +553,9 @@ class RequestHandler:
             self._connection.linger()
             self._transport.close()
         else:
-            own_responses.break_off(self, self._connection, Failure.UPSTREAM_RESPONSE_TRUNCATED)
+            own_responses.abort_response(
+                self, self._connection, Failure.UPSTREAM_RESPONSE_TRUNCATED
+            )
 
     @property
     def sends_media(self) -> bool:

@@ -236,7 +236,7 @@ class Database:
             self._write_fault = str(error)
             raise
 
-    async def prove_writable(self) -> None:
+    async def check_writable(self) -> None:
         """Write an unchanged value, to test whether writes work again. Raises `StoreError`."""
         same = update(CHANGE_COUNTERS).values(value=CHANGE_COUNTERS.c.value)
         await self.write_async(lambda connection: connection.execute(same))

@@ -45,13 +45,17 @@ _SCHEME = re.compile(r"(?i)\b(?:mailto|tel|sms|sip|xmpp|matrix|magnet|javascript
 _HOST_DOT = re.compile(r"(?<=\w)[.\u3002\uff0e\uff61](?=[^\W\d_])")
 # Fields of every record that say nothing to a reader of the message.
 _OMITTED = ("kind", "severity", "time", "schema", "id", "stream", "first_time", "last_time")
-_DISARMED = str.maketrans({"@": "(at)", "<": "(", ">": ")", "[": "(", "]": ")", "`": "'"})
+_MARKUP_REPLACEMENTS = str.maketrans(
+    {"@": "(at)", "<": "(", ">": ")", "[": "(", "]": ")", "`": "'"}
+)
 
 
 def disarm(text: str) -> str:
     """Return the text as one line of at most `MAX_VALUE` characters in which no service finds a link, a
     mention or markup."""
-    text = _HOST_DOT.sub("(.)", escape(text).replace("://", "(:)//").translate(_DISARMED))
+    text = _HOST_DOT.sub(
+        "(.)", escape(text).replace("://", "(:)//").translate(_MARKUP_REPLACEMENTS)
+    )
     return clip(_SCHEME.sub(r"\g<0> ", text), MAX_VALUE)
 
 

@@ -86,15 +86,15 @@ _PIECE_SECONDS = 0.02
 _FIRST_PIECE = 500
 # The most rows of a piece that are side by side, and of one whose rows are scattered: with a cold cache, each
 # of these is a read from the disk.
-_LAST_PIECE = 4_000
-_LAST_SCATTERED = 400
+_MAX_PIECE = 4_000
+_MAX_SCATTERED_PIECE = 400
 # Rows to count when two filters are compared.
-_COUNTED = 2000
+_COUNT_LIMIT = 2000
 # Addresses of a network that are looked up one by one.
 _MAX_ADDRESSES = 40
 # Rows of a network that are sorted for each piece. The larger number is tried if the smaller one took less
 # than this time.
-_SORTED = (5_000, 20_000)
+_SORT_LIMITS = (5_000, 20_000)
 _SORT_SECONDS = 0.01
 # Filters whose values are rarer than those of the others, mostly.
 _NAMES = ("user", "account", "client", "request_id")
@@ -338,8 +338,8 @@ class TrailReader:
             # An account that is denied is the reason of a rejected request, and would count twice.
             refused = HOURS.c.verdict.in_(("stripped", "rejected"))
             refusals = _grouped(connection, first, last, HOURS.c.reason, refused)
-            origins = _top(connection, first, last, "client")
-            people = _top(connection, first, last, "user")
+            origins = _most_frequent(connection, first, last, "client")
+            people = _most_frequent(connection, first, last, "user")
         return Report(
             since=since,
             until=until,
@@ -528,7 +528,7 @@ class _Scan:
         self.position = low - 1 if oldest_first else high + 1
         self._driver, self._others = _driver(connection, self._table, filters, low, high)
         is_exact = not self._others and filters.text is None
-        self._max_piece = _LAST_PIECE if self._driver is None else _LAST_SCATTERED
+        self._max_piece = _MAX_PIECE if self._driver is None else _MAX_SCATTERED_PIECE
         self._piece = min(limit if is_exact else self._max_piece, _FIRST_PIECE)
 
     def peek(self) -> StoredEvent | None:
@@ -572,7 +572,7 @@ class _Scan:
             return
         candidates = piece.rows.where(*self._others)
         if self._filters.text is not None:
-            self.searched += piece.count if not self._others else self._number_of(candidates)
+            self.searched += piece.count if not self._others else self._count_rows(candidates)
         needle = self._filters.needle()
         query = candidates.where(
             table.c.data.icontains(needle, autoescape=True) if needle else true()
@@ -619,7 +619,7 @@ class _Scan:
         rows = select(table).join(part, table.c.index == part.c.index)
         return _Piece(rows, int(count), int(found), count < size)
 
-    def _number_of(self, rows: Select[Any]) -> int:
+    def _count_rows(self, rows: Select[Any]) -> int:
         query = select(func.count()).select_from(
             rows.with_only_columns(self._table.c.index).subquery()
         )
@@ -654,7 +654,7 @@ def _driver(
             exact[name] = (lowest,)
         else:
             networks[name] = (lowest, highest)
-    chosen, lowest_count = "", _COUNTED + 1
+    chosen, lowest_count = "", _COUNT_LIMIT + 1
     for name, values in exact.items():
         count = _count(connection, table, table.c[name], values, low, high)
         # With equal counts, a name or address is rarer than a kind.
@@ -662,7 +662,7 @@ def _driver(
             chosen, lowest_count = name, count
     is_sorted = False
     for name, (lowest, highest) in networks.items():
-        if lowest_count < _COUNTED or is_sorted:
+        if lowest_count < _COUNT_LIMIT or is_sorted:
             break
         if _can_be_sorted(connection, table.c[name], lowest, highest):
             chosen, is_sorted = name, True
@@ -698,8 +698,8 @@ def _times(table: Table, filters: Filters) -> list[ColumnElement[bool]]:
 def _count(
     connection: Connection, table: Table, column: Any, values: tuple[Any, ...], low: int, high: int
 ) -> int:
-    """Return how many rows have one of the values, at most `_COUNTED`."""
-    candidates = _candidates(table, column, values, low, high, _COUNTED, False)
+    """Return how many rows have one of the values, at most `_COUNT_LIMIT`."""
+    candidates = _candidates(table, column, values, low, high, _COUNT_LIMIT, False)
     query = select(func.count()).select_from(candidates)
     return int(connection.execute(query).scalar_one())
 
@@ -752,7 +752,7 @@ def _can_be_sorted(
     connection: Connection, column: ColumnElement[Any], lowest: bytes, highest: bytes
 ) -> bool:
     """Return whether a network has so few rows that `_sorted` is fast."""
-    for limit in _SORTED:
+    for limit in _SORT_LIMITS:
         begin = time.monotonic()
         found = select(column).where(column.between(lowest, highest)).limit(limit + 1).subquery()
         count = connection.execute(select(func.count()).select_from(found)).scalar_one()
@@ -900,7 +900,7 @@ def _grouped(
     return tuple(Count(value, int(count)) for value, count in connection.execute(query))
 
 
-def _top(connection: Connection, first: int, last: int, name: str) -> tuple[Count, ...]:
+def _most_frequent(connection: Connection, first: int, last: int, name: str) -> tuple[Count, ...]:
     values, total = HOURLY_VALUES.c, func.sum(HOURLY_VALUES.c.count)
     query = (
         select(values.value, values.reason, total, func.max(values.last_time))
