@@ -135,7 +135,7 @@ _FAILURES: Final = {str(failure): failure for failure in Failure}
 
 # A label and what happened, with the fields of the record.
 _KINDS: Final[Mapping[str, tuple[str, str]]] = {
-    "identity_seen": (str(Verdict.AUTHENTICATED), "{user} was here, from {client}"),
+    "identity_seen": (str(Verdict.AUTHENTICATED), "{user} used the server, from {client}"),
     "request_failed": ("failed", ""),
     "navidrome_token_found": ("token", ""),
     "account_denied": ("no account", "{user} got no account"),

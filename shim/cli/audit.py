@@ -192,7 +192,7 @@ def report(
     until: Annotated[str, typer.Option(help="End of the period.")] = "now",
     as_json: AsJson = False,
 ) -> None:
-    """Report a period on one page: refusals, who was here, new accounts, changes of rights, locks."""
+    """Report a period on one page: refusals, who used the server, new accounts, changes of rights, locks."""
     from shim.audit.query import parse_time  # noqa: PLC0415
 
     with _opened() as (reader, _):
@@ -218,7 +218,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify that the trail was not altered. Names the first row that was, and exits with 1.
+    """Verify that the trail was not altered. If it was, print the first altered row and exit with 1.
 
     The checkpoints in a log outside of the database also show if the newest rows were removed, or the whole
     trail was replaced.
@@ -583,7 +583,7 @@ def _show_report(found: Report) -> None:
     _show_counts("Verdicts of recorded requests", ("verdict", "count"), found.verdicts)
     _show_counts("Refusals by reason", ("reason", "count"), found.refusals, explains=True)
     _show_counts("Refusals by origin", ("client", "reason", "count", "last"), found.origins)
-    _show_counts("Who was here", ("user", "times seen", "last"), found.people)
+    _show_counts("Who used the server", ("user", "times seen", "last"), found.people)
     for name, title in _LISTS:
         events: tuple[StoredEvent, ...] = getattr(found, name)
         if events:

@@ -95,7 +95,7 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
     if not keys:
         raise KeyFault("there is no key in it")
     if len({key_id(key) for key in keys}) != len(keys):
-        raise KeyFault("it holds one key twice")
+        raise KeyFault("it has the same key twice")
     return keys
 
 

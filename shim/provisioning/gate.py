@@ -126,7 +126,7 @@ class ProvisioningGate:
             task = self._in_flight[key] = loop.create_task(self._provision(identity, request_info))
             task.add_done_callback(lambda _: self._ended(key))
         timeout_result = AccountDenied(
-            Reason.ACCOUNT_PENDING, "the account took too long", _RETRY_SECONDS
+            Reason.ACCOUNT_PENDING, "preparing the account took too long", _RETRY_SECONDS
         )
         timer = loop.call_later(self._timeout, _resolve, waiter, timeout_result)
 

@@ -303,7 +303,7 @@ class Operations:
                 "Its password is replaced by a random one. Its tokens become void, and every "
                 "response in progress ends."
             ),
-            f"The next user who signs in as {account} may claim it, {binding.provider_username} too.",
+            f"The next user who signs in as {account} may be linked to it, also {binding.provider_username}.",
         ]
 
     def lock_plan(self, name: str) -> list[str]:

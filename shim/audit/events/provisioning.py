@@ -74,7 +74,7 @@ class AccountLinked(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountUnlinked(AccountEvent):
-    """An account was unlinked from its identity. Another identity may claim it."""
+    """An account was unlinked from its identity. Another identity may be linked to it."""
 
     kind: ClassVar[str] = "account_unlinked"
 

@@ -244,7 +244,7 @@ class _Verifier:
                 raise _Found(
                     "altered",
                     row.index,
-                    f"the chain that begins with row {row.index} cites another row",
+                    f"the chain that begins with row {row.index} refers to another row",
                 )
         elif self._verified and (row.chain, row.key_id) != (self._chain, self._key_id):
             raise _Found(

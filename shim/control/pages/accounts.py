@@ -83,8 +83,8 @@ _OWN: Final = (
 _STATES: Final[Mapping[str, tuple[str, str]]] = {
     "active": ("ok", "linked to this identity"),
     "denied": ("refused", "linked, but the policy denies this identity"),
-    "unlinked": ("anonymous", "was linked; the next person with this name may claim it"),
-    "unbound": ("anonymous", "exists in Navidrome, linked to nobody"),
+    "unlinked": ("anonymous", "was linked; the next person with this name may be linked to it"),
+    "unbound": ("anonymous", "exists in Navidrome, not linked to an identity"),
     "reserved": ("info", "the shim's own account, or protected"),
     "gone": ("warning", "deleted in Navidrome"),
 }

@@ -58,7 +58,9 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
                 ]
             except DeviceError:
                 # The name is from a link, so it is not repeated.
-                context |= {"fault": "There is no such account, or it is linked to nobody."}
+                context |= {
+                    "fault": "There is no such account, or it is not linked to an identity."
+                }
                 status = 404
         return await page(request, "devices.html", visitor, context, status)
 

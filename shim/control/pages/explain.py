@@ -153,7 +153,7 @@ def _examples(settings: Settings) -> tuple[Example, ...]:
     alias = {**signed_in, "headers": f"{user.replace('-', '_')}: admin"}
     return (
         Example("A person who has signed in opens the web app", urlencode(signed_in)),
-        Example("Somebody past the edge claims to be the admin", urlencode(attack)),
+        Example("A client that bypasses the edge claims to be the admin", urlencode(attack)),
         Example("A Subsonic app calls an open path", urlencode(app)),
         Example("A client sends a header that only resembles an identity header", urlencode(alias)),
     )

@@ -252,7 +252,7 @@ def _probes(report: Report) -> list[Finding]:
         Finding(
             "warning",
             f"{times} claimed an identity without proof, from {listed}",
-            "None of them got it.",
+            "None of these requests was accepted as this identity.",
             anchor="origins",
         )
     ]
@@ -281,7 +281,7 @@ def _changes(report: Report) -> list[Finding]:
     found = []
     for tone, events, singular, plural in (
         ("info", report.new_accounts, "1 new account", "{} new accounts"),
-        ("info", report.locks, "1 account was locked or let in again", "{} locks and readmissions"),
+        ("info", report.locks, "1 account was locked or readmitted", "{} locks and readmissions"),
         ("warning", rights, "1 admin right was changed", "{} admin rights were changed"),
     ):
         if not events:
