@@ -18,7 +18,7 @@ from shim.store.errors import StoreError
 RETENTION_SECONDS = 60.0
 _WATCH_SECONDS = 1.0
 # Time without a write after which one is tried.
-_PROVE_SECONDS = 5.0
+_CHECK_WRITABLE_SECONDS = 5.0
 _START_SECONDS = 5.0
 
 
@@ -43,7 +43,7 @@ class AuditKeeper:
         self._closed_mode = settings.audit_fail_mode == "closed"
         self._unavailable_since: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._prover: asyncio.Task[None] | None = None
+        self._writable_check: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the trail, and begin to maintain it. If it cannot be opened, and has to be, no identity is
@@ -62,7 +62,7 @@ class AuditKeeper:
 
     async def stop(self) -> None:
         """Stop the maintenance. The trail closes the store."""
-        tasks = [*self._tasks, *([] if self._prover is None else [self._prover])]
+        tasks = [*self._tasks, *([] if self._writable_check is None else [self._writable_check])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -72,9 +72,9 @@ class AuditKeeper:
         blocked = self._closed_mode and self._unavailable_since is not None
         return self.store.check(blocked=blocked)
 
-    async def _prove(self) -> None:
+    async def _check_writable(self) -> None:
         with suppress(StoreError):  # the store knows it
-            await self.store.prove_writable()
+            await self.store.check_writable()
 
     async def _watch_forever(self) -> None:
         while True:
@@ -85,9 +85,9 @@ class AuditKeeper:
         store = self.store
         failing = store.fault is not None
         # Without events nothing else would notice that writes fail, or that they work again.
-        if (failing or self._closed_mode) and store.idle_for >= _PROVE_SECONDS:
-            if self._prover is None or self._prover.done():
-                self._prover = asyncio.create_task(self._prove())
+        if (failing or self._closed_mode) and store.idle_for >= _CHECK_WRITABLE_SECONDS:
+            if self._writable_check is None or self._writable_check.done():
+                self._writable_check = asyncio.create_task(self._check_writable())
             if store.idle_for >= UNAVAILABLE_SECONDS:
                 fault = store.fault or f"{store.display_url}: the database does not respond"
                 self._became_unavailable(fault)

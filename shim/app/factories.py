@@ -118,7 +118,7 @@ def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldName
         percent_names=settings.name_encoding == "percent",
         email_decides=identity_rules(settings).email_decides,
         restricted=user_header is not None and user_header.obeyed is not True,
-        obeyed="" if user_header is None else user_header.other,
+        other_user_header="" if user_header is None else user_header.other,
     )
 
 

@@ -6,7 +6,7 @@ from shim.health import Check, State
 from shim.monitors.dns import NameState
 from shim.monitors.jwks import JwksMonitor, JwksState
 from shim.monitors.upstream import UpstreamMonitor
-from shim.monitors.user_header import UserHeaderState, beyond_the_shim
+from shim.monitors.user_header import UserHeaderState, sources_beyond_shim
 from shim.settings import Settings, warnings
 from shim.trust.peers import AddressList, parse_entry
 
@@ -72,10 +72,10 @@ def _whitelist(settings: Settings, names: tuple[NameState, ...]) -> Check:
             "trusts every address: every client can use any user name",
             "Name only the edge.",
         )
-    remarks = [text for text in warnings(settings) if "WHITELIST" in text]
-    if remarks:
+    notes = [text for text in warnings(settings) if "WHITELIST" in text]
+    if notes:
         return Check(
-            "whitelist", State.WARNING, " ".join(remarks), "Correct SHIM_REVERSE_PROXY_WHITELIST."
+            "whitelist", State.WARNING, " ".join(notes), "Correct SHIM_REVERSE_PROXY_WHITELIST."
         )
     return Check("whitelist", State.OK, "; ".join((", ".join(entries), *map(_resolved, names))))
 
@@ -110,12 +110,12 @@ def _base_path(settings: Settings, upstream: UpstreamMonitor) -> Check:
 
 def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
     """Return whether Navidrome obeys the user header, and which other addresses it trusts."""
-    ours, own = settings.reverse_proxy_user_header, _as_source(state.own_address)
+    user_header, own = settings.reverse_proxy_user_header, _as_source(state.own_address)
     if state.obeyed is None:
         return Check(
             "user_header",
             State.WARNING,
-            f"not known yet whether Navidrome obeys {ours}, so only allowed headers are forwarded: "
+            f"not known yet whether Navidrome obeys {user_header}, so only allowed headers are forwarded: "
             f"{state.detail}",
             "Check that Navidrome runs and responds to GET /rest/ping.",
         )
@@ -123,30 +123,30 @@ def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
         return Check(
             "user_header",
             State.FAILING,
-            f"Navidrome obeys {state.other}, but the shim sets {ours}: identities are rejected, and only "
-            "allowed headers are forwarded",
-            f"Set Navidrome's ND_EXTAUTH_USERHEADER to {ours} and restart it, or set "
+            f"Navidrome obeys {state.other}, but the shim sets {user_header}: identities are rejected, and "
+            "only allowed headers are forwarded",
+            f"Set Navidrome's ND_EXTAUTH_USERHEADER to {user_header} and restart it, or set "
             f"SHIM_REVERSE_PROXY_USER_HEADER to {state.other} and restart the shim.",
         )
     if not state.obeyed:
         return Check(
             "user_header",
             State.FAILING,
-            f"Navidrome does not obey {ours} from the shim: identities are rejected, and only allowed "
+            f"Navidrome does not obey {user_header} from the shim: identities are rejected, and only allowed "
             "headers are forwarded",
             f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to the shim's address {own} and "
-            f"ND_EXTAUTH_USERHEADER to {ours}; then restart Navidrome.",
+            f"ND_EXTAUTH_USERHEADER to {user_header}; then restart Navidrome.",
         )
-    wide = beyond_the_shim(state.trusted_sources or "", state.own_address)
-    if wide:
+    others = sources_beyond_shim(state.trusted_sources or "", state.own_address)
+    if others:
         return Check(
             "user_header",
             State.WARNING,
-            f"Navidrome obeys {ours} from {', '.join(wide)}: any client there can use any user name",
+            f"Navidrome obeys {user_header} from {', '.join(others)}: any client there can use any user name",
             f"Set Navidrome's ND_EXTAUTH_TRUSTEDSOURCES to only the shim's address {own} (of several shims, "
             "to only theirs).",
         )
-    return Check("user_header", State.OK, f"Navidrome obeys {ours}")
+    return Check("user_header", State.OK, f"Navidrome obeys {user_header}")
 
 
 def _as_source(address: str) -> str:

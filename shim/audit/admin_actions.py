@@ -39,7 +39,7 @@ class AdminActions:
         if self._store is None:
             return
         try:
-            await self._store.prove_writable(STORE_SECONDS)
+            await self._store.check_writable(STORE_SECONDS)
         except StoreError as error:
             raise NotStored(f"refused, because the audit trail can't be written: {error}") from None
 

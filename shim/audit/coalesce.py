@@ -53,7 +53,7 @@ class Coalescer:
             if len(self._by_peer) < self._capacity:
                 return False
             bucket = self._by_group.get(group_key)
-        if bucket is None or bucket.sample is None or bucket.began <= now - self._window:
+        if bucket is None or bucket.sample is None or bucket.window_start <= now - self._window:
             return False
         bucket.suppressed += 1
         bucket.last_time = time
@@ -63,8 +63,8 @@ class Coalescer:
         """Return the summaries of the windows that have ended."""
         if not self._by_peer and not self._by_group:
             return []
-        began = now - self._window
-        return [*_ended(self._by_peer, began), *_ended(self._by_group, began)]
+        window_start = now - self._window
+        return [*_ended(self._by_peer, window_start), *_ended(self._by_group, window_start)]
 
     def drain(self) -> list[CoalescedEvent]:
         """Return the summaries of all windows, also of those that have not ended."""
@@ -83,22 +83,22 @@ class Coalescer:
 
 
 class _Bucket:
-    """One window: `room` more events are written, then `suppressed` counts the rest; `sample` is the
+    """One window: `remaining` more events are written, then `suppressed` counts the rest; `sample` is the
     first."""
 
-    __slots__ = ("began", "last_time", "many_peers", "room", "sample", "suppressed")
+    __slots__ = ("last_time", "many_peers", "remaining", "sample", "suppressed", "window_start")
 
-    def __init__(self, began: float, room: int, *, many_peers: bool) -> None:
-        self.began = began
-        self.room = room
+    def __init__(self, window_start: float, remaining: int, *, many_peers: bool) -> None:
+        self.window_start = window_start
+        self.remaining = remaining
         self.many_peers = many_peers
         self.suppressed = 0
         self.last_time = 0.0
         self.sample: CoalescedEvent | None = None
 
     def accept(self, event: CoalescedEvent) -> bool:
-        if self.room > 0:
-            self.room -= 1
+        if self.remaining > 0:
+            self.remaining -= 1
             return True
         if self.sample is None:
             self.sample = event
@@ -112,10 +112,10 @@ class _Bucket:
         return self.sample.summary(self.suppressed, self.last_time, many_peers=self.many_peers)
 
 
-def _ended(buckets: dict[Key, _Bucket], began: float) -> Iterator[CoalescedEvent]:
+def _ended(buckets: dict[Key, _Bucket], window_start: float) -> Iterator[CoalescedEvent]:
     while buckets:
         key = next(iter(buckets))
-        if buckets[key].began > began:
+        if buckets[key].window_start > window_start:
             return
         summary = buckets.pop(key).summary()
         if summary is not None:

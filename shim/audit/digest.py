@@ -79,7 +79,9 @@ class Digest:
         waits = [
             max(
                 pending.since + self._collect - now,
-                0.0 if self._room(pending, now) >= 1 else self._until_room(pending, now),
+                0.0
+                if self._available_tokens(pending, now) >= 1
+                else self._seconds_until_token(pending, now),
             )
             for pending in self._kinds.values()
             if pending.count
@@ -90,26 +92,27 @@ class Digest:
         for kind, pending in self._kinds.items():
             if not pending.count or pending.since + collect > now:
                 continue
-            room = self._room(pending, now)
-            if room < 1:
+            tokens = self._available_tokens(pending, now)
+            if tokens < 1:
                 continue
             yield Message(kind, pending.severity, pending.count, tuple(pending.lines))
-            self._kinds[kind] = _Kind(room - 1, now)
+            self._kinds[kind] = _Kind(tokens - 1, now)
 
-    def _room(self, pending: _Kind, now: float) -> float:
+    def _available_tokens(self, pending: _Kind, now: float) -> float:
         """Return the number of messages of this kind that the rate limit allows now."""
-        return min(self._burst, pending.room + (now - pending.room_at) / self._interval)
+        return min(self._burst, pending.tokens + (now - pending.tokens_at) / self._interval)
 
-    def _until_room(self, pending: _Kind, now: float) -> float:
-        return (1 - self._room(pending, now)) * self._interval
+    def _seconds_until_token(self, pending: _Kind, now: float) -> float:
+        return (1 - self._available_tokens(pending, now)) * self._interval
 
 
 @dataclass(slots=True)
 class _Kind:
-    """The events of one kind since its last message. `room`: the messages allowed at the time `room_at`."""
+    """The events of one kind since its last message. `tokens` is the content of the token bucket, in
+    messages, at the time `tokens_at`."""
 
-    room: float
-    room_at: float
+    tokens: float
+    tokens_at: float
     since: float = 0.0
     count: int = 0
     severity: Severity = Severity.DEBUG

@@ -191,9 +191,9 @@ class TrailObserver:
     def upstream_up(self) -> None:
         """Navidrome responds again."""
         now = self._now()
-        away = None if self._down_since is None else now - self._down_since
+        down_seconds = None if self._down_since is None else now - self._down_since
         self._down_since = None
-        self._trail.record(UpstreamUp(time=now, upstream=self._upstream, down_seconds=away))
+        self._trail.record(UpstreamUp(time=now, upstream=self._upstream, down_seconds=down_seconds))
 
     def upstream_down(self, reason: str) -> None:
         """Navidrome does not respond."""

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 # Time after the beginning of an action in which it should be stored, and the least time that it gets.
 _ACTION_SECONDS = 8.0
-_LEAST_SECONDS = 2.0
+_MIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ async def perform(
     work: Callable[[], Awaitable[T]],
     *,
     target: str | None = None,
-    gives_right: bool = False,
+    grants_access: bool = False,
     changes: Callable[[T], tuple[str, ...]] = lambda _: (),
     failure: Callable[[T], str | None] = lambda _: None,
 ) -> Performed[T]:
     """Carry out `work` and return what it returned, once the action is stored.
 
-    `gives_right`: while nothing can be stored, the action is refused, and `NotStored` raised. For the trail,
-    `changes` returns sentences about the result, and `failure` why it is none. If `work` raises, the failure
-    is recorded. All waits for the store together end `_ACTION_SECONDS` after the beginning, or
-    `_LEAST_SECONDS` after `work`.
+    `grants_access`: while nothing can be stored, the action is refused with `NotStored`. For the trail,
+    `changes` returns sentences about the result, and `failure` the reason if the result is a failure. If
+    `work` raises, the failure is recorded. All waits for the store together end `_ACTION_SECONDS` after the
+    start, or `_MIN_SECONDS` after `work`.
     """
-    began = monotonic()
+    start = monotonic()
 
     def event(
         result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
@@ -63,11 +63,11 @@ async def perform(
     async def record(
         result: ActionResult, detail: str | None = None, changed: tuple[str, ...] = ()
     ) -> str | None:
-        left = began + _ACTION_SECONDS - monotonic()
-        seconds = min(STORE_SECONDS, max(_LEAST_SECONDS, left))
+        remaining = start + _ACTION_SECONDS - monotonic()
+        seconds = min(STORE_SECONDS, max(_MIN_SECONDS, remaining))
         return await actions.record(event(result, detail, changed), seconds)
 
-    if gives_right:
+    if grants_access:
         try:
             await actions.require()
         except NotStored as error:

@@ -19,12 +19,12 @@ Record: TypeAlias = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Words:
     """An event in words. `label` is one or two words, such as the verdict; `title` says what happened,
-    as a sentence without its full stop; `why` is the reason, `remedy` what to do, `notes` is more about the
-    event; these can be empty."""
+    as a sentence without its full stop; `explanation` is the reason, `remedy` what to do, `notes` is more
+    about the event; these can be empty."""
 
     label: str
     title: str
-    why: str = ""
+    explanation: str = ""
     remedy: str = ""
     notes: str = ""
 
@@ -40,23 +40,23 @@ def in_words(record: Record) -> Words:
         return Words(
             str(record.get("verdict")),
             _requested(record),
-            _why(record, reason),
+            _explanation(record, reason),
             _remedy(reason),
-            _notes(record, but=_why(record, reason)),
+            _notes(record, already_said=_explanation(record, reason)),
         )
     if kind == "account_denied":
         return Words(label, _filled(template, record), _detail(record), _remedy(reason))
     if kind == "identity_seen":
-        return Words(label, _filled(template, record), _why(record, reason))
+        return Words(label, _filled(template, record), _explanation(record, reason))
     if kind == "request_failed":
-        why, remedy = _failure(str(record.get("reason", "")))
-        return Words(label, _requested(record), _sentence(why), remedy)
+        explanation, remedy = _failure(str(record.get("reason", "")))
+        return Words(label, _requested(record), _sentence(explanation), remedy)
     if kind == "navidrome_token_found":
-        word = str(record.get("reason", ""))
-        return Words(label, _requested(record), _sentence(_TOKENS.get(word, word)))
-    why = " ".join(filter(None, (_detail(record), _changes(record))))
+        name = str(record.get("reason", ""))
+        return Words(label, _requested(record), _sentence(_TOKENS.get(name, name)))
+    explanation = " ".join(filter(None, (_detail(record), _changes(record))))
     remedy = str(record.get("remedy") or _REMEDIES.get(kind, ""))
-    return Words(label, _filled(template, record), why, remedy, _notes(record))
+    return Words(label, _filled(template, record), explanation, remedy, _notes(record))
 
 
 def reason_of(name: object) -> Reason | None:
@@ -80,7 +80,7 @@ def _requested(record: Record) -> str:
     return f"{person}: {request}" if person else request
 
 
-def _why(record: Record, reason: Reason | None) -> str:
+def _explanation(record: Record, reason: Reason | None) -> str:
     name = str(record.get("reason", ""))
     text = name.replace("_", " ") if reason is None else reason.text
     return _sentence(text)
@@ -99,9 +99,9 @@ def _changes(record: Record) -> str:
     return _sentence("; ".join(map(str, found)))
 
 
-def _notes(record: Record, but: str = "") -> str:
-    """Return the notes that `but` does not say already."""
-    known = but.lower()
+def _notes(record: Record, already_said: str = "") -> str:
+    """Return the notes that `already_said` does not say already."""
+    known = already_said.lower()
     notes = (str(note) for note in record.get("notes", ()))
     return " ".join(_sentence(note) for note in notes if note.lower().rstrip(".") not in known)
 
@@ -135,7 +135,7 @@ _FAILURES: Final = {str(failure): failure for failure in Failure}
 
 # A label and what happened, with the fields of the record.
 _KINDS: Final[Mapping[str, tuple[str, str]]] = {
-    "identity_seen": (str(Verdict.AUTHENTICATED), "{user} was here, from {client}"),
+    "identity_seen": (str(Verdict.AUTHENTICATED), "{user} used the server, from {client}"),
     "request_failed": ("failed", ""),
     "navidrome_token_found": ("token", ""),
     "account_denied": ("no account", "{user} got no account"),

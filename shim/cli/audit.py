@@ -97,14 +97,14 @@ def list_events(
     )  # fmt: skip
     with _opened() as (reader, _):
         filters = _filters(chosen)
-        events, note, more = _read(reader, filters, limit, oldest_first)
+        events, note, has_more = _read(reader, filters, limit, oldest_first)
     if as_json or as_csv:
         _write_lines(events, as_csv=as_csv, write=_write_stdout)
     else:
         _show(events)
     if note is not None:
         print_error(note)
-    if more:
+    if has_more:
         print_error(f"There are more events: the list has {limit}. Use --limit for more.")
 
 
@@ -130,16 +130,16 @@ def show(
     words = in_words(stored.record)
     integrity = {"chain": stored.chain, "hash": stored.hash, "key_id": stored.key_id or None}
     if as_json:
-        said = {"title": words.title, "why": words.why, "remedy": words.remedy}
-        print_json({"event": record_of(stored), "words": said, "integrity": integrity})
+        texts = {"title": words.title, "why": words.explanation, "remedy": words.remedy}
+        print_json({"event": record_of(stored), "words": texts, "integrity": integrity})
         return
     typer.echo(safe(words.title))
-    for sentence in filter(None, (words.why, words.remedy and f"→ {words.remedy}")):
+    for sentence in filter(None, (words.explanation, words.remedy and f"→ {words.remedy}")):
         typer.echo(safe(sentence))
     typer.echo()
     fields = {**record_of(stored), **{k: v for k, v in integrity.items() if v is not None}}
     fields["time"] = f"{fields['time']} ({_local(str(fields['time']))} here)"
-    rows = [(f"[bold]{name}[/]", cell(_words_of(value))) for name, value in fields.items()]
+    rows = [(f"[bold]{name}[/]", cell(_as_text(value))) for name, value in fields.items()]
     print_table(("", ""), rows)
 
 
@@ -192,7 +192,7 @@ def report(
     until: Annotated[str, typer.Option(help="End of the period.")] = "now",
     as_json: AsJson = False,
 ) -> None:
-    """Report a period on one page: refusals, who was here, new accounts, changes of rights, locks."""
+    """Report a period on one page: refusals, who used the server, new accounts, changes of rights, locks."""
     from shim.audit.query import parse_time  # noqa: PLC0415
 
     with _opened() as (reader, _):
@@ -218,7 +218,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify that the trail was not altered. Names the first row that was, and exits with 1.
+    """Verify that the trail was not altered. If it was, print the first altered row and exit with 1.
 
     The checkpoints in a log outside of the database also show if the newest rows were removed, or the whole
     trail was replaced.
@@ -327,24 +327,24 @@ def prune(
             since = parse_time("before", before, _now(), _zone())
             limits = {name: Limits(since) for name in limits}
         limits = {name: each for name, each in limits.items() if name in filters.streams}
-        what = (
-            f"events before {_shown_time(since)}"
+        description = (
+            f"events before {_format_time(since)}"
             if before
             else "events beyond the settings' limits"
         )
         if not yes:
-            print_error(f"Removes {what} in: {', '.join(limits)}. This cannot be undone.")
+            print_error(f"Removes {description} in: {', '.join(limits)}. This cannot be undone.")
             if as_json or not sys.stdin.isatty() or not typer.confirm("Continue?"):
                 print_error("Nothing was removed. Use --yes to continue without a question.")
                 raise typer.Exit(1)
-        removed = asyncio.run(_prune(settings, limits, what))
+        removed = asyncio.run(_prune(settings, limits, description))
     if as_json:
         print_json({"removed": removed})
     else:
         typer.echo(f"{removed} events removed.")
 
 
-async def _prune(settings: Settings, limits: Any, what: str) -> int:
+async def _prune(settings: Settings, limits: Any, description: str) -> int:
     from shim.audit.performing import perform  # noqa: PLC0415
     from shim.audit.store.factory import build_store  # noqa: PLC0415
 
@@ -359,8 +359,8 @@ async def _prune(settings: Settings, limits: Any, what: str) -> int:
             lambda: store.apply_retention(limits, "command"),
             target=", ".join(limits),
             # It needs the trail itself.
-            gives_right=True,
-            changes=lambda count: (f"{count} {what} removed",),
+            grants_access=True,
+            changes=lambda count: (f"{count} {description} removed",),
         )
     finally:
         await store.close()
@@ -488,14 +488,14 @@ def _show(events: list[StoredEvent]) -> None:
         record = stored.record
         words = in_words(record)
         count = record.get("count", 1)
-        what = words.title + (f" (×{count})" if count > 1 else "")
+        description = words.title + (f" (×{count})" if count > 1 else "")
         rows.append(
             (
                 _local(str(record.get("time", ""))),
                 cell(words.label),
                 cell(str(record.get("reason", "") or record["kind"])),
                 cell(str(record.get("client") or record.get("peer") or "")),
-                cell(what),
+                cell(description),
                 str(record.get("id", "")),
             )
         )
@@ -526,12 +526,12 @@ def _local(text: str) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _shown_time(microseconds: int) -> str:
+def _format_time(microseconds: int) -> str:
     moment = datetime.fromtimestamp(microseconds / 1_000_000).astimezone()
     return moment.strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def _words_of(value: object) -> str:
+def _as_text(value: object) -> str:
     match value:
         case bool():
             return "yes" if value else "no"
@@ -579,26 +579,26 @@ def _report_as_json(found: Report) -> dict[str, Any]:
 
 
 def _show_report(found: Report) -> None:
-    typer.echo(f"From {_shown_time(found.since)} to {_shown_time(found.until)}")
+    typer.echo(f"From {_format_time(found.since)} to {_format_time(found.until)}")
     _show_counts("Verdicts of recorded requests", ("verdict", "count"), found.verdicts)
     _show_counts("Refusals by reason", ("reason", "count"), found.refusals, explains=True)
     _show_counts("Refusals by origin", ("client", "reason", "count", "last"), found.origins)
-    _show_counts("Who was here", ("user", "times seen", "last"), found.people)
+    _show_counts("Who used the server", ("user", "times seen", "last"), found.people)
     for name, title in _LISTS:
         events: tuple[StoredEvent, ...] = getattr(found, name)
         if events:
             _heading(title, len(events), name in found.truncated)
             for stored in events[:_ROWS_OF_REPORT]:
                 typer.echo(_report_line(stored))
-            _more(len(events))
+            _print_remaining(len(events))
 
 
 def _report_line(stored: StoredEvent) -> str:
     from shim.audit.words import in_words  # noqa: PLC0415
 
     words = in_words(stored.record)
-    why = f": {words.why}" if words.why else ""
-    return safe(f"{_local(str(stored.record.get('time', '')))}  {words.title}{why}")
+    explanation = f": {words.explanation}" if words.explanation else ""
+    return safe(f"{_local(str(stored.record.get('time', '')))}  {words.title}{explanation}")
 
 
 def _show_counts(
@@ -612,19 +612,19 @@ def _show_counts(
     known = {str(reason): reason.text for reason in Reason}
     rows = []
     for each in counts[:_ROWS_OF_REPORT]:
-        last = "" if each.last_time is None else _shown_time(each.last_time)[:19]
+        last = "" if each.last_time is None else _format_time(each.last_time)[:19]
         by_title = {"reason": cell(each.reason or ""), "last": last, "count": str(each.count)}
         by_title |= {titles[0]: cell(each.value), "times seen": str(each.count)}
         row = [by_title[name] for name in titles]
         rows.append([*row, cell(known.get(each.value, ""))] if explains else row)
     print_table((*titles, "meaning") if explains else titles, rows)
-    _more(len(counts))
+    _print_remaining(len(counts))
 
 
 def _heading(title: str, count: int, truncated: bool = False) -> None:
     typer.echo(f"\n{title} ({count}{' or more' if truncated else ''})")
 
 
-def _more(count: int) -> None:
+def _print_remaining(count: int) -> None:
     if count > _ROWS_OF_REPORT:
         typer.echo(f"… and {count - _ROWS_OF_REPORT} more: use --json for all")

@@ -44,7 +44,7 @@ def confirm_new() -> None:
                 "database.confirm_new",
                 records.confirm,
                 target=store.display_url,
-                gives_right=True,
+                grants_access=True,
             )
             if done.note is not None:
                 print_error(f"navidrome-shim: {done.note}")
@@ -55,14 +55,14 @@ def confirm_new() -> None:
                 await trail.close()
 
     try:
-        place, confirmed = asyncio.run(confirm())
+        display_url, confirmed = asyncio.run(confirm())
     except (StoreError, NotStored) as error:
         print_error(f"navidrome-shim: {error}")
         raise typer.Exit(1) from None
     if confirmed:
         typer.echo(
-            f"{place} is confirmed as new. The account navidrome-shim gets a new password. "
+            f"{display_url} is confirmed as new. The account navidrome-shim gets a new password. "
             "Identities are linked to existing accounts as SHIM_LINK_EXISTING allows."
         )
     else:
-        typer.echo(f"{place} is already in use. There is nothing to confirm.")
+        typer.echo(f"{display_url} is already in use. There is nothing to confirm.")

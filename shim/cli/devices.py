@@ -40,7 +40,7 @@ def list_devices(
         str | None, typer.Argument(help="Only the devices of this account's user.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also those that were revoked or have expired.")
+        bool, typer.Option("--all", help="Include revoked and expired devices.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

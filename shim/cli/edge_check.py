@@ -95,7 +95,7 @@ class SignIn:
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class NotReached:
     """The request did not reach this shim. `connected` is false if nothing responded, `navidrome` true if
     Navidrome did."""
 
@@ -105,7 +105,7 @@ class Elsewhere:
     navidrome: bool = False
 
 
-Result: TypeAlias = Arrived | SignIn | Elsewhere
+Result: TypeAlias = Arrived | SignIn | NotReached
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def check_edge(settings: Settings) -> EdgeFindings:
 
 def _seen_by_shim(control: httpx.Client) -> tuple[Check, ...]:
     """Return the check of the edge that the running shim has. Raises `ControlFault`."""
-    found = _ask(control, "GET", "/readyz", statuses=(200, 503)).get("checks")
+    found = _call_control(control, "GET", "/readyz", statuses=(200, 503)).get("checks")
     one = found.get("edge") if isinstance(found, dict) else None
     if not isinstance(one, dict):
         raise ControlFault("the running shim is of another version: restart it")
@@ -166,10 +166,12 @@ def _seen_by_shim(control: httpx.Client) -> tuple[Check, ...]:
 
 def _probe_path(control: httpx.Client, prefix: str) -> str:
     body = {"prefix": prefix}
-    return str(_ask(control, "POST", "/api/edge-probe", body=body, statuses=(200,))["path"])
+    return str(
+        _call_control(control, "POST", "/api/edge-probe", body=body, statuses=(200,))["path"]
+    )
 
 
-def _ask(
+def _call_control(
     control: httpx.Client,
     method: str,
     path: str,
@@ -213,7 +215,7 @@ def _probe(settings: Settings, public_url: str, control: httpx.Client) -> dict[s
             if isinstance(first, Arrived) and aliases and prefix != PROTECTED:
                 second = _send(client, origin, _probe_path(control, prefix), aliases)
             results[prefix] = RouteResults(first, second)
-            if isinstance(first, Elsewhere) and not first.connected:
+            if isinstance(first, NotReached) and not first.connected:
                 break
     return results
 
@@ -246,9 +248,9 @@ def _aliases(settings: Settings) -> list[str]:
     """Return every alias of the header with the user name, and the usual ones of the others."""
     first, *others = (*_identity_headers(settings), settings.proxy_secret_header)
     return [
-        name.replace("-", mark)
-        for name, marks in ((first, _ALIAS_CHARACTERS), *((each, "_.") for each in others))
-        for mark in marks
+        name.replace("-", character)
+        for name, characters in ((first, _ALIAS_CHARACTERS), *((each, "_.") for each in others))
+        for character in characters
         if "-" in name
     ]
 
@@ -267,7 +269,7 @@ def _send(client: httpx.Client, origin: str, path: str, headers: Mapping[str, st
     return read_response(url, response.status_code, response.headers, body)
 
 
-def _not_connected(error: httpx.HTTPError) -> Elsewhere:
+def _not_connected(error: httpx.HTTPError) -> NotReached:
     reason = _reason(error)
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         remedy = (
@@ -279,7 +281,7 @@ def _not_connected(error: httpx.HTTPError) -> Elsewhere:
             "Check SHIM_PUBLIC_URL, and that this machine or container can connect to the edge by that "
             "name."
         )
-    return Elsewhere(reason, remedy, connected=False)
+    return NotReached(reason, remedy, connected=False)
 
 
 def _reason(error: httpx.HTTPError) -> str:
@@ -291,7 +293,7 @@ def read_response(url: str, status: int, headers: Mapping[str, str], body: bytes
     if status == 200 and (arrived := _read_arrived(headers, body)) is not None:
         return arrived
     if _NAVIDROME in headers.get("Permissions-Policy", "") or b"subsonic-response" in body:
-        return Elsewhere(
+        return NotReached(
             f"Navidrome or another instance of the shim responded (HTTP {status})",
             "Let the edge forward to this shim, never to Navidrome itself. If several shims run behind the "
             "edge, run `check` again, or stop the others for it.",
@@ -301,18 +303,20 @@ def read_response(url: str, status: int, headers: Mapping[str, str], body: bytes
     if 300 <= status < 400 and location:
         target = urlsplit(urljoin(url, location))
         if target.path == urlsplit(url).path:
-            there = f"{target.scheme}://{target.netloc}"
-            return Elsewhere(f"it redirects to {there}", f"Set SHIM_PUBLIC_URL to {there}.")
+            redirect_origin = f"{target.scheme}://{target.netloc}"
+            return NotReached(
+                f"it redirects to {redirect_origin}", f"Set SHIM_PUBLIC_URL to {redirect_origin}."
+            )
         return SignIn(f"redirect to {target.scheme}://{target.netloc}{target.path}")
     if status in _SIGN_IN:
         return SignIn(f"HTTP {status}")
     if status in _NO_BACKEND:
-        return Elsewhere(
+        return NotReached(
             f"the edge responded with HTTP {status}",
             "The edge does not reach the shim: check the shim's address at the edge, and SHIM_LISTEN.",
         )
     kind = headers.get("Content-Type", "no content type").partition(";")[0]
-    return Elsewhere(
+    return NotReached(
         f"another server responded (HTTP {status}, {kind})",
         "Set SHIM_PUBLIC_URL to the URL at which users open Navidrome, and let the edge forward it to the "
         "shim.",
@@ -340,8 +344,8 @@ def _read_arrived(headers: Mapping[str, str], body: bytes) -> Arrived | None:
 
 def _server(headers: Mapping[str, str]) -> str:
     """Return the edge's name if it shows it: Traefik does not."""
-    shown = f"{headers.get('Server', '')} {headers.get('Via', '')}".lower()
-    return next((name for name in ("Caddy", "nginx") if name.lower() in shown), "")
+    server_headers = f"{headers.get('Server', '')} {headers.get('Via', '')}".lower()
+    return next((name for name in ("Caddy", "nginx") if name.lower() in server_headers), "")
 
 
 # the findings
@@ -383,7 +387,7 @@ def _public_url(
     if reached:
         return Check("public_url", State.OK, f"{public_url} leads to this shim")
     for each in results.values():
-        if isinstance(each.headers, Elsewhere):
+        if isinstance(each.headers, NotReached):
             found = each.headers
             # Some networks do not let a container connect to its own public address.
             state = State.FAILING if found.connected else State.WARNING
@@ -395,7 +399,7 @@ def _public_url(
 def _public_routes(results: Mapping[str, RouteResults]) -> list[Check]:
     closed = {p: e.headers for p, e in results.items() if isinstance(e.headers, SignIn)}
     arrived = [p for p, e in results.items() if isinstance(e.headers, Arrived)]
-    lost = {p: e.headers for p, e in results.items() if isinstance(e.headers, Elsewhere)}
+    not_reached = {p: e.headers for p, e in results.items() if isinstance(e.headers, NotReached)}
     if closed:
         details = "; ".join(f"{prefix} ({found.detail})" for prefix, found in closed.items())
         subsonic = _SUBSONIC in closed
@@ -415,8 +419,8 @@ def _public_routes(results: Mapping[str, RouteResults]) -> list[Check]:
                 remedy,
             )
         ]
-    if arrived and lost:
-        details = "; ".join(f"{prefix}: {found.detail}" for prefix, found in lost.items())
+    if arrived and not_reached:
+        details = "; ".join(f"{prefix}: {found.detail}" for prefix, found in not_reached.items())
         return [
             Check(
                 "public_routes", State.WARNING, f"not forwarded to the shim: {details}", _OPEN_ROUTE
@@ -433,7 +437,7 @@ def _protected(found: Result, proof: str) -> Check | None:
     if isinstance(found, SignIn):
         detail = f"the edge asks for a sign-in on {PROTECTED} ({found.detail})"
         return Check("protected_routes", State.OK, detail)
-    if isinstance(found, Elsewhere):
+    if isinstance(found, NotReached):
         if not found.navidrome:
             return None
         detail = f"on {PROTECTED} {found.detail}: it gets around this shim"
@@ -443,8 +447,8 @@ def _protected(found: Result, proof: str) -> Check | None:
         detail = f"the edge has an identity for this machine on {PROTECTED}"
         return Check("protected_routes", State.OK, detail)
     detail = f"the edge asks for no sign-in on {PROTECTED}"
-    proven = {"none": True, "secret": found.secret == "valid", "token": False}[proof]
-    if found.forged and found.peer_trusted and proven:
+    has_proof = {"none": True, "secret": found.secret == "valid", "token": False}[proof]
+    if found.forged and found.peer_trusted and has_proof:
         return Check(
             "protected_routes",
             State.FAILING,
@@ -503,7 +507,9 @@ def _aliases_check(results: Mapping[str, RouteResults]) -> Check:
         if isinstance(each.aliases, Arrived):
             if any(_is_known_alias(name) for name in each.aliases.aliases):
                 passed[prefix] = each.aliases
-            others |= {mark for name in each.aliases.aliases for mark in _marks(name)}
+            others |= {
+                character for name in each.aliases.aliases for character in _alias_characters(name)
+            }
     if passed:
         names = _union(filter(_is_known_alias, each.aliases) for each in passed.values())
         return Check(
@@ -523,7 +529,7 @@ def _is_known_alias(name: str) -> bool:
     return not _KNOWN_ALIASES.isdisjoint(name)
 
 
-def _marks(name: str) -> set[str]:
+def _alias_characters(name: str) -> set[str]:
     return set(name) & set(_ALIAS_CHARACTERS)
 
 

@@ -17,7 +17,7 @@ from shim.health import DEFAULT_CONTROL_LISTEN
 
 _SECONDS = 4.0
 _LINE = re.compile(r"^\s*(?:export\s+)?(SHIM_CONTROL_\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_LOOPBACK_FOR_WILDCARD = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def health(arguments: Sequence[str], env_file: Path | None = None) -> int:
@@ -30,7 +30,7 @@ def health(arguments: Sequence[str], env_file: Path | None = None) -> int:
         return 1
     try:
         path = "/readyz" if "--ready" in arguments else "/healthz"
-        status = _ask(variables, path)
+        status = _probe(variables, path)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"navidrome-shim: no connection to the control plane: {error}\n")
         return 1
@@ -50,7 +50,7 @@ def _file_variables(env_file: Path | None) -> dict[str, str]:
     return {name: value.strip("\"'") for name, value in _LINE.findall(text)}
 
 
-def _ask(variables: Mapping[str, str], path: str) -> int:
+def _probe(variables: Mapping[str, str], path: str) -> int:
     listen = variables.get("SHIM_CONTROL_LISTEN", "").strip() or DEFAULT_CONTROL_LISTEN
     token = variables.get("SHIM_CONTROL_TOKEN", "")
     file = variables.get("SHIM_CONTROL_TOKEN_FILE", "")
@@ -78,4 +78,4 @@ def _connect(listen: str) -> socket.socket:
         return connection
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
-    return socket.create_connection((_EVERYWHERE.get(host, host), int(port)), _SECONDS)
+    return socket.create_connection((_LOOPBACK_FOR_WILDCARD.get(host, host), int(port)), _SECONDS)

@@ -33,10 +33,10 @@ def cell(text: str) -> str:
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console that folds lines only on a terminal."""
-    made = Console(stderr=stderr, highlight=False, emoji=False)
-    if not made.is_terminal:
-        made.width = _UNLIMITED
-    return made
+    new = Console(stderr=stderr, highlight=False, emoji=False)
+    if not new.is_terminal:
+        new.width = _UNLIMITED
+    return new
 
 
 def short_uid(uid: str, target: Console) -> str:

@@ -36,7 +36,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Name = Annotated[str, typer.Argument(help="The account's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
-holds = typer.Typer(help="List and end holds of freed user names.", no_args_is_help=True)
+holds = typer.Typer(
+    help="List and end holds. A hold reserves a user name that became free.", no_args_is_help=True
+)
 users.add_typer(holds, name="holds")
 
 
@@ -121,7 +123,7 @@ def sync(
 
 @users.command()
 def unlink(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Unlink an account from its user and lock it. The next user with its name may claim it."""
+    """Unlink an account from its user and lock it. The next user with its name may be linked to it."""
 
     async def work(accounts: AccountAdministration, by: Operator) -> bool:
         _confirm(accounts.unlink_plan(by, name), yes=yes, as_json=as_json)
@@ -142,7 +144,9 @@ def rebind(
     name: Annotated[str | None, typer.Argument(help="The account's name.")] = None,
     everyone: Annotated[
         bool,
-        typer.Option("--all", help="Every account whose uid has another source than the settings."),
+        typer.Option(
+            "--all", help="Every account whose uid has another source than SHIM_UID_SOURCE."
+        ),
     ] = False,
     same_source: Annotated[
         bool,
@@ -157,7 +161,7 @@ def rebind(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bind accounts to the uids that the settings ask for, after a change of the provider."""
+    """Bind accounts to uids of the source in SHIM_UID_SOURCE, after a change of the provider."""
     if (name is None) is not everyone:
         raise typer.BadParameter("expected one account name, or --all")
 

@@ -363,15 +363,15 @@ def _single_header(request: Request, name: str) -> bytes:
 
 def _identity(user: str, uid: str | None, text: bytes) -> Identity:
     """Return the identity that `Identity.as_json` wrote; without its text, only the name and the uid."""
-    shown = json.loads(text) if text else {}
-    groups = shown.get("groups")
+    fields = json.loads(text) if text else {}
+    groups = fields.get("groups")
     return Identity(
         user,
-        name=shown.get("name"),
-        email=shown.get("email"),
+        name=fields.get("name"),
+        email=fields.get("email"),
         groups=None if groups is None else tuple(groups),
         uid=uid,
-        uid_source=shown.get("uid_source", ""),
+        uid_source=fields.get("uid_source", ""),
     )
 
 
@@ -401,13 +401,13 @@ def _check_not_foreign(request: Request) -> None:
     reads = request.method in _SAFE_METHODS
     if site is not None:
         link = reads and request.headers.get("Sec-Fetch-Mode") == "navigate"
-        foreign = site not in ("same-origin", "none") and not link
+        cross_site = site not in ("same-origin", "none") and not link
     else:
         origin = request.headers.get("Origin")
-        foreign = origin is not None and (
+        cross_site = origin is not None and (
             origin.partition("://")[2].lower() != request.headers.get("Host", "").lower()
         )
-    if foreign:
+    if cross_site:
         raise HTTPException(403, "another site made the browser send the request")
 
 

@@ -108,15 +108,17 @@ def api_routes(access: Access, services: ControlServices) -> APIRouter:
             }
         )
 
-    @router.post("/explain", summary="Decide a request that is not sent, step by step")
+    @router.post(
+        "/explain", summary="Explain the decision about a request, which is not sent to Navidrome"
+    )
     async def explain(request: Request, body: ExplainBody) -> Response:
         # It changes nothing, so it needs no CSRF token; but no other site may make a browser send it.
         access.check_not_foreign(request)
-        asked = ExplainedRequest(
+        explained_request = ExplainedRequest(
             body.peer, body.path, body.method, tuple(body.headers), body.with_secret
         )
         try:
-            return JSONResponse(await services.explain(asked))
+            return JSONResponse(await services.explain(explained_request))
         except InvalidRequest as error:
             raise HTTPException(400, f"{error.part}: {error}") from None
 

@@ -45,7 +45,7 @@ def device_routes(access: Access, devices: DeviceAdministration) -> APIRouter:
         ]
         return JSONResponse({"devices": found, "problem": devices.fault})
 
-    @router.post("/revoke", summary="Revoke a device, and end what it plays")
+    @router.post("/revoke", summary="Revoke a device, and end its streams")
     async def revoke(body: RevokeBody, caller: Caller = may_write) -> Response:
         done = await devices.revoke(operator_of(caller), body.id)
         content = {"id": done.value.id, "revoked": True}

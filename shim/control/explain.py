@@ -54,7 +54,8 @@ async def explain(
     if user_name is not None:
         result["forwarded_headers"] = _with_user(result["forwarded_headers"], settings, user_name)
     result["steps"] = [
-        {"step": name, "result": outcome, "why": why} for name, outcome, why in steps
+        {"step": name, "result": outcome, "why": explanation}
+        for name, outcome, explanation in steps
     ]
     return result
 
@@ -94,11 +95,11 @@ async def _with_account(
     source, outcome = decision.source, decision.outcome
     peer = "trusted" if source.trusted else "not trusted"
     on = "is" if source.trusted else "is not"
-    why = outcome.reason.text + (f": {decision.detail}" if decision.detail else "")
+    explanation = outcome.reason.text + (f": {decision.detail}" if decision.detail else "")
     steps = [
         ("peer", peer, f"{source.peer.text} {on} on SHIM_REVERSE_PROXY_WHITELIST"),
         ("path", str(outcome.path_class), _PATH_TEXTS[outcome.path_class]),
-        ("identity", str(outcome.verdict), why),
+        ("identity", str(outcome.verdict), explanation),
     ]
     identity = decision.identity
     if identity is None or outcome.path_class is PathClass.INTERNAL:
@@ -111,10 +112,10 @@ async def _with_account(
 
     verified = outcome.reason is Reason.VERIFIED_JWT
     found = await preview(settings, identity, verified=verified)
-    steps += [(step.name, step.result, step.why) for step in found]
+    steps += [(step.name, step.result, step.explanation) for step in found]
     last = found[-1]
     if last.reason is not None:
-        refused = RequestRejected(last.reason, last.why)
+        refused = RequestRejected(last.reason, last.explanation)
         return reject(refused, source, decision.request_line, decision.block), None, steps
     return decision, last.user_name, steps
 
@@ -129,5 +130,5 @@ _PATH_TEXTS = {
 def _with_user(headers: object, settings: Settings, user_name: str) -> list[list[str]]:
     """Return the forwarded headers, with the account's name as Navidrome stores it."""
     assert isinstance(headers, list)
-    wanted = settings.reverse_proxy_user_header.lower()
-    return [[n, user_name if n.lower() == wanted else value] for n, value in headers]
+    user_header = settings.reverse_proxy_user_header.lower()
+    return [[n, user_name if n.lower() == user_header else value] for n, value in headers]

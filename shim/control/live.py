@@ -76,11 +76,11 @@ class LiveTrail:
     async def _follow(
         self, filters: Filters, position: Position | None, is_allowed: Callable[[], bool]
     ) -> AsyncGenerator[Batch, None]:
-        latest = time.monotonic() + VIEW_SECONDS
+        deadline = time.monotonic() + VIEW_SECONDS
         position = await self._current_end() if position is None else position
         yield Batch((), position)
         heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
-        while not self._closed.is_set() and time.monotonic() < latest:
+        while not self._closed.is_set() and time.monotonic() < deadline:
             position = _within(position, await self._current_end())
             events, after = await self._reader.in_thread(partial(_read_after, position, filters))
             moved, position = after != position, after
@@ -95,8 +95,8 @@ class LiveTrail:
 
     async def _wait_for_more(self, position: Position) -> None:
         """Wait until something was stored, at most until the next heartbeat."""
-        latest = time.monotonic() + HEARTBEAT_SECONDS
-        while time.monotonic() < latest and position == await self._current_end():
+        deadline = time.monotonic() + HEARTBEAT_SECONDS
+        while time.monotonic() < deadline and position == await self._current_end():
             try:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._closed.wait()

@@ -20,7 +20,7 @@ MAX_HEAD = 65536
 class ControlProtocol(HttpToolsProtocol):
     """One connection to the control plane."""
 
-    _silence: asyncio.TimerHandle | None = None
+    _header_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,15 +54,15 @@ class ControlProtocol(HttpToolsProtocol):
 
     def _on_this_listener(self) -> int:
         """Count the connections of the listener that accepted this one. The port identifies the listener."""
-        mine = self.server and self.server[1]
+        own_port = self.server and self.server[1]
         servers = [each.server for each in self.connections if isinstance(each, ControlProtocol)]
-        return sum((server and server[1]) == mine for server in servers)
+        return sum((server and server[1]) == own_port for server in servers)
 
     def _await_request(self) -> None:
-        if self._silence is None:
-            self._silence = self.loop.call_later(HEADER_TIMEOUT, self.transport.abort)
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(HEADER_TIMEOUT, self.transport.abort)
 
     def _cancel_timeout(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None

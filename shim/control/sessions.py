@@ -112,9 +112,9 @@ class TokenLimit:
 
     def _current(self, network: str) -> dict[bytes, float]:
         """Return the tries of this network that still count."""
-        latest = self._clock() - SIGN_IN_SECONDS
+        oldest = self._clock() - SIGN_IN_SECONDS
         failures = self._failures.get(network, {})
-        return {digest: first for digest, first in failures.items() if first > latest}
+        return {digest: first for digest, first in failures.items() if first > oldest}
 
 
 def _network(client: str) -> str:

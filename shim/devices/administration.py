@@ -100,7 +100,7 @@ class DeviceAdministration:
                 uid, name, operator, expires=expires, account=account, device_id=device_id
             ),
             target=account,
-            gives_right=True,
+            grants_access=True,
             changes=lambda new: _change(new.device),
         )
 

@@ -27,7 +27,7 @@ from shim.devices.service import DeviceService, LoadedDevice
 from shim.devices.verification import find_device
 from shim.health import Check, State
 from shim.provisioning.accounts import AccountLookup
-from shim.proxy.device_gate import Attempt, DeviceMatch, DeviceRefused, Foreign, NoMatch
+from shim.proxy.device_gate import Attempt, DeviceMatch, DeviceRefused, NoMatch, OtherCredentials
 from shim.proxy.gate import Account
 from shim.store.errors import StoreError
 from shim.trust.decision import Decision, DeviceIdentity
@@ -52,7 +52,7 @@ USE_SECONDS = 60.0
 _SEEN_SECONDS = 5.0
 _CACHE_ENTRIES = 4096
 _DIGEST_BYTES = 16
-_FOREIGN, _NOT_LISTED = Foreign(), NoMatch.NOT_LISTED
+_OTHER_CREDENTIALS, _NOT_LISTED = OtherCredentials(), NoMatch.NOT_LISTED
 _ALL_OUTCOMES = tuple(
     outcome(Reason.DEVICE_PASSWORD, path_class)
     for path_class in (
@@ -95,7 +95,7 @@ class SubsonicDevices:
         self._digest_key = secrets.token_bytes(32)
         self._verified: OrderedDict[bytes, LoadedDevice] = OrderedDict()
         # Credentials that are those of no device, and the state of the devices at that time.
-        self._foreign: OrderedDict[bytes, tuple[int, Foreign]] = OrderedDict()
+        self._other_credentials: OrderedDict[bytes, tuple[int, OtherCredentials]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._store_fault: str | None = None
         # Devices that ended by time: they expired, or their owners were not seen for too long.
@@ -117,20 +117,20 @@ class SubsonicDevices:
 
     def identify(
         self, credentials: CredentialText, client: bytes | None, *, listed: bool = False
-    ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
+    ) -> DeviceMatch | DeviceRefused | OtherCredentials | NoMatch:
         key = self._digest(credentials)
         device = self._verified.get(key)
         if device is not None:
             if device.alive:
                 self._verified.move_to_end(key)
                 found = self._match(device, listed=listed)
-                if found is not _FOREIGN:
+                if found is not _OTHER_CREDENTIALS:
                     return found
             del self._verified[key]
         else:
-            foreign = self._foreign.get(key)
-            if foreign is not None and foreign[0] == self._generation:
-                return foreign[1]
+            other_credentials = self._other_credentials.get(key)
+            if other_credentials is not None and other_credentials[0] == self._generation:
+                return other_credentials[1]
         return self._verify(key, credentials, client, listed=listed)
 
     def is_current(self, match: DeviceMatch, *, listed: bool = False) -> bool:
@@ -163,9 +163,9 @@ class SubsonicDevices:
         self._guesses.succeeded(name, client_key(client), time.monotonic())
 
     def begin_attempt(
-        self, foreign: Foreign, decision: Decision, request_id: Callable[[], str]
+        self, other_credentials: OtherCredentials, decision: Decision, request_id: Callable[[], str]
     ) -> Attempt | DeviceRefused | None:
-        account = foreign.account
+        account = other_credentials.account
         if not account:
             return None
         client, now = client_key(_client(decision)), time.monotonic()
@@ -173,8 +173,8 @@ class SubsonicDevices:
             return None
         guess = self._guesses.begin(account, client, now)
         if guess is None:
-            return replace(_TOO_MANY, user=foreign.user)
-        return _Attempt(self, guess, decision, foreign.user, request_id)
+            return replace(_TOO_MANY, user=other_credentials.user)
+        return _Attempt(self, guess, decision, other_credentials.user, request_id)
 
     # one request
 
@@ -190,7 +190,7 @@ class SubsonicDevices:
 
     def _verify(
         self, key: bytes, credentials: CredentialText, client: bytes | None, *, listed: bool
-    ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
+    ) -> DeviceMatch | DeviceRefused | OtherCredentials | NoMatch:
         try:
             if credentials.basic:
                 found = read_basic(credentials.basic)
@@ -199,30 +199,34 @@ class SubsonicDevices:
         except ConflictingParameters as error:
             return DeviceRefused(Reason.CREDENTIALS_CONFLICT, str(error))
         if found is None:
-            return _FOREIGN
+            return _OTHER_CREDENTIALS
         if found.api_key:
             return self._verify_api_key(key, found.api_key, client, listed=listed)
         if not found.u or not (found.p or found.t):
-            return _FOREIGN
+            return _OTHER_CREDENTIALS
         uid = None if found.too_long else self._accounts.person_of(found.u)
         device = None if uid is None else find_device(found, self.service.active(uid))
         if device is None:
             # Navidrome does not read `Authorization` there.
-            foreign = _FOREIGN if credentials.basic else Foreign(account_key(found.u), found.u[:64])
-            self._remember_foreign(key, foreign)
-            return foreign
+            other_credentials = (
+                _OTHER_CREDENTIALS
+                if credentials.basic
+                else OtherCredentials(account_key(found.u), found.u[:64])
+            )
+            self._cache_other_credentials(key, other_credentials)
+            return other_credentials
         self._remember(key, device)
         return self._match(device, listed=listed)
 
     def _verify_api_key(
         self, key: bytes, api_key: bytes, client: bytes | None, *, listed: bool
-    ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
+    ) -> DeviceMatch | DeviceRefused | OtherCredentials | NoMatch:
         device = self.service.by_secret(api_key)
         if device is not None:
             self._remember(key, device)
             matched = self._match(device, listed=listed)
             # Navidrome knows no API keys, so it is not asked about that of a device that has ended.
-            return _UNKNOWN_API_KEY if matched is _FOREIGN else matched
+            return _UNKNOWN_API_KEY if matched is _OTHER_CREDENTIALS else matched
         now, origin = time.monotonic(), client_key(client)
         if not self._guesses.may_try(origin, now):
             return _TOO_MANY
@@ -231,15 +235,15 @@ class SubsonicDevices:
 
     def _match(
         self, loaded: LoadedDevice, *, listed: bool
-    ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
-        """Return the result for a request that has this device's password: `_FOREIGN` if the device has
-        ended, since the password may also be one that is set in Navidrome."""
+    ) -> DeviceMatch | DeviceRefused | OtherCredentials | NoMatch:
+        """Return the result for a request that has this device's password: `_OTHER_CREDENTIALS` if the
+        device has ended, since the password may also be one that is set in Navidrome."""
         device, now = loaded.device, self._now()
         if device.expires is not None and device.expires <= now:
-            return _FOREIGN
+            return _OTHER_CREDENTIALS
         account = self._accounts.of_person(device.uid, listed=listed)
         if account is None:
-            return _FOREIGN
+            return _OTHER_CREDENTIALS
         if not isinstance(account, Account):
             return _NOT_LISTED
         if self._is_sign_in_due(device.uid, now):
@@ -289,11 +293,11 @@ class SubsonicDevices:
         if len(self._verified) > _CACHE_ENTRIES:
             self._verified.popitem(last=False)
 
-    def _remember_foreign(self, key: bytes, foreign: Foreign) -> None:
-        self._foreign[key] = (self._generation, foreign)
-        self._foreign.move_to_end(key)
-        if len(self._foreign) > _CACHE_ENTRIES:
-            self._foreign.popitem(last=False)
+    def _cache_other_credentials(self, key: bytes, other_credentials: OtherCredentials) -> None:
+        self._other_credentials[key] = (self._generation, other_credentials)
+        self._other_credentials.move_to_end(key)
+        if len(self._other_credentials) > _CACHE_ENTRIES:
+            self._other_credentials.popitem(last=False)
 
     # failures
 

@@ -50,7 +50,7 @@ class _Failures:
             self.level = 0
         return len(times) >= self.limit or now < self.pause_until
 
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Return how many more failures are allowed, at least 1."""
         return max(1, self.limit - len(self.times)) if self.times else MAX_AT_ONCE
 
@@ -90,7 +90,7 @@ class GuessLimiter:
         for key in keys:
             failures = self._failures.get(key)
             if failures is None or not failures.exceeded(now):
-                if running[key] >= (MAX_AT_ONCE if failures is None else failures.left()):
+                if running[key] >= (MAX_AT_ONCE if failures is None else failures.remaining()):
                     return None
                 continue
             if now < failures.pause_until or failures.probing:
@@ -108,10 +108,10 @@ class GuessLimiter:
         return failures is None or not failures.exceeded(now) or now >= failures.pause_until
 
     def is_fresh(self, account: bytes, client: bytes, now: float) -> bool:
-        """Return whether this client succeeded for this account so lately that another success tells
-        nothing."""
-        noted = self._successes.get((account, client))
-        return noted is not None and now - noted < _NOTED_SECONDS
+        """Return whether this client succeeded for this account a short time ago, so that another success
+        need not be recorded."""
+        succeeded_at = self._successes.get((account, client))
+        return succeeded_at is not None and now - succeeded_at < _NOTED_SECONDS
 
     def failed(self, account: bytes, client: bytes, now: float) -> None:
         """Count a failure. `account` is empty for credentials that name none."""
@@ -141,8 +141,8 @@ class GuessLimiter:
         return len(self._failures) + len(self._successes) + len(self._running)
 
     def _is_exempt(self, account: bytes, client: bytes, now: float) -> bool:
-        noted = self._successes.get((account, client))
-        return noted is not None and now - noted < EXEMPT_SECONDS
+        succeeded_at = self._successes.get((account, client))
+        return succeeded_at is not None and now - succeeded_at < EXEMPT_SECONDS
 
     def _add(self, key: tuple[bytes, bytes], limit: int, now: float) -> None:
         # An exempt client is never limited for the account, but its failures count for the client alone.

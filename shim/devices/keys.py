@@ -30,7 +30,7 @@ class KeyFault(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class EncryptedSecret:
     """An encrypted secret."""
 
     key_id: str
@@ -51,25 +51,25 @@ class Keyring:
     def __contains__(self, name: str) -> bool:
         return name in self._ciphers
 
-    def encrypt(self, secret: str, device_id: str, uid: str) -> Sealed:
+    def encrypt(self, secret: str, device_id: str, uid: str) -> EncryptedSecret:
         """Encrypt a secret for this device of this person."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         cipher = self._ciphers[self.current]
         data = cipher.encrypt(nonce, secret.encode(), _associated(device_id, uid))
-        return Sealed(self.current, nonce, data)
+        return EncryptedSecret(self.current, nonce, data)
 
-    def decrypt(self, sealed: Sealed, device_id: str, uid: str) -> bytes:
+    def decrypt(self, encrypted: EncryptedSecret, device_id: str, uid: str) -> bytes:
         """Return the secret. Raises `KeyFault` if its key is not there, or if the row was changed."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415
 
-        cipher = self._ciphers.get(sealed.key_id)
+        cipher = self._ciphers.get(encrypted.key_id)
         if cipher is None:
             raise KeyFault(
-                f"the secret of device {device_id} is encrypted with the key {sealed.key_id}, and the key in "
-                f"use is {self.current}"
+                f"the secret of device {device_id} is encrypted with the key {encrypted.key_id}, and the key "
+                f"in use is {self.current}"
             )
         try:
-            return cipher.decrypt(sealed.nonce, sealed.data, _associated(device_id, uid))
+            return cipher.decrypt(encrypted.nonce, encrypted.data, _associated(device_id, uid))
         except (InvalidTag, ValueError):
             raise KeyFault(
                 f"the secret of device {device_id} was changed in the database"
@@ -95,7 +95,7 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
     if not keys:
         raise KeyFault("there is no key in it")
     if len({key_id(key) for key in keys}) != len(keys):
-        raise KeyFault("it holds one key twice")
+        raise KeyFault("it has the same key twice")
     return keys
 
 

@@ -25,7 +25,7 @@ from shim.audit.events.devices import (
     DevicesAvailable,
     DevicesUnavailable,
 )
-from shim.devices.keys import KeyFault, Keyring, KeySource, Sealed
+from shim.devices.keys import EncryptedSecret, KeyFault, Keyring, KeySource
 from shim.devices.models import (
     ACCOUNT_CAUSES,
     MAX_DEVICES,
@@ -61,11 +61,11 @@ class LoadedDevice:
     the epoch, client address and app.
     """
 
-    __slots__ = ("alive", "device", "match", "md5", "sealed", "secret", "used")
+    __slots__ = ("alive", "device", "encrypted", "match", "md5", "secret", "used")
 
-    def __init__(self, device: Device, sealed: Sealed, secret: bytes) -> None:
+    def __init__(self, device: Device, encrypted: EncryptedSecret, secret: bytes) -> None:
         self.device = device
-        self.sealed = sealed
+        self.encrypted = encrypted
         self.secret = secret
         self.md5 = begin_md5(secret)
         self.alive = True
@@ -196,7 +196,7 @@ class DeviceService:
         device = Device(
             id=device_id or new_device_id(), uid=uid, name=name, created=now, expires=expires
         )
-        sealed = keys.encrypt(secret, device.id, uid)
+        encrypted = keys.encrypt(secret, device.id, uid)
 
         def work(connection: Connection) -> int:
             _check_person(connection, uid)
@@ -214,7 +214,7 @@ class DeviceService:
             ).scalar_one()
             if active >= MAX_DEVICES:
                 raise DeviceError(f"There are {MAX_DEVICES} devices already: revoke one first.")
-            connection.execute(insert(DEVICES).values(**_row(device, sealed)))
+            connection.execute(insert(DEVICES).values(**_row(device, encrypted)))
             return increment_devices(connection)
 
         await self.database.write_async(work)
@@ -299,10 +299,12 @@ class DeviceService:
         def work(connection: Connection) -> int:
             rows = connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all()
             for row in rows:
-                secret = keys.decrypt(_sealed(row), row.id, row.uid).decode()
-                sealed = keys.encrypt(secret, row.id, row.uid)
+                secret = keys.decrypt(_encrypted(row), row.id, row.uid).decode()
+                encrypted = keys.encrypt(secret, row.id, row.uid)
                 connection.execute(
-                    update(DEVICES).where(DEVICES.c.id == row.id).values(**_sealed_values(sealed))
+                    update(DEVICES)
+                    .where(DEVICES.c.id == row.id)
+                    .values(**_encrypted_values(encrypted))
                 )
             increment_devices(connection)
             return len(rows)
@@ -442,12 +444,12 @@ def _read(
     keys, fault, refused = None, None, 0
     devices, loaded = {}, {}
     for row in rows:
-        device, sealed = _device(row), _sealed(row)
+        device, encrypted = _device(row), _encrypted(row)
         devices[device.id] = device
         if device.revoked is not None:
             continue
         before = known.get(device.id)
-        if before is not None and before.sealed == sealed:
+        if before is not None and before.encrypted == encrypted:
             before.device = device
             loaded[device.id] = before
             continue
@@ -455,8 +457,8 @@ def _read(
             if keys is None and fault is None:
                 keys = source.load()
             if keys is not None:
-                secret = keys.decrypt(sealed, device.id, device.uid)
-                loaded[device.id] = LoadedDevice(device, sealed, secret)
+                secret = keys.decrypt(encrypted, device.id, device.uid)
+                loaded[device.id] = LoadedDevice(device, encrypted, secret)
                 continue
         except KeyFault as error:
             fault = str(error)
@@ -535,7 +537,7 @@ def _event_fields(device: Device, operator: Operator | None, account: str | None
     }
 
 
-def _row(device: Device, sealed: Sealed) -> dict[str, object]:
+def _row(device: Device, encrypted: EncryptedSecret) -> dict[str, object]:
     return {
         "id": device.id,
         "uid": device.uid,
@@ -547,12 +549,12 @@ def _row(device: Device, sealed: Sealed) -> dict[str, object]:
         "last_used": device.last_used,
         "last_client": device.last_client,
         "last_app": device.last_app,
-        **_sealed_values(sealed),
+        **_encrypted_values(encrypted),
     }
 
 
-def _sealed_values(sealed: Sealed) -> dict[str, object]:
-    return {"key_id": sealed.key_id, "nonce": sealed.nonce, "secret": sealed.data}
+def _encrypted_values(encrypted: EncryptedSecret) -> dict[str, object]:
+    return {"key_id": encrypted.key_id, "nonce": encrypted.nonce, "secret": encrypted.data}
 
 
 def _device(row: Any) -> Device:
@@ -571,5 +573,5 @@ def _device(row: Any) -> Device:
     return Device(**{name: getattr(row, name) for name in names})
 
 
-def _sealed(row: Any) -> Sealed:
-    return Sealed(row.key_id, bytes(row.nonce), bytes(row.secret))
+def _encrypted(row: Any) -> EncryptedSecret:
+    return EncryptedSecret(row.key_id, bytes(row.nonce), bytes(row.secret))

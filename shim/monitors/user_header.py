@@ -79,7 +79,7 @@ class UserHeaderWatch:
         self._configuration = configuration
         self._changed = changed
         self._unread = configuration is not None
-        self._presence: LivenessConnection | None = None
+        self._liveness: LivenessConnection | None = None
         self._wake = asyncio.Event()
         self.state = UserHeaderState(None, detail="not checked yet")
 
@@ -98,7 +98,7 @@ class UserHeaderWatch:
         loop = asyncio.get_running_loop()
         pause, asked_at = _FIRST_PAUSE, loop.time()
         while True:
-            if self._presence is None or self.state.obeyed is None:
+            if self._liveness is None or self.state.obeyed is None:
                 await self._sleep(pause)
                 pause = min(_LAST_PAUSE, pause * 2)
                 with contextlib.suppress(Unavailable):
@@ -118,10 +118,10 @@ class UserHeaderWatch:
     async def ask(self) -> bool:
         """Check once. Return whether the state changed."""
         before = self.state
-        presence = self._presence
-        state = await self._ask()
-        if self._presence is presence:  # otherwise Navidrome restarted meanwhile
-            own = "" if presence is None else presence.own_address
+        liveness = self._liveness
+        state = await self._query()
+        if self._liveness is liveness:  # otherwise Navidrome restarted meanwhile
+            own = "" if liveness is None else liveness.own_address
             self.state = replace(state, own_address=own)
         return self.state != before
 
@@ -131,21 +131,21 @@ class UserHeaderWatch:
         await self._transport.close()
 
     async def _connect(self) -> None:
-        if self._presence is None:
-            self._presence = await open_liveness(
+        if self._liveness is None:
+            self._liveness = await open_liveness(
                 self._upstream, self._base_path, self._tls, self._on_disconnect, _TIMEOUT
             )
 
     def _on_disconnect(self) -> None:
-        self._presence = None
+        self._liveness = None
         self.state = UserHeaderState(None, detail="Navidrome closed its connection")
         self._wake.set()
         self._changed()
 
     def _close_connection(self) -> None:
-        presence, self._presence = self._presence, None
-        if presence is not None:
-            presence.close()
+        liveness, self._liveness = self._liveness, None
+        if liveness is not None:
+            liveness.close()
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -157,7 +157,7 @@ class UserHeaderWatch:
         if differs:
             self._changed()
 
-    async def _ask(self) -> UserHeaderState:
+    async def _query(self) -> UserHeaderState:
         found = await self._read()
         sources = None if found is None else found.trusted_sources
         try:
@@ -194,7 +194,7 @@ class UserHeaderWatch:
         return ""
 
 
-def beyond_the_shim(trusted_sources: str, own_address: str = "") -> tuple[str, ...]:
+def sources_beyond_shim(trusted_sources: str, own_address: str = "") -> tuple[str, ...]:
     """Return the entries of `ExtAuth.TrustedSources` that trust more than the shim.
 
     Those are networks of more than one address, and other addresses than the shim's if the list has

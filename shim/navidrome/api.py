@@ -89,8 +89,13 @@ class Navidrome:
         """
         for _ in range(_LIST_TRIES):
             pages = UserPages()
-            while (wanted := pages.wanted()) is not None:
-                query = {"_sort": "id", "_order": "ASC", "_start": wanted[0], "_end": wanted[1]}
+            while (page_range := pages.next_range()) is not None:
+                query = {
+                    "_sort": "id",
+                    "_order": "ASC",
+                    "_start": page_range[0],
+                    "_end": page_range[1],
+                }
                 try:
                     response = await self._read(f"/api/user?{urlencode(query)}")
                 except ResponseTooLarge:
@@ -218,12 +223,12 @@ class Navidrome:
     async def _read(self, path: str, *, missing: bool = False) -> Response:
         """Send a GET, and retry if Navidrome is away for a moment and reports that at once."""
         loop = asyncio.get_running_loop()
-        latest = loop.time() + _READ_SECONDS
+        deadline = loop.time() + _READ_SECONDS
         for number in range(1, _READ_TRIES + 1):
             try:
                 return await self._call("GET", path, missing=missing)
             except Unavailable:
-                last = number == _READ_TRIES or loop.time() > latest
+                last = number == _READ_TRIES or loop.time() > deadline
                 if last or self._transport.breaker.is_open:
                     raise
                 await asyncio.sleep(_READ_PAUSE * number)

@@ -27,7 +27,7 @@ class UserPages:
         self._last: str | None = None  # the id of the user before `_next`, if it was read
         self._next = 0
         self._size = PAGE_USERS
-        self._least_total: int | None = None
+        self._min_total: int | None = None
         self._done = False
 
     @property
@@ -35,7 +35,7 @@ class UserPages:
         """Return the users that were read, by id."""
         return tuple(self._users.values())
 
-    def wanted(self) -> tuple[int, int] | None:
+    def next_range(self) -> tuple[int, int] | None:
         """Return `_start` and `_end` of the next page, or None after the last one."""
         if self._done or self.fault is not None:
             return None
@@ -58,25 +58,25 @@ class UserPages:
         if not isinstance(rows, list):
             raise Unavailable("GET /api/user: the response is not a list")
         users = [read_user(each) for each in rows]
-        overlaps, whole = self._last is not None, len(users) >= self._size
+        overlaps, is_full = self._last is not None, len(users) >= self._size
         if overlaps:
             if not users or users[0].id not in self._users:
                 self.fault = "users were deleted while the list was read"
                 return
             users = users[1:]
-            whole = len(users) >= self._size
+            is_full = len(users) >= self._size
         self._users.update((user.id, user) for user in users)
         self._next += len(users)
         self._last = users[-1].id if users else None
         self._size = min(PAGE_USERS, 2 * self._size)
         if total is not None:
-            least = self._least_total
-            self._least_total = total if least is None else min(least, total)
-        self._done = not users or (not whole if total is None else self._next >= total)
+            min_total = self._min_total
+            self._min_total = total if min_total is None else min(min_total, total)
+        self._done = not users or (not is_full if total is None else self._next >= total)
         if self._done:
             self._check()
 
     def _check(self) -> None:
-        found, least = len(self._users) + self.unreadable, self._least_total
-        if least is not None and found < least:
-            self.fault = f"got {found} of {least} users"
+        found, min_total = len(self._users) + self.unreadable, self._min_total
+        if min_total is not None and found < min_total:
+            self.fault = f"got {found} of {min_total} users"

@@ -42,19 +42,19 @@ class AccountRecreated(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A new random password that is stored nowhere, and that can't be replaced without knowing it; `why`: a
-    sentence for the audit trail."""
+    """A new random password that is stored nowhere, and that can't be replaced without knowing it; `detail`:
+    a sentence for the audit trail."""
 
-    why: str
+    detail: str
     password: str = field(default_factory=locking_password, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Readmission:
-    """A new random password that is stored nowhere (see `new_password`); `why`: a sentence for the audit
+    """A new random password that is stored nowhere (see `new_password`); `detail`: a sentence for the audit
     trail."""
 
-    why: str
+    detail: str
     password: str = field(repr=False)
 
 
@@ -145,7 +145,7 @@ class AccountWriter:
             after = await self._write(user, changes, audit_context, holder=holder, password=None)
         else:
             # Navidrome applies a change that the account began before with the rights that it had then.
-            async with self._user_writes.held(user.id):
+            async with self._user_writes.blocked(user.id):
                 after = await self._write(
                     user, changes, audit_context, holder=holder, password=text
                 )
@@ -155,7 +155,7 @@ class AccountWriter:
             event = AccountLocked if isinstance(password, Lock) else AccountReadmitted
             now, audit_fields = time.time(), audit_context.as_fields()
             self._record(
-                event(time=now, account=after.user_name, detail=password.why, **audit_fields)
+                event(time=now, account=after.user_name, detail=password.detail, **audit_fields)
             )
         return after
 
@@ -205,7 +205,7 @@ class AccountWriter:
         """Write `user`, as just read, with these changes and, if given, a new password.
 
         `holder`: the account's binding as it was read, None if it has none; if the binding has changed,
-        nothing is written (`Outdated`). Raises `AccountRecreated` if the account was deleted meanwhile,
+        nothing is written (`StaleBinding`). Raises `AccountRecreated` if the account was deleted meanwhile,
         `NameTaken`, `Unavailable`, `Busy`.
         """
         name = str(changes.get("userName", user.user_name))

@@ -16,13 +16,13 @@ from shim.trust.identity import Identity
 from shim.trust.names import normalize_name
 
 
-class Unlisted(Enum):
+class UsersNotListed(Enum):
     """Navidrome's users must be listed before an account may be named."""
 
-    UNLISTED = auto()
+    USERS_NOT_LISTED = auto()
 
 
-UNLISTED = Unlisted.UNLISTED
+USERS_NOT_LISTED = UsersNotListed.USERS_NOT_LISTED
 
 
 class AccountLookup:
@@ -58,10 +58,10 @@ class AccountLookup:
             return None
         return None if binding is None else binding.uid
 
-    def of_person(self, uid: str, *, listed: bool) -> Account | Unlisted | None:
+    def of_person(self, uid: str, *, listed: bool) -> Account | UsersNotListed | None:
         """Return the person's account if it may be used now.
 
-        None if the person has none, or if it is locked, denied, reserved or deleted. `UNLISTED` while
+        None if the person has none, or if it is locked, denied, reserved or deleted. `USERS_NOT_LISTED` while
         Navidrome's users must be listed first; `listed` states that they were, after the request arrived.
         """
         service = self._service
@@ -70,7 +70,7 @@ class AccountLookup:
             return None
         directory = service.directory
         if service.fault is not None or not (listed or directory.current):
-            return UNLISTED
+            return USERS_NOT_LISTED
         user = directory.by_id(binding.navidrome_id)
         if user is None:
             return None

@@ -261,11 +261,11 @@ async def _as_bootstrap_admin(
 async def _no_bootstrap_user(
     api: Navidrome, own_account: OwnAccount, bootstrap: BootstrapAdmin, error_text: str
 ) -> AdminAccess:
-    standing = await api.header_trust(bootstrap.user_name)
-    if standing is HeaderTrust.UNTRUSTED and own_account.password is None:
+    trust = await api.header_trust(bootstrap.user_name)
+    if trust is HeaderTrust.UNTRUSTED and own_account.password is None:
         error, remedy = _untrusted(own_account)
         return AdminAccess(None, True, error, remedy)
-    if standing is HeaderTrust.KNOWN:  # the password is wrong
+    if trust is HeaderTrust.KNOWN:  # the password is wrong
         error = (
             f"Navidrome does not accept SHIM_BOOTSTRAP_ADMIN {bootstrap.user_name}: {error_text}"
         )

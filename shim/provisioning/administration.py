@@ -58,7 +58,7 @@ class AccountAdministration:
             "users.sync",
             work,
             target=name,
-            gives_right=True,
+            grants_access=True,
             changes=lambda found: tuple(map(str, found)),
         )
 
@@ -86,7 +86,7 @@ class AccountAdministration:
             "users.unlock",
             lambda: operations.unlock(name),
             target=name,
-            gives_right=True,
+            grants_access=True,
         )
 
     def unlink_plan(self, operator: Operator, name: str) -> list[str]:
@@ -102,7 +102,7 @@ class AccountAdministration:
             "users.unlink",
             lambda: operations.unlink(name),
             target=name,
-            gives_right=True,
+            grants_access=True,
         )
 
     def rebind_plan(
@@ -122,7 +122,7 @@ class AccountAdministration:
             "users.rebind",
             lambda: operations.rebind(plans),
             target=target,
-            gives_right=True,
+            grants_access=True,
         )
 
     async def end_hold(self, operator: Operator, name: str) -> Performed[None]:
@@ -134,5 +134,5 @@ class AccountAdministration:
             "users.holds.end",
             lambda: operations.end_hold(name),
             target=name,
-            gives_right=True,
+            grants_access=True,
         )

@@ -48,14 +48,14 @@ T = TypeVar("T")
 _COUNTER = "bindings"
 # Counts requests that can change Navidrome's users. Its row exists after the first one.
 _USERS_COUNTER = "navidrome_users"
-_OUTDATED = "another process or request changed the binding"
+_STALE_BINDING = "another process or request changed the binding"
 
 
 class Busy(Exception):
     """Another process works on the same account, or just did."""
 
 
-class Outdated(Busy):
+class StaleBinding(Busy):
     """The binding was changed since it was read: read it again, then decide again."""
 
 
@@ -145,8 +145,8 @@ class BindingStore:
 
     def is_abandoned(self, intent: Intent) -> bool:
         """Return whether no other process works on this intent; this process may."""
-        mine, now = self.owner, self._now()
-        return intent.owner == mine or not may_be_alive(intent.owner, mine, intent.started_at, now)
+        own, now = self.owner, self._now()
+        return intent.owner == own or not may_be_alive(intent.owner, own, intent.started_at, now)
 
     def name_hold(self, normalized_name: str) -> NameHold | None:
         """Return the hold that reserves this name now, None if there is none."""
@@ -178,11 +178,13 @@ class BindingStore:
         changed = {
             uid for uid, previous in before.items() if _differ(previous, self._by_uid.get(uid))
         }
-        ruled = {
+        changed_rules = {
             name for name in {*rules, *self._rules} if rules.get(name) != self._rules.get(name)
         }
-        changed |= {uid for uid, binding in self._by_uid.items() if binding.navidrome_id in ruled}
-        if changed or ruled:
+        changed |= {
+            uid for uid, binding in self._by_uid.items() if binding.navidrome_id in changed_rules
+        }
+        if changed or changed_rules:
             self._revoked()
         return frozenset(changed)
 
@@ -213,7 +215,7 @@ class BindingStore:
         id.
 
         `holder`: the binding of the account to write to, as it was read; None for an account that has none.
-        Raises `Busy` if another process works on it, `Outdated` if the binding has changed.
+        Raises `Busy` if another process works on it, `StaleBinding` if the binding has changed.
         """
 
         def work(connection: Connection) -> Intent:
@@ -253,8 +255,8 @@ class BindingStore:
     ) -> Binding:
         """Store a binding, new or changed, and with it the end of an intent, a held name and a token rule.
 
-        Raises `Busy` if another process has bound the person, the name or the account, and `Outdated` if the
-        binding was changed since it was read.
+        Raises `Busy` if another process has bound the person, the name or the account, and `StaleBinding` if
+        the binding was changed since it was read.
         """
 
         def work(connection: Connection) -> tuple[Binding, int]:
@@ -304,19 +306,20 @@ class BindingStore:
     async def rename(
         self,
         names: Mapping[Binding, str],
-        gone: Iterable[Binding] = (),
+        removed: Iterable[Binding] = (),
         holds: Iterable[NameHold] = (),
     ) -> None:
-        """Store the current names of the accounts in their bindings and remove the bindings that are `gone`,
-        in one step: names may be swapped. Raises `Outdated` if one of them was changed since it was read."""
-        removed, held = tuple(gone), tuple(holds)
+        """Store the current names of the accounts in their bindings and remove the bindings `removed`,
+        in one step: names may be swapped. Raises `StaleBinding` if one of them was changed since it was
+        read."""
+        ended, new_holds = tuple(removed), tuple(holds)
         renamed = [
             replace(binding, user_name=name, version=binding.version + 1)
             for binding, name in names.items()
         ]
 
         def work(connection: Connection) -> tuple[None, int]:
-            for binding in removed:
+            for binding in ended:
                 _delete(connection, binding)
                 self._end_devices_of(connection, binding.uid, "removed")
             for binding in names:
@@ -324,30 +327,30 @@ class BindingStore:
                 row = update(BINDINGS).where(*_matches_read_version(binding))
                 changed = connection.execute(row.values(normalized_name=f"\x01{binding.id}"))
                 if changed.rowcount == 0:
-                    raise Outdated(_OUTDATED)
+                    raise StaleBinding(_STALE_BINDING)
             for after in renamed:
                 row = update(BINDINGS).where(BINDINGS.c.id == after.id)
                 connection.execute(row.values(**binding_values(after)))
-            for hold in held:
+            for hold in new_holds:
                 _put_hold(connection, hold)
             return None, increment_version(connection)
 
         await self._change(work)
-        for binding in (*removed, *names):
+        for binding in (*ended, *names):
             self._index_remove(binding.id)
         for after in renamed:
             self._by_id[after.id] = after
             self._index_add(after)
-        for hold in held:
+        for hold in new_holds:
             self._forget_ended(None, hold)
         if self._watcher is not None:
-            for binding in (*removed, *renamed):
+            for binding in (*ended, *renamed):
                 self._watcher.discard(binding.uid)
         if removed:
             self._revoked()
 
     async def remove(self, binding: Binding, hold: NameHold | None = None) -> None:
-        """Remove a binding and hold its name. Raises `Outdated` if it was changed since it was read."""
+        """Remove a binding and hold its name. Raises `StaleBinding` if it was changed since it was read."""
 
         def work(connection: Connection) -> tuple[None, int]:
             _delete(connection, binding)
@@ -367,14 +370,14 @@ class BindingStore:
 
         def work(connection: Connection) -> list[NameHold]:
             connection.execute(delete(NAME_HOLDS).where(NAME_HOLDS.c.until <= now))
-            put = [hold for hold in new if not _is_held(connection, hold)]
-            for hold in put:
+            stored = [hold for hold in new if not _is_held(connection, hold)]
+            for hold in stored:
                 _put_hold(connection, hold)
-            return put
+            return stored
 
-        put = await self.database.write_async(work)
+        stored = await self.database.write_async(work)
         self._holds = {name: hold for name, hold in self._holds.items() if hold.until > now}
-        self._holds.update({hold.normalized_name: hold for hold in put})
+        self._holds.update({hold.normalized_name: hold for hold in stored})
 
     async def remove_name_hold(self, normalized_name: str) -> None:
         """Remove the hold of this name; other processes see it."""
@@ -561,38 +564,38 @@ def _check_holder(connection: Connection, navidrome_id: str, holder: Binding | N
     row = connection.execute(columns.where(BINDINGS.c.navidrome_id == navidrome_id)).first()
     found = None if row is None else (row.id, row.version)
     if found != (None if holder is None else (holder.id, holder.version)):
-        raise Outdated(_OUTDATED)
+        raise StaleBinding(_STALE_BINDING)
 
 
 def _update(connection: Connection, binding: Binding) -> Binding:
     after = replace(binding, version=binding.version + 1)
     row = update(BINDINGS).where(*_matches_read_version(binding))
     if connection.execute(row.values(**binding_values(after))).rowcount == 0:
-        raise Outdated(_OUTDATED)
+        raise StaleBinding(_STALE_BINDING)
     return after
 
 
 def _delete(connection: Connection, binding: Binding) -> None:
     if connection.execute(delete(BINDINGS).where(*_matches_read_version(binding))).rowcount == 0:
-        raise Outdated(_OUTDATED)
+        raise StaleBinding(_STALE_BINDING)
 
 
 def _end_intent(connection: Connection, intent: Intent | None) -> None:
     if intent is not None:
-        mine = (INTENTS.c.key == intent.key) & (INTENTS.c.owner == intent.owner)
-        connection.execute(delete(INTENTS).where(mine))
+        is_own = (INTENTS.c.key == intent.key) & (INTENTS.c.owner == intent.owner)
+        connection.execute(delete(INTENTS).where(is_own))
 
 
 def _is_held(connection: Connection, hold: NameHold) -> bool:
     """Return whether a person already holds the name that this hold without a person would take."""
     if hold.uid is not None:
         return False
-    held = select(NAME_HOLDS.c.uid).where(
+    query = select(NAME_HOLDS.c.uid).where(
         NAME_HOLDS.c.normalized_name == hold.normalized_name,
         NAME_HOLDS.c.navidrome_id == hold.navidrome_id,
         NAME_HOLDS.c.uid.is_not(None),
     )
-    return connection.execute(held).first() is not None
+    return connection.execute(query).first() is not None
 
 
 def _put_hold(connection: Connection, hold: NameHold | None) -> None:
@@ -632,19 +635,19 @@ def new_owner() -> str:
     return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(8)}"
 
 
-def may_be_alive(owner: str, mine: str, started_at: float, now: float) -> bool:
-    """Return whether `owner`, who began at `started_at`, may still be running. `mine` is the name of this
+def may_be_alive(owner: str, own: str, started_at: float, now: float) -> bool:
+    """Return whether `owner`, who began at `started_at`, may still be running. `own` is the name of this
     process. Times are in seconds since the epoch."""
-    if owner == mine:
+    if owner == own:
         return True
     if now - started_at > LEASE_SECONDS or started_at > now + LEASE_SECONDS:
         return False
     host, _, remainder = owner.partition("/")
     process = remainder.partition("/")[0]
-    my_host, _, my_remainder = mine.partition("/")
-    if host != my_host or not process.isdigit():
+    own_host, _, own_remainder = own.partition("/")
+    if host != own_host or not process.isdigit():
         return True
-    if process == my_remainder.partition("/")[0]:
+    if process == own_remainder.partition("/")[0]:
         return False  # this process has the process id now
     try:
         os.kill(int(process), 0)

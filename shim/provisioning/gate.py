@@ -19,7 +19,7 @@ from typing import Any
 from shim.audit.events import Event
 from shim.audit.events.provisioning import AccountDeniedEvent, ProvisioningFailed
 from shim.navidrome.errors import NotAuthenticated, PermissionDenied, Unavailable
-from shim.provisioning.binding_store import Busy, Outdated
+from shim.provisioning.binding_store import Busy, StaleBinding
 from shim.provisioning.lifecycle import account_keys
 from shim.provisioning.models import AuditContext, BindingState, is_person
 from shim.provisioning.policy import is_header_safe
@@ -47,7 +47,7 @@ _STOPPING = AccountDenied(Reason.ACCOUNT_UNAVAILABLE, "the shim stops", _RETRY_S
 
 
 @dataclass(slots=True)
-class _Known:
+class _CachedAccount:
     """An identity whose account is ready. `seen` is set by each look-up; `binding` is the binding's number.
     `changes`: how many requests that can change users had been sent when the account was read."""
 
@@ -82,7 +82,7 @@ class ProvisioningGate:
         self._record = record
         self._timeout = timeout
         self._slots = asyncio.Semaphore(max_concurrent)
-        self._known: dict[str | None, _Known] = {}
+        self._cached: dict[str | None, _CachedAccount] = {}
         self._in_flight: dict[
             tuple[Identity, bool, int], asyncio.Task[Account | AccountDenied]
         ] = {}
@@ -102,8 +102,12 @@ class ProvisioningGate:
     # AccountGate
 
     def known(self, identity: Identity) -> Account | None:
-        known = self._known.get(identity.uid)
-        if known is None or known.changes != self._directory.changes or self._writes.any_under_way:
+        known = self._cached.get(identity.uid)
+        if (
+            known is None
+            or known.changes != self._directory.changes
+            or self._writes.any_in_progress
+        ):
             return None
         if known.identity is not identity and known.identity != identity:
             return None
@@ -122,7 +126,7 @@ class ProvisioningGate:
             task = self._in_flight[key] = loop.create_task(self._provision(identity, request_info))
             task.add_done_callback(lambda _: self._ended(key))
         timeout_result = AccountDenied(
-            Reason.ACCOUNT_PENDING, "the account took too long", _RETRY_SECONDS
+            Reason.ACCOUNT_PENDING, "preparing the account took too long", _RETRY_SECONDS
         )
         timer = loop.call_later(self._timeout, _resolve, waiter, timeout_result)
 
@@ -219,7 +223,7 @@ class ProvisioningGate:
 
     def discard(self, uid: str | None) -> None:
         """Drop this person's account: it has changed, and is read again before the next request."""
-        self._known.pop(uid, None)
+        self._cached.pop(uid, None)
         self._generation += 1
         if self._in_flight:
             self._generations[uid] = self._generation
@@ -228,19 +232,19 @@ class ProvisioningGate:
         """Handle a revocation: an account was locked, denied, unlinked, deleted or bound to another uid."""
         self.revocations += 1
         # At once, and not after the lock: until then these accounts would stay in use.
-        for uid, known in list(self._known.items()):
+        for uid, known in list(self._cached.items()):
             if known.account.id is not None and not self._admits(known.account.id):
-                del self._known[uid]
+                del self._cached[uid]
 
     def clear(self) -> None:
         """Drop all known accounts, since Navidrome may be a different instance."""
-        self._known.clear()
+        self._cached.clear()
 
     def drain_last_seen(self) -> dict[int, float]:
         """Return the bindings, by their number, that were looked up since the last call, with the current
         time."""
         now, seen = time.time(), {}
-        for known in self._known.values():
+        for known in self._cached.values():
             if known.seen:
                 known.seen = False
                 seen[known.binding] = now
@@ -248,7 +252,7 @@ class ProvisioningGate:
 
     def is_seen(self, uid: str) -> bool:
         """Return whether this person was looked up since the last time was stored."""
-        known = self._known.get(uid)
+        known = self._cached.get(uid)
         return known is not None and known.seen
 
     async def start(self) -> None:
@@ -275,10 +279,10 @@ class ProvisioningGate:
         self, identity: Identity, request_info: RequestInfo
     ) -> Account | AccountDenied:
         try:
-            held_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
-            return await self._provision_until(identity, request_info, held_until)
+            hold_until = asyncio.get_running_loop().time() + _HOLD_SECONDS
+            return await self._provision_until(identity, request_info, hold_until)
         except AccountDenied as denied:
-            self._known.pop(identity.uid, None)
+            self._cached.pop(identity.uid, None)
             self._record(
                 AccountDeniedEvent(
                     time=time.time(),
@@ -301,17 +305,17 @@ class ProvisioningGate:
         reason if it could not."""
         service, directory, loop = self._service, self._directory, asyncio.get_running_loop()
         start = loop.time()
-        held_until, latest = start + _HOLD_SECONDS, start + self._timeout
+        hold_until, deadline = start + _HOLD_SECONDS, start + self._timeout
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(latest):
+            async with asyncio.timeout_at(deadline):
                 while True:
                     ready = await service.ensure_ready() is not None
                     if ready and directory.includes(changes):
                         return None
                     fault = service.fault
-                    if fault is not None and not fault.passing:
+                    if fault is not None and not fault.temporary:
                         break
-                    if loop.time() >= held_until and (fault is not None or directory.unread):
+                    if loop.time() >= hold_until and (fault is not None or directory.unread):
                         break
                     await directory.next_attempt(HOLD_RETRY_SECONDS)
         fault = service.fault or Fault("Navidrome's users could not be listed after a change")
@@ -341,37 +345,41 @@ class ProvisioningGate:
             except Unavailable:
                 if loop.time() >= until:
                     raise
-                away = _is_away(service)
+                unavailable = _is_unavailable(service)
                 # The end of the liveness connection may be reported shortly after a call failed.
                 await asyncio.sleep(HOLD_RETRY_SECONDS)
-                if not away and not _is_away(service) and service.generation == generation:
+                if (
+                    not unavailable
+                    and not _is_unavailable(service)
+                    and service.generation == generation
+                ):
                     raise
 
     async def _provision_once(
         self, identity: Identity, request_info: RequestInfo
     ) -> Account | AccountDenied:
         """Return the identity's account, provisioned again if something changed meanwhile."""
-        for left in range(_TRIES - 1, -1, -1):
+        for tries_left in range(_TRIES - 1, -1, -1):
             generation, changes = self._generation, self._directory.changes
             try:
-                found = await self._look(identity, request_info)
-            except Outdated:
-                if not left:
+                found = await self._look_up(identity, request_info)
+            except StaleBinding:
+                if not tries_left:
                     raise
                 await self._service.refresh()
                 continue
             if self._generations.get(identity.uid, 0) > generation:
                 continue
             if changes == self._directory.changes:
-                self._known[identity.uid] = found
-            elif left:
+                self._cached[identity.uid] = found
+            elif tries_left:
                 continue
             # After several attempts, a name that was read after the request arrived is valid for this request
             # alone.
             return found.account
         raise Busy("the account changed too often during the request")
 
-    async def _look(self, identity: Identity, request_info: RequestInfo) -> _Known:
+    async def _look_up(self, identity: Identity, request_info: RequestInfo) -> _CachedAccount:
         service, changes = self._service, self._directory.changes
         generation = service.generation
         if service.fault is not None:
@@ -388,7 +396,7 @@ class ProvisioningGate:
         if generation != service.generation:
             # Navidrome may have become a different instance meanwhile: no account is named to it.
             raise Unavailable("Navidrome stopped during the request", retry_after=1)
-        return _Known(identity, account, binding.id, changes)
+        return _CachedAccount(identity, account, binding.id, changes)
 
     def _failed(
         self, identity: Identity, request_info: RequestInfo, error: Exception
@@ -444,8 +452,8 @@ def _not_ready(service: ProvisioningService) -> _NotReady:
     return _NotReady(service.fault or Fault("Navidrome went away"))
 
 
-def _is_away(service: ProvisioningService) -> bool:
-    return service.fault is not None and service.fault.passing
+def _is_unavailable(service: ProvisioningService) -> bool:
+    return service.fault is not None and service.fault.temporary
 
 
 def _resolve(

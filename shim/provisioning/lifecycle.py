@@ -36,7 +36,7 @@ from shim.provisioning.account_writer import (
     new_id,
     new_password,
 )
-from shim.provisioning.binding_store import BindingStore, Busy, Outdated
+from shim.provisioning.binding_store import BindingStore, Busy, StaleBinding
 from shim.provisioning.directory import Directory
 from shim.provisioning.models import (
     NOTHING_WRITTEN,
@@ -171,7 +171,7 @@ class AccountLifecycle:
                 return
             rule = replace(rule, void_before=after.read_at)
         # A request that took too long may have changed the account after the lock: then it is locked again.
-        late = self._user_writes.is_under_way(binding.navidrome_id)
+        late = self._user_writes.is_in_progress(binding.navidrome_id)
         await bindings.put(replace(binding, lock_pending=late), rule=rule)
 
     def report_kept_admin(
@@ -179,8 +179,8 @@ class AccountLifecycle:
     ) -> None:
         """Record, once for an account, that it keeps an admin right that the groups do not give, if that is
         so. `detail` is the reason in words."""
-        kept = user.is_admin and self._policy().admin(binding.identity) is False
-        if not kept or (user.id, detail) in self._kept_admins:
+        keeps_right = user.is_admin and self._policy().admin(binding.identity) is False
+        if not keeps_right or (user.id, detail) in self._kept_admins:
             return
         self._kept_admins.add((user.id, detail))
         self._record(
@@ -228,11 +228,13 @@ class AccountLifecycle:
         async with self._renaming:
             current = self._bindings.by_account(binding.navidrome_id)
             if current is None or current.version != binding.version:
-                raise Outdated("the account was changed at the same time")
-            names, gone = await self._conflicting_names(binding, user)
-            kept = {normalize_name(name) for name in names.values()}
-            freed = [each for each in (*names, *gone) if each.normalized_name not in kept]
-            await self._bindings.rename(names, gone, map(self.name_hold_for, freed))
+                raise StaleBinding("the account was changed at the same time")
+            names, removed = await self._conflicting_names(binding, user)
+            names_in_use = {normalize_name(name) for name in names.values()}
+            freed = [
+                each for each in (*names, *removed) if each.normalized_name not in names_in_use
+            ]
+            await self._bindings.rename(names, removed, map(self.name_hold_for, freed))
         now, audit_fields = time.time(), audit_context.as_fields()
         for each, name in names.items():
             self._record(
@@ -240,12 +242,12 @@ class AccountLifecycle:
                     time=now, account=name, previous_account=each.user_name, **audit_fields
                 )
             )
-        for each in gone:
+        for each in removed:
             self._directory.drop(each.navidrome_id)
             self._record(AccountBindingRemoved(time=now, account=each.user_name, **audit_fields))
         followed = self._bindings.by_account(binding.navidrome_id)
         if followed is None:
-            raise Outdated("the account was changed at the same time")
+            raise StaleBinding("the account was changed at the same time")
         return followed
 
     async def _conflicting_names(
@@ -393,7 +395,7 @@ class Provisioner:
     ) -> None:
         try:
             await self._lifecycle.deny(binding, identity, audit_context)
-        except Outdated:
+        except StaleBinding:
             raise  # a rejection is decided again, by the current binding
         except (NavidromeError, StoreError, Busy) as error:
             # The person is denied in any case; the reconciler locks the account later.
@@ -503,10 +505,10 @@ class Provisioner:
         user = await self._api.user(known.id)
         if user is None or normalize_name(user.user_name) != normalize_name(identity.username):
             await self._directory.read(self._api.users)
-            raise Outdated("the account with this name changed just now")
+            raise StaleBinding("the account with this name changed just now")
         existing = self._bindings.by_account(user.id)
         if existing is not None and existing.uid == uid:
-            raise Outdated("another process has just linked the account")
+            raise StaleBinding("another process has just linked the account")
         if existing is not None and existing.uid is not None:
             raise AccountDenied(_CONFLICT, f"the account is bound to another uid ({existing.uid})")
         unlinked = existing is not None and existing.created_by_shim
@@ -631,13 +633,13 @@ def account_keys(uid: str | None, *user_names: str) -> tuple[str, ...]:
 
 
 def _empty_list_error(unreadable: int) -> str:
-    said = "Navidrome reports that the name is taken, but lists no account with it"
+    detail = "Navidrome reports that the name is taken, but lists no account with it"
     if unreadable:
-        said += (
+        detail += (
             f"; {unreadable} accounts can't be read because their records are too large: shorten their "
             "names in Navidrome, as an admin, or delete them"
         )
-    return said
+    return detail
 
 
 def _binding(identity: Identity, uid: str, user: User, *, created_by_shim: bool) -> Binding:

@@ -21,7 +21,7 @@ from shim.navidrome.errors import NavidromeError
 from shim.navidrome.models import User
 from shim.provisioning.account_writer import AccountRecreated
 from shim.provisioning.admin import ensure_admin_access
-from shim.provisioning.binding_store import Busy, Outdated
+from shim.provisioning.binding_store import Busy, StaleBinding
 from shim.provisioning.factory import build_service, own_account
 from shim.provisioning.lifecycle import account_keys
 from shim.provisioning.models import (
@@ -169,11 +169,11 @@ class Operations:
                 changes.append(Change(user.user_name, field, str(user.record.get(field)), str(new)))
             if libraries is not None:
                 names = await self._library_names() if names is None else names
-                previous, wanted = (
+                previous, new = (
                     ", ".join(sorted(names.get(each, str(each)) for each in ids)) or "none"
                     for ids in (user.libraries, libraries)
                 )
-                changes.append(Change(user.user_name, "libraries", previous, wanted))
+                changes.append(Change(user.user_name, "libraries", previous, new))
         return changes
 
     async def sync(self, name: str | None) -> None:
@@ -210,13 +210,15 @@ class Operations:
                 if each.uid_source != REBIND_SOURCE and (same_source or not self._is_current(each))
             ]
         found = [(each, self._rebinding(each)) for each in chosen if each.uid is not None]
-        kept = {each.uid for each in self._service.bindings.all()} - {each.uid for each in chosen}
+        other_uids = {each.uid for each in self._service.bindings.all()} - {
+            each.uid for each in chosen
+        }
         uses = Counter(plan.uid for _, plan in found if plan.uid)
         plans = []
         for binding, plan in found:
             if (plan.uid, plan.uid_source) == (binding.uid, binding.uid_source):
                 continue
-            if uses[plan.uid] > 1 or plan.uid in kept:
+            if uses[plan.uid] > 1 or plan.uid in other_uids:
                 plan = replace(plan, problem=f"another account would have the uid {plan.uid} too")
             plans.append(plan)
         return sorted(plans, key=lambda plan: normalize_name(plan.account))
@@ -301,7 +303,7 @@ class Operations:
                 "Its password is replaced by a random one. Its tokens become void, and every "
                 "response in progress ends."
             ),
-            f"The next user who signs in as {account} may claim it, {binding.provider_username} too.",
+            f"The next user who signs in as {account} may be linked to it, also {binding.provider_username}.",
         ]
 
     def lock_plan(self, name: str) -> list[str]:
@@ -401,7 +403,7 @@ class Operations:
         for _ in range(_TRIES):
             try:
                 return await release(binding, self._context(binding.identity))
-            except Outdated:
+            except StaleBinding:
                 await bindings.load()
                 found = bindings.by_account(binding.navidrome_id)
                 if found is None or found.uid != binding.uid:

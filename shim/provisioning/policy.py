@@ -81,11 +81,11 @@ class AccountPolicy:
 
     def unknown_libraries(self, known: Iterable[Library]) -> tuple[str, ...]:
         """Return the libraries in the settings that do not exist."""
-        there: set[str | int] = set()
+        existing: set[str | int] = set()
         for library in known:
-            there |= {library.id, library.name}
+            existing |= {library.id, library.name}
         named = (name for names in self.library_groups.values() for name in names)
-        return tuple(dict.fromkeys(str(name) for name in named if name not in there))
+        return tuple(dict.fromkeys(str(name) for name in named if name not in existing))
 
     def follows(self, *, verified: bool) -> bool:
         """Return whether the provider's new name for a person renames the account. `verified`: a verified

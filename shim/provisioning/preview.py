@@ -104,10 +104,10 @@ def outcome_of(
     if policy.grants_admin(user, identity):
         return "linked to this account, becomes admin; its password is replaced and its tokens are void"
     ends = binding is not None  # unlinked: it belongs to no person
-    kept = "gets a new password" if ends else "keeps its password and its tokens"
+    password_effect = "gets a new password" if ends else "keeps its password and its tokens"
     if user.is_admin and policy.admin(identity) is False:
-        return f"linked to this account, {kept}, loses the admin right"
-    return f"linked to this account, {kept}"
+        return f"linked to this account, {password_effect}, loses the admin right"
+    return f"linked to this account, {password_effect}"
 
 
 async def _bindings(settings: Settings) -> dict[str, Binding]:
@@ -219,7 +219,7 @@ class Step:
 
     name: str
     result: str
-    why: str
+    explanation: str
     reason: Reason | None = None
     user_name: str | None = None
 
@@ -342,8 +342,8 @@ def _unbound_step(
     if holder is not None and holder.uid is not None:
         reason = f"the account {holder.user_name} is bound to another uid ({holder.uid})"
         return _rejected("account", Reason.IDENTITY_CONFLICT, reason)
-    held = bindings.name_hold(normalized)
-    if held is not None and not is_person(held.uid, held.uid_source, identity):
+    hold = bindings.name_hold(normalized)
+    if hold is not None and not is_person(hold.uid, hold.uid_source, identity):
         reason = "the name belonged to another account until recently, and is held for its user"
         return _rejected("account", Reason.NAME_HELD, reason)
     user = own_account_of(users, identity.username)
@@ -360,5 +360,5 @@ def _unbound_step(
     return Step("account", "linked on the first visit", reason, user_name=user.user_name)
 
 
-def _rejected(name: str, reason: Reason, why: str) -> Step:
-    return Step(name, "rejected", why, reason)
+def _rejected(name: str, reason: Reason, explanation: str) -> Step:
+    return Step(name, "rejected", explanation, reason)

@@ -283,33 +283,35 @@ class EmptyPasswords:
     async def find(self, users: Iterable[User]) -> tuple[str, ...]:
         """Return the names of these accounts that an empty password opens, sorted. Raises what the API and
         the store raise."""
-        there = {user.id: user for user in users if user.user_name}
-        if self._database is not None and any(self._is_due(user) for user in there.values()):
+        existing = {user.id: user for user in users if user.user_name}
+        if self._database is not None and any(self._is_due(user) for user in existing.values()):
             # Another process may have tested them.
             self._tests = await self._database.read_async(_stored)
-        await self._test([user for user in there.values() if self._is_due(user)], there)
+        await self._test([user for user in existing.values() if self._is_due(user)], existing)
         return tuple(
-            sorted(user.user_name for user in there.values() if self._tests[user.id].empty)
+            sorted(user.user_name for user in existing.values() if self._tests[user.id].empty)
         )
 
     def _is_due(self, user: User) -> bool:
         test = self._tests.get(user.id)
         return test is None or test.updated_at != user.updated_at
 
-    async def _test(self, due: list[User], there: Mapping[str, User]) -> None:
+    async def _test(self, to_test: list[User], existing: Mapping[str, User]) -> None:
         found: dict[str, PasswordTest] = {}
         try:
-            for user in due:
+            for user in to_test:
                 empty = await self._api.opens_without_password(user.user_name)
                 found[user.id] = PasswordTest(user.updated_at, empty)
         finally:
             # Results from before a failure are kept, so those accounts are not tested again.
-            gone = self._tests.keys() - there.keys()
+            removed = self._tests.keys() - existing.keys()
             self._tests.update(found)
-            for navidrome_id in gone:
+            for navidrome_id in removed:
                 del self._tests[navidrome_id]
-            if self._database is not None and (found or gone):
-                await self._database.write_async(lambda connection: _store(connection, found, gone))
+            if self._database is not None and (found or removed):
+                await self._database.write_async(
+                    lambda connection: _store(connection, found, removed)
+                )
 
 
 def _stored(connection: Connection) -> dict[str, PasswordTest]:
@@ -319,8 +321,10 @@ def _stored(connection: Connection) -> dict[str, PasswordTest]:
     }
 
 
-def _store(connection: Connection, found: Mapping[str, PasswordTest], gone: Iterable[str]) -> None:
-    previous = [{"old": navidrome_id} for navidrome_id in (*found, *gone)]
+def _store(
+    connection: Connection, found: Mapping[str, PasswordTest], removed: Iterable[str]
+) -> None:
+    previous = [{"old": navidrome_id} for navidrome_id in (*found, *removed)]
     connection.execute(
         delete(PASSWORD_TESTS).where(PASSWORD_TESTS.c.navidrome_id == bindparam("old")), previous
     )

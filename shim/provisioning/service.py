@@ -49,7 +49,7 @@ EXTERNAL_ERRORS = (NavidromeError, StoreError, Busy, AccountRecreated)
 # Changes of another process in the store are seen after at most this many seconds.
 REFRESH_SECONDS = 0.5
 # Between two attempts to write while the last write failed.
-PROVE_SECONDS = 5.0
+CHECK_WRITABLE_SECONDS = 5.0
 # How long a stop waits for the store.
 STORE_STOP_SECONDS = 2.0
 _MIN_PAUSE = 1.0
@@ -63,13 +63,13 @@ _LIST_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why provisioning is not ready, and what to do; `retry_after` is in seconds. `passing`: Navidrome is
+    """Why provisioning is not ready, and what to do; `retry_after` is in seconds. `temporary`: Navidrome is
     down, and may be back in a moment. `reason` is the reason of requests that are rejected meanwhile."""
 
     detail: str
     remedy: str | None = None
     retry_after: float = 5.0
-    passing: bool = False
+    temporary: bool = False
     reason: Reason = Reason.NAVIDROME_UNAVAILABLE
 
 
@@ -149,7 +149,7 @@ class ProvisioningService:
         self.generation = 0
         self.has_users = False
         self._suspended = False
-        self.fault: Fault | None = Fault("Navidrome was not queried yet", passing=True)
+        self.fault: Fault | None = Fault("Navidrome was not queried yet", temporary=True)
         self._open_fault: str | None = f"{bindings.database.display_url}: not opened yet"
         self._own_account = own_account
         self._record = record
@@ -168,7 +168,7 @@ class ProvisioningService:
         self._announcing: asyncio.Task[None] | None = None
         self._announced_at = -_LIST_SECONDS
         self._opened = False
-        self._prove_at = 0.0
+        self._check_writable_at = 0.0
 
     @property
     def store_fault(self) -> str | None:
@@ -185,7 +185,7 @@ class ProvisioningService:
         async with self._attempt_lock:
             loop = asyncio.get_running_loop()
             fault = self.fault
-            pause = HOLD_RETRY_SECONDS if fault is not None and fault.passing else _MIN_PAUSE
+            pause = HOLD_RETRY_SECONDS if fault is not None and fault.temporary else _MIN_PAUSE
             if fault is not None and loop.time() - self._tried_at >= pause:
                 await self._attempt_ready()
                 self._tried_at = loop.time()
@@ -196,7 +196,7 @@ class ProvisioningService:
         self.generation += 1
         self.has_users = False
         if self.fault is None:
-            self.fault = Fault(reason, retry_after=1.0, passing=True)
+            self.fault = Fault(reason, retry_after=1.0, temporary=True)
             self._tried_at = -_MIN_PAUSE
         self._close_liveness()
         self.cache.clear()
@@ -252,14 +252,14 @@ class ProvisioningService:
         """Store when people were last seen, and close everything but the database. The store has
         `STORE_STOP_SECONDS` for it: if it does not respond in time, these times are lost."""
         loop = asyncio.get_running_loop()
-        latest = loop.time() + STORE_STOP_SECONDS
+        deadline = loop.time() + STORE_STOP_SECONDS
         for task in (self._following, self._announcing):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         if self.store_fault is None:
             with contextlib.suppress(*EXTERNAL_ERRORS, TimeoutError):
-                async with asyncio.timeout_at(latest):
+                async with asyncio.timeout_at(deadline):
                     await self._store_last_seen()
         self._close_liveness()
         await self.api.close()
@@ -290,7 +290,7 @@ class ProvisioningService:
         except _NoAdminAccess as error:
             self._failed(Fault(error.error, error.remedy, reason=error.reason))
         except Unavailable as error:
-            self._failed(Fault(str(error), retry_after=error.retry_after, passing=True))
+            self._failed(Fault(str(error), retry_after=error.retry_after, temporary=True))
         except EXTERNAL_ERRORS as error:
             self._failed(Fault(str(error), reason=reason_of(error)))
         except Exception as error:  # noqa: BLE001 - the background task must not stop
@@ -421,9 +421,9 @@ class ProvisioningService:
 
     async def _prove_store(self, now: float) -> None:
         """Try to write periodically while the last write failed: there may be no other write."""
-        if self.bindings.database.write_fault is not None and now >= self._prove_at:
-            self._prove_at = now + PROVE_SECONDS
-            await self.bindings.database.prove_writable()
+        if self.bindings.database.write_fault is not None and now >= self._check_writable_at:
+            self._check_writable_at = now + CHECK_WRITABLE_SECONDS
+            await self.bindings.database.check_writable()
 
     def _reconcile_now(self) -> None:
         self._reconcile_at = 0.0

@@ -22,28 +22,28 @@ class UserWrites:
     that a change did not wait for: the change must be repeated."""
 
     def __init__(self, on_late: Callable[[], None]) -> None:
-        self._under_way: Counter[str] = Counter()
-        self._held: Counter[str] = Counter()
+        self._in_progress: Counter[str] = Counter()
+        self._blocked: Counter[str] = Counter()
         self._late: set[str] = set()
         self._ended = asyncio.Event()
         self._on_late = on_late
 
     @property
-    def any_under_way(self) -> bool:
+    def any_in_progress(self) -> bool:
         """Return whether any request is in progress: until it ends, it may change any account's name."""
-        return bool(self._under_way)
+        return bool(self._in_progress)
 
-    def is_under_way(self, account_id: str) -> bool:
+    def is_in_progress(self, account_id: str) -> bool:
         """Return whether a request in progress acts for this account."""
-        return self._under_way[account_id] > 0
+        return self._in_progress[account_id] > 0
 
     def begin(self, account_ids: Iterable[str]) -> bool:
         """Count a request that is about to be sent; not while one of its accounts is held. Return whether it
         may be sent."""
         ids = tuple(account_ids)
-        if any(self._held[each] for each in ids):
+        if any(self._blocked[each] for each in ids):
             return False
-        self._under_way.update(ids)
+        self._in_progress.update(ids)
         return True
 
     def end(self, account_ids: Iterable[str], *, response_began: bool) -> None:
@@ -55,33 +55,35 @@ class UserWrites:
             asyncio.get_running_loop().call_later(_UNANSWERED_SECONDS, self._end, ids)
 
     def _end(self, account_ids: tuple[str, ...]) -> None:
-        self._under_way.subtract(account_ids)
-        self._under_way = +self._under_way
+        self._in_progress.subtract(account_ids)
+        self._in_progress = +self._in_progress
         self._ended.set()
-        late = {each for each in account_ids if each in self._late and not self.is_under_way(each)}
+        late = {
+            each for each in account_ids if each in self._late and not self.is_in_progress(each)
+        }
         if late:
             self._late -= late
             self._on_late()
 
     @asynccontextmanager
-    async def held(self, account_id: str) -> AsyncIterator[None]:
+    async def blocked(self, account_id: str) -> AsyncIterator[None]:
         """Reject new requests of this account, and wait for those in progress, at most `WAIT_SECONDS`. Those
         that take longer are late."""
-        self._held[account_id] += 1
+        self._blocked[account_id] += 1
         try:
             await self._wait(account_id)
-            if self.is_under_way(account_id):
+            if self.is_in_progress(account_id):
                 self._late.add(account_id)
             yield
         finally:
-            self._held[account_id] -= 1
-            self._held = +self._held
+            self._blocked[account_id] -= 1
+            self._blocked = +self._blocked
 
     async def _wait(self, account_id: str) -> None:
-        latest = asyncio.get_running_loop().time() + WAIT_SECONDS
+        deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
         try:
-            async with asyncio.timeout_at(latest):
-                while self.is_under_way(account_id):
+            async with asyncio.timeout_at(deadline):
+                while self.is_in_progress(account_id):
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:

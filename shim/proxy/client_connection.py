@@ -248,7 +248,7 @@ class ClientConnection(asyncio.Protocol):
             self._response_incomplete(Failure.SEND_TIMEOUT)
             self.abort()
 
-    def hung_up(self, *, reset: bool) -> None:
+    def client_disconnected(self, *, reset: bool) -> None:
         """Close the connection whose client has disconnected while reading is paused; `reset`: both
         directions ended.
 

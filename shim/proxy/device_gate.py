@@ -37,9 +37,9 @@ class DeviceRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """The credentials are those of no device: the request is passed on. `account` is the key of the account
-    that they name, empty if Navidrome does not check them; `user` is the name as it was sent."""
+class OtherCredentials:
+    """The credentials are not those of a device, so the request is forwarded. `account` is the key of the
+    account that they name, empty if Navidrome does not check them; `user` is the name as it was sent."""
 
     account: bytes = b""
     user: bytes = b""
@@ -73,7 +73,7 @@ class DeviceGate(Protocol):
 
     def identify(
         self, credentials: CredentialText, client: bytes | None, *, listed: bool = False
-    ) -> DeviceMatch | DeviceRefused | Foreign | NoMatch:
+    ) -> DeviceMatch | DeviceRefused | OtherCredentials | NoMatch:
         """Return the device whose credentials these are. No I/O.
 
         `listed`: Navidrome's users were listed after the request arrived.
@@ -95,7 +95,7 @@ class DeviceGate(Protocol):
         """Record credentials that the shim refused by itself."""
 
     def begin_attempt(
-        self, foreign: Foreign, decision: Decision, request_id: Callable[[], str]
+        self, other_credentials: OtherCredentials, decision: Decision, request_id: Callable[[], str]
     ) -> Attempt | DeviceRefused | None:
         """Count a request whose credentials are passed on to Navidrome. `request_id` returns its id.
 

@@ -39,7 +39,7 @@ UNASSIGNED_REQUEST_ID = "0" * 16
 # A placeholder for a request's id, of the same length.
 _ID_PLACEHOLDER = b"{request--id-16}"
 # The first `f` of a query, as net/url decodes its key and its value.
-_JSON_ASKED = re.compile(rb"[?&](?:f|%66)=([^&]*)")
+_JSON_FORMAT = re.compile(rb"[?&](?:f|%66)=([^&]*)")
 _JSON = re.compile(rb"(?:j|%6[Aa])(?:s|%73)(?:o|%6[Ff])(?:n|%6[Ee])")
 _JSONP = re.compile(rb"(?:j|%6[Aa])(?:s|%73)(?:o|%6[Ff])(?:n|%6[Ee])(?:p|%70)")
 # The same for a form, whose values Navidrome reads before those of the query.
@@ -112,10 +112,12 @@ class _ErrorFormat(Enum):
 def _error_format(target: bytes, form: bytes = b"") -> _ErrorFormat:
     path = target.partition(b"?")[0].lower()
     if b"/rest/" in path:
-        asked = (form and _JSON_ASKED.search(b"&" + form)) or _JSON_ASKED.search(target, len(path))
-        if asked and _JSON.fullmatch(asked[1]) is not None:
+        requested_format = (form and _JSON_FORMAT.search(b"&" + form)) or _JSON_FORMAT.search(
+            target, len(path)
+        )
+        if requested_format and _JSON.fullmatch(requested_format[1]) is not None:
             return _ErrorFormat.SUBSONIC_JSON
-        if asked and _JSONP.fullmatch(asked[1]) is not None:
+        if requested_format and _JSONP.fullmatch(requested_format[1]) is not None:
             return _ErrorFormat.SUBSONIC_JSONP
         return _ErrorFormat.XML
     return _ErrorFormat.JSON if b"/api/" in path or b"/auth/" in path else _ErrorFormat.PAGE

@@ -82,14 +82,14 @@ class Failure(StrEnum):
         "descriptors_exhausted",
         503,
         _BUSY,
-        "no more files could be opened",
+        "the limit of open files was reached",
         "Raise the limit of open files (ulimit -n).",
     )
     BUFFER_FULL = _Row(
         "buffer_full",
         503,
         _BUSY,
-        "the bodies that were waiting filled the buffer",
+        "the memory for buffered request bodies was used up",
     )
     POOL_EXHAUSTED = _Row(
         "pool_exhausted",
@@ -103,7 +103,7 @@ class Failure(StrEnum):
         "account_timeout",
         503,
         _BUSY,
-        "the account took too long",
+        "preparing the account took too long",
         "Check Navidrome and SHIM_PROVISIONING_TIMEOUT.",
     )
     ACCOUNT_UNAVAILABLE = _Row(

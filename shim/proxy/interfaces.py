@@ -90,13 +90,13 @@ class HasDeadlines(Protocol):
         """Cancel the current request if its account was revoked."""
 
 
-class Paused(Protocol):
+class PausedConnection(Protocol):
     """A connection on which reading is paused."""
 
     def descriptor(self) -> int:
         """Return the file descriptor of its socket, -1 if it is closed."""
 
-    def hung_up(self, *, reset: bool) -> None:
+    def client_disconnected(self, *, reset: bool) -> None:
         """Close the connection, since its client has disconnected; `reset`: both directions ended."""
 
 

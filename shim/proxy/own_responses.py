@@ -59,7 +59,7 @@ def fail(request: RequestHandler, connection: ClientConnection, failure: Failure
     """Send an error response, since Navidrome sent none; if a response began, close the connection."""
     plane, form = connection.plane, request.form
     if request.response_begun:
-        break_off(request, connection, failure)
+        abort_response(request, connection, failure)
         return
     request.cancel()
     report_failed(plane, request, failure)
@@ -77,7 +77,7 @@ def fail(request: RequestHandler, connection: ClientConnection, failure: Failure
     request.respond(failure.status, response, keep_alive=False)
 
 
-def break_off(request: RequestHandler, connection: ClientConnection, failure: Failure) -> None:
+def abort_response(request: RequestHandler, connection: ClientConnection, failure: Failure) -> None:
     """Close the connection within a response, so that the client does not take it for a complete one."""
     if connection.state is FORWARDING:
         log_access(connection.plane, request, failure)

@@ -54,7 +54,7 @@ class UpstreamPool:
         "_connecting",
         "_context",
         "_idle",
-        "_most",
+        "_max_connections",
         "_open",
         "_tasks",
         "_waiters",
@@ -71,10 +71,13 @@ class UpstreamPool:
         address: UpstreamAddress,
         *,
         report_health: bool = True,
-        most: int | None = None,
+        max_connections: int | None = None,
     ) -> None:
-        """Create an empty pool. `most`: the maximum of simultaneous connections, by default the limit."""
-        self._most = context.limits.max_upstream_connections if most is None else most
+        """Create an empty pool. `max_connections`: the maximum of simultaneous connections, by default
+        `max_upstream_connections`."""
+        self._max_connections = (
+            context.limits.max_upstream_connections if max_connections is None else max_connections
+        )
         self._context = context
         self._address = address
         self._idle: list[Upstream] = []
@@ -104,7 +107,7 @@ class UpstreamPool:
         if self.closed or len(self._waiters) >= self._context.limits.max_pending_requests:
             return False
         self._waiters[waiter] = None
-        if self._open < self._most:
+        if self._open < self._max_connections:
             self._connect()
         return True
 
@@ -156,8 +159,8 @@ class UpstreamPool:
         self._idle.clear()
 
     def _refill(self) -> None:
-        room = self._open < self._most
-        if room and not self.closed and len(self._waiters) > self._connecting:
+        below_limit = self._open < self._max_connections
+        if below_limit and not self.closed and len(self._waiters) > self._connecting:
             self._connect()
 
     def _connect(self) -> None:

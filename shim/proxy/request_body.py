@@ -44,7 +44,7 @@ class BodyBudget:
         """Return the share of the client with this address, None if unknown."""
         return BudgetShare(self, _network(client), trusted=trusted)
 
-    def take(self, count: int, client: bytes, *, trusted: bool) -> None:
+    def reserve(self, count: int, client: bytes, *, trusted: bool) -> None:
         """Reserve `count` bytes. Raises `BufferFull`."""
         size = self._size
         if (
@@ -58,7 +58,7 @@ class BodyBudget:
         if not trusted:
             self.used_by_untrusted += count
 
-    def give_back(self, count: int, client: bytes, *, trusted: bool) -> None:
+    def release(self, count: int, client: bytes, *, trusted: bool) -> None:
         """Release `count` bytes."""
         self.used -= count
         self._by_client[client] -= count
@@ -78,13 +78,13 @@ class BudgetShare:
         self._client = client
         self._trusted = trusted
 
-    def take(self, count: int) -> None:
+    def reserve(self, count: int) -> None:
         """Reserve `count` bytes. Raises `BufferFull`."""
-        self._budget.take(count, self._client, trusted=self._trusted)
+        self._budget.reserve(count, self._client, trusted=self._trusted)
 
-    def give_back(self, count: int) -> None:
+    def release(self, count: int) -> None:
         """Release `count` bytes."""
-        self._budget.give_back(count, self._client, trusted=self._trusted)
+        self._budget.release(count, self._client, trusted=self._trusted)
 
 
 def _network(client: bytes | None) -> bytes:
@@ -112,7 +112,7 @@ class BodyBuffer:
         "_decoder",
         "_limit",
         "_remaining",
-        "_taken",
+        "_reserved",
         "done",
     )
 
@@ -124,7 +124,7 @@ class BodyBuffer:
         self._decoder = ChunkedDecoder() if length == CHUNKED else None
         self._remaining = length
         self._data = bytearray()
-        self._taken = 0
+        self._reserved = 0
         self._chunks = 0
         self.done = False
 
@@ -140,8 +140,8 @@ class BodyBuffer:
             self.done = self._decoder.done
         if len(self._data) + len(body) > self._limit:
             raise BodyTooLarge
-        self._budget.take(len(body))
-        self._taken += len(body)
+        self._budget.reserve(len(body))
+        self._reserved += len(body)
         self._data += body
         return rest
 
@@ -164,6 +164,6 @@ class BodyBuffer:
 
     def release(self) -> None:
         """Return the bytes to the budget."""
-        self._budget.give_back(self._taken)
-        self._taken = 0
+        self._budget.release(self._reserved)
+        self._reserved = 0
         self._data = bytearray()

@@ -29,7 +29,7 @@ from shim.proxy.request_reports import (
 from shim.proxy.retry import is_retryable
 from shim.proxy.server import NEVER
 from shim.proxy.states import FORWARDING, TUNNEL
-from shim.proxy.subsonic_responses import Tap
+from shim.proxy.subsonic_responses import ResponseFilter
 from shim.proxy.subsonic_sign_in import (
     SignInResult,
     accepts_devices,
@@ -70,9 +70,9 @@ class RequestHandler:
         "_measured",
         "_plane",
         "_request_id",
+        "_response_filter",
         "_response_lines",
         "_retried",
-        "_tap",
         "_transport",
         "_unfinished",
         "_upload",
@@ -102,7 +102,7 @@ class RequestHandler:
         self.decision: Decision
         self.account: Account | None = None
         self.device: DeviceMatch | None = None  # whose password the request has
-        self._tap: Tap | None = None  # sees the response
+        self._response_filter: ResponseFilter | None = None  # sees the response
         self._request_id = ""
         self._waiting: WaitingRequest | None = None
         self.arrived = arrived
@@ -211,7 +211,7 @@ class RequestHandler:
         were listed after the request arrived."""
         plane = self._plane
         assert plane.devices is not None
-        self._drop_tap()  # of an earlier look, before Navidrome's users were listed
+        self._abandon_response_filter()  # of an earlier look, before Navidrome's users were listed
         result = sign_in(
             plane.devices,
             plane.policy,
@@ -221,16 +221,16 @@ class RequestHandler:
             listed=listed,
         )
         self.decision = result.decision
-        if result.tap is not None:
-            self._tap = result.tap
+        if result.response_filter is not None:
+            self._response_filter = result.response_filter
         if result.device is not None:
             self.device, self.account = result.device, result.device.account
         return result
 
-    def _drop_tap(self) -> None:
-        if self._tap is not None:
-            self._tap.abandon()
-            self._tap = None
+    def _abandon_response_filter(self) -> None:
+        if self._response_filter is not None:
+            self._response_filter.abandon()
+            self._response_filter = None
 
     def respond_with_token_info(self) -> bool:
         """Respond to the call `tokenInfo` of a device. Return whether the request is one."""
@@ -288,7 +288,7 @@ class RequestHandler:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.abort()
-        self._drop_tap()
+        self._abandon_response_filter()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()
@@ -474,14 +474,14 @@ class RequestHandler:
 
     def send(self, data: bytes) -> None:
         """Write to the client."""
-        if self._tap is not None:
-            data = self._tap.feed(data)
+        if self._response_filter is not None:
+            data = self._response_filter.feed(data)
         self.bytes_sent += len(data)
         self._transport.write(data)
 
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
         """Write to the client, without joining the pieces."""
-        if self._tap is not None:
+        if self._response_filter is not None:
             self.send(b"".join(pieces))
             return
         self.bytes_sent += len(pieces[0]) + len(pieces[1])
@@ -532,10 +532,10 @@ class RequestHandler:
         """Handle the end of a complete response."""
         self.upstream = None
         connection = self._connection
-        tap = self._tap
-        if tap is not None:
-            self._tap = None
-            last = tap.finish()
+        response_filter = self._response_filter
+        if response_filter is not None:
+            self._response_filter = None
+            last = response_filter.finish()
             if last:
                 self.send(last)
         if self._plane.observer.logs_access:
@@ -562,12 +562,14 @@ class RequestHandler:
     def response_truncated(self) -> None:
         """Handle a response that broke off: the client must not take it for a complete one."""
         self.upstream = None
-        self._drop_tap()
+        self._abandon_response_filter()
         if self._connection.state is TUNNEL:
             self._connection.linger()
             self._transport.close()
         else:
-            own_responses.break_off(self, self._connection, Failure.UPSTREAM_RESPONSE_TRUNCATED)
+            own_responses.abort_response(
+                self, self._connection, Failure.UPSTREAM_RESPONSE_TRUNCATED
+            )
 
     @property
     def sends_media(self) -> bool:
@@ -579,11 +581,11 @@ class RequestHandler:
         if not self.response_begun:
             return
         connection = self._connection
-        under_way = connection.state is FORWARDING and self.upstream is not None
+        in_progress = connection.state is FORWARDING and self.upstream is not None
         # Even if Navidrome sent the whole response, the client may not have read everything.
-        if under_way or connection.write_paused or self._transport.get_write_buffer_size():
+        if in_progress or connection.write_paused or self._transport.get_write_buffer_size():
             report_incomplete(self._plane, self, failure)
-            if under_way:
+            if in_progress:
                 log_access(self._plane, self, failure)
 
     # the shim's own responses

@@ -19,7 +19,7 @@ def is_retryable(decision: Decision, paths: Paths) -> bool:
         return False
     if request_line.method not in (b"GET", b"HEAD"):
         return False
-    below = request_line.path[len(paths.base) :]
-    if below[:5].lower() == b"rest/":
-        return below[5:].startswith(_READ_ONLY_CALLS)
+    path_below_base = request_line.path[len(paths.base) :]
+    if path_below_base[:5].lower() == b"rest/":
+        return path_below_base[5:].startswith(_READ_ONLY_CALLS)
     return True

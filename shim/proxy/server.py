@@ -19,7 +19,7 @@ from shim.proxy.counters import Counters
 from shim.proxy.device_gate import DeviceGate
 from shim.proxy.edge_probe import EdgeProbe
 from shim.proxy.gate import AccountGate
-from shim.proxy.interfaces import HasDeadlines, KeyFetcher, Observer, Paused
+from shim.proxy.interfaces import HasDeadlines, KeyFetcher, Observer, PausedConnection
 from shim.proxy.limits import Limits
 from shim.proxy.pool import UpstreamAddress, UpstreamPool
 from shim.proxy.request_body import BodyBudget
@@ -37,7 +37,7 @@ _CHECKS_PER_TURN = 256
 # The number of paused sockets that one sweep polls for a hang-up, in rotation. Without POLLRDHUP only a reset
 # is detected.
 _POLLED = 256
-_HANG_UP = getattr(select, "POLLRDHUP", 0)
+_HANG_UP_EVENTS = getattr(select, "POLLRDHUP", 0)
 NEVER = math.inf
 _TLS_REPORT_SECONDS = 60.0
 _TLS_PEERS = 256
@@ -132,7 +132,7 @@ class DataPlane:
         self.control_pool: UpstreamPool | None = None
         self.control_auth_headers = b""
         self.connections: set[HasDeadlines] = set()
-        self.paused: dict[Paused, None] = {}
+        self.paused: dict[PausedConnection, None] = {}
         self.untrusted_connections = 0
         self.verification_queue = (
             VerificationQueue() if verification_queue is None else verification_queue
@@ -153,7 +153,9 @@ class DataPlane:
     ) -> None:
         """Send requests for internal paths to the control plane at `address`. `auth_headers` are the lines
         that authenticate the shim to it, with places for the user: see `Decision.render_control_head`."""
-        self.control_pool = UpstreamPool(self, address, report_health=False, most=max_connections)
+        self.control_pool = UpstreamPool(
+            self, address, report_health=False, max_connections=max_connections
+        )
         self.control_auth_headers = auth_headers
 
     def pool_for(self, decision: Decision) -> UpstreamPool:
@@ -256,7 +258,7 @@ class DataPlane:
         if self.edge_probe is not None and self.edge_probe.deadline < now:
             self.edge_probe = None
         if self.paused:
-            self._end_hung_up()
+            self._close_disconnected()
         revocations = self._count_revocations()
         if revocations != self._revocations:
             self._revocations = revocations
@@ -279,19 +281,21 @@ class DataPlane:
         if self._checking:
             asyncio.get_running_loop().call_soon(self._check_accounts)
 
-    def _end_hung_up(self) -> None:
+    def _close_disconnected(self) -> None:
         """Close connections whose clients have disconnected: reading is paused on them, so only a poll
         detects it."""
-        asked: dict[int, Paused] = {}
+        polled: dict[int, PausedConnection] = {}
         poll = select.poll()
         for connection in list(islice(self.paused, _POLLED)):
             self.paused[connection] = self.paused.pop(connection)  # is polled last
             descriptor = connection.descriptor()
             if descriptor >= 0:
-                asked[descriptor] = connection
-                poll.register(descriptor, _HANG_UP)
+                polled[descriptor] = connection
+                poll.register(descriptor, _HANG_UP_EVENTS)
         for descriptor, events in poll.poll(0):
-            asked[descriptor].hung_up(reset=bool(events & (select.POLLERR | select.POLLHUP)))
+            polled[descriptor].client_disconnected(
+                reset=bool(events & (select.POLLERR | select.POLLHUP))
+            )
 
     def _pools(self) -> Iterable[UpstreamPool]:
         return (self.pool,) if self.control_pool is None else (self.pool, self.control_pool)

@@ -1,8 +1,8 @@
 """Read and change short Subsonic responses on their way to the client.
 
-A tap gets the bytes of one response as they are written, and returns those to write. It keeps a short
-response only: a longer one passes. `OutcomeTap` tells whether Navidrome took the credentials; `ExtensionTap`
-adds the extension for API keys to Navidrome's list.
+A response filter gets the bytes of one response before they are written, and returns those to write. It
+buffers a short response only; a longer one is not changed. `LoginOutcomeFilter` detects whether Navidrome
+accepted the credentials. `ExtensionListFilter` adds the extension for API keys to Navidrome's list.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _JSON_LIST = re.compile(rb'"openSubsonicExtensions":\[(\]?)')
 _XML_END = b"</subsonic-response>"
 
 
-class Tap(Protocol):
-    """Gets the bytes of a response."""
+class ResponseFilter(Protocol):
+    """Gets the bytes of one response, and may change them."""
 
     def feed(self, data: bytes) -> bytes:
         """Take the next bytes, and return those to write now."""
@@ -46,14 +46,14 @@ class Tap(Protocol):
         """Handle a response that does not become complete."""
 
 
-class _Collected:
+class _BufferedResponse:
     """The first bytes of a response as they are written to the client: head and body."""
 
-    __slots__ = ("_head_complete", "_most", "data", "limit")
+    __slots__ = ("_head_complete", "_max_body_bytes", "data", "limit")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self.data = bytearray()
-        self._most = most
+        self._max_body_bytes = max_bytes
         self._head_complete = False
         # Until the head is complete. Chunks add a few bytes to each piece.
         self.limit = _MAX_HEAD_BYTES
@@ -65,12 +65,12 @@ class _Collected:
             end = self.data.find(b"\r\n\r\n")
             if end >= 0:
                 self._head_complete = True
-                self.limit = end + 4 + 2 * self._most
+                self.limit = end + 4 + 2 * self._max_body_bytes
         return len(self.data) <= self.limit
 
-    def split(self, most: int) -> tuple[int, bytes, dict[bytes, bytes], bytes] | None:
+    def split(self, max_bytes: int) -> tuple[int, bytes, dict[bytes, bytes], bytes] | None:
         """Return status, head, header fields by their lower-case name, and the decoded body; of one that is
-        longer than `most` bytes, the first `most` + 1. None if it can't be decoded."""
+        longer than `max_bytes` bytes, the first `max_bytes` + 1. None if it can't be decoded."""
         head, end, body = bytes(self.data).partition(b"\r\n\r\n")
         status = _STATUS.match(head)
         if not end or status is None:
@@ -83,60 +83,60 @@ class _Collected:
             except ChunkedError:
                 return None
             body = b"".join(pieces)
-        decoded = _decompress(fields.get(b"content-encoding", b"").lower(), body, most)
+        decoded = _decompress(fields.get(b"content-encoding", b"").lower(), body, max_bytes)
         return None if decoded is None else (int(status[1]), head, fields, decoded)
 
 
-def _decompress(coding: bytes, body: bytes, most: int) -> bytes | None:
+def _decompress(coding: bytes, body: bytes, max_bytes: int) -> bytes | None:
     if coding not in (b"", b"identity", b"gzip", b"deflate"):
         return None
     if coding in (b"gzip", b"deflate") and body:
         try:
             decoder = zlib.decompressobj(47)
-            body = decoder.decompress(body, most + 1)
+            body = decoder.decompress(body, max_bytes + 1)
         except zlib.error:
             try:
-                body = zlib.decompressobj(-15).decompress(body, most + 1)
+                body = zlib.decompressobj(-15).decompress(body, max_bytes + 1)
             except zlib.error:
                 return None
-    return body[: most + 1]
+    return body[: max_bytes + 1]
 
 
-class OutcomeTap:
-    """Tells an attempt whether Navidrome took its credentials, by the first bytes of the response.
+class LoginOutcomeFilter:
+    """Reports to an attempt whether Navidrome accepted its credentials, by the first bytes of the response.
 
     `head_only`: the response to a HEAD request, in which a short text counts as a failure, and JSONP of any
     length: its length tells a guesser as much as the text.
     """
 
-    __slots__ = ("_attempt", "_collected", "_head_only")
+    __slots__ = ("_attempt", "_buffered", "_head_only")
 
     def __init__(self, attempt: Attempt, *, head_only: bool) -> None:
         self._attempt = attempt
         self._head_only = head_only
-        self._collected: _Collected | None = _Collected(_MAX_ERROR_BYTES)
+        self._buffered: _BufferedResponse | None = _BufferedResponse(_MAX_ERROR_BYTES)
 
     def feed(self, data: bytes) -> bytes:
-        collected = self._collected
-        if collected is not None and not collected.add(data):
-            self._collected = None
-            self._long(collected)
+        buffered = self._buffered
+        if buffered is not None and not buffered.add(data):
+            self._buffered = None
+            self._limit_exceeded(buffered)
         return data
 
-    def _long(self, collected: _Collected) -> None:
-        self._judge(collected)
+    def _limit_exceeded(self, buffered: _BufferedResponse) -> None:
+        self._report_outcome(buffered)
         self._attempt.ended()
 
     def finish(self) -> bytes:
-        collected, self._collected = self._collected, None
-        if collected is not None:
-            self._judge(collected)
+        buffered, self._buffered = self._buffered, None
+        if buffered is not None:
+            self._report_outcome(buffered)
             self._attempt.ended()
         return b""
 
-    def _judge(self, collected: _Collected) -> None:
-        """Judge a response by its first bytes."""
-        found = collected.split(_MAX_ERROR_BYTES)
+    def _report_outcome(self, buffered: _BufferedResponse) -> None:
+        """Report the outcome of the attempt, by the first bytes of the response."""
+        found = buffered.split(_MAX_ERROR_BYTES)
         if found is None:
             return
         status, _, fields, body = found
@@ -160,38 +160,38 @@ class OutcomeTap:
             self._attempt.failed()
 
     def abandon(self) -> None:
-        self._collected = None
+        self._buffered = None
         self._attempt.ended()
 
 
-class ExtensionTap:
+class ExtensionListFilter:
     """Adds the extension `apiKeyAuthentication` to Navidrome's list of extensions."""
 
-    __slots__ = ("_collected",)
+    __slots__ = ("_buffered",)
 
     def __init__(self) -> None:
-        self._collected: _Collected | None = _Collected(_MAX_LIST_BYTES)
+        self._buffered: _BufferedResponse | None = _BufferedResponse(_MAX_LIST_BYTES)
 
     def feed(self, data: bytes) -> bytes:
-        collected = self._collected
-        if collected is None:
+        buffered = self._buffered
+        if buffered is None:
             return data
-        if collected.add(data):
+        if buffered.add(data):
             return b""
-        self._collected = None
-        return bytes(collected.data)
+        self._buffered = None
+        return bytes(buffered.data)
 
     def finish(self) -> bytes:
-        collected, self._collected = self._collected, None
-        if collected is None:
+        buffered, self._buffered = self._buffered, None
+        if buffered is None:
             return b""
-        found = collected.split(_MAX_LIST_BYTES)
+        found = buffered.split(_MAX_LIST_BYTES)
         if found is None:
-            return bytes(collected.data)
+            return bytes(buffered.data)
         status, head, _, body = found
         changed = with_extension(body)
         if status != 200 or changed == body or len(body) > _MAX_LIST_BYTES:
-            return bytes(collected.data)
+            return bytes(buffered.data)
         lines = [
             line
             for line in head.split(b"\r\n")
@@ -202,7 +202,7 @@ class ExtensionTap:
         return b"\r\n".join(lines) + b"\r\n\r\n" + changed
 
     def abandon(self) -> None:
-        self._collected = None
+        self._buffered = None
 
 
 def with_extension(body: bytes) -> bytes:

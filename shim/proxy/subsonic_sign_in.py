@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shim.proxy.device_gate import DeviceGate, DeviceMatch, DeviceRefused, Foreign, NoMatch
-from shim.proxy.subsonic_responses import ExtensionTap, OutcomeTap, Tap
+from shim.proxy.device_gate import DeviceGate, DeviceMatch, DeviceRefused, NoMatch, OtherCredentials
+from shim.proxy.subsonic_responses import ExtensionListFilter, LoginOutcomeFilter, ResponseFilter
 from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths, PathZone
 from shim.trust.policy import Policy
@@ -36,7 +36,8 @@ class SignInResult(NamedTuple):
 
     `body` is the form to send, without the credentials of a device. `device` is set if they are those of a
     device; `decision` then names its person and has no credentials. `refused`: the shim sends an error
-    itself. `needs_list`: ask again once Navidrome's users are listed. `tap` must see the response.
+    itself. `needs_list`: ask again once Navidrome's users are listed. `response_filter` gets the
+    bytes of the response.
     """
 
     decision: Decision
@@ -44,7 +45,7 @@ class SignInResult(NamedTuple):
     device: DeviceMatch | None = None
     refused: DeviceRefused | None = None
     needs_list: bool = False
-    tap: Tap | None = None
+    response_filter: ResponseFilter | None = None
 
 
 def accepts_devices(decision: Decision, paths: Paths) -> bool:
@@ -94,10 +95,10 @@ def sign_in(
     head_only = line.method == b"HEAD"
     # Navidrome checks no credentials for the list of extensions.
     checked = _call(decision, policy.paths) not in _EXTENSION_LISTS
-    tap: Tap | None = None if checked or head_only else ExtensionTap()
+    response_filter: ResponseFilter | None = None if checked or head_only else ExtensionListFilter()
     basic = b"" if in_query or in_body else find_basic(block.forward)
     if not (in_query or in_body or basic):
-        return SignInResult(decision, body, tap=tap)
+        return SignInResult(decision, body, response_filter=response_filter)
     found = None
     if not policy.suspended and policy.user_header_obeyed:
         credentials = CredentialText(in_query, in_body, basic)
@@ -109,18 +110,18 @@ def sign_in(
         if devices.use_is_due(found):
             devices.record_use(found, decision, first_parameter(b"c", query, body))
         decision = decision.with_device(found.identity, other_query)
-        return SignInResult(decision, other_body, device=found, tap=tap)
+        return SignInResult(decision, other_body, device=found, response_filter=response_filter)
     if isinstance(found, DeviceRefused):
         return SignInResult(decision, body, refused=found)
     if found is _NOT_LISTED:
         return SignInResult(decision, body, needs_list=True)
-    if isinstance(found, Foreign) and checked:
+    if isinstance(found, OtherCredentials) and checked:
         attempt = devices.begin_attempt(found, decision, request_id)
         if isinstance(attempt, DeviceRefused):
             return SignInResult(decision, body, refused=attempt)
         if attempt is not None:
-            tap = OutcomeTap(attempt, head_only=head_only)
-    return SignInResult(decision, body, tap=tap)
+            response_filter = LoginOutcomeFilter(attempt, head_only=head_only)
+    return SignInResult(decision, body, response_filter=response_filter)
 
 
 def _call(decision: Decision, paths: Paths) -> bytes:

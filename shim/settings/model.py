@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     )
     listen_socket_mode: Annotated[Mode, reader(parsers.socket_mode)] = setting(
         "0660",
-        "File mode of the Unix sockets that the shim listens on. A process that may write is a peer `@`.",
+        "File mode of the shim's Unix sockets. Each process that may write to one is a peer `@`.",
     )
     tls_cert: File = setting(
         None,
@@ -161,8 +161,8 @@ class Settings(BaseSettings):
     )
     public_paths: Annotated[tuple[str, ...], reader(endpoints.prefixes)] = setting(
         "/rest/,/share/,/jellyfin/",
-        "Path prefixes that the edge does not authenticate, comma-separated. Compared without case, without "
-        "the last slash and without a boundary: /rest/ covers /restx.",
+        "Path prefixes that the edge does not authenticate, comma-separated. Compared as text, "
+        "without case and without the last slash: /rest/ covers /restx.",
         reloadable=True,
     )
     public_path_proof: Annotated[
@@ -176,7 +176,7 @@ class Settings(BaseSettings):
     provider: Annotated[str, reader(parsers.one_of(*PRESETS))] = setting(
         DEFAULT_PROVIDER,
         f"Identity provider: {', '.join(PRESETS)}. It sets the defaults of the header, claim and token "
-        "settings; the defaults in this list are authentik's. A setting that you make has priority.",
+        "settings; the defaults in this list are authentik's. A setting that you set has priority.",
         section="Identity headers",
         reloadable=True,
     )
@@ -233,8 +233,8 @@ class Settings(BaseSettings):
         Literal["reject", "none"], reader(parsers.one_of("reject", "none"))
     ] = setting(
         "reject",
-        "If a group setting is in force and an identity comes without the header or claim with the groups: "
-        "reject it, or none (it is in no group). oauth2-proxy and tinyauth send no header for no group.",
+        "If a group setting is set and an identity has no header or claim with the groups: reject it, or "
+        "none (the user is in no group). oauth2-proxy and tinyauth send no header for a user in no group.",
         reloadable=True,
     )
     uid_source: Annotated[
@@ -242,8 +242,8 @@ class Settings(BaseSettings):
         reader(parsers.one_of("header", "username", "email", "claim")),
     ] = setting(
         DEFAULT.uid_source,
-        "The uid, to which an account is bound: header (SHIM_UID_HEADER, or the token's uid claim), claim "
-        "(only the token's), username or email. With the last two, renames cannot be followed.",
+        "Source of the uid, to which an account is bound: header (SHIM_UID_HEADER, or the token's uid "
+        "claim), claim (only the token's), username or email. With the last two, renames cannot be followed.",
         reloadable=True,
     )
     uid_header: OptionalHeader = setting(
@@ -341,7 +341,7 @@ class Settings(BaseSettings):
     )
     sign_in_url: Annotated[str | None, reader(endpoints.sign_in_address)] = setting(
         None,
-        "URL, or path on the same host, to redirect a browser to that has no identity.",
+        "URL, or path on the same host, to which a browser without an identity is redirected.",
         example="/outpost.goauthentik.io/start",
         reloadable=True,
     )
@@ -354,7 +354,7 @@ class Settings(BaseSettings):
     )
     local_login: Flag = setting(
         "false",
-        "With SHIM_REQUIRE_IDENTITY, keep Navidrome's login call open. Other paths still need an identity.",
+        "With SHIM_REQUIRE_IDENTITY, keep Navidrome's own login open. Other paths still need an identity.",
         reloadable=True,
     )
 
@@ -420,8 +420,8 @@ class Settings(BaseSettings):
         Literal["none", "users", "all"], reader(parsers.one_of("none", "users", "all"))
     ] = setting(
         "users",
-        "Existing accounts that an identity of the same name may claim: none, users (admin accounts only by "
-        "members of SHIM_ADMIN_GROUPS) or all.",
+        "Existing accounts that are linked to an identity of the same name: none, users (admin accounts only "
+        "to members of SHIM_ADMIN_GROUPS) or all.",
     )
     protected_users: Names = setting(
         "", "Navidrome accounts that no identity may use, comma-separated or a JSON list."
@@ -512,7 +512,7 @@ class Settings(BaseSettings):
         reader(parsers.one_of("info", "warning", "error", "none")),
     ] = setting(
         "error",
-        "Least severity of other events to notify of: info, warning or error; none: only SHIM_NOTIFY_KINDS.",
+        "Minimum severity of other events to notify of: info, warning or error; none: no other events.",
     )
 
     max_header_bytes: Annotated[int, reader(parsers.count(4096, 1_048_576))] = setting(
@@ -529,10 +529,10 @@ class Settings(BaseSettings):
         "video.",
     )
     idle_timeout: Timeout = setting(
-        "180", "Time to keep an idle client connection; longer than the edge does."
+        "180", "Time to keep an idle client connection; must be longer than at the edge."
     )
     upstream_connect_timeout: Timeout = setting(
-        "5", "Time limit for a connection to Navidrome, waiting for a free one included."
+        "5", "Time limit for getting a connection to Navidrome, the wait for a free one included."
     )
     upstream_response_timeout: Timeout = setting(
         "60", "Time limit for Navidrome to start its response."
@@ -546,7 +546,7 @@ class Settings(BaseSettings):
     )
     shutdown_timeout: Annotated[float, reader(parsers.seconds(0, 3600))] = setting(
         "8",
-        "Time limit for a stop, two seconds of it for the store. Docker kills after 10 seconds.",
+        "Time limit for a stop, two seconds of it for the store. Docker kills the process after 10 seconds.",
     )
 
     @classmethod

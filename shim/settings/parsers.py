@@ -250,14 +250,14 @@ def _json_names(text: str) -> tuple[str, ...]:
 def _joined_dn_parts(parts: tuple[str, ...]) -> list[str]:
     """Guess the intended entries: consecutive parts are one name, until a part begins a new one."""
     joined: list[str] = []
-    inside = False
+    in_name = False
     for part in parts:
         match = _DN_PART.match(part)
-        if inside and match is not None and match[1].lower() not in ("cn", "uid"):
+        if in_name and match is not None and match[1].lower() not in ("cn", "uid"):
             joined[-1] += f",{part}"
         else:
             joined.append(part)
-        inside = match is not None
+        in_name = match is not None
     return joined
 
 
@@ -325,26 +325,28 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
-def seconds(least: float, maximum: float) -> Callable[[str], float]:
+def seconds(minimum: float, maximum: float) -> Callable[[str], float]:
     """Return a parser for a duration in seconds, both bounds included."""
 
     def read(text: str) -> float:
         if (
             not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text)
-            or not least <= float(text) <= maximum
+            or not minimum <= float(text) <= maximum
         ):
-            raise ValueError(f"expected seconds as a plain number from {least:g} to {maximum:.0f}")
+            raise ValueError(
+                f"expected seconds as a plain number from {minimum:g} to {maximum:.0f}"
+            )
         return float(text)
 
     return read
 
 
-def count(least: int, maximum: int, expected: str = "a whole number") -> Callable[[str], int]:
+def count(minimum: int, maximum: int, expected: str = "a whole number") -> Callable[[str], int]:
     """Return a parser for a whole number, both bounds included."""
 
     def read(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= maximum:
-            raise ValueError(f"expected {expected} from {least} to {maximum}")
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not minimum <= int(text) <= maximum:
+            raise ValueError(f"expected {expected} from {minimum} to {maximum}")
         return int(text)
 
     return read
@@ -440,16 +442,16 @@ def audit_database_url(text: str) -> SecretStr:
         raise ValueError(f"{error}; or none") from None
 
 
-def byte_size(least: int, maximum: int) -> Callable[[str], int]:
+def byte_size(minimum: int, maximum: int) -> Callable[[str], int]:
     """Return a parser for a size: bytes, or a number with KiB, MiB, GiB or TiB."""
     units = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
     def read(text: str) -> int:
         found = re.fullmatch(r"([0-9]{1,15}) ?([KMGT]iB)?", text, re.IGNORECASE)
         size = 0 if found is None else int(found[1]) * units[(found[2] or "").upper()]
-        if not least <= size <= maximum:
+        if not minimum <= size <= maximum:
             raise ValueError(
-                f"expected a size such as 1GiB or 500MiB, from {least} to {maximum} bytes"
+                f"expected a size such as 1GiB or 500MiB, from {minimum} to {maximum} bytes"
             )
         return size
 

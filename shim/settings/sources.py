@@ -29,7 +29,7 @@ _SHOWN_CHARACTERS = 100
 _SERVICE_LINK = re.compile(
     r"SHIM_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-_SECRETIVE = re.compile(r"SECRET|TOKEN|PASS|KEY|URL|CREDENTIAL")
+_MAYBE_SECRET = re.compile(r"SECRET|TOKEN|PASS|KEY|URL|CREDENTIAL")
 _SERVICE_LINK_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
 
@@ -133,7 +133,7 @@ def _from_file(path: Path | None, catalogue: Catalogue, faults: list[Fault]) -> 
             faults.append(
                 Fault(str(path), f"line {_line(binding)}", None, "expected NAME=value or # comment")
             )
-        elif binding.key is None or not _is_ours(binding.key, catalogue):
+        elif binding.key is None or not _is_shim_variable(binding.key, catalogue):
             continue
         elif binding.value is None:
             faults.append(Fault(binding.key, origin, None, "expected NAME=value"))
@@ -167,7 +167,7 @@ def _from_secret_file(variable: Variable, name: str, faults: list[Fault]) -> Var
     return Variable(name, text, origin)
 
 
-def _is_ours(name: str, catalogue: Catalogue) -> bool:
+def _is_shim_variable(name: str, catalogue: Catalogue) -> bool:
     return name.upper().startswith(PREFIX) or name in catalogue.external
 
 
@@ -191,7 +191,7 @@ def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
     near = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
     if not near:
         return Fault(variable.name, variable.origin, None, "no such setting")
-    hidden = near[0] in catalogue.secrets | files or _SECRETIVE.search(variable.name.upper())
+    hidden = near[0] in catalogue.secrets | files or _MAYBE_SECRET.search(variable.name.upper())
     value = None if hidden else display_value(variable.text)
     return Fault(variable.name, variable.origin, value, f"no such setting; did you mean {near[0]}?")
 

@@ -236,7 +236,7 @@ class Database:
             self._write_fault = str(error)
             raise
 
-    async def prove_writable(self) -> None:
+    async def check_writable(self) -> None:
         """Write an unchanged value, to test whether writes work again. Raises `StoreError`."""
         same = update(CHANGE_COUNTERS).values(value=CHANGE_COUNTERS.c.value)
         await self.write_async(lambda connection: connection.execute(same))
@@ -279,15 +279,15 @@ class Database:
         """Run any work in the thread, after what was begun before, and return its result. Raises `StoreError`
         if it does not end in time; it then continues."""
         try:
-            under_way = self._thread.submit(work)
+            future = self._thread.submit(work)
         except RuntimeError:
             raise StoreError("the store is closed") from None
         try:
             async with asyncio.timeout(_RESPONSE_SECONDS):
-                return await asyncio.shield(asyncio.wrap_future(under_way))
+                return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
             # A transaction that has not begun yet is never run, because its caller gets an error now.
-            under_way.cancel()
+            future.cancel()
             raise StoreError(
                 f"{self.display_url}: no response for {_RESPONSE_SECONDS:.0f} s"
             ) from None

@@ -96,12 +96,12 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 def _use_wal(cursor: Any) -> None:
     """Change a new file to WAL. SQLite itself does not wait for another process that does so at the same
     time. Raises `sqlite3.OperationalError`."""
-    latest = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= latest:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
                 raise
             time.sleep(_TURN_SECONDS / 10)
         else:
@@ -120,7 +120,7 @@ def _begin_sqlite(connection: Connection) -> None:
 def _take_turn(connection: Any, ends: Event) -> None:
     """Start a write transaction when no other process has one. SQLite's own wait cannot be interrupted, and
     would delay the exit of the process, so this polls. Raises `OperationalError`."""
-    latest = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + BUSY_SECONDS
     connection.execute(f"PRAGMA busy_timeout={round(_TURN_SECONDS * 1000)}")
     try:
         while True:
@@ -128,7 +128,7 @@ def _take_turn(connection: Any, ends: Event) -> None:
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 busy = "locked" in str(error)
-                if not busy or ends.is_set() or time.monotonic() >= latest:
+                if not busy or ends.is_set() or time.monotonic() >= deadline:
                     raise OperationalError("BEGIN IMMEDIATE", None, error) from None
             else:
                 return

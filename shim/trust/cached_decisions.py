@@ -78,8 +78,8 @@ def _identity_cost(identity: Identity, _: Identity) -> int:
     return 128 + _identity_size(identity)
 
 
-def _token_cost(_: tuple[bytes, int], said: VerifiedClaims) -> int:
-    return 1024 + _identity_size(said.identity) + sum(map(getsizeof, said.claims.values()))
+def _token_cost(_: tuple[bytes, int], verified: VerifiedClaims) -> int:
+    return 1024 + _identity_size(verified.identity) + sum(map(getsizeof, verified.claims.values()))
 
 
 def _fields_cost(fields: Sequence[Field]) -> int:
@@ -474,14 +474,14 @@ def _field_reader(
         return found
 
     def read_uncached(fields: tuple[Field, ...]) -> MetadataWithProof:
-        bare, token = extract_token(fields)
+        other_fields, token = extract_token(fields)
         if not token:
-            return attach_proof(read_new(bare), token, verify)
-        key = (peer, bare)
+            return attach_proof(read_new(other_fields), token, verify)
+        key = (peer, other_fields)
         metadata = metadata_cache.get(key)
         if metadata is None:
-            metadata = read_new(bare)
-            metadata_cache.offer(key, metadata, _stable_hash(bare))
+            metadata = read_new(other_fields)
+            metadata_cache.offer(key, metadata, _stable_hash(other_fields))
         return attach_proof(metadata, token, verify)
 
     def read_new(fields: tuple[Field, ...]) -> RequestMetadata:

@@ -238,9 +238,9 @@ class Decision:
         # is never forwarded.
         forward = block.forward.replace(b"\r\n" + old, b"\r\n" + new, 1)
         metadata = replace(block.metadata, length=length)
-        result, places = self.outcome, self.void
+        result, locations = self.outcome, self.void
         if void:
-            places = (*places, "form jwt")
+            locations = (*locations, "form jwt")
             if result.verdict is Verdict.ANONYMOUS:
                 result = outcome(Reason.NAVIDROME_TOKEN_VOID, result.path_class)
         return replace(
@@ -248,7 +248,7 @@ class Decision:
             outcome=result,
             block=replace(block, metadata=metadata, forward=forward),
             form=False,
-            void=places,
+            void=locations,
             claims=(*self.claims, *claims),
         )
 
@@ -416,8 +416,8 @@ def _strip_empty_line(remainder: bytes) -> bytes:
 
 
 def _read_fields(fields: tuple[Field, ...], source: PeerInfo, policy: Policy) -> MetadataWithProof:
-    bare, token = extract_token(fields)
-    return attach_proof(read_metadata(bare, source, policy), token, Verifier(policy))
+    other_fields, token = extract_token(fields)
+    return attach_proof(read_metadata(other_fields, source, policy), token, Verifier(policy))
 
 
 def attach_proof(metadata: RequestMetadata, token: str, verify: Verify) -> MetadataWithProof:
@@ -616,8 +616,8 @@ def _is_complete(request_line: RequestLine | None, block: HeaderBlock | None) ->
     if request_line is None or block is None:
         return False
     metadata = block.metadata
-    whole = not metadata.upgrade and metadata.length in (NO_BODY, 0)
-    return whole and _keeps_alive(request_line, metadata)
+    ends_with_head = not metadata.upgrade and metadata.length in (NO_BODY, 0)
+    return ends_with_head and _keeps_alive(request_line, metadata)
 
 
 def _keeps_alive(request_line: RequestLine, metadata: RequestMetadata) -> bool:

@@ -192,7 +192,7 @@ class FieldNames:
     __slots__ = (
         "_exact",
         "_normalized",
-        "_obeyed",
+        "_other_user_header",
         "_prefixes",
         "_restricted",
         "_token_placeholders",
@@ -216,10 +216,10 @@ class FieldNames:
         percent_names: bool = False,
         email_decides: bool = False,
         restricted: bool = False,
-        obeyed: str = "",
+        other_user_header: str = "",
     ) -> None:
         self._restricted = restricted
-        self._obeyed = normalize_header_name(obeyed.encode())
+        self._other_user_header = normalize_header_name(other_user_header.encode())
         self.roles = dict(roles)
         self.user = user
         self.secret = secret
@@ -247,8 +247,8 @@ class FieldNames:
             (kind, name): Field(
                 kind, name.lower(), b"", b"%b: \r\n" % name, role=Role.JWT, parsed_value="a token"
             )
-            for spelt, kind in tokens.items()
-            for name in _spellings(spelt)
+            for spelling, kind in tokens.items()
+            for name in _spellings(spelling)
         }
 
     def placeholder_for(self, kind: Kind, name: bytes) -> Field | None:
@@ -268,7 +268,7 @@ class FieldNames:
             return Kind.ALIAS, None
         if normalized.startswith(self._prefixes):
             return (Kind.IDENTITY if name == normalized else Kind.ALIAS), None
-        if self._restricted and self._is_held_back(name, normalized):
+        if self._restricted and self._may_be_user_header(name, normalized):
             return Kind.DROP, None
         kind = _EXACT.get(name)
         if kind is not None:
@@ -283,14 +283,14 @@ class FieldNames:
             return (Kind.FORWARDED_OTHER if name.startswith(b"x-") else Kind.PASS), None
         return Kind.PASS, None
 
-    def _is_held_back(self, name: bytes, folded: bytes) -> bool:
+    def _may_be_user_header(self, name: bytes, normalized: bytes) -> bool:
         """Return whether Navidrome may obey this header as its user header.
 
         Headers that the shim itself interprets keep their kind, so that an attack is still rejected.
         """
-        if folded == self._obeyed:
+        if normalized == self._other_user_header:
             return True
-        if name in _EXACT or folded in _FRAMING:
+        if name in _EXACT or normalized in _FRAMING:
             return False
         return name not in _ALLOWED and not name.startswith(_ALLOWED_FAMILIES)
 

@@ -269,12 +269,12 @@ def _refuses_email(claims: dict[str, object], names: ClaimNames) -> bool:
     """Return whether the token states that the e-mail is not verified, in `email_verified` on the top level
     or beside a claim that may be the e-mail. Without the claim nothing is stated; some providers send the
     texts "true" and "false"."""
-    stated = [claims.get("email_verified", True)]
+    verified_values = [claims.get("email_verified", True)]
     for name in {names.email, names.username, names.uid}:
         found = _claim_place(claims, name) if name else None
         if found is not None:
-            stated.append(found[0].get("email_verified", True))
-    return any(verified is not True and verified != "true" for verified in stated)
+            verified_values.append(found[0].get("email_verified", True))
+    return any(verified is not True and verified != "true" for verified in verified_values)
 
 
 def _time(claims: dict[str, object], name: str) -> float | None:
@@ -300,21 +300,21 @@ def find_claim(claims: dict[str, object], name: str) -> object:
 
 def _claim_place(claims: dict[str, object], name: str) -> tuple[dict[str, object], str] | None:
     """Return the object that has a claim and its name there, None if it is absent: see `find_claim`."""
-    at, rest = claims, name
-    while rest not in at:
+    parent, rest = claims, name
+    while rest not in parent:
         end = rest.rfind(".")
-        while end > 0 and rest[:end] not in at:
+        while end > 0 and rest[:end] not in parent:
             end = rest.rfind(".", 0, end)
         if end <= 0:
             return None
-        value, rest = at[rest[:end]], rest[end + 1 :]
+        value, rest = parent[rest[:end]], rest[end + 1 :]
         if value is None:
             return None
         if not isinstance(value, dict):
             found = name[: len(name) - len(rest) - 1]
             _invalid(f"{found} is no object, so there is no {name} in it")
-        at = value
-    return at, rest
+        parent = value
+    return parent, rest
 
 
 def _text(claims: dict[str, object], name: str) -> str | None:

@@ -117,7 +117,7 @@ class Reason(StrEnum):
         "the peer is not on SHIM_REVERSE_PROXY_WHITELIST, so its identity headers do not count",
         remedy=(
             "If the peer is your edge, add its address to SHIM_REVERSE_PROXY_WHITELIST. If not, "
-            "somebody reaches the shim past the edge: block this route in the network."
+            "somebody reaches the shim without the edge: block this route in the network."
         ),
     )
     PUBLIC_PATH = _Row(

@@ -178,7 +178,8 @@ class RequestDecision(RequestEvent):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed(RequestEvent):
     """A request or response failed. `reason` is one of the reasons that `/metrics` counts failures by;
-    `status` is what the client got, `bytes_sent` how much of an incomplete response."""
+    `status` is what the client got. `bytes_sent` is the size of the part of an incomplete response that was
+    sent."""
 
     kind: ClassVar[str] = "request_failed"
 
@@ -340,7 +341,7 @@ class ControlTokenRejected(CoalescedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminAction(Event):
-    """A person did something through the console, the API or a command. `peer` and `client` are set if it
+    """An administrative action through the console, the API or a command. `peer` and `client` are set if it
     came over HTTP."""
 
     kind: ClassVar[str] = "admin_action"

@@ -63,7 +63,7 @@ class DeviceKeyRotated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicesUnavailable(Event):
-    """Device passwords are refused, for `detail`. Nothing was deleted."""
+    """Device passwords are refused. `detail` is the reason in words. Nothing was deleted."""
 
     kind: ClassVar[str] = "devices_unavailable"
     stream: ClassVar[Stream] = Stream.CHANGES
@@ -89,8 +89,8 @@ class DevicesAvailable(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLoginFailed(RequestEvent):
     """A Subsonic app sent wrong credentials. `app` is the app's own name. `reason` is `wrong_credentials`
-    (Navidrome rejected them), `api_key_unknown`, or `too_many_failures` (the shim rejected them unseen,
-    because of the failures before)."""
+    (Navidrome rejected them), `api_key_unknown`, or `too_many_failures` (the shim rejected them
+    without a check, because of earlier failures)."""
 
     kind: ClassVar[str] = "device_login_failed"
 

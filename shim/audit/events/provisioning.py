@@ -74,7 +74,7 @@ class AccountLinked(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountUnlinked(AccountEvent):
-    """An account was unlinked from its identity. Another identity may claim it."""
+    """An account was unlinked from its identity. Another identity may be linked to it."""
 
     kind: ClassVar[str] = "account_unlinked"
 
@@ -115,7 +115,8 @@ class AccountReadmitted(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountDemotionSkipped(AccountEvent):
-    """The groups do not make this account an admin, and it stays one. `detail` is the reason in words."""
+    """An account stays an admin although its user's groups do not make it one. `detail` is the reason in
+    words."""
 
     kind: ClassVar[str] = "account_demotion_skipped"
 
@@ -148,7 +149,8 @@ class AccountBindingRemoved(AccountEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountRecreatedByRace(AccountEvent):
-    """A write met a deletion and recreated the account without a password. The shim deleted it again."""
+    """A write of the shim recreated an account, without a password, that was deleted at the same moment. The
+    shim deleted it again."""
 
     kind: ClassVar[str] = "account_recreated_by_race"
 

@@ -45,13 +45,17 @@ _SCHEME = re.compile(r"(?i)\b(?:mailto|tel|sms|sip|xmpp|matrix|magnet|javascript
 _HOST_DOT = re.compile(r"(?<=\w)[.\u3002\uff0e\uff61](?=[^\W\d_])")
 # Fields of every record that say nothing to a reader of the message.
 _OMITTED = ("kind", "severity", "time", "schema", "id", "stream", "first_time", "last_time")
-_DISARMED = str.maketrans({"@": "(at)", "<": "(", ">": ")", "[": "(", "]": ")", "`": "'"})
+_MARKUP_REPLACEMENTS = str.maketrans(
+    {"@": "(at)", "<": "(", ">": ")", "[": "(", "]": ")", "`": "'"}
+)
 
 
 def disarm(text: str) -> str:
     """Return the text as one line of at most `MAX_VALUE` characters in which no service finds a link, a
     mention or markup."""
-    text = _HOST_DOT.sub("(.)", escape(text).replace("://", "(:)//").translate(_DISARMED))
+    text = _HOST_DOT.sub(
+        "(.)", escape(text).replace("://", "(:)//").translate(_MARKUP_REPLACEMENTS)
+    )
     return clip(_SCHEME.sub(r"\g<0> ", text), MAX_VALUE)
 
 
@@ -160,8 +164,8 @@ class _Outbox:
 
 
 class NotifySink:
-    """Sends messages about the events whose kind is in `kinds`, or whose severity is at least `least`, None
-    for the kinds alone. `clock`: monotonic seconds."""
+    """Sends messages about the events whose kind is in `kinds`, or whose severity is at least `min_severity`,
+    None for the kinds alone. `clock`: monotonic seconds."""
 
     name = "notify"
 
@@ -169,14 +173,14 @@ class NotifySink:
         self,
         targets: Sequence[Target],
         kinds: Collection[str],
-        least: Severity | None,
+        min_severity: Severity | None,
         digest: Digest | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outboxes = tuple(map(_Outbox, targets))
         self._kinds = frozenset(kinds)
-        self._least = least
+        self._least = min_severity
         self._digest = digest or Digest()
         self._clock = clock
         self._changed = threading.Condition()
@@ -209,15 +213,16 @@ class NotifySink:
     @property
     def summary(self) -> str:
         """The names of the targets, and how to try them."""
-        labels = ", ".join(box.target.label for box in self._outboxes)
+        labels = ", ".join(outbox.target.label for outbox in self._outboxes)
         return f"services: {labels}. `navidrome-shim notify test` sends each a message"
 
     def check(self) -> Check:
         """Return whether every target got its messages, for `/readyz`."""
         faults = [
-            f"{box.target.label}: {box.fault} ({len(box.unsent)} messages wait, {box.dropped} were dropped)"
-            for box in self._outboxes
-            if box.fault is not None
+            f"{outbox.target.label}: {outbox.fault} ({len(outbox.unsent)} messages wait, "
+            f"{outbox.dropped} were dropped)"
+            for outbox in self._outboxes
+            if outbox.fault is not None
         ]
         if faults:
             return Check(
@@ -226,7 +231,7 @@ class NotifySink:
                 "; ".join(faults),
                 "Check SHIM_NOTIFY_URLS and the service, then run `navidrome-shim notify test`.",
             )
-        sent = sum(box.sent for box in self._outboxes)
+        sent = sum(outbox.sent for outbox in self._outboxes)
         return Check("notifications", State.OK, f"{sent} sent since the start")
 
     def _is_chosen(self, event: Event) -> bool:
@@ -243,10 +248,10 @@ class NotifySink:
                     self._changed.wait(self._pause())
                 now, closing = self._clock(), self._closing
                 messages = self._digest.drain(now) if closing else self._digest.due(now)
-            for box in self._outboxes:
-                self._queue(box, messages)
-                if box.unsent and (closing or now >= box.retry_at):
-                    self._send(box)
+            for outbox in self._outboxes:
+                self._queue(outbox, messages)
+                if outbox.unsent and (closing or now >= outbox.retry_at):
+                    self._send(outbox)
             if closing:
                 self._ended.set()
                 return
@@ -254,33 +259,33 @@ class NotifySink:
     def _pause(self) -> float | None:
         """Return the seconds until there is something to send, None if there is nothing."""
         now = self._clock()
-        waits = [max(0.0, box.retry_at - now) for box in self._outboxes if box.unsent]
+        waits = [max(0.0, outbox.retry_at - now) for outbox in self._outboxes if outbox.unsent]
         due = self._digest.next_due(now)
         if due is not None:
             waits.append(due)
         return min(waits) if waits else None
 
-    def _queue(self, box: _Outbox, messages: Iterable[Message]) -> None:
+    def _queue(self, outbox: _Outbox, messages: Iterable[Message]) -> None:
         for message in messages:
-            if len(box.unsent) >= _MAX_UNSENT:
-                box.unsent.popleft()
-                box.dropped += 1
-            box.unsent.append(message)
+            if len(outbox.unsent) >= _MAX_UNSENT:
+                outbox.unsent.popleft()
+                outbox.dropped += 1
+            outbox.unsent.append(message)
 
-    def _send(self, box: _Outbox) -> None:
+    def _send(self, outbox: _Outbox) -> None:
         """Send a target's messages, the oldest first, until one fails."""
-        while box.unsent:
-            fault = box.target.send(box.unsent[0])
+        while outbox.unsent:
+            fault = outbox.target.send(outbox.unsent[0])
             if fault is not None:
-                if box.fault is None:
-                    _log().warning("notification_failed", target=box.target.label, detail=fault)
-                box.fault, box.retry_at = fault, self._clock() + RETRY_SECONDS
+                if outbox.fault is None:
+                    _log().warning("notification_failed", target=outbox.target.label, detail=fault)
+                outbox.fault, outbox.retry_at = fault, self._clock() + RETRY_SECONDS
                 return
-            box.unsent.popleft()
-            box.sent += 1
-            if box.fault is not None:
-                box.fault = None
-                _log().info("notification_sent_again", target=box.target.label)
+            outbox.unsent.popleft()
+            outbox.sent += 1
+            if outbox.fault is not None:
+                outbox.fault = None
+                _log().info("notification_sent_again", target=outbox.target.label)
 
 
 def configured_targets(settings: Settings) -> tuple[AppriseTarget, ...]:
@@ -291,9 +296,11 @@ def configured_targets(settings: Settings) -> tuple[AppriseTarget, ...]:
 
 def build(settings: Settings) -> NotifySink:
     """Return the sink for these settings. Raises `SinkError`."""
-    targets, least = configured_targets(settings), settings.notify_severity
+    targets, min_severity = configured_targets(settings), settings.notify_severity
     return NotifySink(
-        targets, settings.notify_kinds, None if least == "none" else Severity[least.upper()]
+        targets,
+        settings.notify_kinds,
+        None if min_severity == "none" else Severity[min_severity.upper()],
     )
 
 

@@ -186,7 +186,7 @@ def _count_values(
 
 
 def _counted_value(record: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return what is counted of a record: the origin of a refused request, or an identity that was here."""
+    """Return what is counted of a record: the origin of a refused request, or an identity that was used."""
     if record["kind"] == "identity_seen":
         return "user", record.get("user")
     if record.get("verdict") in _REFUSED:

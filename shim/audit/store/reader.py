@@ -86,15 +86,15 @@ _PIECE_SECONDS = 0.02
 _FIRST_PIECE = 500
 # The most rows of a piece that are side by side, and of one whose rows are scattered: with a cold cache, each
 # of these is a read from the disk.
-_LAST_PIECE = 4_000
-_LAST_SCATTERED = 400
+_MAX_PIECE = 4_000
+_MAX_SCATTERED_PIECE = 400
 # Rows to count when two filters are compared.
-_COUNTED = 2000
+_COUNT_LIMIT = 2000
 # Addresses of a network that are looked up one by one.
 _MAX_ADDRESSES = 40
 # Rows of a network that are sorted for each piece. The larger number is tried if the smaller one took less
 # than this time.
-_SORTED = (5_000, 20_000)
+_SORT_LIMITS = (5_000, 20_000)
 _SORT_SECONDS = 0.01
 # Filters whose values are rarer than those of the others, mostly.
 _NAMES = ("user", "account", "client", "request_id")
@@ -323,7 +323,7 @@ class TrailReader:
 
     def report(self, since: int, until: int) -> Report:
         """Return the report of a period (µs). Counts are of full hours."""
-        cut: list[str] = []
+        truncated: list[str] = []
         with self._connection() as connection:
             lists: dict[str, tuple[StoredEvent, ...]] = {}
             for name, kinds in REPORT_KINDS.items():
@@ -332,14 +332,14 @@ class TrailReader:
                 found = [scan.pop() for _ in range(_REPORT_ROWS) if scan.peek() is not None]
                 lists[name] = tuple(found)
                 if len(found) == _REPORT_ROWS and scan.peek() is not None:
-                    cut.append(name)
+                    truncated.append(name)
             first, last = since // HOUR, (until - 1) // HOUR
             verdicts = _grouped(connection, first, last, HOURS.c.verdict, HOURS.c.verdict != "")
             # An account that is denied is the reason of a rejected request, and would count twice.
             refused = HOURS.c.verdict.in_(("stripped", "rejected"))
             refusals = _grouped(connection, first, last, HOURS.c.reason, refused)
-            origins = _top(connection, first, last, "client")
-            people = _top(connection, first, last, "user")
+            origins = _most_frequent(connection, first, last, "client")
+            people = _most_frequent(connection, first, last, "user")
         return Report(
             since=since,
             until=until,
@@ -347,7 +347,7 @@ class TrailReader:
             refusals=refusals,
             origins=origins,
             people=people,
-            truncated=tuple(cut),
+            truncated=tuple(truncated),
             **lists,
         )
 
@@ -410,14 +410,14 @@ class TrailReader:
                     break
                 scan, head = choose(heads, key=lambda each: _merge_key(each[1]))
                 # A stream whose time is over may have earlier events behind the place that it reached.
-                reached = [found for other in scans if (found := other.reached()) is not None]
-                if any(choose(_merge_key(head), each) == each for each in reached):
+                stopped_at = [found for other in scans if (found := other.stopped_at()) is not None]
+                if any(choose(_merge_key(head), each) == each for each in stopped_at):
                     break
                 events.append(scan.pop())
             remaining = [scan for scan in scans if scan.peek() is not None or scan.paused]
         searched = max((scan.searched for scan in scans), default=0)
         paused = [scan for scan in scans if scan.paused]
-        more = bool(remaining)
+        has_more = bool(remaining)
         for scan in scans:
             positions[scan.stream] = scan.position
         text_limit = filters.text is not None and any(scan.text_ended for scan in scans)
@@ -429,7 +429,7 @@ class TrailReader:
             direction = "forward" if oldest_first else "back"
             note = f"The search is not complete: the next page searches further {direction}."
         return Page(
-            tuple(events), _cursor(positions, searched, oldest_first) if more else None, note
+            tuple(events), _cursor(positions, searched, oldest_first) if has_more else None, note
         )
 
     def _read_engine(self) -> Engine:
@@ -517,7 +517,7 @@ class _Scan:
         self._table = TABLES[stream]
         self._found: list[StoredEvent] = []
         self._has_read = False
-        self._reached: str | None = None
+        self._stopped_at: str | None = None
         first, last = _bounds(connection, stream)
         low, high = _index_bounds(connection, stream, filters, first, last)
         if after is not None and oldest_first:
@@ -528,8 +528,8 @@ class _Scan:
         self.position = low - 1 if oldest_first else high + 1
         self._driver, self._others = _driver(connection, self._table, filters, low, high)
         is_exact = not self._others and filters.text is None
-        self._most = _LAST_PIECE if self._driver is None else _LAST_SCATTERED
-        self._piece = min(limit if is_exact else self._most, _FIRST_PIECE)
+        self._max_piece = _MAX_PIECE if self._driver is None else _MAX_SCATTERED_PIECE
+        self._piece = min(limit if is_exact else self._max_piece, _FIRST_PIECE)
 
     def peek(self) -> StoredEvent | None:
         """Return the next event without removing it, None at the end or when the time is over."""
@@ -549,19 +549,19 @@ class _Scan:
         self.position = found.index
         return found
 
-    def reached(self) -> tuple[str, str] | None:
+    def stopped_at(self) -> tuple[str, str] | None:
         """Return the time of the last candidate, and the stream, if the time was over before the end."""
         if not self.paused:
             return None
-        if self._reached is None:
+        if self._stopped_at is None:
             time_ = self._table.c.time
             query = select(time_).where(self._table.c.index == self.position)
             found = self._connection.execute(query).scalar()
             if found is None:  # it reached nothing
-                self._reached = "" if self._oldest_first else "~"
+                self._stopped_at = "" if self._oldest_first else "~"
             else:
-                self._reached = iso_time(int(found))
-        return self._reached, self.stream
+                self._stopped_at = iso_time(int(found))
+        return self._stopped_at, self.stream
 
     def _read_piece(self) -> None:
         table, start = self._table, time.monotonic()
@@ -572,7 +572,7 @@ class _Scan:
             return
         candidates = piece.rows.where(*self._others)
         if self._filters.text is not None:
-            self.searched += piece.count if not self._others else self._number_of(candidates)
+            self.searched += piece.count if not self._others else self._count_rows(candidates)
         needle = self._filters.needle()
         query = candidates.where(
             table.c.data.icontains(needle, autoescape=True) if needle else true()
@@ -582,20 +582,20 @@ class _Scan:
         found = [_stored(self.stream, each) for each in rows]
         self._found += [e for e in found if self._filters.matches_text(e.record)]
         full = len(rows) == MAX_PAGE
-        edge = found[-1].index if full else piece.edge
+        boundary = found[-1].index if full else piece.boundary
         if not self._found:
-            self.position = edge
+            self.position = boundary
         if piece.is_last and not full:
             self._high = self._low - 1
         elif self._oldest_first:
-            self._low = edge + 1
+            self._low = boundary + 1
         else:
-            self._high = edge - 1
-        took = time.monotonic() - start
-        if took < _PIECE_SECONDS / 2:
-            self._piece = min(self._piece * 2, self._most)
-        elif took > _PIECE_SECONDS:
-            self._piece = max(self._piece // 2, min(_FIRST_PIECE, self._most))
+            self._high = boundary - 1
+        elapsed = time.monotonic() - start
+        if elapsed < _PIECE_SECONDS / 2:
+            self._piece = min(self._piece * 2, self._max_piece)
+        elif elapsed > _PIECE_SECONDS:
+            self._piece = max(self._piece // 2, min(_FIRST_PIECE, self._max_piece))
 
     def _next_piece(self) -> _Piece | None:
         """Return the next candidates, None at the end."""
@@ -607,10 +607,10 @@ class _Scan:
                 high = min(high, low + size - 1)
             else:
                 low = max(low, high - size + 1)
-            edge = high if self._oldest_first else low
+            boundary = high if self._oldest_first else low
             is_last = (low, high) == (self._low, self._high)
             rows = select(table).where(table.c.index.between(low, high))
-            return _Piece(rows, high - low + 1, edge, is_last)
+            return _Piece(rows, high - low + 1, boundary, is_last)
         part = self._driver(self._low, self._high, size, self._oldest_first)
         ends = func.max(part.c.index) if self._oldest_first else func.min(part.c.index)
         found, count = self._connection.execute(select(ends, func.count()).select_from(part)).one()
@@ -619,7 +619,7 @@ class _Scan:
         rows = select(table).join(part, table.c.index == part.c.index)
         return _Piece(rows, int(count), int(found), count < size)
 
-    def _number_of(self, rows: Select[Any]) -> int:
+    def _count_rows(self, rows: Select[Any]) -> int:
         query = select(func.count()).select_from(
             rows.with_only_columns(self._table.c.index).subquery()
         )
@@ -632,7 +632,7 @@ class _Piece:
 
     rows: Select[Any]
     count: int
-    edge: int
+    boundary: int
     is_last: bool
 
 
@@ -654,15 +654,15 @@ def _driver(
             exact[name] = (lowest,)
         else:
             networks[name] = (lowest, highest)
-    chosen, fewest = "", _COUNTED + 1
+    chosen, lowest_count = "", _COUNT_LIMIT + 1
     for name, values in exact.items():
         count = _count(connection, table, table.c[name], values, low, high)
         # With equal counts, a name or address is rarer than a kind.
-        if count < fewest or (count == fewest and len(values) == 1):
-            chosen, fewest = name, count
+        if count < lowest_count or (count == lowest_count and len(values) == 1):
+            chosen, lowest_count = name, count
     is_sorted = False
     for name, (lowest, highest) in networks.items():
-        if fewest < _COUNTED or is_sorted:
+        if lowest_count < _COUNT_LIMIT or is_sorted:
             break
         if _can_be_sorted(connection, table.c[name], lowest, highest):
             chosen, is_sorted = name, True
@@ -671,8 +671,8 @@ def _driver(
             # A client is rarer than a kind.
             if not chosen or (name == "client" and chosen not in _NAMES):
                 chosen = name
-    left = [each for name, each in conditions.items() if name != chosen]
-    others: tuple[ColumnElement[bool], ...] = (*left, *_times(table, filters))
+    remaining = [each for name, each in conditions.items() if name != chosen]
+    others: tuple[ColumnElement[bool], ...] = (*remaining, *_times(table, filters))
     if not chosen:
         return None, others
 
@@ -698,8 +698,8 @@ def _times(table: Table, filters: Filters) -> list[ColumnElement[bool]]:
 def _count(
     connection: Connection, table: Table, column: Any, values: tuple[Any, ...], low: int, high: int
 ) -> int:
-    """Return how many rows have one of the values, at most `_COUNTED`."""
-    candidates = _candidates(table, column, values, low, high, _COUNTED, False)
+    """Return how many rows have one of the values, at most `_COUNT_LIMIT`."""
+    candidates = _candidates(table, column, values, low, high, _COUNT_LIMIT, False)
     query = select(func.count()).select_from(candidates)
     return int(connection.execute(query).scalar_one())
 
@@ -725,9 +725,9 @@ def _candidates(
         return select(table.c.index).where(false()).subquery()
     if len(parts) == 1:
         return parts[0]
-    together = union_all(*(select(part.c.index) for part in parts)).subquery()
-    order = together.c.index.asc() if oldest_first else together.c.index.desc()
-    return select(together.c.index).order_by(order).limit(size).subquery()
+    union = union_all(*(select(part.c.index) for part in parts)).subquery()
+    order = union.c.index.asc() if oldest_first else union.c.index.desc()
+    return select(union.c.index).order_by(order).limit(size).subquery()
 
 
 def _sorted(
@@ -752,11 +752,11 @@ def _can_be_sorted(
     connection: Connection, column: ColumnElement[Any], lowest: bytes, highest: bytes
 ) -> bool:
     """Return whether a network has so few rows that `_sorted` is fast."""
-    for most in _SORTED:
+    for limit in _SORT_LIMITS:
         begin = time.monotonic()
-        found = select(column).where(column.between(lowest, highest)).limit(most + 1).subquery()
+        found = select(column).where(column.between(lowest, highest)).limit(limit + 1).subquery()
         count = connection.execute(select(func.count()).select_from(found)).scalar_one()
-        if count <= most:
+        if count <= limit:
             return True
         if time.monotonic() - begin > _SORT_SECONDS:
             break
@@ -900,7 +900,7 @@ def _grouped(
     return tuple(Count(value, int(count)) for value, count in connection.execute(query))
 
 
-def _top(connection: Connection, first: int, last: int, name: str) -> tuple[Count, ...]:
+def _most_frequent(connection: Connection, first: int, last: int, name: str) -> tuple[Count, ...]:
     values, total = HOURLY_VALUES.c, func.sum(HOURLY_VALUES.c.count)
     query = (
         select(values.value, values.reason, total, func.max(values.last_time))

@@ -40,7 +40,7 @@ def limits_of_days(days: int, max_size: int | None = None, now: float | None = N
     return Limits(round(moment * 1_000_000) - days * _DAY, max_size)
 
 
-def cut(
+def remove_oldest(
     connection: Connection, stream: Stream, limits: Limits, keys: Keys, reason: str = ""
 ) -> int:
     """Remove at most `PIECE` of the oldest rows that are beyond the limits, and return their number. The last
@@ -53,14 +53,14 @@ def cut(
         .order_by(table.c.index)
         .limit(PIECE)
     )
-    size, last, why = state.size, None, ""
+    size, last, exceeded = state.size, None, ""
     rows = 0
     for row in connection.execute(query):
         too_big = limits.max_size is not None and size > limits.max_size
         too_old = limits.since is not None and row.time < limits.since
         if not too_big and not too_old:
             break
-        last, why = row, why or ("age" if too_old else "size")
+        last, exceeded = row, exceeded or ("age" if too_old else "size")
         size -= row_size(row.data)
         rows += 1
     # A cut adds a row itself: one row alone is not worth it.
@@ -75,7 +75,7 @@ def cut(
     write_state(connection, stream, state)
     removed = RowsRemoved(
         time=time.time(),
-        reason=reason or why,
+        reason=reason or exceeded,
         first_index=first,
         last_index=last_index,
         last_hash=bytes(last.hash).hex(),

@@ -130,7 +130,7 @@ HOURS = Table(
     Column("last_index", BigInteger, nullable=False),
 )
 
-# The most frequent values per hour: `field` is `client` (of refused requests) or `user` (who was here).
+# The most frequent values per hour: `field` is `client` (of refused requests) or `user` (of used identities).
 HOURLY_VALUES = Table(
     "audit_hourly_values",
     METADATA,

@@ -235,16 +235,16 @@ class _Verifier:
 
     def _verify_fields(self, row: ChainRow, record: Record) -> None:
         if record["kind"] == ChainStarted.kind:
-            cited = (
+            linked = (
                 record.get("last_index"),
                 record.get("last_hash"),
                 record.get("key_id", NO_KEY),
             )
-            if cited != (row.index - 1, self._previous.hex(), row.key_id):
+            if linked != (row.index - 1, self._previous.hex(), row.key_id):
                 raise _Found(
                     "altered",
                     row.index,
-                    f"the chain that begins with row {row.index} cites another row",
+                    f"the chain that begins with row {row.index} refers to another row",
                 )
         elif self._verified and (row.chain, row.key_id) != (self._chain, self._key_id):
             raise _Found(
@@ -298,11 +298,11 @@ class _Verifier:
             if previous != GENESIS:
                 raise _Found("altered", 1, "the first row does not begin a chain")
             return
-        cut = self._removed or {}
-        if (cut.get("last_index"), cut.get("last_hash")) != (first - 1, previous.hex()):
+        removed = self._removed or {}
+        if (removed.get("last_index"), removed.get("last_hash")) != (first - 1, previous.hex()):
             raise _Found(
                 "missing",
-                int(cut.get("last_index") or 0) + 1,
+                int(removed.get("last_index") or 0) + 1,
                 f"the rows up to {first - 1} are missing, and no event of the chain says that they were "
                 "removed",
             )

@@ -22,7 +22,7 @@ from shim.audit.events import Stream as EventStream
 from shim.audit.events.storage import Checkpoint, TrailReplaced
 from shim.audit.store.append import CONVERTED, Head, append, read_head
 from shim.audit.store.chain import Keys
-from shim.audit.store.retention import Limits, cut, remove_counts
+from shim.audit.store.retention import Limits, remove_counts, remove_oldest
 from shim.audit.store.schema import META, STREAMS, TABLES, Record, Stream
 from shim.audit.store.tables import build_database
 from shim.health import Check, State
@@ -38,12 +38,12 @@ CHECKPOINT_SECONDS = 3600.0
 # Without a successful write for this time, the trail counts as unavailable.
 UNAVAILABLE_SECONDS = 10.0
 # Time that a write waits which the keeper of the trail makes.
-_PROVE_SECONDS = 5.0
+_CHECK_WRITABLE_SECONDS = 5.0
 _RETENTION_PAUSE = 0.05
 # Time for the last write when the store is closed.
 _CLOSE_SECONDS = 2.0
 # Ids to remember, so that an event that was stored already is not stored again.
-_REMEMBERED = 4096
+_MAX_REMEMBERED_IDS = 4096
 
 
 class TrailStore:
@@ -117,7 +117,7 @@ class TrailStore:
         the latest after `seconds`. If the trail passes it later too, it is not stored twice."""
         self._log_due_checkpoints(await self._within(seconds, lambda: self._append([event])) or ())
 
-    async def prove_writable(self, seconds: float = _PROVE_SECONDS) -> None:
+    async def check_writable(self, seconds: float = _CHECK_WRITABLE_SECONDS) -> None:
         """Write an unchanged value. Raises `StoreError`, at the latest after `seconds`."""
         same = update(META).where(META.c.name == "version").values(value=META.c.value)
         await self._within(
@@ -130,7 +130,7 @@ class TrailStore:
         removed = 0
         for stream, limit in limits.items():
             while True:
-                count = await self._run(lambda s=stream, m=limit: self._cut(s, m, reason))  # type: ignore[misc]
+                count = await self._run(lambda s=stream, m=limit: self._remove_oldest(s, m, reason))  # type: ignore[misc]
                 removed += count
                 if not count:
                     break
@@ -195,20 +195,20 @@ class TrailStore:
     async def _within(self, seconds: float, work: Callable[[], T]) -> T | None:
         """Run `work` in the thread, and return its result. Raises `StoreError` after `seconds`; then `work`
         is not begun any more."""
-        given_up = False
+        abandoned = False
 
-        def unless_given_up() -> T | None:
-            return None if given_up else work()
+        def work_unless_abandoned() -> T | None:
+            return None if abandoned else work()
 
         try:
             async with asyncio.timeout(seconds):
-                return await self._run(unless_given_up)
+                return await self._run(work_unless_abandoned)
         except TimeoutError:
             error = StoreError(f"{self.display_url}: no response for {seconds:.0f} s")
             self._failed(error)
             raise error from None
         finally:
-            given_up = True
+            abandoned = True
 
     def _failed(self, error: StoreError) -> None:
         self.fault = str(error)
@@ -262,12 +262,14 @@ class TrailStore:
         heads = self._write(work)
         for event in events:
             self._stored[event.id] = None
-        while len(self._stored) > _REMEMBERED:
+        while len(self._stored) > _MAX_REMEMBERED_IDS:
             del self._stored[next(iter(self._stored))]
         return heads
 
-    def _cut(self, stream: Stream, limits: Limits, reason: str) -> int:
-        return self._write(lambda connection: cut(connection, stream, limits, self._keys, reason))
+    def _remove_oldest(self, stream: Stream, limits: Limits, reason: str) -> int:
+        return self._write(
+            lambda connection: remove_oldest(connection, stream, limits, self._keys, reason)
+        )
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         self._ensure_open()
@@ -281,7 +283,7 @@ class TrailStore:
         except StoreCorrupt as error:
             if not self._replaces:
                 raise
-            self._set_aside(error)
+            self._rename_corrupt_file(error)
             done = self._write_once(work)
         return done
 
@@ -308,7 +310,7 @@ class TrailStore:
         except StoreCorrupt as error:
             if not self._replaces:
                 raise
-            self._set_aside(error)
+            self._rename_corrupt_file(error)
 
     def _open(self) -> None:
         self._database.open()
@@ -316,24 +318,24 @@ class TrailStore:
         self._database_id = self._database.read(lambda c: str(c.execute(query).scalar()))
         self._opened = True
 
-    def _set_aside(self, error: StoreCorrupt) -> None:
+    def _rename_corrupt_file(self, error: StoreCorrupt) -> None:
         """Rename the corrupt file, and begin a new one."""
         file = self._database.file
         if file is None:
             raise error
         self._database.forget_file()
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        kept = _free_name(file.with_name(f"{file.stem}.corrupt-{stamp}{file.suffix}"))
+        new_path = _free_name(file.with_name(f"{file.stem}.corrupt-{stamp}{file.suffix}"))
         try:
             for ending in ("-wal", "-shm", ""):
                 part = Path(f"{file}{ending}")
                 if part.exists():
-                    part.rename(f"{kept}{ending}")
+                    part.rename(f"{new_path}{ending}")
         except OSError as fault:
             raise StoreError(
                 f"{error}; and the file can't be renamed: {fault.strerror or fault}"
             ) from None
-        self._replace(f"the audit database was corrupt ({error}) and is now {kept}")
+        self._replace(f"the audit database was corrupt ({error}) and is now {new_path}")
 
     def _replace(self, detail: str) -> None:
         """Open the file that is there now, or create it, and record why."""

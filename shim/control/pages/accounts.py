@@ -37,13 +37,13 @@ _FAULTS: Final = (OperationError, NavidromeError, StoreError, NotStored)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One account in the list. `mark` is the shape of `state`, `last_seen` is in µs, `actions` are those that
+    """One account in the list. `icon` is the shape of `state`, `last_seen` is in µs, `actions` are those that
     are possible."""
 
     account: str
     uid: str | None
     user: str | None
-    mark: str
+    icon: str
     state: str
     meaning: str
     empty_password: bool
@@ -83,8 +83,8 @@ _OWN: Final = (
 _STATES: Final[Mapping[str, tuple[str, str]]] = {
     "active": ("ok", "linked to this identity"),
     "denied": ("refused", "linked, but the policy denies this identity"),
-    "unlinked": ("anonymous", "was linked; the next person with this name may claim it"),
-    "unbound": ("anonymous", "exists in Navidrome, linked to nobody"),
+    "unlinked": ("anonymous", "was linked; the next person with this name may be linked to it"),
+    "unbound": ("anonymous", "exists in Navidrome, not linked to an identity"),
     "reserved": ("info", "the shim's own account, or protected"),
     "gone": ("warning", "deleted in Navidrome"),
 }
@@ -160,10 +160,10 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
 
 def account_line(row: AccountRow) -> Line:
     """Return an account as the list shows it."""
-    mark, meaning = _STATES.get(row.state, ("info", ""))
+    icon, meaning = _STATES.get(row.state, ("info", ""))
     state = row.state
     if row.locked and row.state not in ("reserved", "gone"):
-        mark, state = "refused", "locked" if row.uid is None else f"{row.state}, locked"
+        icon, state = "refused", "locked" if row.uid is None else f"{row.state}, locked"
         if row.state == "active":
             meaning = "linked; the next sign-in that the policy allows ends the lock"
     name = {"account": row.account}
@@ -171,7 +171,7 @@ def account_line(row: AccountRow) -> Line:
         account=row.account,
         uid=row.uid,
         user=row.user,
-        mark=mark,
+        icon=icon,
         state=state,
         meaning=meaning,
         empty_password=row.empty_password,
@@ -201,8 +201,8 @@ def _possible(row: AccountRow) -> tuple[str, ...]:
 def _own(services: ControlServices, caller: Caller, action: str, name: str | None) -> str:
     """Return what an action on this account means for the console, if it is the caller's own, else
     nothing."""
-    shuts_out = action in ("lock", "unlink")
-    if services.people is None or caller.identity is None or not name or not shuts_out:
+    ends_own_access = action in ("lock", "unlink")
+    if services.people is None or caller.identity is None or not name or not ends_own_access:
         return ""
     own = services.people.own_account(caller.identity).name
     return _OWN if own and normalize_name(own) == normalize_name(name) else ""

@@ -15,7 +15,7 @@ from markupsafe import Markup
 HEIGHT: Final = 44
 _SLOT: Final = 10  # the width of a bar with its gap, in units of the view box
 _BAR: Final = 8
-_LEAST: Final = 3  # a count above zero stays visible beside a large one
+_MIN_HEIGHT: Final = 3  # a count above zero stays visible beside a large one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ def bar_chart(bars: Sequence[Bar], kind: str) -> Markup:
 def _outline(position: int, count: int, highest: int) -> str:
     if count <= 0:
         return ""
-    height = max(_LEAST, round(count / highest * (HEIGHT - 2), 1))
-    left = position * _SLOT + (_SLOT - _BAR) // 2
-    return f"M{left} {HEIGHT - height:g}h{_BAR}V{HEIGHT}h-{_BAR}z"
+    height = max(_MIN_HEIGHT, round(count / highest * (HEIGHT - 2), 1))
+    x = position * _SLOT + (_SLOT - _BAR) // 2
+    return f"M{x} {HEIGHT - height:g}h{_BAR}V{HEIGHT}h-{_BAR}z"
 
 
 def _slot(position: int, bar: Bar) -> Markup:

@@ -58,12 +58,14 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
                 ]
             except DeviceError:
                 # The name is from a link, so it is not repeated.
-                context |= {"fault": "There is no such account, or it is linked to nobody."}
+                context |= {
+                    "fault": "There is no such account, or it is not linked to an identity."
+                }
                 status = 404
         return await page(request, "devices.html", visitor, context, status)
 
     @router.get(_PATH + "/{device_id}/revoke")
-    async def ask(request: Request, device_id: str, visitor: Visitor = visitor) -> Response:
+    async def confirm(request: Request, device_id: str, visitor: Visitor = visitor) -> Response:
         found = _found(services, device_id)
         context = {
             "device": device_line(found.device, time.time(), found.account),

@@ -16,12 +16,12 @@ _RESULTS = frozenset({"done", "refused", "failed"})
 
 @dataclass(frozen=True, slots=True)
 class EventLine:
-    """One event in a list. `mark` names its shape and colour, `word` stands beside it. `time` is in µs."""
+    """One event in a list. `icon` names its shape and colour, `label` stands beside it. `time` is in µs."""
 
     id: str
     time: int
-    mark: str
-    word: str
+    icon: str
+    label: str
     title: str
     detail: str
     count: int
@@ -39,15 +39,17 @@ def event_line(event: StoredEvent) -> EventLine:
     return EventLine(
         id=str(record["id"]),
         time=microseconds(record["time"]),
-        mark=mark_of(event),
-        word=words.label,
+        icon=icon_of(event),
+        label=words.label,
         title=words.title,
-        detail=" · ".join(filter(None, (words.why.rstrip("."), words.notes.rstrip("."), origin))),
+        detail=" · ".join(
+            filter(None, (words.explanation.rstrip("."), words.notes.rstrip("."), origin))
+        ),
         count=int(record.get("count", 1)),
     )
 
 
-def mark_of(event: StoredEvent) -> str:
+def icon_of(event: StoredEvent) -> str:
     """Return the name of the event's shape: the verdict, the result of an action, or else the severity."""
     record = event.record
     verdict, result = record.get("verdict"), record.get("result")
@@ -58,8 +60,8 @@ def mark_of(event: StoredEvent) -> str:
 
 def microseconds(time: str) -> int:
     """Return the time of a record in µs since the epoch."""
-    moment = datetime.fromisoformat(time)
-    return round(moment.timestamp() * 1_000_000)
+    parsed = datetime.fromisoformat(time)
+    return round(parsed.timestamp() * 1_000_000)
 
 
 def _origin(client: object, peer: object) -> str:

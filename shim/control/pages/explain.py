@@ -31,7 +31,7 @@ class Step:
 
     name: str
     result: str
-    why: str
+    explanation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,14 @@ def explain_pages(router: APIRouter, access: Access, services: ControlServices) 
         context = _context(form, settings)
         status = 200
         try:
-            asked = ExplainedRequest(
+            explained_request = ExplainedRequest(
                 peer=form["peer"].strip(),
                 method=form["method"],
                 path=form["path"],
                 headers=tuple(line for line in form["headers"].split("\n") if line.strip()),
                 with_secret=bool(form["with_secret"]),
             )
-            result = await services.explain(asked)
+            result = await services.explain(explained_request)
             context["result"] = explanation(result, form)
         except InvalidRequest as error:
             context["fault"], status = _sentence(str(error)), 400
@@ -93,7 +93,7 @@ def explanation(result: Mapping[str, Any], form: Mapping[str, str]) -> Explanati
     reason = reason_of(result["reason"])
     assert reason is not None
     steps = tuple(Step(each["step"], each["result"], each["why"]) for each in result["steps"])
-    last = steps[-1].why if steps and steps[-1].why else reason.text
+    last = steps[-1].explanation if steps and steps[-1].explanation else reason.text
     lines = [f"{name}: {value}" for name, value in result["forwarded_headers"]]
     forwarded = "\n".join((f"{form['method']} {form['path']} HTTP/1.1", *lines)) if lines else ""
     return Explanation(
@@ -153,7 +153,7 @@ def _examples(settings: Settings) -> tuple[Example, ...]:
     alias = {**signed_in, "headers": f"{user.replace('-', '_')}: admin"}
     return (
         Example("A person who has signed in opens the web app", urlencode(signed_in)),
-        Example("Somebody past the edge claims to be the admin", urlencode(attack)),
+        Example("A client that bypasses the edge claims to be the admin", urlencode(attack)),
         Example("A Subsonic app calls an open path", urlencode(app)),
         Example("A client sends a header that only resembles an identity header", urlencode(alias)),
     )

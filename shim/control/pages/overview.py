@@ -22,8 +22,8 @@ from shim.trust.reasons import Reason
 HOUR: Final = 3_600_000_000
 DAY: Final = 24 * HOUR
 _LIST: Final = 8
-_LEAST_RISE: Final = 20
-_RISE: Final = 5
+_MIN_INCREASE: Final = 20
+_INCREASE_FACTOR: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
+class ChartRow:
     """One row of bars. `meaning` says what is counted; `query` leads to these events."""
 
     name: str
@@ -125,7 +125,7 @@ def overview(chosen: Range, activity: Activity, checks: Sequence[Check]) -> dict
     findings = [
         *health_findings(checks),
         *_event_findings(activity, chosen),
-        *_rises(summary),
+        *_increases(summary),
         *_denied(activity),
         *_probes(report),
         *_wrong_tokens(activity),
@@ -136,7 +136,7 @@ def overview(chosen: Range, activity: Activity, checks: Sequence[Check]) -> dict
         "chosen": chosen,
         "ranges": RANGES,
         "findings": findings,
-        "strips": _strips(summary),
+        "strips": _chart_rows(summary),
         "starts": tuple(range(summary.since, summary.until, summary.bucket)),
         "bucket_style": "day" if summary.bucket >= DAY else "minute",
         "refusals": _refusals(report),
@@ -173,12 +173,12 @@ def _event_findings(activity: Activity, chosen: Range) -> list[Finding]:
     found = []
     for kind, events in kinds.items():
         words = in_words(events[0].record)
-        often = f" ({len(events)} times in {chosen.words})" if len(events) > 1 else ""
+        suffix = f" ({len(events)} times in {chosen.words})" if len(events) > 1 else ""
         found.append(
             Finding(
                 "error",
-                words.title + often,
-                " ".join(filter(None, (words.why, words.remedy))),
+                words.title + suffix,
+                " ".join(filter(None, (words.explanation, words.remedy))),
                 _query(activity.report, kind=(kind,)),
                 time=microseconds(events[0].record["time"]),
             )
@@ -186,17 +186,17 @@ def _event_findings(activity: Activity, chosen: Range) -> list[Finding]:
     return found
 
 
-def _rises(summary: Summary) -> list[Finding]:
+def _increases(summary: Summary) -> list[Finding]:
     """Return a finding if far more requests than before were refused in the newest bucket."""
     found = []
     for verdict, word in (("rejected", "rejected"), ("stripped", "stripped of an identity")):
         counts = _counts(summary, _with_verdict(verdict))
         *before, newest = counts
-        usual = sum(before) / max(1, len(before))
-        if newest >= _LEAST_RISE and newest > _RISE * max(1.0, usual):
+        average = sum(before) / max(1, len(before))
+        if newest >= _MIN_INCREASE and newest > _INCREASE_FACTOR * max(1.0, average):
             start = summary.until - summary.bucket
             query = _trail_query(start, summary.until, verdict=(verdict,))
-            title = f"{newest:,} requests were {word} recently, usually about {usual:.0f}"
+            title = f"{newest:,} requests were {word} recently, usually about {average:.0f}"
             found.append(Finding("warning", title, "", query))
     return found
 
@@ -210,7 +210,7 @@ def _denied(activity: Activity) -> list[Finding]:
         Finding(
             "warning",
             in_words(event.record).title,
-            in_words(event.record).why,
+            in_words(event.record).explanation,
             _query(activity.report, user=user),
             time=microseconds(event.record["time"]),
         )
@@ -244,15 +244,15 @@ def _probes(report: Report) -> list[Finding]:
         return []
     addresses = list(dict.fromkeys(each.value for each in claims))
     total = sum(each.count for each in claims)
-    shown = ", ".join(addresses[:3]) + (
+    listed = ", ".join(addresses[:3]) + (
         f" and {len(addresses) - 3} more" if len(addresses) > 3 else ""
     )
     times = "1 request" if total == 1 else f"{total:,} requests"
     return [
         Finding(
             "warning",
-            f"{times} claimed an identity without proof, from {shown}",
-            "None of them got it.",
+            f"{times} claimed an identity without proof, from {listed}",
+            "None of these requests was accepted as this identity.",
             anchor="origins",
         )
     ]
@@ -279,22 +279,22 @@ def _changes(report: Report) -> list[Finding]:
     """Return findings for new accounts, locks and changed rights."""
     rights = [e for e in report.changes if any("isAdmin" in c for c in e.record.get("changes", ()))]
     found = []
-    for tone, events, one, many in (
+    for tone, events, singular, plural in (
         ("info", report.new_accounts, "1 new account", "{} new accounts"),
-        ("info", report.locks, "1 account was locked or let in again", "{} locks and readmissions"),
+        ("info", report.locks, "1 account was locked or readmitted", "{} locks and readmissions"),
         ("warning", rights, "1 admin right was changed", "{} admin rights were changed"),
     ):
         if not events:
             continue
         names = dict.fromkeys(str(event.record.get("account", "")) for event in events)
         kinds = tuple(sorted({event.record["kind"] for event in events}))
-        title = one if len(events) == 1 else many.format(len(events))
+        title = singular if len(events) == 1 else plural.format(len(events))
         listed = ", ".join(list(names)[:5]) + (" and more" if len(names) > 5 else "")
         found.append(Finding(tone, f"{title}: {listed}", "", _query(report, kind=kinds)))
     return found
 
 
-def _strips(summary: Summary) -> list[Strip]:
+def _chart_rows(summary: Summary) -> list[ChartRow]:
     rows: tuple[tuple[str, str, dict[str, Any], Callable[[Cell], bool]], ...] = (
         (
             "authenticated",
@@ -321,21 +321,21 @@ def _strips(summary: Summary) -> list[Strip]:
             lambda cell: cell.kind == "request_failed" and cell.reason != "client_left",
         ),
     )
-    return [_strip(summary, *row) for row in rows]
+    return [_chart_row(summary, *row) for row in rows]
 
 
 def _with_verdict(verdict: str) -> Callable[[Cell], bool]:
     return lambda cell: cell.verdict == verdict
 
 
-def _strip(
+def _chart_row(
     summary: Summary,
     name: str,
     meaning: str,
     filters: dict[str, Any],
-    wanted: Callable[[Cell], bool],
-) -> Strip:
-    counts = _counts(summary, wanted)
+    matches: Callable[[Cell], bool],
+) -> ChartRow:
+    counts = _counts(summary, matches)
     bars = []
     for number, count in enumerate(counts):
         start = summary.since + number * summary.bucket
@@ -343,15 +343,15 @@ def _strip(
         query = _trail_query(start, start + summary.bucket, **filters) if count else ""
         bars.append(Bar(count, label, f"trail?{query}" if query else ""))
     query = _trail_query(summary.since, summary.until, **filters)
-    return Strip(name, meaning, sum(counts), query, bar_chart(bars, name), tuple(counts))
+    return ChartRow(name, meaning, sum(counts), query, bar_chart(bars, name), tuple(counts))
 
 
-def _counts(summary: Summary, wanted: Callable[[Cell], bool]) -> list[int]:
+def _counts(summary: Summary, matches: Callable[[Cell], bool]) -> list[int]:
     counts = [0] * ((summary.until - summary.since) // summary.bucket)
     for cell in summary.cells:
-        place = (cell.start - summary.since) // summary.bucket
-        if wanted(cell) and 0 <= place < len(counts):
-            counts[place] += cell.count
+        index = (cell.start - summary.since) // summary.bucket
+        if matches(cell) and 0 <= index < len(counts):
+            counts[index] += cell.count
     return counts
 
 

@@ -118,7 +118,7 @@ def person_pages(router: APIRouter, access: Access, services: ControlServices) -
 
     @router.get("/devices/")
     @router.get("/devices/add")
-    async def leads_back(_: Caller = person) -> Response:
+    async def redirect_back(_: Caller = person) -> Response:
         return RedirectResponse("../", 303)
 
     @router.post("/devices/add")
@@ -126,10 +126,10 @@ def person_pages(router: APIRouter, access: Access, services: ControlServices) -
         return await own.add(request, caller)
 
     @router.get("/devices/{device_id}/{action}")
-    async def ask(
+    async def confirm(
         request: Request, device_id: str, action: str, caller: Caller = person
     ) -> Response:
-        return await own.ask(request, caller, device_id, action)
+        return await own.confirm(request, caller, device_id, action)
 
     @router.post("/devices/{device_id}/{action}")
     async def change(
@@ -183,7 +183,7 @@ class _OwnPage:
         form = await read_form(request)
         device_id = self._access.form_id(caller, form.get(FORM_KEY_FIELD, ""))
         name, days = form.get("name", ""), form.get("days", "")
-        again = {"name": name, "days": days}
+        form_values = {"name": name, "days": days}
         if days not in dict(VALIDITIES):
             raise HTTPException(400, "days: this validity is not offered")
         own = self._account(caller)
@@ -197,10 +197,10 @@ class _OwnPage:
         except DeviceExists:
             return await self.show(request, caller, {"fault": _SENT_BEFORE}, 409)
         except DeviceError as error:
-            return await self.show(request, caller, again | {"fault": str(error)}, 400)
+            return await self.show(request, caller, form_values | {"fault": str(error)}, 400)
         except (NotStored, StoreError) as error:
             fault = f"The device was not added: {error}"
-            return await self.show(request, caller, again | {"fault": fault}, 503)
+            return await self.show(request, caller, form_values | {"fault": fault}, 503)
         new = done.value
         context = {
             "device": device_line(new.device, time.time()),
@@ -212,7 +212,7 @@ class _OwnPage:
         }
         return await page(request, "device_added.html", visitor_for(self._access, caller), context)
 
-    async def ask(
+    async def confirm(
         self, request: Request, caller: Caller, device_id: str, action: str, fault: str = ""
     ) -> Response:
         """Return the form of an action on a device."""
@@ -248,7 +248,7 @@ class _OwnPage:
         except UnknownDevice:
             raise HTTPException(404, _NO_DEVICE) from None
         except DeviceError as error:
-            return await self.ask(request, caller, device_id, action, str(error))
+            return await self.confirm(request, caller, device_id, action, str(error))
         except StoreError as error:
             raise HTTPException(503, f"The device was not changed: {error}") from None
         if done.note:

@@ -55,10 +55,10 @@ class Query:
     def link(self, **changes: str | None) -> str:
         """Return `?…` for the same view with other values; None removes a filter. The cursor is left out."""
         values = {**self.values, **changes}
-        kept = {name: value for name, value in values.items() if value}
-        if not set(TIMES) & kept.keys():
-            kept.pop("zone", None)
-        return f"?{urlencode(kept)}" if kept else ""
+        remaining = {name: value for name, value in values.items() if value}
+        if not set(TIMES) & remaining.keys():
+            remaining.pop("zone", None)
+        return f"?{urlencode(remaining)}" if remaining else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """A filter in force. `without` is the view without it."""
+    """A filter in force. `link_without` is the view without it."""
 
     name: str
     value: str
-    without: str
+    link_without: str
 
 
 _VIEWS: Final[tuple[tuple[str, dict[str, str]], ...]] = (
@@ -98,27 +98,29 @@ def read_page(filters: Filters, cursor: str | None) -> Callable[[TrailReader], P
 
 def trail(query: Query, page: Page | None, fault: str = "") -> dict[str, Any]:
     """Return the values of the template. `page` is None if the filters cannot be used; `fault` says why."""
-    shown = {name: value for name, value in query.values.items() if name != "zone"}
+    values_shown = {name: value for name, value in query.values.items() if name != "zone"}
     events = event_lines(page.events) if page is not None else []
-    live = page is not None and query.cursor is None and "until" not in shown
-    more = page is not None and page.next_cursor
+    live = page is not None and query.cursor is None and "until" not in values_shown
+    older_cursor = page is not None and page.next_cursor
     fault_in = fault.partition(":")[0]
     return {
         "fault": fault,
         "fault_in": fault_in,
         "form": {name: query.values.get(name, "") for name in (*NAMES, "zone")},
-        "options": {name: _options(name, shown.get(name, "")) for name in CHOICES},
-        "more_open": any(name in shown or name == fault_in for name in _MORE),
-        "filtered": bool(shown),
-        "chips": [Chip(name, value, query.link(**{name: None})) for name, value in shown.items()],
+        "options": {name: _options(name, values_shown.get(name, "")) for name in CHOICES},
+        "more_open": any(name in values_shown or name == fault_in for name in _MORE),
+        "filtered": bool(values_shown),
+        "chips": [
+            Chip(name, value, query.link(**{name: None})) for name, value in values_shown.items()
+        ],
         "views": [
-            Link(label, f"?{urlencode(values)}" if values else "", shown == values)
+            Link(label, f"?{urlencode(values)}" if values else "", values_shown == values)
             for label, values in _VIEWS
         ],
         "heading": "Newest events" if query.cursor is None else "Older events",
         "events": events,
         "note": page.note if page is not None else None,
-        "next_page": _with_cursor(query, page.next_cursor) if more and page else "",
+        "next_page": _with_cursor(query, page.next_cursor) if older_cursor and page else "",
         "first_page": query.link() or "?" if query.cursor is not None else "",
         "live": {"rows": f"trail{query.link()}", "query": query.link(since=None)} if live else None,
     }

@@ -25,7 +25,7 @@ async def test_a_read_does_not_clear_the_failure_of_a_write(
     stand_in_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
-    monkeypatch.setattr(service, "PROVE_SECONDS", 0.1)
+    monkeypatch.setattr(service, "CHECK_WRITABLE_SECONDS", 0.1)
     harness = stand_in_harness
     await harness.start()
     assert store_state(harness) is State.OK

@@ -35,7 +35,7 @@ async def navidrome() -> AsyncIterator[Navidrome]:
         yield served
 
 
-async def _under_way(shim: Program, recorded: ScriptedNavidrome) -> tuple[Client, Served]:
+async def _request_in_progress(shim: Program, recorded: ScriptedNavidrome) -> tuple[Client, Served]:
     client = await shim.client()
     await client.send(get("/track").encode())
     served, _ = await recorded.next()
@@ -83,7 +83,7 @@ async def test_requests_in_progress_finish_and_health_is_served_until_then(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     async with started(tmp_path, navidrome) as (shim, recorded):
-        client, served = await _under_way(shim, recorded)
+        client, served = await _request_in_progress(shim, recorded)
         beginning = await shim.client()
         await beginning.send(b"GET /late HTTP/1.1\r\n")
         shim.stop()
@@ -109,7 +109,7 @@ async def test_a_keep_alive_connection_can_send_one_more_request_during_shutdown
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     async with started(tmp_path, navidrome) as (shim, recorded):
-        client, served = await _under_way(shim, recorded)
+        client, served = await _request_in_progress(shim, recorded)
         await served.send(OK)
         assert (await client.read_response()).get("connection") is None
         shim.stop()
@@ -139,7 +139,7 @@ async def test_connections_that_are_open_after_the_shutdown_timeout_are_aborted(
     tmp_path: Path, navidrome: Navidrome
 ) -> None:
     async with started(tmp_path, navidrome, shutdown_timeout="1") as (shim, recorded):
-        client, served = await _under_way(shim, recorded)
+        client, served = await _request_in_progress(shim, recorded)
         await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         await client.read_response_head()
         assert await client.chunk() == b"a"
@@ -152,7 +152,7 @@ async def test_connections_that_are_open_after_the_shutdown_timeout_are_aborted(
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, navidrome: Navidrome) -> None:
     async with started(tmp_path, navidrome, shutdown_timeout="3600") as (shim, recorded):
-        client, served = await _under_way(shim, recorded)
+        client, served = await _request_in_progress(shim, recorded)
         await served.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         await client.read_response_head()
         shim.stop()

@@ -56,7 +56,7 @@ async def test_an_action_is_stored_when_it_returns(tmp_path: Path) -> None:
         "users.lock",
         action,
         target="bob",
-        gives_right=True,
+        grants_access=True,
         changes=lambda value: (value,),
     )
     (record,) = stored_in(tmp_path)
@@ -105,7 +105,7 @@ async def test_an_action_that_grants_a_right_is_refused_while_storing_is_impossi
     action = Action()
     with pytest.raises(NotStored):
         await perform(
-            AdminActions(store, logged.append), BY, "users.sync", action, gives_right=True
+            AdminActions(store, logged.append), BY, "users.sync", action, grants_access=True
         )
     await store.close()
     assert action.times == 0
@@ -137,20 +137,20 @@ class Unwritable(TrailStore):
         self.waits.append(seconds)
         raise StoreError(f"locked: {event.kind}")
 
-    async def prove_writable(self, seconds: float = 0.0) -> None:
+    async def check_writable(self, seconds: float = 0.0) -> None:
         self.waits.append(seconds)
         raise StoreError("locked")
 
 
-@pytest.mark.parametrize("gives_right", [True, False])
+@pytest.mark.parametrize("grants_access", [True, False])
 @pytest.mark.parametrize("error", [None, ValueError("no such account")])
 async def test_an_action_waits_once_for_a_store_that_cannot_be_written(
-    tmp_path: Path, gives_right: bool, error: Exception | None
+    tmp_path: Path, grants_access: bool, error: Exception | None
 ) -> None:
     store, logged = Unwritable(tmp_path), list[Event]()
     actions = AdminActions(store, logged.append)
     with suppress(NotStored, ValueError):
-        await perform(actions, BY, "device.add", Action(error), gives_right=gives_right)
+        await perform(actions, BY, "device.add", Action(error), grants_access=grants_access)
     await store.close()
     assert len(store.waits) == len(logged) == 1
     assert store.waits[0] <= STORE_SECONDS

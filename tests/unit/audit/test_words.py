@@ -31,8 +31,8 @@ def test_every_rejection_has_a_remedy(reason: Reason) -> None:
 @pytest.mark.parametrize("failure", list(Failure))
 def test_every_failure_has_a_description(failure: Failure) -> None:
     found = in_words({"kind": "request_failed", "reason": str(failure), "method": "GET"})
-    assert found.why.endswith(".")
-    assert str(failure) not in found.why
+    assert found.explanation.endswith(".")
+    assert str(failure) not in found.explanation
 
 
 def test_descriptions_name_only_existing_settings() -> None:
@@ -56,7 +56,7 @@ def test_a_rejected_request_is_described_with_user_request_reason_and_remedy() -
     )
     assert found.label == "rejected"
     assert found.title == "eve: GET /app/"
-    assert found.why == "The token has expired."
+    assert found.explanation == "The token has expired."
     assert found.notes == "The token expired 12 s ago."
     assert "SHIM_JWT_LEEWAY" in found.remedy
 
@@ -72,7 +72,7 @@ def test_an_unknown_kind_is_shown_by_its_name() -> None:
 
 def test_an_unknown_reason_is_shown_by_its_name() -> None:
     found = in_words({"kind": "request_decision", "verdict": "rejected", "reason": "too_new"})
-    assert found.why == "Too new."
+    assert found.explanation == "Too new."
     assert not found.remedy
 
 
@@ -88,7 +88,7 @@ def test_a_note_that_repeats_the_reason_is_left_out() -> None:
 
 def test_the_warnings_about_the_settings_are_in_words() -> None:
     record = {"kind": "configuration_loaded", "warnings": ["SHIM_JWKS_URL is http"]}
-    assert in_words(record).why == "SHIM_JWKS_URL is http."
+    assert in_words(record).explanation == "SHIM_JWKS_URL is http."
 
 
 def test_an_action_without_a_target_names_none() -> None:
@@ -99,5 +99,5 @@ def test_an_action_without_a_target_names_none() -> None:
 
 def test_the_name_of_a_changed_field_stays_as_it_is() -> None:
     record = {"kind": "account_changed", "account": "ada", "changes": ["isAdmin: no → yes"]}
-    assert in_words(record).why == "isAdmin: no → yes."
-    assert in_words({**record, "changes": ["name: A → B"]}).why == "Name: A → B."
+    assert in_words(record).explanation == "isAdmin: no → yes."
+    assert in_words({**record, "changes": ["name: A → B"]}).explanation == "Name: A → B."

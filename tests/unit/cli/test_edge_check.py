@@ -10,7 +10,7 @@ import pytest
 
 from shim.cli.edge_check import (
     Arrived,
-    Elsewhere,
+    NotReached,
     Result,
     RouteResults,
     SignIn,
@@ -91,7 +91,7 @@ def test_another_servers_response_is_recognized(
     status: int, body: str, headers: dict[str, str], detail: str, remedy: str
 ) -> None:
     found = read(status, body, **headers)
-    assert isinstance(found, Elsewhere)
+    assert isinstance(found, NotReached)
     assert detail in found.detail
     assert remedy in found.remedy
 
@@ -191,7 +191,7 @@ def test_the_remedy_is_that_of_the_edge_if_it_shows_its_name(server: str, remedy
 
 
 def test_an_edge_that_rejects_aliases_lets_none_through() -> None:
-    rejected = Elsewhere("another server responded (HTTP 400, text/html)", "")
+    rejected = NotReached("another server responded (HTTP 400, text/html)", "")
     check = checks_of(RouteResults(FINE, rejected))["edge_aliases"]
     assert check.state is State.OK
 
@@ -215,7 +215,7 @@ def test_a_sign_in_on_another_public_path_is_a_warning() -> None:
 
 
 def test_a_route_to_another_server_is_a_warning() -> None:
-    lost = RouteResults(Elsewhere("another server responded (HTTP 404, text/plain)", ""))
+    lost = RouteResults(NotReached("another server responded (HTTP 404, text/plain)", ""))
     check = checks_of(RouteResults(FINE, FINE), lost)["public_routes"]
     assert check.state is State.WARNING
     assert "/share/: another server" in check.detail
@@ -225,7 +225,7 @@ def test_a_route_to_another_server_is_a_warning() -> None:
 def test_a_url_that_leads_elsewhere_is_one_check_with_its_remedy(
     connected: bool, state: State
 ) -> None:
-    found = judge(URL, {"/rest/": RouteResults(Elsewhere("why", "what to do", connected))})
+    found = judge(URL, {"/rest/": RouteResults(NotReached("why", "what to do", connected))})
     [check] = found.checks
     assert check == Check(
         "public_url", state, f"{URL} does not lead to this shim: why", "what to do"

@@ -11,7 +11,7 @@ import pytest
 from demo.navidrome import Fault, FaultKind, StandIn, StandInOptions
 from shim.app.readiness import user_header_check
 from shim.health import State
-from shim.monitors.user_header import UserHeaderState, UserHeaderWatch, beyond_the_shim
+from shim.monitors.user_header import UserHeaderState, UserHeaderWatch, sources_beyond_shim
 from shim.navidrome.api import Navidrome
 from shim.navidrome.session import HeaderSession, LoginSession
 from shim.navidrome.transport import Transport
@@ -176,7 +176,7 @@ async def test_a_restart_makes_it_unknown_at_once_and_it_is_probed_again() -> No
     ],
 )
 def test_sources_that_trust_more_than_one_address(sources: str, wide: tuple[str, ...]) -> None:
-    assert beyond_the_shim(sources) == wide
+    assert sources_beyond_shim(sources) == wide
 
 
 @pytest.mark.parametrize(
@@ -196,4 +196,4 @@ def test_sources_that_trust_more_than_one_address(sources: str, wide: tuple[str,
 def test_sources_beside_the_shims_own_address(
     sources: str, own: str, others: tuple[str, ...]
 ) -> None:
-    assert beyond_the_shim(sources, own) == others
+    assert sources_beyond_shim(sources, own) == others

@@ -107,7 +107,7 @@ def row(number: int) -> dict[str, object]:
 def read(rows: list[int], meanwhile: Callable[[list[int]], None]) -> UserPages:
     """Read a list that is changed after the first page."""
     pages, page_count = UserPages(), 0
-    while (wanted := pages.wanted()) is not None:
+    while (wanted := pages.next_range()) is not None:
         start, end = wanted
         rows.sort()
         pages.read([row(number) for number in rows[start:end]], len(rows))
@@ -154,9 +154,9 @@ def test_a_deletion_and_a_creation_at_once_hide_no_other_user() -> None:
 
 def test_a_list_shorter_than_its_total_is_invalid() -> None:
     pages = UserPages()
-    assert pages.wanted() == (0, PAGE_USERS)
+    assert pages.next_range() == (0, PAGE_USERS)
     pages.read([row(1), row(2)], 3)
-    while pages.wanted() is not None:
+    while pages.next_range() is not None:
         pages.read([row(2)], 3)
     assert pages.fault == "got 2 of 3 users"
 

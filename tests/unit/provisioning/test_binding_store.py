@@ -16,7 +16,7 @@ from shim.provisioning.binding_store import (
     LEASE_SECONDS,
     BindingStore,
     Busy,
-    Outdated,
+    StaleBinding,
     may_be_alive,
     new_owner,
 )
@@ -240,7 +240,7 @@ async def test_a_binding_that_was_changed_since_it_was_read_is_not_overwritten(
     read = await bindings.put(binding())
     released = await bindings.put(read.unlinked())
     for late in (bindings.put(read), bindings.remove(read), bindings.rename({read: "Bob"})):
-        with pytest.raises(Outdated):
+        with pytest.raises(StaleBinding):
             await late
     assert bindings.all() == (released,)
 

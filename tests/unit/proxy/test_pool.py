@@ -330,7 +330,7 @@ async def test_a_retried_request_gets_its_complete_response(
 
 
 async def test_a_pool_can_have_its_own_limit(proxy: RunningProxy, navidrome: Navidrome) -> None:
-    pool = UpstreamPool(proxy.plane, navidrome.address, most=1)
+    pool = UpstreamPool(proxy.plane, navidrome.address, max_connections=1)
     first, second = Waiter(), Waiter()
     pool.acquire(first)
     pool.acquire(second)

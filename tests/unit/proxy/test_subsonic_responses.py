@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from shim.proxy.subsonic_responses import ExtensionTap, OutcomeTap, with_extension
+from shim.proxy.subsonic_responses import ExtensionListFilter, LoginOutcomeFilter, with_extension
 
 JSON = b'{"subsonic-response":{"status":"%b","version":"1.16.1"%b}}'
 WRONG = JSON % (b"failed", b',"error":{"code":40,"message":"Wrong username or password"}')
@@ -101,17 +101,19 @@ def _chunked(body: bytes) -> bytes:
 )
 def test_an_attempt_gets_its_result(response: bytes, expected: list[str], size: int) -> None:
     attempt = Recorded()
-    tap = OutcomeTap(attempt, head_only=False)
-    pieces = [tap.feed(response[at : at + size]) for at in range(0, len(response), size)]
-    assert b"".join([*pieces, tap.finish()]) == response
+    response_filter = LoginOutcomeFilter(attempt, head_only=False)
+    pieces = [
+        response_filter.feed(response[at : at + size]) for at in range(0, len(response), size)
+    ]
+    assert b"".join([*pieces, response_filter.finish()]) == response
     assert attempt.results == expected
 
 
 def test_a_large_text_that_is_packed_small_is_not_unpacked() -> None:
     attempt = Recorded()
-    tap = OutcomeTap(attempt, head_only=False)
-    tap.feed(_response(gzip.compress(b" " * 10_000_000)[:1000], coding=b"gzip"))
-    tap.finish()
+    response_filter = LoginOutcomeFilter(attempt, head_only=False)
+    response_filter.feed(_response(gzip.compress(b" " * 10_000_000)[:1000], coding=b"gzip"))
+    response_filter.finish()
     assert "failed" not in attempt.results and attempt.results[-1] == "ended"
 
 
@@ -125,17 +127,17 @@ def test_a_short_text_counts_as_a_failure_of_head() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 9", ["ended"]),
     ]:
         attempt = Recorded()
-        tap = OutcomeTap(attempt, head_only=True)
-        tap.feed(head + b"\r\n\r\n")
-        tap.finish()
+        response_filter = LoginOutcomeFilter(attempt, head_only=True)
+        response_filter.feed(head + b"\r\n\r\n")
+        response_filter.finish()
         assert attempt.results == expected
 
 
 def test_an_attempt_ends_with_its_response() -> None:
     attempt = Recorded()
-    tap = OutcomeTap(attempt, head_only=False)
-    tap.feed(_response(WRONG)[:50])
-    tap.abandon()
+    response_filter = LoginOutcomeFilter(attempt, head_only=False)
+    response_filter.feed(_response(WRONG)[:50])
+    response_filter.abandon()
     assert attempt.results == ["ended"]
 
 
@@ -178,10 +180,10 @@ def test_the_extension_is_added_once(body: bytes, expected: bytes) -> None:
     ],
 )
 def test_a_list_is_framed_again(response: bytes, size: int) -> None:
-    tap = ExtensionTap()
-    early = [tap.feed(response[at : at + size]) for at in range(0, len(response), size)]
+    response_filter = ExtensionListFilter()
+    early = [response_filter.feed(response[at : at + size]) for at in range(0, len(response), size)]
     assert b"".join(early) == b""
-    head, _, body = tap.finish().partition(b"\r\n\r\n")
+    head, _, body = response_filter.finish().partition(b"\r\n\r\n")
     assert body == LIST % (NEW + b"," + OLD)
     assert b"Content-Length: %d" % len(body) in head.split(b"\r\n")
     assert b"Transfer-Encoding" not in head and b"Content-Encoding" not in head
@@ -189,5 +191,5 @@ def test_a_list_is_framed_again(response: bytes, size: int) -> None:
 
 def test_what_is_no_list_passes_unchanged() -> None:
     for response in (_response(WRONG), _response(b"x" * 200_000), _response(LIST, coding=b"br")):
-        tap = ExtensionTap()
-        assert tap.feed(response) + tap.finish() == response
+        response_filter = ExtensionListFilter()
+        assert response_filter.feed(response) + response_filter.finish() == response

@@ -155,9 +155,9 @@ def test_a_network_finds_its_addresses_however_they_are_looked_up(
     oldest_first: bool,
     way: str,
 ) -> None:
-    monkeypatch.setattr(module, "_SORTED", (10_000,) if way == "sorted" else (-1,))
+    monkeypatch.setattr(module, "_SORT_LIMITS", (10_000,) if way == "sorted" else (-1,))
     monkeypatch.setattr(module, "_MAX_ADDRESSES", 1000 if way == "addresses" else 2)
-    monkeypatch.setattr(module, "_COUNTED", 3)
+    monkeypatch.setattr(module, "_COUNT_LIMIT", 3)
     records = [
         (seen("anna", START + n) if n % 5 == 0 else refused(START + n))
         | {"peer": f"172.20.0.{n % 4}", "client": f"198.18.{n % 7}.{n % 13}"}
@@ -235,7 +235,7 @@ def test_a_page_that_reaches_its_time_limit_has_a_note_and_the_next_one_continue
     others = [refused(START + n, method="GET") for n in range(1, 40)]
     store(database, "requests", wanted, *others)
     monkeypatch.setattr(module, "_FIRST_PIECE", 4)
-    monkeypatch.setattr(module, "_LAST_PIECE", 4)
+    monkeypatch.setattr(module, "_MAX_PIECE", 4)
     filters = Filters(text="PATCH")
     found: list[str] = []
     cursor, notes = None, set()
@@ -265,7 +265,7 @@ def test_pages_that_reach_their_time_limit_merge_both_streams_by_time(
     ]
     store(database, "requests", *requests)
     store(database, "changes", *changes)
-    for name, most in (("_PAGE_SECONDS", 0.000_001), ("_FIRST_PIECE", 4), ("_LAST_PIECE", 4)):
+    for name, most in (("_PAGE_SECONDS", 0.000_001), ("_FIRST_PIECE", 4), ("_MAX_PIECE", 4)):
         monkeypatch.setattr(module, name, most)
     wanted = Filters(text="patch")
     both = sorted([*requests, *changes], key=lambda each: each["time"], reverse=not oldest_first)
@@ -290,7 +290,7 @@ def test_a_page_that_ends_inside_a_piece_continues(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_FIRST_PIECE", 2)
-    monkeypatch.setattr(module, "_LAST_PIECE", 2)
+    monkeypatch.setattr(module, "_MAX_PIECE", 2)
     records = [refused(START + n) for n in range(5)]
     store(database, "requests", *records)
     first = reader.page(Filters(), limit=2)

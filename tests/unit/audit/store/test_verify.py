@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 from shim.audit.store.append import append, read_head
 from shim.audit.store.chain import NO_KEY, Keys, build_keys, row_hash
 from shim.audit.store.reader import TrailReader
-from shim.audit.store.retention import Limits, cut
+from shim.audit.store.retention import Limits, remove_oldest
 from shim.audit.store.schema import META, REQUESTS, STREAM_STATES, canonical, column_values
 from shim.audit.store.verify import StreamResult, Verification
 from shim.store.database import Database
@@ -287,12 +287,12 @@ def test_rows_that_retention_removed_are_explained_by_the_chain(
 ) -> None:
     log = [checkpoint(database)]
     limits = Limits(since=START + 6)
-    removed = database.write(lambda c: cut(c, "requests", limits, KEYS))
+    removed = database.write(lambda c: remove_oldest(c, "requests", limits, KEYS))
     assert removed == 7
     found = of_requests(store_url, log=log)
     assert found.problem is None
     assert (found.first_index, found.rows, found.checkpoints) == (8, 6, 1)
-    database.write(lambda c: cut(c, "requests", Limits(max_size=0), KEYS))
+    database.write(lambda c: remove_oldest(c, "requests", Limits(max_size=0), KEYS))
     found = of_requests(store_url)
     assert (found.problem, found.rows) == (None, 2)
 

@@ -193,7 +193,7 @@ def test_an_invalid_filter_shows_a_message(name: str, value: str) -> None:
 def test_a_chip_removes_only_its_filter() -> None:
     query = Query.parse([("user", "eve"), ("since", "2h"), ("zone", "UTC")])
     context = trail(query, None, "")
-    chips = {chip.name: chip.without for chip in context["chips"]}
+    chips = {chip.name: chip.link_without for chip in context["chips"]}
     assert chips == {"user": "?since=2h&zone=UTC", "since": "?user=eve"}
 
 
@@ -228,7 +228,7 @@ def test_an_event_explains_its_decision(database: Database, reader: TrailReader)
     stored = reader.get(event["id"])
     assert stored is not None
     context = event_page(stored, "X-authentik-username")
-    assert context["words"].why.startswith("SHIM_PROXY_SECRET is set")
+    assert context["words"].explanation.startswith("SHIM_PROXY_SECRET is set")
     assert "SHIM_PROXY_SECRET" in context["rule"].settings
     assert "SHIM_PROXY_SECRET_HEADER" in context["rule"].settings
     tried = parse_qs(context["try_query"])
