@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from shim.audit.events.field_table import FIELDS
 from shim.audit.sanitize import escape
-from shim.audit.store.reader import StoredEvent
+from shim.audit.store.results import StoredEvent
 
 # The columns of CSV; everything else is in `details`, as JSON.
 CSV_COLUMNS: Final = (

@@ -28,7 +28,8 @@ from shim.settings import Settings
 # The code of the trail loads the database code, which few commands need: it is imported late.
 if TYPE_CHECKING:
     from shim.audit.store.filters import Filters
-    from shim.audit.store.reader import Count, Report, StoredEvent, TrailReader
+    from shim.audit.store.reader import TrailReader
+    from shim.audit.store.results import Count, Report, StoredEvent
 
 audit = typer.Typer(help="Read, verify and export the audit trail.", no_args_is_help=True)
 
@@ -160,7 +161,7 @@ def follow(
 ) -> None:
     """Print new events as they are stored, until you press Ctrl-C."""
     from shim.audit.export import json_line  # noqa: PLC0415
-    from shim.audit.store.reader import Position  # noqa: PLC0415
+    from shim.audit.store.results import Position  # noqa: PLC0415
 
     chosen = _given(
         "", "", stream, kind, severity, verdict, reason, path_class, peer, client, user,
@@ -378,7 +379,7 @@ def _opened() -> Iterator[tuple[TrailReader, Settings]]:
     end the command with 1 or 2."""
     from shim.audit.store.factory import build_reader  # noqa: PLC0415
     from shim.audit.store.filters import FilterError  # noqa: PLC0415
-    from shim.audit.store.reader import QueryTooSlow  # noqa: PLC0415
+    from shim.audit.store.results import QueryTooSlow  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
 
     settings = settings_or_exit()

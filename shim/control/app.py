@@ -153,7 +153,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 def _add_store_error_handlers(app: FastAPI) -> None:
     """Add the errors of accounts and of the trail."""
     from shim.audit.store.filters import FilterError  # noqa: PLC0415 - loads the database code
-    from shim.audit.store.reader import CursorError, QueryTooSlow  # noqa: PLC0415
+    from shim.audit.store.results import CursorError, QueryTooSlow  # noqa: PLC0415
     from shim.devices.models import DeviceError, UnknownDevice  # noqa: PLC0415
     from shim.navidrome.errors import NavidromeError  # noqa: PLC0415
     from shim.provisioning.operations import OperationError, UnknownAccount  # noqa: PLC0415

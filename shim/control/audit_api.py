@@ -18,7 +18,8 @@ from shim.audit.export import csv_header, csv_line, json_line, record_of
 from shim.audit.query import CHOICES, parse_filters, parse_time, parse_zone
 from shim.audit.sanitize import timestamp
 from shim.audit.store.filters import FilterError, Filters
-from shim.audit.store.reader import MAX_PAGE, Page, Position, StoredEvent, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import MAX_PAGE, Page, Position, StoredEvent
 from shim.audit.store.schema import HOUR
 from shim.control.access import Access
 from shim.control.live import LiveTrail

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import Position, StoredEvent, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import Position, StoredEvent
 
 MAX_VIEWERS = 16
 # Events that are read at a time, matching or not.

@@ -494,7 +494,7 @@ class RequestHandler:
 
     def send_view(self, data: memoryview) -> bool:
         """Write to the client. Return whether `data` may be overwritten now."""
-        if self._tap is not None:
+        if self._response_filter is not None:
             self.send(bytes(data))
             return True
         self.bytes_sent += len(data)

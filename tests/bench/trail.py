@@ -26,7 +26,8 @@ from sqlalchemy import Connection, Table, create_engine, insert, text
 from shim.audit.store.append import MAX_HOURLY_VALUES
 from shim.audit.store.chain import GENESIS, build_keys, row_hash
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import QueryTooSlow, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import QueryTooSlow
 from shim.audit.store.retention import Limits
 from shim.audit.store.schema import (
     HOUR,

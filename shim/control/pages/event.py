@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from shim.audit.events.field_table import FIELDS
-from shim.audit.store.reader import StoredEvent
+from shim.audit.store.results import StoredEvent
 from shim.audit.words import in_words, reason_of
 from shim.control.pages.events import event_line, microseconds
 from shim.settings import SETTINGS

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from shim.audit.store.reader import StoredEvent
+from shim.audit.store.results import StoredEvent
 from shim.audit.words import in_words
 from shim.trust.reasons import Verdict
 

@@ -12,7 +12,8 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import Cell, Count, Page, Report, StoredEvent, Summary, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import Cell, Count, Page, Report, StoredEvent, Summary
 from shim.audit.words import in_words, reason_of
 from shim.control.pages.charts import Bar, bar_chart
 from shim.control.pages.events import EventLine, event_lines, microseconds

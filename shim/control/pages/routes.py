@@ -23,7 +23,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from shim.audit.store.filters import FilterError
-from shim.audit.store.reader import CursorError, QueryTooSlow, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import CursorError, QueryTooSlow
 from shim.control.access import Access
 from shim.control.audit_api import Queries
 from shim.control.pages.accounts import account_pages

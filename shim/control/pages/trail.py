@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 
 from shim.audit.query import CHOICES, NAMES, TIMES, parse_filters, parse_zone
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import Page, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import Page
 from shim.control.pages.events import event_lines
 
 LIMIT: Final = 50

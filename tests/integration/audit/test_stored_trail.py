@@ -18,7 +18,8 @@ from shim.audit.admin_actions import AdminActions
 from shim.audit.events import AdminAction
 from shim.audit.events.schema import kinds
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import StoredEvent, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import StoredEvent
 from shim.audit.store.writer import BATCH, TrailStore
 from tests.support.http_client import get
 from tests.support.program import PATIENCE, Program, started

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shim.audit.export import CSV_COLUMNS, csv_header, csv_line, json_line
-from shim.audit.store.reader import StoredEvent
+from shim.audit.store.results import StoredEvent
 
 ATTACKS = [
     "=cmd|' /C calc'!A0",

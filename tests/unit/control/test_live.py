@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import Position, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import Position
 from shim.control import live
 from shim.control.live import Batch, LiveTrail
 from shim.store.database import Database

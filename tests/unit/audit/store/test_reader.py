@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from shim.audit.store import reader as module
+from shim.audit.store import reader as reader_module
+from shim.audit.store import search
 from shim.audit.store.filters import FilterError, Filters
-from shim.audit.store.reader import (
-    CursorError,
-    Page,
-    Position,
-    QueryTooSlow,
-    StoredEvent,
-    TrailReader,
-)
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import CursorError, Page, Position, QueryTooSlow, StoredEvent
 from shim.audit.store.schema import HOUR
 from shim.store.database import Database
 from shim.store.errors import StoreError
@@ -155,9 +150,9 @@ def test_a_network_finds_its_addresses_however_they_are_looked_up(
     oldest_first: bool,
     way: str,
 ) -> None:
-    monkeypatch.setattr(module, "_SORT_LIMITS", (10_000,) if way == "sorted" else (-1,))
-    monkeypatch.setattr(module, "_MAX_ADDRESSES", 1000 if way == "addresses" else 2)
-    monkeypatch.setattr(module, "_COUNT_LIMIT", 3)
+    monkeypatch.setattr(search, "_SORT_LIMITS", (10_000,) if way == "sorted" else (-1,))
+    monkeypatch.setattr(search, "_MAX_ADDRESSES", 1000 if way == "addresses" else 2)
+    monkeypatch.setattr(search, "_COUNT_LIMIT", 3)
     records = [
         (seen("anna", START + n) if n % 5 == 0 else refused(START + n))
         | {"peer": f"172.20.0.{n % 4}", "client": f"198.18.{n % 7}.{n % 13}"}
@@ -186,7 +181,7 @@ def test_a_combination_that_never_occurred_is_known_from_the_counts(
     def no_scan(*_: object) -> None:
         raise AssertionError("rows were read")
 
-    monkeypatch.setattr(module._Scan, "_read_piece", no_scan)
+    monkeypatch.setattr(search.Scan, "_read_piece", no_scan)
     page = reader.page(Filters(kinds=("identity_seen",), verdicts=("rejected",)))
     assert (page.events, page.next_cursor) == ((), None)
 
@@ -214,10 +209,11 @@ def test_text_is_not_found_in_the_names_of_fields(database: Database, reader: Tr
 def test_a_search_for_text_is_limited_with_a_note(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SEARCHED", 10)
-    monkeypatch.setattr(module, "_FIRST_PIECE", 5)
+    for each in (search, reader_module):
+        monkeypatch.setattr(each, "MAX_SEARCHED", 10)
+    monkeypatch.setattr(search, "_FIRST_PIECE", 5)
     # A loaded machine does not reach it.
-    monkeypatch.setattr(module, "_PAGE_SECONDS", 60)
+    monkeypatch.setattr(reader_module, "_PAGE_SECONDS", 60)
     old = refused(START, user_agent="needle")
     store(database, "requests", old, *(refused(START + n) for n in range(1, 30)))
     page = reader.page(Filters(text="needle"))
@@ -234,13 +230,13 @@ def test_a_page_that_reaches_its_time_limit_has_a_note_and_the_next_one_continue
     wanted = refused(START, method="PATCH")
     others = [refused(START + n, method="GET") for n in range(1, 40)]
     store(database, "requests", wanted, *others)
-    monkeypatch.setattr(module, "_FIRST_PIECE", 4)
-    monkeypatch.setattr(module, "_MAX_PIECE", 4)
+    monkeypatch.setattr(search, "_FIRST_PIECE", 4)
+    monkeypatch.setattr(search, "_MAX_PIECE", 4)
     filters = Filters(text="PATCH")
     found: list[str] = []
     cursor, notes = None, set()
     for _ in range(100):
-        monkeypatch.setattr(module, "_PAGE_SECONDS", 0.000_001 if cursor is None else 0.01)
+        monkeypatch.setattr(reader_module, "_PAGE_SECONDS", 0.000_001 if cursor is None else 0.01)
         page = reader.page(filters, cursor=cursor)
         notes.add(page.note)
         found += ids(page)
@@ -265,8 +261,9 @@ def test_pages_that_reach_their_time_limit_merge_both_streams_by_time(
     ]
     store(database, "requests", *requests)
     store(database, "changes", *changes)
-    for name, most in (("_PAGE_SECONDS", 0.000_001), ("_FIRST_PIECE", 4), ("_MAX_PIECE", 4)):
-        monkeypatch.setattr(module, name, most)
+    monkeypatch.setattr(reader_module, "_PAGE_SECONDS", 0.000_001)
+    monkeypatch.setattr(search, "_FIRST_PIECE", 4)
+    monkeypatch.setattr(search, "_MAX_PIECE", 4)
     wanted = Filters(text="patch")
     both = sorted([*requests, *changes], key=lambda each: each["time"], reverse=not oldest_first)
     expected = [each["id"] for each in both if wanted.matches_text(each)]
@@ -289,8 +286,8 @@ def test_pages_that_reach_their_time_limit_merge_both_streams_by_time(
 def test_a_page_that_ends_inside_a_piece_continues(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FIRST_PIECE", 2)
-    monkeypatch.setattr(module, "_MAX_PIECE", 2)
+    monkeypatch.setattr(search, "_FIRST_PIECE", 2)
+    monkeypatch.setattr(search, "_MAX_PIECE", 2)
     records = [refused(START + n) for n in range(5)]
     store(database, "requests", *records)
     first = reader.page(Filters(), limit=2)
@@ -415,7 +412,7 @@ def test_a_slow_query_ends_with_advice(
     database: Database, reader: TrailReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(database, "requests", *(refused(START + n) for n in range(2000)))
-    monkeypatch.setattr(module, "QUERY_SECONDS", 0.001)
+    monkeypatch.setattr(reader_module, "QUERY_SECONDS", 0.001)
     with pytest.raises(QueryTooSlow, match="choose a shorter period"), reader._connection() as c:
         c.execute(
             text(

@@ -23,7 +23,8 @@ from shim.audit.store import writer as module
 from shim.audit.store.append import Head
 from shim.audit.store.chain import Keys, build_keys
 from shim.audit.store.filters import Filters
-from shim.audit.store.reader import StoredEvent, TrailReader
+from shim.audit.store.reader import TrailReader
+from shim.audit.store.results import StoredEvent
 from shim.audit.store.retention import Limits
 from shim.audit.store.schema import HOUR
 from shim.audit.store.tables import build_database
