@@ -125,7 +125,7 @@ def check_edge(settings: Settings) -> EdgeFindings:
     """Ask the running shim, then send requests to SHIM_PUBLIC_URL. Takes at most 10 seconds for a request."""
     with control_client(settings, timeout=_TIMEOUT) as control:
         try:
-            seen = _seen_by_shim(control)
+            seen = _findings_of_shim(control)
         except ControlFault as fault:
             note = (
                 "the edge (is it trusted, is the secret at both sides, what do its routes let through): "
@@ -152,7 +152,7 @@ def check_edge(settings: Settings) -> EdgeFindings:
 # the running shim
 
 
-def _seen_by_shim(control: httpx.Client) -> tuple[Check, ...]:
+def _findings_of_shim(control: httpx.Client) -> tuple[Check, ...]:
     """Return the check of the edge that the running shim has. Raises `ControlFault`."""
     found = _call_control(control, "GET", "/readyz", statuses=(200, 503)).get("checks")
     one = found.get("edge") if isinstance(found, dict) else None

@@ -175,7 +175,9 @@ class AccountWriter:
         await self._write_libraries(user, target, holder=holder)
         self._directory.put(replace(user, libraries=target))
         names = {library.id: library.name for library in libraries}
-        change = f"libraries: {_named(user.libraries, names)} → {_named(target, names)}"
+        change = (
+            f"libraries: {_library_names(user.libraries, names)} → {_library_names(target, names)}"
+        )
         self._record_change(user, (change,), audit_context)
 
     async def keeps_denied_libraries(self, identity: Identity, user: User) -> bool:
@@ -344,5 +346,5 @@ def _differences(before: User, after: User) -> tuple[str, ...]:
     return tuple(f"{name}: {previous} → {new}" for name, previous, new in pairs if previous != new)
 
 
-def _named(libraries: frozenset[int], names: Mapping[int, str]) -> str:
+def _library_names(libraries: frozenset[int], names: Mapping[int, str]) -> str:
     return ", ".join(names.get(each, str(each)) for each in sorted(libraries)) or "none"

@@ -105,7 +105,7 @@ def read(
                 found[name] = variable
         elif name != plain and plain in catalogue.secrets:
             if plain in variables:
-                faults.append(_both(variables[plain], variable))
+                faults.append(_both_set_fault(variables[plain], variable))
             elif (secret := _from_secret_file(variable, plain, faults)) is not None:
                 found[plain] = secret
         elif name.upper().startswith(PREFIX) and not _is_service_link(variable):
@@ -196,7 +196,7 @@ def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
     return Fault(variable.name, variable.origin, value, f"no such setting; did you mean {near[0]}?")
 
 
-def _both(plain: Variable, file: Variable) -> Fault:
+def _both_set_fault(plain: Variable, file: Variable) -> Fault:
     expected = f"expected {plain.name} or {file.name}, not both; {file.origin} sets the second"
     return Fault(plain.name, plain.origin, None, expected)
 
