@@ -145,7 +145,7 @@ def check_edge(settings: Settings) -> EdgeFindings:
             results = _probe(settings, settings.public_url, control)
         except ControlFault as fault:
             return EdgeFindings(seen, (f"the edge's routes without a sign-in: {fault}",))
-    found = judge(settings.public_url, results, _proof(settings))
+    found = evaluate_results(settings.public_url, results, _proof(settings))
     return EdgeFindings((*seen, *found.checks), found.not_checked)
 
 
@@ -351,7 +351,7 @@ def _server(headers: Mapping[str, str]) -> str:
 # the findings
 
 
-def judge(
+def evaluate_results(
     public_url: str, results: Mapping[str, RouteResults], proof: str = "none"
 ) -> EdgeFindings:
     """Return the checks that follow from the results, by prefix. `proof` is what an identity needs besides a

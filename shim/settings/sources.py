@@ -188,12 +188,14 @@ def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
     possible = sorted(catalogue.names | files)
     import difflib  # noqa: PLC0415 - only for a fault
 
-    near = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
-    if not near:
+    similar = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
+    if not similar:
         return Fault(variable.name, variable.origin, None, "no such setting")
-    hidden = near[0] in catalogue.secrets | files or _MAYBE_SECRET.search(variable.name.upper())
+    hidden = similar[0] in catalogue.secrets | files or _MAYBE_SECRET.search(variable.name.upper())
     value = None if hidden else display_value(variable.text)
-    return Fault(variable.name, variable.origin, value, f"no such setting; did you mean {near[0]}?")
+    return Fault(
+        variable.name, variable.origin, value, f"no such setting; did you mean {similar[0]}?"
+    )
 
 
 def _both_set_fault(plain: Variable, file: Variable) -> Fault:

@@ -146,9 +146,9 @@ class _OwnPage:
         self._services = services
 
     async def show(
-        self, request: Request, caller: Caller, more: dict[str, Any], status: int = 200
+        self, request: Request, caller: Caller, values: dict[str, Any], status: int = 200
     ) -> Response:
-        """Return the page. `more` has `done`, `note`, `fault` or the values of the form."""
+        """Return the page. `values` has `done`, `note`, `fault` or the values of the form."""
         services, settings = self._services, self._services.settings()
         own, now = self._account(caller), time.time()
         devices = services.devices
@@ -174,7 +174,7 @@ class _OwnPage:
             "days": "",
         }
         return await page(
-            request, "person.html", visitor_for(self._access, caller), context | more, status
+            request, "person.html", visitor_for(self._access, caller), context | values, status
         )
 
     async def add(self, request: Request, caller: Caller) -> Response:
