@@ -144,7 +144,7 @@ class ConsoleReporter:
         self.console.print(
             Text(
                 "Open this address in a browser on this machine: it signs you in as the admin, and shows "
-                "what was just played.\n\nThe shim's log:"
+                "these requests.\n\nThe shim's log:"
             )
         )
 
