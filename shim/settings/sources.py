@@ -4,8 +4,8 @@ This module does not know what a value means. It collects each mistake as a `Fau
 secret. An unknown name may be a mistyped secret: its value is shown only if the name resembles that of a
 setting without a secret.
 
-The sources of pydantic-settings read the same places, but they report neither file nor line of a value, use
-the last of two lines with one name, and do not know a name that is no setting.
+The sources of pydantic-settings are not used: they report neither file nor line of a value, accept two lines
+with the same name, and ignore unknown names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A person's own pages: who the shim thinks it is, and its devices.
+"""A person's own pages: the identity, and the devices.
 
 | path | page |
 |---|---|
@@ -6,8 +6,8 @@
 | `POST /devices/add` | the new password, which no other page shows |
 | `/devices/ID/rename`, `/devices/ID/revoke` | GET shows the form, POST does it |
 
-Everybody has them whose identity is trusted. A person sees and changes only its own devices: a route gets the
-uid from the private channel, and never from the request.
+Everybody whose identity is trusted has these pages. People see and change only their own devices: a route gets
+the uid from the private channel, and never from the request.
 """
 
 from __future__ import annotations
