@@ -6,8 +6,8 @@
 | `POST /devices/add` | the new password, which no other page shows |
 | `/devices/ID/rename`, `/devices/ID/revoke` | GET shows the form, POST does it |
 
-Everybody whose identity is trusted has these pages. People see and change only their own devices: a route gets
-the uid from the private channel, and never from the request.
+Everybody whose identity is trusted has these pages. People see and change only their own devices: a route
+gets the uid from the private channel, and never from the request.
 """
 
 from __future__ import annotations
