@@ -122,7 +122,9 @@ class Edge:
         words = request_line.split(" ")
         if len(words) != 3:
             return None
-        fields = ((name, value.strip()) for name, _, value in (x.partition(":") for x in lines))
+        fields = (
+            (name, value.strip()) for name, _, value in (line.partition(":") for line in lines)
+        )
         return _Head(words[0], words[1], tuple(fields))
 
     async def _route(

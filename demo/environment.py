@@ -53,7 +53,7 @@ class EntryPoint(Enum):
 
     EDGE = "the edge"
     EDGE_WITHOUT_SHIM = "the edge, with no shim behind it"
-    SHIM = "the shim, past the edge"
+    SHIM = "the shim directly, without the edge"
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,9 +234,11 @@ class Outpost:
         yield from user.additional_headers
 
     async def _start(self, request: Request) -> Response:
-        back = urlsplit(request.query_params.get("rd", "/"))
+        return_url = urlsplit(request.query_params.get("rd", "/"))
         # The path alone: the stand-in redirects to no other host.
-        target = "/" + back.path.lstrip("/") + (f"?{back.query}" if back.query else "")
+        target = (
+            "/" + return_url.path.lstrip("/") + (f"?{return_url.query}" if return_url.query else "")
+        )
         name = request.query_params.get("user")
         if name is None:
             return HTMLResponse(self._choice(target))

@@ -144,7 +144,7 @@ class ConsoleReporter:
         self.console.print(
             Text(
                 "Open this address in a browser on this machine: it signs you in as the admin, and shows "
-                "what was just played.\n\nThe shim's log:"
+                "these requests.\n\nThe shim's log:"
             )
         )
 
@@ -169,13 +169,13 @@ def _grid() -> Table:
 
 
 def _request_text(request: RequestSpec) -> Text:
-    way = (
+    route = (
         request.entry_point.value
         if request.entry_point is EntryPoint.SHIM
         else f"{request.entry_point.value} ({EDGE_ADDRESS})"
     )
     session = f", signed in as {request.signed_in.username}" if request.signed_in else ""
-    text = Text(f"{request.actor} at {request.address}{session}, calls {way}\n")
+    text = Text(f"{request.actor} at {request.address}{session}, calls {route}\n")
     text.append(f"{request.method} {_PROOF.sub('…', request.target)}", "bold")
     for name, value in request.headers:
         text.append(f"\n{name}: {value}", "bold")

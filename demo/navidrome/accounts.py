@@ -74,8 +74,8 @@ class Accounts:
 
     def find(self, user_name: str) -> Account | None:
         """The first account of that name, as `COLLATE NOCASE` compares: ASCII letters only."""
-        wanted = ascii_lower(user_name)
-        return next((a for a in self.by_id.values() if ascii_lower(a.user_name) == wanted), None)
+        lowered = ascii_lower(user_name)
+        return next((a for a in self.by_id.values() if ascii_lower(a.user_name) == lowered), None)
 
     def put(self, fields: AccountFields) -> Account:
         """Write every column; create the account if the id is new or missing."""

@@ -23,10 +23,10 @@ def page_of(rows: Sequence[Row], query: Params) -> tuple[list[Row], int]:
             key=lambda row: _sort_key(row[key]), reverse=query.first("_order").lower() == "desc"
         )
     start, end = query.number("_start"), query.number("_end")
-    wanted = ordered[max(start, 0) :]
+    page = ordered[max(start, 0) :]
     if end > start:
-        wanted = wanted[: end - start]
-    return wanted, len(ordered)
+        page = page[: end - start]
+    return page, len(ordered)
 
 
 def _camel(name: str) -> str:

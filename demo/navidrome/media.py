@@ -119,12 +119,12 @@ def _code_lengths(counts: dict[int, int]) -> bytes:
     return bytes(counts.get(length, 0) for length in range(1, 17))
 
 
-def _comments(room: int) -> bytes:
+def _comments(remaining: int) -> bytes:
     out = bytearray()
-    while room >= 4:
-        text = min(room - 4, 0xFFFD)
+    while remaining >= 4:
+        text = min(remaining - 4, 0xFFFD)
         out += _segment(0xFE, b"." * text)
-        room -= text + 4
+        remaining -= text + 4
     return bytes(out)
 
 

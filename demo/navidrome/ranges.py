@@ -41,23 +41,23 @@ def serve_tone(request: Request, tone: Tone, headers: tuple[tuple[str, str], ...
     if request.header("If-Modified-Since") == LAST_MODIFIED:
         return Response(304, headers)
     size = tone.size
-    wanted = request.header("Range")
+    range_header = request.header("Range")
     if request.header("If-Range") not in {"", LAST_MODIFIED}:
-        wanted = ""
+        range_header = ""
     try:
-        spans = parse_range(wanted, size)
+        byte_ranges = parse_range(range_header, size)
     except InvalidRangeError as error:
         extra = (("Content-Range", f"bytes */{size}"),) if error.past_end else ()
         return text_error(416, str(error), (*headers, *extra))
-    if sum(byte_range.end - byte_range.start for byte_range in spans) > size:
-        spans = []
+    if sum(byte_range.end - byte_range.start for byte_range in byte_ranges) > size:
+        byte_ranges = []
     served = (*headers, ("Accept-Ranges", "bytes"), ("Last-Modified", LAST_MODIFIED))
-    if not spans:
+    if not byte_ranges:
         return _file(200, served, tone, ByteRange(0, size))
-    if len(spans) == 1:
-        found = ("Content-Range", spans[0].content_range(size))
-        return _file(206, (*served, found), tone, spans[0])
-    return _multipart(served, tone, spans)
+    if len(byte_ranges) == 1:
+        found = ("Content-Range", byte_ranges[0].content_range(size))
+        return _file(206, (*served, found), tone, byte_ranges[0])
+    return _multipart(served, tone, byte_ranges)
 
 
 def parse_range(text: str, size: int) -> list[ByteRange]:
@@ -69,20 +69,20 @@ def parse_range(text: str, size: int) -> list[ByteRange]:
         return []
     if not text.startswith("bytes="):
         raise InvalidRangeError(past_end=False)
-    spans: list[ByteRange] = []
-    missed = False
+    byte_ranges: list[ByteRange] = []
+    unsatisfiable = False
     for part in text.removeprefix("bytes=").split(","):
         spec = part.strip(" \t")
         if not spec:
             continue
         byte_range = _byte_range(spec, size)
         if byte_range is None:
-            missed = True
+            unsatisfiable = True
         else:
-            spans.append(byte_range)
-    if missed and not spans:
+            byte_ranges.append(byte_range)
+    if unsatisfiable and not byte_ranges:
         raise InvalidRangeError(past_end=True)
-    return spans
+    return byte_ranges
 
 
 def _byte_range(spec: str, size: int) -> ByteRange | None:
@@ -113,18 +113,18 @@ def _file(
 
 
 def _multipart(
-    headers: tuple[tuple[str, str], ...], tone: Tone, spans: list[ByteRange]
+    headers: tuple[tuple[str, str], ...], tone: Tone, byte_ranges: list[ByteRange]
 ) -> Response:
     heads = [
         f"{'' if n == 0 else chr(13) + chr(10)}--{_BOUNDARY}\r\n"
         f"Content-Range: {byte_range.content_range(tone.size)}\r\nContent-Type: audio/x-wav\r\n\r\n".encode()
-        for n, byte_range in enumerate(spans)
+        for n, byte_range in enumerate(byte_ranges)
     ]
     tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
-    length = sum(map(len, heads)) + sum(s.end - s.start for s in spans) + len(tail)
+    length = sum(map(len, heads)) + sum(s.end - s.start for s in byte_ranges) + len(tail)
 
     async def parts() -> AsyncGenerator[bytes, None]:
-        for head, byte_range in zip(heads, spans, strict=True):
+        for head, byte_range in zip(heads, byte_ranges, strict=True):
             yield head
             async for piece in tone.pieces(byte_range.start, byte_range.end):
                 yield piece

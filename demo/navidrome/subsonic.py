@@ -105,11 +105,11 @@ def _enveloped(params: Params, payload: Mapping[str, Json], status: str = "ok") 
         "openSubsonic": True,
         **payload,
     }
-    wanted = params.first("f")
+    requested_format = params.first("f")
     wrapped = json_bytes({"subsonic-response": content})
-    if wanted == "json":
+    if requested_format == "json":
         return Response(200, (("Content-Type", "application/json"),), wrapped)
-    if wanted == "jsonp":
+    if requested_format == "jsonp":
         callback = params.first("callback")
         if not _CALLBACK.fullmatch(callback):
             error: Json = {"code": 0, "message": "invalid callback parameter"}

@@ -65,10 +65,10 @@ def get_music_folders(state: State, caller: Account, _request: Request, _params:
 
 def get_artists(state: State, caller: Account, _request: Request, _params: Params) -> Payload:
     songs = sorted(state.catalogue.within(caller.libraries), key=lambda song: song.artist)
-    artists = [list(of_one) for _, of_one in groupby(songs, lambda song: song.artist)]
+    artists = [list(group) for _, group in groupby(songs, lambda song: song.artist)]
     index: list[Json] = [
-        {"name": initial, "artist": [_artist_json(of_one) for of_one in with_initial]}
-        for initial, with_initial in groupby(artists, lambda of_one: of_one[0].artist[0].upper())
+        {"name": initial, "artist": [_artist_json(group) for group in with_initial]}
+        for initial, with_initial in groupby(artists, lambda group: group[0].artist[0].upper())
     ]
     ignored = "The El La Los Las Le Les Os As O A"
     return {"artists": {"index": index, "lastModified": 1714521600000, "ignoredArticles": ignored}}
@@ -208,7 +208,7 @@ def _the_song(state: State, caller: Account, params: Params) -> Song:
 
 def _albums(songs: list[Song]) -> list[list[Song]]:
     ordered = sorted(songs, key=lambda song: (song.album, song.artist, song.track))
-    return [list(of_one) for _, of_one in groupby(ordered, lambda song: song.album_id)]
+    return [list(group) for _, group in groupby(ordered, lambda song: song.album_id)]
 
 
 def _user_json(state: State, account: Account) -> dict[str, Json]:

@@ -51,7 +51,7 @@ def build_policy(
         whitelist=AddressList(map(parse_entry, settings.reverse_proxy_whitelist), resolved),
         real_ip_proxies=AddressList(map(parse_entry, settings.real_ip_trusted_proxies)),
         paths=Paths(settings.base_path, settings.public_paths),
-        names=_names(settings, user_header),
+        names=_field_names(settings, user_header),
         rules=identity_rules(settings),
         secrets=tuple(secret.get_secret_value().encode() for secret in settings.proxy_secret),
         tokens=_tokens(settings, keys),
@@ -100,7 +100,7 @@ def build_upstream_address(settings: Settings, tls: ssl.SSLContext | None) -> Up
     return UpstreamAddress(upstream.host, upstream.port, upstream.path, tls)
 
 
-def _names(settings: Settings, user_header: UserHeaderState | None) -> FieldNames:
+def _field_names(settings: Settings, user_header: UserHeaderState | None) -> FieldNames:
     roles = {
         Role.USERNAME: settings.username_header,
         Role.NAME: settings.name_header,

@@ -49,7 +49,7 @@ class PolicyUpdater:
         self.settings = settings
         self._plane = plane
         self._record = record
-        self.names = _names(settings)
+        self.names = _build_dns_monitor(settings)
         self.keys = _keys(settings)
         self.upstream = UpstreamMonitor(settings.upstream, tls, settings.base_path)
         self.user_header = UserHeaderWatch(
@@ -115,7 +115,7 @@ class PolicyUpdater:
         Returns an error message and changes nothing if the key set cannot be fetched. A name that cannot
         be resolved matches no peer.
         """
-        names, keys = _names(settings), self.keys
+        names, keys = _build_dns_monitor(settings), self.keys
         names.copy_state_from(self.names)
         source = jwks_config(settings)
         if source != (None if keys is None else keys.config):
@@ -220,7 +220,7 @@ class PolicyUpdater:
             audit_available=self._audit_available,
         )
         before, after = _watched_values(previous), _watched_values(new)
-        reported = _of_user_header(user_header), _of_user_header(self._enforced_user_header)
+        reported = _user_header_values(user_header), _user_header_values(self._enforced_user_header)
         if (
             before == after
             and previous.suspended == new.suspended
@@ -260,12 +260,12 @@ class PolicyUpdater:
         return details
 
 
-def _of_user_header(state: UserHeaderState | None) -> tuple[bool | None, str]:
+def _user_header_values(state: UserHeaderState | None) -> tuple[bool | None, str]:
     """Return the part of the user header's state that a policy depends on; None counts as obeyed."""
     return (True, "") if state is None else (state.obeyed, state.other)
 
 
-def _names(settings: Settings) -> DnsMonitor:
+def _build_dns_monitor(settings: Settings) -> DnsMonitor:
     return DnsMonitor(build_policy(settings).whitelist.hosts, settings.dns_stale_seconds)
 
 

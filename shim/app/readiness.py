@@ -110,7 +110,7 @@ def _base_path(settings: Settings, upstream: UpstreamMonitor) -> Check:
 
 def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
     """Return whether Navidrome obeys the user header, and which other addresses it trusts."""
-    user_header, own = settings.reverse_proxy_user_header, _as_source(state.own_address)
+    user_header, own = settings.reverse_proxy_user_header, _as_trusted_source(state.own_address)
     if state.obeyed is None:
         return Check(
             "user_header",
@@ -149,7 +149,7 @@ def user_header_check(settings: Settings, state: UserHeaderState) -> Check:
     return Check("user_header", State.OK, f"Navidrome obeys {user_header}")
 
 
-def _as_source(address: str) -> str:
+def _as_trusted_source(address: str) -> str:
     """Return the address as an entry of ND_EXTAUTH_TRUSTEDSOURCES."""
     if not address:
         return "as a CIDR (172.20.0.5/32; @ on a Unix socket)"

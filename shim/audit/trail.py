@@ -119,8 +119,8 @@ class Trail:
         """Return the number of events in the queue of each sink, by its name."""
         return {queue.sink.name: len(queue) for queue in self._queues}
 
-    async def close(self, within: float = 5.0) -> None:
-        """Write all pending events and summaries, for at most `within` seconds."""
+    async def close(self, max_seconds: float = 5.0) -> None:
+        """Write all pending events and summaries, for at most `max_seconds` seconds."""
         if self._closed:
             return
         for summary in self._coalescer.drain():
@@ -134,8 +134,8 @@ class Trail:
             queue.finish()
         if not self._tasks:
             return
-        _, late = await asyncio.wait(self._tasks, timeout=within)
-        for task in late:
+        _, unfinished = await asyncio.wait(self._tasks, timeout=max_seconds)
+        for task in unfinished:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for queue in self._queues:

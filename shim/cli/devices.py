@@ -148,11 +148,11 @@ def _run(work: Callable[[DeviceAdministration, Operator], Awaitable[T]]) -> T:
 
     settings = settings_or_exit()
 
-    async def within(trail: Trail, actions: AdminActions) -> T:
+    async def run_with_trail(trail: Trail, actions: AdminActions) -> T:
         async with device_operations(settings, trail.record, actions) as opened:
             return await work(opened, command_operator())
 
-    return run_recorded(settings, within, DeviceError)
+    return run_recorded(settings, run_with_trail, DeviceError)
 
 
 def _as_json(account: str, device: Device, now: float) -> dict[str, Any]:

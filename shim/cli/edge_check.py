@@ -125,7 +125,7 @@ def check_edge(settings: Settings) -> EdgeFindings:
     """Ask the running shim, then send requests to SHIM_PUBLIC_URL. Takes at most 10 seconds for a request."""
     with control_client(settings, timeout=_TIMEOUT) as control:
         try:
-            seen = _seen_by_shim(control)
+            seen = _findings_of_shim(control)
         except ControlFault as fault:
             note = (
                 "the edge (is it trusted, is the secret at both sides, what do its routes let through): "
@@ -145,14 +145,14 @@ def check_edge(settings: Settings) -> EdgeFindings:
             results = _probe(settings, settings.public_url, control)
         except ControlFault as fault:
             return EdgeFindings(seen, (f"the edge's routes without a sign-in: {fault}",))
-    found = judge(settings.public_url, results, _proof(settings))
+    found = evaluate_results(settings.public_url, results, _proof(settings))
     return EdgeFindings((*seen, *found.checks), found.not_checked)
 
 
 # the running shim
 
 
-def _seen_by_shim(control: httpx.Client) -> tuple[Check, ...]:
+def _findings_of_shim(control: httpx.Client) -> tuple[Check, ...]:
     """Return the check of the edge that the running shim has. Raises `ControlFault`."""
     found = _call_control(control, "GET", "/readyz", statuses=(200, 503)).get("checks")
     one = found.get("edge") if isinstance(found, dict) else None
@@ -351,7 +351,7 @@ def _server(headers: Mapping[str, str]) -> str:
 # the findings
 
 
-def judge(
+def evaluate_results(
     public_url: str, results: Mapping[str, RouteResults], proof: str = "none"
 ) -> EdgeFindings:
     """Return the checks that follow from the results, by prefix. `proof` is what an identity needs besides a

@@ -38,7 +38,7 @@ def run_recorded(
     writer = LineWriter(sys.stderr.fileno())
     configure_log(writer, log_format=settings.log_format, level=settings.log_level)
 
-    async def within() -> T:
+    async def run_with_trail() -> T:
         store = build_store(settings, log=log_event)
         log = LogSink(writer)
         trail = Trail((log,) if store is None else (log, store))
@@ -53,7 +53,7 @@ def run_recorded(
                 await store.close()
 
     try:
-        return asyncio.run(within())
+        return asyncio.run(run_with_trail())
     except errors as error:
         print_error(str(error))
         raise typer.Exit(1) from None

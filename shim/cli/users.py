@@ -172,8 +172,8 @@ def rebind(
         possible = [plan for plan in plans if not plan.problem]
         if dry_run or not possible:
             return plans, False
-        asks = not yes and not as_json and sys.stdin.isatty()
-        if not (yes or (asks and typer.confirm("Bind these accounts again?"))):
+        can_ask = not yes and not as_json and sys.stdin.isatty()
+        if not (yes or (can_ask and typer.confirm("Bind these accounts again?"))):
             return plans, False
         report(await accounts.rebind(by, possible, target=name))
         return plans, True
@@ -255,8 +255,8 @@ def _confirm(plan: list[str], *, yes: bool, as_json: bool) -> None:
         return
     for sentence in plan:
         print_error(sentence)
-    asks = sys.stdin.isatty() and not as_json
-    if not asks or not typer.confirm("Continue?"):
+    can_ask = sys.stdin.isatty() and not as_json
+    if not can_ask or not typer.confirm("Continue?"):
         print_error("Nothing was changed. Use --yes to continue without a question.")
         raise typer.Exit(1)
 
@@ -270,11 +270,11 @@ def _run(work: Callable[[AccountAdministration, Operator], Awaitable[T]]) -> T:
     settings = settings_or_exit()
     operator = command_operator()
 
-    async def within(trail: Trail, actions: AdminActions) -> T:
+    async def run_with_trail(trail: Trail, actions: AdminActions) -> T:
         async with operations(settings, trail.record, operator) as opened:
             return await work(AccountAdministration(lambda _: opened, actions), operator)
 
-    return run_recorded(settings, within, OperationError)
+    return run_recorded(settings, run_with_trail, OperationError)
 
 
 def _row_as_json(row: AccountRow) -> dict[str, Any]:

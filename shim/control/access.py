@@ -384,8 +384,8 @@ def _bare_host(host: str, *, port: bool = False) -> str:
     """Return the host in lower case, without brackets and port."""
     host = host.strip().lower()
     if host.startswith("["):
-        literal, _, rest = host[1:].partition("]")
-        return literal if not rest or rest.startswith(":") else host
+        ipv6_text, _, rest = host[1:].partition("]")
+        return ipv6_text if not rest or rest.startswith(":") else host
     return host.partition(":")[0] if port else host
 
 

@@ -82,10 +82,10 @@ class LiveTrail:
         yield Batch((), position)
         heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         while not self._closed.is_set() and time.monotonic() < deadline:
-            position = _within(position, await self._current_end())
+            position = _clamp_to_end(position, await self._current_end())
             events, after = await self._reader.in_thread(partial(_read_after, position, filters))
             moved, position = after != position, after
-            self._end = _later(self._end, position)
+            self._end = _latest_end(self._end, position)
             if events or time.monotonic() >= heartbeat_at:
                 if not is_allowed():
                     return
@@ -120,14 +120,14 @@ def _read_after(
     return reader.after(position, BATCH, filters)
 
 
-def _later(end: Position | None, position: Position) -> Position:
+def _latest_end(end: Position | None, position: Position) -> Position:
     """Return the end of the trail, of which this position was read."""
     if end is None:
         return position
     return Position(max(end.requests, position.requests), max(end.changes, position.changes))
 
 
-def _within(position: Position, end: Position) -> Position:
+def _clamp_to_end(position: Position, end: Position) -> Position:
     """Return the position; at the beginning of a stream if it is beyond the stream's end, because the trail
     was replaced by a new one."""
     return Position(

@@ -495,9 +495,9 @@ def _forget_old(connection: Connection, uid: str, now: float) -> None:
         .where(DEVICES.c.uid == uid, DEVICES.c.revoked.is_not(None) | (DEVICES.c.expires <= now))
         .order_by(func.coalesce(DEVICES.c.revoked, DEVICES.c.expires).desc())
     )
-    beyond = connection.execute(ended).scalars().all()[_KEEP_ENDED:]
-    if beyond:
-        connection.execute(delete(DEVICES).where(DEVICES.c.id.in_(beyond)))
+    excess = connection.execute(ended).scalars().all()[_KEEP_ENDED:]
+    if excess:
+        connection.execute(delete(DEVICES).where(DEVICES.c.id.in_(excess)))
 
 
 def _store_uses(connection: Connection, uses: Mapping[str, tuple[float, str, str]]) -> None:

@@ -69,14 +69,14 @@ async def open_liveness(
     base_path: str,
     tls: ssl.SSLContext | None,
     on_disconnect: Callable[[], None],
-    within: float,
+    max_seconds: float,
 ) -> LivenessConnection:
     """Connect, and call `on_disconnect` when Navidrome closes the connection. Raises `Unavailable`."""
     loop = asyncio.get_running_loop()
     path = base_path.rstrip("/") + "/ping"
     ping = f"GET {path} HTTP/1.1\r\nHost: {upstream.authority}\r\n\r\n".encode()
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(max_seconds):
             if upstream.path is not None:
                 _, liveness = await loop.create_unix_connection(
                     lambda: LivenessConnection(on_disconnect, ping), upstream.path
@@ -90,7 +90,9 @@ async def open_liveness(
                     server_hostname=upstream.host if tls is not None else None,
                 )
     except TimeoutError:
-        raise Unavailable(f"{upstream}: no connection within {within:g} s", sent=False) from None
+        raise Unavailable(
+            f"{upstream}: no connection within {max_seconds:g} s", sent=False
+        ) from None
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Unavailable(f"{upstream}: not reached: {reason}", sent=False) from None

@@ -1,10 +1,10 @@
 """Write to Navidrome accounts, and record every write; the shim writes to accounts only here.
 
 The rules: an intent is committed before each write, by the holder of the account, and removed after it. No
-account is left with a password that is empty or known, or without a name. A write to an account that was just
-deleted makes Navidrome create the account again, without a password (its `PUT` creates a missing account): so
-each write is verified, and a recreated account is locked, deleted and recorded. Reserved accounts are never
-written to. An admin's libraries are not changed.
+account is left with a password that is empty or known, or without a name. Navidrome's `PUT` creates a missing
+account again, without a password. So each write is verified, and an account that a write recreated after its
+deletion is locked, deleted and recorded. Reserved accounts are never written to. An admin's libraries are not
+changed.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ class AccountWriter:
         await self._write_libraries(user, target, holder=holder)
         self._directory.put(replace(user, libraries=target))
         names = {library.id: library.name for library in libraries}
-        change = f"libraries: {_named(user.libraries, names)} → {_named(target, names)}"
+        change = (
+            f"libraries: {_library_names(user.libraries, names)} → {_library_names(target, names)}"
+        )
         self._record_change(user, (change,), audit_context)
 
     async def keeps_denied_libraries(self, identity: Identity, user: User) -> bool:
@@ -281,9 +283,9 @@ class AccountWriter:
     ) -> None:
         """Verify that the account was not deleted before the write.
 
-        Navidrome sets `createdAt` again when it creates a missing account; its owner may also write that
-        field, so only an account that an empty password opens, or one that just got a new password, counts as
-        recreated.
+        Navidrome sets `createdAt` again when it creates a missing account, but the owner of the account may
+        also write that field. So an account counts as recreated only if an empty password opens it, or if it
+        just got a new password.
         """
         opened = not had_password and await self._api.opens_without_password(user.user_name)
         if opened:
@@ -344,5 +346,5 @@ def _differences(before: User, after: User) -> tuple[str, ...]:
     return tuple(f"{name}: {previous} → {new}" for name, previous, new in pairs if previous != new)
 
 
-def _named(libraries: frozenset[int], names: Mapping[int, str]) -> str:
+def _library_names(libraries: frozenset[int], names: Mapping[int, str]) -> str:
     return ", ".join(names.get(each, str(each)) for each in sorted(libraries)) or "none"

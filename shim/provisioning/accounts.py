@@ -31,7 +31,7 @@ class AccountLookup:
     def __init__(self, service: ProvisioningService) -> None:
         self._service = service
         # The last result for each person, with what it depends on.
-        self._named: dict[str, tuple[int, User, AccountPolicy, Account | None]] = {}
+        self._by_uid: dict[str, tuple[int, User, AccountPolicy, Account | None]] = {}
 
     @property
     def generation(self) -> int:
@@ -75,11 +75,11 @@ class AccountLookup:
         if user is None:
             return None
         # The rest depends on the user, the other names and the policy alone.
-        version, policy, known = directory.version, service.policy, self._named.get(uid)
+        version, policy, known = directory.version, service.policy, self._by_uid.get(uid)
         if known is not None and known[0] == version and known[1] is user and known[2] is policy:
             return known[3]
         account = self._named_account(user)
-        self._named[uid] = (version, user, policy, account)
+        self._by_uid[uid] = (version, user, policy, account)
         return account
 
     def _named_account(self, user: User) -> Account | None:

@@ -176,7 +176,7 @@ class BindingStore:
         before, rules = self._by_uid, self._rules
         await self.load()
         changed = {
-            uid for uid, previous in before.items() if _differ(previous, self._by_uid.get(uid))
+            uid for uid, previous in before.items() if _has_changed(previous, self._by_uid.get(uid))
         }
         changed_rules = {
             name for name in {*rules, *self._rules} if rules.get(name) != self._rules.get(name)
@@ -194,18 +194,18 @@ class BindingStore:
         try:
             return await self.database.read_async(work)
         except StoreReplaced:
-            if not await self._restored():
+            if not await self._reopen_restored():
                 raise
         self._version = -1
         return await self.database.read_async(work)
 
-    async def _restored(self) -> bool:
+    async def _reopen_restored(self) -> bool:
         try:
-            return await self.database.reopened(self._is_the_same)
+            return await self.database.reopened(self._has_all_bindings)
         except StoreError:
             return False
 
-    def _is_the_same(self, connection: Connection) -> bool:
+    def _has_all_bindings(self, connection: Connection) -> bool:
         stored = {row.navidrome_id: row.uid for row in connection.execute(select(BINDINGS))}
         known = self._by_account
         return all(stored.get(key, "") == known[key].uid for key in known)
@@ -492,7 +492,7 @@ def _is_same_write(previous: Intent, intent: Intent) -> bool:
     return previous.kind is intent.kind and (previous.uid, previous.uid_source) == person
 
 
-def _differ(previous: Binding, new: Binding | None) -> bool:
+def _has_changed(previous: Binding, new: Binding | None) -> bool:
     return new is None or replace(new, last_seen=previous.last_seen) != previous
 
 

@@ -157,7 +157,9 @@ class ProvisioningGate:
         return binding is None or binding.identity == identity
 
     def user_write_started(self, account_ids: tuple[str, ...]) -> bool:
-        return all(map(self._admits, account_ids)) and self._service.user_writes.begin(account_ids)
+        return all(map(self._is_allowed, account_ids)) and self._service.user_writes.begin(
+            account_ids
+        )
 
     def user_write_ended(self, account_ids: tuple[str, ...], *, response_began: bool) -> None:
         self._service.user_writes.end(account_ids, response_began=response_began)
@@ -188,14 +190,14 @@ class ProvisioningGate:
         user = directory.by_id(user_id)
         if user is None or self._service.fault is not None or not (listed or directory.current):
             return False
-        if directory.by_name(username) is not user or not self._admits(user_id):
+        if directory.by_name(username) is not user or not self._is_allowed(user_id):
             return False
         rule = self._service.bindings.rule_of(user_id)
         return rule is None or rule.admits(issued_at)
 
     def may_continue(self, user_id: str, uid: str | None, issued_at: float) -> bool:
         service = self._service
-        if not self._admits(user_id):
+        if not self._is_allowed(user_id):
             return False
         if uid is not None:
             binding = service.bindings.by_account(user_id)
@@ -207,7 +209,7 @@ class ProvisioningGate:
         known = service.fault is None and service.directory.current
         return not known or service.directory.by_id(user_id) is not None
 
-    def _admits(self, user_id: str) -> bool:
+    def _is_allowed(self, user_id: str) -> bool:
         """Return whether the account is not locked, not unlinked, and does not belong to a person whom the
         policy denies."""
         bindings = self._service.bindings
@@ -233,7 +235,7 @@ class ProvisioningGate:
         self.revocations += 1
         # At once, and not after the lock: until then these accounts would stay in use.
         for uid, known in list(self._cached.items()):
-            if known.account.id is not None and not self._admits(known.account.id):
+            if known.account.id is not None and not self._is_allowed(known.account.id):
                 del self._cached[uid]
 
     def clear(self) -> None:
@@ -443,7 +445,7 @@ class ProvisioningGate:
         user = service.directory.by_id(binding.navidrome_id)
         if user is None or not is_header_safe(user.user_name) or policy.reserves(user.user_name):
             return None
-        if not policy.allows(identity) or not self._admits(user.id):
+        if not policy.allows(identity) or not self._is_allowed(user.id):
             return None
         return Account(user.user_name.encode(), user.id)
 

@@ -339,7 +339,7 @@ class Provisioner:
             await self._refresh()
             binding = self._checked(self._bindings.by_uid(uid), identity)
         if binding is None:
-            binding = await self._rebound(identity, audit_context)
+            binding = await self._rebind_if_waiting(identity, audit_context)
         if binding is None:
             return await self._provision_new(identity, uid, audit_context)
         renames = normalize_name(identity.username) != normalize_name(binding.provider_username)
@@ -358,7 +358,9 @@ class Provisioner:
         await self._lifecycle.remove_binding(binding, audit_context)
         return await self._provision_new(identity, uid, audit_context)
 
-    async def _rebound(self, identity: Identity, audit_context: AuditContext) -> Binding | None:
+    async def _rebind_if_waiting(
+        self, identity: Identity, audit_context: AuditContext
+    ) -> Binding | None:
         """Return the binding that waits for a user with this name after `users rebind`, bound to this uid;
         None if there is none."""
         waiting = self._bindings.by_uid(waiting_uid(identity.username))

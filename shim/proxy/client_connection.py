@@ -461,13 +461,13 @@ class ClientConnection(asyncio.Protocol):
         `_HEADS_PER_TURN` in one turn of the event loop."""
         if self._queued:
             return
-        left = _HEADS_PER_TURN
+        remaining = _HEADS_PER_TURN
         while self.state is READING_HEAD and self.read_buffer and not self.write_paused:
-            if not left:
+            if not remaining:
                 self.pause_reading()
                 self.enqueue()
                 return
-            left -= 1
+            remaining -= 1
             if not self._empty_line_seen and self.read_buffer.startswith(b"\r\n"):
                 # RFC 9112 §2.2: one empty line before a request line is ignored.
                 self._empty_line_seen = True

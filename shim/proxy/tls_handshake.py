@@ -51,7 +51,7 @@ class TlsHandshake(asyncio.Protocol):
         peer = parse_peer(peername[0] if isinstance(peername, tuple) else "")
         untrusted = self._untrusted = self._plane.connection_opened(peer)
         if self._plane.over_limit(untrusted=untrusted):
-            self.uncount()
+            self.release_slot()
             sock.close()
             return
         self._server_state.connections.add(cast("Any", self))
@@ -63,7 +63,7 @@ class TlsHandshake(asyncio.Protocol):
         """Close the connection, since the server stops."""
         self._task.cancel()
 
-    def uncount(self) -> None:
+    def release_slot(self) -> None:
         """Stop counting the handshake: it has ended, or a `ClientConnection` counts itself."""
         untrusted, self._untrusted = self._untrusted, None
         if untrusted is not None:
@@ -87,7 +87,7 @@ class TlsHandshake(asyncio.Protocol):
         return True
 
     def _finished(self, task: asyncio.Task[bool], sock: socket.socket) -> None:
-        self.uncount()
+        self.release_slot()
         self._server_state.connections.discard(cast("Any", self))
         handed_over = False
         try:
@@ -110,7 +110,7 @@ class _TlsClientConnection(ClientConnection):
     handshake: TlsHandshake
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.handshake.uncount()
+        self.handshake.release_slot()
         del self.handshake
         super().connection_made(transport)
 

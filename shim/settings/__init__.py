@@ -111,7 +111,7 @@ def _chosen(found: Mapping[str, Variable], faults: list[Fault]) -> dict[str, Var
             faults.append(Fault(other.name, other.origin, display_value(other.text), str(error)))
             continue
         primary = chosen.setdefault(alias.field, Variable(other.name, text, other.origin))
-        if _differ(primary.text, text, alias):
+        if _alias_differs(primary.text, text, alias):
             expected = (
                 f"expected the value of {primary.name} ({primary.origin}), "
                 f"{display_value(primary.text)}, or only one of them"
@@ -133,7 +133,7 @@ def _with_preset(chosen: dict[str, Variable]) -> dict[str, Variable]:
     return {**preset, **chosen}
 
 
-def _differ(primary: str, other: str, alias: Alias) -> bool:
+def _alias_differs(primary: str, other: str, alias: Alias) -> bool:
     try:
         return alias.same(primary) != alias.same(other)
     except ValueError:  # reported as a fault of its own

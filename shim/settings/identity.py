@@ -21,8 +21,9 @@ def identity_rules(settings: Settings) -> IdentityRules:
 def uid_source_name(settings: Settings) -> str:
     """Return the source of the uid in words, as bindings store it.
 
-    Two settings whose uids may belong to different people have different names: a header is the provider's
-    own, a claim is the issuer's, and a name or an e-mail is only as good as the provider that gives it.
+    If the uids of two settings may belong to different people, the settings have different names: a header
+    belongs to the provider, a claim to the issuer, and a user name or an e-mail to the provider that sends
+    it.
     """
     match settings.uid_source:
         case "username":

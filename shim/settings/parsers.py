@@ -286,7 +286,7 @@ def library_groups(text: str) -> Mapping[str, tuple[str | int, ...]]:
     """Parse a JSON object with the names or ids of the libraries of each group."""
     expected = 'expected a JSON object such as {"family": ["Music Library", 2]}'
     try:
-        found: object = json.loads(text, object_pairs_hook=_each_key_once)
+        found: object = json.loads(text, object_pairs_hook=_reject_duplicate_groups)
     except RecursionError:
         raise ValueError(expected) from None
     except json.JSONDecodeError as error:
@@ -470,7 +470,7 @@ def _entries(text: str, *, names: bool) -> tuple[str, ...]:
     return entries
 
 
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _reject_duplicate_groups(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("expected each group once in the JSON object")

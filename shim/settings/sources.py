@@ -4,8 +4,8 @@ This module does not know what a value means. It collects each mistake as a `Fau
 secret. An unknown name may be a mistyped secret: its value is shown only if the name resembles that of a
 setting without a secret.
 
-The sources of pydantic-settings read the same places, but they report neither file nor line of a value, use
-the last of two lines with one name, and do not know a name that is no setting.
+The sources of pydantic-settings are not used: they report neither file nor line of a value, accept two lines
+with the same name, and ignore unknown names.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def read(
                 found[name] = variable
         elif name != plain and plain in catalogue.secrets:
             if plain in variables:
-                faults.append(_both(variables[plain], variable))
+                faults.append(_both_set_fault(variables[plain], variable))
             elif (secret := _from_secret_file(variable, plain, faults)) is not None:
                 found[plain] = secret
         elif name.upper().startswith(PREFIX) and not _is_service_link(variable):
@@ -188,15 +188,17 @@ def _unknown(variable: Variable, catalogue: Catalogue) -> Fault:
     possible = sorted(catalogue.names | files)
     import difflib  # noqa: PLC0415 - only for a fault
 
-    near = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
-    if not near:
+    similar = difflib.get_close_matches(variable.name.upper(), possible, n=1, cutoff=0.7)
+    if not similar:
         return Fault(variable.name, variable.origin, None, "no such setting")
-    hidden = near[0] in catalogue.secrets | files or _MAYBE_SECRET.search(variable.name.upper())
+    hidden = similar[0] in catalogue.secrets | files or _MAYBE_SECRET.search(variable.name.upper())
     value = None if hidden else display_value(variable.text)
-    return Fault(variable.name, variable.origin, value, f"no such setting; did you mean {near[0]}?")
+    return Fault(
+        variable.name, variable.origin, value, f"no such setting; did you mean {similar[0]}?"
+    )
 
 
-def _both(plain: Variable, file: Variable) -> Fault:
+def _both_set_fault(plain: Variable, file: Variable) -> Fault:
     expected = f"expected {plain.name} or {file.name}, not both; {file.origin} sets the second"
     return Fault(plain.name, plain.origin, None, expected)
 

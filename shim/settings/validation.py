@@ -92,9 +92,9 @@ def _listening(settings: Settings) -> Iterator[Conflict]:
                 "expected Navidrome's address, but the shim listens there",
             )
     if (settings.tls_cert is None) != (settings.tls_key is None):
-        lacking = "tls_cert" if settings.tls_cert is None else "tls_key"
+        missing = "tls_cert" if settings.tls_cert is None else "tls_key"
         yield Conflict(
-            (lacking, "tls_cert", "tls_key"),
+            (missing, "tls_cert", "tls_key"),
             "expected SHIM_TLS_CERT and SHIM_TLS_KEY both, or neither",
         )
     if settings.upstream_ca is not None and not upstream.tls:

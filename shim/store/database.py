@@ -241,13 +241,13 @@ class Database:
         same = update(CHANGE_COUNTERS).values(value=CHANGE_COUNTERS.c.value)
         await self.write_async(lambda connection: connection.execute(same))
 
-    def close(self, within: float | None = None) -> None:
-        """Wait at most `within` seconds (by default `_LAST_SECONDS`) for running transactions, and close the
+    def close(self, timeout: float | None = None) -> None:
+        """Wait at most `timeout` seconds (by default `_LAST_SECONDS`) for running transactions, and close the
         store. Unfinished ones are rolled back."""
         with contextlib.suppress(RuntimeError):  # closed before
             last = self._thread.submit(int)
             self._thread.shutdown(wait=False)
-            if not wait({last}, _CLOSE_SECONDS if within is None else within).done:
+            if not wait({last}, _CLOSE_SECONDS if timeout is None else timeout).done:
                 self._ends.set()
                 self._connections.shutdown()
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -82,13 +82,13 @@ class Identity:
         """Return what the control plane shows of it besides user name and uid, in ASCII: a JSON object with
         the first `SHOWN_GROUPS` groups."""
         groups = self.groups and self.groups[:SHOWN_GROUPS]
-        shown = {
+        fields = {
             "name": self.name,
             "email": self.email,
             "groups": groups,
             "uid_source": self.uid_source,
         }
-        return json.dumps(shown).encode()
+        return json.dumps(fields).encode()
 
 
 class UidSource(StrEnum):

@@ -164,7 +164,7 @@ def filter_tokens(
     removed = check.rejected(in_target)
     if removed:
         path, _, query = request_line.target.partition(b"?")
-        query = _cut(query, removed)
+        query = _remove_tokens(query, removed)
         # Without a query the target is the same object as the path, which marks a request line without a
         # query.
         request_line = replace(
@@ -188,7 +188,7 @@ def filter_form(body: bytes, accept: Accept) -> tuple[bytes, bool, tuple[Navidro
     tokens = _in_parameters(body, "form ", _SUBSONIC_KEYS)
     check = _Check(accept, len(tokens))
     removed = check.rejected(tokens)
-    return _cut(body, removed), bool(removed), tuple(check.accepted)
+    return _remove_tokens(body, removed), bool(removed), tuple(check.accepted)
 
 
 class _Check:
@@ -366,13 +366,13 @@ def _parameter_value(part: bytes) -> bytes | None:
 
 def _without_tokens(field: Field, removed: Sequence[_Token]) -> Field | None:
     """Return the field without these tokens, or None if it becomes empty."""
-    value = _cut(field.value, removed).strip(b" \t")
+    value = _remove_tokens(field.value, removed).strip(b" \t")
     if not value:
         return None
     return replace(field, value=value, wire=b"%b: %b\r\n" % (field.sent_name.encode(), value))
 
 
-def _cut(text: bytes, tokens: Sequence[_Token]) -> bytes:
+def _remove_tokens(text: bytes, tokens: Sequence[_Token]) -> bytes:
     """Return the text without these tokens."""
     pieces: list[bytes] = []
     at = 0

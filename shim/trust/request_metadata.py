@@ -272,7 +272,7 @@ class _MetadataReader:
             first = self._by_kind[Kind.FORWARDED_HOST][0].value
             hosts.append(first.partition(b",")[0].strip(BLANKS))
         origins = [field.value for field in self._by_kind.get(Kind.ORIGIN, ())]
-        if all(_names_host(origin, hosts) for origin in origins):
+        if all(_origin_is_host(origin, hosts) for origin in origins):
             return ""
         found = f"Origin is {_quoted_values(*origins)}, Host is {_quoted_values(hosts[0])}"
         return (
@@ -280,7 +280,7 @@ class _MetadataReader:
         )
 
 
-def _names_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
+def _origin_is_host(origin: bytes, hosts: Sequence[bytes]) -> bool:
     """Return whether an origin matches one of these hosts, ignoring the default port of its scheme.
 
     The origin `null` matches none.

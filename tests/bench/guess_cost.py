@@ -138,7 +138,7 @@ def _least(guess: Callable[[int], bytes], folder: Path, rounds: int) -> float:
     connection.connection_made(cast("Any", transport))
     for _ in range(100):  # so many that the delay outlasts the measurement
         devices.record_failure(b"alice", b"198.51.100.1")
-    least, number = float("inf"), 0
+    lowest, number = float("inf"), 0
     for _ in range(rounds):
         heads = [guess(number + each) for each in range(_BATCH)]
         number += _BATCH
@@ -147,8 +147,8 @@ def _least(guess: Callable[[int], bytes], folder: Path, rounds: int) -> float:
             connection.data_received(head)
         cost = (time.process_time_ns() - start) / _BATCH / 1e3
         assert transport.written - before == _BATCH, "a guess was not answered by the shim"
-        least = min(least, cost)
-    return round(least, 1)
+        lowest = min(lowest, cost)
+    return round(lowest, 1)
 
 
 class _Devices(SubsonicDevices):

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 
-def record_sleeps(monkeypatch: pytest.MonkeyPatch, module: str, most: int) -> list[float]:
-    """The sleeps of this module from now on; the one after `most` cancels it. Only this module's:
+def record_sleeps(monkeypatch: pytest.MonkeyPatch, module: str, max_sleeps: int) -> list[float]:
+    """The sleeps of this module from now on; the one after `max_sleeps` cancels it. Only this module's:
     servers of other tests sleep as well.
     """
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
-        if len(pauses) > most:
+        if len(pauses) > max_sleeps:
             raise asyncio.CancelledError
 
     monkeypatch.setattr(f"{module}.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))

@@ -72,13 +72,13 @@ def markdown() -> str:
     ]
     for kind in kinds():
         types_of = field_types(kind)
-        shown = ", ".join(
+        names_text = ", ".join(
             f"*`{name}`*" if _is_optional(types_of[name]) else f"`{name}`"
             for name in types_of
             if name not in ("time", "id")
         )
         stream = f"`{kind.stream}`" if kind.stored else "log only"
-        lines.append(f"| `{kind.kind}` | {stream} | {_description(kind)} | {shown} |")
+        lines.append(f"| `{kind.kind}` | {stream} | {_description(kind)} | {names_text} |")
     lines += ["", "## Fields", "", "| field | meaning |", "|---|---|"]
     lines += [f"| `{name}` | {described.meaning} |" for name, described in FIELDS.items()]
     return "\n".join(lines) + "\n"

@@ -138,18 +138,18 @@ def _console(descriptor: int) -> Processor:
 
     def render(logger: WrappedLogger, method: str, values: EventDict) -> str:
         kind = values.pop("kind")
-        shown: EventDict = {
+        ordered: EventDict = {
             "event": values.pop("message", kind),
             "level": values.pop("severity"),
             "timestamp": values.pop("time"),
         }
         for name, value in values.items():
             if name not in _HIDDEN:
-                shown[name] = ", ".join(value) if isinstance(value, list) else value
-        for name, value in shown.items():
+                ordered[name] = ", ".join(value) if isinstance(value, list) else value
+        for name, value in ordered.items():
             if isinstance(value, str):
-                shown[name] = escape(value, allowed="\n" if name == "exception" else "")
-        return str(renderer(logger, method, shown))
+                ordered[name] = escape(value, allowed="\n" if name == "exception" else "")
+        return str(renderer(logger, method, ordered))
 
     return render
 

@@ -28,11 +28,11 @@ class Keys:
         """The id of the key that signs new rows."""
         return key_id(self.secrets[0]) if self.secrets else NO_KEY
 
-    def find(self, wanted: str) -> bytes | None:
+    def find(self, wanted_id: str) -> bytes | None:
         """Return the key with this id; None if it is not known. `NO_KEY` has an empty one."""
-        if wanted == NO_KEY:
+        if wanted_id == NO_KEY:
             return b""
-        return next((secret for secret in self.secrets if key_id(secret) == wanted), None)
+        return next((secret for secret in self.secrets if key_id(secret) == wanted_id), None)
 
 
 def build_keys(secrets: Sequence[str]) -> Keys:

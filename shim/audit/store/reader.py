@@ -211,27 +211,27 @@ class TrailReader:
         checkpoints = None if log_lines is None else tuple(read_checkpoints(log_lines))
         with self._connection() as connection:
             database = connection.execute(select(META.c.value).where(META.c.name == "id")).scalar()
-            ours = [each for each in checkpoints or () if each.database == database]
+            own = [each for each in checkpoints or () if each.database == database]
             results = tuple(
                 verify_stream(
                     stream,
                     _chain_rows(connection, stream),
                     _chain_bounds(connection, stream),
                     keys,
-                    [each for each in ours if each.stream == stream],
+                    [each for each in own if each.stream == stream],
                 )
                 for stream in STREAMS
             )
         notes = []
         if any(result.without_key for result in results):
             notes.append(WITHOUT_KEY)
-        if checkpoints is not None and not ours:
+        if checkpoints is not None and not own:
             notes.append(
                 f"The file has no checkpoint of this database ({database}): the trail was replaced, or the "
                 "log is of another shim."
             )
         return Verification(
-            results, tuple(notes), no_checkpoints=checkpoints is not None and not ours
+            results, tuple(notes), no_checkpoints=checkpoints is not None and not own
         )
 
     def _page(

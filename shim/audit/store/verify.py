@@ -1,8 +1,9 @@
 """Verify the chains of a trail: name the first row that was altered, is missing, was inserted or reordered.
 
-Pure: rows, keys and the lines of a log in, a result out. With a key, nobody without it can change a row
-unnoticed, except that the newest rows can be removed, or the whole trail be replaced by an older copy: for
-this the checkpoints in the log are needed. Without a key, a chain shows accidental changes only.
+Pure: the input is rows, keys and the lines of a log. If the trail has a key, nobody without the key can
+change a row unnoticed. The chain does not show that the newest rows were removed, or that the whole trail was
+replaced by an older copy: only the checkpoints in the log do. Without a key, a chain shows accidental changes
+only.
 """
 
 from __future__ import annotations

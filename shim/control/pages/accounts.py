@@ -124,7 +124,7 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
         accounts = _accounts(services, action)
         name = request.query_params.get("account") or None
         context, status = _action_context(action, name), 200
-        context["own"] = _own(services, caller, action, name)
+        context["own"] = _own_account_warning(services, caller, action, name)
         try:
             context |= await _plan(accounts, action, operator_of(caller, "console"), name)
         except UnknownAccount:
@@ -143,7 +143,10 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
     ) -> Response:
         accounts = _accounts(services, action)
         name = (await read_form(request)).get("account") or None
-        operator, own = operator_of(caller, "console"), _own(services, caller, action, name)
+        operator, own = (
+            operator_of(caller, "console"),
+            _own_account_warning(services, caller, action, name),
+        )
         try:
             performed = await _perform(accounts, action, operator, name)
         except _FAULTS as error:
@@ -198,7 +201,9 @@ def _possible(row: AccountRow) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _own(services: ControlServices, caller: Caller, action: str, name: str | None) -> str:
+def _own_account_warning(
+    services: ControlServices, caller: Caller, action: str, name: str | None
+) -> str:
     """Return what an action on this account means for the console, if it is the caller's own, else
     nothing."""
     ends_own_access = action in ("lock", "unlink")

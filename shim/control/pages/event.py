@@ -67,7 +67,7 @@ def event_page(event: StoredEvent, identity_header: str) -> dict[str, Any]:
         "first_time": microseconds(record["first_time"]) if "first_time" in record else None,
         "fields": fields,
         "try_query": _try_query(record, identity_header) if "path" in record else "",
-        "links": _links(record),
+        "links": _action_links(record),
         "json": json.dumps(record, indent=2, ensure_ascii=True),
     }
 
@@ -112,7 +112,7 @@ def _try_query(record: Mapping[str, Any], identity_header: str) -> str:
     )
 
 
-def _links(record: Mapping[str, Any]) -> list[Link]:
+def _action_links(record: Mapping[str, Any]) -> list[Link]:
     found: list[Link] = []
     for name, label in (
         ("request_id", "Same request"),

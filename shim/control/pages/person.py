@@ -1,4 +1,4 @@
-"""A person's own pages: who the shim thinks it is, and its devices.
+"""A person's own pages: the identity, and the devices.
 
 | path | page |
 |---|---|
@@ -6,8 +6,8 @@
 | `POST /devices/add` | the new password, which no other page shows |
 | `/devices/ID/rename`, `/devices/ID/revoke` | GET shows the form, POST does it |
 
-Everybody has them whose identity is trusted. A person sees and changes only its own devices: a route gets the
-uid from the private channel, and never from the request.
+Everybody whose identity is trusted has these pages. People see and change only their own devices: a route
+gets the uid from the private channel, and never from the request.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ class _OwnPage:
         self._services = services
 
     async def show(
-        self, request: Request, caller: Caller, more: dict[str, Any], status: int = 200
+        self, request: Request, caller: Caller, values: dict[str, Any], status: int = 200
     ) -> Response:
-        """Return the page. `more` has `done`, `note`, `fault` or the values of the form."""
+        """Return the page. `values` has `done`, `note`, `fault` or the values of the form."""
         services, settings = self._services, self._services.settings()
         own, now = self._account(caller), time.time()
         devices = services.devices
@@ -174,7 +174,7 @@ class _OwnPage:
             "days": "",
         }
         return await page(
-            request, "person.html", visitor_for(self._access, caller), context | more, status
+            request, "person.html", visitor_for(self._access, caller), context | values, status
         )
 
     async def add(self, request: Request, caller: Caller) -> Response:

@@ -104,7 +104,10 @@ def _visible(value: object) -> object:
 def prose(text: str) -> Markup:
     """Return a sentence of the shim: text between backticks as code, and names of settings that may be broken
     after an underscore."""
-    parts = (_SETTING.sub(_breakable, escape_markup(escape(part))) for part in text.split("`"))
+    parts = (
+        _SETTING.sub(_with_break_opportunities, escape_markup(escape(part)))
+        for part in text.split("`")
+    )
     return Markup("").join(
         Markup("<code>{}</code>").format(Markup(part)) if number % 2 else Markup(part)  # noqa: S704
         for number, part in enumerate(parts)
@@ -114,7 +117,7 @@ def prose(text: str) -> Markup:
 _SETTING: Final = re.compile(r"SHIM_[A-Z_]+")
 
 
-def _breakable(name: re.Match[str]) -> str:
+def _with_break_opportunities(name: re.Match[str]) -> str:
     return name[0].replace("_", "_<wbr>")
 
 

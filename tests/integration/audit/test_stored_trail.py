@@ -177,7 +177,7 @@ async def test_after_a_kill_during_a_flood_no_confirmed_action_and_at_most_one_b
 ) -> None:
     url = store_url
     confirmed: list[str] = []
-    most_missing = 0
+    max_missing = 0
     for number in range(KILLS):
         async with started(
             tmp_path,
@@ -205,10 +205,10 @@ async def test_after_a_kill_during_a_flood_no_confirmed_action_and_at_most_one_b
         # Only the newest ones, without a gap.
         assert missing == logged[len(logged) - len(missing) :]
         assert len(missing) <= BATCH
-        most_missing = max(most_missing, len(missing))
+        max_missing = max(max_missing, len(missing))
     assert len(confirmed) >= KILLS
     assert len(stored(url, kinds=("request_decision",))) > 10
-    print(f"{KILLS} kills: at most {most_missing} events of the log are not in the trail")
+    print(f"{KILLS} kills: at most {max_missing} events of the log are not in the trail")
 
 
 async def spoof(shim: Program, number: int) -> None:

@@ -584,14 +584,14 @@ class AnyOrder(RuleBasedStateMachine):
             if binding is not None and binding.navidrome_id in accounts:
                 free = holder in {None, binding.navidrome_id}
                 follows = self.simulation.settings["FOLLOW_RENAMES"] == "headers"
-                may = normalize_name(binding.provider_username) == folded or (free and follows)
-                may = may and self.known_names.get(folded, {uid}) <= {uid}
+                may_link = normalize_name(binding.provider_username) == folded or (free and follows)
+                may_link = may_link and self.known_names.get(folded, {uid}) <= {uid}
             else:
-                may = holder is None and self.known_names.get(folded, {uid}) <= {uid}
+                may_link = holder is None and self.known_names.get(folded, {uid}) <= {uid}
                 bound = self._bindings().by_name(folded)
-                may = may and (bound is None or bound.uid in {None, uid})
+                may_link = may_link and (bound is None or bound.uid in {None, uid})
             response = await self._visit(identity, 0)
-            if may:
+            if may_link:
                 last = self.simulation.harness.events[-1]
                 assert response.status == 200, f"{uid} is locked out: {response.text}, {last}"
 

@@ -21,11 +21,11 @@ class Pipe:
     reader: int
     writer: int
     errors: list[str] = field(default_factory=list)
-    complained: threading.Event = field(default_factory=threading.Event)
+    error_reported: threading.Event = field(default_factory=threading.Event)
 
     def report_error(self, text: str) -> None:
         self.errors.append(text)
-        self.complained.set()
+        self.error_reported.set()
 
     def read(self, until: bytes) -> bytes:
         data = b""
@@ -106,7 +106,7 @@ def test_a_closed_pipe_is_reported_once_and_later_lines_are_counted(pipe: Pipe) 
     pipe.hang_up()
 
     lines.put("nobody reads this")
-    assert pipe.complained.wait(5.0)
+    assert pipe.error_reported.wait(5.0)
     assert lines.flush(5.0)
 
     assert lines.broken

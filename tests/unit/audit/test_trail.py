@@ -164,7 +164,7 @@ async def test_a_stuck_sink_blocks_neither_the_others_nor_shutdown(errors: list[
     trail.record(access())
     await until(lambda: other.events == [access()])
 
-    await trail.close(within=0.01)
+    await trail.close(max_seconds=0.01)
 
     assert other.closed
     assert trail.dropped() == {"blocked": 1, "other": 0}

@@ -14,7 +14,7 @@ from shim.cli.edge_check import (
     Result,
     RouteResults,
     SignIn,
-    judge,
+    evaluate_results,
     read_response,
 )
 from shim.health import Check, State
@@ -44,7 +44,7 @@ def read(status: int, body: bytes | str = b"", **headers: str) -> Result:
 
 
 def checks_of(*results: RouteResults, prefixes: str = "/rest/ /share/") -> dict[str, Check]:
-    found = judge(URL, dict(zip(prefixes.split(), results, strict=False)))
+    found = evaluate_results(URL, dict(zip(prefixes.split(), results, strict=False)))
     return {check.name: check for check in found.checks}
 
 
@@ -97,7 +97,9 @@ def test_another_servers_response_is_recognized(
 
 
 def test_an_edge_without_a_fault_has_only_good_checks() -> None:
-    found = judge(URL, {"/rest/": RouteResults(FINE, FINE), "/share/": RouteResults(FINE, FINE)})
+    found = evaluate_results(
+        URL, {"/rest/": RouteResults(FINE, FINE), "/share/": RouteResults(FINE, FINE)}
+    )
     assert {check.state for check in found.checks} == {State.OK}
     assert [check.name for check in found.checks] == [
         "public_url",
@@ -198,7 +200,7 @@ def test_an_edge_that_rejects_aliases_lets_none_through() -> None:
 
 def test_a_sign_in_on_the_subsonic_api_is_a_failure_and_nothing_else_is_claimed() -> None:
     closed = RouteResults(SignIn("redirect to https://auth.example.org/"))
-    found = judge(URL, {"/rest/": closed, "/share/": closed})
+    found = evaluate_results(URL, {"/rest/": closed, "/share/": closed})
     [check] = found.checks
     assert (check.name, check.state) == ("public_routes", State.FAILING)
     assert "/rest/ (redirect to https://auth.example.org/)" in check.detail
@@ -207,7 +209,9 @@ def test_a_sign_in_on_the_subsonic_api_is_a_failure_and_nothing_else_is_claimed(
 
 
 def test_a_sign_in_on_another_public_path_is_a_warning() -> None:
-    found = judge(URL, {"/rest/": RouteResults(FINE, FINE), "/share/": RouteResults(SignIn("x"))})
+    found = evaluate_results(
+        URL, {"/rest/": RouteResults(FINE, FINE), "/share/": RouteResults(SignIn("x"))}
+    )
     states = {check.name: check.state for check in found.checks}
     assert states["public_routes"] is State.WARNING
     assert states["public_url"] is State.OK
@@ -225,7 +229,9 @@ def test_a_route_to_another_server_is_a_warning() -> None:
 def test_a_url_that_leads_elsewhere_is_one_check_with_its_remedy(
     connected: bool, state: State
 ) -> None:
-    found = judge(URL, {"/rest/": RouteResults(NotReached("why", "what to do", connected))})
+    found = evaluate_results(
+        URL, {"/rest/": RouteResults(NotReached("why", "what to do", connected))}
+    )
     [check] = found.checks
     assert check == Check(
         "public_url", state, f"{URL} does not lead to this shim: why", "what to do"
@@ -238,7 +244,9 @@ FORGED = Arrived("172.20.0.2", True, True, ("Remote-User",), (), "valid", forged
 
 def protected(result: Result, proof: str = "secret") -> Check | None:
     """Return the check of the routes with a sign-in, if there is one."""
-    found = judge(URL, {"/rest/": RouteResults(FINE, FINE), PROTECTED: RouteResults(result)}, proof)
+    found = evaluate_results(
+        URL, {"/rest/": RouteResults(FINE, FINE), PROTECTED: RouteResults(result)}, proof
+    )
     assert PROTECTED not in "".join(c.detail for c in found.checks if c.name != "protected_routes")
     return {check.name: check for check in found.checks}.get("protected_routes")
 
@@ -283,7 +291,9 @@ def test_a_sign_in_page_with_status_200_is_no_finding() -> None:
 
 
 def test_a_sign_in_on_the_manifest_is_a_warning_that_names_its_effect() -> None:
-    found = judge(URL, {"/rest/": RouteResults(FINE, FINE), MANIFEST: RouteResults(SignIn("x"))})
+    found = evaluate_results(
+        URL, {"/rest/": RouteResults(FINE, FINE), MANIFEST: RouteResults(SignIn("x"))}
+    )
     check = {check.name: check for check in found.checks}["public_routes"]
     assert check.state is State.WARNING
     assert "cannot be installed" in check.detail

@@ -46,12 +46,12 @@ def noise(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def sliced(data: bytes, seed: int, most: int) -> list[bytes]:
+def sliced(data: bytes, seed: int, max_size: int) -> list[bytes]:
     """The data in pieces of random lengths, some of them a byte."""
     rng = random.Random(seed)
     pieces, at = [], 0
     while at < len(data):
-        size = 1 if rng.random() < 0.2 else rng.randint(1, most)
+        size = 1 if rng.random() < 0.2 else rng.randint(1, max_size)
         pieces.append(data[at : at + size])
         at += size
     return pieces
@@ -68,12 +68,12 @@ def digest(data: bytes) -> str:
 async def _round(
     proxy: RunningProxy, navidrome: Navidrome, size: int, seed: int, up: str, down: str
 ) -> None:
-    most = max(1, size // 12)
+    max_size = max(1, size // 12)
     sent, returned = noise(seed, size), noise(seed + 1, size)
     client = await proxy.client()
     framing = f"Content-Length: {size}" if up == "length" else "Transfer-Encoding: chunked"
     await client.send(build_request("POST", "/api/upload", framing).encode())
-    pieces = sliced(sent, seed, most)
+    pieces = sliced(sent, seed, max_size)
     uploading = asyncio.create_task(client.send(*(pieces if up == "length" else chunked(pieces))))
     served, _ = await navidrome.requests()
     got = await (served.read_exactly(size) if up == "length" else served.chunks())
@@ -84,7 +84,7 @@ async def _round(
         "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         "close": b"HTTP/1.1 200 OK\r\n\r\n",
     }
-    back = sliced(returned, seed + 2, most)
+    back = sliced(returned, seed + 2, max_size)
 
     async def send_response() -> None:
         await served.send(heads[down], *(chunked(back) if down == "chunked" else back))

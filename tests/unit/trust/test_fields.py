@@ -253,8 +253,11 @@ def test_a_header_that_carries_an_identity_is_one_whatever_else_its_name_means()
 def test_a_common_name_gives_the_same_result_as_any_other_case() -> None:
     assert NAMES.common_names
     for name, lowered in NAMES.common_names.items():
-        usual, odd = parse_field(name + b": v", NAMES), parse_field(lowered.upper() + b": v", NAMES)
-        assert (usual.kind, usual.name, usual.value) == (odd.kind, odd.name, odd.value)
+        usual, unusual = (
+            parse_field(name + b": v", NAMES),
+            parse_field(lowered.upper() + b": v", NAMES),
+        )
+        assert (usual.kind, usual.name, usual.value) == (unusual.kind, unusual.name, unusual.value)
         assert NAMES.classify(lowered) == (Kind.PASS, None)
 
 
