@@ -162,7 +162,7 @@ class PolicyUpdater:
             *(keys.run(settings.jwks_refresh_seconds) for keys in self._jwks_monitors()),
         ]
         if self.keys is not None:
-            self.keys.on_change = self._on_jwks_change
+            self.keys.report_changes(self._on_jwks_change)
         self._tasks = [loop.create_task(run) for run in runs]
 
     async def _stop_watchers(self) -> None:

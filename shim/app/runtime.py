@@ -412,6 +412,7 @@ class Runtime:
             http=ControlProtocol,
             ws="none",
             lifespan="off",
+            server_header=False,
             log_config=None,
             access_log=False,
             proxy_headers=False,

@@ -154,7 +154,7 @@ def _add_store_error_handlers(app: FastAPI) -> None:
     """Add the errors of accounts and of the trail."""
     from shim.audit.store.filters import FilterError  # noqa: PLC0415 - loads the database code
     from shim.audit.store.results import CursorError, QueryTooSlow  # noqa: PLC0415
-    from shim.devices.models import DeviceError, UnknownDevice  # noqa: PLC0415
+    from shim.devices.models import DeviceError, UnknownDevice, UnknownOwner  # noqa: PLC0415
     from shim.navidrome.errors import NavidromeError  # noqa: PLC0415
     from shim.provisioning.operations import OperationError, UnknownAccount  # noqa: PLC0415
     from shim.store.errors import StoreError  # noqa: PLC0415
@@ -164,6 +164,7 @@ def _add_store_error_handlers(app: FastAPI) -> None:
         CursorError: 400,
         UnknownAccount: 404,
         UnknownDevice: 404,
+        UnknownOwner: 404,
         DeviceError: 409,
         OperationError: 409,
         QueryTooSlow: 503,

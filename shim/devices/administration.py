@@ -13,10 +13,10 @@ from shim.audit.events import Operator
 from shim.audit.performing import Performed, perform
 from shim.devices.models import (
     Device,
-    DeviceError,
     DeviceExists,
     NewDevice,
     UnknownDevice,
+    UnknownOwner,
     valid_name,
 )
 from shim.devices.service import DeviceService
@@ -157,8 +157,9 @@ class DeviceAdministration:
         uids = {normalize_name(name): uid for uid, name in self._names().items()}
         uid = uids.get(normalize_name(account))
         if uid is None:
-            raise DeviceError(
-                f"{account} is not linked to a user: the user must sign in to the music server first."
+            raise UnknownOwner(
+                f"No account named {account} is linked to a user: the user must sign in to the music server "
+                "first."
             )
         return uid
 

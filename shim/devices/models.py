@@ -28,6 +28,10 @@ class DeviceExists(DeviceError):
     """A device with this id was added before."""
 
 
+class UnknownOwner(DeviceError):
+    """No account that is linked to a person has this name."""
+
+
 class UnknownDevice(DeviceError):
     """No device in use has this id, or it belongs to another person."""
 

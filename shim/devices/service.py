@@ -79,10 +79,12 @@ class LoadedDevice:
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """The rows of the store, decrypted as far as the keys allow."""
+    """The rows of the store, decrypted as far as the keys allow. `accounts`: the account's name of each uid
+    that has a device and an account."""
 
     version: int
     devices: dict[str, Device]
+    accounts: dict[str, str]
     loaded: dict[str, LoadedDevice]
     refused: int
     keys: Keyring | None
@@ -109,6 +111,8 @@ class DeviceService:
         self._keys: Keyring | None = None
         self._version = -1
         self._devices: dict[str, Device] = {}
+        # The account's name of each uid with a device, also after the account was unlinked or deleted.
+        self._accounts: dict[str, str] = {}
         self._loaded: dict[str, LoadedDevice] = {}
         self._by_uid: dict[str, list[LoadedDevice]] = {}
         self._by_secret: dict[bytes, LoadedDevice] = {}
@@ -343,6 +347,8 @@ class DeviceService:
         before = self._loaded
         self._version, self._keys = contents.version, contents.keys
         self._devices = contents.devices
+        names, uids = self._accounts | contents.accounts, {d.uid for d in self._devices.values()}
+        self._accounts = {uid: name for uid, name in names.items() if uid in uids}
         # A device that was revoked here while the store was read has ended.
         self._loaded = {name: each for name, each in contents.loaded.items() if each.alive}
         self._index()
@@ -389,7 +395,7 @@ class DeviceService:
                 DeviceRevoked(
                     time=self._now(),
                     reason=device.revoked_by,
-                    **_event_fields(device, None, None),
+                    **_event_fields(device, None, self._accounts.get(device.uid)),
                 )
             )
 
@@ -441,6 +447,10 @@ def _read(
     """Read everything in one snapshot. Secrets that were decrypted before are not decrypted again."""
     version = devices_version(connection)
     rows = connection.execute(select(DEVICES)).all()
+    owners = select(BINDINGS.c.uid, BINDINGS.c.user_name).where(
+        BINDINGS.c.uid.in_(select(DEVICES.c.uid))
+    )
+    accounts = {row.uid: row.user_name for row in connection.execute(owners)}
     keys, fault, refused = None, None, 0
     devices, loaded = {}, {}
     for row in rows:
@@ -467,7 +477,7 @@ def _read(
         fault = f"{refused} device passwords are refused: {fault}"
     elif not loaded:
         fault = source.problem()
-    return _Contents(version, devices, loaded, refused, keys, fault)
+    return _Contents(version, devices, accounts, loaded, refused, keys, fault)
 
 
 def _check_person(connection: Connection, uid: str) -> None:

@@ -54,17 +54,11 @@ class JwksConfig:
 
 
 class JwksMonitor:
-    """Fetches the keys of `config`. Calls `on_change` after each fetch with another result than the last one,
-    before waiting requests continue."""
+    """Fetches the keys of `config`."""
 
-    def __init__(
-        self,
-        config: JwksConfig,
-        on_change: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, config: JwksConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
-        self.on_change = on_change
+        self._on_change: Callable[[], None] = lambda: None
         self._clock = clock
         self._context: ssl.SSLContext | None = None
         self._keys: tuple[Key, ...] = ()
@@ -87,6 +81,11 @@ class JwksMonitor:
         failing_for = 0.0 if since is None else now - since
         age = math.inf if fetched_at is None else now - fetched_at
         return JwksState(self._keys, self._fault, failing_for, age)
+
+    def report_changes(self, on_change: Callable[[], None]) -> None:
+        """From now on, call `on_change` after each fetch with another result than the last one, before
+        waiting requests continue."""
+        self._on_change = on_change
 
     async def fetch(self) -> None:
         """Fetch once, or wait for the fetch in progress. Never raises; `state` has the result."""
@@ -160,7 +159,7 @@ class JwksMonitor:
             self._fetched_at, self._failing_since = self._clock(), None
             self._fault = None
         if before != (self._keys, self._fault):
-            self.on_change()
+            self._on_change()
 
     def _failed(self, fault: str) -> None:
         now = self._clock()

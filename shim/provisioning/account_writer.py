@@ -311,9 +311,7 @@ class AccountWriter:
             )
 
     async def _libraries(self) -> tuple[Library, ...]:
-        if not self._directory.libraries:
-            self._directory.libraries = await self._api.libraries()
-        return self._directory.libraries
+        return await self._directory.read_libraries(self._api.libraries)
 
     def _record_change(
         self, user: User, changes: tuple[str, ...], audit_context: AuditContext

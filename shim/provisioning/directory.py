@@ -28,7 +28,7 @@ class Directory:
         self._name_counts: Counter[str] = Counter()
         # Rises whenever a name may belong to another user.
         self.version = 0
-        self.libraries: tuple[Library, ...] = ()
+        self._libraries: tuple[Library, ...] = ()
         # The number of requests sent that can change users, and how many of them the last list includes.
         self.changes = 0
         self._listed_changes = 0
@@ -52,6 +52,23 @@ class Directory:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._attempted.wait()
+
+    @property
+    def libraries(self) -> tuple[Library, ...]:
+        """Return the libraries as of the last `read_libraries`, empty before it."""
+        return self._libraries
+
+    async def read_libraries(
+        self, libraries: Callable[[], Awaitable[tuple[Library, ...]]]
+    ) -> tuple[Library, ...]:
+        """Return the libraries; list them by `libraries` if none is known. Raises what `libraries` raises."""
+        if not self._libraries:
+            self._libraries = await libraries()
+        return self._libraries
+
+    def forget_libraries(self) -> None:
+        """Forget the libraries: they may have changed."""
+        self._libraries = ()
 
     def users_may_have_changed(self) -> None:
         """Record that a request was sent that can change users."""

@@ -495,9 +495,8 @@ class Operations:
         record = field_changes(identity, user, NOTHING_WRITTEN, service.policy)
         if not service.policy.library_groups or record.get("isAdmin", user.is_admin):
             return record, None
-        if not service.directory.libraries:
-            service.directory.libraries = await service.api.libraries()
-        libraries = service.policy.libraries(identity, service.directory.libraries)
+        known = await service.directory.read_libraries(service.api.libraries)
+        libraries = service.policy.libraries(identity, known)
         return record, None if not libraries or libraries == user.libraries else libraries
 
     def _binding(self, name: str) -> Binding:

@@ -81,9 +81,9 @@ class Reconciler:
     async def _run(self) -> None:
         await self.recover_intents(AuditContext("reconcile"))
         users = await self._list()
-        self._directory.libraries = ()
+        self._directory.forget_libraries()
         if self._policy().library_groups:
-            self._directory.libraries = await self._api.libraries()
+            await self._directory.read_libraries(self._api.libraries)
         by_id = {user.id: user for user in users}
         for binding in self._bindings.all():
             if self._drifted(binding, by_id.get(binding.navidrome_id)):

@@ -322,7 +322,7 @@ class ProvisioningService:
         self.has_users = admin_access.has_users and generation == self.generation
         if admin_access.users is None:
             raise _NoAdminAccess(admin_access)
-        self.directory.libraries = ()
+        self.directory.forget_libraries()
         await self.reconciler.recover_intents(AuditContext("start"))
 
     async def _ensure_admin_access(self) -> AdminAccess:

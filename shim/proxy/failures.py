@@ -6,8 +6,9 @@ Each failure is one row with all texts about it. Rejections are not failures; th
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
+
+from shim.trust.reasons import RowEnum
 
 _BUSY = "The service is busy. Please try again in a moment."
 _NO_RESPONSE = "Navidrome does not respond right now."
@@ -26,24 +27,13 @@ class _Row(NamedTuple):
     remedy: str = ""
 
 
-class Failure(StrEnum):
+class Failure(RowEnum):
     """One row each, see `_Row`. A failure within a response keeps the status that was already sent."""
 
     status: int
     message: str
     cause: str
     remedy: str
-
-    def __new__(cls, *values: Any) -> Self:
-        """Create a row of the table."""
-        row = _Row(*values)
-        failure = str.__new__(cls, row.name)
-        failure._value_ = row.name
-        failure.status = row.status
-        failure.message = row.message
-        failure.cause = row.cause
-        failure.remedy = row.remedy
-        return failure
 
     # the client
     CLIENT_LEFT = _Row(

@@ -12,6 +12,19 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 
+class RowEnum(StrEnum):
+    """An enumeration whose members are rows of a table: named tuples, the first value of which is the
+    member's. The others become its attributes, which the class annotates in the same order."""
+
+    def __new__(cls, name: str, *values: Any) -> Self:
+        """Create a member of a row."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        for attribute, value in zip(cls.__annotations__, values, strict=True):
+            setattr(member, attribute, value)
+        return member
+
+
 class Verdict(StrEnum):
     """The result of a decision."""
 
@@ -50,7 +63,7 @@ class _Row(NamedTuple):
     subsonic_code: int = 0
 
 
-class Reason(StrEnum):
+class Reason(RowEnum):
     """The reason of a verdict. Each is one row, see `_Row`."""
 
     verdict: Verdict
@@ -61,21 +74,6 @@ class Reason(StrEnum):
     contact: bool
     other_account: bool
     subsonic_code: int
-
-    def __new__(cls, *values: Any) -> Self:
-        """Create a row of the table."""
-        row = _Row(*values)
-        reason = str.__new__(cls, row.name)
-        reason._value_ = row.name
-        reason.verdict = row.verdict
-        reason.status = row.status
-        reason.text = row.text
-        reason.remedy = row.remedy
-        reason.message = row.message
-        reason.contact = row.contact
-        reason.other_account = row.other_account
-        reason.subsonic_code = row.subsonic_code
-        return reason
 
     # authenticated
     TRUSTED_PEER = _Row(

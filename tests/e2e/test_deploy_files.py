@@ -311,8 +311,11 @@ def test_every_router_has_a_unique_priority_in_its_definition() -> None:
 
 def test_every_entry_point_removes_aliases() -> None:
     static = yaml.safe_load((DEPLOY / "traefik/traefik.yml").read_text())
-    for entry_point in static["entryPoints"].values():
-        assert entry_point["http"]["aliasHeadersStrategy"] == "delete"
+    strategies = {
+        name: entry_point["http"]["aliasHeadersStrategy"]
+        for name, entry_point in static["entryPoints"].items()
+    }
+    assert strategies == {"web": "delete", "websecure": "delete"}
 
 
 def test_caddy_copies_every_header_of_authentiks() -> None:

@@ -49,6 +49,7 @@ async def player(deployment: Deployment) -> AsyncIterator[AsyncConnection]:
 
 async def test_it_logs_in(app: AsyncConnection, deployment: Deployment) -> None:
     assert await app.ping()
+    assert deployment.received
     for seen in deployment.received:
         assert identity_fields(seen.headers) == []
 

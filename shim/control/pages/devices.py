@@ -19,7 +19,7 @@ from shim.control.pages.rendering import page
 from shim.control.pages.visitor import Visitor, visitor_of
 from shim.control.services import ControlServices
 from shim.devices.administration import DeviceAdministration, ListedDevice
-from shim.devices.models import DeviceError, UnknownDevice
+from shim.devices.models import UnknownDevice, UnknownOwner
 from shim.store.errors import StoreError
 
 _PATH: Final = "/admin/devices"
@@ -56,7 +56,7 @@ def device_pages(router: APIRouter, access: Access, services: ControlServices) -
                     for each in services.devices.devices(account)
                     if everything or each.device.is_active(now)
                 ]
-            except DeviceError:
+            except UnknownOwner:
                 # The name is from a link, so it is not repeated.
                 context |= {
                     "fault": "There is no such account, or it is not linked to an identity."

@@ -201,10 +201,10 @@ def test_the_same_uid_of_another_provider_is_another_person(tmp_path: Path) -> N
 )
 def test_everything_else_is_not_there_for_a_person(own: Deployment, path: str) -> None:
     with own.edge("ada") as ada:
-        request = ada.build_request("GET", "/_shim/", headers=HTML)
-        raw = request.url.copy_with(raw_path=f"/_shim/{path}".encode())
-        response = ada.send(httpx.Request("GET", raw, headers=request.headers))
-        assert response.status_code in (400, 404)
+        # httpx would resolve `..` in the address.
+        target = {"target": f"/_shim/{path}".encode()}
+        response = ada.get("/_shim/", headers=HTML, extensions=target)
+        assert response.status_code == (400 if ".." in path or "%2e" in path else 404)
         assert "Accounts" not in response.text and "shim_requests" not in response.text
 
 
@@ -318,7 +318,9 @@ def test_an_administrator_lists_and_revokes_everybodys_and_adds_none(own: Deploy
         assert operator.post("/api/devices/revoke", json=body).status_code == 404
         assert root.post(path, data=form_of(root, "/_shim/admin/configuration")).status_code == 404
         assert operator.post("/api/devices", json={"account": "ada"}).status_code == 405
-        assert operator.get("/api/devices", params={"account": "nobody"}).status_code == 409
+        unknown = operator.get("/api/devices", params={"account": "nobody"})
+        assert unknown.status_code == 404
+        assert "No account named nobody is linked to a user" in unknown.json()["detail"]
     assert own.shim.wait_for_line(kind="device_revoked", reason="api")["actor"] == "token"
 
 

@@ -269,9 +269,14 @@ def _set_last_seen(service: DeviceService, when: float) -> None:
     )
 
 
-@pytest.mark.parametrize("end", [_lock, _unlink, _refuse, _delete])
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [(_lock, "locked"), (_unlink, "unlinked"), (_refuse, "denied"), (_delete, "removed")],
+)
 async def test_no_later_sign_in_revives_a_device(
-    shim: RunningShim, end: Callable[[RunningShim, NewDevice], Awaitable[None]]
+    shim: RunningShim,
+    end: Callable[[RunningShim, NewDevice], Awaitable[None]],
+    cause: str,
 ) -> None:
     device = await shim.add("uid-alice")
     await end(shim, device)
@@ -282,7 +287,9 @@ async def test_no_later_sign_in_revives_a_device(
     assert error_of(await shim.rest("ping", u="alice", p=device.secret)) == 40
     (listed,) = await shim.listed()
     assert listed.revoked is not None
-    assert listed.revoked_by in {"locked", "unlinked", "denied", "removed"}
+    assert listed.revoked_by == cause
+    (event,) = shim.logged(kind="device_revoked")
+    assert (event["reason"], event["account"]) == (cause, "alice")
     # And a new device works.
     again = await shim.add("uid-alice", "New phone")
     assert error_of(await shim.rest("ping", u="alice", p=again.secret)) is None

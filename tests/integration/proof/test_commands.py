@@ -98,7 +98,8 @@ def test_explain_reads_proofs_from_files_and_not_from_arguments(
     )
     assert json.loads(done.stdout)["reason"] == "jwt_invalid"
     done = command(tmp_path, *arguments, settings=settings_with(upstream) | {"PROXY_SECRET": ""})
-    assert done.returncode == 2 or "SHIM_PROXY_SECRET" in done.stderr
+    assert done.returncode == 1
+    assert "SHIM_PROXY_SECRET (environment): expected a secret" in done.stderr
 
 
 def test_every_reason_has_its_own_explanation() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Delete, Update, delete, insert, select, update
 
 from shim.audit.events import Event, Operator
 from shim.audit.events.devices import (
@@ -242,15 +242,34 @@ async def test_without_a_usable_account_no_device_is_added(
         await service.add(uid, "Phone", ACTOR)
 
 
-async def test_what_ends_with_the_account_is_recorded(device_db: DeviceDatabase) -> None:
+OF_ALICE = BINDINGS.c.uid == "uid-alice"
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("locked", update(BINDINGS).where(OF_ALICE).values(lock_pending=True)),
+        ("denied", update(BINDINGS).where(OF_ALICE).values(state="denied")),
+        ("unlinked", update(BINDINGS).where(OF_ALICE).values(uid=None, state="unlinked")),
+        ("removed", delete(BINDINGS).where(OF_ALICE)),
+    ],
+)
+async def test_the_end_of_a_device_by_a_change_of_the_account_is_recorded_with_its_owner(
+    device_db: DeviceDatabase, reason: str, change: Update | Delete
+) -> None:
     service = await device_db.service(KEY)
     await service.add("uid-alice", "Phone", ACTOR)
-    service.database.write(
-        lambda connection: end_devices(connection, DEVICES.c.uid == "uid-alice", 7.0, "locked")
-    )
+    await service.add("uid-bob", "Tablet", ACTOR)
+
+    def work(connection: Connection) -> None:
+        connection.execute(change)
+        end_devices(connection, DEVICES.c.uid == "uid-alice", 7.0, reason)
+
+    service.database.write(work)
     await service.refresh()
-    event = device_db.events[-1]
-    assert isinstance(event, DeviceRevoked) and event.reason == "locked" and event.actor is None
+    (event,) = [each for each in device_db.events if isinstance(each, DeviceRevoked)]
+    assert (event.device_name, event.account, event.uid) == ("Phone", "alice", "uid-alice")
+    assert (event.reason, event.actor) == (reason, None)
 
 
 def _change(change: dict[str, str], connection: Connection) -> None:

@@ -37,7 +37,7 @@ async def test_a_fetched_key_set_is_used_and_a_change_is_reported() -> None:
     reports: list[list[str | None]] = []
     async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
-        watch.on_change = lambda: reports.append(kids(watch))
+        watch.report_changes(lambda: reports.append(kids(watch)))
         assert (kids(watch), watch.state.fault) == ([], "not fetched yet")
         await watch.fetch()
         assert kids(watch) == ["one"]
@@ -132,7 +132,7 @@ async def test_keys_outlive_an_outage_for_a_limited_time() -> None:
     reports: list[tuple[list[str | None], bool]] = []
     async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url, max_age=100.0), clock=clock)
-        watch.on_change = lambda: reports.append((kids(watch), watch.state.fault is None))
+        watch.report_changes(lambda: reports.append((kids(watch), watch.state.fault is None)))
         assert watch.state.age == math.inf
         await watch.fetch()
         end.body = build_response(b"", status="503 Away")
@@ -184,7 +184,7 @@ async def test_fetched_keys_are_used_before_waiting_requests_continue() -> None:
     order: list[str] = []
     async with jwks_server(build_response(ONE)) as end:
         watch = JwksMonitor(JwksConfig(url=end.url))
-        watch.on_change = lambda: order.append("reported")
+        watch.report_changes(lambda: order.append("reported"))
         waiter = watch.request_refresh()
         assert waiter is not None
         waiter.add_done_callback(lambda _: order.append("waiter"))
@@ -203,7 +203,7 @@ async def test_it_is_fetched_periodically_and_sooner_while_there_is_no_key(
         responses = iter(
             [build_response(ONE), build_response(b"", status="503 Away"), build_response(ONE)]
         )
-        watch.on_change = lambda: setattr(end, "body", next(responses, b""))
+        watch.report_changes(lambda: setattr(end, "body", next(responses, b"")))
         end.body = next(responses)
         with pytest.raises(asyncio.CancelledError):
             await watch.run(3600.0)

@@ -1,10 +1,26 @@
-"""Locks by key."""
+"""The cached libraries, and locks by key."""
 
 from __future__ import annotations
 
 import asyncio
 
-from shim.provisioning.directory import KeyLocks
+from shim.navidrome.models import Library
+from shim.provisioning.directory import Directory, KeyLocks
+
+
+async def test_libraries_are_listed_again_only_after_they_were_forgotten() -> None:
+    directory, listed = Directory(), [(Library(1, "Music"),), (Library(2, "Kids"),)]
+    responses = iter(listed)
+
+    async def libraries() -> tuple[Library, ...]:
+        return next(responses)
+
+    assert not directory.libraries
+    for _ in range(2):
+        assert await directory.read_libraries(libraries) == directory.libraries == listed[0]
+    directory.forget_libraries()
+    assert not directory.libraries
+    assert await directory.read_libraries(libraries) == directory.libraries == listed[1]
 
 
 async def test_one_key_is_locked_by_one_task_at_a_time_and_others_do_not_wait() -> None:

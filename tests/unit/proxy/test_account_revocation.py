@@ -189,7 +189,8 @@ async def test_a_token_in_a_form_waits_for_the_users_and_pipelined_requests_wait
         denied = AccountDenied(Reason.NAVIDROME_UNAVAILABLE, "the users could not be listed", 7)
         accounts.listings[0].set_result(None if listed else denied)
         if not listed:
-            assert (await client.read_response()).status in {200, 503}
+            assert (await client.read_response()).status == 503
+            assert proxy.recorded.decided_as[-1][0] is Reason.NAVIDROME_UNAVAILABLE
             assert not any(proxy.recorded.void)
             return
         served, head = await navidrome.requests()

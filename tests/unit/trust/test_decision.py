@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from shim.proxy import failures
+from shim.proxy.failures import Failure
+from shim.trust import reasons
 from shim.trust.policy import Policy, Proof
 from shim.trust.reasons import (
     OUTCOMES,
@@ -296,6 +301,13 @@ def test_a_rejection_contains_no_data_of_the_request() -> None:
 
 
 # the table
+
+
+@pytest.mark.parametrize(("table", "row"), [(Reason, reasons._Row), (Failure, failures._Row)])
+def test_the_attributes_of_a_member_are_the_values_of_its_row(
+    table: type[reasons.RowEnum], row: type[Any]
+) -> None:
+    assert tuple(table.__annotations__) == row._fields[1:]
 
 
 def test_every_reason_has_one_verdict_one_status_and_a_row_for_each_class() -> None:

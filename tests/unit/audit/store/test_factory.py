@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shim.audit.store.factory import check_trail, trail_url
+from shim.audit.store.factory import check_trail, retention_limits, trail_url
+from shim.audit.store.retention import Limits
 from shim.audit.store.tables import build_database
 from shim.health import State
 from shim.settings import Settings, SettingsError, load, warnings
@@ -50,6 +51,18 @@ def test_the_location_of_the_trail(values: dict[str, str], url: str | None) -> N
 def test_conflicting_settings_are_faults(values: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         settings(**values)
+
+
+def test_the_retention_of_each_stream_follows_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1_700_000_000.25
+    monkeypatch.setattr("shim.audit.store.retention.time.time", lambda: now)
+    kept = {"AUDIT_REQUESTS_DAYS": "30", "AUDIT_REQUESTS_MAX_SIZE": "2GiB"}
+    assert retention_limits(settings(**kept, AUDIT_CHANGES_DAYS="400")) == {
+        "requests": Limits(since=1_697_408_000_250_000, max_size=2 << 30),
+        "changes": Limits(since=1_665_440_000_250_000),
+    }
 
 
 def test_a_short_key_is_a_warning() -> None:
