@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from shim.audit.events import Event, Operator, Origin
 from shim.audit.events.devices import (
@@ -85,7 +85,6 @@ class _Contents:
     devices: dict[str, Device]
     loaded: dict[str, LoadedDevice]
     refused: int
-    keys: Keyring | None
     fault: str | None
 
 
@@ -106,7 +105,6 @@ class DeviceService:
         self._source = keys
         self._record = record
         self._now = now
-        self._keys: Keyring | None = None
         self._version = -1
         self._devices: dict[str, Device] = {}
         self._loaded: dict[str, LoadedDevice] = {}
@@ -186,17 +184,15 @@ class DeviceService:
         `expires` is in seconds since the epoch. `account` is the account's name for the audit trail.
         `device_id` is the new device's id, None for a random one. Raises `DeviceExists` if there is one with
         this id, `DeviceError` if the name is not allowed, the person has no usable account or too many
-        devices, or without a key; `StoreError`.
+        devices, or without the key of the devices in use; `StoreError`.
         """
         name, now = valid_name(name), self._now()
         if expires is not None and expires <= now:
             raise DeviceError("The device's expiry is in the past.")
-        keys = await self._keys_for_a_new_secret()
         secret = new_secret()
         device = Device(
             id=device_id or new_device_id(), uid=uid, name=name, created=now, expires=expires
         )
-        sealed = keys.encrypt(secret, device.id, uid)
 
         def work(connection: Connection) -> int:
             _check_person(connection, uid)
@@ -204,16 +200,13 @@ class DeviceService:
                 raise DeviceExists("This device has already been added.")
             _forget_old(connection, uid, now)
             active = connection.execute(
-                select(func.count())
-                .select_from(DEVICES)
-                .where(
-                    DEVICES.c.uid == uid,
-                    DEVICES.c.revoked.is_(None),
-                    DEVICES.c.expires.is_(None) | (DEVICES.c.expires > now),
-                )
+                select(func.count()).select_from(DEVICES).where(DEVICES.c.uid == uid, _in_use(now))
             ).scalar_one()
             if active >= MAX_DEVICES:
                 raise DeviceError(f"There are {MAX_DEVICES} devices already: revoke one first.")
+            # In the transaction: another process may be replacing the key.
+            keys = _keys_for_a_new_secret(connection, self._source, now)
+            sealed = keys.encrypt(secret, device.id, uid)
             connection.execute(insert(DEVICES).values(**_row(device, sealed)))
             return increment_devices(connection)
 
@@ -290,26 +283,36 @@ class DeviceService:
         interrupted continues. Raises `DeviceError` and `StoreError`; then every secret can still be
         decrypted.
         """
-        try:
-            # More than one key: a setting that names the new one, or a rotation that was interrupted.
-            keys = self._source.load() if self._source.has_old_keys else self._source.add_new_key()
-        except KeyFault as error:
-            raise DeviceError(f"The key was not replaced: {error}.") from None
+        now = self._now()
 
-        def work(connection: Connection) -> int:
-            rows = connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all()
-            for row in rows:
-                secret = keys.decrypt(_sealed(row), row.id, row.uid).decode()
+        # The file is read and written in transactions, in which only one process is at a time.
+        def encrypt(connection: Connection) -> tuple[int, Keyring]:
+            # More than one key: a setting that names the new one, or a rotation that was interrupted.
+            source = self._source
+            keys = source.load() if source.has_old_keys else source.add_new_key()
+            count = 0
+            for row in connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all():
+                try:
+                    secret = keys.decrypt(_sealed(row), row.id, row.uid).decode()
+                except KeyFault:
+                    if _device(row).is_active(now):
+                        raise
+                    continue  # nobody needs the secret of a device that has expired
                 sealed = keys.encrypt(secret, row.id, row.uid)
                 connection.execute(
                     update(DEVICES).where(DEVICES.c.id == row.id).values(**_sealed_values(sealed))
                 )
+                count += 1
             increment_devices(connection)
-            return len(rows)
+            return count, keys
+
+        def drop_old_keys(connection: Connection) -> None:
+            used = select(DEVICES.c.key_id).where(DEVICES.c.revoked.is_(None))
+            self._source.drop_old_keys(frozenset(connection.execute(used).scalars()))
 
         try:
-            count = await self.database.write_async(work)
-            self._source.drop_old_keys()
+            count, keys = await self.database.write_async(encrypt)
+            await self.database.write_async(drop_old_keys)
         except KeyFault as error:
             raise DeviceError(f"The key was not replaced: {error}.") from None
         self._record(
@@ -336,11 +339,10 @@ class DeviceService:
         """Read all devices, and decrypt the secrets that are not known yet. Raises `StoreError`."""
         known = self._loaded
         contents = await self.database.read_async(
-            lambda connection: _read(connection, self._source, known)
+            lambda connection: _read(connection, self._source, known, self._now())
         )
         before = self._loaded
-        self._version, self._keys = contents.version, contents.keys
-        self._devices = contents.devices
+        self._version, self._devices = contents.version, contents.devices
         # A device that was revoked here while the store was read has ended.
         self._loaded = {name: each for name, each in contents.loaded.items() if each.alive}
         self._index()
@@ -405,18 +407,6 @@ class DeviceService:
             self._record(DevicesAvailable(time=self._now(), device_count=len(self._loaded)))
         self.fault = fault
 
-    async def _keys_for_a_new_secret(self) -> Keyring:
-        if not self.loaded:
-            await self.load()
-        if self.fault is not None and self._keys is None:
-            raise DeviceError(f"No device can be added: {self.fault}.")
-        try:
-            if self._source.can_create and not self._loaded:
-                return self._source.create()
-            return self._source.load()
-        except KeyFault as error:
-            raise DeviceError(f"No device can be added: {error}.") from None
-
     @property
     def key_problem(self) -> str | None:
         """Return why the key can't be used, None if it can, or if none was needed yet."""
@@ -434,14 +424,14 @@ class DeviceService:
 
 
 def _read(
-    connection: Connection, source: KeySource, known: Mapping[str, LoadedDevice]
+    connection: Connection, source: KeySource, known: Mapping[str, LoadedDevice], now: float
 ) -> _Contents:
-    """Read everything in one snapshot. Secrets that were decrypted before are not decrypted again."""
+    """Read everything in one snapshot. Secrets that were decrypted before are not decrypted again. The secret
+    of a device that has expired may be lost."""
     version = devices_version(connection)
-    rows = connection.execute(select(DEVICES)).all()
-    keys, fault, refused = None, None, 0
     devices, loaded = {}, {}
-    for row in rows:
+    unknown: list[tuple[Device, Sealed]] = []
+    for row in connection.execute(select(DEVICES)).all():
         device, sealed = _device(row), _sealed(row)
         devices[device.id] = device
         if device.revoked is not None:
@@ -450,22 +440,66 @@ def _read(
         if before is not None and before.sealed == sealed:
             before.device = device
             loaded[device.id] = before
-            continue
-        try:
-            if keys is None and fault is None:
-                keys = source.load()
-            if keys is not None:
-                secret = keys.decrypt(sealed, device.id, device.uid)
-                loaded[device.id] = LoadedDevice(device, sealed, secret)
-                continue
-        except KeyFault as error:
-            fault = str(error)
-        refused += 1
-    if fault is not None:
-        fault = f"{refused} device passwords are refused: {fault}"
+        else:
+            unknown.append((device, sealed))
+    secrets, faults = _decrypt(unknown, source) if unknown else ({}, {})
+    for device, sealed in unknown:
+        if device.id in secrets:
+            loaded[device.id] = LoadedDevice(device, sealed, secrets[device.id])
+    refused = [faults[name] for name in faults if devices[name].is_active(now)]
+    fault = None
+    if refused:
+        fault = f"{_passwords(len(refused))} refused: {refused[-1]}"
     elif not loaded:
         fault = source.problem()
-    return _Contents(version, devices, loaded, refused, keys, fault)
+    return _Contents(version, devices, loaded, len(refused), fault)
+
+
+def _decrypt(
+    sealed_devices: Sequence[tuple[Device, Sealed]], source: KeySource
+) -> tuple[dict[str, bytes], dict[str, KeyFault]]:
+    """Return the secrets by the device's id, and why others can't be decrypted."""
+    secrets, faults = {}, {}
+    try:
+        keys = source.load()
+    except KeyFault as error:
+        return {}, {device.id: error for device, _ in sealed_devices}
+    for device, sealed in sealed_devices:
+        try:
+            secrets[device.id] = keys.decrypt(sealed, device.id, device.uid)
+        except KeyFault as error:
+            faults[device.id] = error
+    return secrets, faults
+
+
+def _keys_for_a_new_secret(connection: Connection, source: KeySource, now: float) -> Keyring:
+    """Return the keys for a new device; create the file if no device in use needs another key.
+
+    Raises `DeviceError` if there is no key, or if it is not the one of the devices in use: once theirs is put
+    back, the new device would be lost.
+    """
+    needed = connection.execute(select(DEVICES.c.key_id).where(_in_use(now))).scalars().all()
+    try:
+        if source.can_create and not needed:
+            return source.create()
+        keys = source.load()
+    except KeyFault as error:
+        fault = str(error)
+    else:
+        lost = sum(name not in keys for name in needed)
+        if not lost:
+            return keys
+        fault = f"{_passwords(lost)} encrypted with another key than {keys.current}, the key in use"
+    remedy = f" {_KEY_REMEDY}" if needed else ""
+    raise DeviceError(f"No device can be added: {fault}.{remedy}")
+
+
+def _in_use(now: float) -> ColumnElement[bool]:
+    return DEVICES.c.revoked.is_(None) & (DEVICES.c.expires.is_(None) | (DEVICES.c.expires > now))
+
+
+def _passwords(count: int) -> str:
+    return "1 device password is" if count == 1 else f"{count} device passwords are"
 
 
 def _check_person(connection: Connection, uid: str) -> None:
