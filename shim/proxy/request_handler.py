@@ -491,6 +491,7 @@ class RequestHandler:
         """Switch to a tunnel, since Navidrome switched to WebSocket: bytes are forwarded unchanged from now
         on."""
         connection = self._connection
+        self._drop_tap()
         connection.enter(TUNNEL)
         self.response_begun = True
         self._response_lines = b""
