@@ -7,7 +7,8 @@ Requests arrive in one of two ways:
   the user is an administrator. Anybody else has only the pages of a person. A loopback address gives no
   rights there.
 - **listener** of the control plane: the bearer token, or a session that was made with it. Wrong tokens are
-  limited for each client address, whichever way they come, and this machine is no exception. Without a token
+  limited for each client address, whichever way they come, and this machine is no exception; the right one is
+  always accepted. Without a token
   only this machine has access: it may read and reload. `Host` must be an address of the control plane. This
   stops DNS rebinding, where a page in a browser has a name that points to 127.0.0.1: its requests carry that
   name.
@@ -275,9 +276,14 @@ class Access:
         return bool(token) and self._has_token and self._verify(request, token)
 
     def _verify(self, request: Request, token: str) -> bool:
-        """Return whether this is the control token; record and count a wrong one. After too many of them from
-        the client's address the right one is refused too, else the response would show which one it is.
-        Raises 429."""
+        """Return whether this is the control token; record and count a wrong one. Raises 429 after too many
+        of them from the client's address.
+
+        The right one is accepted then too: behind a proxy all clients have one address, and one of them would
+        lock out everybody.
+        """
+        if self._sessions.is_token(token):
+            return True
         client = _client_address(request)
         wait = math.ceil(self._limit.wait_seconds(client))
         if wait > 0:
@@ -287,8 +293,6 @@ class Access:
                 f"too many wrong tokens from this address: try again in {wait} seconds",
                 {"Retry-After": str(wait)},
             )
-        if self._sessions.is_token(token):
-            return True
         self._limit.failed(client, token)
         self._record_wrong_token(request, client, "wrong_token", 401)
         return False

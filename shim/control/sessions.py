@@ -37,14 +37,13 @@ class Sessions:
     ) -> None:
         self._key = key
         self._token = token
+        self._token_digest = b"" if token is None else _digest(token)
         self._now = now
         self._ended: OrderedDict[str, float] = OrderedDict()
 
     def is_token(self, token: str) -> bool:
-        """Return whether this is the control token."""
-        return self._token is not None and hmac.compare_digest(
-            token.encode("utf-8", "surrogateescape"), self._token.encode()
-        )
+        """Return whether this is the control token. The time shows nothing of it, not even its length."""
+        return self._token is not None and hmac.compare_digest(_digest(token), self._token_digest)
 
     def create(self) -> str:
         """Return the cookie's value of a new session."""
@@ -72,8 +71,8 @@ class Sessions:
 
 
 class TokenLimit:
-    """Allows `SIGN_IN_TRIES` different wrong tokens in `SIGN_IN_SECONDS` to each client address, or to each
-    /64 network of IPv6. `clock` returns monotonic seconds.
+    """Limits wrong tokens: `SIGN_IN_TRIES` different ones in `SIGN_IN_SECONDS` for each client address, or
+    for each /64 network of IPv6. `clock` returns monotonic seconds.
 
     The same wrong token again is no further guess, so a program with an old token does not keep others at its
     address out. No address is limited by the tries of another one. At most `max_addresses` are remembered; a
@@ -115,6 +114,10 @@ class TokenLimit:
         oldest = self._clock() - SIGN_IN_SECONDS
         failures = self._failures.get(network, {})
         return {digest: first for digest, first in failures.items() if first > oldest}
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def _network(client: str) -> str:

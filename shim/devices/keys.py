@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,10 +170,14 @@ class KeySource:
         self._replace((secrets.token_bytes(KEY_BYTES), *keys))
         return self.load()
 
-    def drop_old_keys(self) -> None:
-        """Keep only the first key in the file, since nothing is encrypted with the others."""
-        if self.file is not None:
-            self._replace(self._keys()[:1])
+    def drop_old_keys(self, used: Collection[str]) -> None:
+        """Keep only the first key in the file, unless another one is `used` (by `key_id`). Raises
+        `KeyFault`."""
+        if self.file is None:
+            return
+        first, *others = self._keys()
+        if others and not any(key_id(each) in used for each in others):
+            self._replace((first,))
 
     @property
     def has_old_keys(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from shim.audit.events import Event, Operator, Origin
 from shim.audit.events.devices import (
@@ -87,7 +87,6 @@ class _Contents:
     accounts: dict[str, str]
     loaded: dict[str, LoadedDevice]
     refused: int
-    keys: Keyring | None
     fault: str | None
 
 
@@ -108,7 +107,6 @@ class DeviceService:
         self._source = keys
         self._record = record
         self._now = now
-        self._keys: Keyring | None = None
         self._version = -1
         self._devices: dict[str, Device] = {}
         # The account's name of each uid with a device, also after the account was unlinked or deleted.
@@ -190,17 +188,15 @@ class DeviceService:
         `expires` is in seconds since the epoch. `account` is the account's name for the audit trail.
         `device_id` is the new device's id, None for a random one. Raises `DeviceExists` if there is one with
         this id, `DeviceError` if the name is not allowed, the person has no usable account or too many
-        devices, or without a key; `StoreError`.
+        devices, or without the key of the devices in use; `StoreError`.
         """
         name, now = valid_name(name), self._now()
         if expires is not None and expires <= now:
             raise DeviceError("The device's expiry is in the past.")
-        keys = await self._keys_for_a_new_secret()
         secret = new_secret()
         device = Device(
             id=device_id or new_device_id(), uid=uid, name=name, created=now, expires=expires
         )
-        encrypted = keys.encrypt(secret, device.id, uid)
 
         def work(connection: Connection) -> int:
             _check_person(connection, uid)
@@ -208,16 +204,13 @@ class DeviceService:
                 raise DeviceExists("This device has already been added.")
             _forget_old(connection, uid, now)
             active = connection.execute(
-                select(func.count())
-                .select_from(DEVICES)
-                .where(
-                    DEVICES.c.uid == uid,
-                    DEVICES.c.revoked.is_(None),
-                    DEVICES.c.expires.is_(None) | (DEVICES.c.expires > now),
-                )
+                select(func.count()).select_from(DEVICES).where(DEVICES.c.uid == uid, _in_use(now))
             ).scalar_one()
             if active >= MAX_DEVICES:
                 raise DeviceError(f"There are {MAX_DEVICES} devices already: revoke one first.")
+            # In the transaction: another process may be replacing the key.
+            keys = _keys_for_a_new_secret(connection, self._source, now)
+            encrypted = keys.encrypt(secret, device.id, uid)
             connection.execute(insert(DEVICES).values(**_row(device, encrypted)))
             return increment_devices(connection)
 
@@ -294,28 +287,38 @@ class DeviceService:
         interrupted continues. Raises `DeviceError` and `StoreError`; then every secret can still be
         decrypted.
         """
-        try:
-            # More than one key: a setting that names the new one, or a rotation that was interrupted.
-            keys = self._source.load() if self._source.has_old_keys else self._source.add_new_key()
-        except KeyFault as error:
-            raise DeviceError(f"The key was not replaced: {error}.") from None
+        now = self._now()
 
-        def work(connection: Connection) -> int:
-            rows = connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all()
-            for row in rows:
-                secret = keys.decrypt(_encrypted(row), row.id, row.uid).decode()
+        # The file is read and written in transactions, in which only one process is at a time.
+        def encrypt(connection: Connection) -> tuple[int, Keyring]:
+            # More than one key: a setting that names the new one, or a rotation that was interrupted.
+            source = self._source
+            keys = source.load() if source.has_old_keys else source.add_new_key()
+            count = 0
+            for row in connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all():
+                try:
+                    secret = keys.decrypt(_encrypted(row), row.id, row.uid).decode()
+                except KeyFault:
+                    if _device(row).is_active(now):
+                        raise
+                    continue  # nobody needs the secret of a device that has expired
                 encrypted = keys.encrypt(secret, row.id, row.uid)
                 connection.execute(
                     update(DEVICES)
                     .where(DEVICES.c.id == row.id)
                     .values(**_encrypted_values(encrypted))
                 )
+                count += 1
             increment_devices(connection)
-            return len(rows)
+            return count, keys
+
+        def drop_old_keys(connection: Connection) -> None:
+            used = select(DEVICES.c.key_id).where(DEVICES.c.revoked.is_(None))
+            self._source.drop_old_keys(frozenset(connection.execute(used).scalars()))
 
         try:
-            count = await self.database.write_async(work)
-            self._source.drop_old_keys()
+            count, keys = await self.database.write_async(encrypt)
+            await self.database.write_async(drop_old_keys)
         except KeyFault as error:
             raise DeviceError(f"The key was not replaced: {error}.") from None
         self._record(
@@ -342,11 +345,10 @@ class DeviceService:
         """Read all devices, and decrypt the secrets that are not known yet. Raises `StoreError`."""
         known = self._loaded
         contents = await self.database.read_async(
-            lambda connection: _read(connection, self._source, known)
+            lambda connection: _read(connection, self._source, known, self._now())
         )
         before = self._loaded
-        self._version, self._keys = contents.version, contents.keys
-        self._devices = contents.devices
+        self._version, self._devices = contents.version, contents.devices
         names, uids = self._accounts | contents.accounts, {d.uid for d in self._devices.values()}
         self._accounts = {uid: name for uid, name in names.items() if uid in uids}
         # A device that was revoked here while the store was read has ended.
@@ -413,18 +415,6 @@ class DeviceService:
             self._record(DevicesAvailable(time=self._now(), device_count=len(self._loaded)))
         self.fault = fault
 
-    async def _keys_for_a_new_secret(self) -> Keyring:
-        if not self.loaded:
-            await self.load()
-        if self.fault is not None and self._keys is None:
-            raise DeviceError(f"No device can be added: {self.fault}.")
-        try:
-            if self._source.can_create and not self._loaded:
-                return self._source.create()
-            return self._source.load()
-        except KeyFault as error:
-            raise DeviceError(f"No device can be added: {error}.") from None
-
     @property
     def key_problem(self) -> str | None:
         """Return why the key can't be used, None if it can, or if none was needed yet."""
@@ -442,18 +432,18 @@ class DeviceService:
 
 
 def _read(
-    connection: Connection, source: KeySource, known: Mapping[str, LoadedDevice]
+    connection: Connection, source: KeySource, known: Mapping[str, LoadedDevice], now: float
 ) -> _Contents:
-    """Read everything in one snapshot. Secrets that were decrypted before are not decrypted again."""
+    """Read everything in one snapshot. Secrets that were decrypted before are not decrypted again. The secret
+    of a device that has expired may be lost."""
     version = devices_version(connection)
-    rows = connection.execute(select(DEVICES)).all()
     owners = select(BINDINGS.c.uid, BINDINGS.c.user_name).where(
         BINDINGS.c.uid.in_(select(DEVICES.c.uid))
     )
     accounts = {row.uid: row.user_name for row in connection.execute(owners)}
-    keys, fault, refused = None, None, 0
     devices, loaded = {}, {}
-    for row in rows:
+    unknown: list[tuple[Device, EncryptedSecret]] = []
+    for row in connection.execute(select(DEVICES)).all():
         device, encrypted = _device(row), _encrypted(row)
         devices[device.id] = device
         if device.revoked is not None:
@@ -462,22 +452,66 @@ def _read(
         if before is not None and before.encrypted == encrypted:
             before.device = device
             loaded[device.id] = before
-            continue
-        try:
-            if keys is None and fault is None:
-                keys = source.load()
-            if keys is not None:
-                secret = keys.decrypt(encrypted, device.id, device.uid)
-                loaded[device.id] = LoadedDevice(device, encrypted, secret)
-                continue
-        except KeyFault as error:
-            fault = str(error)
-        refused += 1
-    if fault is not None:
-        fault = f"{refused} device passwords are refused: {fault}"
+        else:
+            unknown.append((device, encrypted))
+    secrets, faults = _decrypt(unknown, source) if unknown else ({}, {})
+    for device, encrypted in unknown:
+        if device.id in secrets:
+            loaded[device.id] = LoadedDevice(device, encrypted, secrets[device.id])
+    refused = [faults[name] for name in faults if devices[name].is_active(now)]
+    fault = None
+    if refused:
+        fault = f"{_passwords(len(refused))} refused: {refused[-1]}"
     elif not loaded:
         fault = source.problem()
-    return _Contents(version, devices, accounts, loaded, refused, keys, fault)
+    return _Contents(version, devices, accounts, loaded, len(refused), fault)
+
+
+def _decrypt(
+    encrypted_devices: Sequence[tuple[Device, EncryptedSecret]], source: KeySource
+) -> tuple[dict[str, bytes], dict[str, KeyFault]]:
+    """Return the secrets by the device's id, and why others can't be decrypted."""
+    secrets, faults = {}, {}
+    try:
+        keys = source.load()
+    except KeyFault as error:
+        return {}, {device.id: error for device, _ in encrypted_devices}
+    for device, encrypted in encrypted_devices:
+        try:
+            secrets[device.id] = keys.decrypt(encrypted, device.id, device.uid)
+        except KeyFault as error:
+            faults[device.id] = error
+    return secrets, faults
+
+
+def _keys_for_a_new_secret(connection: Connection, source: KeySource, now: float) -> Keyring:
+    """Return the keys for a new device; create the file if no device in use needs another key.
+
+    Raises `DeviceError` if there is no key, or if it is not the one of the devices in use: once theirs is put
+    back, the new device would be lost.
+    """
+    needed = connection.execute(select(DEVICES.c.key_id).where(_in_use(now))).scalars().all()
+    try:
+        if source.can_create and not needed:
+            return source.create()
+        keys = source.load()
+    except KeyFault as error:
+        fault = str(error)
+    else:
+        lost = sum(name not in keys for name in needed)
+        if not lost:
+            return keys
+        fault = f"{_passwords(lost)} encrypted with another key than {keys.current}, the key in use"
+    remedy = f" {_KEY_REMEDY}" if needed else ""
+    raise DeviceError(f"No device can be added: {fault}.{remedy}")
+
+
+def _in_use(now: float) -> ColumnElement[bool]:
+    return DEVICES.c.revoked.is_(None) & (DEVICES.c.expires.is_(None) | (DEVICES.c.expires > now))
+
+
+def _passwords(count: int) -> str:
+    return "1 device password is" if count == 1 else f"{count} device passwords are"
 
 
 def _check_person(connection: Connection, uid: str) -> None:

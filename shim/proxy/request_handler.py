@@ -505,6 +505,7 @@ class RequestHandler:
         """Switch to a tunnel, since Navidrome switched to WebSocket: bytes are forwarded unchanged from now
         on."""
         connection = self._connection
+        self._abandon_response_filter()
         connection.enter(TUNNEL)
         self.response_begun = True
         self._response_lines = b""

@@ -20,7 +20,10 @@ _MAX_LIST_BYTES = 65536
 _MAX_HEAD_BYTES = 65536
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d\d\d)")
 _FIELD = re.compile(rb"(?m)^([A-Za-z0-9-]+): *([^\r\n]*)\r$")
-_WRONG_CREDENTIALS = re.compile(rb'<error code="40"|"error":\{"code":40[,}]')
+# Navidrome replaces every error by that of a wrong `callback`.
+_WRONG_CREDENTIALS = re.compile(
+    rb'<error code="40"|"error":\{"code":40[,}]|"error":\{"code":0,"message":"invalid callback'
+)
 _OK = re.compile(rb'<subsonic-response [^>]*\bstatus="ok"|"subsonic-response":\{"status":"ok"')
 _TEXT_TYPES = (b"application/xml", b"text/xml", b"application/json", b"application/javascript")
 _EXTENSION = b"apiKeyAuthentication"

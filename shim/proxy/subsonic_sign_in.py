@@ -57,7 +57,6 @@ def accepts_devices(decision: Decision, paths: Paths) -> bool:
         decision.source.trusted
         and (zone is _PUBLIC or zone is _PROTECTED)
         and line.path.startswith(paths.subsonic)
-        and not decision.upgrade
     )
 
 

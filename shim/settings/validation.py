@@ -22,6 +22,8 @@ from shim.trust.names import normalize_name
 from shim.trust.peers import NetworkEntry, UnixEntry, parse_entry
 
 _SHORT_SECRET = 16
+# 128 random bits in base64. The right token is always accepted, so nothing but its length stops guessing.
+_SHORT_CONTROL_TOKEN = 22
 # RFC 7518 §3.2: a key of the hash's own size or larger.
 _SHORT_HS256_SECRET = 32
 # The settings that name a header. Those of a proof come first, so that a fault names them.
@@ -350,14 +352,18 @@ def _secret_warnings(settings: Settings) -> Iterator[str]:
     if any(len(each.get_secret_value()) < _SHORT_SECRET for each in settings.proxy_secret):
         yield f"SHIM_PROXY_SECRET has a value under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
     token = settings.control_token
-    if token is not None and len(token.get_secret_value()) < _SHORT_SECRET:
-        yield f"SHIM_CONTROL_TOKEN has under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
+    if token is not None and len(token.get_secret_value()) < _SHORT_CONTROL_TOKEN:
+        yield (
+            f"SHIM_CONTROL_TOKEN has under {_SHORT_CONTROL_TOKEN} characters and may be guessed. Use openssl "
+            "rand -hex 32."
+        )
     if any(len(each.get_secret_value()) < _SHORT_SECRET for each in settings.audit_key):
         yield f"SHIM_AUDIT_KEY has a value under {_SHORT_SECRET} characters. Use openssl rand -hex 32."
     key = settings.jwt_hs256_secret
     if key is not None and len(key.get_secret_value().encode()) < _SHORT_HS256_SECRET:
-        yield f"SHIM_JWT_HS256_SECRET has under {_SHORT_HS256_SECRET} bytes: it can be computed from "
-        "any token."
+        yield (
+            f"SHIM_JWT_HS256_SECRET has under {_SHORT_HS256_SECRET} bytes: it can be computed from any token."
+        )
     if (settings.jwks_url or "").startswith("http:"):
         yield "SHIM_JWKS_URL is plain HTTP: an attacker on the network can replace the keys. Use https."
 

@@ -316,8 +316,7 @@ class Operator:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlTokenRejected(CoalescedEvent):
     """A request to the control plane had another token than `SHIM_CONTROL_TOKEN`. `reason` is `wrong_token`,
-    or `too_many_failures` if the address had sent too many wrong ones before, so that this one was not
-    compared."""
+    or `too_many_failures` if the address had sent too many wrong ones before."""
 
     kind: ClassVar[str] = "control_token_rejected"
     stream: ClassVar[Stream] = Stream.REQUESTS

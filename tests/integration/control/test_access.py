@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.integration.control.conftest import TOKEN, Deployment
+from tests.integration.control.conftest import TOKEN, Deployment, start_deployment
 from tests.support.shim_settings import eventually
 
 WRITES = {
@@ -141,6 +141,26 @@ def test_without_a_token_this_machine_can_reload_and_a_browser_needs_csrf(
         token = local.get("/api/session", headers=browser).json()["csrf_token"]
         allowed = {**browser, "X-CSRF-Token": token}
         assert local.post("/api/reload", headers=allowed).status_code == 200
+
+
+def test_the_right_token_is_accepted_from_an_address_with_too_many_wrong_ones(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A proxy in front of the listener makes the address of all clients the same."""
+    with start_deployment(tmp_path_factory.mktemp("limited")) as own:
+        for number in range(8):
+            with own.client(Authorization=f"Bearer wrong-{number}") as guesser:
+                response = guesser.get("/api/session")
+                assert response.status_code == (401 if number < 5 else 429)
+                assert ("retry-after" in response.headers) == (number >= 5)
+        with own.operator() as operator:
+            assert operator.get("/api/session").status_code == 200
+            assert operator.get("/healthz", headers={"Host": "evil.example"}).status_code == 200
+        with own.client() as browser:
+            page = browser.post("/sign-in", data={"token": "wrong-9"})
+            assert page.status_code == 429
+        with signed_in(own) as client:
+            assert client.get("/api/session").status_code == 200
 
 
 def test_signing_out_ends_the_session(deployment: Deployment) -> None:

@@ -187,6 +187,24 @@ async def run_shim(
             await reading
 
 
+async def run_command(shim: RunningShim, *arguments: str) -> tuple[int, str, str]:
+    """Run a command beside the shim that serves. Return its exit code, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "shim",
+        *arguments,
+        env={**shim.harness.environment(), "PATH": os.environ.get("PATH", ""), "NO_COLOR": "1"},
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
 async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, Any]]) -> None:
     assert process.stdout is not None
     async for line in process.stdout:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.integration.devices.conftest import (
     RunningShim,
     _harness,
     error_of,
+    run_command,
     run_shim,
     token,
 )
@@ -24,6 +27,7 @@ from tests.support.harness import Harness
 from tests.support.navidrome_servers import StandInServer, build_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+_FIELD = re.compile(r'name="(csrf_token|form_key)" value="([^"]+)"')
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -139,26 +143,59 @@ async def test_an_untrusted_peer_gets_nothing_from_a_device(shim: RunningShim) -
     assert b'"code":40' in raw_response
 
 
-async def test_a_lost_key_is_reported_and_nothing_is_deleted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["gone", "unreadable", "wrong"])
+async def test_a_lost_key_is_reported_and_nothing_is_deleted(tmp_path: Path, fault: str) -> None:
     async for harness in _harness("stand-in tcp", tmp_path):
         async with run_shim(harness) as shim:
             await shim.sign_in("alice")
-            secret = (await shim.add("uid-alice")).secret
+            await shim.sign_in("bob")
+            new = await shim.add("uid-alice")
         key = tmp_path / "device.key"
         good = key.read_bytes()
         key.unlink()
+        if fault == "unreadable":
+            key.mkdir()
+        elif fault == "wrong":
+            key.write_text("22" * 32)
         async with run_shim(harness) as shim:
             check = (await shim.ready())["devices"]
-            assert check["state"] == "warning" and str(key) in check["detail"]
+            assert check["state"] == "warning" and "key" in check["detail"]
             (event,) = shim.logged(kind="devices_unavailable")
-            assert str(key) in event["detail"]
-            assert error_of(await shim.rest("ping", u="alice", p=secret)) == 40
+            assert event["detail"] == check["detail"]
+            if fault != "wrong":
+                assert str(key) in event["detail"]
+            assert error_of(await shim.rest("ping", u="alice", p=new.secret)) == 40
+            assert error_of(await shim.rest("ping", apiKey=new.secret)) == 44
             assert (await shim.sign_in("alice")).status_code == 200
-        assert not key.exists()
+            # Nor is a device added with another key: it would be lost once the right one is back.
+            for added in (await _add_at_page(shim, "bob"), await _add_by_command(shim, "bob")):
+                assert "No device can be added: " in added and "Put the key back" in added
+            assert [device.id for device in await shim.listed()] == [new.device.id]
+        if fault == "unreadable":
+            key.rmdir()
+        else:
+            assert key.exists() == (fault == "wrong")
         key.write_bytes(good)
         async with run_shim(harness) as shim:
             assert (await shim.ready())["devices"]["state"] == "ok"
-            assert error_of(await shim.rest("ping", u="alice", p=secret)) is None
+            assert error_of(await shim.rest("ping", u="alice", p=new.secret)) is None
+
+
+async def _add_at_page(shim: RunningShim, name: str) -> str:
+    """Add a device at a person's own page; return the text of the page that follows."""
+    person = {"X-authentik-username": name, "X-authentik-uid": f"uid-{name}"}
+    shown = await shim.client.get("/_shim/", headers={**person, "Accept": "text/html"})
+    form = {**dict(_FIELD.findall(shown.text)), "name": "Phone"}
+    headers = {**person, "Sec-Fetch-Site": "same-origin"}
+    response = await shim.client.post("/_shim/devices/add", data=form, headers=headers)
+    assert response.status_code == 400, response.text
+    return html.unescape(response.text)
+
+
+async def _add_by_command(shim: RunningShim, name: str) -> str:
+    code, out, err = await run_command(shim, "devices", "add", name, "Phone")
+    assert code == 1 and out == ""
+    return err
 
 
 async def _raw(shim: RunningShim, head: bytes, body: bytes = b"") -> bytes:

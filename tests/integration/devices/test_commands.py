@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.integration.devices.conftest import ROOT, RunningShim, _harness, error_of, run_shim
+from tests.integration.devices.conftest import (
+    RunningShim,
+    _harness,
+    error_of,
+    run_command,
+    run_shim,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,23 +30,6 @@ async def shim(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
             yield started
 
 
-async def _command(shim: RunningShim, *arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "shim",
-        *arguments,
-        env={**shim.harness.environment(), "PATH": os.environ.get("PATH", ""), "NO_COLOR": "1"},
-        cwd=ROOT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
 def _events(err: str) -> list[dict[str, Any]]:
     """The events that a command wrote to stderr."""
     return [json.loads(line) for line in err.splitlines() if line.startswith("{")]
@@ -50,13 +37,13 @@ def _events(err: str) -> list[dict[str, Any]]:
 
 async def _stored(shim: RunningShim) -> list[dict[str, Any]]:
     """The administrative actions in the stored trail."""
-    code, out, err = await _command(shim, "audit", "list", "--kind", "admin_action", "--json")
+    code, out, err = await run_command(shim, "audit", "list", "--kind", "admin_action", "--json")
     assert code == 0, err
     return [json.loads(line) for line in out.splitlines()]
 
 
 async def test_a_device_is_added_listed_and_revoked(shim: RunningShim) -> None:
-    code, out, err = await _command(shim, "devices", "add", "Alice", "Phone", "--json")
+    code, out, err = await run_command(shim, "devices", "add", "Alice", "Phone", "--json")
     assert code == 0, err
     added = json.loads(out)
     assert '"kind": "device_added"' in err or '"kind":"device_added"' in err
@@ -67,22 +54,22 @@ async def test_a_device_is_added_listed_and_revoked(shim: RunningShim) -> None:
     async with asyncio.timeout(10):
         while error_of(await shim.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    code, out, _ = await _command(shim, "devices", "list", "--json")
+    code, out, _ = await run_command(shim, "devices", "list", "--json")
     (listed,) = json.loads(out)
     assert code == 0 and listed["id"] == added["id"] and listed["account"] == "alice"
     assert "password" not in listed and added["password"] not in out
-    code, out, _ = await _command(shim, "devices", "list", "alice")
+    code, out, _ = await run_command(shim, "devices", "list", "alice")
     assert code == 0 and "Phone" in out
-    code, _, err = await _command(shim, "devices", "revoke", added["id"])
+    code, _, err = await run_command(shim, "devices", "revoke", added["id"])
     assert code == 1 and "--yes" in err
-    code, out, _ = await _command(shim, "devices", "revoke", added["id"], "--yes", "--json")
+    code, out, _ = await run_command(shim, "devices", "revoke", added["id"], "--yes", "--json")
     assert code == 0 and json.loads(out) == {"id": added["id"], "revoked": True}
     assert "device.revoke" in [each.get("action") for each in await _stored(shim)]
     async with asyncio.timeout(10):
         while not error_of(await shim.rest("ping", u="alice", p=added["password"])):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    assert json.loads((await _command(shim, "devices", "list", "--json"))[1]) == []
-    (revoked,) = json.loads((await _command(shim, "devices", "list", "--all", "--json"))[1])
+    assert json.loads((await run_command(shim, "devices", "list", "--json"))[1]) == []
+    (revoked,) = json.loads((await run_command(shim, "devices", "list", "--all", "--json"))[1])
     assert revoked["revoked_by"] == "command" and revoked["active"] is False
 
 
@@ -92,7 +79,7 @@ async def test_wrong_arguments_get_one_line(shim: RunningShim) -> None:
         (("add", "alice", "a\nb"), "U+000A"),
         (("revoke", "unknown", "--yes"), "no device unknown"),
     ]:
-        code, out, err = await _command(shim, "devices", *arguments)
+        code, out, err = await run_command(shim, "devices", *arguments)
         assert code == 1 and out == "" and text in err and "Traceback" not in err
 
 
@@ -100,7 +87,7 @@ async def test_the_key_is_replaced_while_the_shim_serves(shim: RunningShim) -> N
     device = await shim.add("uid-alice")
     key = Path(shim.harness.folder) / "device.key"
     before = key.read_text()
-    code, out, err = await _command(shim, "devices", "rotate-key", "--json")
+    code, out, err = await run_command(shim, "devices", "rotate-key", "--json")
     assert code == 0 and json.loads(out) == {"devices": 1}, err
     assert key.read_text() != before
     await asyncio.sleep(1.5)
@@ -109,7 +96,7 @@ async def test_the_key_is_replaced_while_the_shim_serves(shim: RunningShim) -> N
 
 
 async def test_check_names_the_devices(shim: RunningShim) -> None:
-    _, out, _ = await _command(shim, "check", "--json")
+    _, out, _ = await run_command(shim, "check", "--json")
     assert json.loads(out)["checks"]["devices"]["state"] == "ok"
 
 

@@ -137,6 +137,24 @@ async def test_parameters_that_lengthen_an_error_hide_no_failure(guessed: Runnin
     assert responders == [*_TEN, "shim"]
 
 
+async def test_a_callback_that_navidrome_rejects_hides_no_failure(guessed: RunningShim) -> None:
+    """Its error replaces that of wrong credentials. With the right ones, Navidrome sets a cookie too."""
+    assert await _guess(guessed, "192.0.2.26", 11, f="jsonp", callback="<") == [*_TEN, "shim"]
+
+
+async def test_an_offer_to_upgrade_hides_no_guess_and_no_device(guessed: RunningShim) -> None:
+    """Navidrome ignores it, and sends an ordinary response."""
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    assert await _guess(guessed, "192.0.2.27", 11, upgrade) == [*_TEN, "shim"]
+    device = await guessed.add("uid-alice")
+    assert error_of(await guessed.rest("ping", upgrade, u="alice", p=device.secret)) is None
+
+
 async def test_a_call_that_needs_no_credentials_makes_no_client_exempt(
     guessed: RunningShim,
 ) -> None:

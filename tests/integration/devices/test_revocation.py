@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,12 +20,12 @@ from shim.provisioning.operations import OperationError, Operations, operations
 from shim.settings import load
 from shim.store.schema import BINDINGS
 from tests.integration.devices.conftest import (
-    ROOT,
     TEST,
     VERSION,
     RunningShim,
     _harness,
     error_of,
+    run_command,
     run_shim,
     token,
 )
@@ -102,26 +100,11 @@ async def _tighten(shim: RunningShim, _: NewDevice) -> None:
 
 
 async def _revoke_by_command(shim: RunningShim, device: NewDevice) -> None:
-    await _command(shim, "devices", "revoke", device.device.id, "--yes")
+    assert (await run_command(shim, "devices", "revoke", device.device.id, "--yes"))[0] == 0
 
 
 async def _lock_by_command(shim: RunningShim, _: NewDevice) -> None:
-    await _command(shim, "users", "lock", "alice", "--yes")
-
-
-async def _command(shim: RunningShim, *arguments: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "shim",
-        *arguments,
-        env={**shim.harness.environment(), "PATH": os.environ.get("PATH", "")},
-        cwd=ROOT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert await process.wait() == 0
+    assert (await run_command(shim, "users", "lock", "alice", "--yes"))[0] == 0
 
 
 async def _revoke_by_another_shim(shim: RunningShim, device: NewDevice) -> None:

@@ -27,6 +27,21 @@ def test_a_session_is_valid_for_twelve_hours() -> None:
     assert sessions.find(cookie) is None
 
 
+def test_tokens_of_any_length_are_compared_as_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compare_digest` takes longer for a longer text, and returns at once for one of another length."""
+    lengths = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        lengths.append((len(one), len(other)))
+        return one == other
+
+    sessions = Sessions(ControlKey(), "token")
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    tokens = ("", "t", "token", "token\udcff", "x" * 1000)
+    assert [sessions.is_token(each) for each in tokens] == [False, False, True, False, False]
+    assert lengths == [(32, 32)] * len(tokens)
+
+
 def test_a_csrf_token_is_valid_for_twelve_hours() -> None:
     clock = Clock()
     tokens = CsrfTokens(ControlKey(), clock)

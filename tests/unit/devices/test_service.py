@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from shim.audit.events.devices import (
     DevicesUnavailable,
 )
 from shim.devices.gate import devices_check
-from shim.devices.keys import KeySource
+from shim.devices.keys import KeySource, key_id
 from shim.devices.models import MAX_DEVICES, DeviceError, new_secret
 from shim.devices.service import DeviceService
 from shim.health import State
@@ -324,9 +325,10 @@ async def test_a_key_that_is_lost_refuses_devices_and_deletes_nothing(
     assert lost.fault is not None and lost.refused == 1 and len(lost) == 0
     assert lost.active("uid-alice") == [] and lost.by_secret(new.secret.encode()) is None
     assert device_db.kinds() == [DevicesUnavailable]
+    with pytest.raises(DeviceError, match="key"):
+        await lost.add("uid-bob", "New", ACTOR)
+    assert len((await device_db.service()).devices()) == 1
     if fault != "other":
-        with pytest.raises(DeviceError, match="key"):
-            await lost.add("uid-alice", "New", ACTOR)
         assert str(device_db.key_file) in lost.fault
     if fault == "unreadable":
         device_db.key_file.rmdir()
@@ -334,6 +336,88 @@ async def test_a_key_that_is_lost_refuses_devices_and_deletes_nothing(
     await lost.load()
     assert lost.by_secret(new.secret.encode()) is not None
     assert device_db.kinds()[-1] is DevicesAvailable
+
+
+async def test_a_key_that_is_replaced_while_the_shim_runs_encrypts_no_new_device(
+    device_db: DeviceDatabase,
+) -> None:
+    running = await device_db.service()
+    new = await running.add("uid-alice", "Phone", ACTOR)
+    good = device_db.key_file.read_bytes()
+    device_db.key_file.write_text(OTHER)
+    for service in (running, await device_db.service(), await device_db.service(load=False)):
+        with pytest.raises(DeviceError) as refused:
+            await service.add("uid-bob", "Tablet", ACTOR)
+        assert str(refused.value).startswith("No device can be added: 1 device password")
+        assert key_id(bytes.fromhex(OTHER)) in str(refused.value) and OTHER not in str(
+            refused.value
+        )
+    device_db.key_file.write_bytes(good)
+    await running.add("uid-bob", "Tablet", ACTOR)
+    restarted = await device_db.service()
+    assert len(restarted) == 2 and restarted.by_secret(new.secret.encode()) is not None
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+async def test_a_new_key_is_accepted_once_no_device_in_use_needs_the_lost_one(
+    device_db: DeviceDatabase, end: str
+) -> None:
+    service = await device_db.service()
+    new = await service.add("uid-alice", "Phone", ACTOR, expires=device_db.now + 60)
+    lost = await device_db.service(OTHER)
+    assert lost.refused == 1
+    with pytest.raises(DeviceError):
+        await lost.add("uid-bob", "Tablet", ACTOR)
+    if end == "revoked":
+        await lost.revoke(new.device.id, ACTOR)
+    device_db.now += 61
+    again = await lost.add("uid-bob", "Tablet", ACTOR)
+    restarted = await device_db.service(OTHER)
+    assert restarted.by_secret(again.secret.encode()) is not None
+    assert restarted.fault is None and restarted.refused == 0
+    both = await device_db.service(f"{KEY},{OTHER}")
+    assert await both.rotate_key(ACTOR) == 1
+    assert (await device_db.service(KEY)).by_secret(again.secret.encode()) is not None
+    assert len(both.devices()) == 2
+
+
+async def test_a_device_that_is_added_during_a_rotation_gets_the_new_key(
+    device_db: DeviceDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old key is removed at the end of the rotation, so nothing may be encrypted with it by then."""
+    service, other = await device_db.service(), await device_db.service()
+    first = await service.add("uid-alice", "Phone", ACTOR)
+    await service.revoke(first.device.id, ACTOR)
+    write = other.database.write_async
+
+    async def rotate_before(work: Callable[[Connection], object]) -> object:
+        monkeypatch.undo()
+        await service.rotate_key(ACTOR)
+        return await write(work)
+
+    monkeypatch.setattr(other.database, "write_async", rotate_before)
+    new = await other.add("uid-alice", "Tablet", ACTOR)
+    restarted = await device_db.service()
+    assert restarted.fault is None and restarted.by_secret(new.secret.encode()) is not None
+
+
+async def test_two_rotations_at_once_lose_no_key(
+    device_db: DeviceDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = [await device_db.service() for _ in range(4)]
+    new = await services[0].add("uid-alice", "Phone", ACTOR)
+    load = KeySource._keys
+
+    def load_slowly(source: KeySource) -> tuple[bytes, ...]:
+        keys = load(source)
+        time.sleep(0.05)
+        return keys
+
+    monkeypatch.setattr(KeySource, "_keys", load_slowly)
+    await asyncio.gather(*(each.rotate_key(ACTOR) for each in services))
+    restarted = await device_db.service()
+    assert restarted.fault is None and restarted.by_secret(new.secret.encode()) is not None
+    assert len(device_db.key_file.read_text().splitlines()) == 2
 
 
 async def test_postgresql_needs_a_key_in_the_settings(device_db: DeviceDatabase) -> None:

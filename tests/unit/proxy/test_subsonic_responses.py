@@ -12,6 +12,10 @@ from shim.proxy.subsonic_responses import ExtensionListFilter, LoginOutcomeFilte
 JSON = b'{"subsonic-response":{"status":"%b","version":"1.16.1"%b}}'
 WRONG = JSON % (b"failed", b',"error":{"code":40,"message":"Wrong username or password"}')
 RIGHT = JSON % (b"ok", b"")
+WRONG_CALLBACK = JSON % (
+    b"failed",
+    b',"error":{"code":0,"message":"invalid callback parameter"}',
+)
 MISSING = JSON % (b"failed", b',"error":{"code":10,"message":"missing parameter"}')
 WRONG_XML = (
     b'<subsonic-response xmlns="x" status="failed" version="1"><error code="40" message="w"></error>'
@@ -79,6 +83,8 @@ def _chunked(body: bytes) -> bytes:
             ),
             ["failed", "ended"],
         ),
+        # A callback that is not allowed replaces the error.
+        (_response(WRONG_CALLBACK), ["failed", "ended"]),
         (_response(RIGHT + b" " * 5000), ["succeeded", "ended"]),
         (
             _response(b"a(%b" % RIGHT + b" " * 5000, b"application/javascript"),

@@ -14,7 +14,7 @@ JWT = {
     "SHIM_JWT_ISSUER": "https://auth.example.org/",
     "SHIM_JWT_AUDIENCE": "navidrome",
 }
-TOKEN = {"SHIM_CONTROL_TOKEN": "0123456789abcdef"}
+TOKEN = {"SHIM_CONTROL_TOKEN": "0123456789abcdef" * 4}
 SECRET = {"SHIM_PROXY_SECRET": "0123456789abcdef"}
 
 
@@ -141,8 +141,8 @@ def test_an_invalid_value_is_not_also_reported_as_a_conflict() -> None:
         ({"SHIM_BASE_PATH": "/restaurant"}, "begins with the public prefix /rest/"),
         ({"SHIM_BASE_PATH": "/Share"}, "edge's rules with the base path: /Share/share/"),
         ({"SHIM_PROXY_SECRET": "short"}, "SHIM_PROXY_SECRET has a value under 16"),
-        ({"SHIM_CONTROL_TOKEN": "short"}, "SHIM_CONTROL_TOKEN has under 16"),
-        ({"SHIM_JWT_HS256_SECRET": "0" * 31}, "under 32 bytes"),
+        ({"SHIM_CONTROL_TOKEN": "x" * 21}, "SHIM_CONTROL_TOKEN has under 22"),
+        ({"SHIM_JWT_HS256_SECRET": "0" * 31}, "under 32 bytes: it can be computed from any token."),
         ({**JWT, "SHIM_JWKS_URL": "http://auth/jwks/"}, "plain HTTP"),
         ({"SHIM_JWKS_URL": "https://auth/jwks/"}, "no token is verified"),
         ({"SHIM_LOCAL_LOGIN": "true"}, "SHIM_REQUIRE_IDENTITY=true"),
