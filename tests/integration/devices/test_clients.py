@@ -16,7 +16,6 @@ import pytest_asyncio
 from libopensonic import AsyncConnection
 
 from tests.integration.devices.conftest import RunningShim, envelope, error_of, token
-from tests.support.navidrome_servers import StandInServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _salts = itertools.count(1)
@@ -98,8 +97,6 @@ async def test_an_app_lists_plays_and_keeps_playlists(
     playlists = (await call("getPlaylists"))["playlists"]["playlist"]
     mine = next(each for each in playlists if each["name"] == f"By {app.name}")
     assert mine["owner"] == "alice" and mine["songCount"] == 2
-    if isinstance(songs.harness.server, StandInServer):
-        return  # it has no more calls for playlists
     await call("updatePlaylist", playlistId=mine["id"], songIndexToRemove=0)
     assert (await call("getPlaylist", id=mine["id"]))["playlist"]["songCount"] == 1
     await call("deletePlaylist", id=mine["id"])
