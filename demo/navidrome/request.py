@@ -16,6 +16,8 @@ Receive = Callable[[], Awaitable[Any]]
 
 FORM_LIMIT = 10 << 20
 """Bytes of a form that Navidrome reads."""
+MOST_PARAMETERS = 10_000
+"""Parameters of a query, or of a form, that Go parses (`urlmaxqueryparams`)."""
 _KEPT = 16 << 20
 """Bytes of a body that are kept; what is beyond is read and dropped."""
 _ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
@@ -88,8 +90,10 @@ class Params:
 
     @classmethod
     def parse(cls, text: str) -> Params:
-        """Read `a=b&c=d`. A pair that Go's `url.ParseQuery` rejects is dropped."""
+        """Read `a=b&c=d`. A pair that Go's `url.ParseQuery` rejects is dropped; of too many, all are."""
         pairs = text.split("&")
+        if len(pairs) > MOST_PARAMETERS:
+            return cls()
         buffered = "&".join(pair for pair in pairs if ";" not in pair and not _ESCAPE.search(pair))
         return cls(tuple(parse_qsl(buffered, keep_blank_values=True, errors="replace")))
 
@@ -173,11 +177,15 @@ class Request:
         error = error or _query_error(self.query_text)
         if error:
             raise FormError(error)
-        return Params(pairs + self.query.pairs)
+        merged = Params(pairs + self.query.pairs)
+        # Navidrome writes them as one query, which is parsed again.
+        return merged if len(merged.pairs) <= MOST_PARAMETERS else Params()
 
 
 def _query_error(text: str) -> str:
     """The error of Go's `url.ParseQuery`, "" for none."""
+    if text.count("&") >= MOST_PARAMETERS:
+        return "number of URL query parameters exceeded limit"
     if ";" in text:
         return "invalid semicolon separator in query"
     found = _ESCAPE.search(text)

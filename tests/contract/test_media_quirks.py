@@ -222,6 +222,27 @@ def test_a_query_or_form_that_go_rejects_is_error_0(client: NavidromeClient, que
     assert invalid["subsonic-response"]["error"]["code"] == 0
 
 
+@pytest.mark.parametrize(("count", "code"), [(10_000, None), (10_001, 0)])
+def test_a_query_has_10000_parameters_at_most(
+    client: NavidromeClient, count: int, code: int | None
+) -> None:
+    query = QUERY + "&" * (count - 3)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    by_query = client.request("GET", f"/rest/ping?{query}")
+    by_form = client.request("POST", "/rest/ping", headers=form, body=query)
+    for reply in (by_query, by_form):
+        # The format is a parameter too.
+        assert (b'"status":"ok"' in reply.body) == (code is None)
+        assert (f'code="{code}"'.encode() in reply.body) == (code is not None)
+
+
+def test_a_query_and_a_form_have_10000_parameters_at_most_together(client: NavidromeClient) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for count, status in ((9_997, b'"status":"ok"'), (9_998, b'code="10"')):
+        body = "&".join(["a=1"] * count)
+        assert status in client.request("POST", f"/rest/ping?{QUERY}", headers=form, body=body).body
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "GET"])
 def test_a_form_comes_before_the_query_where_it_is_read(
     client: NavidromeClient, method: str
