@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from demo.navidrome.accounts import Account
-from demo.navidrome.goform import Json
+from demo.navidrome.goform import Json, read_json
 from demo.navidrome.request import Request
 from demo.navidrome.responses import Response, json_response, text_error
 from demo.navidrome.state import State
@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
-def jellyfin(state: State, request: Request) -> Response:
+async def jellyfin(state: State, request: Request) -> Response:
     """The public server information, the login and its account; 401 for the rest."""
     path = request.path.lower()
     if path == "/system/info/public":
@@ -32,17 +32,17 @@ def jellyfin(state: State, request: Request) -> Response:
     if path == "/socket":
         return text_error(400, "Bad Request", [("Sec-Websocket-Version", "13")])
     if path == "/users/authenticatebyname" and request.method == "POST":
-        return _authenticate(state, request)
+        return await _authenticate(state, request)
     account = _account(state, request)
     if account is not None and path == "/users/me" and request.method == "GET":
         return json_response(_user(account))
     return Response(401)
 
 
-def _authenticate(state: State, request: Request) -> Response:
+async def _authenticate(state: State, request: Request) -> Response:
     """`POST /Users/AuthenticateByName`. An empty password never logs in here."""
     try:
-        body: object = json.loads(request.body)
+        body = read_json(await request.body.read())
     except ValueError:
         body = None
     if not isinstance(body, dict):

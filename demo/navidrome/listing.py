@@ -11,10 +11,15 @@ from demo.navidrome.request import Params
 Row = dict[str, Json]
 
 
+class OffsetWithoutLimitError(ValueError):
+    """A `_start` with no `_end` after it, which is invalid SQL."""
+
+
 def page_of(rows: Sequence[Row], query: Params) -> tuple[list[Row], int]:
     """The rows of a query, and how many there are without its range.
 
-    An unknown sort field is ignored. Without a range, or with an empty one, all are returned.
+    An unknown sort field is ignored. Without a range all are returned. Raises
+    `OffsetWithoutLimitError`.
     """
     ordered = list(rows)
     key = _camel(query.first("_sort"))
@@ -23,6 +28,8 @@ def page_of(rows: Sequence[Row], query: Params) -> tuple[list[Row], int]:
             key=lambda row: _sort_key(row[key]), reverse=query.first("_order").lower() == "desc"
         )
     start, end = query.number("_start"), query.number("_end")
+    if 0 < start >= end:
+        raise OffsetWithoutLimitError
     page = ordered[max(start, 0) :]
     if end > start:
         page = page[: end - start]

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 
 from demo.navidrome.accounts import Account, AccountFields
-from demo.navidrome.goform import Json, time_text
+from demo.navidrome.goform import Json, read_json, time_text
 from demo.navidrome.login_limit import claimed_address
 from demo.navidrome.request import Request
 from demo.navidrome.responses import Response, json_error, json_response, text_error
 from demo.navidrome.state import State
 
 
-def login(state: State, request: Request) -> Response:
+async def login(state: State, request: Request) -> Response:
     """`POST /auth/login`, limited by the client's claimed address."""
-    if not state.logins.allows(claimed_address(request)):
-        retry = ("Retry-After", str(int(state.options.login_window)))
-        return text_error(429, "Too Many Requests", (retry,))
-    credentials = _credentials(request)
+    verdict = state.logins.count(claimed_address(request))
+    if not verdict.allowed:
+        return text_error(429, "Too Many Requests").adding(*verdict.headers)
+    credentials = await _credentials(request)
     if credentials is None:
-        return json_error(422, "invalid request payload")
-    return _log_in(state, *credentials)
+        return json_error(422, "invalid request payload").adding(*verdict.headers)
+    return _log_in(state, *credentials).adding(*verdict.headers)
 
 
-def create_admin(state: State, request: Request) -> Response:
+async def create_admin(state: State, request: Request) -> Response:
     """`POST /auth/createAdmin`: works while no account exists, and logs in."""
-    credentials = _credentials(request)
+    credentials = await _credentials(request)
     if credentials is None:
         return json_error(422, "invalid request payload")
     if state.accounts.by_id:
@@ -73,12 +72,14 @@ def _log_in(state: State, user_name: str, password: str) -> Response:
     return json_response(data)
 
 
-def _credentials(request: Request) -> tuple[str, str] | None:
+async def _credentials(request: Request) -> tuple[str, str] | None:
     # Go decodes into a map of strings: any other type of value fails the whole body.
     try:
-        body: object = json.loads(request.body)
+        body = read_json(await request.body.read())
     except ValueError:
         return None
+    if body is None:
+        return "", ""
     if not isinstance(body, dict) or not all(isinstance(v, str | None) for v in body.values()):
         return None
     return body.get("username") or "", body.get("password") or ""

@@ -26,6 +26,14 @@ def claimed_address(request: Request) -> str:
         return request.peer
 
 
+@dataclass(frozen=True, slots=True)
+class LoginVerdict:
+    """Whether a login is allowed, and the response's headers of the limit."""
+
+    allowed: bool
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(slots=True)
 class LoginLimit:
     """At most `limit` logins within `window` seconds for each address; 0 is no limit."""
@@ -35,22 +43,28 @@ class LoginLimit:
     clock: Callable[[], float]
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def allows(self, address: str) -> bool:
+    def count(self, address: str) -> LoginVerdict:
         """Count one login from an address, unless it exceeds the limit."""
         if self.limit <= 0:
-            return True
+            return LoginVerdict(allowed=True)
         key = _counter_key(address)
         now = self.clock()
         current = int(now // self.window)
         weight = 1 - (now % self.window) / self.window
-        rate = self._counts.get((key, current - 1), 0) * weight + self._counts.get(
-            (key, current), 0
+        # Go rounds half away from zero; the rate is not negative.
+        before = self._counts.get((key, current - 1), 0) * weight
+        rate = int(before + self._counts.get((key, current), 0) + 0.5)
+        allowed = rate + 1 <= self.limit
+        headers = (
+            ("X-RateLimit-Limit", str(self.limit)),
+            ("X-RateLimit-Reset", str(int((current + 1) * self.window))),
+            ("X-RateLimit-Remaining", str(self.limit - rate - allowed)),
         )
-        if rate + 1 > self.limit:
-            return False
+        if not allowed:
+            return LoginVerdict(allowed, (*headers, ("Retry-After", str(int(self.window)))))
         self._counts = {k: n for k, n in self._counts.items() if k[1] >= current - 1}
         self._counts[key, current] = self._counts.get((key, current), 0) + 1
-        return True
+        return LoginVerdict(allowed, headers)
 
 
 def _counter_key(address: str) -> str:

@@ -101,6 +101,10 @@ def share(state: State, request: Request) -> Response:
             return _share_stream(state, request, token)
         case ["d", share_id]:
             return _share_download(state, request, share_id)
+        case [""]:
+            return text_error(400, "missing parameter: ':id'")
+        case [share_id, "m3u"] if share_id not in state.shares:
+            return text_error(404, "Share not found")
         case [name]:
             return asset(name) or _share_page(state, request, name)
     return not_found()

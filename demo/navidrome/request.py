@@ -5,10 +5,62 @@ Headers, cookies and parameters are parsed like Go's net/http does.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
 HeaderPairs = tuple[tuple[str, str], ...]
+Receive = Callable[[], Awaitable[Any]]
+
+FORM_LIMIT = 10 << 20
+"""Bytes of a form that Navidrome reads."""
+MOST_PARAMETERS = 10_000
+"""Parameters of a query, or of a form, that Go parses (`urlmaxqueryparams`)."""
+_KEPT = 16 << 20
+"""Bytes of a body that are kept; what is beyond is read and dropped."""
+_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+_MEDIA_PARAMETER = r';\s*[^\s=;"]+=([^\s;"]+|"(?:[^"\\]|\\.)*")\s*'
+_MEDIA_TYPE = re.compile(rf"([^\s;/]+(?:/[^\s;/]+)?)\s*(?:{_MEDIA_PARAMETER})*;?\s*")
+
+
+class ClientDisconnected(Exception):
+    """The client left before its request was complete."""
+
+
+class FormError(Exception):
+    """A query or a form that Go's `ParseForm` rejects; the text is Go's."""
+
+
+class RequestBody:
+    """The body of a request, which a handler reads or leaves unread, as in Go: `100 Continue` is sent
+    when it is read first.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._content: bytes | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a handler read it."""
+        return self._content is not None
+
+    async def read(self) -> bytes:
+        """The whole body. Raises `ClientDisconnected`."""
+        if self._content is None:
+            buffered = bytearray()
+            more = True
+            while more:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnected
+                if len(buffered) < _KEPT:
+                    buffered += message.get("body", b"")
+                more = message.get("more_body", False)
+            self._content = bytes(buffered)
+        return self._content
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +90,11 @@ class Params:
 
     @classmethod
     def parse(cls, text: str) -> Params:
-        """Read `a=b&c=d`. A pair with a `;` in it is dropped, as `url.ParseQuery` does."""
-        buffered = "&".join(pair for pair in text.split("&") if ";" not in pair)
+        """Read `a=b&c=d`. A pair that Go's `url.ParseQuery` rejects is dropped; of too many, all are."""
+        pairs = text.split("&")
+        if len(pairs) > MOST_PARAMETERS:
+            return cls()
+        buffered = "&".join(pair for pair in pairs if ";" not in pair and not _ESCAPE.search(pair))
         return cls(tuple(parse_qsl(buffered, keep_blank_values=True, errors="replace")))
 
     def all(self, name: str) -> list[str]:
@@ -62,6 +117,7 @@ class Request:
     """A complete request.
 
     path: escaped as received, below the base path; routing is on this one.
+    query, query_text: the query, decoded and as received.
     peer: the socket's peer, an address or `@`.
     trusted: whether that peer may send the user header.
     """
@@ -69,8 +125,9 @@ class Request:
     method: str
     path: str
     query: Params
+    query_text: str
     headers: HeaderPairs
-    body: bytes
+    body: RequestBody
     peer: str
     trusted: bool
 
@@ -91,10 +148,45 @@ class Request:
                     return value[1:-1] if quoted else value
         return ""
 
-    def form(self) -> Params:
-        """Query and form body together, the body first (`ParseForm`)."""
-        kind = self.header("Content-Type").partition(";")[0].strip().lower()
-        if self.method == "POST" and kind == "application/x-www-form-urlencoded":
-            body = Params.parse(self.body.decode("utf-8", "replace"))
-            return Params(body.pairs + self.query.pairs)
-        return self.query
+    def values(self, name: str) -> list[str]:
+        """Every value of a header."""
+        lowered = name.lower()
+        return [value for key, value in self.headers if key.lower() == lowered]
+
+    async def form(self) -> Params:
+        """Query and form body together, the body first (`ParseForm`).
+
+        Raises `FormError`, and `ClientDisconnected`.
+        """
+        pairs: tuple[tuple[str, str], ...] = ()
+        error = ""
+        if self.method in {"POST", "PUT", "PATCH"}:
+            kind = self.header("Content-Type") or "application/octet-stream"
+            media_type = kind.partition(";")[0].strip().lower()
+            if not media_type:
+                error = "mime: no media type"
+            elif _MEDIA_TYPE.fullmatch(kind.strip()) is None:
+                error = "mime: invalid media parameter"
+            if media_type == "application/x-www-form-urlencoded":
+                content = await self.body.read()
+                if len(content) > FORM_LIMIT:
+                    raise FormError("http: request body too large")
+                text = content.decode("utf-8", "replace")
+                pairs = Params.parse(text).pairs
+                error = error or _query_error(text)
+        error = error or _query_error(self.query_text)
+        if error:
+            raise FormError(error)
+        merged = Params(pairs + self.query.pairs)
+        # Navidrome writes them as one query, which is parsed again.
+        return merged if len(merged.pairs) <= MOST_PARAMETERS else Params()
+
+
+def _query_error(text: str) -> str:
+    """The error of Go's `url.ParseQuery`, "" for none."""
+    if text.count("&") >= MOST_PARAMETERS:
+        return "number of URL query parameters exceeded limit"
+    if ";" in text:
+        return "invalid semicolon separator in query"
+    found = _ESCAPE.search(text)
+    return f'invalid URL escape "{text[found.start() : found.start() + 3]}"' if found else ""

@@ -1,7 +1,8 @@
 """Responses as Go's net/http, chi and deluan/rest frame them. Values; nothing here sends.
 
 A body of bytes is sent with a length up to Go's 2048-byte buffer and in chunks beyond it, unless
-the response sets its own length; an iterator is sent in chunks unless a length is given.
+the response sets its own length; an iterator is sent in chunks unless a length is given. A body
+without a `Content-Type` is sent as plain text, and not compressed.
 """
 
 from __future__ import annotations
@@ -25,9 +26,17 @@ class Response:
     headers: HeaderPairs = ()
     body: bytes | AsyncGenerator[bytes, None] = b""
 
+    def has(self, name: str) -> bool:
+        """Whether it has a header of this name."""
+        return any(each.lower() == name.lower() for each, _ in self.headers)
+
     def adding(self, *headers: tuple[str, str]) -> Response:
         """The same response with more headers before its own."""
         return replace(self, headers=(*headers, *self.headers))
+
+    def followed_by(self, text: bytes) -> Response:
+        """The same response with more text at the end of its body."""
+        return replace(self, body=self.body + text) if isinstance(self.body, bytes) else self
 
 
 def json_response(
@@ -53,9 +62,10 @@ def not_found() -> Response:
     return text_error(404, "404 page not found")
 
 
-def method_not_allowed() -> Response:
-    """The response of chi where a route matches and its method does not: no body."""
-    return Response(405)
+def method_not_allowed(*allowed: str) -> Response:
+    """The response of chi where a route matches and its method does not: no body, and one header for
+    each method that the route has."""
+    return Response(405, tuple(("Allow", method) for method in allowed))
 
 
 def redirect(location: str) -> Response:

@@ -14,7 +14,14 @@ from typing import Any, Final
 from demo.navidrome.app import respond
 from demo.navidrome.faults import Fault, FaultKind
 from demo.navidrome.jellyfin import jellyfin_socket
-from demo.navidrome.request import HeaderPairs, Params, Request, SeenRequest
+from demo.navidrome.request import (
+    ClientDisconnected,
+    HeaderPairs,
+    Params,
+    Request,
+    RequestBody,
+    SeenRequest,
+)
 from demo.navidrome.responses import BUFFERED, Response, redirect
 from demo.navidrome.sources import UNIX_PEER, TrustedSources
 from demo.navidrome.state import State
@@ -24,8 +31,8 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-_BODY_RECORDED: Final = 16 * 1024 * 1024
-"""Bytes of a body that are kept; what is beyond is read and dropped."""
+_DISCARDED: Final = 256 << 10
+"""Bytes of an unread body that net/http reads to keep the connection."""
 _RESPONSE_NEEDED: Final = {FaultKind.TRUNCATED_JSON, FaultKind.CUT}
 
 
@@ -49,25 +56,32 @@ class Serving:
         if scope["type"] == "websocket":
             await jellyfin_socket(receive, send)
             return
-        body = await _body(receive)
-        if body is None:
-            return
         path, _, query = seen.target.partition("?")
         request = Request(
             method=seen.method,
             path=path,
             query=Params.parse(query),
+            query_text=query,
             headers=seen.headers,
-            body=body,
+            body=RequestBody(receive),
             peer=seen.peer,
             trusted=self.trusted.trusts(seen.peer),
         )
         fault = self.fault
         below = path.removeprefix(self.state.options.base_path)
-        if fault is not None and fault.hits(request.method, below):
-            await self._fail(fault, request, scope, receive, send)
+        try:
+            if fault is not None and fault.hits(request.method, below):
+                await request.body.read()
+                await self._fail(fault, request, scope, receive, send)
+                return
+            response = _rejected(request, scope["http_version"])
+            if response is None:
+                response = await respond(self.state, request)
+                if not request.body.is_read:
+                    response = await _without_body(request, response)
+        except ClientDisconnected:
             return
-        await _send(await respond(self.state, request), request.method, receive, send)
+        await _send(response, request.method, receive, send)
 
     async def _fail(
         self, fault: Fault, request: Request, scope: Scope, receive: Receive, send: Send
@@ -123,24 +137,46 @@ def _seen(scope: Scope) -> SeenRequest:
     return SeenRequest(scope.get("method", "GET"), target, pairs, peer)
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """A request's body, None if the client disconnected before its end."""
-    buffered = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        if len(buffered) < _BODY_RECORDED:
-            buffered += message.get("body", b"")
-        if not message.get("more_body", False):
-            return bytes(buffered)
+def _rejected(request: Request, version: str) -> Response | None:
+    """The response of net/http itself to a request that no handler sees, None if there is none."""
+    hosts = request.values("Host")
+    if len(hosts) > 1 or (not hosts and version != "1.0"):
+        return _closing(400, "400 Bad Request")
+    if request.values("Transfer-Encoding") not in ([], ["chunked"]):
+        return _closing(501, "Unsupported transfer encoding")
+    expected = request.header("Expect")
+    if expected and expected.lower() != "100-continue":
+        return Response(417, (("Connection", "close"),))
+    return None
+
+
+def _closing(status: int, text: str) -> Response:
+    headers = ("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")
+    return Response(status, headers, text.encode())
+
+
+async def _without_body(request: Request, response: Response) -> Response:
+    """The response to a request whose body no handler read. net/http closes the connection if it would
+    have to ask for the body (`Expect: 100-continue`), or if the body is long.
+    """
+    length = request.header("Content-Length")
+    has_body = bool(request.header("Transfer-Encoding")) or length not in {"", "0"}
+    if not has_body:
+        return response
+    if request.header("Expect"):
+        return response.adding(("Connection", "close"))
+    if len(await request.body.read()) > _DISCARDED:
+        return response.adding(("Connection", "close"))
+    return response
 
 
 async def _send(reply: Response, method: str, receive: Receive, send: Send) -> None:
     body = reply.body
+    if body and isinstance(body, bytes) and not reply.has("Content-Type"):
+        reply = reply.adding(("Content-Type", "text/plain; charset=utf-8"))
     if isinstance(body, bytes):
         counted = len(body) <= BUFFERED and (body or method != "HEAD")
-        known = reply.status == 304 or any(n.lower() == "content-length" for n, _ in reply.headers)
+        known = reply.status == 304 or reply.has("Content-Length")
         if counted and not known:
             reply = Response(
                 reply.status, (*reply.headers, ("Content-Length", str(len(body)))), body

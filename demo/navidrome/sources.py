@@ -49,6 +49,11 @@ def _cidr(entry: str) -> Network | None:
     if not slash or not length.isascii() or not length.isdigit():
         return None
     try:
-        return ipaddress.ip_network(entry, strict=False)
+        network = ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return None
+    mapped = network.network_address
+    if isinstance(mapped, ipaddress.IPv6Address) and mapped.ipv4_mapped and network.prefixlen >= 96:
+        # For Go an IPv4 address within IPv6 is that IPv4 address.
+        return ipaddress.IPv4Network((mapped.ipv4_mapped, network.prefixlen - 96), strict=False)
+    return network

@@ -37,7 +37,7 @@ class Playlist:
     id: str
     name: str
     song_ids: tuple[str, ...]
-    owner: str
+    owner_id: str
 
 
 @dataclass(slots=True)
@@ -83,6 +83,13 @@ class State:
         """The claims of a request's token, if it is valid."""
         token = carried_token(request)
         return self.tokens.read(token) if token else None
+
+    def delete_account(self, account_id: str) -> None:
+        """Delete an account with its playlists, shares and players; a missing one is no error."""
+        self.accounts.delete(account_id)
+        self.playlists = {k: p for k, p in self.playlists.items() if p.owner_id != account_id}
+        self.shares = {k: s for k, s in self.shares.items() if s.owner_id != account_id}
+        self.players = {k: p for k, p in self.players.items() if k[0] != account_id}
 
     def player(self, account: Account, request: Request, client: str) -> str:
         """The player id of an account with this client: the same each time (`players.Register`)."""

@@ -12,29 +12,67 @@ from collections.abc import Mapping
 from demo.navidrome.accounts import Account
 from demo.navidrome.goform import Json, json_bytes
 from demo.navidrome.login_api import subsonic_token
-from demo.navidrome.request import Params, Request
+from demo.navidrome.request import FormError, Params, Request
 from demo.navidrome.responses import Response, not_found
 from demo.navidrome.state import State
 from demo.navidrome.subsonic_calls import CALLS, PLAYERLESS, SubsonicCall, SubsonicError
 
+_EXTENSIONS: list[Json] = [
+    {"name": name, "versions": list(versions)}
+    for name, versions in (
+        ("transcodeOffset", (1,)),
+        ("formPost", (1,)),
+        ("songLyrics", (1, 2)),
+        ("indexBasedQueue", (1,)),
+        ("transcoding", (1,)),
+        ("playbackReport", (1,)),
+        ("topSongsByArtistId", (1,)),
+    )
+]
+_NOT_IMPLEMENTED = Response(
+    501,
+    (("Cache-Control", "no-cache"),),
+    b"This endpoint is not implemented, but may be in future releases",
+)
+_GONE = Response(410, (), b"This endpoint will not be implemented")
+_WITHOUT_IMPLEMENTATION = {
+    **dict.fromkeys(
+        (
+            "createUser",
+            "updateUser",
+            "deleteUser",
+            "changePassword",
+            "jukeboxControl",
+            "getPodcasts",
+        ),
+        _NOT_IMPLEMENTED,
+    ),
+    **dict.fromkeys(("search", "getChatMessages", "addChatMessage", "getVideos", "hls"), _GONE),
+}
+"""Calls that authenticate and do nothing."""
 COOKIE_SECONDS = 365 * 24 * 3600
 _CALLBACK = re.compile(r"[a-zA-Z_$][a-zA-Z0-9_$.]*")
 
 
-def subsonic(state: State, request: Request) -> Response:
+async def subsonic(state: State, request: Request) -> Response:
     """Respond to a request below `/rest`, whatever its method; the path begins with what follows."""
     name = request.path.removeprefix("/").removesuffix(".view")
-    params = request.form()
+    try:
+        params = await request.form()
+    except FormError as error:
+        return _failed(request.query, SubsonicError(0, str(error)))
     if name == "getOpenSubsonicExtensions":
-        return _enveloped(params, {"openSubsonicExtensions": []})
+        return _enveloped(params, {"openSubsonicExtensions": _EXTENSIONS})
     call = CALLS.get(name)
-    if call is None:
+    if call is None and name not in _WITHOUT_IMPLEMENTATION:
         return not_found()
     try:
         account = _authenticated(state, request, params)
         state.accounts.access(account)
     except SubsonicError as error:
         return _failed(params, error)
+    if call is None:
+        return _WITHOUT_IMPLEMENTATION[name]
     response = _called(state, account, request, params, call)
     if name in PLAYERLESS:
         return response
@@ -144,4 +182,6 @@ def _xml_item(name: str, item: Json) -> str:
 def _scalar(value: Json) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return html.escape(str(value), quote=True)
+    # Go writes quotation marks as numbers.
+    text = html.escape(str(value), quote=False)
+    return text.replace('"', "&#34;").replace("'", "&#39;")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import TypeAlias
 
@@ -20,6 +21,10 @@ from demo.navidrome.songs import RELEASED, Song
 from demo.navidrome.state import Playlist, State
 
 _COVER_EDGE = 300
+_ALBUM_LISTS = frozenset(
+    {"newest", "recent", "random", "alphabeticalByName", "alphabeticalByArtist", "frequent"}
+    | {"starred", "highest", "byGenre", "byYear"}
+)
 _COPIED = 8192
 
 
@@ -77,13 +82,15 @@ def get_artists(state: State, caller: Account, _request: Request, _params: Param
 def get_artist(state: State, caller: Account, _request: Request, params: Params) -> Payload:
     songs = [s for s in _found(state, caller, params) if s.artist_id == params.first("id")]
     if not songs:
-        raise SubsonicError(70, "data not found")
+        raise SubsonicError(70, "Artist not found")
     albums: list[Json] = [_album_json(album) for album in _albums(songs)]
     return {"artist": {**_artist_json(songs), "album": albums}}
 
 
 def get_album_list(state: State, caller: Account, _request: Request, params: Params) -> Payload:
-    _required(params, "type")
+    wanted = _required(params, "type")
+    if wanted not in _ALBUM_LISTS:
+        raise SubsonicError(0, f"type '{wanted}' not implemented")
     albums = _albums(state.catalogue.within(caller.libraries))
     start = params.number("offset")
     end = albums[start : start + (params.number("size") or 10)]
@@ -93,7 +100,7 @@ def get_album_list(state: State, caller: Account, _request: Request, params: Par
 def get_album(state: State, caller: Account, _request: Request, params: Params) -> Payload:
     songs = [s for s in _found(state, caller, params) if s.album_id == params.first("id")]
     if not songs:
-        raise SubsonicError(70, "data not found")
+        raise SubsonicError(70, "Album not found")
     tracks: list[Json] = [_song_json(song) for song in songs]
     return {"album": {**_album_json(songs), "song": tracks}}
 
@@ -143,7 +150,14 @@ def get_cover_art(state: State, _caller: Account, request: Request, params: Para
 
 
 def scrobble(state: State, caller: Account, _request: Request, params: Params) -> Payload:
-    state.scrobbles.append(f"{caller.user_name} {_the_song(state, caller, params).title}")
+    """Records known songs, and reports no unknown one."""
+    _required(params, "id")
+    ids, times = params.all("id"), params.all("time")
+    if times and len(times) != len(ids):
+        message = f"Wrong number of timestamps: {len(times)}, should be {len(ids)}"
+        raise SubsonicError(0, message)
+    titles = {s.id: s.title for s in state.catalogue.within(caller.libraries)}
+    state.scrobbles += [f"{caller.user_name} {titles[each]}" for each in ids if each in titles]
     return {}
 
 
@@ -151,16 +165,40 @@ def create_playlist(state: State, caller: Account, _request: Request, params: Pa
     """A new playlist each time, by `GET` too."""
     if not params.first("name"):
         raise SubsonicError(0, "Internal Server Error: required parameter name is missing")
-    created = Playlist(
-        new_id(), params.first("name"), tuple(params.all("songId")), caller.user_name
-    )
+    created = Playlist(new_id(), params.first("name"), tuple(params.all("songId")), caller.id)
     state.playlists[created.id] = created
-    return {"playlist": _playlist_json(created)}
+    return {"playlist": _playlist_json(state, created)}
 
 
 def get_playlists(state: State, caller: Account, _request: Request, _params: Params) -> Payload:
-    own = [p for p in state.playlists.values() if p.owner == caller.user_name]
-    return {"playlists": {"playlist": [_playlist_json(playlist) for playlist in own]}}
+    """The own ones; all of them for admins."""
+    shown: list[Json] = [
+        _playlist_json(state, playlist)
+        for playlist in state.playlists.values()
+        if caller.is_admin or playlist.owner_id == caller.id
+    ]
+    return {"playlists": {"playlist": shown} if shown else {}}
+
+
+def get_playlist(state: State, caller: Account, _request: Request, params: Params) -> Payload:
+    return {"playlist": _playlist_json(state, _the_playlist(state, caller, params, "id"))}
+
+
+def update_playlist(state: State, caller: Account, _request: Request, params: Params) -> Payload:
+    playlist = _the_playlist(state, caller, params, "playlistId")
+    removed = {int(index) for index in params.all("songIndexToRemove") if index.isdecimal()}
+    kept = [song for n, song in enumerate(playlist.song_ids) if n not in removed]
+    state.playlists[playlist.id] = replace(
+        playlist,
+        name=params.first("name") or playlist.name,
+        song_ids=(*kept, *params.all("songIdToAdd")),
+    )
+    return {}
+
+
+def delete_playlist(state: State, caller: Account, _request: Request, params: Params) -> Payload:
+    del state.playlists[_the_playlist(state, caller, params, "id").id]
+    return {}
 
 
 CALLS: dict[str, SubsonicCall] = {
@@ -181,6 +219,9 @@ CALLS: dict[str, SubsonicCall] = {
     "scrobble": scrobble,
     "createPlaylist": create_playlist,
     "getPlaylists": get_playlists,
+    "getPlaylist": get_playlist,
+    "updatePlaylist": update_playlist,
+    "deletePlaylist": delete_playlist,
 }
 
 PLAYERLESS = frozenset({"getCoverArt"})
@@ -204,6 +245,13 @@ def _the_song(state: State, caller: Account, params: Params) -> Song:
     if not songs:
         raise SubsonicError(70, "data not found")
     return songs[0]
+
+
+def _the_playlist(state: State, caller: Account, params: Params, name: str) -> Playlist:
+    playlist = state.playlists.get(_required(params, name))
+    if playlist is None or not (caller.is_admin or playlist.owner_id == caller.id):
+        raise SubsonicError(70, "data not found")
+    return playlist
 
 
 def _albums(songs: list[Song]) -> list[list[Song]]:
@@ -281,14 +329,15 @@ def _song_json(song: Song) -> dict[str, Json]:
     }
 
 
-def _playlist_json(playlist: Playlist) -> dict[str, Json]:
+def _playlist_json(state: State, playlist: Playlist) -> dict[str, Json]:
+    seconds = {song.id: song.tone.seconds for song in state.catalogue.songs}
     return {
         "id": playlist.id,
         "name": playlist.name,
         "songCount": len(playlist.song_ids),
-        "duration": 0,
+        "duration": sum(seconds.get(each, 0) for each in playlist.song_ids),
         "public": False,
-        "owner": playlist.owner,
+        "owner": state.accounts.by_id[playlist.owner_id].user_name,
         "created": RELEASED,
         "changed": RELEASED,
     }

@@ -6,7 +6,6 @@ The requesting user and its rights are known here; the table and its quirks are 
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 
 from demo.navidrome.accounts import (
@@ -15,7 +14,7 @@ from demo.navidrome.accounts import (
     AccountFields,
     library_json,
 )
-from demo.navidrome.goform import ZERO_TIME, Json, is_time
+from demo.navidrome.goform import ZERO_TIME, Json, is_time, read_json
 from demo.navidrome.listing import page_of
 from demo.navidrome.request import Params, Request
 from demo.navidrome.responses import Response, json_error, json_response, text_error
@@ -69,13 +68,14 @@ def read_user(state: State, caller: Account, account_id: str) -> Response:
 
 async def create_user(state: State, caller: Account, request: Request) -> Response:
     """`POST /api/user`. Without a password the account has an empty one."""
-    fields = _fields(request.body)
+    fields = _fields(await request.body.read())
     if fields is None:
         return json_error(422, "Invalid request payload")
     if not caller.is_admin:
         return json_error(403, "Saving user: Permission denied")
-    if _taken(state, fields):
-        return _invalid("userName", "ra.validation.unique")
+    invalid = _validation_error(state, fields)
+    if invalid is not None:
+        return invalid
     if state.options.name_race_probability:
         await pause_before_writing(state.options.name_race_probability)
         # Only the table's own constraint prevents two at once, and it is case-sensitive.
@@ -89,9 +89,9 @@ async def pause_before_writing(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def update_user(state: State, caller: Account, account_id: str, request: Request) -> Response:
+async def update_user(state: State, caller: Account, account_id: str, request: Request) -> Response:
     """`PUT /api/user/{id}`: every column is written, and an unknown id is created."""
-    fields = _fields(request.body)
+    fields = _fields(await request.body.read(), whole=True)
     if fields is None:
         return json_error(422, "Invalid request payload")
     fields = replace(fields, id=account_id)
@@ -102,8 +102,9 @@ def update_user(state: State, caller: Account, account_id: str, request: Request
     errors = _password_errors(fields, caller)
     if errors:
         return json_response({"errors": errors}, 400)
-    if _taken(state, fields):
-        return _invalid("userName", "ra.validation.unique")
+    invalid = _validation_error(state, fields)
+    if invalid is not None:
+        return invalid
     state.accounts.put(fields)
     return read_user(state, caller, account_id)
 
@@ -112,7 +113,7 @@ def delete_user(state: State, caller: Account, account_id: str) -> Response:
     """`DELETE /api/user/{id}`; a deleted one can be deleted again."""
     if not caller.is_admin:
         return json_error(403, f"Deleting user(id:{account_id}): Permission denied")
-    state.accounts.delete(account_id)
+    state.delete_account(account_id)
     return json_response({})
 
 
@@ -123,15 +124,13 @@ def user_libraries(state: State, account_id: str) -> Response:
         return text_error(404, "User not found")
     libraries = state.accounts.libraries_for(account)
     listing: list[Json] = [library_shown(state, library.id) for library in libraries]
-    response = json_response(listing)
     # `json.Encoder` ends with a line feed, `json.Marshal` does not.
-    body = response.body if isinstance(response.body, bytes) else b""
-    return replace(response, body=body + b"\n")
+    return json_response(listing).followed_by(b"\n")
 
 
-def set_user_libraries(state: State, account_id: str, request: Request) -> Response:
+async def set_user_libraries(state: State, account_id: str, request: Request) -> Response:
     """`PUT /api/user/{id}/library`: not for admins, at least one, and each must exist."""
-    ids = _library_ids(request.body)
+    ids = _library_ids(await request.body.read())
     if ids is None:
         return text_error(400, "Invalid request body")
     account = state.accounts.by_id.get(account_id)
@@ -141,7 +140,8 @@ def set_user_libraries(state: State, account_id: str, request: Request) -> Respo
         return _forbidden("cannot manually assign libraries to admin users")
     if not ids:
         return _forbidden("at least one library must be assigned to non-admin users")
-    if not set(ids) <= {library.id for library in state.accounts.libraries}:
+    known = {library.id for library in state.accounts.libraries}
+    if len(known.intersection(ids)) != len(ids):  # a repeated one is invalid too
         return _forbidden("one or more library IDs are invalid")
     account.libraries = set(ids)
     return user_libraries(state, account_id)
@@ -162,6 +162,28 @@ def library_shown(state: State, library_id: int) -> dict[str, Json]:
         "defaultNewUsers": library.default_new_users,
     }
     return library_json(library, scanned_at=RELEASED, totals=totals.items())
+
+
+def _validation_error(state: State, fields: AccountFields) -> Response | None:
+    if _taken(state, fields):
+        return _invalid("userName", "ra.validation.unique")
+    if not _is_filter(fields.scrobble_filter):
+        return _invalid("scrobbleFilter", "resources.user.validation.invalidScrobbleFilter")
+    return None
+
+
+def _is_filter(text: str) -> bool:
+    # The real one also checks the names of fields and operators.
+    if not text:
+        return True
+    try:
+        criteria = read_json(text.encode(), whole=True)
+    except ValueError:
+        return False
+    if not isinstance(criteria, dict):
+        return False
+    groups = [criteria[name] for name in ("all", "any") if name in criteria]
+    return len(groups) == 1 and isinstance(groups[0], list) and bool(groups[0])
 
 
 def _taken(state: State, fields: AccountFields) -> bool:
@@ -197,21 +219,26 @@ def _forbidden(reason: str) -> Response:
 
 def _library_ids(body: bytes) -> list[int] | None:
     try:
-        parsed: object = json.loads(body)
+        parsed = read_json(body)
     except ValueError:
         return None
+    if parsed is None:
+        return []
     ids = parsed.get("libraryIds") or [] if isinstance(parsed, dict) else None
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
         return None
     return ids
 
 
-def _fields(body: bytes) -> AccountFields | None:
-    """A body as Go decodes it: keys in any case, unknown ones ignored; None if it is invalid."""
+def _fields(body: bytes, *, whole: bool = False) -> AccountFields | None:
+    """A body as Go decodes it: keys in any case, unknown ones ignored, `null` is no field; None if it
+    is invalid."""
     try:
-        parsed: object = json.loads(body)
+        parsed = read_json(body, whole=whole)
     except ValueError:
         return None
+    if parsed is None:
+        return AccountFields()
     if not isinstance(parsed, dict):
         return None
     texts: dict[str, str] = {}

@@ -13,7 +13,7 @@ import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
 from shim.navidrome.api import obeys
@@ -198,13 +198,13 @@ def sources_beyond_shim(trusted_sources: str, own_address: str = "") -> tuple[st
     """Return the entries of `ExtAuth.TrustedSources` that trust more than the shim.
 
     Those are networks of more than one address, and other addresses than the shim's if the list has
-    `own_address`. Without it, what Navidrome sees as the shim's address is not known.
+    `own_address`. Without it, what Navidrome sees as the shim's address is not known. Entries that
+    Navidrome ignores are ignored.
     """
     networks: list[tuple[str, IPv4Network | IPv6Network]] = []
     for entry in trusted_sources.split(","):
         with contextlib.suppress(ValueError):
-            if "/" in entry:
-                networks.append((entry, ip_network(entry, strict=False)))
+            networks.append((entry, _network(entry)))
     try:
         own = ip_address(own_address)
     except ValueError:  # not known, or a Unix socket
@@ -215,6 +215,19 @@ def sources_beyond_shim(trusted_sources: str, own_address: str = "") -> tuple[st
         for entry, network in networks
         if network.num_addresses > 1 or (listed and not _is_same(own, network.network_address))
     )
+
+
+def _network(entry: str) -> IPv4Network | IPv6Network:
+    """Return the network of an entry as Go's `net.ParseCIDR` reads it: only with a prefix length, and with
+    IPv4 addresses within IPv6 (`::ffff:10.0.0.0/104`) as IPv4. Raises `ValueError` for any other text."""
+    _, _, length = entry.partition("/")
+    if not (length.isascii() and length.isdigit()):
+        raise ValueError("no prefix length")
+    network = ip_network(entry, strict=False)
+    address = network.network_address
+    if isinstance(address, IPv6Address) and address.ipv4_mapped and network.prefixlen >= 96:
+        return IPv4Network((address.ipv4_mapped, network.prefixlen - 96), strict=False)
+    return network
 
 
 def _is_same(own: Address | None, other: Address) -> bool:

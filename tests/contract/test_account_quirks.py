@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from tests.support.navidrome_client import ADMIN, NavidromeClient
@@ -163,3 +166,195 @@ def test_an_admin_needs_the_old_password_to_change_it(client: NavidromeClient) -
     me = client.request("GET", f"/api/user?user_name={ADMIN}").json()[0]
     refused = client.request("PUT", f"/api/user/{me['id']}", body={**me, "password": "new"})
     assert refused.json() == {"errors": {"currentPassword": "ra.validation.passwordDoesNotMatch"}}
+
+
+@pytest.mark.parametrize("length", [255, 256, 20_000])
+def test_fields_have_no_limit(client: NavidromeClient, length: int) -> None:
+    name = client.new_name() + "u" * length
+    account_id = client.create(name, email="e" * length, password="p" * length)
+    record = client.read(account_id)
+    assert (record["userName"], len(record["email"])) == (name, length)
+    assert client.subsonic_opens(name, "p" * length)
+    cookie = client.request("GET", "/rest/ping?v=1&c=x", name).headers["set-cookie"]
+    assert cookie.startswith(f"nd-player-{name.encode().hex()}=")
+
+
+def test_a_name_is_taken_in_every_case_of_its_letters_and_not_with_blanks(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    first, second = client.create(name), client.create(f"{name}-second")
+    taken = {"errors": {"userName": "ra.validation.unique"}}
+    record = client.read(second)
+    for other in (name, name.upper(), name.title()):
+        refused = client.request("PUT", f"/api/user/{second}", body={**record, "userName": other})
+        assert (refused.status, refused.json()) == (400, taken)
+    for other in (f"{name} ", f" {name}"):
+        written = client.request("PUT", f"/api/user/{second}", body={**record, "userName": other})
+        assert written.json()["userName"] == other
+    own = client.request("PUT", f"/api/user/{first}", body={"userName": name.upper()})
+    assert own.json()["userName"] == name.upper()
+
+
+def _plays(client: NavidromeClient, name: str) -> tuple[str, str]:
+    """Create a playlist and a share of this user; returns the share's id, and its token for a song."""
+    song = client.request("GET", "/api/song?_start=0&_end=1&_sort=title", name).json()[0]["id"]
+    client.request("GET", f"/rest/createPlaylist?v=1&c=x&name=mine&songId={song}", name)
+    share = client.request("POST", "/api/share", name, body={"resourceIds": song}).json()["id"]
+    page = client.request("GET", f"/share/{share}", None).body.decode()
+    found = re.search(r"__SHARE_INFO__ = (\".*\")", page)
+    assert found is not None
+    return share, json.loads(json.loads(found[1]))["tracks"][0]["id"]
+
+
+def _playlists(client: NavidromeClient, name: str) -> list[tuple[str, str]]:
+    reply = client.request("GET", "/rest/getPlaylists?v=1&c=x&f=json", name).json()
+    listed = reply["subsonic-response"]["playlists"].get("playlist", [])
+    return [(each["name"], each["owner"]) for each in listed]
+
+
+def test_a_deleted_account_leaves_no_playlists_and_no_shares(client: NavidromeClient) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    share, token = _plays(client, name)
+    head = {"Range": "bytes=0-3"}
+    assert client.request("GET", f"/share/s/{token}", None, headers=head).body == b"RIFF"
+    assert client.request("DELETE", f"/api/user/{account_id}").status == 200
+    for target in (
+        f"/share/{share}",
+        f"/share/s/{token}",
+        f"/share/d/{share}",
+        f"/share/{share}/m3u",
+    ):
+        gone = client.request("GET", target, None)
+        assert (gone.status, gone.body) == (404, b"Share not found\n"), target
+    client.request("PUT", f"/api/user/{account_id}", body={"userName": name})
+    assert _playlists(client, name) == []
+    assert client.request("GET", "/api/share", name).json() == []
+
+
+def test_a_renamed_account_keeps_its_playlists_and_shares(client: NavidromeClient) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    share, _ = _plays(client, name)
+    client.request("PUT", f"/api/user/{account_id}", body={"userName": f"{name}-new"})
+    assert _playlists(client, f"{name}-new") == [("mine", f"{name}-new")]
+    assert client.request("GET", f"/share/{share}", None).status == 200
+    assert ("mine", f"{name}-new") in _playlists(client, ADMIN)
+
+
+def test_an_admin_deletes_the_own_account(client: NavidromeClient) -> None:
+    name = client.new_name()
+    account_id = client.create(name, isAdmin=True)
+    assert client.request("DELETE", f"/api/user/{account_id}", name).json() == {}
+    assert client.request("GET", f"/api/user/{account_id}").status == 404
+    assert client.request("GET", "/api/song", name).status == 401
+
+
+def test_an_admin_has_all_libraries_and_keeps_them_as_a_regular_user(
+    client: NavidromeClient,
+) -> None:
+    account_id = client.create(client.new_name())
+    for admin in (True, False):
+        record = {**client.read(account_id), "isAdmin": admin}
+        written = client.request("PUT", f"/api/user/{account_id}", body=record).json()
+        assert [library["id"] for library in written["libraries"]] == [1]
+    target = f"/api/user/{account_id}/library"
+    for body in ({"libraryIds": [1, 1]}, {"libraryIds": [1, 99]}):
+        refused = client.request("PUT", target, body=body)
+        text = b"validation error: one or more library IDs are invalid\n"
+        assert (refused.status, refused.body) == (400, text)
+    for empty in ("null", '{"libraryIds":null}', "{} x"):
+        refused = client.request("PUT", target, body=empty)
+        assert refused.body.startswith(b"validation error: at least one library"), empty
+    assert client.request("PUT", target, body='{"libraryIds":[1]} x').status == 200
+
+
+def test_the_libraries_of_a_user_are_for_admins_only(client: NavidromeClient) -> None:
+    name = client.new_name()
+    target = f"/api/user/{client.create(name)}/library"
+    for method in ("GET", "PUT"):
+        refused = client.request(method, target, name, body={"libraryIds": [1]})
+        text = b"Access denied: admin privileges required\n"
+        assert (refused.status, refused.body) == (403, text)
+    assert client.request("GET", "/api/user/none/library").status == 404
+    assert client.request("GET", "/api/library/99").json() == {"error": "data not found"}
+
+
+_REQUIRED = "ra.validation.required"
+_WRONG = "ra.validation.passwordDoesNotMatch"
+
+
+@pytest.mark.parametrize(
+    ("sent", "errors"),
+    [
+        ({"password": "new"}, {"currentPassword": _WRONG}),
+        ({"password": "new", "currentPassword": ""}, {"currentPassword": _WRONG}),
+        ({"password": "new", "currentPassword": "PW"}, {"currentPassword": _WRONG}),
+        ({"currentPassword": "pw"}, {"password": _REQUIRED}),
+        ({"currentPassword": "no"}, {"password": _REQUIRED, "currentPassword": _WRONG}),
+        ({"password": "new", "currentPassword": "pw"}, None),
+        ({"password": ""}, None),
+    ],
+)
+def test_a_user_changes_the_own_password_with_the_current_one(
+    client: NavidromeClient, sent: dict[str, str], errors: dict[str, str] | None
+) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    reply = client.request("PUT", f"/api/user/{account_id}", name, body=sent)
+    assert (reply.status, reply.json().get("errors")) == (400 if errors else 200, errors)
+    changed = errors is None and bool(sent.get("password"))
+    assert client.subsonic_opens(name, "new" if changed else "pw")
+
+
+def test_a_generated_password_is_replaced_whatever_current_password_is_sent(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    account_id = client.create(name, password="__NAVIDROME_AUTOGEN__abc")
+    missing = client.request("PUT", f"/api/user/{account_id}", name, body={"currentPassword": "x"})
+    assert missing.json() == {"errors": {"password": _REQUIRED}}
+    chosen = {"password": "mine", "currentPassword": "x"}
+    assert client.request("PUT", f"/api/user/{account_id}", name, body=chosen).status == 200
+    assert client.subsonic_opens(name, "mine")
+
+
+def test_a_creation_reads_the_first_json_value_and_an_update_the_whole_body(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    body = f'{{"userName":"{name}"}} and more'
+    created = client.request("POST", "/api/user", body=body)
+    assert client.read(created.json()["id"])["userName"] == name
+    account_id = created.json()["id"]
+    assert client.request("PUT", f"/api/user/{account_id}", body=body).status == 422
+
+
+def test_text_that_is_not_utf_8_is_replaced_in_names(client: NavidromeClient) -> None:
+    name = client.new_name()
+    created = client.request("POST", "/api/user", body=f'{{"userName":"\\ud800{name}"}}')
+    assert client.read(created.json()["id"])["userName"] == f"\ufffd{name}"
+    utf_16 = f'{{"userName":"{name}"}}'.encode("utf-16").decode("latin-1")
+    assert client.request("POST", "/api/user", body=utf_16).status == 422
+
+
+def test_a_scrobble_filter_must_be_a_rule(client: NavidromeClient) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    wrong = {"errors": {"scrobbleFilter": "resources.user.validation.invalidScrobbleFilter"}}
+    for text in ("junk", "{}", "[]", '{"all":[],"any":[]}'):
+        body = {"userName": name, "scrobbleFilter": text}
+        refused = client.request("PUT", f"/api/user/{account_id}", body=body)
+        assert (refused.status, refused.json()) == (400, wrong), text
+    rule = '{"all":[{"is":{"genre":"Rock"}}]}'
+    body = {"userName": name, "scrobbleFilter": f" {rule} "}
+    assert (
+        client.request("PUT", f"/api/user/{account_id}", body=body).json()["scrobbleFilter"] == rule
+    )
+
+
+def test_a_list_from_an_offset_needs_an_end(client: NavidromeClient) -> None:
+    for query in ("_start=1&_end=1", "_start=5&_end=2", "_start=1"):
+        assert client.request("GET", f"/api/user?{query}").status == 500, query
+    assert client.request("GET", "/api/user?_start=9999&_end=10000").json() == []

@@ -26,6 +26,7 @@ from tests.integration.devices.conftest import (
 from tests.support.harness import Harness
 from tests.support.navidrome_servers import StandInServer, build_server
 
+_RACES = 30
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _FIELD = re.compile(r'name="(csrf_token|form_key)" value="([^"]+)"')
 
@@ -51,15 +52,15 @@ async def test_a_token_with_an_unusual_salt(shim: RunningShim) -> None:
 
 async def test_names_that_differ_in_case(shim: RunningShim) -> None:
     """Navidrome makes two such accounts if they are created at once."""
-    one, two = await asyncio.gather(
-        shim.harness.create("RaCe", "one"),
-        shim.harness.create("rAcE", "two"),
-        return_exceptions=True,
-    )
-    if isinstance(one, BaseException) or isinstance(two, BaseException):
-        pytest.skip("the server made one account only")
+    for number in range(_RACES):
+        names = [f"RaCe{number}", f"rAcE{number}"]
+        made = await asyncio.gather(*map(shim.harness.create, names), return_exceptions=True)
+        if not any(isinstance(each, BaseException) for each in made):
+            break
+    else:
+        pytest.skip(f"the server made one account of two in each of {_RACES} races")
     secret = (await shim.add("uid-alice")).secret
-    for name in ("RaCe", "rAcE", "race"):
+    for name in (*names, names[0].lower()):
         assert error_of(await shim.rest("ping", u=name, p=secret)) == 40
 
 

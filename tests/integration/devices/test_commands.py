@@ -75,7 +75,7 @@ async def test_a_device_is_added_listed_and_revoked(shim: RunningShim) -> None:
 
 async def test_wrong_arguments_get_one_line(shim: RunningShim) -> None:
     for arguments, text in [
-        (("add", "nobody", "Phone"), "not linked"),
+        (("add", "nobody", "Phone"), "No account named nobody is linked to a user"),
         (("add", "alice", "a\nb"), "U+000A"),
         (("revoke", "unknown", "--yes"), "no device unknown"),
     ]:

@@ -44,20 +44,20 @@ def test_a_token_of_another_key_or_algorithm_is_invalid() -> None:
 def test_logins_are_limited_in_a_sliding_window() -> None:
     clock = Clock()
     limit = LoginLimit(5, 20.0, clock)
-    assert [limit.allows("10.0.0.1") for _ in range(6)] == [True] * 5 + [False]
+    assert [limit.count("10.0.0.1").allowed for _ in range(6)] == [True] * 5 + [False]
     clock.now += 20.0
-    assert not limit.allows("10.0.0.1")
+    assert not limit.count("10.0.0.1").allowed
     clock.now += 20.0
-    assert limit.allows("10.0.0.1")
+    assert limit.count("10.0.0.1").allowed
 
 
 def test_ipv6_clients_are_counted_by_their_64_bit_network() -> None:
     limit = LoginLimit(1, 20.0, Clock())
-    assert limit.allows("2001:db8::1")
-    assert not limit.allows("2001:db8::2")
-    assert limit.allows("2001:db8:0:1::1")
+    assert limit.count("2001:db8::1").allowed
+    assert not limit.count("2001:db8::2").allowed
+    assert limit.count("2001:db8:0:1::1").allowed
 
 
 def test_a_limit_of_zero_is_no_limit() -> None:
     limit = LoginLimit(0, 20.0, Clock())
-    assert all(limit.allows("10.0.0.1") for _ in range(20))
+    assert all(limit.count("10.0.0.1").allowed for _ in range(20))
