@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shim.proxy.subsonic_responses import ExtensionTap, OutcomeTap
+from shim.proxy.subsonic_responses import ExtensionListFilter, LoginOutcomeFilter
 from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, UNTRUSTED, NavidromeClient
 
 FORMATS = ["xml", "json", "jsonp&callback=cb"]
@@ -41,9 +41,13 @@ def _receive(client: NavidromeClient, target: str, coding: str, method: str = "G
 
 def _outcome(received: bytes, *, head_only: bool = False) -> list[str]:
     outcome = Outcome()
-    tap = OutcomeTap(outcome, head_only=head_only)
+    response_filter = LoginOutcomeFilter(outcome, head_only=head_only)
     middle = len(received) // 2
-    written = tap.feed(received[:middle]) + tap.feed(received[middle:]) + tap.finish()
+    written = (
+        response_filter.feed(received[:middle])
+        + response_filter.feed(received[middle:])
+        + response_filter.finish()
+    )
     assert written == received
     return outcome.reports
 
@@ -93,8 +97,8 @@ def test_the_extension_for_api_keys_is_added(
     client: NavidromeClient, form: str, coding: str
 ) -> None:
     received = _receive(client, f"/rest/getOpenSubsonicExtensions?f={form}", coding)
-    tap = ExtensionTap()
-    written = tap.feed(received) + tap.finish()
+    response_filter = ExtensionListFilter()
+    written = response_filter.feed(received) + response_filter.finish()
     head, _, body = written.partition(b"\r\n\r\n")
     assert f"content-length: {len(body)}".encode() in head.lower()
     assert b"content-encoding" not in head.lower()
