@@ -141,3 +141,13 @@ def test_one_action_has_one_version() -> None:
 
 def test_the_changelog_contains_the_version() -> None:
     assert f"## {shim.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_changelog_has_each_section_and_each_entry_once() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.split(r"(?m)^## ", text)[1]
+    sections = re.findall(r"(?m)^### (.+)$", newest)
+    assert len(sections) == len(set(sections)) > 2, "a merge doubled a section"
+    entries = [" ".join(entry.split()) for entry in re.split(r"(?m)^- ", newest)[1:]]
+    beginnings = [entry[:60] for entry in entries]
+    assert len(beginnings) == len(set(beginnings)) > 100, "a merge doubled an entry"
