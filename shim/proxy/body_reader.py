@@ -34,7 +34,7 @@ class ReadBuffer:
             self._view = memoryview(bytearray(BUFFER_BYTES))
         return self._view
 
-    def give_away(self) -> None:
+    def detach(self) -> None:
         """Use other memory from now on, since a transport keeps bytes of this one."""
         self._view = None
 

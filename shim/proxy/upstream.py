@@ -373,7 +373,7 @@ class Upstream(asyncio.Protocol):
         else:
             self._remaining = remaining
             if not client.send_view(data):
-                self._pool.read_buffer.give_away()
+                self._pool.read_buffer.detach()
                 self._use_protocol(self)
 
     def _use_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -388,9 +388,9 @@ class Upstream(asyncio.Protocol):
         """Read on in the next turn of the event loop."""
         if self._client is not None:
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
+            asyncio.get_running_loop().call_soon(self._resume_reading)
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         if self._client is not None and not self._paused:
             self._transport.resume_reading()
 
