@@ -52,7 +52,7 @@ async def native_api(state: State, request: Request) -> Response:
     if caller is None:
         return json_error(401, "Not authenticated")
     if parts != ["events"]:
-        state.accounts.access(caller)
+        state.accounts.access(caller, "api")
     if methods is None:
         response = not_found()
     elif _is_for_admins(parts) and not caller.is_admin:
