@@ -37,7 +37,8 @@ async def native_api(state: State, request: Request) -> Response:
     mounted = parts[:1] and parts[0] in _MOUNTED
     if mounted and len(parts) > 1 and not parts[-1]:
         del parts[-1]
-    methods = _methods(parts)
+    hidden = parts[:1] == ["config"] and not state.options.show_configuration
+    methods = None if hidden else _methods(parts)
     if not mounted:
         if methods is None:
             return not_found()
