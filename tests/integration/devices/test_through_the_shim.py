@@ -183,3 +183,18 @@ async def test_a_form_that_waits_for_100_continue(songs: RunningShim, secret: st
     received = await asyncio.to_thread(_exchange, songs.port, head, body)
     assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert b'"status":"ok"' in received
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("size", [1000, 300_000, 8_000_000])
+async def test_a_response_before_the_end_of_an_upload_reaches_the_client(
+    songs: RunningShim, size: int, chunked: bool
+) -> None:
+    """Navidrome responds without the body, and closes the connection if the body is long."""
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
+    head = f"POST /api/share HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{framing}\r\n\r\n"
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size) if chunked else b"x" * size
+    received = await asyncio.to_thread(_exchange, songs.port, head.encode() + body)
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert received.endswith(b'{"error":"Not authenticated"}')
+    assert (await songs.client.get("/ping")).status_code == 200
