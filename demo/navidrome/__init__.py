@@ -1,7 +1,7 @@
 """A stand-in Navidrome: its responses, routes and quirks, in memory, without music files.
 
-`tests/contract` compares it with a recording of the real server and, where a binary is available,
-compares the real server with the same recording. A behaviour belongs here only if the real one has
+`tests/contract` compares it with a recording of the real server and tests single behaviours; where a
+binary is available, the same tests run on the real server. A behaviour belongs here only if the real one has
 it; features for tests only (`seen`, `Fault`, the WebSocket's echo) are marked as such.
 """
 

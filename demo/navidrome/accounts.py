@@ -70,7 +70,7 @@ class Accounts:
     libraries: tuple[Library, ...]
     clock: Callable[[], float]
     by_id: dict[str, Account] = field(default_factory=dict)
-    _touched: dict[str, float] = field(default_factory=dict)
+    _touched: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def find(self, user_name: str) -> Account | None:
         """The first account of that name, as `COLLATE NOCASE` compares: ASCII letters only."""
@@ -110,12 +110,12 @@ class Accounts:
         """Record a login."""
         account.last_login_at = time_text(self.clock())
 
-    def access(self, account: Account) -> None:
-        """Record an access, at most once a minute for each account."""
+    def access(self, account: Account, api: str) -> None:
+        """Record an access, at most once a minute for each account and API."""
         now = self.clock()
-        last = self._touched.get(account.id)
+        last = self._touched.get((account.id, api))
         if last is None or now - last >= LAST_ACCESS_EVERY:
-            self._touched[account.id] = now
+            self._touched[account.id, api] = now
             account.last_access_at = time_text(now)
 
     def libraries_for(self, account: Account) -> list[Library]:

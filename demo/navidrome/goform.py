@@ -35,7 +35,13 @@ def time_text(seconds: float) -> str:
 
 def is_time(text: str) -> bool:
     """Whether Go's `time.Time` would unmarshal this text."""
-    return _RFC3339.fullmatch(text) is not None
+    if _RFC3339.fullmatch(text) is None:
+        return False
+    try:
+        datetime.strptime(text[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return True
 
 
 def read_json(body: bytes, *, whole: bool = False) -> object:

@@ -37,7 +37,8 @@ async def native_api(state: State, request: Request) -> Response:
     mounted = parts[:1] and parts[0] in _MOUNTED
     if mounted and len(parts) > 1 and not parts[-1]:
         del parts[-1]
-    methods = _methods(parts)
+    hidden = parts[:1] == ["config"] and not state.options.show_configuration
+    methods = None if hidden else _methods(parts)
     if not mounted:
         if methods is None:
             return not_found()
@@ -52,7 +53,7 @@ async def native_api(state: State, request: Request) -> Response:
     if caller is None:
         return json_error(401, "Not authenticated")
     if parts != ["events"]:
-        state.accounts.access(caller)
+        state.accounts.access(caller, "api")
     if methods is None:
         response = not_found()
     elif _is_for_admins(parts) and not caller.is_admin:

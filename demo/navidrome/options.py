@@ -19,6 +19,7 @@ class StandInOptions:
     base_path: `ND_BASEURL`, "" or "/music".
     login_limit, login_window: `AuthRequestLimit` (0: none) and `AuthWindowLength` in seconds.
     enable_user_editing: `EnableUserEditing`.
+    show_configuration: `DevUIShowConfig`.
     jellyfin: whether `/jellyfin/` is mounted (off by default in the real one).
     events_every: seconds between two keep-alive events.
     racy_names: seconds between the check that a name is free and the write. The real server's
@@ -34,6 +35,7 @@ class StandInOptions:
     login_limit: int = 5
     login_window: float = 20.0
     enable_user_editing: bool = True
+    show_configuration: bool = True
     session_timeout: float = SESSION_TIMEOUT
     jellyfin: bool = True
     events_every: float = 15.0

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from demo.navidrome.media import Tone
 from demo.navidrome.request import Request
 from demo.navidrome.responses import Response, text_error
 
 LAST_MODIFIED = "Wed, 01 May 2024 00:00:00 GMT"
+_MODIFIED = parsedate_to_datetime(LAST_MODIFIED).timestamp()
 _BOUNDARY = "3d6b6a416f9b5e9d9fd0a5a7d9a6e4a1b2c3d4e5f60718293a4b5c6d7e8f"
 
 
@@ -38,8 +40,11 @@ class ByteRange:
 
 def serve_tone(request: Request, tone: Tone, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """The whole tone, the requested ranges, or an error."""
-    if request.header("If-Modified-Since") == LAST_MODIFIED:
+    failed = _failed_condition(request)
+    if failed == 304:
         return Response(304, headers)
+    if failed:
+        return Response(failed, (*headers, ("Last-Modified", LAST_MODIFIED)))
     size = tone.size
     range_header = request.header("Range")
     if request.header("If-Range") not in {"", LAST_MODIFIED}:
@@ -58,6 +63,26 @@ def serve_tone(request: Request, tone: Tone, headers: tuple[tuple[str, str], ...
         found = ("Content-Range", byte_ranges[0].content_range(size))
         return _file(206, (*served, found), tone, byte_ranges[0])
     return _multipart(served, tone, byte_ranges)
+
+
+def _failed_condition(request: Request) -> int:
+    """The status for a condition that is not met, 0 for none. A tone has no `ETag`."""
+    if request.header("If-Match") not in {"", "*"}:
+        return 412
+    since = _seconds(request.header("If-Unmodified-Since"))
+    if since is not None and not request.header("If-Match") and since < _MODIFIED:
+        return 412
+    if request.header("If-None-Match"):
+        return 304 if request.header("If-None-Match").strip() == "*" else 0
+    since = _seconds(request.header("If-Modified-Since"))
+    return 304 if since is not None and since >= _MODIFIED else 0
+
+
+def _seconds(date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except ValueError:
+        return None
 
 
 def parse_range(text: str, size: int) -> list[ByteRange]:

@@ -68,7 +68,7 @@ async def subsonic(state: State, request: Request) -> Response:
         return not_found()
     try:
         account = _authenticated(state, request, params)
-        state.accounts.access(account)
+        state.accounts.access(account, "rest")
     except SubsonicError as error:
         return _failed(params, error)
     if call is None:

@@ -132,13 +132,18 @@ def download(state: State, caller: Account, request: Request, params: Params) ->
 
 def get_cover_art(state: State, _caller: Account, request: Request, params: Params) -> Response:
     """A cover for every id, in chunks, as `io.Copy` writes one."""
+    if not params.first("id"):
+        placeholder = (("Cache-Control", "no-store"), ("Content-Type", "image/jpeg"))
+        return Response(200, placeholder, cover(state.options.cover_bytes, _COVER_EDGE, 0))
     wanted = params.first("id").partition("-")[2] or params.first("id")
     if not state.catalogue.by_id(wanted.partition("_")[0]):
         raise SubsonicError(70, "Artwork not found")
     digest = hashlib.sha256(wanted.encode()).hexdigest()
     etag = f'"{digest[:16]}.{params.number("size")}.false.q75"'
     headers = (("Cache-Control", "public, no-cache"), ("ETag", etag))
-    if etag in request.header("If-None-Match"):
+    known = request.header("If-None-Match").strip()
+    asserted = {each.strip().removeprefix("W/").strip('"') for each in known.split(",")}
+    if known == "*" or etag.strip('"') in asserted:
         return Response(304, headers)
     image = cover(state.options.cover_bytes, _COVER_EDGE, int(digest[:2], 16))
 

@@ -97,7 +97,16 @@ def test_json_keys_are_accepted_in_any_case(client: NavidromeClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ['{"userName": 1}', '{"isAdmin": "yes"}', "[]", '{"createdAt": "now"}', ""]
+    "body",
+    [
+        '{"userName": 1}',
+        '{"isAdmin": "yes"}',
+        "[]",
+        '{"createdAt": "now"}',
+        '{"createdAt": "2020-13-01T00:00:00Z"}',
+        '{"createdAt": "2020-01-01 00:00:00Z"}',
+        "",
+    ],
 )
 def test_a_body_of_another_type_is_rejected(client: NavidromeClient, body: str) -> None:
     refused = client.request("POST", "/api/user", body=body)
@@ -358,3 +367,37 @@ def test_a_list_from_an_offset_needs_an_end(client: NavidromeClient) -> None:
     for query in ("_start=1&_end=1", "_start=5&_end=2", "_start=1"):
         assert client.request("GET", f"/api/user?{query}").status == 500, query
     assert client.request("GET", "/api/user?_start=9999&_end=10000").json() == []
+
+
+def test_the_last_access_is_noted_once_a_minute_for_each_api(client: NavidromeClient) -> None:
+    name = client.new_name()
+    account_id = client.create(name)
+    noted = [client.read(account_id)["lastAccessAt"]]
+    for target in ("/app/", "/api/song?_end=1", "/api/song?_end=1", "/rest/ping?v=1&c=x"):
+        client.request("GET", target, name)
+        noted.append(client.read(account_id)["lastAccessAt"])
+    assert noted[:2] == [None, None]
+    assert noted[2] is not None and noted[2] == noted[3] != noted[4]
+
+
+def test_an_update_takes_its_id_from_the_path_and_a_users_own_name_and_rights_stay(
+    client: NavidromeClient,
+) -> None:
+    name, other = client.new_name(), client.new_name()
+    account_id, other_id = client.create(name), client.create(other)
+    body = {"id": other_id, "userName": "renamed", "isAdmin": True, "email": "a@example.com"}
+    written = client.request("PUT", f"/api/user/{account_id}", name, body=body).json()
+    assert (written["id"], written["userName"], written["isAdmin"]) == (account_id, name, False)
+    assert written["email"] == "a@example.com"
+    assert client.read(other_id)["email"] == ""
+    refused = client.request("PUT", "/api/user/none", name, body={"userName": name})
+    assert refused.json() == {"error": "Updating user: Permission denied"}
+
+
+def test_names_that_differ_beyond_the_case_of_ascii_letters_are_different(
+    client: NavidromeClient,
+) -> None:
+    name = client.new_name()
+    for suffix in ("", "\0x", "\u212a", "k", "\u0131", "i", "\u00df", "e\u0301", "\u00e9"):
+        client.create(name + suffix)
+    assert client.subsonic_opens(name, "pw")

@@ -73,6 +73,38 @@ def test_a_cover_in_the_clients_cache_is_not_sent_again(client: NavidromeClient)
     assert (again.status, again.body) == (304, b"")
 
 
+def test_a_cover_matches_by_weak_comparison_and_a_placeholder_is_not_stored(
+    client: NavidromeClient,
+) -> None:
+    target = f"/rest/getCoverArt?{QUERY}&id={_song(client)}&size=300"
+    etag = client.request("GET", target).headers["etag"]
+    for known, status in ((f"W/{etag}", 304), (f'"x", {etag}', 304), ("*", 304), ('"x"', 200)):
+        reply = client.request("GET", target, headers={"If-None-Match": known})
+        assert (reply.status, reply.headers["etag"]) == (status, etag), known
+    placeholder = client.request("GET", f"/rest/getCoverArt?{QUERY}")
+    assert (placeholder.status, placeholder.headers["cache-control"]) == (200, "no-store")
+    assert placeholder.headers["content-type"].startswith("image/")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("If-Modified-Since", "Fri, 01 Jan 2100 00:00:00 GMT", 304),
+        ("If-Modified-Since", "Fri, 01 Jan 2010 00:00:00 GMT", 200),
+        ("If-Unmodified-Since", "Fri, 01 Jan 2010 00:00:00 GMT", 412),
+        ("If-None-Match", "*", 304),
+        ("If-None-Match", '"x"', 200),
+        ("If-Match", '"x"', 412),
+    ],
+)
+def test_a_stream_has_conditions_by_its_time(
+    client: NavidromeClient, name: str, value: str, status: int
+) -> None:
+    target = f"/rest/stream?{QUERY}&id={_song(client)}"
+    reply = client.request("GET", target, headers={name: value})
+    assert (reply.status, reply.body == b"") == (status, status != 200)
+
+
 def test_each_get_creates_another_playlist(client: NavidromeClient) -> None:
     name = client.new_name()
     client.create(name)

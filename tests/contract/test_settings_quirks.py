@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from demo.navidrome import StandInOptions, StandInThread
+from shim.navidrome.api import HeaderTrust, Navidrome
+from shim.navidrome.session import HeaderSession
+from shim.navidrome.transport import Transport
+from shim.settings import Upstream
 from tests.support.navidrome_client import ADMIN, ADMIN_PASSWORD, EDGE, NavidromeClient
 from tests.support.real_navidrome import real_navidrome
 
@@ -131,6 +135,22 @@ def test_users_cannot_change_themselves_without_user_editing(servers: Servers) -
         )
         assert client.request("PUT", f"/api/user/{account_id}", body=sent).status == 200
         assert client.subsonic_opens("alice", "new")
+
+
+async def test_the_configuration_can_be_hidden(servers: Servers) -> None:
+    options = StandInOptions(trusted_sources="127.0.0.1/32", show_configuration=False)
+    with servers.start(options, ND_DEVUISHOWCONFIG="false") as client:
+        _create_admin(client)
+        for user in (ADMIN, None):
+            reply = client.request("GET", "/api/config/config", user, source="127.0.0.1")
+            assert reply.status == 404
+        transport = Transport(Upstream("http", "127.0.0.1", client.port))
+        api = Navidrome(transport, HeaderSession("Remote-User", ADMIN), "Remote-User")
+        try:
+            assert await api.external_authentication() is None
+            assert await api.header_trust(ADMIN) is HeaderTrust.KNOWN
+        finally:
+            await api.close()
 
 
 def test_logins_without_a_limit(servers: Servers) -> None:

@@ -33,14 +33,6 @@ def beside_python(name: str) -> str:
     return found
 
 
-def free_port() -> int:
-    """A free TCP port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(
     command: Sequence[str], port: int, folder: Path, env: Mapping[str, str]

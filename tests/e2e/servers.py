@@ -20,7 +20,8 @@ import yaml
 from tests.e2e.compose import labels, read
 from tests.e2e.docker_engine import docker_engine
 from tests.e2e.kubernetes import dynamic_configuration
-from tests.e2e.programs import NotStarted, beside_python, free_port, running
+from tests.e2e.programs import NotStarted, beside_python, running
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

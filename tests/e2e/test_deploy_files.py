@@ -19,9 +19,10 @@ import yaml
 
 from tests.e2e import compose
 from tests.e2e.conftest import Deployment
-from tests.e2e.programs import beside_python, free_port
+from tests.e2e.programs import beside_python
 from tests.e2e.servers import DEPLOY, ROOT
 from tests.e2e.test_edges import NAMES
+from tests.support.ports import free_port
 
 ADD_ON = DEPLOY / "compose/add-on.yml"
 FIXED_USER = re.compile(r"[1-9]\d{3,}:[1-9]\d{3,}")

@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
-from tests.e2e.programs import beside_python, free_port, running
+from tests.e2e.programs import beside_python, running
 from tests.e2e.servers import DEPLOY, SECRET, shim
+from tests.support.ports import free_port
 from tests.support.provider_headers import SENDS, Sent
 
 GUIDE = (Path(__file__).parents[2] / "docs/providers.md").read_text()

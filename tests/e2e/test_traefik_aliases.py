@@ -14,9 +14,10 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.programs import beside_python, free_port, running
+from tests.e2e.programs import beside_python, running
 from tests.e2e.servers import DEPLOY
 from tests.e2e.test_edges import NAMES
+from tests.support.ports import free_port
 
 ALL_NAMES = (*NAMES, "Remote-User", "X-Shim-Proxy-Secret")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import free_port
 from tests.packaging.image import VERSION, Image, build_image, download, run
+from tests.support.ports import free_port
 
 pytestmark = [
     pytest.mark.packaging,

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import shim
-from tests.e2e.programs import free_port, running
+from tests.e2e.programs import running
 from tests.packaging.image import ROOT, download, run
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.packaging
 DIST = ROOT / "dist"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import httpx
 
 from demo.navidrome import Fault, Library, StandIn, StandInOptions
 from shim.settings import Upstream, load
+from tests.support.ports import free_port
 
 ADMIN = "navidrome-shim"
 _START_SECONDS = 20.0
@@ -154,7 +154,7 @@ def build_server(
             seen_limit=20_000,
         )
         return StandInServer(listen, options)
-    listen = f"127.0.0.1:{_free_port()}" if how == "tcp" else f"unix:{path}"
+    listen = f"127.0.0.1:{free_port()}" if how == "tcp" else f"unix:{path}"
     return RealServer(os.environ["NAVIDROME_BIN"], folder / "navidrome", listen, settings or {})
 
 
@@ -174,10 +174,3 @@ def build_client(upstream: str) -> httpx.AsyncClient:
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

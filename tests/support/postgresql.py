@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import psycopg
 from sqlalchemy.engine import URL, make_url
+
+from tests.support.ports import free_port
 
 OWNER = "shim"
 # Must not appear in any message.
@@ -78,7 +79,7 @@ class PostgreSQL:
         assert exit_status == 0, self.output
         # A new port each time: another process may have taken the one that was free.
         for _ in range(3):
-            self.port = _free_port()
+            self.port = free_port()
             if self._comes_up():
                 break
         else:
@@ -238,10 +239,3 @@ def _server_user() -> str | None:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
     return next(name for name in ("postgres", "nobody") if name in names)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

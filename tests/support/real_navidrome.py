@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demo.navidrome.media import Tone, cover
+from tests.support.ports import free_port
 
 _TITLES = {"Long": 300, **{f"Song {n}": 20 for n in range(1, 7)}}
 _START_SECONDS = 30.0
@@ -38,7 +39,7 @@ def real_navidrome(
         tone = Tone(seconds, 400)
         (music / f"{title}.wav").write_bytes(tone.slice(0, tone.size))
     (music / "cover.jpg").write_bytes(cover(30_000, 600, 180))
-    port = _free_port()
+    port = free_port()
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(folder),
@@ -93,10 +94,3 @@ def _responds(where: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ from shim.settings import load
 from shim.store.database import Database
 from tests.support.harness import Harness
 from tests.support.navidrome_servers import build_server
+from tests.support.ports import free_port
 from tests.support.real_navidrome import real_navidrome
 
 ROOT = Path(__file__).parents[3]
@@ -148,7 +148,7 @@ async def run_shim(
     harness: Harness, env_file: Path | None = None, /, **settings: str
 ) -> AsyncIterator[RunningShim]:
     """Start the shim with the server of a harness, and stop it. `env_file` has settings to reload."""
-    port, control = _free_port(), _free_port()
+    port, control = free_port(), free_port()
     harness.use(
         LISTEN=f"127.0.0.1:{port}",
         CONTROL_LISTEN=f"127.0.0.1:{control}",
@@ -217,13 +217,6 @@ async def _listens(shim: RunningShim) -> bool:
     except httpx.TransportError:
         return False
     return response.status_code == 200
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

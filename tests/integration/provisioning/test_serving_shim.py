@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import httpx
 
 from demo.navidrome import Fault, FaultKind
 from tests.support.harness import Harness
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +46,7 @@ class ServingShim:
 
 @asynccontextmanager
 async def serve_shim(harness: Harness, **settings: str) -> AsyncIterator[ServingShim]:
-    port, control = _free_port(), _free_port()
+    port, control = free_port(), free_port()
     harness.use(
         LISTEN=f"127.0.0.1:{port}",
         CONTROL_LISTEN=f"127.0.0.1:{control}",
@@ -216,10 +216,3 @@ def _auth(page: httpx.Response) -> tuple[str, str, bool]:
     config = json.loads(json.JSONDecoder().raw_decode(text.strip())[0])
     auth = config["auth"]
     return auth["username"], auth["name"], auth["isAdmin"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
