@@ -315,7 +315,7 @@ def test_a_user_in_no_group_is_signed_in(site: Site) -> None:
 def test_the_cookie_of_a_refreshed_session_reaches_the_browser(site: Site) -> None:
     if site.sent.provider != "oauth2-proxy" or site.edge == "caddy":
         pytest.skip(
-            "the guide lets oauth2-proxy alone refresh sessions, and store them behind Caddy"
+            "only oauth2-proxy refreshes sessions, and behind Caddy it stores them in Redis"
         )
     response = site.get("/api/song", Cookie=REFRESHED)
     assert response.headers["Set-Cookie"].startswith("_oauth2_proxy=refreshed")
