@@ -2,8 +2,8 @@
 credentials may be tried.
 
 Results are cached by a keyed digest of the credentials as they were sent: an app repeats them. A cached
-device counts only while it is in use, and its account is looked up each time, so a revocation, a lock and a
-rename count at once.
+device counts only while it is in use and no name may belong to another person, and its account is looked up
+each time, so a revocation, a lock and a rename count at once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class SubsonicDevices:
         self._now = now
         self._guesses = GuessLimiter()
         self._digest_key = secrets.token_bytes(32)
-        self._verified: OrderedDict[bytes, LoadedDevice] = OrderedDict()
+        # Devices, and the state of the names when the credentials named their persons.
+        self._verified: OrderedDict[bytes, tuple[int, LoadedDevice]] = OrderedDict()
         # Credentials that are those of no device, and the state of the devices at that time.
         self._other_credentials: OrderedDict[bytes, tuple[int, OtherCredentials]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
@@ -119,9 +120,10 @@ class SubsonicDevices:
         self, credentials: CredentialText, client: bytes | None, *, listed: bool = False
     ) -> DeviceMatch | DeviceRefused | OtherCredentials | NoMatch:
         key = self._digest(credentials)
-        device = self._verified.get(key)
-        if device is not None:
-            if device.alive:
+        verified = self._verified.get(key)
+        if verified is not None:
+            generation, device = verified
+            if device.alive and generation == self._accounts.generation:
                 self._verified.move_to_end(key)
                 found = self._match(device, listed=listed)
                 if found is not _OTHER_CREDENTIALS:
@@ -289,7 +291,7 @@ class SubsonicDevices:
         self._first_absence = min(absences.values(), default=math.inf)
 
     def _remember(self, key: bytes, device: LoadedDevice) -> None:
-        self._verified[key] = device
+        self._verified[key] = (self._accounts.generation, device)
         if len(self._verified) > _CACHE_ENTRIES:
             self._verified.popitem(last=False)
 

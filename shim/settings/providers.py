@@ -98,6 +98,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "custom": Preset(),
 }
+# These send no header and no claim with the groups of a user in no group.
+WITHOUT_EMPTY_GROUPS = frozenset({"oauth2-proxy", "tinyauth"})
 # The defaults of the settings.
 DEFAULT_PROVIDER = "authentik"
 DEFAULT = PRESETS[DEFAULT_PROVIDER]

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from shim.settings.endpoints import Endpoint
 from shim.settings.identity import email_decides, has_groups, verifies
 from shim.settings.model import Settings
-from shim.settings.providers import DEFAULT_PROVIDER
+from shim.settings.providers import DEFAULT_PROVIDER, WITHOUT_EMPTY_GROUPS
 from shim.trust.jwks import secret_key
 from shim.trust.names import normalize_name
 from shim.trust.peers import NetworkEntry, UnixEntry, parse_entry
@@ -328,7 +328,8 @@ def _email_warnings(settings: Settings) -> Iterator[str]:
 
 
 def _group_warnings(settings: Settings) -> Iterator[str]:
-    """Warn if groups from a header grant rights, because the provider joins their names without escaping."""
+    """Warn if groups from a header grant rights, because the provider joins their names without escaping, and
+    if a user who has left the last group keeps them."""
     granting = [
         f"SHIM_{field.upper()}"
         for field in ("allowed_groups", "admin_groups", "library_groups")
@@ -345,6 +346,13 @@ def _group_warnings(settings: Settings) -> Iterator[str]:
             f"joins groups with {separator} and escapes nothing, so a group named {group_name!r} grants them "
             "too. Let no other user name groups at the provider; or, if it signs a token, set "
             "SHIM_JWT_VERIFY=required."
+        )
+    provider = settings.provider
+    if granting and provider in WITHOUT_EMPTY_GROUPS and settings.missing_groups == "reject":
+        yield (
+            f"{' and '.join(granting)}: {provider} sends no groups for a user in no group. The shim rejects "
+            "such a request, so a user who leaves the last group keeps the account, its rights and its "
+            "devices. Set SHIM_MISSING_GROUPS=none, if the edge copies the header with the groups."
         )
 
 

@@ -186,10 +186,18 @@ def caddy(folder: Path, upstreams: Upstreams) -> Iterator[str]:
 @contextmanager
 def nginx(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     """nginx with `deploy/nginx/`; returns its URL."""
+    template = (DEPLOY / "nginx/navidrome.conf.template").read_text()
+    with nginx_with(template, folder, upstreams) as url:
+        yield _wait_until_routed(url)
+
+
+@contextmanager
+def nginx_with(template: str, folder: Path, upstreams: Upstreams) -> Iterator[str]:
+    """nginx with `deploy/nginx/` as this template changes it; returns its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     text = _replaced(
-        (DEPLOY / "nginx/navidrome.conf.template").read_text(),
+        template,
         {
             "    listen 80;\n": f"    listen 127.0.0.1:{free_port()};\n",
             "    listen 443 ssl;\n": f"    listen 127.0.0.1:{port};\n",
@@ -215,7 +223,7 @@ def nginx(folder: Path, upstreams: Upstreams) -> Iterator[str]:
     )
     command = [beside_python("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
     with running(command, port, folder, {}):
-        yield _wait_until_routed(url)
+        yield url
 
 
 @contextmanager

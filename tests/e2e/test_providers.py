@@ -1,4 +1,4 @@
-"""The edge configurations of each provider in `docs/providers.md`, in the real Traefik and Caddy.
+"""The edge configurations of each provider in `docs/providers.md`, in the real Traefik, Caddy and nginx.
 
 A stand-in for the provider sends its headers to every client with a session.
 """
@@ -20,7 +20,7 @@ import yaml
 
 from demo.navidrome import StandIn, StandInOptions, StandInThread
 from tests.e2e.programs import beside_python, running
-from tests.e2e.servers import DEPLOY, SECRET, shim
+from tests.e2e.servers import DEPLOY, SECRET, Upstreams, nginx_with, shim
 from tests.support.ports import free_port
 from tests.support.provider_headers import SENDS, Sent
 
@@ -29,8 +29,28 @@ PROVIDERS = ("authelia", "oauth2-proxy", "tinyauth")
 COOKIE = "session=ada"
 # The end of each target, since the shim has requests of its own.
 MARK = "from=test"
+_PATHS_FOR_NGINX = ("/api/authz/auth-request", "/oauth2/auth")
 # The same user, in no group.
 GROUPLESS = "session=ada-without-groups"
+# A session that the provider refreshes at each request.
+REFRESHED = "session=ada-refreshed"
+# The places that the guide names for nginx: the text of each in the template, and the lines to replace.
+_NAMES = r"^ +proxy_set_header (?:X-authentik-|Remote-User ).*\n"
+_NGINX_BLOCKS = {
+    "server": (r"^    listen 443 .*?(?=^    location )", _NAMES),
+    "location /": (
+        r"^    location / \{\n.*?^    \}\n",
+        r"^ +auth_request_set .*authentik.*\n",
+    ),
+    "location = /navidrome-auth-request": (
+        r"^    location = /navidrome-auth-request \{\n.*?^    \}\n",
+        rf"^ +proxy_pass .*\n|{_NAMES}",
+    ),
+    "location @sign-in": (
+        r"^    location @sign-in \{\n.*?^    \}\n",
+        r"^ +return .*\n",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +78,23 @@ class Site:
 
 @contextmanager
 def provider(sent: Sent) -> Iterator[str]:
-    """A provider that responds 200 with its headers to a session, and else redirects; returns its URL."""
+    """A provider that responds 200 with its headers to a session, and else redirects; returns its URL.
+
+    At the paths for nginx it responds 401 in place of 302, and requires what the real one requires.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             signed_in = COOKIE in self.headers.get("Cookie", "")
-            self.send_response(200 if signed_in else 302)
+            at = self.path.partition("?")[0]
+            if at == "/api/authz/auth-request" and not (
+                self.headers["X-Original-URL"] and self.headers["X-Original-Method"]
+            ):
+                self.send_error(400)
+                return
+            self.send_response(200 if signed_in else 401 if at in _PATHS_FOR_NGINX else 302)
+            if REFRESHED in self.headers.get("Cookie", ""):
+                self.send_header("Set-Cookie", "_oauth2_proxy=refreshed; Path=/; HttpOnly")
             if not signed_in:
                 self.send_header("Location", "https://id.example.org/")
             for line in sent.fields if signed_in else ():
@@ -85,10 +116,13 @@ def provider(sent: Sent) -> Iterator[str]:
         thread.join()
 
 
+def _section(name: str) -> str:
+    return GUIDE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+
+
 def section_of(name: str, language: str) -> str:
     """Return the code block of this language in the provider's section."""
-    section = GUIDE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    (block,) = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    (block,) = re.findall(rf"```{language}\n(.*?)```", _section(name), re.DOTALL)
     assert isinstance(block, str)
     return block
 
@@ -107,6 +141,25 @@ def caddyfile(name: str, provider_url: str) -> str:
     # Loopback only, and no control socket.
     own = "\n{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tservers {"
     return text.replace("\n{\n\tservers {", own)
+
+
+def nginx_template(name: str) -> str:
+    """Return `deploy/nginx/navidrome.conf.template` with the guide's lines for this provider."""
+    comment = re.compile(r"^# In `(.+?)`, in place of .*:\n", re.MULTILINE)
+    _, *parts = comment.split(section_of(name, "nginx"))
+    lines = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert lines.keys() == _NGINX_BLOCKS.keys()
+    text = (DEPLOY / "nginx/navidrome.conf.template").read_text()
+    for place, (block, replaced) in _NGINX_BLOCKS.items():
+        before = _only(block, text)
+        at = re.search(replaced, before, re.MULTILINE)
+        assert at, place
+        rest = re.sub(replaced, "", before[at.start() :], flags=re.MULTILINE)
+        text = text.replace(before, before[: at.start()] + lines[place] + rest)
+    pages = re.search(r"with `(location \S+ \S+)` in place of", _section(name))
+    before = _only(r"^    location \^~ /outpost\.goauthentik\.io/ \{\n.*?^    \}\n", text)
+    after = re.sub("location .*/", pages[1], before) if pages else ""
+    return text.replace(before, after)
 
 
 def _only(pattern: str, text: str) -> str:
@@ -179,12 +232,27 @@ def caddy(folder: Path, name: str, provider_url: str, shim_url: str) -> Iterator
         yield url
 
 
-BEHIND = {"traefik": traefik, "caddy": caddy}
+@contextmanager
+def nginx(folder: Path, name: str, provider_url: str, shim_url: str) -> Iterator[str]:
+    """nginx with the guide's configuration; returns its URL."""
+    upstreams = Upstreams(provider_url, shim_url, SECRET)
+    with nginx_with(nginx_template(name), folder, upstreams) as url:
+        yield url
+
+
+BEHIND = {"traefik": traefik, "caddy": caddy, "nginx": nginx}
+# The guide has no lines for nginx and this provider.
+_WITHOUT_NGINX = {"tinyauth"}
 
 
 @pytest.fixture(
     scope="module",
-    params=[(edge, provider) for provider in PROVIDERS for edge in BEHIND],
+    params=[
+        (edge, provider)
+        for provider in PROVIDERS
+        for edge in BEHIND
+        if edge != "nginx" or provider not in _WITHOUT_NGINX
+    ],
     ids="-".join,
 )
 def site(
@@ -229,12 +297,29 @@ def test_the_edge_removes_and_copies_every_header_of_the_provider(site: Site) ->
     block = section_of(title_of(site.sent), "caddyfile")
     (names,) = re.findall(r"copy_headers \{(.*?)\}", block, re.DOTALL)
     assert set(names.split()) == sent
+    if site.sent.provider in _WITHOUT_NGINX:
+        return
+    set_headers = re.findall(
+        r"proxy_set_header (\S+) (\S+);", section_of(title_of(site.sent), "nginx")
+    )
+    removed = {name for name, value in set_headers if value == '""' and name != "Remote-User"}
+    assert removed == sent - {"Remote-User"}
+    assert {name for name, value in set_headers if value.startswith("$navidrome")} == sent
 
 
 def test_a_user_in_no_group_is_signed_in(site: Site) -> None:
     response = site.get("/api/song", Cookie=GROUPLESS)
     assert response.status_code != httpx.codes.FORBIDDEN, response.text
     assert site.users_sent() == [[site.sent.identity.username]]
+
+
+def test_the_cookie_of_a_refreshed_session_reaches_the_browser(site: Site) -> None:
+    if site.sent.provider != "oauth2-proxy" or site.edge == "caddy":
+        pytest.skip(
+            "only oauth2-proxy refreshes sessions, and behind Caddy it stores them in Redis"
+        )
+    response = site.get("/api/song", Cookie=REFRESHED)
+    assert response.headers["Set-Cookie"].startswith("_oauth2_proxy=refreshed")
 
 
 def test_a_session_names_its_user_only(site: Site) -> None:
@@ -254,12 +339,12 @@ def test_a_client_without_a_session_has_no_identity(site: Site) -> None:
 
 
 def test_an_alias_is_no_identity(site: Site) -> None:
-    # Caddy deletes names with `_` by itself.
-    alias = site.sent.name_field.replace("-", "_" if site.edge == "traefik" else "~", 1)
+    # Caddy deletes names with `_` by itself, nginx all aliases.
+    alias = site.sent.name_field.replace("-", "~" if site.edge == "caddy" else "_", 1)
     response = site.get("/api/song", Cookie=COOKIE, **{alias: "admin"})
     rejected = response.status_code == httpx.codes.BAD_REQUEST
     # The guide's Caddyfile removes this one too; from Traefik it arrives and is rejected.
-    removed = site.edge == "caddy"
+    removed = site.edge != "traefik"
     assert rejected is not removed
     assert site.users_sent() == ([] if rejected else [[site.sent.identity.username]])
 

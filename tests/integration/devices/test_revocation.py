@@ -287,6 +287,8 @@ async def test_who_gets_the_name_later_does_not_get_the_device(shim: RunningShim
 
 async def test_a_rename_in_navidrome_is_followed(shim: RunningShim) -> None:
     device = await shim.add("uid-alice")
+    # The credentials are known by then.
+    assert error_of(await shim.rest("ping", u="alice", p=device.secret)) is None
     await shim.harness.change("alice", userName="alicia")
     async with asyncio.timeout(10):
         while error_of(await shim.rest("ping", u="alicia", p=device.secret)):  # noqa: ASYNC110

@@ -138,6 +138,14 @@ def test_an_invalid_value_is_not_also_reported_as_a_conflict() -> None:
             | {"SHIM_JWT_VERIFY": "optional"},
             "SHIM_ALLOWED_GROUPS and SHIM_LIBRARY_GROUPS: rights depend on the header",
         ),
+        (
+            {"SHIM_PROVIDER": "oauth2-proxy", "SHIM_ALLOWED_GROUPS": "music"},
+            "oauth2-proxy sends no groups for a user in no group",
+        ),
+        (
+            {"SHIM_PROVIDER": "tinyauth", "SHIM_LIBRARY_GROUPS": '{"music": [1]}'},
+            "tinyauth sends no groups for a user in no group",
+        ),
         ({"SHIM_BASE_PATH": "/restaurant"}, "begins with the public prefix /rest/"),
         ({"SHIM_BASE_PATH": "/Share"}, "edge's rules with the base path: /Share/share/"),
         ({"SHIM_PROXY_SECRET": "short"}, "SHIM_PROXY_SECRET has a value under 16"),
@@ -160,6 +168,23 @@ def test_a_typical_configuration_has_no_warnings() -> None:
     environ = {"SHIM_REVERSE_PROXY_WHITELIST": "traefik", **JWT, **SECRET, **TOKEN}
     environ["SHIM_ADMIN_GROUPS"] = "admins"
     assert warnings(load(environ)) == ()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SHIM_PROVIDER": "oauth2-proxy"},
+        {
+            "SHIM_PROVIDER": "oauth2-proxy",
+            "SHIM_ADMIN_GROUPS": "admins",
+            "SHIM_MISSING_GROUPS": "none",
+        },
+        {"SHIM_PROVIDER": "authelia", "SHIM_ALLOWED_GROUPS": "music"},
+        {"SHIM_ALLOWED_GROUPS": "music"},
+    ],
+)
+def test_no_warning_of_missing_groups_where_none_are_missed(environ: dict[str, str]) -> None:
+    assert "SHIM_MISSING_GROUPS" not in "".join(warnings(load(environ)))
 
 
 def test_a_public_prefix_below_a_protected_path_has_no_warning() -> None:
