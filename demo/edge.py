@@ -61,8 +61,10 @@ class Edge:
         self._port = port
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
-        transport = httpx.AsyncHTTPTransport(local_address=address)
-        self._outpost_headers = httpx.AsyncClient(
+        # A connection for each request: the outpost may close an idle one just when it is used again.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        transport = httpx.AsyncHTTPTransport(local_address=address, limits=limits)
+        self._outpost_client = httpx.AsyncClient(
             transport=transport, trust_env=False, timeout=_SECONDS
         )
 
@@ -80,7 +82,7 @@ class Edge:
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
-        await self._outpost_headers.aclose()
+        await self._outpost_client.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -115,10 +117,10 @@ class Edge:
     async def _read(self, reader: asyncio.StreamReader) -> _Head | None:
         try:
             async with asyncio.timeout(_SECONDS):
-                auth_response = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             return None
-        request_line, *lines = auth_response.removesuffix("\r\n\r\n").split("\r\n")
+        request_line, *lines = text.removesuffix("\r\n\r\n").split("\r\n")
         words = request_line.split(" ")
         if len(words) != 3:
             return None
@@ -147,7 +149,7 @@ class Edge:
         self, head: _Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Request authentication from the outpost: its identity headers, or a redirect to sign in."""
-        auth_response = await self._outpost_headers.get(
+        auth_response = await self._outpost_client.get(
             f"{self._outpost.geturl()}{PREFIX}/auth/traefik",
             headers={
                 "Cookie": head.value("cookie"),
