@@ -32,6 +32,8 @@ MARK = "from=test"
 _PATHS_FOR_NGINX = ("/api/authz/auth-request", "/oauth2/auth")
 # The same user, in no group.
 GROUPLESS = "session=ada-without-groups"
+# Another user in no group, whose name has a blank.
+GROUPLESS_WITH_BLANK = f"{GROUPLESS}-with-blank"
 # A session that the provider refreshes at each request.
 REFRESHED = "session=ada-refreshed"
 # The places that the guide names for nginx: the text of each in the template, and the lines to replace.
@@ -101,6 +103,8 @@ def provider(sent: Sent) -> Iterator[str]:
                 name, _, value = line.partition(": ")
                 if "Groups" in name and GROUPLESS in self.headers["Cookie"]:
                     value = ""
+                if value == "ada" and GROUPLESS_WITH_BLANK in self.headers["Cookie"]:
+                    value = "ada b"
                 self._headers_buffer.append(f"{name}: {value}\r\n".encode())  # type: ignore[attr-defined]
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -311,6 +315,12 @@ def test_a_user_in_no_group_is_signed_in(site: Site) -> None:
     response = site.get("/api/song", Cookie=GROUPLESS)
     assert response.status_code != httpx.codes.FORBIDDEN, response.text
     assert site.users_sent() == [[site.sent.identity.username]]
+
+
+def test_a_user_in_no_group_whose_name_has_a_blank_is_signed_in(site: Site) -> None:
+    response = site.get("/api/song", Cookie=GROUPLESS_WITH_BLANK)
+    assert response.status_code != httpx.codes.FORBIDDEN, response.text
+    assert site.users_sent() == [["ada b"]]
 
 
 def test_the_cookie_of_a_refreshed_session_reaches_the_browser(site: Site) -> None:
