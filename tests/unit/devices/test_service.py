@@ -207,7 +207,12 @@ async def test_a_person_has_twenty_devices_at_most(device_db: DeviceDatabase) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "a\x1b[31m", "safe\u202egnp", "zero\u200bwidth"]
+    "name",
+    [
+        *("", "  ", "x" * 65, "a\nb", "a\x00", "a\x1b[31m", "safe\u202egnp", "zero\u200bwidth"),
+        # These look empty.
+        *("\u200d\u200c", "\u3164", "\u2800 \u2800", "\ufe0f", "\u3000", "\u200d \u115f"),
+    ],
 )
 async def test_a_name_that_is_not_shown_as_itself_is_refused(
     device_db: DeviceDatabase, name: str
@@ -220,7 +225,7 @@ async def test_a_name_that_is_not_shown_as_itself_is_refused(
 
 async def test_names_in_any_script_are_kept(device_db: DeviceDatabase) -> None:
     service = await device_db.service(KEY)
-    for name in ("x" * 64, "Küche <b>&amp;", "电话", "📱 phone", "گوشی\u200cها"):
+    for name in ("x" * 64, "Küche <b>&amp;", "电话", "📱", "👩\u200d🔧 phone", "گوشی\u200cها", "?"):
         device_db.now += 1
         new = await service.add("uid-alice", name, ACTOR)
         await service.rename(new.device.id, f"{name[:60]}!", ACTOR, uid="uid-alice")
