@@ -97,10 +97,11 @@ def sign_in(
     basic = b"" if in_query or in_body else find_basic(block.forward)
     if not (in_query or in_body or basic):
         return SignInResult(decision, body, tap=tap)
-    found = None
-    if not policy.suspended and policy.user_header_obeyed:
-        credentials = CredentialText(in_query, in_body, basic)
-        found = devices.identify(credentials, block.metadata.client, listed=listed)
+    credentials = CredentialText(in_query, in_body, basic)
+    found = devices.identify(credentials, block.metadata.client, listed=listed)
+    may_use = policy.user_header_obeyed and not policy.suspended
+    if not may_use and (isinstance(found, DeviceMatch) or found is _NOT_LISTED):
+        return SignInResult(decision, body, tap=tap)
     if isinstance(found, DeviceMatch) and not policy.audit_available:
         detail = "the audit trail cannot be written"
         return SignInResult(decision, body, refused=DeviceRefused(Reason.AUDIT_UNAVAILABLE, detail))
