@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shim.proxy.device_gate import DeviceGate, DeviceMatch, DeviceRefused, Foreign, NoMatch
+from shim.proxy.device_gate import DeviceGate, DeviceMatch, DeviceRefused, NoMatch
 from shim.proxy.subsonic_responses import ExtensionTap, OutcomeTap, Tap
 from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths, PathZone
@@ -114,7 +114,7 @@ def sign_in(
         return SignInResult(decision, body, refused=found)
     if found is _NOT_LISTED:
         return SignInResult(decision, body, needs_list=True)
-    if isinstance(found, Foreign) and checked:
+    if checked:
         attempt = devices.begin_attempt(found, decision, request_id)
         if isinstance(attempt, DeviceRefused):
             return SignInResult(decision, body, refused=attempt)
