@@ -206,6 +206,19 @@ async def test_a_person_has_twenty_devices_at_most(device_db: DeviceDatabase) ->
     await service.add("uid-alice", "21", ACTOR)
 
 
+async def test_several_processes_add_no_more_than_twenty(device_db: DeviceDatabase) -> None:
+    services = [await device_db.service(KEY) for _ in range(8)]
+    for number in range(MAX_DEVICES - 2):
+        await services[0].add("uid-alice", str(number), ACTOR)
+    added = await asyncio.gather(
+        *(each.add("uid-alice", "Phone", ACTOR) for each in services), return_exceptions=True
+    )
+    refused = [each for each in added if isinstance(each, DeviceError)]
+    assert len(refused) == 6 and all("20 devices" in str(each) for each in refused)
+    await services[0].load()
+    assert len(services[0].devices("uid-alice")) == MAX_DEVICES
+
+
 @pytest.mark.parametrize(
     "name",
     [
