@@ -191,6 +191,28 @@ async def test_a_stream_is_cut_and_the_next_request_refused(
     assert error_of(await shim.rest("ping", apiKey=device.secret)) == 44
 
 
+async def test_a_request_that_waits_when_its_device_is_revoked_is_not_sent(tmp_path: Path) -> None:
+    """The only connection to Navidrome is busy with a stream of another device."""
+    async for harness in _harness("stand-in tcp", tmp_path):
+        async with run_shim(harness, MAX_UPSTREAM_CONNECTIONS="1", **_SETTINGS) as shim:
+            await shim.sign_in("alice")
+            playing, revoked = await shim.add("uid-alice"), await shim.add("uid-alice", "Tablet")
+            async with _streaming(shim, {"u": "alice", "p": playing.secret}):
+                query = {"u": "alice", "p": revoked.secret, "id": "waits"}
+                waiting = asyncio.create_task(shim.rest("ping", **query))
+                form = {"u": "alice", "p": revoked.secret, "id": "waits too"}
+                waiting_form = asyncio.create_task(shim.post("ping", form))
+                await asyncio.sleep(1)
+                assert not waiting.done() and not waiting_form.done()
+                body = {"id": revoked.device.id}
+                response = await shim.call("POST", "/api/devices/revoke", body)
+                assert response.status_code == 200, response.text
+            for each in (await waiting, await waiting_form):
+                assert each.status_code == 403
+                assert each.json()["subsonic-response"]["error"]["code"] == 50
+            assert "waits" not in str(harness.stand_in.stand_in.seen)
+
+
 async def test_a_stream_is_cut_when_its_device_expires(shim: RunningShim) -> None:
     """Each attempt has more time, since a machine under load may begin to play too late."""
     for seconds in (4.0, 8.0, 16.0, 32.0):
