@@ -287,24 +287,27 @@ class DeviceService:
 
         # The file is read and written in transactions, in which only one process is at a time.
         def encrypt(connection: Connection) -> tuple[int, Keyring]:
-            # More than one key: a setting that names the new one, or a rotation that was interrupted.
             source = self._source
-            keys = source.load() if source.has_old_keys else source.add_new_key()
-            count = 0
+            keys, secrets = source.load(), {}
             for row in connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all():
                 try:
-                    secret = keys.decrypt(_sealed(row), row.id, row.uid).decode()
+                    secrets[row.id] = row.uid, keys.decrypt(_sealed(row), row.id, row.uid).decode()
                 except KeyFault:
+                    # Nobody needs the secret of a device that has expired.
                     if _device(row).is_active(now):
                         raise
-                    continue  # nobody needs the secret of a device that has expired
-                sealed = keys.encrypt(secret, row.id, row.uid)
+            # More than one key: a setting that names the new one, or a rotation that was interrupted.
+            if not source.has_old_keys:
+                keys = source.add_new_key()
+            for device_id, (uid, secret) in secrets.items():
+                sealed = keys.encrypt(secret, device_id, uid)
                 connection.execute(
-                    update(DEVICES).where(DEVICES.c.id == row.id).values(**_sealed_values(sealed))
+                    update(DEVICES)
+                    .where(DEVICES.c.id == device_id)
+                    .values(**_sealed_values(sealed))
                 )
-                count += 1
             increment_devices(connection)
-            return count, keys
+            return len(secrets), keys
 
         def drop_old_keys(connection: Connection) -> None:
             used = select(DEVICES.c.key_id).where(DEVICES.c.revoked.is_(None))

@@ -469,6 +469,10 @@ async def test_a_rotation_without_the_old_key_changes_nothing(
     with pytest.raises(DeviceError):
         await (await device_db.service(f"{OTHER},{'33' * 32}")).rotate_key(ACTOR)
     assert (await device_db.service(KEY)).by_secret(new.secret.encode()) is not None
+    device_db.key_file.write_text(OTHER)
+    with pytest.raises(DeviceError, match=key_id(bytes.fromhex(OTHER))):
+        await (await device_db.service()).rotate_key(ACTOR)
+    assert device_db.key_file.read_text() == OTHER
 
 
 async def test_two_processes_create_one_key(device_db: DeviceDatabase) -> None:
