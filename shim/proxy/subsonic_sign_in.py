@@ -18,6 +18,7 @@ from shim.trust.reasons import Reason
 from shim.trust.subsonic_parameters import (
     ConflictingParameters,
     CredentialText,
+    TooManyParameters,
     find_basic,
     first_parameter,
     split_credentials,
@@ -90,6 +91,10 @@ def sign_in(
     except ConflictingParameters as error:
         refused = DeviceRefused(Reason.CREDENTIALS_CONFLICT, str(error))
         return SignInResult(decision, body, refused=refused)
+    except TooManyParameters as error:
+        return SignInResult(
+            decision, body, refused=DeviceRefused(Reason.BODY_TOO_LARGE, str(error))
+        )
     head_only = line.method == b"HEAD"
     # Navidrome checks no credentials for the list of extensions.
     checked = _call(decision, policy.paths) not in _EXTENSION_LISTS

@@ -97,6 +97,10 @@ async def test_a_form_that_is_too_long_does_not_reach_navidrome(shim: RunningShi
             many = f"u=dave&p=right&v=1.16.1&c=x&f=json{'&songId=1' * 10_001}"
             refused = await direct.post("/rest/ping", content=many, headers=form)
             assert "number of URL query parameters exceeded limit" in refused.text
+    # An earlier Navidrome reads any number of parameters.
+    many = f"v=1.16.1&c=x{'&songId=1' * 10_001}&u=dave&p=right"
+    response = await shim.client.post("/rest/ping", content=many, headers=form)
+    assert response.status_code == 413 and 'code="0"' in response.text
     for query in ("", f"?u=alice&p={secret}&v=1.16.1&c=x", "?u=dave&p=right&v=1.16.1&c=x"):
         response = await shim.client.post(f"/rest/ping{query}", content=body, headers=form)
         assert response.status_code == 413 and 'code="0"' in response.text, query
