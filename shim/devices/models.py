@@ -9,6 +9,8 @@ from dataclasses import dataclass
 MAX_DEVICES = 20
 """The number of devices that one person may have at a time."""
 MAX_NAME = 64  # characters
+MAX_DAYS = 36_500
+"""The longest time until a device expires."""
 ACCOUNT_CAUSES = frozenset({"locked", "unlinked", "denied", "removed"})
 """Why the shim itself revoked a device: the account was locked, taken from its person, denied or deleted."""
 

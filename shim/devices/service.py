@@ -28,6 +28,7 @@ from shim.audit.events.devices import (
 from shim.devices.keys import KeyFault, Keyring, KeySource, Sealed
 from shim.devices.models import (
     ACCOUNT_CAUSES,
+    MAX_DAYS,
     MAX_DEVICES,
     Device,
     DeviceError,
@@ -187,8 +188,10 @@ class DeviceService:
         devices, or without the key of the devices in use; `StoreError`.
         """
         name, now = valid_name(name), self._now()
-        if expires is not None and expires <= now:
-            raise DeviceError("The device's expiry is in the past.")
+        if expires is not None and not now < expires <= now + MAX_DAYS * 86400.0 + 60.0:
+            raise DeviceError(
+                f"The device's expiry is in the past, or more than {MAX_DAYS} days from now."
+            )
         secret = new_secret()
         device = Device(
             id=device_id or new_device_id(), uid=uid, name=name, created=now, expires=expires

@@ -206,6 +206,17 @@ async def test_a_person_has_twenty_devices_at_most(device_db: DeviceDatabase) ->
     await service.add("uid-alice", "21", ACTOR)
 
 
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 101 * 366 * 86400.0, float("inf"), float("nan")])
+async def test_an_expiry_that_no_date_can_show_is_refused(
+    device_db: DeviceDatabase, seconds: float
+) -> None:
+    """One such device would break every list."""
+    service = await device_db.service(KEY)
+    with pytest.raises(DeviceError, match="expiry"):
+        await service.add("uid-alice", "Phone", ACTOR, expires=device_db.now + seconds)
+    assert service.devices() == ()
+
+
 async def test_several_processes_add_no_more_than_twenty(device_db: DeviceDatabase) -> None:
     services = [await device_db.service(KEY) for _ in range(8)]
     for number in range(MAX_DEVICES - 2):
