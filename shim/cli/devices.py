@@ -19,6 +19,7 @@ from shim.cli.errors import print_error
 from shim.cli.operator import command_operator, report
 from shim.cli.recorded import run_recorded
 from shim.cli.terminal import cell, print_json, print_table, safe
+from shim.devices.models import MAX_DAYS
 
 if TYPE_CHECKING:
     from shim.devices.administration import DeviceAdministration, ListedDevice
@@ -78,7 +79,8 @@ def add(
     account: Annotated[str, typer.Argument(help="The account's name.")],
     name: Annotated[str, typer.Argument(help="A name for the device, for example Phone.")],
     days: Annotated[
-        int | None, typer.Option(min=1, help="The password expires after this many days.")
+        int | None,
+        typer.Option(min=1, max=MAX_DAYS, help="The password expires after this many days."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 MAX_DEVICES = 20
 """The number of devices that one person may have at a time."""
 MAX_NAME = 64  # characters
+MAX_DAYS = 36_500
+"""The longest time until a device expires."""
 ACCOUNT_CAUSES = frozenset({"locked", "unlinked", "denied", "removed"})
 """Why the shim itself revoked a device: the account was locked, taken from its person, denied or deleted."""
 
@@ -17,6 +19,8 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 _GROUPS = 7
 # Persian and many pictures need these two, which have no look of their own.
 _JOINERS = {0x200C: None, 0x200D: None}
+# Letters and symbols that look like white space: Hangul fillers, and Braille without dots.
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _GROUP = 4
 
 
@@ -86,11 +90,11 @@ def new_device_id() -> str:
 def valid_name(text: str) -> str:
     """Return a device's name without white space at its ends.
 
-    Raises `DeviceError` if it is empty, too long, or has a character that is not shown as itself: control
-    characters, line ends, and characters that change the direction of the text.
+    Raises `DeviceError` if it is empty or looks empty, is too long, or has a character that is not shown as
+    itself: control characters, line ends, and characters that change the direction of the text.
     """
     name = text.strip()
-    if not name:
+    if not any(unicodedata.category(each)[0] in "LNPS" and each not in _BLANK for each in name):
         raise DeviceError("A device needs a name, for example: Phone.")
     if len(name) > MAX_NAME:
         raise DeviceError(f"The device's name has more than {MAX_NAME} characters.")

@@ -28,6 +28,7 @@ from shim.audit.events.devices import (
 from shim.devices.keys import EncryptedSecret, KeyFault, Keyring, KeySource
 from shim.devices.models import (
     ACCOUNT_CAUSES,
+    MAX_DAYS,
     MAX_DEVICES,
     Device,
     DeviceError,
@@ -191,8 +192,10 @@ class DeviceService:
         devices, or without the key of the devices in use; `StoreError`.
         """
         name, now = valid_name(name), self._now()
-        if expires is not None and expires <= now:
-            raise DeviceError("The device's expiry is in the past.")
+        if expires is not None and not now < expires <= now + MAX_DAYS * 86400.0 + 60.0:
+            raise DeviceError(
+                f"The device's expiry is in the past, or more than {MAX_DAYS} days from now."
+            )
         secret = new_secret()
         device = Device(
             id=device_id or new_device_id(), uid=uid, name=name, created=now, expires=expires
@@ -291,26 +294,28 @@ class DeviceService:
 
         # The file is read and written in transactions, in which only one process is at a time.
         def encrypt(connection: Connection) -> tuple[int, Keyring]:
-            # More than one key: a setting that names the new one, or a rotation that was interrupted.
             source = self._source
-            keys = source.load() if source.has_old_keys else source.add_new_key()
-            count = 0
+            keys, secrets = source.load(), {}
             for row in connection.execute(select(DEVICES).where(DEVICES.c.revoked.is_(None))).all():
                 try:
                     secret = keys.decrypt(_encrypted(row), row.id, row.uid).decode()
+                    secrets[row.id] = row.uid, secret
                 except KeyFault:
+                    # Nobody needs the secret of a device that has expired.
                     if _device(row).is_active(now):
                         raise
-                    continue  # nobody needs the secret of a device that has expired
-                encrypted = keys.encrypt(secret, row.id, row.uid)
+            # More than one key: a setting that names the new one, or a rotation that was interrupted.
+            if not source.has_old_keys:
+                keys = source.add_new_key()
+            for device_id, (uid, secret) in secrets.items():
+                encrypted = keys.encrypt(secret, device_id, uid)
                 connection.execute(
                     update(DEVICES)
-                    .where(DEVICES.c.id == row.id)
+                    .where(DEVICES.c.id == device_id)
                     .values(**_encrypted_values(encrypted))
                 )
-                count += 1
             increment_devices(connection)
-            return count, keys
+            return len(secrets), keys
 
         def drop_old_keys(connection: Connection) -> None:
             used = select(DEVICES.c.key_id).where(DEVICES.c.revoked.is_(None))

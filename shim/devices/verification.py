@@ -16,7 +16,7 @@ from shim.trust.subsonic_parameters import Parameters
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_HEX = b"enc:"
+_HEX = re.compile(rb"enc:((?:[0-9A-Fa-f]{2})*)")
 _TOKEN = re.compile(rb"[0-9a-f]{32}")
 
 
@@ -62,12 +62,5 @@ def find_device(credentials: Parameters, devices: Iterable[D]) -> D | None:
 def decode_password(text: bytes) -> bytes:
     """Return the password in the parameter `p`. As in Navidrome, a text that is not hexadecimal after `enc:`
     is the password itself."""
-    if not text.startswith(_HEX):
-        return text
-    # `bytes.fromhex` skips white space, which Go does not.
-    if len(text.split()) != 1:
-        return text
-    try:
-        return bytes.fromhex(text[4:].decode("ascii"))
-    except ValueError:
-        return text
+    found = _HEX.fullmatch(text)
+    return text if found is None else bytes.fromhex(found[1].decode())

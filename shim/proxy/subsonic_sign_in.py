@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shim.proxy.device_gate import DeviceGate, DeviceMatch, DeviceRefused, NoMatch, OtherCredentials
+from shim.proxy.device_gate import DeviceGate, DeviceMatch, DeviceRefused, NoMatch
 from shim.proxy.subsonic_responses import ExtensionListFilter, LoginOutcomeFilter, ResponseFilter
 from shim.trust.decision import Decision
 from shim.trust.path_zones import Paths, PathZone
@@ -18,6 +18,7 @@ from shim.trust.reasons import Reason
 from shim.trust.subsonic_parameters import (
     ConflictingParameters,
     CredentialText,
+    TooManyParameters,
     find_basic,
     first_parameter,
     split_credentials,
@@ -91,6 +92,10 @@ def sign_in(
     except ConflictingParameters as error:
         refused = DeviceRefused(Reason.CREDENTIALS_CONFLICT, str(error))
         return SignInResult(decision, body, refused=refused)
+    except TooManyParameters as error:
+        return SignInResult(
+            decision, body, refused=DeviceRefused(Reason.BODY_TOO_LARGE, str(error))
+        )
     head_only = line.method == b"HEAD"
     # Navidrome checks no credentials for the list of extensions.
     checked = _call(decision, policy.paths) not in _EXTENSION_LISTS
@@ -98,10 +103,11 @@ def sign_in(
     basic = b"" if in_query or in_body else find_basic(block.forward)
     if not (in_query or in_body or basic):
         return SignInResult(decision, body, response_filter=response_filter)
-    found = None
-    if not policy.suspended and policy.user_header_obeyed:
-        credentials = CredentialText(in_query, in_body, basic)
-        found = devices.identify(credentials, block.metadata.client, listed=listed)
+    credentials = CredentialText(in_query, in_body, basic)
+    found = devices.identify(credentials, block.metadata.client, listed=listed)
+    may_use = policy.user_header_obeyed and not policy.suspended
+    if not may_use and (isinstance(found, DeviceMatch) or found is _NOT_LISTED):
+        return SignInResult(decision, body, response_filter=response_filter)
     if isinstance(found, DeviceMatch) and not policy.audit_available:
         detail = "the audit trail cannot be written"
         return SignInResult(decision, body, refused=DeviceRefused(Reason.AUDIT_UNAVAILABLE, detail))
@@ -114,7 +120,7 @@ def sign_in(
         return SignInResult(decision, body, refused=found)
     if found is _NOT_LISTED:
         return SignInResult(decision, body, needs_list=True)
-    if isinstance(found, OtherCredentials) and checked:
+    if checked:
         attempt = devices.begin_attempt(found, decision, request_id)
         if isinstance(attempt, DeviceRefused):
             return SignInResult(decision, body, refused=attempt)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 # Enum members are slow to look up.
 _AUTHENTICATED, _REJECTED = Verdict.AUTHENTICATED, Verdict.REJECTED
 _INTERNAL_BODY_BYTES = 65536  # the control plane takes less
+# A longer form is not kept while its request waits for a connection: an error is then in the format that the
+# query asks for.
+_KEPT_FORM_BYTES = 4096
 
 
 class _RequestFailed(Exception):
@@ -184,7 +187,8 @@ class WaitingRequest:
                 return
             if not self._is_internal() and not is_unchanged(plane, request):
                 await self._provision_again()
-            self.form = b""  # up to a megabyte
+            if len(self.form) > _KEPT_FORM_BYTES:
+                self.form = b""
         else:
             count_decision(plane, request)
         report_identity(plane, request)

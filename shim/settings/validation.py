@@ -134,7 +134,7 @@ def _proof(settings: Settings) -> Iterator[Conflict]:
         if not settings.jwt_audience:
             yield Conflict(
                 ("jwt_verify", "jwt_audience"),
-                "expected SHIM_JWT_AUDIENCE too (authentik's client id)",
+                "expected SHIM_JWT_AUDIENCE too (the client id at the provider)",
             )
     if settings.jwt_hs256_secret is not None and not _is_secret(settings.jwt_hs256_secret):
         yield Conflict(("jwt_hs256_secret",), "expected a secret, not a public key, PEM or JWK")

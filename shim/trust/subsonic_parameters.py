@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 # One more than the names, and each of them twice: then one is repeated for certain.
 _MAX_PARTS = 14
-_MAX_PARAMETERS = 10_000  # Go rejects a query or a form with more
+_MAX_PARAMETERS = 10_000  # recent versions of Go reject a query or a form with more
 _NAME = (
     rb"(?:u|%75|p|%70|t|%74|s|%73|(?:j|%6[aA])(?:w|%77)(?:t|%74)"
     rb"|(?:a|%61)(?:p|%70)(?:i|%69)(?:K|%4[bB])(?:e|%65)(?:y|%79))"
@@ -39,6 +39,10 @@ _PERCENT, _PLUS, _SEMICOLON = b"%+;"
 
 class ConflictingParameters(Exception):
     """A credential is given twice, or beside an API key."""
+
+
+class TooManyParameters(Exception):
+    """A query or a form has so many parameters that it is not read."""
 
 
 class Parameters(NamedTuple):
@@ -81,11 +85,11 @@ class CredentialText:
 def split_credentials(text: bytes) -> tuple[bytes, bytes]:
     """Split a query or a form. Return its credentials as they were sent, and the text without them.
 
-    A text with so many parameters that Navidrome rejects it counts as one without credentials. Raises
-    `ConflictingParameters` if there are more credentials than can differ.
+    Raises `ConflictingParameters` if there are more credentials than can differ, and `TooManyParameters`: an
+    earlier Navidrome would read them.
     """
     if text.count(b"&") >= _MAX_PARAMETERS:
-        return b"", text
+        raise TooManyParameters(f"there are more than {_MAX_PARAMETERS} parameters")
     pieces = _CREDENTIAL.split(b"&" + text, _MAX_PARTS)
     if len(pieces) == 1:
         return b"", text

@@ -62,3 +62,20 @@ def test_an_identity_is_rejected_with_a_reason(shim: Shim, navidrome: StandIn) -
     line = shim.wait_for_line(kind="request_decision", peer=edge)
     assert line["reason"] == "user_header_mismatch"
     assert not navidrome.accounts.by_id
+
+
+def test_wrong_passwords_of_apps_count_meanwhile(
+    navidrome: StandIn, accepted_header: str, tmp_path: Path
+) -> None:
+    """No device may be used, but Navidrome is asked about every password."""
+    with run_shim(navidrome.port, tmp_path, PROVISIONING="true") as shim:
+        edge = edge_address()
+        navidrome.seen.clear()
+        responses = [
+            shim.request(
+                build_request(f"GET /rest/ping?u=dave&p=wrong{number}&v=1&c=x HTTP/1.1"), edge
+            )
+            for number in range(11)
+        ]
+        assert all(b'<error code="40"' in each.raw for each in responses)
+        assert len(navidrome.seen) == 10, accepted_header

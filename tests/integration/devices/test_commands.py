@@ -77,10 +77,17 @@ async def test_wrong_arguments_get_one_line(shim: RunningShim) -> None:
     for arguments, text in [
         (("add", "nobody", "Phone"), "No account named nobody is linked to a user"),
         (("add", "alice", "a\nb"), "U+000A"),
+        (("add", "alice", "Phone", "--days", "36501"), "36500"),
+        (("add", "alice", "Phone", "--days", "9" * 400), "36500"),
         (("revoke", "unknown", "--yes"), "no device unknown"),
     ]:
         code, out, err = await run_command(shim, "devices", *arguments)
-        assert code == 1 and out == "" and text in err and "Traceback" not in err
+        assert (
+            code == (2 if "--days" in arguments else 1)
+            and out == ""
+            and text in err
+            and "Traceback" not in err
+        )
 
 
 async def test_the_key_is_replaced_while_the_shim_serves(shim: RunningShim) -> None:

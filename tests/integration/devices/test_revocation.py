@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import httpx
@@ -92,6 +93,11 @@ async def _replace(shim: RunningShim, _: NewDevice) -> None:
     await shim.sign_in("alice", uid="another-person")
 
 
+async def _rebind(shim: RunningShim, _: NewDevice) -> None:
+    """Give the account to another uid, as after a change of the provider's subject mode."""
+    assert (await run_command(shim, "users", "rebind", "alice", "--yes"))[0] == 0
+
+
 async def _tighten(shim: RunningShim, _: NewDevice) -> None:
     """Let another group in only, by a reload of the settings."""
     (shim.harness.folder / "settings.env").write_text("SHIM_ALLOWED_GROUPS=other\n")
@@ -165,7 +171,9 @@ ENDS = [
     _lock_by_command,
     _unlink,
     _replace,
+    _rebind,
     _refuse,
+    _delete,
     _tighten,
 ]
 
@@ -181,6 +189,28 @@ async def test_a_stream_is_cut_and_the_next_request_refused(
         await _until_cut(pieces)
     assert error_of(await shim.rest("ping", **parameters)) == 40
     assert error_of(await shim.rest("ping", apiKey=device.secret)) == 44
+
+
+async def test_a_request_that_waits_when_its_device_is_revoked_is_not_sent(tmp_path: Path) -> None:
+    """The only connection to Navidrome is busy with a stream of another device."""
+    async for harness in _harness("stand-in tcp", tmp_path):
+        async with run_shim(harness, MAX_UPSTREAM_CONNECTIONS="1", **_SETTINGS) as shim:
+            await shim.sign_in("alice")
+            playing, revoked = await shim.add("uid-alice"), await shim.add("uid-alice", "Tablet")
+            async with _streaming(shim, {"u": "alice", "p": playing.secret}):
+                query = {"u": "alice", "p": revoked.secret, "id": "waits"}
+                waiting = asyncio.create_task(shim.rest("ping", **query))
+                form = {"u": "alice", "p": revoked.secret, "id": "waits too"}
+                waiting_form = asyncio.create_task(shim.post("ping", form))
+                await asyncio.sleep(1)
+                assert not waiting.done() and not waiting_form.done()
+                body = {"id": revoked.device.id}
+                response = await shim.call("POST", "/api/devices/revoke", body)
+                assert response.status_code == 200, response.text
+            for each in (await waiting, await waiting_form):
+                assert each.status_code == 403
+                assert each.json()["subsonic-response"]["error"]["code"] == 50
+            assert "waits" not in str(harness.stand_in.stand_in.seen)
 
 
 async def test_a_stream_is_cut_when_its_device_expires(shim: RunningShim) -> None:
@@ -294,6 +324,23 @@ async def test_a_rename_in_navidrome_is_followed(shim: RunningShim) -> None:
         while error_of(await shim.rest("ping", u="alicia", p=device.secret)):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert error_of(await shim.rest("ping", u="alice", p=device.secret)) == 40
+
+
+async def test_devices_work_while_another_process_has_locked_the_database(
+    shim: RunningShim,
+) -> None:
+    device = await shim.add("uid-alice")
+    with closing(sqlite3.connect(shim.harness.folder / "shim.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in range(20):
+            parameters = {"u": "alice", **token(device.secret, f"salt {number}")}
+            assert error_of(await shim.rest("ping", **parameters)) is None
+            await asyncio.sleep(0.1)  # several times as long as the devices are read again
+        other.execute("ROLLBACK")
+    await _revoke(shim, device)
+    async with asyncio.timeout(_CUT_SECONDS):
+        while error_of(await shim.rest("ping", u="alice", p=device.secret)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
 
 
 async def test_an_expired_device_is_refused(shim: RunningShim) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -206,6 +207,8 @@ async def test_credentials_do_not_reach_navidrome(shim: RunningShim) -> None:
         assert not {"u", "p", "t", "s", "apiKey", "jwt"} & set(query)
         assert query.get("c", "test") == VERSION["c"]
         assert secret not in str(request)
+    lengths = [length for each in seen for length in each.values("Content-Length")]
+    assert lengths == [str(len(urlencode({**VERSION, "id": "7"})))]
 
 
 async def test_the_log_names_the_device_and_no_secret(

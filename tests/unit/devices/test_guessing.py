@@ -46,6 +46,22 @@ def test_the_pause_doubles_up_to_a_minute() -> None:
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_a_failure_counts_for_five_minutes_and_a_success_for_thirty_days() -> None:
+    limiter = GuessLimiter()
+    _fail(limiter, 10, 0)
+    for now, expected in ((299.0, 1), (301.0, 2)):
+        guesses = [limiter.begin(ALICE, CLIENT, now) for _ in range(2)]
+        assert len([each for each in guesses if each is not None]) == expected
+        for each in guesses:
+            if each is not None:
+                limiter.end(each)
+    limiter.succeeded(ALICE, CLIENT, 1000.0)
+    for seconds, allowed in ((29.9 * 86400, True), (30.1 * 86400, False)):
+        now = 1000.0 + seconds
+        _fail(limiter, 10, now)
+        assert _allowed(limiter, now) is allowed
+
+
 def test_after_a_pause_one_request_is_checked_at_a_time() -> None:
     limiter = GuessLimiter()
     _fail(limiter, 10, 0)

@@ -206,8 +206,37 @@ async def test_a_person_has_twenty_devices_at_most(device_db: DeviceDatabase) ->
     await service.add("uid-alice", "21", ACTOR)
 
 
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 101 * 366 * 86400.0, float("inf"), float("nan")])
+async def test_an_expiry_that_no_date_can_show_is_refused(
+    device_db: DeviceDatabase, seconds: float
+) -> None:
+    """One such device would break every list."""
+    service = await device_db.service(KEY)
+    with pytest.raises(DeviceError, match="expiry"):
+        await service.add("uid-alice", "Phone", ACTOR, expires=device_db.now + seconds)
+    assert service.devices() == ()
+
+
+async def test_several_processes_add_no_more_than_twenty(device_db: DeviceDatabase) -> None:
+    services = [await device_db.service(KEY) for _ in range(8)]
+    for number in range(MAX_DEVICES - 2):
+        await services[0].add("uid-alice", str(number), ACTOR)
+    added = await asyncio.gather(
+        *(each.add("uid-alice", "Phone", ACTOR) for each in services), return_exceptions=True
+    )
+    refused = [each for each in added if isinstance(each, DeviceError)]
+    assert len(refused) == 6 and all("20 devices" in str(each) for each in refused)
+    await services[0].load()
+    assert len(services[0].devices("uid-alice")) == MAX_DEVICES
+
+
 @pytest.mark.parametrize(
-    "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "a\x1b[31m", "safe\u202egnp", "zero\u200bwidth"]
+    "name",
+    [
+        *("", "  ", "x" * 65, "a\nb", "a\x00", "a\x1b[31m", "safe\u202egnp", "zero\u200bwidth"),
+        # These look empty.
+        *("\u200d\u200c", "\u3164", "\u2800 \u2800", "\ufe0f", "\u3000", "\u200d \u115f"),
+    ],
 )
 async def test_a_name_that_is_not_shown_as_itself_is_refused(
     device_db: DeviceDatabase, name: str
@@ -220,7 +249,7 @@ async def test_a_name_that_is_not_shown_as_itself_is_refused(
 
 async def test_names_in_any_script_are_kept(device_db: DeviceDatabase) -> None:
     service = await device_db.service(KEY)
-    for name in ("x" * 64, "Küche <b>&amp;", "电话", "📱 phone", "گوشی\u200cها"):
+    for name in ("x" * 64, "Küche <b>&amp;", "电话", "📱", "👩\u200d🔧 phone", "گوشی\u200cها", "?"):
         device_db.now += 1
         new = await service.add("uid-alice", name, ACTOR)
         await service.rename(new.device.id, f"{name[:60]}!", ACTOR, uid="uid-alice")
@@ -470,6 +499,10 @@ async def test_a_rotation_without_the_old_key_changes_nothing(
     with pytest.raises(DeviceError):
         await (await device_db.service(f"{OTHER},{'33' * 32}")).rotate_key(ACTOR)
     assert (await device_db.service(KEY)).by_secret(new.secret.encode()) is not None
+    device_db.key_file.write_text(OTHER)
+    with pytest.raises(DeviceError, match=key_id(bytes.fromhex(OTHER))):
+        await (await device_db.service()).rotate_key(ACTOR)
+    assert device_db.key_file.read_text() == OTHER
 
 
 async def test_two_processes_create_one_key(device_db: DeviceDatabase) -> None:

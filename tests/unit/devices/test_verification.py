@@ -67,6 +67,8 @@ def test_without_devices_nothing_matches() -> None:
         (b"enc:616", b"enc:616"),
         (b"enc:61 62", b"enc:61 62"),
         (b"enc:\t6162", b"enc:\t6162"),
+        (b"enc:6162 ", b"enc:6162 "),
+        (b"enc:6162\n", b"enc:6162\n"),
         (b"enc:zz", b"enc:zz"),
         ("enc:é".encode(), "enc:é".encode()),
         (b"enc:", b""),

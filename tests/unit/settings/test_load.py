@@ -104,7 +104,7 @@ def test_every_fault_is_reported_at_once_with_its_source_and_value(env: WriteEnv
         "expected SHIM_JWKS_URL or SHIM_JWT_HS256_SECRET too",
         "SHIM_JWT_VERIFY (environment) = 'required': expected SHIM_JWT_ISSUER too",
         "SHIM_JWT_VERIFY (environment) = 'required': "
-        "expected SHIM_JWT_AUDIENCE too (authentik's client id)",
+        "expected SHIM_JWT_AUDIENCE too (the client id at the provider)",
     ]
 
 
