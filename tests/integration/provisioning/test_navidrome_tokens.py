@@ -65,6 +65,7 @@ async def test_tokens_of_a_denied_account_are_void_also_after_it_is_allowed_agai
     assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
     assert gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert not gate.may_continue(token.user_id, None, token.issued_at)
+    assert gate.may_continue(token.user_id, None, newer(harness, token).issued_at)
     assert not await harness.accepts_password("alice", "mine")
     assert len(harness.recorded(AccountReadmitted)) == 1
     alice = await harness.user("alice")
