@@ -246,6 +246,22 @@ def test_a_non_ascii_path_is_rejected_where_an_identity_is_required() -> None:
             assert decision.detail
 
 
+@pytest.mark.parametrize(
+    ("line", "local_login", "expected"),
+    [
+        ("POST /auth/login", True, Reason.NO_IDENTITY),
+        ("POST /auth/login", False, Reason.IDENTITY_REQUIRED),
+        ("GET /auth/login", True, Reason.IDENTITY_REQUIRED),
+        ("POST /auth/other", True, Reason.IDENTITY_REQUIRED),
+    ],
+)
+def test_navidromes_own_login_is_open_without_an_identity_only_with_its_setting(
+    line: str, local_login: bool, expected: Reason
+) -> None:
+    policy = Policy(whitelist=trusting("127.0.0.2"), require_identity=True, local_login=local_login)
+    assert decided(head(f"{line} HTTP/1.1"), policy=policy).outcome.reason is expected
+
+
 # Characters that an edge may match with a public prefix: Go's (?i) folds ſ to s and the Kelvin sign
 # to k, Caddy lowers the whole path, and İ becomes an i with a dot above.
 _FOLDED = {"s": "sSſ", "k": "kK\u212a", "i": "iIİı"}
