@@ -509,6 +509,21 @@ async def test_a_device_that_waits_for_a_connection_is_checked_before_its_reques
         assert (await waiting.read_response()).status == 200
 
 
+async def test_a_device_request_is_sent_with_its_account_and_without_credentials(
+    navidrome: Navidrome,
+) -> None:
+    async with start_proxy(navidrome, gate=Accounts(), devices=AdasDevice()) as proxy:
+        client = await proxy.client(EDGE)
+        fields = ("Authorization: Basic YTpi", f"X-ND-Authorization: Bearer {BOB}", "X-Other: 1")
+        await client.send(get(f"/rest/ping?u=ada&p=x&id=7&jwt={BOB}", *fields).encode())
+        served, head = await navidrome.requests()
+        assert head.startswith(b"GET /rest/ping?id=7 HTTP/1.1\r\n")
+        assert b"\r\nRemote-User: ada\r\n" in head and b"\r\nX-Other: 1\r\n" in head
+        assert b"authorization" not in head.lower()
+        await served.send(OK)
+        assert (await client.read_response()).status == 200
+
+
 # users that change
 
 
