@@ -100,7 +100,7 @@ AMBIGUOUS = [
 @pytest.mark.parametrize("target", AMBIGUOUS)
 def test_an_ambiguous_target_is_rejected(target: str) -> None:
     decision = decided(head(f"GET {target} HTTP/1.1", ADA))
-    assert decision.outcome.reason in (Reason.AMBIGUOUS_TARGET, Reason.MALFORMED_HEAD)
+    assert decision.outcome.reason is Reason.AMBIGUOUS_TARGET
     assert decision.outcome.status == 400
     assert decision.detail
 
@@ -114,7 +114,9 @@ def test_a_target_is_visible_ascii_except_in_its_query(byte: int, place: bytes) 
     line = b"GET " + place % bytes([byte]) + b" HTTP/1.1"
     with pytest.raises(RequestRejected) as rejection:
         parse_request_line(line, Paths())
-    assert rejection.value.reason in (Reason.AMBIGUOUS_TARGET, Reason.MALFORMED_HEAD)
+    # A blank makes a fourth word.
+    words = byte == 0x20
+    assert rejection.value.reason is (Reason.MALFORMED_HEAD if words else Reason.AMBIGUOUS_TARGET)
 
 
 @pytest.mark.parametrize(
