@@ -28,6 +28,13 @@ from shim.trust.policy import Policy, Proof
 if TYPE_CHECKING:
     from shim.monitors.user_header import UserHeaderState
 
+# The settings that are flags of the policy with the same name.
+FLAGS = tuple(
+    each.name
+    for each in fields(Policy)
+    if each.type == "bool" and each.name in Settings.model_fields
+)
+
 
 def build_policy(
     settings: Settings,
@@ -46,6 +53,7 @@ def build_policy(
     header; None means that it does. `audit_available`: events can be stored, or need not be.
     """
     proof = settings.public_path_proof
+    flags: dict[str, bool] = {name: getattr(settings, name) for name in FLAGS}
     return Policy(
         number=number,
         whitelist=AddressList(map(parse_entry, settings.reverse_proxy_whitelist), resolved),
@@ -57,18 +65,17 @@ def build_policy(
         tokens=_tokens(settings, keys),
         public_path_proof=None if proof == "none" else Proof(proof),
         reject_untrusted=settings.untrusted_peers == "reject",
-        require_identity=settings.require_identity,
         required=_required(settings),
         admin_groups=frozenset(settings.admin_groups),
         # Without provisioning the groups are not checked, see `shim.settings.summary`.
         allowed_groups=frozenset(settings.allowed_groups if settings.provisioning else ()),
         reserved=reserved_names(settings),
         create_admin_disabled=settings.provisioning,
-        local_login=settings.local_login,
         suspended=suspended,
         user_header_obeyed=user_header is None or user_header.obeyed is not False,
         audit_available=audit_available,
         max_fields=settings.max_headers,
+        **flags,
     )
 
 

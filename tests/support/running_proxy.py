@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from shim.proxy.client_connection import ClientConnection
 from shim.proxy.counters import Counters
+from shim.proxy.device_gate import DeviceGate
 from shim.proxy.failures import Failure
 from shim.proxy.gate import AccountGate
 from shim.proxy.interfaces import KeyFetcher
@@ -256,6 +257,7 @@ async def start_proxy(
     limits: Limits | None = None,
     by: Policy | None = None,
     gate: AccountGate | None = None,
+    devices: DeviceGate | None = None,
     logs_access: bool = False,
     path: Path | None = None,
     tls: ssl.SSLContext | None = None,
@@ -276,6 +278,7 @@ async def start_proxy(
         recorded,
         navidrome.address,
         gate=gate,
+        devices=devices,
         options=Options(tls=tls, keys=keys),
         verification_queue=queue,
     )

@@ -319,10 +319,14 @@ def _filled_in(line: str) -> str:
     )
 
 
-@pages
-def test_sign_out_url_is_absolute_as_navidrome_requires(page: Path) -> None:
-    for value in re.findall(r"ND_EXTAUTH_LOGOUTURL[=:] ?([^\s`|]+)", page.read_text()):
-        assert value.startswith("https://"), value
+def test_sign_out_urls_are_absolute_as_navidrome_requires() -> None:
+    text = "\n".join(file.read_text() for file in (*PAGES, *COMPOSE))
+    in_files = re.findall(r"ND_EXTAUTH_LOGOUTURL[=:] ?(\S+)", text)
+    in_text = re.findall(
+        r"ND_EXTAUTH_LOGOUTURL`\s+and\s+`SHIM_SIGN_OUT_URL`\s+are\s+`([^`]+)`", text
+    )
+    assert in_files and in_text
+    assert not [url for url in in_files + in_text if not url.startswith("https://")]
 
 
 def _block_with(page: Path, text: str) -> str:

@@ -172,6 +172,9 @@ async def test_unknown_api_keys_are_delayed_for_the_client(guessed: RunningShim)
         for number in range(31)
     ]
     assert codes == [44] * 30 + [40]
+    refused = guessed.logged(kind="device_login_failed", reason="api_key_unknown")
+    assert refused
+    assert not [line for line in refused if "claimed_user" in line], "an API key names no user"
 
 
 async def test_other_accounts_of_one_client_share_a_limit(guessed: RunningShim) -> None:

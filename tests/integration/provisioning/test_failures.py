@@ -118,6 +118,23 @@ async def test_a_request_has_a_deadline(stand_in_harness: Harness) -> None:
     assert response.reason is Reason.ACCOUNT_PENDING
 
 
+async def test_waiting_requests_are_rejected_when_the_shim_stops(
+    stand_in_harness: Harness,
+) -> None:
+    harness = stand_in_harness
+    await harness.start()
+    harness.stand_in.breaks(Fault(FaultKind.HANG, USERS))
+    gate = harness.accounts.gate
+    account = gate.ensure(person("alice"), REQUEST_INFO)
+    gate.users_may_have_changed()
+    listed = gate.list_users()
+    await asyncio.sleep(0)
+    await harness.stop()
+    for denied in (await account, await listed):
+        assert isinstance(denied, AccountDenied)
+        assert (denied.reason, denied.detail) == (Reason.ACCOUNT_UNAVAILABLE, "the shim stops")
+
+
 async def test_a_lock_that_failed_is_repeated_later(stand_in_harness: Harness) -> None:
     harness = stand_in_harness
     await harness.start(ALLOWED_GROUPS="music")

@@ -4,6 +4,7 @@ linked again.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from shim.trust.identity import Identity
 from shim.trust.reasons import Reason
 from tests.integration.provisioning.test_commands import run
 from tests.support.harness import Harness, Token, person, until
+from tests.support.raw_connection import run_loop_turns
 
 
 async def signed_in(harness: Harness, name: str = "alice", *groups: str) -> Token:
@@ -65,6 +67,7 @@ async def test_tokens_of_a_denied_account_are_void_also_after_it_is_allowed_agai
     assert not harness.accepts_token(token) and harness.accepts_token(newer(harness, token))
     assert gate.may_continue(token.user_id, "uid-of-alice", 0)
     assert not gate.may_continue(token.user_id, None, token.issued_at)
+    assert gate.may_continue(token.user_id, None, newer(harness, token).issued_at)
     assert not await harness.accepts_password("alice", "mine")
     assert len(harness.recorded(AccountReadmitted)) == 1
     alice = await harness.user("alice")
@@ -236,6 +239,30 @@ async def test_continuous_changes_of_users_do_not_delay_a_token_without_end(
     gate.users_may_have_changed()
     assert await gate.list_users() is None
     assert not gate.users_listed
+
+
+async def test_a_token_waits_for_a_slow_list_of_users_longer_than_for_a_failing_one(
+    stand_in_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.provisioning.gate._HOLD_SECONDS", 0.0)
+    harness = stand_in_harness
+    await harness.start(RECONCILE_SECONDS="3600")
+    gate, read = harness.accounts.gate, harness.accounts.service.api.users
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> tuple[User, ...]:
+        begun.set()
+        await released.wait()
+        return await read()
+
+    harness.accounts.service.api.users = slow  # type: ignore[method-assign]
+    gate.users_may_have_changed()
+    listed = gate.list_users()
+    await begun.wait()
+    await run_loop_turns(10)
+    assert not listed.done()
+    released.set()
+    assert await listed is None
 
 
 async def test_a_token_gets_503_while_the_users_cannot_be_listed(stand_in_harness: Harness) -> None:

@@ -1,14 +1,15 @@
-"""The data plane's limits from the settings."""
+"""The data plane's limits, and the policy's flags, from the settings."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 
-from shim.app.factories import build_limits
+from shim.app.factories import FLAGS, build_limits, build_policy
 from shim.settings import load
 from shim.settings.model import Settings
+from shim.trust.policy import Policy
 
 DEFAULTS = asdict(build_limits(load({})))
 
@@ -37,4 +38,26 @@ def test_every_limit_without_a_setting_is_listed() -> None:
         "buffered_bytes",
         "form_timeout",
         "linger_timeout",
+    }
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_setting_changes_the_flag_of_its_name_and_no_other(flag: str) -> None:
+    assert Settings.model_fields[flag].annotation is bool
+    for value in (True, False):
+        environ = {f"SHIM_{name.upper()}": str(value is (name == flag)) for name in FLAGS}
+        policy = build_policy(load(environ))
+        assert {name: getattr(policy, name) for name in FLAGS} == {
+            name: value is (name == flag) for name in FLAGS
+        }
+
+
+def test_every_flag_that_does_not_have_the_name_of_a_setting_is_listed() -> None:
+    flags = {each.name for each in fields(Policy) if isinstance(getattr(Policy(), each.name), bool)}
+    assert flags - set(FLAGS) == {
+        "reject_untrusted",
+        "create_admin_disabled",
+        "suspended",
+        "user_header_obeyed",
+        "audit_available",
     }

@@ -1,13 +1,19 @@
-"""An account gate with accounts in memory, which a test can lock."""
+"""Gates with accounts and a device in memory, which a test can lock and revoke."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
+from shim.proxy.device_gate import DeviceMatch, DeviceRefused, Foreign
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
+from shim.trust.decision import Decision, DeviceIdentity
 from shim.trust.identity import Identity
-from shim.trust.reasons import Reason
+from shim.trust.identity_evaluation import TrustResult
+from shim.trust.path_zones import PathZone
+from shim.trust.reasons import PathClass, Reason, outcome
+from shim.trust.subsonic_parameters import CredentialText
 from tests.support.jwt_minting import SECRET, token
 
 ISSUED = 1_700_000_000
@@ -104,3 +110,48 @@ class Accounts:
     def user_write_ended(self, account_ids: tuple[str, ...], *, response_began: bool) -> None:
         self.writes.subtract(account_ids)
         self.without_response += not response_began
+
+
+class AdasDevice:
+    """Every credentials are those of Ada's device, until it is revoked."""
+
+    def __init__(self) -> None:
+        self.revocations = 0
+        result = outcome(Reason.DEVICE_PASSWORD, PathClass.PUBLIC)
+        trust_result = TrustResult(
+            (result,) * len(PathZone), Identity("ada", uid="u1"), b"", "", result
+        )
+        identity = DeviceIdentity("1", "Phone", trust_result)
+        self._match = DeviceMatch(identity, Account(b"ada", "id-ada"))
+
+    def revoke(self) -> None:
+        self.revocations += 1
+
+    def identify(
+        self,
+        credentials: CredentialText,  # noqa: ARG002
+        client: bytes | None,  # noqa: ARG002
+        *,
+        listed: bool = False,
+    ) -> DeviceMatch | Foreign:
+        return self._match if self.is_current(self._match, listed=listed) else Foreign()
+
+    def is_current(self, match: DeviceMatch, *, listed: bool = False) -> bool:  # noqa: ARG002
+        return self.is_active(match)
+
+    def is_active(self, match: DeviceMatch) -> bool:  # noqa: ARG002
+        return not self.revocations
+
+    def use_is_due(self, match: DeviceMatch) -> bool:  # noqa: ARG002
+        return False
+
+    def record_use(self, match: DeviceMatch, decision: Decision, app: bytes) -> None:
+        pass
+
+    def refused(self, decision: Decision, refused: DeviceRefused, request_id: str) -> None:
+        pass
+
+    def begin_attempt(
+        self, foreign: Foreign, decision: Decision, request_id: Callable[[], str]
+    ) -> None:
+        pass

@@ -14,7 +14,7 @@ from tests.support.limits import limits_with
 from tests.support.raw_connection import run_loop_turns, until
 from tests.support.running_proxy import EDGE, UNTRUSTED, RunningProxy, policy, start_proxy
 from tests.support.scripted_navidrome import OK, Navidrome, Served
-from tests.unit.proxy.account_gate import ISSUED, Accounts, navidrome_token
+from tests.unit.proxy.account_gate import ISSUED, Accounts, AdasDevice, navidrome_token
 
 FORM = "Content-Type: application/x-www-form-urlencoded"
 ADA, BOB = navidrome_token("ada"), navidrome_token("bob")
@@ -479,6 +479,49 @@ async def test_a_request_that_waits_for_a_connection_is_checked_before_it_is_sen
         accounts.lock("ada")
         await served.send(OK)
         assert (await waiting.read_response()).status == 403
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_device_that_waits_for_a_connection_is_checked_before_its_request_is_sent(
+    navidrome: Navidrome, *, revoked: bool
+) -> None:
+    accounts, device = Accounts(), AdasDevice()
+    limits = limits_with(max_upstream_connections=1)
+    async with start_proxy(navidrome, gate=accounts, devices=device, limits=limits) as proxy:
+        first = await proxy.client()
+        await first.send(get("/app/").encode())
+        served, _ = await navidrome.requests()
+        waiting = await proxy.client(EDGE)
+        await waiting.send(get("/rest/stream?u=ada&p=x").encode())
+        await proxy.wait_until_idle()
+        if revoked:
+            device.revoke()
+        await served.send(OK)
+        await first.read_response()
+        if revoked:
+            await until(lambda: accounts.listings)
+            accounts.listings[0].set_result(None)
+            assert (await waiting.read_response()).status == 403
+            assert navidrome.count == 1
+            return
+        assert b"\r\nRemote-User: ada\r\n" in await served.head()
+        await served.send(OK)
+        assert (await waiting.read_response()).status == 200
+
+
+async def test_a_device_request_is_sent_with_its_account_and_without_credentials(
+    navidrome: Navidrome,
+) -> None:
+    async with start_proxy(navidrome, gate=Accounts(), devices=AdasDevice()) as proxy:
+        client = await proxy.client(EDGE)
+        fields = ("Authorization: Basic YTpi", f"X-ND-Authorization: Bearer {BOB}", "X-Other: 1")
+        await client.send(get(f"/rest/ping?u=ada&p=x&id=7&jwt={BOB}", *fields).encode())
+        served, head = await navidrome.requests()
+        assert head.startswith(b"GET /rest/ping?id=7 HTTP/1.1\r\n")
+        assert b"\r\nRemote-User: ada\r\n" in head and b"\r\nX-Other: 1\r\n" in head
+        assert b"authorization" not in head.lower()
+        await served.send(OK)
+        assert (await client.read_response()).status == 200
 
 
 # users that change

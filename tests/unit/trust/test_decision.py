@@ -300,6 +300,25 @@ def test_a_rejection_contains_no_data_of_the_request() -> None:
         assert "hunter2" not in decision.detail
 
 
+@pytest.mark.parametrize(
+    ("line", "requested"),
+    [
+        ("GET /a b HTTP/1.1", (b"GET", b"/a")),
+        ("TRACE /a HTTP/1.1", (b"TRACE", b"/a")),
+        ("GET http://h/a b HTTP/1.1", (b"GET", b"http://h/a")),
+        ("GET junk HTTP/1.1", (b"", b"")),
+        ("GET", (b"", b"")),
+        ("\x16\x03 /a HTTP/1.1", (b"", b"")),
+    ],
+)
+def test_method_and_target_of_a_rejected_request_line_are_reported_if_it_has_them(
+    line: str, requested: tuple[bytes, bytes]
+) -> None:
+    decision = decided(head(line, ADA))
+    assert decision.outcome.verdict is Verdict.REJECTED and decision.request_line is None
+    assert decision.requested == requested
+
+
 # the table
 
 

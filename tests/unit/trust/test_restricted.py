@@ -44,6 +44,13 @@ def test_an_identity_on_a_public_path_with_a_proof_is_rejected_as_well() -> None
     )
 
 
+def test_a_cookie_that_navidrome_takes_for_its_user_header_is_removed_with_its_token() -> None:
+    cookie = policy(UserHeaderState(False, "Cookie"))
+    for value in ("a=b", "jwt=a.b.c"):
+        decision = decided(head("GET /app/ HTTP/1.1", f"Cookie: {value}"), EDGE, cookie)
+        assert b"cookie" not in decision.render_head().lower()
+
+
 def test_an_identity_passes_while_the_state_is_unknown() -> None:
     decision = decided(head("GET /app/ HTTP/1.1", ADA, "X-Anything: 1"), EDGE, UNKNOWN)
     assert decision.outcome.verdict is Verdict.AUTHENTICATED

@@ -54,7 +54,7 @@ def test_splits(text: bytes, credentials: bytes, other: bytes) -> None:
             ),
             st.text("ab%25+=;é\n ", max_size=5),
         ),
-        max_size=12,
+        max_size=24,
     )
 )
 def test_no_credential_is_left_and_nothing_else_is_lost(pairs: list[tuple[str, str]]) -> None:

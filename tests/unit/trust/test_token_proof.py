@@ -12,7 +12,7 @@ import pytest
 from shim.trust.cached_decisions import DecisionCache
 from shim.trust.decision import Decision, decide
 from shim.trust.fields import Field, FieldNames
-from shim.trust.identity import Identity, IdentityRules, Role, UsernameFromEmail
+from shim.trust.identity import Identity, IdentityRules, Role, UidSource, UsernameFromEmail
 from shim.trust.jwks import Key, read_key_set
 from shim.trust.jwt import ClaimNames, TokenRules
 from shim.trust.policy import AUTHENTIK_HEADERS, Policy, Proof
@@ -404,6 +404,22 @@ def test_secret_and_token_are_both_required_where_both_are_set() -> None:
     assert reason(by_token(), good, policy=secret, line=PUBLIC) is Reason.VERIFIED_JWT
     assert reason(*IDENTITY_FIELDS, good, policy=secret, line=PUBLIC) is Reason.JWT_MISSING
     assert reason(by_token(), wrong, policy=secret, line=PUBLIC) is Reason.PUBLIC_PATH
+
+
+def test_where_only_tokens_name_users_headers_without_one_lack_the_secret_or_the_token() -> None:
+    by_claim = replace(
+        REQUIRED,
+        secrets=(b"s3cret",),
+        rules=IdentityRules(uid_source=UidSource.CLAIM),
+        required=frozenset({Role.UID}),
+    )
+    name, good = "X-authentik-username: ada", "X-Shim-Proxy-Secret: s3cret"
+    assert reason(name, policy=by_claim) is Reason.SECRET_MISSING
+    assert reason(name, f"{good}x", policy=by_claim) is Reason.SECRET_MISMATCH
+    assert reason(name, good, policy=by_claim) is Reason.JWT_MISSING
+    # Otherwise the missing uid is the reason.
+    by_header = replace(by_claim, rules=IdentityRules())
+    assert reason(name, policy=by_header) is Reason.IDENTITY_INCOMPLETE
 
 
 def test_the_console_requires_an_admin_named_by_the_token() -> None:
