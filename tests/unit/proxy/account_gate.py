@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from shim.proxy.device_gate import DeviceMatch, DeviceRefused, Foreign
+from shim.proxy.device_gate import DeviceMatch, DeviceRefused, OtherCredentials
 from shim.proxy.gate import Account, AccountDenied, RequestInfo
 from shim.trust.decision import Decision, DeviceIdentity
 from shim.trust.identity import Identity
@@ -133,8 +133,8 @@ class AdasDevice:
         client: bytes | None,  # noqa: ARG002
         *,
         listed: bool = False,
-    ) -> DeviceMatch | Foreign:
-        return self._match if self.is_current(self._match, listed=listed) else Foreign()
+    ) -> DeviceMatch | OtherCredentials:
+        return self._match if self.is_current(self._match, listed=listed) else OtherCredentials()
 
     def is_current(self, match: DeviceMatch, *, listed: bool = False) -> bool:  # noqa: ARG002
         return self.is_active(match)
@@ -152,6 +152,6 @@ class AdasDevice:
         pass
 
     def begin_attempt(
-        self, foreign: Foreign, decision: Decision, request_id: Callable[[], str]
+        self, foreign: OtherCredentials, decision: Decision, request_id: Callable[[], str]
     ) -> None:
         pass
