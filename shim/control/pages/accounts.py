@@ -132,7 +132,7 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
             context, status = _action_context(action, None), 404
             context["fault"] = "There is no such account."
         except _FAULTS as error:
-            context["fault"], status = str(error), 409
+            context["fault"], status = str(error), _status_of(error)
         if context["fault"]:
             context["heading"] = ACTIONS[action].heading.format("an account")
         return await page(request, "account_action.html", visitor, context, status)
@@ -151,7 +151,7 @@ def account_pages(router: APIRouter, access: Access, services: ControlServices) 
             performed = await _perform(accounts, action, operator, name)
         except _FAULTS as error:
             context = _action_context(action, name) | {"fault": str(error)}
-            return await page(request, "account_action.html", visitor, context, 409)
+            return await page(request, "account_action.html", visitor, context, _status_of(error))
         if performed.note:
             context = _action_context(action, name)
             context["plan"], context["note"] = (), performed.note
@@ -220,6 +220,12 @@ def _done(result: Mapping[str, str]) -> str:
         return ""
     done = action.done.format(result.get("account") or "Every linked account")
     return f"{done} {_OWN}" if result.get("own") else done
+
+
+def _status_of(error: Exception) -> int:
+    """Return the status of a failed action, as in the API: 409 if the action itself is not possible, 503 if
+    the database, the trail or Navidrome is not available."""
+    return 409 if isinstance(error, OperationError) else 503
 
 
 def _accounts(services: ControlServices, action: str) -> AccountAdministration:

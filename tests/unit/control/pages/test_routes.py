@@ -30,7 +30,7 @@ from shim.control.pages.accounts import ACTIONS
 from shim.control.pages.rendering import HEADERS
 from shim.control.services import ControlServices
 from shim.provisioning.administration import AccountList
-from shim.provisioning.operations import AccountRow, Change, UnknownAccount
+from shim.provisioning.operations import AccountRow, Change, OperationError, UnknownAccount
 from shim.proxy.counters import Counters
 from shim.settings import load
 from shim.settings.reload import ReloadResult
@@ -360,13 +360,22 @@ async def test_no_link_makes_a_page_claim_something(console: Console, path: str)
     assert "CALL-555" not in response.text
 
 
-async def test_a_refused_change_shows_the_reason(console: Console) -> None:
-    console.accounts.refusal = NotStored("refused, because the audit trail can't be written")
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (NotStored("refused, because the audit trail can't be written"), 503),
+        (OperationError("the account can't be unlinked"), 409),
+    ],
+)
+async def test_a_refused_change_shows_the_reason(
+    console: Console, refusal: Exception, status: int
+) -> None:
+    console.accounts.refusal = refusal
     token = await console.csrf("/admin/configuration", ADMIN)
     form = {"account": "bob & co", "csrf_token": token}
     response = await console.send("/admin/accounts/unlink", ADMIN, form=form)
-    assert response.status_code == 409
-    assert "the audit trail can&#39;t be written" in response.text
+    assert response.status_code == status
+    assert str(refusal).replace("'", "&#39;") in response.text
 
 
 async def test_a_change_that_could_not_be_recorded_shows_a_note(console: Console) -> None:
