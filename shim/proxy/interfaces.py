@@ -164,13 +164,6 @@ class ResponseReceiver(Protocol):
     def send_pieces(self, pieces: tuple[bytes, memoryview]) -> None:
         """Write to the client, without joining the pieces."""
 
-    @property
-    def all_sent(self) -> bool:
-        """Return whether the client's transport has sent everything that was written."""
-
-    def send_view(self, data: memoryview) -> bool:
-        """Write to the client. Return whether `data` may be overwritten now."""
-
     def switch_to_tunnel(self, head: bytes) -> None:
         """Switch to a tunnel, since Navidrome switched to WebSocket: bytes are forwarded unchanged from now
         on."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shim.http1.response_templates import ResponseTemplateCache
-from shim.proxy.body_reader import ReadBuffer
 from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext
 from shim.proxy.upstream import Upstream
@@ -60,7 +59,6 @@ class UpstreamPool:
         "_waiters",
         "closed",
         "down",
-        "read_buffer",
         "report_health",
         "templates",
     )
@@ -88,7 +86,6 @@ class UpstreamPool:
         self.closed = False
         self.down = False
         self.report_health = report_health
-        self.read_buffer = ReadBuffer()
         self.templates = ResponseTemplateCache(
             context.limits.header_bytes, context.limits.header_lines
         )

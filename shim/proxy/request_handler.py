@@ -487,20 +487,6 @@ class RequestHandler:
         self.bytes_sent += len(pieces[0]) + len(pieces[1])
         self._transport.writelines(pieces)
 
-    @property
-    def all_sent(self) -> bool:
-        """Return whether the client's transport has sent everything that was written."""
-        return not self._transport.get_write_buffer_size()
-
-    def send_view(self, data: memoryview) -> bool:
-        """Write to the client. Return whether `data` may be overwritten now."""
-        if self._response_filter is not None:
-            self.send(bytes(data))
-            return True
-        self.bytes_sent += len(data)
-        self._transport.write(data)
-        return self.all_sent
-
     def switch_to_tunnel(self, head: bytes) -> None:
         """Switch to a tunnel, since Navidrome switched to WebSocket: bytes are forwarded unchanged from now
         on."""

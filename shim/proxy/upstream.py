@@ -17,13 +17,6 @@ from shim.http1.chunked import LAST_CHUNK, ChunkedDecoder, ChunkedError, encode_
 from shim.http1.framing import CHUNKED, UNTIL_CLOSE
 from shim.http1.response_head import InvalidResponse, ResponseHead
 from shim.http1.response_templates import ResponseTemplateCache
-from shim.proxy.body_reader import (
-    BUFFER_BYTES,
-    FULL_READ_BYTES,
-    MIN_BYTES,
-    BodyReader,
-    ReadBuffer,
-)
 from shim.proxy.failures import Failure
 from shim.proxy.interfaces import ProxyContext, ResponseReceiver
 from shim.proxy.keepalive import enable_keepalive
@@ -57,7 +50,6 @@ class Pool(Protocol):
     """The pool that an upstream connection belongs to, as the connection needs it."""
 
     templates: ResponseTemplateCache
-    read_buffer: ReadBuffer
     down: bool
 
     def release(self, upstream: Upstream) -> None:
@@ -343,17 +335,6 @@ class Upstream(asyncio.Protocol):
         if remaining > 0:
             self._remaining = remaining
             client.send(data)
-            if (
-                len(data) >= FULL_READ_BYTES
-                and remaining >= BUFFER_BYTES
-                and not self._paused
-                and client.all_sent
-            ):
-                self._use_protocol(
-                    BodyReader(
-                        self._pool.read_buffer, self, self._buffer_received, self._yield_turn
-                    )
-                )
             return
         if remaining < 0:
             self._persistent = False
@@ -361,38 +342,6 @@ class Upstream(asyncio.Protocol):
         self._context.counters.streams_open -= 1
         client.send(data)
         self._finish(client)
-
-    def _buffer_received(self, data: memoryview) -> None:
-        """Handle bytes of a body of known length that are in the pool's buffer."""
-        client, remaining = self._client, self._remaining - len(data)
-        if client is None or remaining <= 0:
-            self._use_protocol(self)
-            self.data_received(bytes(data))
-        elif len(data) < MIN_BYTES:
-            self._length_received(client, bytes(data))
-        else:
-            self._remaining = remaining
-            if not client.send_view(data):
-                self._pool.read_buffer.detach()
-                self._use_protocol(self)
-
-    def _use_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Read with this protocol from now on. A transport asks for its kind only when reading begins."""
-        transport = self._transport
-        transport.pause_reading()
-        transport.set_protocol(protocol)
-        if not self._paused:
-            transport.resume_reading()
-
-    def _yield_turn(self) -> None:
-        """Read on in the next turn of the event loop."""
-        if self._client is not None:
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._resume_reading)
-
-    def _resume_reading(self) -> None:
-        if self._client is not None and not self._paused:
-            self._transport.resume_reading()
 
     def _chunks_received(self, client: ResponseReceiver, data: bytes) -> None:
         if self._partial:
