@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The settings of one provider, by the setting's field."""
+    """The settings of one provider, by the setting's field.
+
+    `omits_empty_groups` is not a setting: for a user in no group, the provider sends neither a header nor a
+    claim with the groups.
+    """
 
     identity_prefixes: str = ""
     username_header: str = ""
@@ -32,6 +36,7 @@ class Preset:
     jwt_email_claim: str = "email"
     jwt_groups_claim: str = "groups"
     jwt_uid_claim: str = "sub"
+    omits_empty_groups: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -59,6 +64,7 @@ PRESETS: dict[str, Preset] = {
         email_header="X-Auth-Request-Email",
         groups_header="X-Auth-Request-Groups",
         uid_header="X-Auth-Request-User",
+        omits_empty_groups=True,
     ),
     "pomerium": Preset(
         identity_prefixes="X-Pomerium-",
@@ -95,16 +101,17 @@ PRESETS: dict[str, Preset] = {
         email_header="Remote-Email",
         groups_header="Remote-Groups",
         uid_source="username",
+        omits_empty_groups=True,
     ),
     "custom": Preset(),
 }
-# These send no header and no claim with the groups of a user in no group.
-WITHOUT_EMPTY_GROUPS = frozenset({"oauth2-proxy", "tinyauth"})
 # The defaults of the settings.
 DEFAULT_PROVIDER = "authentik"
 DEFAULT = PRESETS[DEFAULT_PROVIDER]
 
 
 def preset_values(provider: str) -> dict[str, str]:
-    """Return the values of a provider's row, by the setting's field."""
-    return asdict(PRESETS[provider])
+    """Return the settings of a provider's row, by the setting's field."""
+    values = asdict(PRESETS[provider])
+    del values["omits_empty_groups"]
+    return values

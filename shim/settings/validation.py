@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from shim.settings.endpoints import Endpoint
 from shim.settings.identity import email_decides, has_groups, verifies
 from shim.settings.model import Settings
-from shim.settings.providers import DEFAULT_PROVIDER, WITHOUT_EMPTY_GROUPS
+from shim.settings.providers import DEFAULT_PROVIDER, PRESETS
 from shim.trust.jwks import secret_key
 from shim.trust.names import normalize_name
 from shim.trust.peers import NetworkEntry, UnixEntry, parse_entry
@@ -348,7 +348,8 @@ def _group_warnings(settings: Settings) -> Iterator[str]:
             "SHIM_JWT_VERIFY=required."
         )
     provider = settings.provider
-    if granting and provider in WITHOUT_EMPTY_GROUPS and settings.missing_groups == "reject":
+    omitted = PRESETS[provider].omits_empty_groups
+    if granting and omitted and settings.missing_groups == "reject":
         yield (
             f"{' and '.join(granting)}: {provider} sends no groups for a user in no group. The shim rejects "
             "such a request, so a user who leaves the last group keeps the account, its rights and its "
