@@ -23,8 +23,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from tests.bench.pattern import BLOCK, pattern
-from tests.bench.processes import free_port, running
+from tests.bench.processes import running
 from tests.bench.read_rate import ReadRate
+from tests.support.ports import free_port
 
 _PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 _EVENTS = (

@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import json
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from shim.audit.events import Operator
 from shim.devices.factory import build_device_service
 from shim.settings import load
 from shim.store.database import Database
+from tests.support.ports import free_port
 
 P99_LIMIT = 3.0
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         stand_in = StandIn(StandInOptions())
         await stand_in.start("127.0.0.1:0")
-        port, control = _free_port(), _free_port()
+        port, control = free_port(), free_port()
         environment = {
             "SHIM_UPSTREAM": f"http://{stand_in.listen}",
             "SHIM_DATABASE_URL": f"sqlite:///{folder}/shim.db",
@@ -228,13 +228,6 @@ def _cpu_seconds(pid: int) -> float:
 def _resident_bytes(pid: int) -> int:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.processes import find_binary, free_port, running
+from tests.bench.processes import find_binary, running
 from tests.bench.scenarios import COVER_BYTES, TRACK_BYTES
+from tests.support.ports import free_port
 
 ECHO_PATH = "/api/bench-echo"
 

@@ -56,13 +56,6 @@ def find_binary(name: str, package: str) -> str:
     return path
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Running:
     """A started process with all its descendants."""
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.browsers import JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, Field
-from tests.bench.processes import Running, find_binary, free_port, running
+from tests.bench.processes import Running, find_binary, running
+from tests.support.ports import free_port
 
 BASELINES = ("nginx", "haproxy", "traefik", "caddy")
 

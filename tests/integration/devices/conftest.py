@@ -23,6 +23,7 @@ from shim.devices.models import Device, NewDevice
 from shim.devices.service import DeviceService
 from shim.settings import load
 from shim.store.database import Database
+from tests.support import commands
 from tests.support.harness import Harness
 from tests.support.navidrome_servers import build_server
 from tests.support.ports import free_port
@@ -189,20 +190,12 @@ async def run_shim(
 
 async def run_command(shim: RunningShim, *arguments: str) -> tuple[int, str, str]:
     """Run a command beside the shim that serves. Return its exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "shim",
-        *arguments,
-        env={**shim.harness.environment(), "PATH": os.environ.get("PATH", ""), "NO_COLOR": "1"},
-        cwd=ROOT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    environment = {
+        **shim.harness.environment(),
+        "PATH": os.environ.get("PATH", ""),
+        "NO_COLOR": "1",
+    }
+    return await commands.run_command(environment, *arguments)
 
 
 async def _read_log(process: asyncio.subprocess.Process, lines: list[dict[str, Any]]) -> None:

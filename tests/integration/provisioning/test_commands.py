@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from shim.audit.events.provisioning import AccountLinked
 from shim.trust.reasons import Reason
+from tests.support.commands import run_command
 from tests.support.harness import Harness, person
-
-ROOT = Path(__file__).parents[3]
 
 
 async def run(harness: Harness, *arguments: str) -> tuple[int, str, str]:
-    """Run a command with the harness's settings: its exit, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "shim",
-        *arguments,
-        env=harness.environment(),
-        cwd=ROOT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return await run_command(harness.environment(), *arguments)
 
 
 async def as_json(harness: Harness, *arguments: str) -> Any:
