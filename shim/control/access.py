@@ -8,10 +8,9 @@ Requests arrive in one of two ways:
   rights there.
 - **listener** of the control plane: the bearer token, or a session that was made with it. Wrong tokens are
   limited for each client address, whichever way they come, and this machine is no exception; the right one is
-  always accepted. Without a token
-  only this machine has access: it may read and reload. `Host` must be an address of the control plane. This
-  stops DNS rebinding, where a page in a browser has a name that points to 127.0.0.1: its requests carry that
-  name.
+  always accepted. Without a token only this machine has access: it may read and reload. `Host` must be an
+  address of the control plane. This stops DNS rebinding, where a page in a browser has a name that points to
+  127.0.0.1: its requests carry that name.
 
 What a browser adds by itself (the session's cookie, the edge's sign-in, an address of this machine) can be
 used by another site's page too. So each write with it needs a CSRF token as well.

@@ -2,8 +2,8 @@
 credentials may be tried.
 
 Results are cached by a keyed digest of the credentials as they were sent: an app repeats them. A cached
-device counts only while it is in use and no name may belong to another person, and its account is looked up
-each time, so a revocation, a lock and a rename count at once.
+device counts only while it is in use and the names of the accounts are unchanged. Its account is looked up
+each time. So a revocation, a lock and a rename count at once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class SubsonicDevices:
         self._now = now
         self._guesses = GuessLimiter()
         self._digest_key = secrets.token_bytes(32)
-        # Devices, and the state of the names when the credentials named their persons.
+        # Verified devices, each with the generation of the accounts at that time.
         self._verified: OrderedDict[bytes, tuple[int, LoadedDevice]] = OrderedDict()
         # Credentials that are those of no device, and the state of the devices at that time.
         self._other_credentials: OrderedDict[bytes, tuple[int, OtherCredentials]] = OrderedDict()

@@ -246,8 +246,8 @@ class Reason(RowEnum):
         "body_too_large",
         Verdict.REJECTED,
         413,
-        "the request body is larger than this path allows",
-        remedy="No change is needed: no app sends a body of this size here.",
+        "the request has a longer body or more parameters than this path allows",
+        remedy="No change is needed: no app sends so much here.",
     )
     # rejected: the identity
     HEADER_ALIAS = _Row(
